@@ -1,0 +1,496 @@
+//! The declarations as types: what a state repo may say.
+//!
+//! The JSON Schemas of `docs/schemas/` are generated from these types, and documents are checked against the same
+//! schemas before they are deserialised, so that editor, `validate` and daemon agree.
+//! *Invariant:* a field that stands here is enforced; one that a later version will enforce is listed under
+//! `x-not-supported-yet` and refused until then.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::model::{Change, ComponentName, Digest, Duration, EnvironmentName};
+
+/// The version that each document names.
+pub const API_VERSION: &str = "evenkeel.dev/v1alpha1";
+
+/// The kinds of document, in the order of their schemas.
+pub const KINDS: [&str; 5] = ["StateRepo", "Environment", "Component", "Schedule", "Remediation"];
+
+/// Who may do what, and what holds everywhere. Exactly one in a state repo.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-not-supported-yet" = {
+    "protectedPaths": "approvals come with the rules of authority",
+    "rules": "rules for events come with Pub/Sub",
+    "notifications": "notifications come later"
+}))]
+pub struct StateRepo {
+    /// Groups of people by name.
+    #[serde(default)]
+    pub teams: BTreeMap<String, Team>,
+    /// Who may give which command; the first that matches wins, and nothing is allowed by default.
+    #[serde(default)]
+    pub permissions: Vec<Permission>,
+    /// What holds where a component says nothing.
+    #[serde(default)]
+    pub defaults: Defaults,
+    /// Whether pull requests from forks are planned.
+    #[serde(default)]
+    pub forks: Forks,
+}
+
+/// A group of people.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Team {
+    /// A GitHub team, `organisation/team`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub github: Option<String>,
+    /// Logins.
+    #[serde(default)]
+    pub users: Vec<String>,
+}
+
+/// A command that somebody may give.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "each is the comment command of the same name")]
+pub enum Verb {
+    Plan,
+    Apply,
+    Drift,
+    Help,
+    Rebalance,
+    Rotate,
+    ApprovePolicy,
+    Revert,
+    Adopt,
+    Snooze,
+    Suspend,
+    Resume,
+    Cancel,
+    Unlock,
+    Release,
+    Confirm,
+    Destroy,
+    Forget,
+    Now,
+    Emergency,
+}
+
+impl Verb {
+    /// The word after the slash.
+    pub fn word(self) -> String {
+        serde_json::to_value(self).ok().and_then(|v| v.as_str().map(str::to_owned)).expect("a unit variant is a string")
+    }
+}
+
+/// One line of the permissions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-not-supported-yet" = {"approvals": "approvals come with the rules of authority"}))]
+pub struct Permission {
+    /// Which commands.
+    pub allow: Vec<Verb>,
+    /// To whom, any of: `team:NAME`, `user:LOGIN`, `permission:read|triage|write|maintain|admin`, `token:NAME`.
+    pub to: Vec<String>,
+    /// In which environments; in all where it is not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environments: Option<Vec<EnvironmentName>>,
+}
+
+/// What holds where a component says nothing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Defaults {
+    /// How drift is looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drift: Option<DriftPolicy>,
+}
+
+/// Whether pull requests from forks are planned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Forks {
+    /// They are not: planning runs code of whoever wrote it.
+    #[default]
+    Ignore,
+    /// They are.
+    Plan,
+}
+
+/// How drift is looked for, and what is done about it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DriftPolicy {
+    /// How often each instance is observed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub every: Option<Duration>,
+    /// What is done about drift.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<DriftMode>,
+    /// Whether drift that no apply would change counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strict: Option<bool>,
+}
+
+/// What is done about drift.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum DriftMode {
+    /// It is shown.
+    Report,
+    /// A pull request proposes to revert it.
+    #[default]
+    Propose,
+}
+
+/// A stage of the world, such as `staging`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-not-supported-yet" = {
+    "kubernetes": "Kubernetes comes with its own kind of component",
+    "applyBeforeMerge": "claims come with policies",
+    "autoMerge": "claims come with policies",
+    "windows": "windows come with schedules",
+    "freeze": "freezes come with schedules",
+    "budget": "budgets come with policies"
+}))]
+pub struct Environment {
+    /// The environment whose instances have to be applied first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<After>,
+    /// Whether a merge is applied by itself.
+    #[serde(default)]
+    pub on_merge: OnMerge,
+    /// What happens to a part of a plan that was wholly unknown when it was approved.
+    #[serde(default)]
+    pub deferred: Deferred,
+    /// What one run may do at most.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Observed and never acted on.
+    #[serde(default)]
+    pub suspend: bool,
+}
+
+/// `staging`, or `{environment: staging}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum After {
+    /// The name alone.
+    Name(EnvironmentName),
+    /// With conditions.
+    With(AfterWith),
+}
+
+/// The environment that comes first, with conditions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-not-supported-yet" = {"soak": "soaking comes with the rules of promotion"}))]
+pub struct AfterWith {
+    /// The environment that comes first.
+    pub environment: EnvironmentName,
+}
+
+impl After {
+    /// The environment that comes first.
+    pub fn environment(&self) -> &EnvironmentName {
+        match self {
+            Self::Name(name) => name,
+            Self::With(with) => &with.environment,
+        }
+    }
+}
+
+/// Whether a merge is applied by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum OnMerge {
+    /// The merge is the authority.
+    Apply,
+    /// Somebody says `/apply`.
+    #[default]
+    Wait,
+}
+
+/// What happens to a part of a plan that was wholly unknown when it was approved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Deferred {
+    /// It waits for `/apply` once it is known.
+    #[default]
+    Wait,
+    /// It goes on.
+    Apply,
+}
+
+/// What one run may do at most; it is stopped before its first effect.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[schemars(extend("x-not-supported-yet" = {
+    "moves": "moves come with Citus", "moveBytes": "moves come with Citus"
+}))]
+pub struct Limits {
+    /// Resources destroyed.
+    pub destroys: u64,
+    /// Resources replaced.
+    pub replaces: u64,
+    /// Resources changed in any way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changes: Option<u64>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { destroys: 0, replaces: 0, changes: None }
+    }
+}
+
+/// A part of the world, written once and instantiated in each of its environments.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-not-supported-yet" = {
+    "kubernetes": "this kind of component comes later", "citus": "this kind of component comes later",
+    "secret": "this kind of component comes later", "onDelete": "orphans are kept; destroying comes with `/destroy`",
+    "hooks": "hooks come later"
+}))]
+pub struct Component {
+    /// Where it is instantiated.
+    #[schemars(length(min = 1))]
+    pub environments: Vec<EnvironmentName>,
+    /// What has to be applied before it, in the same environment.
+    #[serde(default)]
+    pub depends_on: Vec<ComponentName>,
+    /// An OpenTofu root module.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tofu: Option<Tofu>,
+    /// Addresses that no run may destroy or replace; `*` stands for any text.
+    #[serde(default)]
+    pub protect: Vec<String>,
+    /// What must answer after an apply and on every pass.
+    #[serde(default)]
+    pub checks: Vec<Check>,
+    /// How drift is looked for.
+    #[serde(default)]
+    pub drift: DriftPolicy,
+    /// Merge patches (RFC 7396) on this spec, by environment; lists whose items have a `name` merge by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub overrides: BTreeMap<EnvironmentName, Value>,
+}
+
+/// An OpenTofu root module.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Tofu {
+    /// The connection whose environment the process gets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection: Option<String>,
+    /// The root module, relative to the root of the repository.
+    pub root: String,
+    /// The workspace.
+    #[serde(default = "default_workspace")]
+    pub workspace: String,
+    /// Variables, passed last, so that nothing in the repository beats them.
+    #[serde(default)]
+    pub variables: BTreeMap<String, Value>,
+    /// Variable files, relative to the root of the repository.
+    #[serde(default)]
+    pub var_files: Vec<String>,
+    /// Settings of the backend.
+    #[serde(default)]
+    pub backend_config: BTreeMap<String, Value>,
+}
+
+fn default_workspace() -> String {
+    "default".into()
+}
+
+/// Something that must answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-not-supported-yet" = {"sql": "checks by SQL come with Citus"}))]
+pub struct Check {
+    /// Its name.
+    pub name: String,
+    /// An address that must answer with a status of 200 to 399.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
+    /// `host:port` that must accept a connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<String>,
+    /// How long it may take, 30 s where it is not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
+}
+
+/// Something that is done by the clock.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Schedule {
+    /// Five fields: minute, hour, day of month, month, day of week.
+    pub cron: String,
+    /// An IANA time zone; UTC where it is not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_zone: Option<String>,
+    /// What is done.
+    pub run: ScheduledRun,
+    /// On which instances; on all where it is not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub select: Option<String>,
+    /// What has not started by then waits for the next time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration: Option<Duration>,
+    /// A random delay of at most this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jitter: Option<Duration>,
+    /// What happens to times that passed while nobody was there.
+    #[serde(default)]
+    pub missed: Missed,
+}
+
+/// What a schedule does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[expect(missing_docs, reason = "each is the word of the declaration")]
+pub enum ScheduledRun {
+    Drift,
+    Rebalance,
+    Rotate,
+    Backup,
+    Report,
+}
+
+/// What happens to times that passed while nobody was there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Missed {
+    /// They are made up for once.
+    #[default]
+    RunOnce,
+    /// They are left out.
+    Skip,
+}
+
+/// A plan that a person can read and cut: it filters, and the daemon plans afresh (R4.1).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Remediation {
+    /// The environment.
+    pub environment: EnvironmentName,
+    /// What merging it does.
+    pub direction: Direction,
+    /// What it was written for.
+    pub because: String,
+    /// When the world was observed.
+    pub observed_at: DateTime<Utc>,
+    /// When it stops being an authority.
+    pub expires_at: DateTime<Utc>,
+    /// What merging it runs, and no more.
+    pub actions: Vec<RemediationAction>,
+}
+
+/// What merging a remediation does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Direction {
+    /// The world returns to what was applied.
+    Revert,
+}
+
+/// One action of a remediation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RemediationAction {
+    /// The digest of the action.
+    pub digest: Digest,
+    /// The actions that come first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<Digest>,
+    /// The instance.
+    #[schemars(with = "String", extend("format" = "evenkeel-instance"))]
+    pub instance: crate::model::InstanceId,
+    /// What is done.
+    pub r#do: String,
+    /// For the reader.
+    #[serde(default)]
+    pub resources: Vec<RemediationResource>,
+}
+
+/// One resource of an action, for the reader.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RemediationResource {
+    /// The address.
+    pub resource: String,
+    /// What happens to it.
+    pub change: Change,
+    /// What differs.
+    #[serde(default)]
+    pub fields: Vec<RemediationField>,
+}
+
+/// One field of a resource, for the reader.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RemediationField {
+    /// A JSON pointer inside the resource.
+    pub path: String,
+    /// What was observed.
+    #[serde(default)]
+    pub observed: Option<Value>,
+    /// What was applied.
+    #[serde(default)]
+    pub desired: Option<Value>,
+}
+
+/// What every document has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-not-supported-yet" = {"renamedFrom": "renaming comes with the rules of identity"}))]
+pub struct Metadata {
+    /// The name, unique among its kind.
+    #[schemars(with = "String", extend("format" = "evenkeel-name"))]
+    pub name: ComponentName,
+    /// For selectors.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A document of one kind; only its schema is used.
+#[derive(JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[expect(dead_code, reason = "the type stands for its schema")]
+struct Document<S> {
+    api_version: ApiVersion,
+    kind: String,
+    metadata: Metadata,
+    spec: S,
+}
+
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "the type stands for its schema")]
+enum ApiVersion {
+    #[serde(rename = "evenkeel.dev/v1alpha1")]
+    V1Alpha1,
+}
+
+/// The JSON Schema of a kind, by its name in [`KINDS`].
+pub fn schema(kind: &str) -> Option<Value> {
+    let schema = match kind {
+        "StateRepo" => schemars::schema_for!(Document<StateRepo>),
+        "Environment" => schemars::schema_for!(Document<Environment>),
+        "Component" => schemars::schema_for!(Document<Component>),
+        "Schedule" => schemars::schema_for!(Document<Schedule>),
+        "Remediation" => schemars::schema_for!(Document<Remediation>),
+        _ => return None,
+    };
+    let mut value = schema.to_value();
+    value["title"] = kind.into();
+    value["properties"]["kind"] = serde_json::json!({"type": "string", "const": kind});
+    Some(value)
+}

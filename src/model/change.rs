@@ -1,0 +1,149 @@
+//! What differs, and what would be done about it: the shapes of drift and of actions.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Digest;
+
+/// The word that stands where a secret would.
+pub const MASKED: &str = "(masked)";
+/// The word that stands where a value is not known yet.
+pub const KNOWN_AFTER_APPLY: &str = "(known after apply)";
+
+/// What happens to a resource.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Change {
+    /// It is made.
+    Create,
+    /// It is changed in place.
+    Update,
+    /// It is destroyed and made again.
+    Replace,
+    /// It is destroyed.
+    Destroy,
+    /// It is no longer ours; the thing itself stays.
+    Forget,
+    /// It gets another address.
+    Move,
+    /// Something is run.
+    Run,
+}
+
+impl Change {
+    /// The word in a sentence: "1 to update".
+    pub fn verb(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Update => "update",
+            Self::Replace => "replace",
+            Self::Destroy => "destroy",
+            Self::Forget => "forget",
+            Self::Move => "move",
+            Self::Run => "run",
+        }
+    }
+}
+
+/// One field of a resource, before and after. Sensitive values are already masked, and sealed in `sealed`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Field {
+    /// A JSON pointer inside the resource.
+    pub path: String,
+    /// What stands there; absent where nothing does.
+    pub before: Option<Value>,
+    /// What will stand there; absent where nothing will.
+    pub after: Option<Value>,
+    /// Whether the values are masked.
+    pub sensitive: bool,
+    /// Whether `after` is known only after the apply.
+    pub unknown: bool,
+    /// HMACs of before and after where they are masked (R2.3), so that digests tell secrets apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<(String, String)>,
+}
+
+/// What happens to one resource.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResourceChange {
+    /// The address, as its own tool names it.
+    pub resource: String,
+    /// The type, such as `google_compute_network`; `output` for an output of a root module.
+    pub r#type: String,
+    /// What happens.
+    pub change: Change,
+    /// Whether this line undoes drift (R3.7).
+    pub reverts_drift: bool,
+    /// Whether `protect` covers it.
+    pub protected: bool,
+    /// What differs.
+    pub fields: Vec<Field>,
+}
+
+/// What an action overwrites, observed before it: the precondition that is observed again before the effect (R2.7).
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Overwrite {
+    /// The serial of the tofu state that was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<u64>,
+}
+
+/// One thing that is done at once (R2.2).
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Action {
+    /// Over target, canonical arguments and what it overwrites; without times, ids, revisions and sizes.
+    pub digest: Digest,
+    /// What is done: `tofu.apply`.
+    pub r#do: String,
+    /// What must still hold before the effect.
+    pub precondition: Overwrite,
+    /// What happens to which resource.
+    pub resources: Vec<ResourceChange>,
+}
+
+/// How the world differs from what was applied.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum DriftKind {
+    /// It is gone.
+    Missing,
+    /// It differs.
+    Changed,
+    /// It is there and should not be.
+    Extra,
+}
+
+/// One field that drifted. Sensitive values are already masked.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DriftField {
+    /// A JSON pointer inside the resource.
+    pub path: String,
+    /// What was applied.
+    pub desired: Option<Value>,
+    /// What was observed.
+    pub observed: Option<Value>,
+}
+
+/// One resource that drifted.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Drift {
+    /// The address, as its own tool names it.
+    pub resource: String,
+    /// How it differs.
+    pub drift: DriftKind,
+    /// Whether an apply would change it back; otherwise it can only be adopted.
+    pub revertible: bool,
+    /// What differs.
+    pub fields: Vec<DriftField>,
+    /// Who changed it, where that is known.
+    pub changed_by: Option<String>,
+    /// When, where that is known.
+    pub changed_at: Option<DateTime<Utc>>,
+}

@@ -1,0 +1,124 @@
+//! Verdicts, what an instance waits on, and when to try again.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Digest, Duration, InstanceId, PullNumber, RunId};
+
+/// What is said of an instance. The order is that of attention: of several verdicts the first counts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Verdict {
+    /// It could not be observed completely.
+    Unknown,
+    /// It can't go on without a person.
+    Stalled,
+    /// The world differs from what was applied.
+    Drifted,
+    /// What is declared differs from what was applied, or a run is under way or waits.
+    Pending,
+    /// Applied and no longer declared.
+    Orphaned,
+    /// Observed, never acted on.
+    Suspended,
+    /// Everything was observed, and nothing differs.
+    InSync,
+}
+
+impl Verdict {
+    /// The words for people: "in sync".
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Stalled => "stalled",
+            Self::Drifted => "drifted",
+            Self::Pending => "pending",
+            Self::Orphaned => "orphaned",
+            Self::Suspended => "suspended",
+            Self::InSync => "in sync",
+        }
+    }
+    /// The exit code that a command with this result ends with.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Unknown | Self::Stalled => 3,
+            Self::Drifted | Self::Pending | Self::Orphaned => 2,
+            Self::Suspended | Self::InSync => 0,
+        }
+    }
+}
+
+/// Why an instance or a run does not go on by itself.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "camelCase")]
+pub enum WaitingOn {
+    /// Its plan is known after an upstream is applied.
+    KnownAfter {
+        /// The upstream.
+        instance: InstanceId,
+    },
+    /// An upstream has not been applied, or failed.
+    Upstream {
+        /// The upstream.
+        instance: InstanceId,
+    },
+    /// The same component of an earlier environment comes first (R3.5).
+    Promotion {
+        /// The instance that comes first.
+        instance: InstanceId,
+    },
+    /// Somebody's `/apply`: the environment says `onMerge: wait`.
+    Apply,
+    /// Somebody's `/apply`: this plan was not covered by what was approved (R2.4).
+    Approval {
+        /// The plan that waits.
+        digest: Digest,
+    },
+    /// Somebody's `/apply`: the target already holds something that Evenkeel never applied (R1.6).
+    FirstContact,
+    /// A run that holds the instance.
+    Run {
+        /// The run.
+        run: RunId,
+    },
+    /// A remediation pull request that somebody may merge.
+    Remediation {
+        /// The pull request.
+        pull: PullNumber,
+    },
+    /// Somebody to lift the limit or cut the change.
+    Limit {
+        /// Which limit, and by how much it is passed.
+        says: String,
+    },
+}
+
+/// When the same attempt may succeed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Retry {
+    /// After a while.
+    After(Backoff),
+    /// When the input changes.
+    WhenInputChanges,
+    /// Never: this is a bug.
+    Never,
+}
+
+/// How the waits between attempts grow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Backoff {
+    /// The first wait.
+    pub first: Duration,
+    /// The longest wait.
+    pub longest: Duration,
+}
+
+impl Backoff {
+    /// For what another machine may mend by itself within minutes.
+    pub const REMOTE: Self = Self { first: Duration::seconds(2), longest: Duration::seconds(300) };
+
+    /// The wait before attempt `attempt`, counted from 0.
+    pub fn wait(self, attempt: u32) -> Duration {
+        let factor = 1_u64.checked_shl(attempt.min(32)).unwrap_or(u64::MAX);
+        Duration::seconds(self.first.as_seconds().saturating_mul(factor).min(self.longest.as_seconds()))
+    }
+}

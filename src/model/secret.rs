@@ -1,0 +1,73 @@
+//! The one sink through which text leaves: every known secret in it is masked.
+//!
+//! Decides which texts are secrets by being told of each the moment it is read. Never prints or stores one.
+//! *Race:* a secret that is learnt after a text was redacted is not in it, because texts about an observation are
+//! redacted after all of that observation's values have been learnt.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::{Arc, RwLock},
+};
+
+use serde_json::Value;
+
+use super::change::MASKED;
+
+/// Shorter texts are not masked: `1` or `no` would blacken everything, and are masked by their place in the plan.
+const SECRET_LENGTH_MIN: usize = 6;
+/// A bound on memory; the oldest sort of secrets would be those of instances long gone.
+const SECRETS_MAX: usize = 100_000;
+
+/// Masks known secrets; clones share what they know.
+#[derive(Clone, Default)]
+pub struct Redactor(Arc<RwLock<BTreeSet<String>>>);
+
+impl Redactor {
+    /// Learns every text inside a secret value.
+    pub fn learn(&self, value: &Value) {
+        match value {
+            Value::String(text) => self.learn_text(text),
+            Value::Array(items) => items.iter().for_each(|item| self.learn(item)),
+            Value::Object(map) => map.values().for_each(|item| self.learn(item)),
+            Value::Number(number) => self.learn_text(&number.to_string()),
+            Value::Null | Value::Bool(_) => {}
+        }
+    }
+    fn learn_text(&self, text: &str) {
+        let mut known = self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // A tool may print a long secret line by line, so each line counts by itself.
+        for line in text.lines().map(str::trim).filter(|line| line.len() >= SECRET_LENGTH_MIN) {
+            if known.len() < SECRETS_MAX && !known.contains(line) {
+                known.insert(line.to_owned());
+            }
+        }
+    }
+    /// The text with every known secret masked, longest first.
+    pub fn redact(&self, text: &str) -> String {
+        let known = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut found: Vec<&String> = known.iter().filter(|secret| text.contains(secret.as_str())).collect();
+        found.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        found.into_iter().fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), MASKED))
+    }
+}
+
+impl fmt::Debug for Redactor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Redactor(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_what_it_was_told_and_nothing_else() {
+        let redactor = Redactor::default();
+        redactor.learn(&serde_json::json!({"password": "hunter22", "lines": ["first-line\nsecond-line"], "flag": true}));
+        assert_eq!(redactor.redact("login with hunter22 failed"), "login with (masked) failed");
+        assert_eq!(redactor.redact("x second-line y"), "x (masked) y");
+        assert_eq!(redactor.redact("nothing here is true"), "nothing here is true");
+    }
+}
