@@ -5,8 +5,30 @@
 //! `store`), minds (`desired`, `plan`, `authority`, `remedy`, `check`, `journal`, `command`, `render`, `calendar`),
 //! words (`model`, `port`).
 
+pub mod authority;
 pub mod calendar;
+pub mod check;
+pub mod command;
 pub mod desired;
 pub mod git;
+pub mod github;
+pub mod journal;
 pub mod model;
+pub mod plan;
 pub mod port;
+pub mod remedy;
+pub mod render;
+pub mod store;
+pub mod targets;
+
+/// An error and its causes, in one line.
+pub fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

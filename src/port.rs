@@ -3,7 +3,15 @@
 //! Decides nothing. The traits speak in the words of the house, so that a simulated world can stand behind them.
 //! *Invariant:* no third party's type appears in a signature here.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::model::{Backoff, Drift, InstanceId, PullNumber, ResourceChange, Retry, Revision, Seal};
 
 /// The content of one revision or of a working tree; it never changes under its reader.
 pub trait Files: Send + Sync {
@@ -73,4 +81,366 @@ pub fn join(folder: &str, relative: &str) -> Option<String> {
         }
     }
     Some(parts.join("/"))
+}
+
+/// Which content a work tree holds: each has its own tool data, and merged content one path (R2.2).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Use {
+    /// The applied revision.
+    Applied,
+    /// The head of the branch.
+    Head,
+    /// A pull request; never used to apply.
+    Pull(PullNumber),
+}
+
+impl fmt::Display for Use {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Applied => f.write_str("applied"),
+            Self::Head => f.write_str("head"),
+            Self::Pull(number) => write!(f, "pr-{}", number.0),
+        }
+    }
+}
+
+/// One instance at one revision, with everything that looking at it or applying it needs.
+#[derive(Clone)]
+pub struct Job {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Which content.
+    pub r#use: Use,
+    /// The content of the revision.
+    pub content: Arc<dyn Files>,
+    /// The files of its closure: path, git's id, whether it may be run.
+    pub files: BTreeMap<String, (String, bool)>,
+    /// The connection, if one is named.
+    pub connection: Option<String>,
+    /// Whether another instance consumes its outputs.
+    pub consumed: bool,
+    /// What is to be looked at.
+    pub work: Work,
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Job({} at {})", self.instance, self.r#use)
+    }
+}
+
+/// What is to be looked at, by kind.
+#[derive(Clone)]
+pub enum Work {
+    /// An OpenTofu root module.
+    Tofu(TofuWork),
+}
+
+/// An OpenTofu root module with its inputs filled in.
+#[derive(Clone)]
+pub struct TofuWork {
+    /// The root module, relative to the root of the repository.
+    pub root: String,
+    /// The workspace.
+    pub workspace: String,
+    /// Variable files, relative to the root of the repository.
+    pub var_files: Vec<String>,
+    /// Variables with all references filled in.
+    pub variables: BTreeMap<String, Value>,
+    /// Settings of the backend, filled in.
+    pub backend_config: BTreeMap<String, Value>,
+    /// Whether the root module says where its state is kept.
+    pub declares_backend: bool,
+}
+
+/// What was seen of one instance.
+#[derive(Clone, Debug, Default)]
+pub struct Observation {
+    /// What an apply would change; sensitive values are masked.
+    pub changes: Vec<ResourceChange>,
+    /// What differs from the last apply and no apply would change: it can only be adopted.
+    pub adopt_only: Vec<Drift>,
+    /// The outputs as they would be after an apply.
+    pub outputs: BTreeMap<String, Output>,
+    /// Whether the target holds anything already.
+    pub holds_anything: bool,
+    /// The serial of the state that was read.
+    pub serial: Option<u64>,
+    /// Warnings of the tool.
+    pub warnings: Vec<String>,
+}
+
+/// An output of an instance.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Output {
+    /// Its value; absent while it is not known.
+    pub value: Option<Value>,
+    /// Whether it may be shown.
+    pub sensitive: bool,
+}
+
+/// An output as it is recorded: a sensitive one as an HMAC (R1.3).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecordedOutput {
+    /// The value of an output that may be shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<Value>,
+    /// The HMAC of a sensitive one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<String>,
+}
+
+impl Output {
+    /// As it is recorded; nothing while it is not known.
+    pub fn record(&self, seal: &Seal) -> Option<RecordedOutput> {
+        let value = self.value.as_ref()?;
+        Some(if self.sensitive {
+            RecordedOutput { value: None, sealed: Some(seal.seal(value)) }
+        } else {
+            RecordedOutput { value: Some(value.clone()), sealed: None }
+        })
+    }
+}
+
+/// What a tool says went wrong, with the place in the module where it knows one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Diagnostic {
+    /// One line.
+    pub summary: String,
+    /// More.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+    /// The resource that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// `file:line`, relative to the root module.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(place) = &self.place {
+            write!(f, "{place}: ")?;
+        }
+        if let Some(address) = &self.address {
+            write!(f, "{address}: ")?;
+        }
+        f.write_str(&self.summary)?;
+        if !self.detail.is_empty() {
+            write!(f, ": {}", self.detail.split_whitespace().collect::<Vec<_>>().join(" "))?;
+        }
+        Ok(())
+    }
+}
+
+/// A target that could not be looked at or changed. Everything in it is already redacted.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct TargetError {
+    /// A stable word for metrics, status and JSON.
+    pub kind: &'static str,
+    /// What was attempted on which thing, in one line.
+    pub message: String,
+    /// What the tool says.
+    pub diagnostics: Vec<Diagnostic>,
+    /// When the same attempt may succeed.
+    pub retry: Retry,
+    /// Whether the target refused or failed, so that a person has to look before anything else is tried.
+    pub effect_may_have_begun: bool,
+}
+
+impl TargetError {
+    /// An error before any effect.
+    pub fn new(kind: &'static str, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), diagnostics: vec![], retry: Retry::After(Backoff::REMOTE), effect_may_have_begun: false }
+    }
+    /// The message and the first diagnostics, in one line.
+    pub fn line(&self) -> String {
+        match self.diagnostics.first() {
+            Some(first) => format!("{}: {first}", self.message),
+            None => self.message.clone(),
+        }
+    }
+}
+
+/// A plan that stands ready on this machine, made under the lock with the credentials of apply.
+#[derive(Debug)]
+pub struct Prepared {
+    /// What it would do.
+    pub observation: Observation,
+    /// What the target needs to do it.
+    pub ticket: String,
+}
+
+/// Hears what a target does while it does it.
+pub type Progress = Arc<dyn Fn(String) + Send + Sync>;
+
+/// What can be looked at and changed.
+#[async_trait]
+pub trait Target: Send + Sync {
+    /// Looks at an instance with the credentials of plan, without a lock. Changes nothing.
+    ///
+    /// # Errors
+    /// When it could not be observed completely: the answer is then *unknown*, never *nothing*.
+    async fn observe(&self, job: &Job) -> Result<Observation, TargetError>;
+    /// Plans an instance with the credentials of apply, under the target's lock.
+    ///
+    /// # Errors
+    /// When it could not be planned completely.
+    async fn prepare(&self, job: &Job) -> Result<Prepared, TargetError>;
+    /// Does what was prepared, if its precondition still holds.
+    ///
+    /// # Errors
+    /// What the target says; it may have done a part.
+    async fn apply(&self, job: &Job, prepared: Prepared, progress: Progress) -> Result<(), TargetError>;
+    /// The live outputs.
+    ///
+    /// # Errors
+    /// When they could not be read.
+    async fn outputs(&self, job: &Job) -> Result<BTreeMap<String, Output>, TargetError>;
+    /// Forgets the work trees of a pull request that is over.
+    async fn forget_pull(&self, pull: PullNumber);
+    /// Asks `host:port` or an address whether it answers.
+    ///
+    /// # Errors
+    /// In one line, why it does not.
+    async fn probe(&self, http: Option<&str>, tcp: Option<&str>, timeout: Duration) -> Result<(), String>;
+}
+
+/// A pull request, as far as anybody asks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pull {
+    /// Its number.
+    pub number: PullNumber,
+    /// Whether it is open.
+    pub open: bool,
+    /// Whether it is a draft.
+    pub draft: bool,
+    /// Its title.
+    pub title: String,
+    /// Its description.
+    pub body: String,
+    /// Who opened it.
+    pub author: String,
+    /// The branch that it is to be merged into.
+    pub base: String,
+    /// Its own branch.
+    pub branch: String,
+    /// The head of its own branch.
+    pub head: Revision,
+    /// Whether its branch lies in another repository.
+    pub fork: bool,
+    /// The commit that it was merged as.
+    pub merged_as: Option<Revision>,
+    /// Who merged it.
+    pub merged_by: Option<String>,
+    /// When it last changed in any way.
+    pub updated_at: DateTime<Utc>,
+}
+
+/// A comment on a pull request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Comment {
+    /// Its id.
+    pub id: u64,
+    /// Its id for GraphQL.
+    pub node_id: String,
+    /// Who wrote it.
+    pub author: String,
+    /// What it says.
+    pub body: String,
+    /// When it was written.
+    pub created_at: DateTime<Utc>,
+    /// When it was last edited.
+    pub updated_at: DateTime<Utc>,
+}
+
+/// A forge that did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[error("could not {attempt}: {why}")]
+pub struct ForgeError {
+    /// "list pull requests".
+    pub attempt: String,
+    /// What the forge says.
+    pub why: String,
+    /// When the same attempt may succeed.
+    pub retry: Retry,
+    /// When the forge says that it may be asked again.
+    pub not_before: Option<DateTime<Utc>>,
+}
+
+/// What is asked of a forge. Reads are tried again; a write looks for its marker first, so that it can be.
+#[async_trait]
+pub trait Forge: Send + Sync {
+    /// The login that our comments carry.
+    ///
+    /// # Errors
+    /// When the forge does not answer.
+    async fn own_login(&self) -> Result<String, ForgeError>;
+    /// The newest pull requests, open or not, those that changed last first.
+    ///
+    /// # Errors
+    /// When the forge does not answer.
+    async fn list_pulls(&self) -> Result<Vec<Pull>, ForgeError>;
+    /// One pull request.
+    ///
+    /// # Errors
+    /// When the forge does not answer.
+    async fn get_pull(&self, number: PullNumber) -> Result<Pull, ForgeError>;
+    /// The comments of a pull request, oldest first.
+    ///
+    /// # Errors
+    /// When the forge does not answer.
+    async fn list_comments(&self, number: PullNumber) -> Result<Vec<Comment>, ForgeError>;
+    /// Makes the comment with this marker say this: edits ours if it is there, writes it else.
+    ///
+    /// # Errors
+    /// When the forge does not answer.
+    async fn ensure_comment(&self, number: PullNumber, marker: &str, body: &str) -> Result<u64, ForgeError>;
+    /// Folds our comments with this marker away as outdated, except one.
+    ///
+    /// # Errors
+    /// When the forge does not answer.
+    async fn outdate_comments(&self, number: PullNumber, marker: &str, except: u64) -> Result<(), ForgeError>;
+    /// Sets a status of a commit.
+    ///
+    /// # Errors
+    /// When the forge does not answer.
+    async fn ensure_status(&self, revision: &Revision, context: &str, state: &str, description: &str) -> Result<(), ForgeError>;
+    /// Opens a pull request from a branch, or makes the open one say this.
+    ///
+    /// # Errors
+    /// When the forge does not answer.
+    async fn ensure_pull(&self, branch: &str, base: &str, title: &str, body: &str) -> Result<PullNumber, ForgeError>;
+    /// Closes a pull request unmerged, if it is open.
+    ///
+    /// # Errors
+    /// When the forge does not answer.
+    async fn close_pull(&self, number: PullNumber) -> Result<(), ForgeError>;
+    /// What somebody may do with the repository, as the forge's word.
+    ///
+    /// # Errors
+    /// When the forge does not answer.
+    async fn get_permission(&self, login: &str) -> Result<String, ForgeError>;
+    /// Whether somebody is in a team, `organisation/team`.
+    ///
+    /// # Errors
+    /// When the forge does not answer.
+    async fn is_member(&self, team: &str, login: &str) -> Result<bool, ForgeError>;
+    /// A fresh token for git, where the forge gives one out.
+    ///
+    /// # Errors
+    /// When the forge does not answer.
+    async fn git_token(&self) -> Result<Option<SecretString>, ForgeError>;
+}
+
+/// What time it is.
+pub trait Clock: Send + Sync {
+    /// Now.
+    fn now(&self) -> DateTime<Utc>;
 }

@@ -126,7 +126,10 @@ func (f *file) write(operation string, model *fileModel) error {
 
 // beside writes or removes a companion of the file.
 func beside(path string, value types.String, mode os.FileMode) error {
-	if value.IsNull() || value.IsUnknown() {
+	if value.IsUnknown() {
+		return nil // computed: whatever stands there stays
+	}
+	if value.IsNull() {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -1,0 +1,284 @@
+//! The one forge client: octocrab, against GitHub, GitHub Enterprise and the embedded forge alike.
+//!
+//! Decides how a question becomes requests. Reads are tried again a few times; a write is never repeated blindly: it
+//! looks for its marker first, so that the caller may try it again. Every request has a time limit, and every list a
+//! bound. Types of octocrab stay here.
+//! *Race:* two writers of one comment: there is one outbox, and a second look finds the marker of the first.
+
+mod wire;
+
+use std::{path::PathBuf, time::Duration};
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use octocrab::{Octocrab, models::AppId};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+
+use crate::{
+    model::{Backoff, PullNumber, Retry, Revision},
+    port::{Comment, Forge, ForgeError, Pull},
+};
+
+/// The longest wait for a connection, and for the next bytes.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// How often a read is tried.
+const ATTEMPTS_MAX: u32 = 4;
+/// How many pages of a list are read, 100 entries each.
+const PAGES_MAX: u32 = 30;
+const PER_PAGE: u32 = 100;
+
+/// How the client proves who it is.
+#[derive(Clone)]
+pub enum Auth {
+    /// A token.
+    Token(SecretString),
+    /// A GitHub App.
+    App {
+        /// Its id.
+        id: u64,
+        /// The file of its private key.
+        key: PathBuf,
+    },
+}
+
+/// The client for one repository.
+pub struct GitHub {
+    rest: Octocrab,
+    graphql: Octocrab,
+    owner: String,
+    repository: String,
+    token: Option<SecretString>,
+    login: OnceCell<String>,
+    app: bool,
+}
+
+fn failed(attempt: &str, why: impl ToString) -> ForgeError {
+    ForgeError { attempt: attempt.to_owned(), why: why.to_string(), retry: Retry::After(Backoff::REMOTE), not_before: None }
+}
+
+impl GitHub {
+    /// The client of a repository at a base address, such as `https://api.github.com`.
+    ///
+    /// # Errors
+    /// When the address or the key is malformed, or an App has no installation on the repository.
+    pub async fn connect(base: &str, owner: &str, repository: &str, auth: &Auth) -> Result<Self, ForgeError> {
+        let attempt = "connect to the forge";
+        let base = base.trim_end_matches('/');
+        // GitHub Enterprise serves REST below /api/v3 and GraphQL beside it.
+        let graphql_base = base.strip_suffix("/v3").unwrap_or(base);
+        let builder = |base: &str| -> Result<_, ForgeError> {
+            Ok(Octocrab::builder()
+                .base_uri(base)
+                .map_err(|error| failed(attempt, error))?
+                .set_connect_timeout(Some(TIMEOUT))
+                .set_read_timeout(Some(TIMEOUT))
+                .set_write_timeout(Some(TIMEOUT)))
+        };
+        let (rest, graphql, token, app) = match auth {
+            Auth::Token(token) => {
+                let with = |base: &str| builder(base)?.personal_token(token.clone()).build().map_err(|error| failed(attempt, error));
+                (with(base)?, with(graphql_base)?, Some(token.clone()), false)
+            }
+            Auth::App { id, key } => {
+                let pem = std::fs::read(key).map_err(|error| failed(attempt, format!("the key `{}` could not be read: {error}", key.display())))?;
+                let with = |base: &str| builder(base)?.app_from_rsa_pem(AppId(*id), &pem).map_err(|error| failed(attempt, error))?.build().map_err(|error| failed(attempt, error));
+                let app = with(base)?;
+                let installation = app.apps().get_repository_installation(owner, repository).await.map_err(|error| says(attempt, &error))?;
+                let rest = app.installation(installation.id).map_err(|error| says(attempt, &error))?;
+                let graphql = with(graphql_base)?.installation(installation.id).map_err(|error| says(attempt, &error))?;
+                (rest, graphql, None, true)
+            }
+        };
+        Ok(Self { rest, graphql, owner: owner.to_owned(), repository: repository.to_owned(), token, login: OnceCell::new(), app })
+    }
+
+    fn route(&self, rest: &str) -> String {
+        format!("/repos/{}/{}/{rest}", self.owner, self.repository)
+    }
+
+    /// A read, tried again while the forge stumbles.
+    async fn read<T: DeserializeOwned>(&self, attempt: &str, route: &str) -> Result<T, ForgeError> {
+        let mut tries = 0;
+        loop {
+            match self.rest.get::<T, _, ()>(route, None).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    let error = says(attempt, &error);
+                    tries += 1;
+                    let limited = error.not_before.is_some();
+                    match error.retry {
+                        Retry::After(backoff) if tries < ATTEMPTS_MAX && !limited => tokio::time::sleep(backoff.wait(tries).std() / 8).await,
+                        _ => return Err(error),
+                    }
+                }
+            }
+        }
+    }
+
+    async fn pages<T: DeserializeOwned>(&self, attempt: &str, route: &str, pages: u32) -> Result<Vec<T>, ForgeError> {
+        let mut all = vec![];
+        let joint = if route.contains('?') { '&' } else { '?' };
+        for page in 1..=pages {
+            let part: Vec<T> = self.read(attempt, &format!("{route}{joint}per_page={PER_PAGE}&page={page}")).await?;
+            let last = part.len() < PER_PAGE as usize;
+            all.extend(part);
+            if last {
+                return Ok(all);
+            }
+        }
+        Ok(all)
+    }
+
+    async fn write<B: Serialize + Send + Sync, T: DeserializeOwned>(&self, attempt: &str, method: Method, route: &str, body: &B) -> Result<T, ForgeError> {
+        let done = match method {
+            Method::Post => self.rest.post(route, Some(body)).await,
+            Method::Patch => self.rest.patch(route, Some(body)).await,
+        };
+        done.map_err(|error| says(attempt, &error))
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Method {
+    Post,
+    Patch,
+}
+
+/// What an error of octocrab means for us: who refused, and when to try again.
+fn says(attempt: &str, error: &octocrab::Error) -> ForgeError {
+    match error {
+        octocrab::Error::GitHub { source, .. } => {
+            let status = source.status_code.as_u16();
+            let text = source.message.to_ascii_lowercase();
+            let limited = status == 429 || (status == 403 && (text.contains("rate limit") || text.contains("abuse")));
+            let details: Vec<String> = source.errors.iter().flatten().take(3).map(Value::to_string).collect();
+            let why = format!("the forge answered {status}: {} {}", source.message, details.join(" ")).trim().to_owned();
+            let retry = if limited || status >= 500 || status == 408 || status == 409 { Retry::After(Backoff::REMOTE) } else { Retry::WhenInputChanges };
+            // octocrab keeps no headers in its errors; a minute is what GitHub asks for where it says nothing.
+            let not_before = limited.then(|| Utc::now() + chrono::Duration::seconds(60));
+            ForgeError { attempt: attempt.to_owned(), why, retry, not_before }
+        }
+        other => failed(attempt, crate::error_chain(other)),
+    }
+}
+
+fn encode(text: &str) -> String {
+    text.bytes().map(|c| if c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.' | b'~') { char::from(c).to_string() } else { format!("%{c:02X}") }).collect()
+}
+
+#[async_trait]
+impl Forge for GitHub {
+    async fn own_login(&self) -> Result<String, ForgeError> {
+        let login = self.login.get_or_try_init(|| async {
+            if self.app {
+                let app: Value = self.read("ask who we are", "/app").await.unwrap_or_default();
+                return Ok(format!("{}[bot]", app["slug"].as_str().unwrap_or("evenkeel")));
+            }
+            let user: wire::User = self.read("ask who we are", "/user").await?;
+            Ok(user.login)
+        });
+        login.await.cloned()
+    }
+
+    async fn list_pulls(&self) -> Result<Vec<Pull>, ForgeError> {
+        let raw: Vec<wire::Pull> = self.pages("list pull requests", &self.route("pulls?state=all&sort=updated&direction=desc"), 2).await?;
+        raw.into_iter().map(|pull| pull.into_pull().map_err(|why| failed("list pull requests", why))).collect()
+    }
+
+    async fn get_pull(&self, number: PullNumber) -> Result<Pull, ForgeError> {
+        let raw: wire::Pull = self.read("read a pull request", &self.route(&format!("pulls/{}", number.0))).await?;
+        raw.into_pull().map_err(|why| failed("read a pull request", why))
+    }
+
+    async fn list_comments(&self, number: PullNumber) -> Result<Vec<Comment>, ForgeError> {
+        let raw: Vec<wire::Comment> = self.pages("list comments", &self.route(&format!("issues/{}/comments", number.0)), PAGES_MAX).await?;
+        Ok(raw.into_iter().map(wire::Comment::into_comment).collect())
+    }
+
+    async fn ensure_comment(&self, number: PullNumber, marker: &str, body: &str) -> Result<u64, ForgeError> {
+        let own = self.own_login().await?;
+        let comments = self.list_comments(number).await?;
+        let ours = comments.iter().rev().find(|c| c.author.eq_ignore_ascii_case(&own) && c.body.trim_end().ends_with(marker));
+        if let Some(comment) = ours {
+            if comment.body != body {
+                let _: wire::Id = self.write("edit a comment", Method::Patch, &self.route(&format!("issues/comments/{}", comment.id)), &json!({"body": body})).await?;
+            }
+            return Ok(comment.id);
+        }
+        let made: wire::Id = self.write("write a comment", Method::Post, &self.route(&format!("issues/{}/comments", number.0)), &json!({"body": body})).await?;
+        Ok(made.id)
+    }
+
+    async fn outdate_comments(&self, number: PullNumber, marker: &str, except: u64) -> Result<(), ForgeError> {
+        let own = self.own_login().await?;
+        for comment in self.list_comments(number).await? {
+            if comment.id != except && comment.author.eq_ignore_ascii_case(&own) && comment.body.trim_end().lines().last().is_some_and(|line| line.contains(marker)) {
+                let query = "mutation($id: ID!) { minimizeComment(input: {subjectId: $id, classifier: OUTDATED}) { minimizedComment { isMinimized } } }";
+                let _: Value = self.graphql.graphql(&json!({"query": query, "variables": {"id": comment.node_id}})).await.map_err(|error| says("fold a comment away", &error))?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn ensure_status(&self, revision: &Revision, context: &str, state: &str, description: &str) -> Result<(), ForgeError> {
+        let description: String = description.chars().take(140).collect();
+        let body = json!({"state": state, "context": context, "description": description});
+        let _: Value = self.write("set a commit status", Method::Post, &self.route(&format!("statuses/{revision}")), &body).await?;
+        Ok(())
+    }
+
+    async fn ensure_pull(&self, branch: &str, base: &str, title: &str, body: &str) -> Result<PullNumber, ForgeError> {
+        let attempt = "open a pull request";
+        let route = self.route(&format!("pulls?state=open&head={}:{}", encode(&self.owner), encode(branch)));
+        let there: Vec<wire::Pull> = self.pages(attempt, &route, 1).await?;
+        if let Some(pull) = there.into_iter().find(|pull| pull.head.r#ref == branch) {
+            if pull.title != title || pull.body.as_deref() != Some(body) {
+                let _: Value = self.write(attempt, Method::Patch, &self.route(&format!("pulls/{}", pull.number)), &json!({"title": title, "body": body})).await?;
+            }
+            return Ok(PullNumber(pull.number));
+        }
+        let made: wire::Number = self.write(attempt, Method::Post, &self.route("pulls"), &json!({"title": title, "body": body, "head": branch, "base": base})).await?;
+        Ok(PullNumber(made.number))
+    }
+
+    async fn close_pull(&self, number: PullNumber) -> Result<(), ForgeError> {
+        if self.get_pull(number).await?.open {
+            let _: Value = self.write("close a pull request", Method::Patch, &self.route(&format!("pulls/{}", number.0)), &json!({"state": "closed"})).await?;
+        }
+        Ok(())
+    }
+
+    async fn get_permission(&self, login: &str) -> Result<String, ForgeError> {
+        let answer: Result<wire::Permission, ForgeError> = self.read("ask what somebody may do", &self.route(&format!("collaborators/{}/permission", encode(login)))).await;
+        match answer {
+            Ok(answer) => Ok(answer.role_name.unwrap_or(answer.permission)),
+            Err(error) if error.why.contains("answered 404") => Ok("none".into()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn is_member(&self, team: &str, login: &str) -> Result<bool, ForgeError> {
+        let (organisation, team) = team.split_once('/').unwrap_or((&self.owner, team));
+        let route = format!("/orgs/{}/teams/{}/memberships/{}", encode(organisation), encode(team), encode(login));
+        match self.read::<wire::Membership>("ask who is in a team", &route).await {
+            Ok(answer) => Ok(answer.state == "active"),
+            Err(error) if error.why.contains("answered 404") => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn git_token(&self) -> Result<Option<SecretString>, ForgeError> {
+        if let Some(token) = &self.token {
+            return Ok(Some(token.expose_secret().to_owned().into()));
+        }
+        let buffer = chrono::Duration::minutes(10);
+        let token = self.rest.installation_token_with_buffer(buffer).await.map_err(|error| says("get a token for git", &error))?;
+        Ok(Some(token.expose_secret().to_owned().into()))
+    }
+}
+
+/// A time of the forge.
+type At = DateTime<Utc>;

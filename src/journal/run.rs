@@ -1,0 +1,89 @@
+//! A run and where it stands (R5), and the journal's record.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::{Event, Status};
+use crate::model::{Action, EnvironmentName, InstanceId, PullNumber, Revision, RunId, WaitingOn};
+
+/// Where a run stands.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "camelCase")]
+pub enum RunState {
+    /// It is under way or waits.
+    Open,
+    /// It ended.
+    Ended {
+        /// In a sentence.
+        says: String,
+    },
+}
+
+/// Something that is applied, instance by instance.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Run {
+    /// Its number.
+    pub id: RunId,
+    /// The environment.
+    pub environment: EnvironmentName,
+    /// The revision that it applies.
+    pub revision: Revision,
+    /// Where it stands.
+    pub state: RunState,
+    /// What authorised it, in words.
+    pub because: String,
+    /// Whose authority it runs under, as in the audit.
+    pub principal: String,
+    /// Whether the merge itself is the authority.
+    pub by_merge: bool,
+    /// The pull request that its comment stands on.
+    pub pull: Option<PullNumber>,
+    /// The remediation that it runs, which filters it.
+    pub remediation: Option<String>,
+    /// What was approved, by instance; an instance that is not in it was wholly unknown. None: no plan was shown.
+    pub approved: Option<BTreeMap<InstanceId, Vec<Action>>>,
+    /// Its instances.
+    pub instances: BTreeMap<InstanceId, RunInstance>,
+    /// When it was authorised.
+    pub created_at: DateTime<Utc>,
+    /// When it ended.
+    pub ended_at: Option<DateTime<Utc>>,
+}
+
+/// Where an instance of a run stands.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RunInstance {
+    /// Where it stands.
+    pub status: Status,
+    /// Its step.
+    pub order: usize,
+    /// In a sentence, where there is something to say.
+    pub says: String,
+    /// Whether anything was changed.
+    pub changed: bool,
+    /// What it waits on.
+    pub waiting_on: Option<WaitingOn>,
+}
+
+/// One record of the journal.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JournalRecord {
+    /// Its number.
+    pub seq: i64,
+    /// The run.
+    pub run: RunId,
+    /// The instance.
+    pub instance: InstanceId,
+    /// When.
+    pub at: DateTime<Utc>,
+    /// The fencing token of who wrote it.
+    pub token: i64,
+    /// What.
+    #[serde(flatten)]
+    pub event: Event,
+}

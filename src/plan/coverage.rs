@@ -1,0 +1,104 @@
+//! What approval means (R2.4): a fresh plan runs as far as it does nothing that was not shown.
+
+use crate::model::{Action, Change, Field, ResourceChange};
+
+/// The first thing of a fresh plan that was not approved, in a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap(pub String);
+
+/// Whether a fresh plan is covered by an approved one.
+///
+/// # Errors
+/// The first thing that is not.
+pub fn covers(approved: &[Action], fresh: &[Action]) -> Result<(), Gap> {
+    for action in fresh {
+        if approved.iter().any(|known| known.digest == action.digest) {
+            continue;
+        }
+        for resource in &action.resources {
+            let known = approved.iter().filter(|known| known.r#do == action.r#do).flat_map(|known| &known.resources).find(|known| known.resource == resource.resource);
+            match known {
+                Some(known) => covers_resource(known, resource)?,
+                // An output follows from resources; those that were approved bring theirs with them.
+                None if resource.r#type == "output" && !action.resources.iter().all(|r| r.r#type == "output") => {}
+                None => return Err(Gap(format!("`{}` would be {}, and was not in the plan", resource.resource, past(resource.change)))),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn past(change: Change) -> &'static str {
+    match change {
+        Change::Create => "created",
+        Change::Update => "changed",
+        Change::Replace => "replaced",
+        Change::Destroy => "destroyed",
+        Change::Forget => "forgotten",
+        Change::Move => "moved",
+        Change::Run => "run",
+    }
+}
+
+fn covers_resource(approved: &ResourceChange, fresh: &ResourceChange) -> Result<(), Gap> {
+    if approved.change != fresh.change {
+        return Err(Gap(format!("`{}` would be {} and not {}", fresh.resource, past(fresh.change), past(approved.change))));
+    }
+    for field in &fresh.fields {
+        match approved.fields.iter().find(|known| known.path == field.path) {
+            Some(known) => covers_field(known, field).map_err(|why| Gap(format!("`{}` {} {why}", fresh.resource, field.path)))?,
+            // A part of what was wholly unknown, now that it is known.
+            None if approved.fields.iter().any(|known| known.unknown && inside(&field.path, &known.path)) => {}
+            None if field.unknown => {}
+            None => return Err(Gap(format!("`{}` {} would be changed, and was not in the plan", fresh.resource, field.path))),
+        }
+    }
+    Ok(())
+}
+
+fn inside(path: &str, outer: &str) -> bool {
+    path.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'))
+}
+
+fn covers_field(approved: &Field, fresh: &Field) -> Result<(), &'static str> {
+    let before = |field: &Field| field.sealed.as_ref().map_or_else(|| field.before.clone(), |(before, _)| Some(before.clone().into()));
+    let after = |field: &Field| field.sealed.as_ref().map_or_else(|| field.after.clone(), |(_, after)| Some(after.clone().into()));
+    if before(approved) != before(fresh) && !approved.unknown {
+        return Err("holds another value now than the plan showed");
+    }
+    if approved.unknown || fresh.unknown || after(approved) == after(fresh) { Ok(()) } else { Err("would get another value than the plan showed") }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::{Digest, Overwrite};
+
+    fn action(change: &str, fields: &[(&str, serde_json::Value, serde_json::Value)]) -> Action {
+        let fields = fields
+            .iter()
+            .map(|(path, before, after)| {
+                let unknown = *after == json!("?");
+                Field { path: (*path).into(), before: Some(before.clone()), after: Some(after.clone()), sensitive: false, unknown, sealed: None }
+            })
+            .collect();
+        let resource = ResourceChange { resource: "a.b".into(), r#type: "a".into(), change: serde_json::from_value(json!(change)).unwrap(), reverts_drift: false, protected: false, fields };
+        Action { digest: Digest::of_json(&json!(serde_json::to_string(&resource).unwrap())), r#do: "tofu.apply".into(), precondition: Overwrite::default(), resources: vec![resource] }
+    }
+
+    #[test]
+    fn r2_4_what_is_covered_and_what_is_not() {
+        let approved = [action("update", &[("/x", json!(1), json!(2)), ("/id", json!("i"), json!("?"))])];
+        let check = |fresh: Action| covers(&approved, &[fresh]).map_err(|gap| gap.0);
+        assert_eq!(check(action("update", &[("/x", json!(1), json!(2))])), Ok(()));
+        assert_eq!(check(action("update", &[("/x", json!(1), json!(2)), ("/id", json!("i"), json!("j"))])), Ok(()));
+        insta::assert_snapshot!(check(action("update", &[("/x", json!(1), json!(3))])).unwrap_err(), @"`a.b` /x would get another value than the plan showed");
+        insta::assert_snapshot!(check(action("update", &[("/x", json!(9), json!(2))])).unwrap_err(), @"`a.b` /x holds another value now than the plan showed");
+        insta::assert_snapshot!(check(action("replace", &[("/x", json!(1), json!(2))])).unwrap_err(), @"`a.b` would be replaced and not changed");
+        insta::assert_snapshot!(check(action("update", &[("/y", json!(1), json!(2))])).unwrap_err(), @"`a.b` /y would be changed, and was not in the plan");
+        assert_eq!(covers(&approved, &[]), Ok(()));
+        assert!(covers(&[], &approved).is_err());
+    }
+}

@@ -1,0 +1,15 @@
+//! Plans: which actions, in which order, under which digest, and what covers what.
+//!
+//! Decides the order of instances, the digests that approval means, and whether a fresh plan is covered by an approved
+//! one (R2). Never looks at the world: observations come in, a document goes out.
+//! *Invariant:* equal input gives an equal document; nothing here depends on time or on the order of arrival.
+
+pub mod coverage;
+pub mod document;
+pub mod order;
+pub mod record;
+
+pub use coverage::{Gap, covers};
+pub use document::{InstancePlan, Plan, Summary};
+pub use order::{Order, order};
+pub use record::{Applied, Guards, Observed, ObservedError};

@@ -1,0 +1,87 @@
+//! What is recorded of an instance: what is applied (R1.1), and what was observed last.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    desired::schema::Component,
+    model::{Action, Digest, Drift, ResourceChange, Revision, RunId, WaitingOn},
+    port::RecordedOutput,
+};
+
+/// What protects an instance, as recorded apart from what is applied (R3.4).
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Guards {
+    /// Addresses that no run may destroy or replace.
+    pub protect: Vec<String>,
+    /// The revision since which they hold.
+    pub since: Option<Revision>,
+}
+
+/// What is applied (R1.1), with everything that a drift pass needs, so that it depends on nothing else.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Applied {
+    /// The revision.
+    pub revision: Revision,
+    /// The component digest.
+    pub digest: Digest,
+    /// The resolved declaration.
+    pub spec: Component,
+    /// The files of the closure.
+    pub files: BTreeMap<String, (String, bool)>,
+    /// Whether the root module says where its state is kept.
+    pub declares_backend: bool,
+    /// The recorded inputs, by `component.outputs.key`.
+    pub inputs: BTreeMap<String, RecordedOutput>,
+    /// The recorded outputs.
+    pub outputs: BTreeMap<String, RecordedOutput>,
+    /// The guards in force.
+    pub guards: Guards,
+    /// The run that applied it; none where there was nothing to do.
+    pub run: Option<RunId>,
+    /// When.
+    pub at: DateTime<Utc>,
+}
+
+/// The last observation of an instance.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Observed {
+    /// When it began.
+    pub at: DateTime<Utc>,
+    /// How long it took.
+    pub duration_ms: u64,
+    /// The applied revision that it was compared with, if there is one.
+    pub against: Option<Revision>,
+    /// How the world differs from what was applied.
+    pub drift: Vec<Drift>,
+    /// The action that would revert it.
+    pub revert: Option<Action>,
+    /// The head that the pending changes belong to.
+    pub head: Option<Revision>,
+    /// What head would change.
+    pub pending: Vec<ResourceChange>,
+    /// What head waits on.
+    pub waiting_on: Vec<WaitingOn>,
+    /// Why it could not be observed completely.
+    pub error: Option<ObservedError>,
+    /// Checks that did not answer.
+    pub failed_checks: Vec<String>,
+    /// How many resources there are, where that is known.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// Why an instance could not be observed completely.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ObservedError {
+    /// A stable word.
+    pub kind: String,
+    /// In a line.
+    pub says: String,
+}

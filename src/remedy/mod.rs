@@ -1,0 +1,226 @@
+//! Revert (R4.1, R4.4): drift to remediation files, and merged files to filters.
+//!
+//! Decides which drifted instances are one cause, what the file of a remediation says, and which actions a merged one
+//! lets through. The file is a filter, never a source of arguments.
+//! Never proposes what no apply would change.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, Utc};
+
+use crate::{
+    desired::schema::{API_VERSION, Direction, Remediation, RemediationAction, RemediationField, RemediationResource},
+    model::{Action, ComponentName, Digest, Digester, EnvironmentName, InstanceId},
+    plan::order,
+};
+
+/// How long a merged remediation is an authority (R4.1).
+pub const EXPIRES_AFTER_DAYS: i64 = 7;
+
+/// The first line of a file; people read it before they cut.
+const HEADER: &str = "# Written by evenkeel. Merging this runs the actions below, and no others. Delete a whole action to leave that drift alone.\n";
+
+/// A drifted instance with what would revert it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drifted {
+    /// The instance.
+    pub id: InstanceId,
+    /// The action that reverts it.
+    pub action: Action,
+    /// What it depends on, drifted or not.
+    pub upstreams: BTreeSet<InstanceId>,
+}
+
+/// Drifted instances of one cause: a drifted instance with the drifted instances that depend on it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    /// The environment.
+    pub environment: EnvironmentName,
+    /// The instance that the others depend on; it gives the name.
+    pub root: ComponentName,
+    /// All of them, in order.
+    pub drifted: Vec<Drifted>,
+    /// The hash of their actions, so that the same drift is the same proposal.
+    pub digest: Digest,
+}
+
+/// Groups the drift of one environment by cause.
+pub fn groups(environment: &EnvironmentName, drifted: Vec<Drifted>) -> Vec<Group> {
+    let mut by_id: BTreeMap<InstanceId, Drifted> = drifted.into_iter().map(|d| (d.id.clone(), d)).collect();
+    let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> = by_id.iter().map(|(id, d)| (id.clone(), d.upstreams.clone())).collect();
+    let ordered = order(&edges);
+    let mut root_of: BTreeMap<InstanceId, InstanceId> = BTreeMap::new();
+    for (id, _) in &ordered {
+        let roots: BTreeSet<InstanceId> = edges[id].iter().filter_map(|up| root_of.get(up).cloned()).collect();
+        let root = roots.first().cloned().unwrap_or_else(|| id.clone());
+        // Two causes that meet in one instance are one.
+        for known in root_of.values_mut().filter(|known| roots.contains(known)) {
+            *known = root.clone();
+        }
+        root_of.insert(id.clone(), root);
+    }
+    let mut groups: BTreeMap<InstanceId, Vec<Drifted>> = BTreeMap::new();
+    for (id, _) in ordered {
+        let root = root_of[&id].clone();
+        groups.entry(root).or_default().extend(by_id.remove(&id));
+    }
+    groups
+        .into_iter()
+        .map(|(root, drifted)| {
+            let digest = drifted.iter().fold(Digester::new("drift"), |d, one| d.field(one.action.digest.to_string().as_bytes())).finish();
+            Group { environment: environment.clone(), root: root.component, drifted, digest }
+        })
+        .collect()
+}
+
+impl Group {
+    /// The branch of its pull request: one for each cause.
+    pub fn branch(&self) -> String {
+        branch(&self.environment, &self.root)
+    }
+    /// The name of its remediation: by day and drift, so that the same drift in another week is another file.
+    pub fn name(&self, now: DateTime<Utc>) -> String {
+        let root: String = self.root.as_str().chars().take(40).collect();
+        format!("{}-{}-{}", root.trim_end_matches('-'), now.format("%Y%m%d"), self.digest.short())
+    }
+    /// The document.
+    pub fn remediation(&self, because: &str, observed_at: DateTime<Utc>, now: DateTime<Utc>) -> Remediation {
+        let digests: BTreeMap<&InstanceId, Digest> = self.drifted.iter().map(|one| (&one.id, one.action.digest)).collect();
+        let action = |one: &Drifted| RemediationAction {
+            digest: one.action.digest,
+            after: one.upstreams.iter().filter_map(|up| digests.get(up).copied()).collect(),
+            instance: one.id.clone(),
+            r#do: one.action.r#do.clone(),
+            resources: one.action.resources.iter().filter(|r| r.r#type != "output").map(resource).collect(),
+        };
+        Remediation {
+            environment: self.environment.clone(),
+            direction: Direction::Revert,
+            because: because.to_owned(),
+            observed_at: trim(observed_at),
+            expires_at: trim(now) + chrono::Duration::days(EXPIRES_AFTER_DAYS),
+            actions: self.drifted.iter().map(action).collect(),
+        }
+    }
+}
+
+/// The branch of the pull request for a cause.
+pub fn branch(environment: &EnvironmentName, root: &ComponentName) -> String {
+    format!("evenkeel/drift/{environment}/{root}")
+}
+
+/// The path of a remediation's file below the root of the declarations.
+pub fn path(environment: &EnvironmentName, name: &str) -> String {
+    format!("remediations/{environment}/{name}.yaml")
+}
+
+fn trim(at: DateTime<Utc>) -> DateTime<Utc> {
+    DateTime::from_timestamp(at.timestamp(), 0).unwrap_or(at)
+}
+
+fn resource(resource: &crate::model::ResourceChange) -> RemediationResource {
+    let fields = resource.fields.iter().filter(|field| !field.unknown);
+    RemediationResource {
+        resource: resource.resource.clone(),
+        change: resource.change,
+        fields: fields.map(|f| RemediationField { path: f.path.clone(), observed: f.before.clone(), desired: f.after.clone() }).collect(),
+    }
+}
+
+/// The text of a remediation's file. It is written with every text quoted that another YAML reader would take for
+/// something else.
+///
+/// # Errors
+/// When the writer refuses a value, which is a bug.
+pub fn write(name: &str, remediation: &Remediation) -> Result<String, String> {
+    #[derive(serde::Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Document<'d> {
+        api_version: &'d str,
+        kind: &'d str,
+        metadata: Metadata<'d>,
+        spec: &'d Remediation,
+    }
+    #[derive(serde::Serialize)]
+    struct Metadata<'d> {
+        name: &'d str,
+    }
+    let document = Document { api_version: API_VERSION, kind: "Remediation", metadata: Metadata { name }, spec: remediation };
+    serde_saphyr::to_string(&document).map(|text| format!("{HEADER}{text}")).map_err(|error| error.to_string())
+}
+
+/// What a merged remediation lets through of a fresh plan: an action whose digest stands in it, or one that is covered
+/// by the stored action of a digest that stands in it.
+pub fn lets_through(remediation: &Remediation, id: &InstanceId, stored: &dyn Fn(&Digest) -> Option<Action>, fresh: &[Action]) -> Result<(), String> {
+    let listed: Vec<&RemediationAction> = remediation.actions.iter().filter(|action| action.instance == *id).collect();
+    if listed.is_empty() {
+        return Err(format!("`{id}` was cut from the remediation"));
+    }
+    let missing = listed.iter().flat_map(|action| &action.after).find(|digest| !remediation.actions.iter().any(|other| other.digest == **digest));
+    if missing.is_some() {
+        return Err(format!("what `{id}` comes after was cut from the remediation"));
+    }
+    if fresh.iter().all(|action| listed.iter().any(|known| known.digest == action.digest)) {
+        return Ok(());
+    }
+    let known: Vec<Action> = listed.iter().filter_map(|action| stored(&action.digest)).collect();
+    crate::plan::covers(&known, fresh).map_err(|gap| format!("the world moved on since the remediation was written: {}", gap.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::{Change, Field, Overwrite, ResourceChange};
+
+    fn drifted(id: &str, upstreams: &[&str]) -> Drifted {
+        let field = Field { path: "/content".into(), before: Some(json!("no")), after: Some(json!("via 10.0.0.1")), sensitive: false, unknown: false, sealed: None };
+        let resource = ResourceChange { resource: "world_file.routes[\"eu\"]".into(), r#type: "world_file".into(), change: Change::Update, reverts_drift: true, protected: false, fields: vec![field] };
+        let action = Action { digest: Digest::of_json(&json!(id)), r#do: "tofu.apply".into(), precondition: Overwrite::default(), resources: vec![resource] };
+        Drifted { id: id.parse().unwrap(), action, upstreams: upstreams.iter().map(|up| up.parse().unwrap()).collect() }
+    }
+
+    fn found(drift: Vec<Drifted>) -> Vec<(String, Vec<String>)> {
+        let groups = groups(&"dev".parse().unwrap(), drift);
+        groups.into_iter().map(|g| (g.root.to_string(), g.drifted.iter().map(|d| d.id.to_string()).collect())).collect()
+    }
+
+    #[test]
+    fn r4_4_one_cause_is_one_group() {
+        let one = found(vec![drifted("dev/backend", &["dev/network"]), drifted("dev/network", &[]), drifted("dev/dns", &[])]);
+        assert_eq!(one, [("dns".to_owned(), vec!["dev/dns".to_owned()]), ("network".into(), vec!["dev/network".into(), "dev/backend".into()])]);
+        let met = found(vec![drifted("dev/a", &[]), drifted("dev/b", &[]), drifted("dev/c", &["dev/a", "dev/b"])]);
+        assert_eq!(met.len(), 1);
+    }
+
+    #[test]
+    fn r4_1_a_file_is_written_so_that_every_reader_reads_the_same() {
+        let group = &groups(&"dev".parse().unwrap(), vec![drifted("dev/network", &[])])[0];
+        let at = "2026-11-20T02:00:14.5Z".parse().unwrap();
+        let remediation = group.remediation("drift", at, at);
+        let text = write(&group.name(at), &remediation).unwrap();
+        insta::assert_snapshot!(text);
+        let read = crate::desired::node::read(&"x.yaml".into(), text.as_bytes());
+        assert!(read.1.is_empty(), "{:?}", read.1);
+        let spec = read.0[0].get("spec").unwrap().to_json();
+        assert_eq!(serde_json::from_value::<Remediation>(spec).unwrap(), remediation);
+    }
+
+    #[test]
+    fn r4_1_the_file_filters() {
+        let (network, backend) = (drifted("dev/network", &[]), drifted("dev/backend", &["dev/network"]));
+        let group = &groups(&"dev".parse().unwrap(), vec![network.clone(), backend.clone()])[0];
+        let at = "2026-11-20T02:00:14Z".parse().unwrap();
+        let mut file = group.remediation("drift", at, at);
+        let none = |_: &Digest| None;
+        assert_eq!(lets_through(&file, &network.id, &none, std::slice::from_ref(&network.action)), Ok(()));
+        file.actions.retain(|action| action.instance != network.id);
+        assert!(lets_through(&file, &network.id, &none, std::slice::from_ref(&network.action)).unwrap_err().contains("was cut"));
+        assert!(lets_through(&file, &backend.id, &none, std::slice::from_ref(&backend.action)).unwrap_err().contains("comes after was cut"));
+        let mut moved = backend.action.clone();
+        moved.digest = Digest::of_json(&json!("moved"));
+        let file = group.remediation("drift", at, at);
+        assert!(lets_through(&file, &backend.id, &none, &[moved]).unwrap_err().contains("the world moved on"));
+    }
+}

@@ -1,0 +1,256 @@
+//! Everything that is said on pull requests: one named function for each text.
+
+use super::{counts, diff};
+use crate::{
+    check::Note,
+    journal::{Run, RunState, Status},
+    model::{Change, Digest, EnvironmentName, InstanceId, Problem, ResourceChange, Verdict, WaitingOn},
+    plan::{InstancePlan, Plan},
+    remedy::Group,
+};
+
+/// GitHub refuses a body of more than 65,536 characters; the rest is for the marker.
+const BODY_LENGTH_MAX: usize = 64_000;
+/// The most lines of one instance's diff.
+const DIFF_LINES_MAX: usize = 400;
+
+/// The hidden line by which a comment is found again.
+pub fn marker(what: &str) -> String {
+    format!("<!-- evenkeel:{what} -->")
+}
+
+fn close(mut body: String, what: &str) -> String {
+    if body.chars().count() > BODY_LENGTH_MAX {
+        let cut: String = body.chars().take(BODY_LENGTH_MAX).collect();
+        let open_fence = cut.matches("````").count() % 2 == 1;
+        let open_details = cut.matches("<details>").count() - cut.matches("</details>").count().min(cut.matches("<details>").count());
+        body = cut + if open_fence { "\n````" } else { "" } + &"\n</details>".repeat(open_details) + "\n\n*The rest was too long for a comment; `evenkeel plan` shows all of it.*";
+    }
+    format!("{}\n{}", body.trim_end(), marker(what))
+}
+
+fn title(plan: &Plan) -> String {
+    let mut parts: Vec<String> = vec![];
+    let summary = &plan.summary;
+    parts.push(format!("{} to change", summary.update));
+    parts.push(format!("{} to create", summary.create));
+    if summary.replace > 0 {
+        parts.push(format!("{} to replace", summary.replace));
+    }
+    parts.push(format!("{} to destroy", summary.destroy));
+    format!("### Plan for `{}` at `{}` · {}", plan.environment, plan.revision.short(), parts.join(", "))
+}
+
+/// What an instance waits on, for the table.
+pub fn waiting(on: &WaitingOn) -> String {
+    match on {
+        WaitingOn::KnownAfter { instance } => format!("known after `{}` is applied", instance.component),
+        WaitingOn::Upstream { instance } => format!("`{instance}`, which it depends on, has to be applied first"),
+        WaitingOn::Promotion { instance } => format!("`{instance}` has to be applied first, with what it has at this revision"),
+        WaitingOn::Apply => "somebody's `/apply`".into(),
+        WaitingOn::Approval { digest } => format!("somebody's `/apply`: plan `{}` was not covered by what was approved", digest.short()),
+        WaitingOn::FirstContact => "somebody's `/apply`: the target already holds something that was never applied from here".into(),
+        WaitingOn::Run { run } => format!("run {run}"),
+        WaitingOn::Remediation { pull } => format!("remediation {pull}"),
+        WaitingOn::Limit { says } => says.clone(),
+    }
+}
+
+fn what_changes(instance: &InstancePlan) -> String {
+    if let Some(problem) = &instance.problem {
+        return format!("**no plan**: {}", one_line(problem));
+    }
+    if let Some(on) = instance.waiting_on.iter().find(|on| matches!(on, WaitingOn::KnownAfter { .. } | WaitingOn::Upstream { .. }))
+        && instance.digest.is_none()
+    {
+        return format!("*{}*", waiting(on));
+    }
+    let resources: Vec<&ResourceChange> = instance.actions.iter().flat_map(|action| &action.resources).collect();
+    counts(&resources)
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
+}
+
+fn details(instance: &InstancePlan) -> String {
+    let resources: Vec<&ResourceChange> = instance.actions.iter().flat_map(|action| &action.resources).collect();
+    if resources.is_empty() {
+        return String::new();
+    }
+    let lines: Vec<String> = resources.iter().flat_map(|resource| diff(resource)).collect();
+    let left = lines.len().saturating_sub(DIFF_LINES_MAX);
+    let more = if left > 0 { format!("\n… {left} more lines") } else { String::new() };
+    let shown = lines.into_iter().take(DIFF_LINES_MAX).collect::<Vec<_>>().join("\n").replace("````", "'''");
+    format!("<details><summary><code>{}</code>: {}</summary>\n\n````diff\n{shown}{more}\n````\n\n</details>\n\n", instance.id.component, counts(&resources))
+}
+
+/// The plan of one environment.
+pub fn plan(plan: &Plan, notes: &[Note], what: &str) -> String {
+    let mut body = title(plan);
+    body.push_str("\n\n| order | component | what | changes |\n|---|---|---|---|\n");
+    for instance in &plan.instances {
+        body.push_str(&format!("| {} | `{}` | {} | {} |\n", instance.order, instance.id.component, instance.kind, what_changes(instance)));
+    }
+    body.push('\n');
+    for instance in &plan.instances {
+        body.push_str(&details(instance));
+    }
+    for instance in &plan.instances {
+        let drifted: Vec<&str> = instance.actions.iter().flat_map(|a| &a.resources).filter(|r| r.reverts_drift).map(|r| r.resource.as_str()).collect();
+        if !drifted.is_empty() {
+            body.push_str(&format!("`{}` also reverts drift: {} changed behind our back.\n", instance.id.component, list(&drifted)));
+        }
+    }
+    for note in notes {
+        body.push_str(&format!("{} {}.\n", if note.fatal { "**Blocked:**" } else { "**Note:**" }, note.says));
+    }
+    let waits: Vec<String> = plan
+        .instances
+        .iter()
+        .flat_map(|i| i.waiting_on.iter().map(move |on| (i, on)))
+        .filter(|(_, on)| !matches!(on, WaitingOn::KnownAfter { .. }))
+        .map(|(i, on)| format!("`{}`: {}", i.id.component, waiting(on)))
+        .collect();
+    if !waits.is_empty() {
+        body.push_str(&format!("Waits for: {}\n", waits.join(" · ")));
+    }
+    if plan.has_work() {
+        let digest = plan.digest.short();
+        body.push_str(&format!("Digest `{digest}`. Apply with `/apply {}` once it is merged.\n", plan.environment));
+    } else {
+        body.push_str(&format!("Nothing would change in `{}`.\n", plan.environment));
+    }
+    close(body, what)
+}
+
+fn list(names: &[&str]) -> String {
+    const SHOWN: usize = 5;
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
+    let were = if names.len() == 1 { "was" } else { "were" };
+    let more = if names.len() > SHOWN { format!(" and {} more", names.len() - SHOWN) } else { String::new() };
+    format!("{}{more} {were}", shown.join(", "))
+}
+
+/// What is wrong with the declarations of a pull request.
+pub fn problems(problems: &[Problem], what: &str) -> String {
+    const SHOWN: usize = 30;
+    let mut body = format!("### {} in the declarations\n\n", if problems.len() == 1 { "1 problem".into() } else { format!("{} problems", problems.len()) });
+    for problem in problems.iter().take(SHOWN) {
+        body.push_str(&format!("- `{}:{}:{}`: {}", problem.file, problem.line, problem.column, problem.message));
+        for more in [&problem.expected, &problem.hint].into_iter().flatten() {
+            body.push_str(&format!("; {more}"));
+        }
+        body.push('\n');
+    }
+    if problems.len() > SHOWN {
+        body.push_str(&format!("- and {} more; `evenkeel validate` lists all\n", problems.len() - SHOWN));
+    }
+    close(body, what)
+}
+
+/// An answer to a comment, in a sentence.
+pub fn answer(to: u64, says: &str) -> String {
+    close(says.to_owned(), &format!("answer to={to}"))
+}
+
+fn run_title(run: &Run) -> String {
+    let what = if run.remediation.is_some() { "Remediation of" } else { "Run for" };
+    match &run.state {
+        RunState::Open => format!("### {what} `{}` at `{}` · run {}", run.environment, run.revision.short(), run.id),
+        RunState::Ended { .. } => {
+            let applied = run.instances.values().filter(|i| i.status == Status::Applied).count();
+            let changed = run.instances.values().any(|i| i.changed);
+            let word = match (applied == run.instances.len(), changed) {
+                (true, true) => "Applied",
+                (true, false) => "Nothing to do",
+                (false, true) => "Applied in part",
+                (false, false) => "Stopped before the first change",
+            };
+            format!("### {word} · `{}` at `{}` · run {}", run.environment, run.revision.short(), run.id)
+        }
+    }
+}
+
+/// The comment of a run, while it runs and when it ended.
+pub fn run(run: &Run) -> String {
+    let mut body = run_title(run);
+    body.push_str(&format!("\n\nAuthorised by {}.\n\n| order | component | state | |\n|---|---|---|---|\n", run.because));
+    let mut instances: Vec<_> = run.instances.iter().collect();
+    instances.sort_by_key(|(id, instance)| (instance.order, (*id).clone()));
+    for (id, instance) in instances {
+        let state = match instance.status {
+            Status::New => "not started",
+            Status::Planned => "planned",
+            Status::Waiting => "waits",
+            Status::Running | Status::Effected => "running",
+            Status::Applied if instance.changed => "**applied**",
+            Status::Applied => "nothing to do",
+            Status::Failed => "**failed**",
+            Status::Skipped => "not tried",
+            Status::Superseded => "superseded",
+        };
+        body.push_str(&format!("| {} | `{}` | {state} | {} |\n", instance.order, id.component, one_line(&instance.says)));
+    }
+    if let RunState::Ended { says } = &run.state {
+        body.push_str(&format!("\n{says}\n"));
+    }
+    close(body, &format!("run id={}", run.id))
+}
+
+/// The title of a remediation pull request.
+pub fn proposal_title(group: &Group) -> String {
+    let count = group.drifted.len();
+    let more = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
+    format!("Revert drift in {}/{}{more}", group.environment, group.root)
+}
+
+/// The description of a remediation pull request.
+pub fn proposal(group: &Group, path: &str, observed: &str) -> String {
+    let mut body = format!(
+        "The world no longer is what was applied in `{}`. Merging this returns it: the actions in `{path}` are planned afresh and run, and no others. Delete a whole action from the file to leave that drift alone.\n\nSeen {observed}.\n\n",
+        group.environment
+    );
+    for one in &group.drifted {
+        let resources: Vec<&ResourceChange> = one.action.resources.iter().collect();
+        body.push_str(&format!("**`{}`**: {}\n\n````diff\n", one.id, drift_counts(&resources)));
+        let lines: Vec<String> = resources.iter().filter(|r| r.r#type != "output").flat_map(|resource| diff(resource)).collect();
+        let left = lines.len().saturating_sub(DIFF_LINES_MAX);
+        body.push_str(&lines.into_iter().take(DIFF_LINES_MAX).collect::<Vec<_>>().join("\n").replace("````", "'''"));
+        if left > 0 {
+            body.push_str(&format!("\n… {left} more lines"));
+        }
+        body.push_str("\n````\n\n");
+    }
+    body.push_str("`-` is what was observed, `+` is what was applied and would be again. Closing this unmerged leaves the drift as it is.\n");
+    close(body, &proposal_marker(&group.environment, group.root.as_str(), &group.digest))
+}
+
+fn drift_counts(resources: &[&ResourceChange]) -> String {
+    let count = |changes: &[Change]| resources.iter().filter(|r| r.r#type != "output" && changes.contains(&r.change)).count();
+    let parts: Vec<String> = [("missing", count(&[Change::Create])), ("changed", count(&[Change::Update, Change::Replace, Change::Run, Change::Move])), ("extra", count(&[Change::Destroy, Change::Forget]))]
+        .into_iter()
+        .filter(|(_, n)| *n > 0)
+        .map(|(word, n)| format!("{n} {word}"))
+        .collect();
+    if parts.is_empty() { "outputs differ".into() } else { parts.join(", ") }
+}
+
+/// The hidden line of a remediation pull request.
+pub fn proposal_marker(environment: &EnvironmentName, root: &str, drift: &Digest) -> String {
+    format!("remediation env={environment} root={root} drift={drift}")
+}
+
+/// Why a remediation pull request closes itself.
+pub fn healed(environment: &EnvironmentName, root: &str) -> String {
+    close(format!("The drift in `{environment}/{root}` is gone, so there is nothing to revert."), "healed")
+}
+
+/// What `/drift` answers.
+pub fn drift(rows: &[(InstanceId, Verdict, String)], to: u64) -> String {
+    let mut body = "| instance | verdict | |\n|---|---|---|\n".to_owned();
+    for (id, verdict, says) in rows {
+        body.push_str(&format!("| `{id}` | {} | {} |\n", verdict.words(), one_line(says)));
+    }
+    close(body, &format!("answer to={to}"))
+}

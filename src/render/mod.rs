@@ -1,0 +1,82 @@
+//! What people read: comments, tables, diffs. Pure.
+//!
+//! Decides wording and layout alone. Every text has a limit, and what is left out is counted.
+//! *Invariant:* a value can't break out of its fence, and a hidden marker stands alone on its line at the end.
+
+pub mod comment;
+pub mod terminal;
+
+use serde_json::Value;
+
+use crate::model::{Change, Field, ResourceChange};
+
+/// The longest value that is shown on one line.
+const VALUE_LENGTH_MAX: usize = 400;
+
+/// A value on one line, as JSON, without control characters.
+pub fn value(value: Option<&Value>) -> String {
+    let Some(value) = value else { return "(nothing)".into() };
+    let text = match value {
+        Value::String(text) if text == crate::model::change::MASKED || text == crate::model::change::KNOWN_AFTER_APPLY => text.clone(),
+        value => value.to_string(),
+    };
+    if text.chars().count() > VALUE_LENGTH_MAX {
+        let shown: String = text.chars().take(VALUE_LENGTH_MAX).collect();
+        format!("{shown}… ({} characters)", text.chars().count())
+    } else {
+        text
+    }
+}
+
+/// `1 to create, 2 to update`; `nothing to change` where there is nothing.
+pub fn counts(resources: &[&ResourceChange]) -> String {
+    let count = |change: Change| resources.iter().filter(|r| r.change == change && r.r#type != "output").count();
+    let mut parts: Vec<String> = [Change::Create, Change::Update, Change::Replace, Change::Destroy, Change::Forget, Change::Move, Change::Run]
+        .into_iter()
+        .filter_map(|change| match count(change) {
+            0 => None,
+            n => Some(format!("{n} to {}", change.verb())),
+        })
+        .collect();
+    let outputs = resources.iter().filter(|r| r.r#type == "output").count();
+    if parts.is_empty() && outputs > 0 {
+        parts.push(if outputs == 1 { "1 output".into() } else { format!("{outputs} outputs") });
+    }
+    if parts.is_empty() { "nothing to change".into() } else { parts.join(", ") }
+}
+
+/// The lines of a diff for one resource, for a ```diff fence.
+pub fn diff(resource: &ResourceChange) -> Vec<String> {
+    let sign = match resource.change {
+        Change::Create => "+",
+        Change::Destroy => "-",
+        _ => "!",
+    };
+    let mut lines = vec![format!("{sign} {} ({})", resource.resource, resource.change.verb())];
+    for Field { path, before, after, unknown: _, sensitive, sealed: _ } in &resource.fields {
+        let name = path.trim_start_matches('/');
+        let name = if name.is_empty() { "" } else { name };
+        match (before, after) {
+            (Some(_), Some(_)) if *sensitive => lines.push(format!("!   {name}: changed (masked)")),
+            _ => {
+                if before.is_some() {
+                    lines.push(format!("-   {name}: {}", value(before.as_ref())));
+                }
+                if after.is_some() && resource.change != Change::Destroy {
+                    lines.push(format!("+   {name}: {}", value(after.as_ref())));
+                }
+            }
+        }
+    }
+    lines
+}
+
+/// `in 5 s`, `3 h ago`: a length of time in its largest unit.
+pub fn ago(seconds: i64) -> String {
+    match seconds.max(0) {
+        s @ 0..=59 => format!("{s} s"),
+        s @ 60..=3599 => format!("{} min", s / 60),
+        s @ 3600..=86_399 => format!("{} h", s / 3600),
+        s => format!("{} d", s / 86_400),
+    }
+}

@@ -1,0 +1,58 @@
+//! What can be looked at and changed: one folder for each kind of target, each a vertical slice.
+//!
+//! Decides which slice a job belongs to, and nothing else.
+//! *Invariant:* what leaves this room is redacted; a sensitive value travels only as an output's value, in memory.
+
+pub mod probe;
+pub mod tofu;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use async_trait::async_trait;
+
+use crate::{
+    model::PullNumber,
+    port::{Job, Observation, Output, Prepared, Progress, Target, TargetError, Work},
+};
+
+/// All kinds of target of this machine.
+pub struct Targets {
+    tofu: tofu::Tofu,
+}
+
+impl Targets {
+    /// The targets with their settings.
+    pub fn new(tofu: tofu::Tofu) -> Self {
+        Self { tofu }
+    }
+}
+
+#[async_trait]
+impl Target for Targets {
+    async fn observe(&self, job: &Job) -> Result<Observation, TargetError> {
+        match &job.work {
+            Work::Tofu(work) => self.tofu.observe(job, work).await,
+        }
+    }
+    async fn prepare(&self, job: &Job) -> Result<Prepared, TargetError> {
+        match &job.work {
+            Work::Tofu(work) => self.tofu.prepare(job, work).await,
+        }
+    }
+    async fn apply(&self, job: &Job, prepared: Prepared, progress: Progress) -> Result<(), TargetError> {
+        match &job.work {
+            Work::Tofu(work) => self.tofu.apply(job, work, prepared, progress).await,
+        }
+    }
+    async fn outputs(&self, job: &Job) -> Result<BTreeMap<String, Output>, TargetError> {
+        match &job.work {
+            Work::Tofu(work) => self.tofu.outputs(job, work).await,
+        }
+    }
+    async fn forget_pull(&self, pull: PullNumber) {
+        self.tofu.forget_pull(pull).await;
+    }
+    async fn probe(&self, http: Option<&str>, tcp: Option<&str>, timeout: Duration) -> Result<(), String> {
+        probe::probe(http, tcp, timeout).await
+    }
+}

@@ -1,0 +1,107 @@
+//! A plan under the lock, a copy of the state, and the apply of exactly that plan.
+//!
+//! *Flow:* `prepare` plans with the credentials of apply under tofu's lock and keeps the plan file; the caller decides
+//! whether it is covered; `apply` keeps a copy of the state and applies the file.
+//! *Guarantees:* what is applied is the plan that was looked at, or nothing: tofu refuses a saved plan whose state has
+//! moved on.
+//! *Assumptions:* one run at a time prepares and applies an instance; the run lock sees to it.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::{Tofu, program::{Read, failure}, worktree};
+use crate::{
+    model::{Digester, Retry},
+    port::{Job, Observation, Prepared, Progress, TargetError, TofuWork},
+};
+
+/// How many copies of each instance's state are kept.
+const STATE_COPIES_MAX: usize = 50;
+
+#[derive(Deserialize)]
+struct StateHead {
+    serial: u64,
+    #[expect(dead_code, reason = "a state without a lineage is not a state")]
+    lineage: String,
+}
+
+impl Tofu {
+    /// Plans with the credentials of apply, under the lock, and keeps the plan file for `apply`.
+    pub(in crate::targets) async fn prepare(&self, job: &Job, work: &TofuWork) -> Result<Prepared, TargetError> {
+        let ready = self.ready(job, work, true).await?;
+        let mut observation = self.plan(job, work, &ready, true).await?;
+        let ticket = self.data_path(job).join("prepared");
+        if observation.changes.is_empty() {
+            return Ok(Prepared { observation, ticket: String::new() });
+        }
+        observation.serial = self.keep_state(job, &ready.root).await?;
+        let failed = |error: std::io::Error| TargetError::new("work-tree", format!("could not keep the plan of `{}`: {error}", job.instance));
+        std::fs::rename(&ready.plan, &ticket).map_err(failed)?;
+        Ok(Prepared { observation, ticket: ticket.display().to_string() })
+    }
+
+    /// Applies the plan that was prepared.
+    pub(in crate::targets) async fn apply(&self, job: &Job, work: &TofuWork, prepared: Prepared, progress: Progress) -> Result<(), TargetError> {
+        let Prepared { observation: Observation { changes, .. }, ticket } = prepared;
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let ready = self.ready(job, work, true).await?;
+        let arguments = [
+            "apply".to_owned(),
+            "-json".into(),
+            "-input=false".into(),
+            "-auto-approve".into(),
+            format!("-lock-timeout={}s", self.settings.lock_timeout.as_secs()),
+            ticket.clone(),
+        ];
+        let said = self.run(job, &ready.root, &arguments, true, Read::Lines(Some(progress))).await;
+        drop(std::fs::remove_file(&ticket));
+        let said = said?;
+        if said.code == Some(0) {
+            return Ok(());
+        }
+        let stale = said.errors.iter().any(|d| d.summary.contains("Saved plan is stale"));
+        let mut error = failure(job, "apply", said);
+        if stale {
+            error.kind = "plan-stale";
+            error.message = format!("the state of `{}` changed between plan and apply; nothing was applied", job.instance);
+        } else if error.kind != "state-locked" {
+            error.kind = "apply-failed";
+            error.retry = Retry::WhenInputChanges;
+            error.effect_may_have_begun = true;
+        }
+        Err(error)
+    }
+
+    /// Keeps a copy of the state, by its content, and answers its serial; nothing where there is no state yet.
+    async fn keep_state(&self, job: &Job, root: &Path) -> Result<Option<u64>, TargetError> {
+        let said = self.run(job, root, &["state".to_owned(), "pull".into()], true, Read::Answer).await?;
+        if said.code != Some(0) {
+            return Err(failure(job, "state pull", said));
+        }
+        if said.stdout.trim_ascii().is_empty() {
+            return Ok(None);
+        }
+        let head: StateHead = serde_json::from_slice(&said.stdout)
+            .map_err(|error| TargetError::new("state-unreadable", format!("the state of `{}` could not be read before the apply: {error}", job.instance)))?;
+        let folder = self.settings.data.join("state-copies").join(job.instance.environment.as_str()).join(job.instance.component.as_str());
+        let digest = Digester::new("state").field(&said.stdout).finish();
+        let place = folder.join(format!("{:08}-{}.tfstate", head.serial, digest.short()));
+        let kept = || -> std::io::Result<()> {
+            worktree::private_folder(&folder)?;
+            if !place.exists() {
+                worktree::write(&place, &said.stdout, 0o600)?;
+            }
+            let mut copies: Vec<_> = std::fs::read_dir(&folder)?.flatten().map(|entry| entry.path()).collect();
+            copies.sort();
+            for old in copies.iter().rev().skip(STATE_COPIES_MAX) {
+                std::fs::remove_file(old)?;
+            }
+            Ok(())
+        };
+        kept().map_err(|error| TargetError::new("state-copy", format!("could not keep a copy of the state of `{}`: {error}; nothing was applied", job.instance)))?;
+        Ok(Some(head.serial))
+    }
+}

@@ -1,0 +1,202 @@
+//! How a root module is looked at: content laid out, `init` where something that it depends on changed, `plan`,
+//! and `show -json` only where the plan found something.
+//!
+//! A pass over an unchanged instance is one process, and one more (`output -json`) where another instance consumes its
+//! outputs. Never takes the state lock.
+//! *Invariant:* variables stand in a file outside of the module, readable by the owner alone, and are removed
+//! afterwards; they come last on the command line, so that nothing in the repository beats them.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tokio::sync::OwnedMutexGuard;
+
+use super::{
+    Tofu,
+    plan::{self, PlanJson},
+    program::{Read, Said, failure},
+    worktree,
+};
+use crate::{
+    model::{Digester, Retry},
+    port::{Job, Observation, TargetError, TofuWork},
+};
+
+/// A work tree that is laid out, initialised and held.
+pub(super) struct Ready {
+    pub(super) root: PathBuf,
+    pub(super) variables: PathBuf,
+    pub(super) plan: PathBuf,
+    _held: OwnedMutexGuard<()>,
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        // A plan file holds every value in plain text, and so does the file of variables.
+        drop(std::fs::remove_file(&self.variables));
+        drop(std::fs::remove_file(&self.plan));
+    }
+}
+
+impl Tofu {
+    /// Looks at an instance with the credentials of plan and without a lock.
+    pub(in crate::targets) async fn observe(&self, job: &Job, work: &TofuWork) -> Result<Observation, TargetError> {
+        let ready = self.ready(job, work, false).await?;
+        self.plan(job, work, &ready, false).await
+    }
+
+    /// Lays the content out and initialises it where that is needed.
+    pub(super) async fn ready(&self, job: &Job, work: &TofuWork, apply: bool) -> Result<Ready, TargetError> {
+        let tree = self.tree_path(job);
+        let held = self.path_lock(&tree).lock_owned().await;
+        let (laid_out, for_task, tree_for_task) = (self.data_path(job), job.clone(), tree.clone());
+        let disk = |error: std::io::Error| TargetError::new("work-tree", format!("could not write below `{}`: {error}", self.settings.data.display()));
+        tokio::task::spawn_blocking(move || {
+            worktree::lay_out(&tree_for_task, &for_task)?;
+            let private = worktree::private_folder(&laid_out);
+            private.map_err(|error| TargetError::new("work-tree", format!("could not make `{}`: {error}", laid_out.display())))
+        })
+        .await
+        .map_err(|_| TargetError::new("stopping", "the daemon is stopping"))??;
+        let root = tree.join(&work.root);
+        let data = self.data_path(job);
+        let ready = Ready { variables: data.join("variables.tfvars.json"), plan: data.join("plan"), root, _held: held };
+        if !work.declares_backend {
+            self.own_backend(job, &ready.root).map_err(disk)?;
+        }
+        let text = serde_json::to_vec(&work.variables).expect("a map of JSON values is JSON");
+        worktree::write(&ready.variables, &text, 0o600).map_err(disk)?;
+        self.init(job, work, &ready, apply, false).await?;
+        self.claim(job, work, &ready.root)?;
+        Ok(ready)
+    }
+
+    /// A root module that declares no backend keeps its state under the daemon's data, by a file of ours beside it.
+    fn own_backend(&self, job: &Job, root: &Path) -> std::io::Result<()> {
+        let folder = self.settings.data.join("states").join(job.instance.environment.as_str()).join(job.instance.component.as_str());
+        worktree::private_folder(&folder)?;
+        let quoted = |path: PathBuf| serde_json::Value::String(path.display().to_string()).to_string();
+        let text = format!(
+            "# Written by evenkeel: this root module declares no backend, so its state is kept with the daemon's data.\nterraform {{\n  backend \"local\" {{\n    path          = {}\n    workspace_dir = {}\n  }}\n}}\n",
+            quoted(folder.join("terraform.tfstate")),
+            quoted(folder.join("workspaces")),
+        );
+        let place = root.join("evenkeel_backend.tf");
+        if std::fs::read_to_string(&place).is_ok_and(|there| there == text) {
+            return Ok(());
+        }
+        worktree::write(&place, text.as_bytes(), 0o600)
+    }
+
+    /// Runs `init` unless everything that it depends on is as it was when it last ended well.
+    async fn init(&self, job: &Job, work: &TofuWork, ready: &Ready, apply: bool, again: bool) -> Result<(), TargetError> {
+        let lock_file = ready.root.join(".terraform.lock.hcl");
+        let mark = self.data_path(job).join("initialised");
+        let key = self.init_key(job, work, &lock_file);
+        if !again && std::fs::read_to_string(&mark).is_ok_and(|there| there == key) {
+            return Ok(());
+        }
+        drop(std::fs::remove_file(&mark));
+        let mut arguments: Vec<String> = ["init", "-json", "-input=false", "-reconfigure"].map(str::to_owned).into();
+        arguments.push(format!("-lock-timeout={}s", self.settings.lock_timeout.as_secs()));
+        for (name, value) in &work.backend_config {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            arguments.push(format!("-backend-config={name}={text}"));
+        }
+        let cache = &self.settings.provider_cache;
+        worktree::private_folder(cache).map_err(|error| TargetError::new("provider-cache", format!("could not make `{}`: {error}", cache.display())))?;
+        // Two inits at once without a lock file break each other in the shared cache; with one they are safe.
+        let _turn = if lock_file.exists() { None } else { Some(self.first_init.lock().await) };
+        let said = self.run(job, &ready.root, &arguments, apply, Read::Lines(None)).await?;
+        if said.code != Some(0) {
+            return Err(failure(job, "init", said));
+        }
+        let key = self.init_key(job, work, &lock_file);
+        worktree::write(&mark, key.as_bytes(), 0o600).map_err(|error| TargetError::new("work-tree", format!("could not write `{}`: {error}", mark.display())))
+    }
+
+    /// A hash over what `init` depends on: module files, lock file, backend settings, program, CLI configuration.
+    fn init_key(&self, job: &Job, work: &TofuWork, lock_file: &Path) -> String {
+        let mut digester = Digester::new("init").field(self.settings.binary.as_bytes()).field(work.workspace.as_bytes());
+        for (path, (id, _)) in job.files.iter().filter(|(path, _)| path.contains(".tf") || path.contains(".tofu")) {
+            if !path.ends_with(".tfvars") && !path.ends_with(".tfvars.json") {
+                digester = digester.field(path.as_bytes()).field(id.as_bytes());
+            }
+        }
+        digester = digester.field(serde_json::to_string(&work.backend_config).unwrap_or_default().as_bytes());
+        digester = digester.field(&std::fs::read(lock_file).unwrap_or_default());
+        let cli_config = self.settings.cli_config.as_ref().and_then(|path| std::fs::read(path).ok());
+        digester.field(&cli_config.unwrap_or_default()).finish().to_string()
+    }
+
+    /// Refuses two instances that keep their state in one place.
+    fn claim(&self, job: &Job, work: &TofuWork, root: &Path) -> Result<(), TargetError> {
+        if !work.declares_backend {
+            return Ok(());
+        }
+        let text = std::fs::read(self.data_path(job).join("terraform.tfstate")).unwrap_or_default();
+        let record: Value = serde_json::from_slice(&text).unwrap_or_default();
+        let Some(backend) = record.get("backend") else { return Ok(()) };
+        let mut config = backend["config"].clone();
+        if backend["type"] == "local" {
+            let path = config["path"].as_str().unwrap_or("terraform.tfstate");
+            config = root.join(path).display().to_string().into();
+        }
+        if let Some(map) = config.as_object_mut() {
+            map.retain(|_, value| !value.is_null());
+        }
+        // Settings may hold credentials, so the place is named by its hash and by what is never secret.
+        let name = |key: &str| config.get(key).and_then(Value::as_str).map(|text| format!(" {key}={text}"));
+        let shown: String = ["path", "bucket", "prefix", "key", "schema_name"].iter().filter_map(|key| name(key)).collect();
+        let digest = self.seal.seal(&config);
+        let sort = backend["type"].as_str().unwrap_or("unknown");
+        self.claim_backend(&format!("{sort}{shown} workspace={} {digest}", work.workspace), &job.instance)
+    }
+
+    /// Plans, and reads the plan where it found something.
+    pub(super) async fn plan(&self, job: &Job, work: &TofuWork, ready: &Ready, apply: bool) -> Result<Observation, TargetError> {
+        let mut said = self.plan_once(job, work, ready, apply).await?;
+        if said.code != Some(0) && said.code != Some(2) && said.errors.iter().any(needs_init) {
+            self.init(job, work, ready, apply, true).await?;
+            said = self.plan_once(job, work, ready, apply).await?;
+        }
+        let found = match said.code {
+            Some(0) => said.drift,
+            Some(2) => true,
+            _ => return Err(failure(job, "plan", said)),
+        };
+        let mut observation = if found { self.show(job, ready, apply).await? } else { Observation { holds_anything: true, ..Observation::default() } };
+        observation.warnings = said.warnings;
+        if !found && job.consumed {
+            observation.outputs = self.read_outputs(job, ready, apply).await?;
+        }
+        Ok(observation)
+    }
+
+    async fn plan_once(&self, job: &Job, work: &TofuWork, ready: &Ready, apply: bool) -> Result<Said, TargetError> {
+        let mut arguments: Vec<String> = ["plan", "-json", "-input=false", "-detailed-exitcode", "-concise"].map(str::to_owned).into();
+        arguments.push(format!("-out={}", ready.plan.display()));
+        arguments.push(if apply { format!("-lock-timeout={}s", self.settings.lock_timeout.as_secs()) } else { "-lock=false".into() });
+        for path in &work.var_files {
+            arguments.push(format!("-var-file={}", self.tree_path(job).join(path).display()));
+        }
+        arguments.push(format!("-var-file={}", ready.variables.display()));
+        self.run(job, &ready.root, &arguments, apply, Read::Lines(None)).await
+    }
+
+    async fn show(&self, job: &Job, ready: &Ready, apply: bool) -> Result<Observation, TargetError> {
+        let arguments = ["show".to_owned(), "-json".into(), ready.plan.display().to_string()];
+        let said = self.run(job, &ready.root, &arguments, apply, Read::Answer).await?;
+        if said.code != Some(0) {
+            return Err(failure(job, "show", said));
+        }
+        let unreadable = |why: String| TargetError { retry: Retry::Never, ..TargetError::new("plan-unreadable", format!("the plan of `{}` could not be read: {why}", job.instance)) };
+        let json: PlanJson = serde_json::from_slice(&said.stdout).map_err(|error| unreadable(error.to_string()))?;
+        plan::observation(&json, &self.seal, &self.redactor).map_err(unreadable)
+    }
+}
+
+fn needs_init(diagnostic: &crate::port::Diagnostic) -> bool {
+    let text = format!("{} {}", diagnostic.summary, diagnostic.detail);
+    ["tofu init", "initialization required", "not installed", "Module not installed"].iter().any(|sign| text.contains(sign))
+}

@@ -1,0 +1,82 @@
+//! The content of an instance's closure on this disk.
+//!
+//! Writes exactly the closure, and removes only what an earlier closure wrote; what tofu itself put there stays.
+//! *Invariant:* no path leaves the tree, and nothing is written through a link.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use crate::port::{Files, Job, TargetError, join};
+
+const MANIFEST: &str = ".evenkeel-manifest";
+
+/// Makes the tree hold the closure of a job, and answers whether anything changed. Blocks.
+pub(super) fn lay_out(tree: &Path, job: &Job) -> Result<bool, TargetError> {
+    let failed = |attempt: &str, path: &Path, error: &dyn std::fmt::Display| {
+        TargetError::new("work-tree", format!("could not {attempt} `{}` for `{}`: {error}", path.display(), job.instance))
+    };
+    private_folder(tree).map_err(|error| failed("make", tree, &error))?;
+    let manifest = tree.join(MANIFEST);
+    let before: BTreeMap<String, (String, bool)> = fs::read(&manifest).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+    if before == job.files {
+        return Ok(false);
+    }
+    for path in before.keys().filter(|path| !job.files.contains_key(*path)) {
+        match fs::remove_file(tree.join(path)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &tree.join(path), &error)),
+            _ => {}
+        }
+    }
+    for (path, (id, program)) in &job.files {
+        let place = tree.join(path);
+        if before.get(path) == Some(&(id.clone(), *program)) && place.is_file() {
+            continue;
+        }
+        let content = content(&*job.content, path).map_err(|error| failed("read", Path::new(path), &error))?;
+        if let Some(folder) = place.parent() {
+            fs::create_dir_all(folder).map_err(|error| failed("make", folder, &error))?;
+        }
+        let mode = if *program { 0o700 } else { 0o600 };
+        drop(fs::remove_file(&place));
+        write(&place, &content, mode).map_err(|error| failed("write", &place, &error))?;
+    }
+    let text = serde_json::to_vec(&job.files).expect("a map of texts is JSON");
+    write(&manifest, &text, 0o600).map_err(|error| failed("write", &manifest, &error))?;
+    Ok(true)
+}
+
+/// The content of a file, through links that stay inside; the closure has proved that they do.
+fn content(files: &dyn Files, path: &str) -> Result<std::sync::Arc<[u8]>, crate::port::FilesError> {
+    let mut target = path.to_owned();
+    for _ in 0..8 {
+        let bytes = files.read(&target)?;
+        match files.entry(&target)?.map(|entry| entry.sort) {
+            Some(crate::port::Sort::Link) => {
+                let folder = target.rsplit_once('/').map_or("", |(folder, _)| folder);
+                target = join(folder, &String::from_utf8_lossy(&bytes)).unwrap_or_default();
+            }
+            _ => return Ok(bytes),
+        }
+    }
+    files.read(path)
+}
+
+/// Writes a file beside its place and renames it there.
+pub(super) fn write(place: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let part = PathBuf::from(format!("{}.part", place.display()));
+    drop(fs::remove_file(&part));
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&part)?;
+    io::Write::write_all(&mut file, content)?;
+    drop(file);
+    fs::rename(&part, place)
+}
+
+/// Makes a folder that its owner alone may enter.
+pub(super) fn private_folder(path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+}
