@@ -10,6 +10,7 @@ pub mod calendar;
 pub mod check;
 pub mod command;
 pub mod desired;
+pub mod forge;
 pub mod git;
 pub mod github;
 pub mod journal;

@@ -1,0 +1,478 @@
+//! What the forge knows: pull requests, comments, reviews, statuses; kept in one JSON file beside the repository.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+
+use chrono::{DateTime, Utc};
+use git2::{BranchType, Oid, Repository};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{Error, Settings, User, webhooks};
+
+/// The most changed files of a pull request that are listed.
+const FILES_MAX: usize = 3000;
+/// The longest patch of one file that is shown.
+const PATCH_BYTES_MAX: usize = 64 << 10;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Pull {
+    pub(super) number: u64,
+    pub(super) title: String,
+    pub(super) body: String,
+    pub(super) author: String,
+    pub(super) branch: String,
+    pub(super) base: String,
+    pub(super) head: String,
+    pub(super) open: bool,
+    pub(super) draft: bool,
+    pub(super) merged_as: Option<String>,
+    pub(super) merged_by: Option<String>,
+    pub(super) merged_at: Option<DateTime<Utc>>,
+    pub(super) created_at: DateTime<Utc>,
+    pub(super) updated_at: DateTime<Utc>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Comment {
+    pub(super) id: u64,
+    pub(super) pull: u64,
+    pub(super) author: String,
+    pub(super) body: String,
+    pub(super) created_at: DateTime<Utc>,
+    pub(super) updated_at: DateTime<Utc>,
+    pub(super) minimized: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Review {
+    pub(super) id: u64,
+    pub(super) pull: u64,
+    pub(super) author: String,
+    pub(super) state: String,
+    pub(super) commit: String,
+    pub(super) body: String,
+    pub(super) at: DateTime<Utc>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Status {
+    pub(super) id: u64,
+    pub(super) sha: String,
+    pub(super) context: String,
+    pub(super) state: String,
+    pub(super) description: String,
+    pub(super) author: String,
+    pub(super) at: DateTime<Utc>,
+    /// For a check run, what it is beyond a status.
+    pub(super) check: Option<Value>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+pub(super) struct Records {
+    next_id: u64,
+    next_number: u64,
+    pub(super) pulls: BTreeMap<u64, Pull>,
+    pub(super) comments: Vec<Comment>,
+    pub(super) reviews: Vec<Review>,
+    pub(super) statuses: Vec<Status>,
+    /// The branches as they were seen last, to tell what a push changed.
+    branches: BTreeMap<String, String>,
+}
+
+pub(super) struct State {
+    folder: PathBuf,
+    pub(super) settings: Settings,
+    pub(super) address: SocketAddr,
+    pub(super) records: Records,
+    pub(super) page_token: String,
+    sender: webhooks::Sender,
+}
+
+/// A request that can't be answered, as GitHub would say it.
+#[derive(Debug)]
+pub(super) struct Refusal(pub(super) u16, pub(super) String);
+
+pub(super) type Answer<T> = Result<T, Refusal>;
+
+impl From<git2::Error> for Refusal {
+    fn from(error: git2::Error) -> Self {
+        Self(422, error.message().to_owned())
+    }
+}
+
+impl State {
+    pub(super) fn open(folder: PathBuf, settings: Settings, address: SocketAddr) -> Result<Self, Error> {
+        let failed = |why: String| Error::Folder { path: folder.clone(), why };
+        std::fs::create_dir_all(&folder).map_err(|error| failed(error.to_string()))?;
+        let place = folder.join("repository.git");
+        if Repository::open_bare(&place).is_err() {
+            let mut options = git2::RepositoryInitOptions::new();
+            options.bare(true).initial_head("main");
+            Repository::init_opts(&place, &options).map_err(|error| failed(error.message().to_owned()))?;
+        }
+        let records = match std::fs::read(folder.join("forge.json")) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failed(format!("forge.json: {error}")))?,
+            Err(_) => Records { next_id: 1000, next_number: 1, ..Records::default() },
+        };
+        let mut token = [0; 16];
+        getrandom::fill(&mut token).map_err(|error| failed(error.to_string()))?;
+        let sender = webhooks::Sender::new(settings.webhook.clone());
+        let mut state = Self { folder, settings, address, records, page_token: hex::encode(token), sender };
+        if state.records.branches.is_empty() {
+            state.records.branches = state.heads();
+        }
+        Ok(state)
+    }
+
+    pub(super) fn repository_path(&self) -> PathBuf {
+        self.folder.join("repository.git")
+    }
+
+    pub(super) fn repository(&self) -> Answer<Repository> {
+        Ok(Repository::open_bare(self.repository_path())?)
+    }
+
+    pub(super) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub(super) fn id(&mut self) -> u64 {
+        self.records.next_id += 1;
+        self.records.next_id
+    }
+
+    pub(super) fn save(&self) -> Answer<()> {
+        let failed = |error: std::io::Error| Refusal(500, format!("could not write forge.json: {error}"));
+        let text = serde_json::to_vec_pretty(&self.records).map_err(|error| Refusal(500, error.to_string()))?;
+        let part = self.folder.join("forge.json.part");
+        std::fs::write(&part, text).map_err(failed)?;
+        std::fs::rename(part, self.folder.join("forge.json")).map_err(failed)
+    }
+
+    pub(super) fn user(&self, login: &str) -> Option<&User> {
+        self.settings.users.iter().find(|user| user.login.eq_ignore_ascii_case(login))
+    }
+
+    fn heads(&self) -> BTreeMap<String, String> {
+        let Ok(repository) = self.repository() else { return BTreeMap::new() };
+        let Ok(branches) = repository.branches(Some(BranchType::Local)) else { return BTreeMap::new() };
+        branches
+            .flatten()
+            .filter_map(|(branch, _)| {
+                let name = branch.name().ok()??.to_owned();
+                Some((name, branch.get().target()?.to_string()))
+            })
+            .collect()
+    }
+
+    pub(super) fn head_of(&self, branch: &str) -> Answer<String> {
+        let repository = self.repository()?;
+        let found = repository.find_branch(branch, BranchType::Local).ok().and_then(|branch| branch.get().target());
+        found.map(|id| id.to_string()).ok_or_else(|| Refusal(422, format!("Validation Failed: there is no branch `{branch}`")))
+    }
+
+    /// Looks at the branches again, and says what changed: pushes, and pull requests that moved.
+    pub(super) fn look(&mut self, by: &str) -> Answer<()> {
+        let heads = self.heads();
+        if heads == self.records.branches {
+            return Ok(());
+        }
+        let before = std::mem::replace(&mut self.records.branches, heads.clone());
+        let names: std::collections::BTreeSet<&String> = before.keys().chain(heads.keys()).collect();
+        for name in names {
+            let (old, new) = (before.get(name), heads.get(name));
+            if old == new {
+                continue;
+            }
+            let none = "0".repeat(40);
+            let payload = json!({"ref": format!("refs/heads/{name}"), "before": old.unwrap_or(&none), "after": new.unwrap_or(&none), "created": old.is_none(), "deleted": new.is_none(), "forced": false, "commits": [], "pusher": {"name": by}});
+            self.event("push", payload, by);
+            let moved: Vec<u64> = self.records.pulls.values().filter(|pull| pull.open && pull.branch == *name).map(|pull| pull.number).collect();
+            for number in moved {
+                match new {
+                    Some(new) => {
+                        let new = new.clone();
+                        self.point(number, &new)?;
+                        self.pull_event(number, "synchronize", by);
+                    }
+                    None => {
+                        self.close(number, by)?;
+                    }
+                }
+            }
+        }
+        self.save()
+    }
+
+    fn point(&mut self, number: u64, head: &str) -> Answer<()> {
+        let repository = self.repository()?;
+        repository.reference(&format!("refs/pull/{number}/head"), Oid::from_str(head)?, true, "pull request")?;
+        if let Some(pull) = self.records.pulls.get_mut(&number) {
+            pull.head = head.to_owned();
+            pull.updated_at = Utc::now();
+        }
+        Ok(())
+    }
+
+    pub(super) fn pull(&self, number: u64) -> Answer<&Pull> {
+        self.records.pulls.get(&number).ok_or_else(|| Refusal(404, "Not Found".into()))
+    }
+
+    pub(super) fn open_pull(&mut self, author: &str, branch: &str, base: &str, title: &str, body: &str, draft: bool) -> Answer<u64> {
+        let branch = branch.rsplit_once(':').map_or(branch, |(_, branch)| branch);
+        let head = self.head_of(branch)?;
+        let base_head = self.head_of(base)?;
+        if self.records.pulls.values().any(|pull| pull.open && pull.branch == branch && pull.base == base) {
+            return Err(Refusal(422, format!("Validation Failed: A pull request already exists for {}:{branch}.", self.settings.owner)));
+        }
+        if head == base_head {
+            return Err(Refusal(422, format!("Validation Failed: No commits between {base} and {branch}")));
+        }
+        let number = self.records.next_number;
+        self.records.next_number += 1;
+        let now = Utc::now();
+        let pull = Pull {
+            number,
+            title: title.to_owned(),
+            body: body.to_owned(),
+            author: author.to_owned(),
+            branch: branch.to_owned(),
+            base: base.to_owned(),
+            head: head.clone(),
+            open: true,
+            draft,
+            merged_as: None,
+            merged_by: None,
+            merged_at: None,
+            created_at: now,
+            updated_at: now,
+        };
+        self.records.pulls.insert(number, pull);
+        self.point(number, &head)?;
+        self.pull_event(number, "opened", author);
+        self.save()?;
+        Ok(number)
+    }
+
+    pub(super) fn edit_pull(&mut self, number: u64, by: &str, change: &Value) -> Answer<()> {
+        self.pull(number)?;
+        let pull = self.records.pulls.get_mut(&number).ok_or_else(|| Refusal(404, "Not Found".into()))?;
+        let mut edited = false;
+        if let Some(title) = change["title"].as_str() {
+            edited |= pull.title != title;
+            pull.title = title.to_owned();
+        }
+        if let Some(body) = change["body"].as_str() {
+            edited |= pull.body != body;
+            pull.body = body.to_owned();
+        }
+        pull.updated_at = Utc::now();
+        match change["state"].as_str() {
+            Some("closed") if pull.open => self.close(number, by)?,
+            Some("open") if !pull.open && pull.merged_as.is_none() => {
+                pull.open = true;
+                self.pull_event(number, "reopened", by);
+            }
+            _ if edited => self.pull_event(number, "edited", by),
+            _ => {}
+        }
+        self.save()
+    }
+
+    fn close(&mut self, number: u64, by: &str) -> Answer<()> {
+        if let Some(pull) = self.records.pulls.get_mut(&number) {
+            pull.open = false;
+            pull.updated_at = Utc::now();
+        }
+        self.pull_event(number, "closed", by);
+        self.save()
+    }
+
+    pub(super) fn comment(&mut self, number: u64, author: &str, body: &str) -> Answer<Comment> {
+        if body.chars().count() > 65_536 {
+            return Err(Refusal(422, "Validation Failed: body is too long (maximum is 65536 characters)".into()));
+        }
+        if body.trim().is_empty() {
+            return Err(Refusal(422, "Validation Failed: body cannot be blank".into()));
+        }
+        self.pull(number)?;
+        let now = Utc::now();
+        let comment = Comment { id: self.id(), pull: number, author: author.to_owned(), body: body.to_owned(), created_at: now, updated_at: now, minimized: false };
+        self.records.comments.push(comment.clone());
+        if let Some(pull) = self.records.pulls.get_mut(&number) {
+            pull.updated_at = now;
+        }
+        let payload = json!({"action": "created", "issue": {"number": number, "pull_request": {}}, "comment": self.comment_json(&comment)});
+        self.event("issue_comment", payload, author);
+        self.save()?;
+        Ok(comment)
+    }
+
+    pub(super) fn review(&mut self, number: u64, author: &str, state: &str, body: &str) -> Answer<Review> {
+        let pull = self.pull(number)?;
+        if state == "APPROVED" && pull.author.eq_ignore_ascii_case(author) {
+            return Err(Refusal(422, "Can not approve your own pull request".into()));
+        }
+        let commit = pull.head.clone();
+        let review = Review { id: self.id(), pull: number, author: author.to_owned(), state: state.to_owned(), commit, body: body.to_owned(), at: Utc::now() };
+        self.records.reviews.push(review.clone());
+        let payload = json!({"action": "submitted", "review": self.review_json(&review), "pull_request": self.pull_json(number)?});
+        self.event("pull_request_review", payload, author);
+        self.save()?;
+        Ok(review)
+    }
+
+    /// Merges a pull request with a merge commit.
+    pub(super) fn merge(&mut self, number: u64, by: &str, expected: Option<&str>) -> Answer<String> {
+        self.look(by)?;
+        let pull = self.pull(number)?.clone();
+        if !pull.open {
+            return Err(Refusal(405, "Pull Request is not mergeable".into()));
+        }
+        if expected.is_some_and(|sha| sha != pull.head) {
+            return Err(Refusal(409, "Head branch was modified. Review and try the merge again.".into()));
+        }
+        let repository = self.repository()?;
+        let base = repository.find_commit(Oid::from_str(&self.head_of(&pull.base)?)?)?;
+        let head = repository.find_commit(Oid::from_str(&pull.head)?)?;
+        let mut index = repository.merge_commits(&base, &head, None)?;
+        if index.has_conflicts() {
+            return Err(Refusal(405, "Pull Request is not mergeable: there are conflicts".into()));
+        }
+        let tree = repository.find_tree(index.write_tree_to(&repository)?)?;
+        let author = git2::Signature::now(by, &format!("{by}@localhost"))?;
+        let message = format!("Merge pull request #{number} from {}\n\n{}", pull.branch, pull.title);
+        let merged = repository.commit(Some(&format!("refs/heads/{}", pull.base)), &author, &author, &message, &tree, &[&base, &head])?.to_string();
+        if let Some(pull) = self.records.pulls.get_mut(&number) {
+            let now = Utc::now();
+            pull.open = false;
+            pull.merged_as = Some(merged.clone());
+            pull.merged_by = Some(by.to_owned());
+            pull.merged_at = Some(now);
+            pull.updated_at = now;
+        }
+        self.pull_event(number, "closed", by);
+        self.look(by)?;
+        self.save()?;
+        Ok(merged)
+    }
+
+    pub(super) fn event(&self, name: &str, mut payload: Value, by: &str) {
+        payload["repository"] = self.repository_json();
+        payload["sender"] = self.user_json(by);
+        self.sender.send(name, payload);
+    }
+
+    fn pull_event(&self, number: u64, action: &str, by: &str) {
+        if let Ok(pull) = self.pull_json(number) {
+            self.event("pull_request", json!({"action": action, "number": number, "pull_request": pull}), by);
+        }
+    }
+
+    pub(super) fn user_json(&self, login: &str) -> Value {
+        let id = self.settings.users.iter().position(|user| user.login == login).map_or(9999, |at| at as u64 + 1);
+        json!({"login": login, "id": id, "node_id": format!("U_{id}"), "type": "User", "site_admin": false, "url": format!("{}/users/{login}", self.url()), "html_url": format!("{}/{login}", self.url()), "avatar_url": ""})
+    }
+
+    pub(super) fn repository_json(&self) -> Value {
+        let (owner, name) = (&self.settings.owner, &self.settings.repository);
+        json!({"id": 1, "node_id": "R_1", "name": name, "full_name": format!("{owner}/{name}"), "private": true, "fork": false, "owner": self.user_json(owner),
+            "default_branch": "main", "url": format!("{}/repos/{owner}/{name}", self.url()), "html_url": format!("{}/{owner}/{name}", self.url()), "clone_url": format!("{}/{owner}/{name}.git", self.url())})
+    }
+
+    pub(super) fn pull_json(&self, number: u64) -> Answer<Value> {
+        let pull = self.pull(number)?;
+        let html = format!("{}/{}/{}/pull/{number}", self.url(), self.settings.owner, self.settings.repository);
+        let side = |branch: &str, sha: &str| json!({"label": format!("{}:{branch}", self.settings.owner), "ref": branch, "sha": sha, "user": self.user_json(&self.settings.owner), "repo": self.repository_json()});
+        let base_head = self.head_of(&pull.base).unwrap_or_default();
+        Ok(json!({
+            "id": number, "node_id": format!("PR_{number}"), "number": number, "state": if pull.open { "open" } else { "closed" }, "locked": false, "draft": pull.draft,
+            "title": pull.title, "body": pull.body, "user": self.user_json(&pull.author), "html_url": html, "url": format!("{}/repos/{}/{}/pulls/{number}", self.url(), self.settings.owner, self.settings.repository),
+            "head": side(&pull.branch, &pull.head), "base": side(&pull.base, &base_head), "labels": [], "assignees": [], "requested_reviewers": [], "author_association": "MEMBER",
+            "merged": pull.merged_as.is_some(), "merged_at": pull.merged_at, "merge_commit_sha": pull.merged_as, "merged_by": pull.merged_by.as_ref().map(|login| self.user_json(login)),
+            "mergeable": if pull.open { json!(true) } else { Value::Null }, "created_at": pull.created_at, "updated_at": pull.updated_at, "closed_at": if pull.open { Value::Null } else { json!(pull.updated_at) },
+        }))
+    }
+
+    pub(super) fn comment_json(&self, comment: &Comment) -> Value {
+        let html = format!("{}/{}/{}/pull/{}#issuecomment-{}", self.url(), self.settings.owner, self.settings.repository, comment.pull, comment.id);
+        json!({"id": comment.id, "node_id": format!("IC_{}", comment.id), "body": comment.body, "user": self.user_json(&comment.author), "created_at": comment.created_at, "updated_at": comment.updated_at,
+            "html_url": html, "url": html, "issue_url": format!("{}/repos/{}/{}/issues/{}", self.url(), self.settings.owner, self.settings.repository, comment.pull), "author_association": "MEMBER"})
+    }
+
+    pub(super) fn review_json(&self, review: &Review) -> Value {
+        json!({"id": review.id, "node_id": format!("PRR_{}", review.id), "user": self.user_json(&review.author), "body": review.body, "state": review.state, "commit_id": review.commit, "submitted_at": review.at, "author_association": "MEMBER",
+            "html_url": format!("{}/{}/{}/pull/{}", self.url(), self.settings.owner, self.settings.repository, review.pull), "pull_request_url": ""})
+    }
+
+    pub(super) fn status_json(&self, status: &Status) -> Value {
+        json!({"id": status.id, "node_id": format!("SC_{}", status.id), "state": status.state, "context": status.context, "description": status.description, "target_url": null, "url": "", "avatar_url": null,
+            "creator": self.user_json(&status.author), "created_at": status.at, "updated_at": status.at})
+    }
+
+    /// The newest status of each context.
+    pub(super) fn statuses_of(&self, sha: &str) -> Vec<&Status> {
+        let mut newest: BTreeMap<&str, &Status> = BTreeMap::new();
+        for status in self.records.statuses.iter().filter(|status| status.sha == sha) {
+            newest.insert(&status.context, status);
+        }
+        newest.into_values().collect()
+    }
+
+    /// The changed files of a pull request, with their patches.
+    pub(super) fn files(&self, number: u64) -> Answer<Vec<Value>> {
+        let pull = self.pull(number)?;
+        let repository = self.repository()?;
+        let head = repository.find_commit(Oid::from_str(&pull.head)?)?;
+        let base = match &pull.merged_as {
+            Some(merged) => repository.find_commit(Oid::from_str(merged)?)?.parent_id(0)?,
+            None => Oid::from_str(&self.head_of(&pull.base)?)?,
+        };
+        let from = repository.merge_base(base, head.id()).unwrap_or(base);
+        let old = repository.find_commit(from)?.tree()?;
+        let mut diff = repository.diff_tree_to_tree(Some(&old), Some(&head.tree()?), None)?;
+        diff.find_similar(None)?;
+        let mut files = vec![];
+        for at in 0..diff.deltas().len().min(FILES_MAX) {
+            let Some(mut patch) = git2::Patch::from_diff(&diff, at)? else { continue };
+            let (_, additions, deletions) = patch.line_stats()?;
+            let delta = patch.delta();
+            let name = delta.new_file().path().or(delta.old_file().path()).map(|path| path.display().to_string()).unwrap_or_default();
+            let sort = match delta.status() {
+                git2::Delta::Added => "added",
+                git2::Delta::Deleted => "removed",
+                git2::Delta::Renamed => "renamed",
+                _ => "modified",
+            };
+            let sha = delta.new_file().id().to_string();
+            let text = patch.to_buf().map(|buffer| String::from_utf8_lossy(&buffer).into_owned()).unwrap_or_default();
+            let hunks: String = text.lines().skip_while(|line| !line.starts_with("@@")).collect::<Vec<_>>().join("\n").chars().take(PATCH_BYTES_MAX).collect();
+            files.push(json!({"sha": sha, "filename": name, "status": sort, "additions": additions, "deletions": deletions, "changes": additions + deletions, "patch": hunks, "blob_url": "", "raw_url": "", "contents_url": ""}));
+        }
+        Ok(files)
+    }
+
+    /// The commits of a pull request, oldest first.
+    pub(super) fn commits(&self, number: u64) -> Answer<Vec<Value>> {
+        let pull = self.pull(number)?;
+        let repository = self.repository()?;
+        let mut walk = repository.revwalk()?;
+        walk.push(Oid::from_str(&pull.head)?)?;
+        let base = match &pull.merged_as {
+            Some(merged) => repository.find_commit(Oid::from_str(merged)?)?.parent_id(0)?,
+            None => Oid::from_str(&self.head_of(&pull.base)?)?,
+        };
+        walk.hide(base)?;
+        let mut commits = vec![];
+        for id in walk.flatten().take(250) {
+            let commit = repository.find_commit(id)?;
+            let author = commit.author();
+            let at = DateTime::from_timestamp(commit.time().seconds(), 0).unwrap_or_default();
+            let person = json!({"name": author.name().unwrap_or_default(), "email": author.email().unwrap_or_default(), "date": at});
+            commits.push(json!({"sha": id.to_string(), "node_id": format!("C_{id}"), "html_url": "", "url": "", "comments_url": "", "author": null, "committer": null, "parents": [],
+                "commit": {"message": commit.message().unwrap_or_default(), "author": person, "committer": person, "tree": {"sha": commit.tree_id().to_string(), "url": ""}, "url": "", "comment_count": 0}}));
+        }
+        commits.reverse();
+        Ok(commits)
+    }
+}
