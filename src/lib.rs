@@ -9,6 +9,7 @@ pub mod authority;
 pub mod calendar;
 pub mod check;
 pub mod command;
+pub mod daemon;
 pub mod desired;
 pub mod forge;
 pub mod git;

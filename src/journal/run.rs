@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{Event, Status};
-use crate::model::{Action, EnvironmentName, InstanceId, PullNumber, Revision, RunId, WaitingOn};
+use crate::model::{Action, Digest, EnvironmentName, InstanceId, PullNumber, Revision, RunId, WaitingOn};
 
 /// Where a run stands.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -43,8 +43,8 @@ pub struct Run {
     pub pull: Option<PullNumber>,
     /// The remediation that it runs, which filters it.
     pub remediation: Option<String>,
-    /// What was approved, by instance; an instance that is not in it was wholly unknown. None: no plan was shown.
-    pub approved: Option<BTreeMap<InstanceId, Vec<Action>>>,
+    /// What was approved of each instance.
+    pub approved: BTreeMap<InstanceId, Approved>,
     /// Its instances.
     pub instances: BTreeMap<InstanceId, RunInstance>,
     /// When it was authorised.
@@ -59,6 +59,9 @@ pub struct Run {
 pub struct RunInstance {
     /// Where it stands.
     pub status: Status,
+    /// Its component digest, as the run applies it.
+    #[serde(default)]
+    pub digest: Option<Digest>,
     /// Its step.
     pub order: usize,
     /// In a sentence, where there is something to say.
@@ -86,4 +89,28 @@ pub struct JournalRecord {
     /// What.
     #[serde(flatten)]
     pub event: Event,
+}
+
+/// What was approved of one instance (R2.4).
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "approved", rename_all = "camelCase")]
+pub enum Approved {
+    /// Whatever the declaration says: it came by a merge that nobody was shown a plan of.
+    Declaration,
+    /// A part that was wholly unknown when the rest was approved; `deferred` decides.
+    Unknown,
+    /// These actions.
+    Actions {
+        /// As they were shown.
+        actions: Vec<Action>,
+    },
+    /// What a merged remediation lets through.
+    Remediation,
+}
+
+impl Run {
+    /// Whether an instance of it has not ended.
+    pub fn holds(&self, id: &InstanceId) -> bool {
+        matches!(self.state, RunState::Open) && self.instances.get(id).is_some_and(|instance| !instance.status.ended())
+    }
 }

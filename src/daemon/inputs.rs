@@ -1,0 +1,174 @@
+//! What an instance is given: outputs of its upstreams, recorded (R1.3) or planned (R2.5), filled into its declaration.
+//!
+//! Never lets a live output flow on that its upstream's last run did not record. A recorded HMAC is matched against the
+//! value that the upstream's state holds now; without a match the input counts as changed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use serde_json::Value;
+
+use super::{Daemon, Error, Head};
+use crate::{
+    desired::{Instance, Reference, resolve, schema::Component},
+    model::{InstanceId, WaitingOn},
+    plan::Applied,
+    port::{Files, Job, Output, RecordedOutput, TargetError, TofuWork, Use, Work},
+};
+
+/// What an instance is given.
+#[derive(Default, Debug)]
+pub(super) struct Inputs {
+    values: BTreeMap<InstanceId, Value>,
+    /// As they are recorded with what is applied.
+    pub(super) recorded: BTreeMap<String, RecordedOutput>,
+    /// What is not known yet.
+    pub(super) waiting_on: Vec<WaitingOn>,
+}
+
+/// Outputs that a plan would bring, by instance.
+pub(super) type Planned = BTreeMap<InstanceId, BTreeMap<String, Output>>;
+
+fn record_key(reference: &Reference, name: &str) -> String {
+    format!("{}.outputs.{name}", reference.component)
+}
+
+/// The name of the output that a reference means; the rest of its key leads into the value.
+fn output_name<'k, T>(outputs: &BTreeMap<String, T>, key: &'k str) -> &'k str {
+    if outputs.contains_key(key) { key } else { key.split('.').next().unwrap_or(key) }
+}
+
+impl Inputs {
+    /// Fills a value.
+    fn fill(&self, id: &InstanceId, value: &Value) -> Result<Value, TargetError> {
+        let output = |reference: &Reference| {
+            let upstream = InstanceId::new(&id.environment, &reference.component);
+            self.values.get(&upstream).and_then(|outputs| resolve::lookup(outputs, &reference.key))
+        };
+        resolve::fill(value, &output).map_err(|why| TargetError { retry: crate::model::Retry::WhenInputChanges, ..TargetError::new("input-missing", format!("`{id}`: {why}")) })
+    }
+}
+
+impl Daemon {
+    /// The inputs of an instance, from planned outputs where there are any and from recorded ones else.
+    pub(super) async fn inputs(self: &Arc<Self>, head: &Head, id: &InstanceId, references: &BTreeSet<Reference>, planned: &Planned) -> Result<Inputs, Error> {
+        let mut inputs = Inputs::default();
+        let applied = self.store().all_applied().await?;
+        for reference in references.iter().filter(|reference| reference.component != id.component) {
+            let upstream = InstanceId::new(&id.environment, &reference.component);
+            if let Some(outputs) = planned.get(&upstream) {
+                let name = output_name(outputs, &reference.key);
+                match outputs.get(name) {
+                    Some(output) => match (&output.value, output.record(&self.hands.seal)) {
+                        (Some(value), Some(recorded)) => {
+                            inputs.put(&upstream, name, value.clone());
+                            inputs.recorded.insert(record_key(reference, name), recorded);
+                        }
+                        _ => inputs.wait(WaitingOn::KnownAfter { instance: upstream.clone() }),
+                    },
+                    None => return Err(no_output(id, reference)),
+                }
+                continue;
+            }
+            let Some(record) = applied.get(&upstream) else {
+                inputs.wait(WaitingOn::Upstream { instance: upstream.clone() });
+                continue;
+            };
+            let name = output_name(&record.outputs, &reference.key);
+            let Some(recorded) = record.outputs.get(name) else { return Err(no_output(id, reference)) };
+            match &recorded.value {
+                Some(value) => inputs.put(&upstream, name, value.clone()),
+                None => {
+                    let value = self.sealed_output(head, &upstream, record, name, recorded).await?;
+                    inputs.put(&upstream, name, value);
+                }
+            }
+            inputs.recorded.insert(record_key(reference, name), recorded.clone());
+        }
+        Ok(inputs)
+    }
+
+    /// Reads a sensitive output again from its upstream's state, and proves that it is the recorded one.
+    async fn sealed_output(self: &Arc<Self>, head: &Head, upstream: &InstanceId, record: &Applied, name: &str, recorded: &RecordedOutput) -> Result<Value, Error> {
+        let job = self.applied_job_with(upstream, record, &Inputs::default(), head).await?;
+        let live = self.hands.target.outputs(&job).await?;
+        let value = live.get(name).and_then(|output| output.value.clone());
+        match value {
+            Some(value) if recorded.sealed.as_deref() == Some(&self.hands.seal.seal(&value)) => Ok(value),
+            _ => Err(TargetError::new("input-changed", format!("the sensitive output `{name}` of `{upstream}` is not the one that its last run recorded; `{upstream}` has drifted, or was applied elsewhere")).into()),
+        }
+    }
+
+    /// The job of an instance as it is applied, with the inputs that were recorded.
+    pub(super) async fn applied_job(self: &Arc<Self>, id: &InstanceId, applied: &Applied, head: &Head) -> Result<Job, Error> {
+        let mut inputs = Inputs::default();
+        let all = self.store().all_applied().await?;
+        for (key, recorded) in &applied.inputs {
+            let Some((component, name)) = key.split_once(".outputs.") else { continue };
+            let Ok(component) = component.parse() else { continue };
+            let upstream = InstanceId::new(&id.environment, &component);
+            let value = match (&recorded.value, all.get(&upstream)) {
+                (Some(value), _) => value.clone(),
+                (None, Some(record)) => self.sealed_output(head, &upstream, record, name, recorded).await?,
+                (None, None) => return Err(TargetError::new("input-missing", format!("`{upstream}`, whose sensitive output `{id}` uses, is not applied any more")).into()),
+            };
+            inputs.put(&upstream, name, value);
+        }
+        self.applied_job_with(id, applied, &inputs, head).await
+    }
+
+    async fn applied_job_with(self: &Arc<Self>, id: &InstanceId, applied: &Applied, inputs: &Inputs, head: &Head) -> Result<Job, Error> {
+        let content: Arc<dyn Files> = self.hands.mirror.files(&applied.revision).await?;
+        let made = Made { spec: &applied.spec, files: &applied.files, declares_backend: applied.declares_backend };
+        Ok(job(id, Use::Applied, content, &made, inputs, head.consumed(id))?)
+    }
+}
+
+impl Inputs {
+    fn put(&mut self, upstream: &InstanceId, name: &str, value: Value) {
+        let outputs = self.values.entry(upstream.clone()).or_insert_with(|| Value::Object(serde_json::Map::new()));
+        if let Value::Object(map) = outputs {
+            map.insert(name.to_owned(), value);
+        }
+    }
+    fn wait(&mut self, on: WaitingOn) {
+        if !self.waiting_on.contains(&on) {
+            self.waiting_on.push(on);
+        }
+    }
+}
+
+fn no_output(id: &InstanceId, reference: &Reference) -> Error {
+    let message = format!("`{id}` uses `{}.outputs.{}`, and `{}/{}` has no such output", reference.component, reference.key, id.environment, reference.component);
+    TargetError { retry: crate::model::Retry::WhenInputChanges, ..TargetError::new("input-missing", message) }.into()
+}
+
+/// What an instance is made from.
+pub(super) struct Made<'a> {
+    pub(super) spec: &'a Component,
+    pub(super) files: &'a BTreeMap<String, (String, bool)>,
+    pub(super) declares_backend: bool,
+}
+
+/// The job of an instance as a revision declares it.
+pub(super) fn declared_job(instance: &Instance, r#use: Use, content: Arc<dyn Files>, inputs: &Inputs, consumed: bool) -> Result<Job, TargetError> {
+    let spec = instance.spec.as_ref().ok_or_else(|| TargetError::new("stalled", format!("`{}` has problems in its declaration", instance.id)))?;
+    let made = Made { spec, files: &instance.closure.files, declares_backend: instance.closure.declares_backend };
+    job(&instance.id, r#use, content, &made, inputs, consumed)
+}
+
+fn job(id: &InstanceId, r#use: Use, content: Arc<dyn Files>, made: &Made<'_>, inputs: &Inputs, consumed: bool) -> Result<Job, TargetError> {
+    let tofu = made.spec.tofu.as_ref().ok_or_else(|| TargetError::new("stalled", format!("`{id}` has no kind")))?;
+    let fill = |values: &BTreeMap<String, Value>| values.iter().map(|(key, value)| Ok((key.clone(), inputs.fill(id, value)?))).collect::<Result<BTreeMap<_, _>, TargetError>>();
+    let work = TofuWork {
+        root: tofu.root.trim_matches('/').to_owned(),
+        workspace: tofu.workspace.clone(),
+        var_files: tofu.var_files.clone(),
+        variables: fill(&tofu.variables)?,
+        backend_config: fill(&tofu.backend_config)?,
+        declares_backend: made.declares_backend,
+    };
+    Ok(Job { instance: id.clone(), r#use, content, files: made.files.clone(), connection: tofu.connection.clone(), consumed, work: Work::Tofu(work) })
+}

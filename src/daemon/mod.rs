@@ -1,0 +1,303 @@
+//! The daemon: wakes in, looks, decisions, effects.
+//!
+//! Decides nothing itself: each conductor lets the hands observe, hands everything to the minds, and lets the hands act
+//! on what they answer. The system converges with every event source dead, at the pace of its timers.
+//!
+//! *Why is each look a task of its own?* One slow or hanging instance must not delay another. Looks of the same thing
+//! take turns by the queue; processes are bounded where they run (`tofu.parallel`), so a waiting look costs nothing.
+//!
+//! *Race:* head moves while a run is under way: the run keeps its revision; the newer head makes a newer run, which
+//! takes the place of what still waits (R5.3). *Race:* a drift pass during a run: what the run still has to touch is
+//! left alone until it ended (R5.2).
+
+mod conversation;
+mod decide;
+mod git;
+mod inputs;
+mod outbox;
+mod pass;
+mod planning;
+mod propose;
+mod pulls;
+mod recovery;
+mod run;
+mod schedule;
+mod status;
+pub mod wake;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicU64},
+    time::Duration,
+};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use planning::Scope;
+pub use status::{InstanceStatus, Status};
+pub use wake::{Queue, Wake};
+
+use crate::{
+    desired::{Desired, Instance, Loader},
+    git::Mirror,
+    model::{EnvironmentName, InstanceId, Redactor, Revision, Seal},
+    port::{Clock, Files, Forge, ForgeError, Target, TargetError},
+    store::{self, Store},
+};
+
+/// How the daemon works.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The branch that is applied.
+    pub branch: String,
+    /// The root of the declarations in the repository.
+    pub root: String,
+    /// How often the repository and the pull requests are looked at without a hint.
+    pub poll: Duration,
+    /// The folder of the repository, where it is local, to be watched.
+    pub watch: Option<PathBuf>,
+    /// Who holds the leases.
+    pub holder: String,
+}
+
+/// What a conductor could not do.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each is the error of the hand of that name")]
+pub enum Error {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Git(#[from] crate::git::Error),
+    #[error(transparent)]
+    Forge(#[from] ForgeError),
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// What was asked is refused, in a sentence that says why and what to do.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// The head of the branch, loaded.
+pub struct Head {
+    /// The revision.
+    pub revision: Revision,
+    /// What it says.
+    pub desired: Arc<Desired>,
+    /// Its content.
+    pub content: Arc<dyn Files>,
+}
+
+impl Head {
+    /// An instance as head declares it.
+    pub fn instance(&self, id: &InstanceId) -> Option<&Arc<Instance>> {
+        self.desired.instances.get(id)
+    }
+    /// The instances of an environment.
+    pub fn environment(&self, name: &EnvironmentName) -> impl Iterator<Item = &Arc<Instance>> {
+        self.desired.instances.values().filter(move |instance| instance.id.environment == *name)
+    }
+    /// Whether another instance uses the outputs of this one.
+    pub fn consumed(&self, id: &InstanceId) -> bool {
+        self.environment(&id.environment).any(|other| other.id != *id && other.references.iter().any(|reference| reference.component == id.component))
+    }
+}
+
+/// Counters for `/metrics`.
+#[derive(Default)]
+#[expect(missing_docs, reason = "each counts what its name says")]
+pub struct Counters {
+    pub passes: AtomicU64,
+    pub passes_failed: AtomicU64,
+    pub runs_started: AtomicU64,
+    pub runs_ended: AtomicU64,
+    pub actions_applied: AtomicU64,
+    pub actions_failed: AtomicU64,
+    pub webhooks: AtomicU64,
+    pub webhooks_refused: AtomicU64,
+}
+
+/// The hands that the daemon works with.
+pub struct Hands {
+    /// What it remembers.
+    pub store: Store,
+    /// The state repo.
+    pub mirror: Mirror,
+    /// The world.
+    pub target: Arc<dyn Target>,
+    /// Where people are.
+    pub forge: Option<Arc<dyn Forge>>,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// The key of masked values.
+    pub seal: Arc<Seal>,
+    /// The sink of secrets.
+    pub redactor: Redactor,
+}
+
+/// The daemon.
+pub struct Daemon {
+    /// How it works.
+    pub settings: Settings,
+    /// What it works with.
+    pub hands: Hands,
+    /// What is to be looked at.
+    pub queue: Queue,
+    /// For `/metrics`.
+    pub counters: Counters,
+    head: RwLock<Option<Arc<Head>>>,
+    head_problem: Mutex<Option<String>>,
+    loader: Mutex<Loader>,
+    passing: Mutex<BTreeSet<InstanceId>>,
+    driving: Mutex<BTreeSet<crate::model::RunId>>,
+    tokens: Mutex<BTreeMap<EnvironmentName, i64>>,
+    run_changed: tokio::sync::Notify,
+    deciding: tokio::sync::Mutex<()>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Daemon {
+    /// A daemon that has not looked at anything yet.
+    pub fn new(settings: Settings, hands: Hands) -> Arc<Self> {
+        Arc::new(Self {
+            settings,
+            hands,
+            queue: Queue::default(),
+            counters: Counters::default(),
+            head: RwLock::new(None),
+            head_problem: Mutex::new(None),
+            loader: Mutex::default(),
+            passing: Mutex::default(),
+            driving: Mutex::default(),
+            tokens: Mutex::default(),
+            run_changed: tokio::sync::Notify::new(),
+            deciding: tokio::sync::Mutex::default(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        })
+    }
+
+    /// The head that was loaded last.
+    pub fn head(&self) -> Option<Arc<Head>> {
+        self.head.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why head could not be read, if it could not.
+    pub fn head_problem(&self) -> Option<String> {
+        self.head_problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What time it is.
+    pub fn now(&self) -> chrono::DateTime<chrono::Utc> {
+        self.hands.clock.now()
+    }
+
+    fn store(&self) -> &Store {
+        &self.hands.store
+    }
+
+    /// Asks the daemon to start nothing new and to end what is under way.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Whether it was asked to stop.
+    pub fn stopping(&self) -> bool {
+        self.stop.is_cancelled()
+    }
+
+    /// Works until it is asked to stop, and then ends what is under way.
+    pub async fn serve(self: &Arc<Self>) {
+        self.begin().await;
+        let timers = tokio::spawn(schedule::timers(Arc::clone(self)));
+        let watcher = git::watch(self);
+        self.work().await;
+        drop(watcher);
+        timers.abort();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Works until nothing is left to do, and stops.
+    pub async fn once(self: &Arc<Self>) {
+        self.begin().await;
+        let worker = Arc::clone(self);
+        let working = tokio::spawn(async move { worker.work().await });
+        self.queue.wake(Wake::Outbox, "start");
+        tokio::select! {
+            () = self.queue.quiet() => {}
+            () = self.stop.cancelled() => {}
+        }
+        self.stop.cancel();
+        drop(working.await);
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    async fn begin(self: &Arc<Self>) {
+        if let Err(error) = self.recover().await {
+            tracing::error!(error = crate::error_chain(&error), "could not take up the runs that were under way");
+        }
+        self.queue.wake(Wake::Git, "start");
+        if self.hands.forge.is_some() {
+            self.queue.wake(Wake::Pulls, "start");
+        }
+    }
+
+    async fn work(self: &Arc<Self>) {
+        loop {
+            let (wake, because) = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                next = self.queue.next() => next,
+            };
+            let daemon = Arc::clone(self);
+            self.tasks.spawn(async move {
+                if let Err(error) = daemon.look(&wake, &because).await {
+                    tracing::warn!(?wake, because, error = daemon.hands.redactor.redact(&crate::error_chain(&error)), "a look failed; the timers bring it back");
+                }
+                daemon.queue.done(&wake);
+            });
+        }
+    }
+
+    async fn look(self: &Arc<Self>, wake: &Wake, because: &str) -> Result<(), Error> {
+        tracing::debug!(?wake, because, "look");
+        match wake {
+            Wake::Git => self.look_at_git().await,
+            Wake::Pulls => self.look_at_pulls().await,
+            Wake::Pull(number) => self.look_at_pull(*number).await,
+            Wake::Instance(id) => self.pass(id).await.map(drop),
+            Wake::Decide(environment) => self.decide(environment).await,
+            Wake::Plan(environment) => self.plan_head(environment).await.map(drop),
+            Wake::Propose(environment) => self.propose(environment).await,
+            Wake::Run(id) => self.drive(*id).await,
+            Wake::Outbox => self.send().await,
+        }
+    }
+
+    /// The fencing token of an environment's lease; nothing while another daemon holds it.
+    async fn token(&self, environment: &EnvironmentName) -> Result<Option<i64>, Error> {
+        let now = self.now();
+        let token = self.store().lease(environment.as_str(), &self.settings.holder, now, now + LEASE).await?;
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        match token {
+            Some(token) => drop(tokens.insert(environment.clone(), token)),
+            None => drop(tokens.remove(environment)),
+        }
+        Ok(token)
+    }
+}
+
+/// How long a lease lasts; it is renewed whenever the environment is acted on.
+const LEASE: chrono::Duration = chrono::Duration::minutes(2);
+
+/// The clock of this machine.
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> chrono::DateTime<chrono::Utc> {
+        chrono::Utc::now()
+    }
+}

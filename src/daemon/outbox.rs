@@ -1,0 +1,143 @@
+//! What is said to the forge, through the outbox and once (R7.2).
+//!
+//! *Race:* a text is replaced while it is being sent: the newer one stays unsent and follows.
+
+use std::sync::Arc;
+
+use chrono::Duration;
+
+use super::{Daemon, Error, Wake, decide::pull_subject};
+use crate::{
+    journal::{Run, RunState, Status},
+    model::{EnvironmentName, PullNumber, Revision},
+    port::ForgeError,
+    render::comment,
+    store::Outgoing,
+};
+
+/// How many messages are taken at once.
+const BATCH: u32 = 50;
+/// How often a message is tried before it is given up; the waits grow to five minutes, so this is most of a day.
+const ATTEMPTS_MAX: u32 = 200;
+
+impl Daemon {
+    /// Says what is due.
+    pub(super) async fn send(self: &Arc<Self>) -> Result<(), Error> {
+        let Some(forge) = self.hands.forge.clone() else { return Ok(()) };
+        loop {
+            let batch = self.store().unsaid(self.now(), BATCH).await?;
+            if batch.is_empty() {
+                return Ok(());
+            }
+            for (id, attempts, outgoing) in batch {
+                if self.stopping() {
+                    return Ok(());
+                }
+                match say(&*forge, &outgoing).await {
+                    Ok(()) => self.store().said(id, &outgoing, self.now()).await?,
+                    Err(error) => {
+                        let wait = match error.retry {
+                            crate::model::Retry::After(backoff) if attempts < ATTEMPTS_MAX => Some(backoff.wait(attempts)),
+                            _ => None,
+                        };
+                        let at = wait.map(|wait| self.now() + Duration::seconds(i64::try_from(wait.as_seconds()).unwrap_or(300)));
+                        let at = at.map(|at| error.not_before.map_or(at, |not_before| at.max(not_before)));
+                        tracing::warn!(error = error.to_string(), next = ?at, "could not say something to the forge");
+                        self.store().unsayable(id, &error.to_string(), at, self.now()).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn say(self: &Arc<Self>, name: &str, outgoing: &Outgoing) -> Result<(), Error> {
+        if self.hands.forge.is_none() {
+            return Ok(());
+        }
+        self.store().say(name, outgoing, self.now()).await?;
+        self.queue.wake(Wake::Outbox, "something to say");
+        Ok(())
+    }
+
+    /// Says something on a pull request under a marker, in place of what was said under it.
+    pub(super) async fn say_on(self: &Arc<Self>, pull: PullNumber, marker: &str, body: &str, outdates: Option<String>) -> Result<(), Error> {
+        let hidden = comment::marker(marker);
+        let body = self.hands.redactor.redact(body);
+        let body = if body.trim_end().ends_with(&hidden) { body } else { format!("{}\n{hidden}", body.trim_end()) };
+        let outgoing = Outgoing::Comment { pull, marker: hidden, body, outdates };
+        self.say(&format!("comment/{}/{marker}", pull.0), &outgoing).await
+    }
+
+    /// Sets a status of a commit.
+    pub(super) async fn say_status(self: &Arc<Self>, revision: &Revision, context: &str, state: &str, description: &str) -> Result<(), Error> {
+        let description: String = self.hands.redactor.redact(description).chars().take(140).collect();
+        let outgoing = Outgoing::Status { revision: revision.clone(), context: context.to_owned(), state: state.to_owned(), description };
+        self.say(&format!("status/{revision}/{context}"), &outgoing).await
+    }
+
+    /// Says where a run stands, on its pull request.
+    pub(super) async fn say_run(self: &Arc<Self>, run: &Run) -> Result<(), Error> {
+        let Some(pull) = run.pull else { return Ok(()) };
+        self.say_on(pull, &format!("run id={}", run.id), &comment::run(run), None).await
+    }
+
+    /// Sets `evenkeel/apply/<environment>` of what a run applied.
+    pub(super) async fn say_statuses(self: &Arc<Self>, run: &Run) -> Result<(), Error> {
+        let context = format!("evenkeel/apply/{}", run.environment);
+        let all = run.instances.values().all(|instance| instance.status == Status::Applied);
+        let RunState::Ended { says } = &run.state else { return Ok(()) };
+        let (state, says) = if all { ("success", format!("run {}: applied", run.id)) } else { ("failure", format!("run {}: {says}", run.id)) };
+        let mut revisions = vec![run.revision.clone()];
+        if let Some(number) = run.pull
+            && let Some(seen) = self.seen(number).await?
+        {
+            revisions.push(seen.pull.head.clone());
+            revisions.extend(seen.pull.merged_as);
+        }
+        revisions.sort();
+        revisions.dedup();
+        for revision in revisions {
+            self.say_status(&revision, &context, state, &says).await?;
+        }
+        Ok(())
+    }
+
+    /// Shows the plan of what waits at head on the newest merged pull request that is part of it (R6.6), unless it shows
+    /// the same already.
+    pub(super) async fn show_head_plan(self: &Arc<Self>, head: &super::Head, plan: &crate::plan::Plan) -> Result<(), Error> {
+        let environment: &EnvironmentName = &plan.environment;
+        for (number, _) in self.merged_pulls(head).await? {
+            let subject = pull_subject(number, environment);
+            let Some((shown, _)) = self.store().last_plan(&subject, None).await? else { continue };
+            if shown.digest == plan.digest || !shown.instances.iter().any(|i| plan.instance(&i.id).is_some()) {
+                return Ok(());
+            }
+            if self.store().keep_plan(&subject, plan, self.now()).await? {
+                self.say_plan(number, plan, &[]).await?;
+            }
+            return Ok(());
+        }
+        Ok(())
+    }
+
+    /// Says a plan on a pull request; a plan with another digest is a new comment, and the old one is folded away (R6.3).
+    pub(super) async fn say_plan(self: &Arc<Self>, number: PullNumber, plan: &crate::plan::Plan, notes: &[crate::check::Note]) -> Result<(), Error> {
+        let topic = format!("plan env={}", plan.environment);
+        let marker = format!("{topic} digest={}", plan.digest);
+        let body = comment::plan(plan, notes, &marker);
+        self.say_on(number, &marker, &body, Some(format!("evenkeel:{topic} "))).await
+    }
+}
+
+async fn say(forge: &dyn crate::port::Forge, outgoing: &Outgoing) -> Result<(), ForgeError> {
+    match outgoing {
+        Outgoing::Comment { pull, marker, body, outdates } => {
+            let id = forge.ensure_comment(*pull, marker, body).await?;
+            if let Some(topic) = outdates {
+                forge.outdate_comments(*pull, topic, id).await?;
+            }
+            Ok(())
+        }
+        Outgoing::Status { revision, context, state, description } => forge.ensure_status(revision, context, state, description).await,
+    }
+}

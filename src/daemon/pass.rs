@@ -1,0 +1,165 @@
+//! One pass: the world against what is applied, for one instance (R1.4).
+//!
+//! *Flow:* look, compare, probe the checks, record, and hint at what follows: a proposal, a decision.
+//! *Guarantees:* what could not be observed completely is recorded as such and never as *nothing*.
+//! *Assumptions:* two passes of one instance take turns (the queue sees to it).
+
+use std::{
+    sync::{Arc, PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use super::{Daemon, Error, Head, Wake};
+use crate::{
+    desired::schema::{Check, Component},
+    journal::Status as RunStatus,
+    model::{Action, Drift, DriftField, DriftKind, InstanceId},
+    plan::{Applied, Observed, ObservedError},
+    port::{Observation, TargetError},
+    targets::tofu,
+};
+
+/// How long a check may take where it does not say.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Daemon {
+    /// Looks at one instance; answers what was observed, or nothing where a run is changing it.
+    pub(super) async fn pass(self: &Arc<Self>, id: &InstanceId) -> Result<Option<Observed>, Error> {
+        let Some(head) = self.head() else { return Ok(None) };
+        let Some(applied) = self.store().all_applied().await?.remove(id) else {
+            self.queue.wake(Wake::Plan(id.environment.clone()), "not applied yet");
+            return Ok(None);
+        };
+        if self.is_in_flight(id).await? {
+            return Ok(None);
+        }
+        self.passing.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
+        let observed = self.observe(&head, id, &applied).await;
+        self.passing.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        let observed = observed?;
+        self.counters.passes.fetch_add(1, Ordering::Relaxed);
+        if observed.error.is_some() {
+            self.counters.passes_failed.fetch_add(1, Ordering::Relaxed);
+        }
+        // A run may have begun while we looked; what it changes is not drift.
+        if self.is_in_flight(id).await? {
+            return Ok(None);
+        }
+        let before = self.store().all_observed().await?.remove(id);
+        let mut observed = observed;
+        if let Some(before) = &before {
+            observed.head.clone_from(&before.head);
+            observed.pending.clone_from(&before.pending);
+            observed.waiting_on.clone_from(&before.waiting_on);
+        }
+        let drifted = before.is_some_and(|before| !before.drift.is_empty()) || !observed.drift.is_empty();
+        self.store().set_observed(id, &observed).await?;
+        if drifted {
+            self.queue.wake(Wake::Propose(id.environment.clone()), "drift");
+        }
+        Ok(Some(observed))
+    }
+
+    /// Whether an effect on an instance is under way.
+    pub(super) async fn is_in_flight(&self, id: &InstanceId) -> Result<bool, Error> {
+        let runs = self.store().open_runs().await?;
+        Ok(runs.iter().any(|run| run.instances.get(id).is_some_and(|i| matches!(i.status, RunStatus::Running | RunStatus::Effected | RunStatus::Planned))))
+    }
+
+    async fn observe(self: &Arc<Self>, head: &Head, id: &InstanceId, applied: &Applied) -> Result<Observed, Error> {
+        let at = self.now();
+        let started = std::time::Instant::now();
+        let mut observed = Observed {
+            at,
+            duration_ms: 0,
+            against: Some(applied.revision.clone()),
+            drift: vec![],
+            revert: None,
+            head: None,
+            pending: vec![],
+            waiting_on: vec![],
+            error: None,
+            failed_checks: vec![],
+            warnings: vec![],
+        };
+        let looked = match self.applied_job(id, applied, head).await {
+            Ok(job) => self.hands.target.observe(&job).await,
+            Err(Error::Target(error)) => Err(error),
+            Err(error) => return Err(error),
+        };
+        match looked {
+            Ok(observation) => self.compare(id, applied, &observation, &mut observed),
+            Err(error) => observed.error = Some(unknown(&error)),
+        }
+        if observed.error.is_none() {
+            observed.failed_checks = self.failed_checks(id, &applied.spec).await?;
+        }
+        observed.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Ok(observed)
+    }
+
+    fn compare(&self, id: &InstanceId, applied: &Applied, observation: &Observation, observed: &mut Observed) {
+        let strict = applied.spec.drift.strict.unwrap_or(false);
+        observed.drift = tofu::drift::of(observation);
+        observed.warnings.clone_from(&observation.warnings);
+        if observation.changes.is_empty() {
+            // Outputs can change by somebody else's hand, and that is drift of this instance (R1.3).
+            for (name, output) in &observation.outputs {
+                let live = output.record(&self.hands.seal);
+                let recorded = applied.outputs.get(name);
+                if recorded.is_some() && live.as_ref() != recorded {
+                    let field = DriftField { path: String::new(), desired: recorded.and_then(|r| r.value.clone()), observed: live.and_then(|l| l.value) };
+                    observed.drift.push(Drift { resource: format!("output {name}"), drift: DriftKind::Changed, revertible: false, fields: vec![field], changed_by: None, changed_at: None });
+                }
+            }
+        }
+        let drifted: Vec<String> = observed.drift.iter().map(|drift| drift.resource.clone()).collect();
+        observed.revert = tofu::plan::action(id, observation, &applied.guards.protect, &drifted);
+        if !strict && observed.revert.is_none() {
+            // Adopt-only drift is told in the warnings and does not count.
+            let (output, rest): (Vec<Drift>, Vec<Drift>) = std::mem::take(&mut observed.drift).into_iter().partition(|drift| drift.revertible || drift.resource.starts_with("output "));
+            observed.drift = output;
+            observed.warnings.extend(rest.iter().map(|drift| format!("`{}` differs from the last apply in what the configuration does not set", drift.resource)));
+        }
+    }
+
+    /// The checks that do not answer, each in a sentence.
+    pub(super) async fn failed_checks(self: &Arc<Self>, id: &InstanceId, spec: &Component) -> Result<Vec<String>, Error> {
+        let mut failed = vec![];
+        for check in &spec.checks {
+            if let Err(why) = self.probe(id, check).await? {
+                failed.push(format!("check `{}`: {why}", check.name));
+            }
+        }
+        Ok(failed)
+    }
+
+    async fn probe(self: &Arc<Self>, id: &InstanceId, check: &Check) -> Result<Result<(), String>, Error> {
+        let applied = self.store().all_applied().await?;
+        let output = |reference: &crate::desired::Reference| {
+            let upstream = InstanceId::new(&id.environment, &reference.component);
+            let outputs = &applied.get(&upstream)?.outputs;
+            let shown: serde_json::Map<_, _> = outputs.iter().filter_map(|(name, output)| Some((name.clone(), output.value.clone()?))).collect();
+            crate::desired::resolve::lookup(&shown.into(), &reference.key)
+        };
+        let text = |address: &Option<String>| match address {
+            None => Ok(None),
+            Some(address) => crate::desired::resolve::fill(&address.as_str().into(), &output).map(|value| value.as_str().map(str::to_owned)),
+        };
+        let timeout = check.timeout.map_or(CHECK_TIMEOUT, crate::model::Duration::std);
+        match (text(&check.http), text(&check.tcp)) {
+            (Ok(http), Ok(tcp)) => Ok(self.hands.target.probe(http.as_deref(), tcp.as_deref(), timeout).await),
+            (Err(why), _) | (_, Err(why)) => Ok(Err(why)),
+        }
+    }
+}
+
+/// An error of a target as it is recorded.
+pub(super) fn unknown(error: &TargetError) -> ObservedError {
+    ObservedError { kind: error.kind.to_owned(), says: error.line() }
+}
+
+/// The action that reverts an instance, where its drift can be reverted.
+pub(super) fn revert(observed: &Observed) -> Option<Action> {
+    observed.revert.clone().filter(|_| !observed.drift.is_empty())
+}

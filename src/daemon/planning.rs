@@ -1,0 +1,223 @@
+//! A plan of one environment: what would be done at a revision, in order, with planned outputs flowing on (R2.5).
+//!
+//! *Flow:* each instance is looked at as soon as its upstreams are; what an upstream's plan leaves unknown leaves its
+//! dependents *known after*. *Guarantees:* a slow instance delays its dependents alone; one that can't be planned is in
+//! the plan with the reason, and blocks it. Changes nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+};
+
+use futures::future::{FutureExt, Shared, join_all};
+
+use super::{
+    Daemon, Error, Head,
+    inputs::{Planned, declared_job},
+};
+use crate::{
+    model::{EnvironmentName, InstanceId, Revision, WaitingOn},
+    plan::{Applied, InstancePlan, Plan, order},
+    port::{Job, Output, RecordedOutput, Use},
+    targets::tofu,
+};
+
+/// What is to be planned.
+#[derive(Clone, Debug)]
+pub struct Scope {
+    /// These.
+    pub instances: BTreeSet<InstanceId>,
+    /// Which content the work trees hold.
+    pub r#use: Use,
+    /// What it is planned for.
+    pub because: String,
+    /// The revision that it is planned against, for a pull request.
+    pub base: Option<Revision>,
+}
+
+/// What is known of one instance after it was planned.
+#[derive(Clone)]
+pub(super) struct Outcome {
+    /// Its plan; absent where it is not affected.
+    pub(super) plan: Option<InstancePlan>,
+    /// Its outputs as they would be; absent where the recorded ones hold.
+    outputs: Option<BTreeMap<String, Output>>,
+    /// Its inputs, as they would be recorded.
+    pub(super) inputs: BTreeMap<String, RecordedOutput>,
+    /// How to look at it again.
+    pub(super) job: Option<Job>,
+    /// Whether the target holds anything that was never applied from here (R1.6).
+    pub(super) first_contact: bool,
+}
+
+type Planning = Shared<Pin<Box<dyn Future<Output = Arc<Outcome>> + Send>>>;
+
+impl Daemon {
+    /// Plans instances of an environment as a revision declares them, and what their plans change downstream.
+    pub(super) async fn plan_environment(self: &Arc<Self>, environment: &EnvironmentName, head: &Arc<Head>, scope: &Scope) -> Result<(Plan, BTreeMap<InstanceId, Arc<Outcome>>), Error> {
+        let applied = Arc::new(self.store().all_applied().await?);
+        let observed = self.store().all_observed().await?;
+        let considered = with_downstream(head, environment, &scope.instances);
+        let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> = considered.iter().filter_map(|id| Some((id.clone(), head.instance(id)?.upstreams.clone()))).collect();
+        let ordered = order(&edges);
+        let mut plannings: BTreeMap<InstanceId, Planning> = BTreeMap::new();
+        for (id, step) in &ordered {
+            let upstreams: Vec<(InstanceId, Planning)> = edges[id].iter().filter_map(|up| Some((up.clone(), plannings.get(up)?.clone()))).collect();
+            let asked = scope.instances.contains(id);
+            let drifted: Vec<String> = observed.get(id).map(|o| o.drift.iter().map(|d| d.resource.clone()).collect()).unwrap_or_default();
+            let (daemon, head, applied, id_for_task, step, r#use) = (Arc::clone(self), Arc::clone(head), Arc::clone(&applied), id.clone(), *step, scope.r#use);
+            let planning = async move {
+                let mut planned = Planned::new();
+                let mut blocked = None;
+                for (upstream, planning) in upstreams {
+                    let outcome = planning.await;
+                    if outcome.plan.as_ref().is_some_and(|plan| plan.problem.is_some()) {
+                        blocked = Some(upstream.clone());
+                    }
+                    if let Some(outputs) = &outcome.outputs {
+                        planned.insert(upstream, outputs.clone());
+                    } else if outcome.plan.as_ref().is_some_and(|plan| plan.digest.is_none()) {
+                        planned.insert(upstream, BTreeMap::new());
+                        blocked = blocked.or_else(|| planned.keys().last().cloned());
+                    }
+                }
+                let asked = Asked { id: &id_for_task, step, asked, r#use, applied: applied.get(&id_for_task), drifted: &drifted, blocked };
+                Arc::new(daemon.plan_instance(&head, asked, &planned).await)
+            };
+            let planning: Pin<Box<dyn Future<Output = Arc<Outcome>> + Send>> = Box::pin(planning);
+            plannings.insert(id.clone(), planning.shared());
+        }
+        let outcomes: Vec<(InstanceId, Arc<Outcome>)> = join_all(plannings.into_iter().map(|(id, planning)| async move { (id, planning.await) })).await;
+        let mut instances: Vec<InstancePlan> = outcomes.iter().filter_map(|(_, outcome)| outcome.plan.clone()).collect();
+        let ids: BTreeSet<InstanceId> = instances.iter().map(|instance| instance.id.clone()).collect();
+        for instance in &mut instances {
+            instance.after.retain(|upstream| ids.contains(upstream));
+        }
+        renumber(&mut instances);
+        let plan = Plan::new(environment.clone(), head.revision.clone(), scope.base.clone(), scope.because.clone(), instances);
+        Ok((plan, outcomes.into_iter().collect()))
+    }
+
+    async fn plan_instance(self: &Arc<Self>, head: &Arc<Head>, asked: Asked<'_>, planned: &Planned) -> Outcome {
+        let id = asked.id;
+        let none = Outcome { plan: None, outputs: None, inputs: BTreeMap::new(), job: None, first_contact: false };
+        let Some(instance) = head.instance(id) else { return none };
+        let mut plan = InstancePlan {
+            id: id.clone(),
+            kind: instance.kind.to_owned(),
+            digest: None,
+            order: asked.step,
+            after: instance.upstreams.iter().cloned().collect(),
+            waiting_on: vec![],
+            actions: vec![],
+            problem: None,
+        };
+        if let Some(problem) = instance.problems.first() {
+            plan.problem = Some(problem.to_string());
+            return Outcome { plan: asked.asked.then_some(plan), ..none };
+        }
+        if let Some(upstream) = asked.blocked {
+            plan.waiting_on.push(WaitingOn::KnownAfter { instance: upstream });
+            return Outcome { plan: Some(plan), ..none };
+        }
+        let inputs = match self.inputs(head, id, &instance.references, planned).await {
+            Ok(inputs) => inputs,
+            Err(error) => {
+                plan.problem = Some(self.hands.redactor.redact(&crate::error_chain(&error)));
+                return Outcome { plan: Some(plan), ..none };
+            }
+        };
+        let changed = asked.applied.is_none_or(|applied| inputs.recorded.iter().any(|(key, value)| applied.inputs.get(key) != Some(value)));
+        if !asked.asked && inputs.waiting_on.is_empty() && !changed {
+            return none;
+        }
+        if !inputs.waiting_on.is_empty() {
+            plan.waiting_on.clone_from(&inputs.waiting_on);
+            return Outcome { plan: Some(plan), ..none };
+        }
+        plan.waiting_on.extend(self.promotion(head, id).await);
+        let job = match declared_job(instance, asked.r#use, Arc::clone(&head.content), &inputs, head.consumed(id)) {
+            Ok(job) => job,
+            Err(error) => {
+                plan.problem = Some(error.line());
+                return Outcome { plan: Some(plan), ..none };
+            }
+        };
+        let observation = match self.hands.target.observe(&job).await {
+            Ok(observation) => observation,
+            Err(error) => {
+                plan.problem = Some(error.line());
+                return Outcome { plan: Some(plan), ..none };
+            }
+        };
+        let protect = protect(asked.applied, &instance.spec.as_ref().map(|spec| spec.protect.clone()).unwrap_or_default(), instance.digest);
+        plan.actions = tofu::plan::action(id, &observation, &protect, asked.drifted).into_iter().collect();
+        plan.digest = Some(InstancePlan::digest_of(&plan.actions));
+        let first_contact = asked.applied.is_none() && observation.holds_anything;
+        if first_contact {
+            plan.waiting_on.push(WaitingOn::FirstContact);
+        }
+        let outputs = (!observation.changes.is_empty() || asked.applied.is_none()).then_some(observation.outputs);
+        Outcome { plan: Some(plan), outputs, inputs: inputs.recorded, job: Some(job), first_contact }
+    }
+
+    /// The instance of an earlier environment that has to be applied first (R3.5).
+    pub(super) async fn promotion(self: &Arc<Self>, head: &Head, id: &InstanceId) -> Option<WaitingOn> {
+        let after = head.instance(id)?.after.clone()?;
+        let applied = self.store().all_applied().await.ok()?;
+        let declared = head.instance(&after)?.digest;
+        let there = applied.get(&after).map(|applied| applied.digest);
+        (there.is_none() || there != declared).then_some(WaitingOn::Promotion { instance: after })
+    }
+}
+
+struct Asked<'a> {
+    id: &'a InstanceId,
+    step: usize,
+    asked: bool,
+    r#use: Use,
+    applied: Option<&'a Applied>,
+    drifted: &'a [String],
+    blocked: Option<InstanceId>,
+}
+
+/// The guards in force (R3.4): tightening counts at once; loosening counts once a merge brings nothing else with it,
+/// which is when the component digest is the applied one.
+pub(super) fn protect(applied: Option<&Applied>, declared: &[String], digest: Option<crate::model::Digest>) -> Vec<String> {
+    let mut protect = declared.to_vec();
+    if let Some(applied) = applied
+        && Some(applied.digest) != digest
+    {
+        protect.extend(applied.guards.protect.iter().filter(|entry| !declared.contains(entry)).cloned());
+    }
+    protect
+}
+
+/// The instances and everything downstream of them by references.
+pub(super) fn with_downstream(head: &Head, environment: &EnvironmentName, instances: &BTreeSet<InstanceId>) -> BTreeSet<InstanceId> {
+    let mut all = instances.clone();
+    loop {
+        let more: Vec<InstanceId> = head
+            .environment(environment)
+            .filter(|instance| !all.contains(&instance.id))
+            .filter(|instance| instance.references.iter().any(|r| r.component != instance.id.component && all.contains(&InstanceId::new(environment, &r.component))))
+            .map(|instance| instance.id.clone())
+            .collect();
+        if more.is_empty() {
+            return all;
+        }
+        all.extend(more);
+    }
+}
+
+/// Numbers the steps of the instances that are in the plan, from 1.
+fn renumber(instances: &mut [InstancePlan]) {
+    let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> = instances.iter().map(|i| (i.id.clone(), i.after.iter().cloned().collect())).collect();
+    let steps: BTreeMap<InstanceId, usize> = order(&edges).into_iter().collect();
+    for instance in instances.iter_mut() {
+        instance.order = steps[&instance.id];
+    }
+    instances.sort_by(|one, two| (one.order, &one.id).cmp(&(two.order, &two.id)));
+}

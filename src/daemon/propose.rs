@@ -1,0 +1,200 @@
+//! Drift to pull requests: one for each cause, updated in place, closed when it heals (R4.4).
+//!
+//! Never overwrites a branch that somebody else committed to, and never proposes again what somebody closed, until the
+//! observation changes (R4.5). *Race:* somebody merges while we update: the push is refused, since the branch moved or
+//! is gone, and the next look sees the merge.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Daemon, Error, Head, Wake, decide::remediation_path, pass};
+use crate::{
+    desired::schema::DriftMode,
+    model::{Digest, EnvironmentName, InstanceId, PullNumber, Revision},
+    port::Pull,
+    remedy::{self, Drifted, Group},
+    render::comment,
+};
+
+/// A pull request that proposes to revert drift.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Proposal {
+    /// The pull request.
+    pub(super) pull: PullNumber,
+    /// The drift that it is about.
+    pub(super) digest: Digest,
+    /// The name of the remediation.
+    pub(super) name: String,
+    /// The head that we pushed.
+    pub(super) pushed: Revision,
+    /// The instances that it is about.
+    pub(super) instances: BTreeSet<InstanceId>,
+    /// Whether somebody closed it unmerged.
+    pub(super) declined: bool,
+}
+
+impl Daemon {
+    /// Brings the proposals of an environment in line with its drift.
+    pub(super) async fn propose(self: &Arc<Self>, environment: &EnvironmentName) -> Result<(), Error> {
+        let (Some(head), Some(_)) = (self.head(), &self.hands.forge) else { return Ok(()) };
+        let Some(declared) = head.desired.environments.get(environment) else { return Ok(()) };
+        if declared.suspend || self.stopping() || self.token(environment).await?.is_none() {
+            return Ok(());
+        }
+        let groups = remedy::groups(environment, self.drifted(&head, environment).await?);
+        for group in &groups {
+            self.propose_group(&head, group).await?;
+        }
+        let roots: BTreeSet<String> = groups.iter().map(|group| format!("{environment}/{}", group.root)).collect();
+        let known: Vec<(String, Proposal)> = self.store().list("proposal").await?;
+        for (key, proposal) in known.into_iter().filter(|(key, _)| key.starts_with(&format!("{environment}/")) && !roots.contains(key)) {
+            self.withdraw(environment, &key, &proposal).await?;
+        }
+        Ok(())
+    }
+
+    /// The instances whose drift is to be proposed: observed, revertible, not held by a run or a merged remediation.
+    async fn drifted(self: &Arc<Self>, head: &Head, environment: &EnvironmentName) -> Result<Vec<Drifted>, Error> {
+        let observed = self.store().all_observed().await?;
+        let open = self.store().open_runs().await?;
+        let mut held: BTreeSet<InstanceId> = BTreeSet::new();
+        for (key, merged) in self.held(environment).await? {
+            let name = key.rsplit('/').next().and_then(|name| name.parse().ok());
+            if let Some((remediation, _)) = name.and_then(|name| head.desired.remediations.get(&name))
+                && (merged.waits.is_some() || merged.run.is_some())
+            {
+                held.extend(remediation.actions.iter().map(|action| action.instance.clone()));
+            }
+        }
+        let mut drifted = vec![];
+        for (id, observed) in observed.iter().filter(|(id, _)| id.environment == *environment) {
+            let Some(instance) = head.instance(id) else { continue };
+            if held.contains(id) || open.iter().any(|run| run.holds(id)) || observed.error.is_some() || self.mode(head, id) != DriftMode::Propose {
+                continue;
+            }
+            if let Some(action) = pass::revert(observed) {
+                drifted.push(Drifted { id: id.clone(), action, upstreams: upstreams(head, &instance.id) });
+            }
+        }
+        Ok(drifted)
+    }
+
+    pub(super) fn mode(&self, head: &Head, id: &InstanceId) -> DriftMode {
+        let own = head.instance(id).and_then(|instance| instance.spec.as_ref()).and_then(|spec| spec.drift.mode);
+        let default = head.desired.state_repo.as_ref().and_then(|repo| repo.defaults.drift.as_ref()).and_then(|drift| drift.mode);
+        own.or(default).unwrap_or_default()
+    }
+
+    async fn propose_group(self: &Arc<Self>, head: &Arc<Head>, group: &Group) -> Result<(), Error> {
+        let Some(forge) = self.hands.forge.clone() else { return Ok(()) };
+        let key = format!("{}/{}", group.environment, group.root);
+        let known: Option<Proposal> = self.store().get("proposal", &key).await?;
+        if let Some(known) = &known {
+            let pull = forge.get_pull(known.pull).await?;
+            if pull.merged_as.is_some() {
+                // Merged: the remediation decides now, and a later drift is another proposal.
+                self.store().remove("proposal", &key).await?;
+                self.queue.wake(Wake::Git, "a remediation was merged");
+                return Ok(());
+            }
+            if known.digest == group.digest && (pull.open || known.declined) {
+                return Ok(());
+            }
+            if pull.open && pull.head != known.pushed {
+                tracing::info!(%key, "the proposal's branch has somebody's commits and is left alone");
+                return Ok(());
+            }
+        }
+        for one in &group.drifted {
+            self.store().put("action", &one.action.digest.to_string(), self.now(), &one.action).await?;
+        }
+        let now = self.now();
+        let observed = self.store().all_observed().await?;
+        let observed_at = group.drifted.iter().filter_map(|one| observed.get(&one.id)).map(|o| o.at).max().unwrap_or(now);
+        let name = group.name(now);
+        let remediation = group.remediation("drift", observed_at, now);
+        let text = remedy::write(&name, &remediation).map_err(Error::Refused)?;
+        let path = remediation_path(&self.settings.root, &group.environment, &name);
+        let mut files = vec![(path.clone(), Some(self.hands.redactor.redact(&text)))];
+        files.extend(self.spent_files(head, &group.environment).await?.into_iter().filter(|spent| *spent != path).map(|spent| (spent, None)));
+        let title = comment::proposal_title(group);
+        self.use_git_token().await?;
+        let branch = group.branch();
+        let there = self.hands.mirror.fetch(&format!("refs/heads/{branch}")).await?;
+        if there.is_some() && there != known.as_ref().map(|known| known.pushed.clone()) && known.as_ref().is_some_and(|known| !known.declined) {
+            return Ok(());
+        }
+        let pushed = self.hands.mirror.push(&branch, &head.revision, there.as_ref(), files, &title).await?;
+        let body = self.hands.redactor.redact(&comment::proposal(group, &path, &format!("at {}", observed_at.format("%Y-%m-%d %H:%M UTC"))));
+        let pull = forge.ensure_pull(&branch, &self.settings.branch, &title, &body).await?;
+        let instances = group.drifted.iter().map(|one| one.id.clone()).collect();
+        let proposal = Proposal { pull, digest: group.digest, name, pushed, instances, declined: false };
+        self.store().put("proposal", &key, now, &proposal).await?;
+        self.store().audit(now, "evenkeel", "propose", &format!("pull/{}", pull.0), &title).await?;
+        tracing::info!(%key, pull = pull.0, "drift proposed");
+        self.queue.wake(Wake::Pull(pull), "proposed");
+        Ok(())
+    }
+
+    /// The files of remediations of an environment that are spent.
+    async fn spent_files(&self, head: &Head, environment: &EnvironmentName) -> Result<Vec<String>, Error> {
+        let mut files = vec![];
+        for (name, (_, file)) in head.desired.remediations.iter().filter(|(_, (r, _))| r.environment == *environment) {
+            let merged: Option<super::decide::Merged> = self.store().get("remediation", &format!("{environment}/{name}")).await?;
+            if merged.is_some_and(|merged| merged.spent) {
+                files.push(format!("{}/{file}", self.settings.root));
+            }
+        }
+        Ok(files)
+    }
+
+    /// Closes a proposal whose drift is gone. What is not known is not gone.
+    async fn withdraw(self: &Arc<Self>, environment: &EnvironmentName, key: &str, proposal: &Proposal) -> Result<(), Error> {
+        let Some(forge) = self.hands.forge.clone() else { return Ok(()) };
+        let observed = self.store().all_observed().await?;
+        let open = self.store().open_runs().await?;
+        let settled = |id: &InstanceId| observed.get(id).is_some_and(|o| o.error.is_none() && pass::revert(o).is_none()) && !open.iter().any(|run| run.holds(id));
+        if !proposal.instances.iter().all(settled) {
+            return Ok(());
+        }
+        let pull = forge.get_pull(proposal.pull).await?;
+        if pull.open {
+            let root = key.rsplit('/').next().unwrap_or(key);
+            self.say_on(proposal.pull, "healed", &comment::healed(environment, root), None).await?;
+            forge.close_pull(proposal.pull).await?;
+            self.hands.mirror.delete_branch(&pull.branch).await?;
+        }
+        self.store().remove("proposal", key).await?;
+        Ok(())
+    }
+
+    /// Notes that somebody closed a proposal unmerged: a no is remembered (R4.5).
+    pub(super) async fn proposal_closed(self: &Arc<Self>, pull: &Pull) -> Result<(), Error> {
+        if pull.merged_as.is_some() || !pull.branch.starts_with(super::pulls::OWN_BRANCHES) {
+            return Ok(());
+        }
+        let known: Vec<(String, Proposal)> = self.store().list("proposal").await?;
+        for (key, mut proposal) in known.into_iter().filter(|(_, proposal)| proposal.pull == pull.number && !proposal.declined) {
+            proposal.declined = true;
+            self.store().put("proposal", &key, self.now(), &proposal).await?;
+            self.store().audit(self.now(), "somebody", "decline", &format!("pull/{}", pull.number.0), &key).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Everything upstream of an instance.
+fn upstreams(head: &Head, id: &InstanceId) -> BTreeSet<InstanceId> {
+    let mut all = BTreeSet::new();
+    let mut next = vec![id.clone()];
+    while let Some(id) = next.pop() {
+        for upstream in head.instance(&id).map(|instance| instance.upstreams.clone()).unwrap_or_default() {
+            if all.insert(upstream.clone()) {
+                next.push(upstream);
+            }
+        }
+    }
+    all
+}

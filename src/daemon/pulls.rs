@@ -1,0 +1,229 @@
+//! Pull requests: which there are, which moved, and the plan of each (R6.1, R6.2).
+//!
+//! *Race:* a push while its pull request is planned: the plan is of the older head, and the newer head is planned next;
+//! statuses stand on commits, so neither hides the other.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Daemon, Error, Head, Wake, decide::pull_subject, planning::Scope};
+use crate::{
+    authority::Level,
+    check,
+    desired::schema::Forks,
+    git::Merged,
+    model::{EnvironmentName, InstanceId, PullNumber, Revision},
+    plan::Plan,
+    port::{Pull, Use},
+    render::comment,
+};
+
+/// A pull request as it was seen last.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Seen {
+    /// As the forge describes it.
+    pub(super) pull: Pull,
+    /// The head and base that were planned last.
+    #[serde(default)]
+    pub(super) planned: Option<(Revision, Revision)>,
+    /// The environments that it changes, as planned last.
+    #[serde(default)]
+    pub(super) environments: BTreeSet<EnvironmentName>,
+    /// Whether somebody asked for a new plan.
+    #[serde(default)]
+    pub(super) again: bool,
+}
+
+/// The branches that we open pull requests from.
+pub(super) const OWN_BRANCHES: &str = "evenkeel/";
+
+impl Daemon {
+    pub(super) async fn seen(&self, number: PullNumber) -> Result<Option<Seen>, Error> {
+        Ok(self.store().get("pull", &number.0.to_string()).await?)
+    }
+
+    pub(super) async fn remember(&self, seen: &Seen) -> Result<(), Error> {
+        Ok(self.store().put("pull", &seen.pull.number.0.to_string(), self.now(), seen).await?)
+    }
+
+    /// Lists pull requests, remembers what changed, and answers the numbers of those that did.
+    pub(super) async fn refresh_pulls(self: &Arc<Self>) -> Result<Vec<PullNumber>, Error> {
+        let Some(forge) = &self.hands.forge else { return Ok(vec![]) };
+        let mut changed = vec![];
+        for listed in forge.list_pulls().await? {
+            let seen = self.seen(listed.number).await?;
+            let known = seen.as_ref().is_some_and(|seen| seen.pull.updated_at == listed.updated_at && seen.pull.head == listed.head && seen.pull.open == listed.open);
+            if known {
+                continue;
+            }
+            // Only the single answer says who merged it.
+            let pull = if listed.merged_as.is_some() { forge.get_pull(listed.number).await? } else { listed };
+            changed.push(pull.number);
+            let seen = match seen {
+                Some(seen) => Seen { pull, ..seen },
+                None => Seen { pull, planned: None, environments: BTreeSet::new(), again: false },
+            };
+            self.remember(&seen).await?;
+        }
+        Ok(changed)
+    }
+
+    /// Looks at the list, and at each pull request that changed or whose base moved.
+    pub(super) async fn look_at_pulls(self: &Arc<Self>) -> Result<(), Error> {
+        let mut numbers: BTreeSet<PullNumber> = self.refresh_pulls().await?.into_iter().collect();
+        let base = self.head().map(|head| head.revision.clone());
+        let all: Vec<(String, Seen)> = self.store().list("pull").await?;
+        for (_, seen) in all.iter().filter(|(_, seen)| seen.pull.open) {
+            if seen.planned.as_ref().map(|(_, base)| base) != base.as_ref() {
+                numbers.insert(seen.pull.number);
+            }
+        }
+        for number in numbers {
+            self.queue.wake(Wake::Pull(number), "pull request changed");
+        }
+        Ok(())
+    }
+
+    /// The pull request that was merged as a commit.
+    pub(super) async fn pull_merged_as(&self, commit: &Revision) -> Result<Option<Pull>, Error> {
+        let all: Vec<(String, Seen)> = self.store().list("pull").await?;
+        Ok(all.into_iter().map(|(_, seen)| seen.pull).find(|pull| pull.merged_as.as_ref() == Some(commit)))
+    }
+
+    /// Looks at one pull request: its plan and its comments.
+    pub(super) async fn look_at_pull(self: &Arc<Self>, number: PullNumber) -> Result<(), Error> {
+        let Some(forge) = self.hands.forge.clone() else { return Ok(()) };
+        let pull = forge.get_pull(number).await?;
+        let mut seen = match self.seen(number).await? {
+            Some(seen) => Seen { pull, ..seen },
+            None => Seen { pull, planned: None, environments: BTreeSet::new(), again: false },
+        };
+        self.remember(&seen).await?;
+        let Some(head) = self.head() else { return Ok(()) };
+        if seen.pull.base != self.settings.branch {
+            return Ok(());
+        }
+        if seen.pull.open {
+            self.plan_pull(&head, &mut seen).await?;
+        } else {
+            self.hands.target.forget_pull(number).await;
+            self.proposal_closed(&seen.pull).await?;
+        }
+        self.read_comments(&head, &seen).await
+    }
+
+    async fn plan_pull(self: &Arc<Self>, head: &Arc<Head>, seen: &mut Seen) -> Result<(), Error> {
+        let pull = seen.pull.clone();
+        let now = (pull.head.clone(), head.revision.clone());
+        if (seen.planned.as_ref() == Some(&now) && !seen.again) || pull.draft {
+            return Ok(());
+        }
+        if pull.branch.starts_with(OWN_BRANCHES) && !pull.fork {
+            self.say_status(&pull.head, "evenkeel/plan", "success", "the plan stands in the description").await?;
+        } else if let Some(why) = self.not_planned(head, &pull).await? {
+            self.say_status(&pull.head, "evenkeel/plan", "error", &why).await?;
+        } else {
+            self.say_status(&pull.head, "evenkeel/plan", "pending", "planning").await?;
+            seen.environments = self.plan_merge(head, &pull).await?;
+        }
+        seen.planned = Some(now);
+        seen.again = false;
+        self.remember(seen).await
+    }
+
+    /// Why a pull request is not planned: planning runs code of whoever wrote it (R3.8).
+    async fn not_planned(self: &Arc<Self>, head: &Head, pull: &Pull) -> Result<Option<String>, Error> {
+        let forks = head.desired.state_repo.as_ref().map(|repo| repo.forks).unwrap_or_default();
+        if pull.fork && forks == Forks::Ignore {
+            return Ok(Some("pull requests from forks are not planned (`forks: ignore`)".into()));
+        }
+        let Some(forge) = &self.hands.forge else { return Ok(None) };
+        let level = Level::parse(&forge.get_permission(&pull.author).await?);
+        Ok((level < Level::Write && forks != Forks::Plan).then(|| format!("@{} may not write here, and planning runs code; somebody who may says `/plan`", pull.author)))
+    }
+
+    /// Plans the merge of a pull request into the present base; answers the environments that it changes.
+    async fn plan_merge(self: &Arc<Self>, base: &Arc<Head>, pull: &Pull) -> Result<BTreeSet<EnvironmentName>, Error> {
+        self.use_git_token().await?;
+        let fetched = self.hands.mirror.fetch(&format!("refs/pull/{}/head", pull.number.0)).await?;
+        if fetched.as_ref() != Some(&pull.head) {
+            return Err(Error::Refused(format!("{} moved while it was looked at", pull.number)));
+        }
+        let merged = match self.hands.mirror.merge(&base.revision, &pull.head).await? {
+            Merged::Clean(merged) => merged,
+            Merged::Conflict(paths) => {
+                let says = format!("it can't be merged: {} differ on both sides", paths.iter().take(3).cloned().collect::<Vec<_>>().join(", "));
+                self.say_status(&pull.head, "evenkeel/plan", "failure", &says).await?;
+                return Ok(BTreeSet::new());
+            }
+        };
+        let (desired, content) = self.load(&merged).await?;
+        let merged = Arc::new(Head { revision: merged, desired: Arc::new(desired), content });
+        if !merged.desired.problems.is_empty() {
+            let what = "problems";
+            self.say_on(pull.number, what, &comment::problems(&merged.desired.problems, what), None).await?;
+            self.say_status(&pull.head, "evenkeel/plan", "failure", &format!("{} in the declarations; the first: {}", merged.desired.problems.len(), merged.desired.problems[0])).await?;
+            return Ok(BTreeSet::new());
+        }
+        let mut changed: BTreeMap<EnvironmentName, BTreeSet<InstanceId>> = BTreeMap::new();
+        for (id, instance) in &merged.desired.instances {
+            if base.instance(id).is_none_or(|known| known.digest != instance.digest) {
+                changed.entry(id.environment.clone()).or_default().insert(id.clone());
+            }
+        }
+        self.plan_changes(base, &merged, pull, changed).await
+    }
+
+    async fn plan_changes(self: &Arc<Self>, base: &Arc<Head>, merged: &Arc<Head>, pull: &Pull, changed: BTreeMap<EnvironmentName, BTreeSet<InstanceId>>) -> Result<BTreeSet<EnvironmentName>, Error> {
+        let scope = |instances: BTreeSet<InstanceId>| Scope { instances, r#use: Use::Pull(pull.number), because: format!("pullRequest/{}", pull.number.0), base: Some(base.revision.clone()) };
+        let plans = futures::future::join_all(changed.into_iter().map(|(environment, instances)| {
+            let scope = scope(instances);
+            async move { self.plan_environment(&environment, merged, &scope).await.map(|(plan, _)| plan) }
+        }))
+        .await;
+        let (mut lines, mut blocked, mut environments) = (vec![], vec![], BTreeSet::new());
+        for plan in plans {
+            let plan = self.of_pull_head(plan?, &pull.head);
+            let limits = merged.desired.environments.get(&plan.environment).map(|e| e.limits.clone()).unwrap_or_default();
+            let notes = check::plan(&plan, &limits);
+            blocked.extend(notes.iter().filter(|note| note.fatal).map(|note| note.says.clone()));
+            blocked.extend(plan.instances.iter().filter_map(|i| i.problem.as_ref().map(|why| format!("`{}`: {why}", i.id))));
+            lines.push(format!("{}: {}", plan.environment, summary(&plan)));
+            self.store().keep_plan(&pull_subject(pull.number, &plan.environment), &plan, self.now()).await?;
+            self.say_plan(pull.number, &plan, &notes).await?;
+            let context = format!("evenkeel/apply/{}", plan.environment);
+            self.say_status(&pull.head, &context, "pending", "applied after the merge").await?;
+            environments.insert(plan.environment.clone());
+        }
+        let removed: Vec<String> = base.desired.instances.keys().filter(|id| merged.instance(id).is_none()).map(ToString::to_string).collect();
+        if !removed.is_empty() {
+            lines.push(format!("{} no longer declared, kept as orphans", removed.join(", ")));
+        }
+        match blocked.first() {
+            Some(first) => self.say_status(&pull.head, "evenkeel/plan", "failure", first).await?,
+            None if lines.is_empty() => self.say_status(&pull.head, "evenkeel/plan", "success", "no instance is changed").await?,
+            None => self.say_status(&pull.head, "evenkeel/plan", "success", &lines.join("; ")).await?,
+        }
+        Ok(environments)
+    }
+
+    /// People know a pull request by its own head, not by the merge that was planned; the digest is the same.
+    fn of_pull_head(&self, plan: Plan, head: &Revision) -> Plan {
+        Plan { revision: head.clone(), ..plan }
+    }
+}
+
+fn summary(plan: &Plan) -> String {
+    let count = plan.summary.changes();
+    let unknown = plan.instances.iter().filter(|instance| instance.digest.is_none() && instance.problem.is_none()).count();
+    match (count, unknown) {
+        (0, 0) => "nothing to change".into(),
+        (count, 0) => format!("{count} to change"),
+        (count, unknown) => format!("{count} to change, {unknown} known later"),
+    }
+}

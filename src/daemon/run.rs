@@ -1,0 +1,545 @@
+//! A run, instance by instance (R5).
+//!
+//! *Flow:* wait for upstreams; take the run lock; plan under the target's lock; compare with what was approved; journal
+//! `started`; apply; journal `finished`; look again; record.
+//! *Guarantees:* nothing runs that is not covered by its authority; every effect stands between two journal records; a
+//! failure stops its dependents and nothing else; an instance that waits holds no task.
+//! *Assumptions:* looks of one run take turns (the queue sees to it).
+//! *Errors:* a store that can't be written stops the instance before its effect, because the journal comes first.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    pin::Pin,
+    sync::{Arc, PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use futures::future::{FutureExt, Shared, join_all};
+use tokio::sync::Mutex;
+
+use super::{
+    Daemon, Error, Head, Wake,
+    decide::{Merged, Stalled},
+    inputs::declared_job,
+    planning::protect,
+};
+use crate::{
+    check,
+    desired::schema::Deferred,
+    journal::{Approved, Event, Outcome, Recovery, Run, RunState, Status, recovery},
+    model::{Action, InstanceId, Retry, WaitingOn},
+    plan::{self, Applied, InstancePlan, Plan, Summary, order},
+    port::{Job, Prepared, RecordedOutput, TargetError, Use},
+    render, remedy,
+    targets::tofu,
+};
+
+/// How often a plan is tried again when the state moved under it.
+const STALE_PLANS_MAX: u32 = 3;
+/// How often what another machine may mend is tried before the instance is stalled.
+const ATTEMPTS_MAX: u32 = 3;
+/// The comment of a run is edited at most this often while it runs.
+const PROGRESS_EVERY: chrono::Duration = chrono::Duration::seconds(5);
+
+type Step = Shared<Pin<Box<dyn Future<Output = Status> + Send>>>;
+
+/// A run that is being driven.
+struct Driven {
+    run: Mutex<Run>,
+    head: Arc<Head>,
+    token: i64,
+    said_at: std::sync::Mutex<DateTime<Utc>>,
+    spent: Mutex<Summary>,
+}
+
+/// An instance that is ready for its effect.
+struct Ready {
+    job: Job,
+    prepared: Prepared,
+    inputs: BTreeMap<String, RecordedOutput>,
+    actions: Vec<Action>,
+}
+
+/// Why an instance does not get to its effect.
+enum Stop {
+    Waits(WaitingOn, String),
+    Fails(String),
+    /// Nothing is to do.
+    Nothing(Box<Job>, BTreeMap<String, RecordedOutput>),
+    Error(Error),
+    /// The daemon stops; the run is taken up again.
+    Leaves,
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Target(error) => Self::Fails(error.line()),
+            other => Self::Error(other),
+        }
+    }
+}
+
+impl From<crate::store::Error> for Stop {
+    fn from(error: crate::store::Error) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+impl Daemon {
+    /// Takes a run as far as it goes by itself.
+    pub(super) async fn drive(self: &Arc<Self>, id: crate::model::RunId) -> Result<(), Error> {
+        let Some(run) = self.store().run(id).await? else { return Ok(()) };
+        if matches!(run.state, RunState::Ended { .. }) || self.stopping() {
+            return Ok(());
+        }
+        let Some(token) = self.token(&run.environment).await? else { return Ok(()) };
+        let head = self.head_of(&run).await?;
+        self.driving.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        let driven = Arc::new(Driven { run: Mutex::new(run), head, token, said_at: std::sync::Mutex::new(DateTime::UNIX_EPOCH), spent: Mutex::default() });
+        let done = self.drive_instances(&driven).await;
+        self.driving.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        done?;
+        let mut run = driven.run.lock().await;
+        self.conclude(&mut run).await
+    }
+
+    /// The content that a run applies: its own revision, whatever head is now.
+    async fn head_of(self: &Arc<Self>, run: &Run) -> Result<Arc<Head>, Error> {
+        if let Some(head) = self.head()
+            && head.revision == run.revision
+        {
+            return Ok(head);
+        }
+        let (desired, content) = self.load(&run.revision).await?;
+        Ok(Arc::new(Head { revision: run.revision.clone(), desired: Arc::new(desired), content }))
+    }
+
+    async fn drive_instances(self: &Arc<Self>, driven: &Arc<Driven>) -> Result<(), Error> {
+        let instances = driven.run.lock().await.instances.clone();
+        let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> = instances.keys().map(|id| (id.clone(), driven.head.instance(id).map(|i| i.upstreams.clone()).unwrap_or_default())).collect();
+        let mut steps: BTreeMap<InstanceId, Step> = BTreeMap::new();
+        for (id, _) in order(&edges) {
+            let upstreams: Vec<(InstanceId, Step)> = edges[&id].iter().filter_map(|up| Some((up.clone(), steps.get(up)?.clone()))).collect();
+            let (daemon, driven, id_for_task, status) = (Arc::clone(self), Arc::clone(driven), id.clone(), instances[&id].status);
+            let step = async move {
+                if status.ended() {
+                    return status;
+                }
+                let mut in_the_way = None;
+                for (upstream, step) in upstreams {
+                    let status = step.await;
+                    if status != Status::Applied {
+                        in_the_way = Some((upstream, status));
+                    }
+                }
+                let task = tokio::spawn(async move { daemon.step(&driven, &id_for_task, in_the_way).await });
+                task.await.unwrap_or(Status::Waiting)
+            };
+            let step: Pin<Box<dyn Future<Output = Status> + Send>> = Box::pin(step);
+            steps.insert(id, step.shared());
+        }
+        join_all(steps.into_values()).await;
+        Ok(())
+    }
+
+    /// One instance, with everything that goes wrong turned into where it stands.
+    async fn step(self: &Arc<Self>, driven: &Driven, id: &InstanceId, in_the_way: Option<(InstanceId, Status)>) -> Status {
+        let done = match in_the_way {
+            Some((upstream, status)) if status.ended() => {
+                self.record(driven, id, Event::Skipped { says: format!("`{upstream}`, which it depends on, was not applied") }, None).await
+            }
+            Some((upstream, _)) => self.wait(driven, id, WaitingOn::Upstream { instance: upstream.clone() }, format!("`{upstream}` comes first")).await,
+            None => self.attempt(driven, id).await,
+        };
+        match done {
+            Ok(status) => status,
+            Err(error) => {
+                tracing::error!(instance = %id, error = crate::error_chain(&error), "a run could not go on; it is taken up again");
+                driven.run.lock().await.instances.get(id).map_or(Status::Waiting, |instance| instance.status)
+            }
+        }
+    }
+
+    async fn attempt(self: &Arc<Self>, driven: &Driven, id: &InstanceId) -> Result<Status, Error> {
+        for attempt in 0.. {
+            let ready = match self.prepare(driven, id).await {
+                Ok(ready) => ready,
+                Err(Stop::Waits(on, says)) => return self.wait(driven, id, on, says).await,
+                Err(Stop::Fails(says)) => return self.fail(driven, id, says).await,
+                Err(Stop::Nothing(job, inputs)) => return self.nothing(driven, id, &job, inputs).await,
+                Err(Stop::Error(error)) => return Err(error),
+                Err(Stop::Leaves) => return Ok(Status::Waiting),
+            };
+            match self.effect(driven, id, ready).await? {
+                Effect::Ended(status) => return Ok(status),
+                Effect::Stale if attempt < STALE_PLANS_MAX => {}
+                Effect::Stale => return self.fail(driven, id, "the state kept changing between plan and apply; see who else applies it, and say `/apply`".into()).await,
+            }
+        }
+        unreachable!("the loop ends by returning")
+    }
+
+    /// Everything before the effect.
+    async fn prepare(self: &Arc<Self>, driven: &Driven, id: &InstanceId) -> Result<Ready, Stop> {
+        let run = driven.run.lock().await.clone();
+        self.take(&run, id).await?;
+        let applied = self.store().all_applied().await?;
+        let (job, inputs) = self.job(driven, &run, id, &applied).await?;
+        let prepared = self.prepare_job(&job).await?;
+        let observation = &prepared.observation;
+        let instance = driven.head.instance(id);
+        let guards = match (run.remediation.is_some(), applied.get(id)) {
+            (true, Some(applied)) => applied.guards.protect.clone(),
+            _ => protect(applied.get(id), &instance.and_then(|i| i.spec.as_ref()).map(|s| s.protect.clone()).unwrap_or_default(), instance.and_then(|i| i.digest)),
+        };
+        let actions: Vec<Action> = tofu::plan::action(id, observation, &guards, &[]).into_iter().collect();
+        self.record(driven, id, Event::Planned { digest: actions.first().map(|action| action.digest) }, None).await?;
+        if actions.is_empty() {
+            return Err(Stop::Nothing(Box::new(job), inputs));
+        }
+        if applied.get(id).is_none() && run.by_merge && observation.holds_anything {
+            let says = "the target already holds something that was never applied from here; look at the plan and say `/apply`".to_owned();
+            return Err(Stop::Waits(WaitingOn::FirstContact, says));
+        }
+        self.approve(driven, &run, id, &actions).await?;
+        self.guard(driven, id, &actions).await?;
+        Ok(Ready { job, prepared, inputs, actions })
+    }
+
+    /// Takes the run lock, behind a run whose effect is in flight.
+    async fn take(self: &Arc<Self>, run: &Run, id: &InstanceId) -> Result<(), Stop> {
+        loop {
+            let changed = self.run_changed.notified();
+            if self.stopping() {
+                return Err(Stop::Leaves);
+            }
+            if self.store().lock_instance(id, run.id).await? == run.id {
+                return Ok(());
+            }
+            tokio::select! {
+                () = changed => {}
+                () = self.stop.cancelled() => {}
+                () = tokio::time::sleep(Duration::from_secs(5)) => {}
+            }
+        }
+    }
+
+    /// The job of an instance: as declared, or as applied for a remediation.
+    async fn job(self: &Arc<Self>, driven: &Driven, run: &Run, id: &InstanceId, applied: &BTreeMap<InstanceId, Applied>) -> Result<(Job, BTreeMap<String, RecordedOutput>), Stop> {
+        if run.remediation.is_some() {
+            let Some(record) = applied.get(id) else { return Err(Stop::Fails(format!("`{id}` is not applied, so there is nothing to return to"))) };
+            return Ok((self.applied_job(id, record, &driven.head).await?, record.inputs.clone()));
+        }
+        let head = &driven.head;
+        let Some(instance) = head.instance(id) else { return Err(Stop::Fails(format!("`{id}` is not declared at `{}`", head.revision.short()))) };
+        if let Some(problem) = instance.problems.first() {
+            return Err(Stop::Fails(format!("its declaration has a problem: {problem}")));
+        }
+        if let Some(on) = self.promotion(head, id).await {
+            let says = render::comment::waiting(&on);
+            return Err(Stop::Waits(on, says));
+        }
+        if let Some(upstream) = instance.upstreams.iter().find(|upstream| !applied.contains_key(*upstream)) {
+            return Err(Stop::Waits(WaitingOn::Upstream { instance: upstream.clone() }, format!("`{upstream}` comes first and is not applied")));
+        }
+        let inputs = self.inputs(head, id, &instance.references, &BTreeMap::new()).await?;
+        if let Some(on) = inputs.waiting_on.first() {
+            return Err(Stop::Waits(on.clone(), render::comment::waiting(on)));
+        }
+        let job = declared_job(instance, Use::Head, Arc::clone(&head.content), &inputs, head.consumed(id)).map_err(|error| Stop::Fails(error.line()))?;
+        Ok((job, inputs.recorded))
+    }
+
+    async fn prepare_job(self: &Arc<Self>, job: &Job) -> Result<Prepared, Stop> {
+        let mut attempt = 0;
+        loop {
+            match self.hands.target.prepare(job).await {
+                Ok(prepared) => return Ok(prepared),
+                Err(error) => match error.retry {
+                    Retry::After(backoff) if attempt + 1 < ATTEMPTS_MAX => {
+                        attempt += 1;
+                        tokio::select! {
+                            () = tokio::time::sleep(backoff.wait(attempt).std()) => {}
+                            () = self.stop.cancelled() => return Err(Stop::Leaves),
+                        }
+                    }
+                    _ => return Err(Stop::Fails(error.line())),
+                },
+            }
+        }
+    }
+
+    /// Whether what would be done is what was approved (R2.4).
+    async fn approve(self: &Arc<Self>, driven: &Driven, run: &Run, id: &InstanceId, actions: &[Action]) -> Result<(), Stop> {
+        let digest = InstancePlan::digest_of(actions);
+        let waits = |says: String| Stop::Waits(WaitingOn::Approval { digest }, says);
+        match run.approved.get(id).unwrap_or(&Approved::Unknown) {
+            Approved::Declaration => Ok(()),
+            Approved::Actions { actions: approved } => plan::covers(approved, actions).map_err(|gap| waits(format!("{}; look at the new plan and say `/apply`", gap.0))),
+            Approved::Unknown => {
+                let deferred = driven.head.desired.environments.get(&run.environment).map(|e| e.deferred).unwrap_or_default();
+                match deferred {
+                    Deferred::Apply => Ok(()),
+                    Deferred::Wait => Err(waits("its plan was not known when the run was approved; now it is, and waits for `/apply`".into())),
+                }
+            }
+            Approved::Remediation => {
+                let name = run.remediation.clone().unwrap_or_default();
+                let Ok(name) = name.parse() else { return Err(Stop::Fails("the remediation has no name".into())) };
+                let Some((remediation, _)) = driven.head.desired.remediations.get(&name) else { return Err(Stop::Fails(format!("the remediation `{name}` is not there any more"))) };
+                let mut stored = BTreeMap::new();
+                for action in &remediation.actions {
+                    if let Some(known) = self.store().get::<Action>("action", &action.digest.to_string()).await? {
+                        stored.insert(action.digest, known);
+                    }
+                }
+                remedy::lets_through(remediation, id, &|digest| stored.get(digest).cloned(), actions).map_err(Stop::Fails)
+            }
+        }
+    }
+
+    /// The independent checker, `protect` and the limits of one run.
+    async fn guard(self: &Arc<Self>, driven: &Driven, id: &InstanceId, actions: &[Action]) -> Result<(), Stop> {
+        let limits = driven.head.desired.environments.get(&id.environment).map(|e| e.limits.clone()).unwrap_or_default();
+        let instance = InstancePlan { id: id.clone(), kind: "tofu".into(), digest: Some(InstancePlan::digest_of(actions)), order: 1, after: vec![], waiting_on: vec![], actions: actions.to_vec(), problem: None };
+        let summary = instance.summary();
+        let whole = Plan::new(id.environment.clone(), driven.head.revision.clone(), None, "run".into(), vec![instance]);
+        if let Some(note) = check::plan(&whole, &limits).into_iter().find(|note| note.fatal) {
+            return Err(Stop::Fails(note.says));
+        }
+        let mut spent = driven.spent.lock().await;
+        let together = spent.plus(&summary);
+        if let Some(says) = check::within(&together, &limits).into_iter().next() {
+            return Err(Stop::Fails(format!("{says}; raise the limit in a pull request of its own, or change less")));
+        }
+        *spent = together;
+        Ok(())
+    }
+
+    /// The effect, between its two journal records.
+    async fn effect(self: &Arc<Self>, driven: &Driven, id: &InstanceId, ready: Ready) -> Result<Effect, Error> {
+        let Ready { job, prepared, inputs, actions } = ready;
+        if self.stopping() {
+            return Ok(Effect::Ended(Status::Waiting));
+        }
+        self.record(driven, id, Event::Started { digest: actions[0].digest }, None).await?;
+        tracing::info!(instance = %id, action = actions[0].digest.short(), "action started");
+        let instance = id.clone();
+        let progress: crate::port::Progress = Arc::new(move |line| tracing::info!(%instance, line, "progress"));
+        let done = self.hands.target.apply(&job, prepared, progress).await;
+        match done {
+            Ok(()) => {
+                self.counters.actions_applied.fetch_add(1, Ordering::Relaxed);
+                self.record(driven, id, Event::Finished { outcome: Outcome::Done }, None).await?;
+                self.verify(driven, id, &job, inputs).await.map(Effect::Ended)
+            }
+            Err(error) if error.kind == "plan-stale" => {
+                self.record(driven, id, Event::Finished { outcome: Outcome::Refused { says: error.line() } }, None).await?;
+                Ok(Effect::Stale)
+            }
+            Err(error) => {
+                self.counters.actions_failed.fetch_add(1, Ordering::Relaxed);
+                self.record(driven, id, Event::Finished { outcome: Outcome::Failed { says: error.line() } }, None).await?;
+                if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
+                    instance.changed = error.effect_may_have_begun;
+                }
+                self.fail(driven, id, error.line()).await.map(Effect::Ended)
+            }
+        }
+    }
+
+    /// Planning again is empty over what the run was to do, and the checks answer (R2.8).
+    async fn verify(self: &Arc<Self>, driven: &Driven, id: &InstanceId, job: &Job, inputs: BTreeMap<String, RecordedOutput>) -> Result<Status, Error> {
+        if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
+            instance.changed = true;
+        }
+        let again = match self.hands.target.observe(job).await {
+            Ok(again) => again,
+            Err(error) => return self.fail(driven, id, format!("it was applied and could not be looked at afterwards: {}", error.line())).await,
+        };
+        if let Some(left) = again.changes.first() {
+            let says = format!("it was applied, and a fresh plan would still {} `{}`; a value that differs on every plan (a time, a random one) has to be ignored or fixed in the module", left.change.verb(), left.resource);
+            return self.fail(driven, id, says).await;
+        }
+        if let Err(stop) = self.settle(driven, id, job, inputs).await {
+            return self.fail(driven, id, stop.line()).await;
+        }
+        let spec = driven.head.instance(id).and_then(|instance| instance.spec.clone());
+        if let Some(spec) = spec {
+            let failed = self.failed_checks(id, &spec).await?;
+            if !failed.is_empty() {
+                return self.fail(driven, id, format!("it was applied, and {}", failed.join("; "))).await;
+            }
+        }
+        self.record(driven, id, Event::Applied { changed: true }, None).await
+    }
+
+    /// Records what is applied now; a remediation leaves that record as it is.
+    async fn settle(self: &Arc<Self>, driven: &Driven, id: &InstanceId, job: &Job, inputs: BTreeMap<String, RecordedOutput>) -> Result<(), TargetError> {
+        let run = driven.run.lock().await.clone();
+        let refused = |error: Error| match error {
+            Error::Target(error) => error,
+            other => TargetError::new("record", crate::error_chain(&other)),
+        };
+        if run.remediation.is_none() {
+            return self.record_applied(&driven.head, id, inputs, job, Some(run.id)).await.map_err(refused);
+        }
+        if let Some(mut observed) = self.store().all_observed().await?.remove(id) {
+            observed.drift.clear();
+            observed.revert = None;
+            observed.error = None;
+            observed.at = self.now();
+            self.store().set_observed(id, &observed).await?;
+        }
+        Ok(())
+    }
+
+    async fn nothing(self: &Arc<Self>, driven: &Driven, id: &InstanceId, job: &Job, inputs: BTreeMap<String, RecordedOutput>) -> Result<Status, Error> {
+        if let Err(error) = self.settle(driven, id, job, inputs).await {
+            return self.fail(driven, id, error.line()).await;
+        }
+        self.record(driven, id, Event::Applied { changed: false }, None).await
+    }
+
+    async fn wait(self: &Arc<Self>, driven: &Driven, id: &InstanceId, on: WaitingOn, says: String) -> Result<Status, Error> {
+        let known = driven.run.lock().await.instances.get(id).is_some_and(|instance| instance.status == Status::Waiting && instance.waiting_on.as_ref() == Some(&on));
+        if known {
+            return Ok(Status::Waiting);
+        }
+        self.record(driven, id, Event::Waits { on: on.clone(), says }, Some(on)).await
+    }
+
+    async fn fail(self: &Arc<Self>, driven: &Driven, id: &InstanceId, says: String) -> Result<Status, Error> {
+        let says = self.hands.redactor.redact(&says);
+        let run = driven.run.lock().await.clone();
+        let stalled = Stalled { run: run.id, says: says.clone(), digest: run.instances.get(id).and_then(|instance| instance.digest) };
+        if run.remediation.is_none() {
+            self.store().put("stalled", &id.to_string(), self.now(), &stalled).await?;
+        }
+        tracing::warn!(instance = %id, run = run.id.0, says, "stalled");
+        self.record(driven, id, Event::Failed { says }, None).await
+    }
+
+    /// Journals an event, and brings the run's document and comment up to date.
+    async fn record(self: &Arc<Self>, driven: &Driven, id: &InstanceId, event: Event, on: Option<WaitingOn>) -> Result<Status, Error> {
+        let mut run = driven.run.lock().await;
+        let status = self.store().append(run.id, id, driven.token, &event, self.now()).await?;
+        if let Some(instance) = run.instances.get_mut(id) {
+            instance.status = status;
+            instance.waiting_on = on;
+            instance.says = match &event {
+                Event::Waits { says, .. } | Event::Failed { says } | Event::Skipped { says } | Event::Superseded { says } => says.clone(),
+                _ => String::new(),
+            };
+        }
+        self.store().set_run(&run).await?;
+        let due = {
+            let mut said_at = driven.said_at.lock().unwrap_or_else(PoisonError::into_inner);
+            let due = self.now() - *said_at >= PROGRESS_EVERY;
+            if due {
+                *said_at = self.now();
+            }
+            due
+        };
+        if due {
+            self.say_run(&run).await?;
+        }
+        Ok(status)
+    }
+
+    /// Ends a run whose instances have all ended, and says where it stands.
+    pub(super) async fn conclude(self: &Arc<Self>, run: &mut Run) -> Result<(), Error> {
+        if run.instances.values().all(|instance| instance.status.ended()) && matches!(run.state, RunState::Open) {
+            run.state = RunState::Ended { says: ended(run) };
+            run.ended_at = Some(self.now());
+            self.store().set_run(run).await?;
+            self.counters.runs_ended.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(run = run.id.0, environment = %run.environment, "run ended");
+            if let Some(name) = &run.remediation {
+                let key = format!("{}/{name}", run.environment);
+                let mut merged: Merged = self.store().get("remediation", &key).await?.unwrap_or_default();
+                merged.spent = true;
+                merged.run = Some(run.id);
+                self.store().put("remediation", &key, self.now(), &merged).await?;
+            }
+            self.say_statuses(run).await?;
+            self.queue.wake(Wake::Propose(run.environment.clone()), "a run ended");
+            self.wake_after(run);
+        }
+        self.say_run(run).await?;
+        self.run_changed.notify_waiters();
+        Ok(())
+    }
+
+    /// What a run that ended may have made possible: its own environment, and those that come after it.
+    fn wake_after(&self, run: &Run) {
+        let Some(head) = self.head() else { return };
+        for (name, environment) in &head.desired.environments {
+            if *name == run.environment || environment.after.as_ref().is_some_and(|after| *after.environment() == run.environment) {
+                self.queue.wake(Wake::Decide(name.clone()), "a run ended");
+            }
+        }
+    }
+
+    /// Decides what was started and not finished by looking again (R7.1).
+    pub(super) async fn take_up(self: &Arc<Self>, run: &mut Run, id: &InstanceId) -> Result<(), Error> {
+        let Some(token) = self.token(&run.environment).await? else { return Ok(()) };
+        let head = self.head_of(run).await?;
+        let driven = Driven { run: Mutex::new(run.clone()), head, token, said_at: std::sync::Mutex::new(DateTime::UNIX_EPOCH), spent: Mutex::default() };
+        let applied = self.store().all_applied().await?;
+        let decision = match self.job(&driven, run, id, &applied).await {
+            Ok((job, _)) => match self.prepare_job(&job).await {
+                Ok(prepared) => {
+                    let actions: Vec<Action> = tofu::plan::action(id, &prepared.observation, &[], &[]).into_iter().collect();
+                    let covered = match run.approved.get(id) {
+                        Some(Approved::Declaration) => true,
+                        Some(Approved::Actions { actions: approved }) => plan::covers(approved, &actions).is_ok(),
+                        // What was begun under a filter or a deferral is compared again when the instance is planned.
+                        _ => true,
+                    };
+                    recovery(actions.first().map(|action| &action.digest), covered)
+                }
+                Err(Stop::Fails(says)) => Recovery::Stalled { says },
+                Err(_) => return Ok(()),
+            },
+            Err(Stop::Fails(says)) => Recovery::Stalled { says },
+            Err(_) => return Ok(()),
+        };
+        let status = driven.run.lock().await.instances.get(id).map(|i| i.status).unwrap_or_default();
+        if status == Status::Running {
+            let outcome = match &decision {
+                Recovery::Done => Outcome::Done,
+                Recovery::Redo => Outcome::Refused { says: "the daemon stopped in the middle; what is left is covered and goes on".into() },
+                Recovery::Stalled { says } => Outcome::Failed { says: says.clone() },
+            };
+            self.record(&driven, id, Event::Finished { outcome }, None).await?;
+        }
+        if let Recovery::Stalled { says } = decision {
+            self.fail(&driven, id, says).await?;
+        }
+        *run = driven.run.lock().await.clone();
+        Ok(())
+    }
+}
+
+enum Effect {
+    Ended(Status),
+    Stale,
+}
+
+/// How a run ended, in a sentence.
+fn ended(run: &Run) -> String {
+    let of = |status: Status| run.instances.iter().filter(|(_, i)| i.status == status).map(|(id, _)| format!("`{}`", id.component)).collect::<Vec<_>>();
+    let failed = of(Status::Failed);
+    if !failed.is_empty() {
+        return format!("{} failed. Mend it with another pull request, go back with `git revert`, or say `/apply {}` to try again.", failed.join(", "), run.environment);
+    }
+    let superseded = of(Status::Superseded);
+    if !superseded.is_empty() {
+        return "A newer run took its place.".into();
+    }
+    "Everything it was to do is done, and a fresh plan is empty.".into()
+}

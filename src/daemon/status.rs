@@ -1,0 +1,205 @@
+//! What is said of each instance, from what is recorded: the verdict, and why.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::{Daemon, Error, decide::is_pending};
+use crate::{
+    desired::Instance,
+    journal::Run,
+    model::{ComponentName, Drift, EnvironmentName, InstanceId, Problem, ResourceChange, Revision, RunId, Verdict, WaitingOn},
+    plan::{Applied, Observed},
+    render::{ago, comment, counts},
+};
+
+/// What is said of one instance, in the shape of `drift --output json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceStatus {
+    /// Its name.
+    pub id: InstanceId,
+    /// The environment.
+    pub environment: EnvironmentName,
+    /// The component.
+    pub component: ComponentName,
+    /// Its kind.
+    pub kind: String,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The revision that is applied.
+    pub applied: Option<Revision>,
+    /// When it was observed last.
+    pub observed_at: Option<DateTime<Utc>>,
+    /// How long that took.
+    pub duration_ms: Option<u64>,
+    /// How the world differs from what is applied.
+    pub drift: Vec<Drift>,
+    /// What head would change.
+    pub pending: Vec<ResourceChange>,
+    /// What it waits on.
+    pub waiting_on: Vec<WaitingOn>,
+    /// Why, where the verdict alone does not say.
+    pub reason: Option<String>,
+    /// The run that holds it.
+    pub run: Option<RunId>,
+    /// What woke it last.
+    pub woken_by: Option<String>,
+}
+
+/// What is said of everything.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The head of the branch.
+    pub revision: Option<Revision>,
+    /// Why it can't be read, where it can't.
+    pub reason: Option<String>,
+    /// The verdict of all together.
+    pub verdict: Verdict,
+    /// Each instance.
+    pub instances: Vec<InstanceStatus>,
+    /// What is wrong with the declarations.
+    pub problems: Vec<Problem>,
+}
+
+impl InstanceStatus {
+    /// One line for people.
+    pub fn says(&self) -> String {
+        if let Some(reason) = &self.reason {
+            return reason.clone();
+        }
+        match self.verdict {
+            Verdict::Drifted => drift_counts(&self.drift),
+            Verdict::Pending => {
+                let resources: Vec<&ResourceChange> = self.pending.iter().collect();
+                let waits: Vec<String> = self.waiting_on.iter().map(|on| format!("waiting on {}", comment::waiting(on))).collect();
+                if resources.is_empty() { waits.join("; ") } else { std::iter::once(counts(&resources)).chain(waits).collect::<Vec<_>>().join("; ") }
+            }
+            _ => String::new(),
+        }
+    }
+}
+
+fn drift_counts(drift: &[Drift]) -> String {
+    use crate::model::DriftKind::{Changed, Extra, Missing};
+    let part = |kind, word: &str| match drift.iter().filter(|d| d.drift == kind).count() {
+        0 => None,
+        n => Some(format!("{n} {word}")),
+    };
+    [part(Missing, "missing"), part(Changed, "changed"), part(Extra, "extra")].into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+impl Daemon {
+    /// What is said of everything, from what is recorded; nothing is looked at.
+    pub async fn status(self: &Arc<Self>) -> Result<Status, Error> {
+        let head = self.head();
+        let applied = self.store().all_applied().await?;
+        let observed = self.store().all_observed().await?;
+        let runs = self.store().open_runs().await?;
+        let stalled = self.stalled().await?;
+        let now = self.now();
+        let mut instances = vec![];
+        let declared = head.as_ref().map(|head| head.desired.instances.clone()).unwrap_or_default();
+        for (id, instance) in &declared {
+            let suspended = head.as_ref().and_then(|head| head.desired.environments.get(&id.environment)).is_some_and(|e| e.suspend);
+            let known = Known { applied: applied.get(id), observed: observed.get(id), runs: &runs, stalled: stalled.get(id), suspended, now };
+            instances.push(self.one(id, Some(instance), &known, &applied));
+        }
+        let complete = head.as_ref().is_some_and(|head| head.desired.complete);
+        for (id, record) in applied.iter().filter(|(id, _)| !declared.contains_key(*id)) {
+            let known = Known { applied: Some(record), observed: observed.get(id), runs: &runs, stalled: stalled.get(id), suspended: false, now };
+            let mut status = self.one(id, None, &known, &applied);
+            (status.verdict, status.reason) = match (&head, complete) {
+                (None, _) => (Verdict::Unknown, Some("the state repo has not been read".into())),
+                (Some(_), true) => (Verdict::Orphaned, Some("applied and no longer declared; nothing is destroyed by itself".into())),
+                (Some(_), false) => (Verdict::Stalled, Some("may have been removed: a file of the state repo can't be read".into())),
+            };
+            instances.push(status);
+        }
+        instances.sort_by(|one, two| one.id.cmp(&two.id));
+        let problems = head.as_ref().map(|head| head.desired.problems.clone()).unwrap_or_default();
+        let mut verdict = instances.iter().map(|instance| instance.verdict).min().unwrap_or(Verdict::Unknown);
+        if head.is_none() {
+            verdict = Verdict::Unknown;
+        } else if !problems.is_empty() {
+            verdict = verdict.min(Verdict::Stalled);
+        }
+        Ok(Status { revision: head.map(|head| head.revision.clone()), reason: self.head_problem(), verdict, instances, problems })
+    }
+
+    fn one(&self, id: &InstanceId, instance: Option<&Arc<Instance>>, known: &Known<'_>, applied: &BTreeMap<InstanceId, Applied>) -> InstanceStatus {
+        let run = known.runs.iter().find(|run| run.holds(id));
+        let pending = instance.is_some_and(|instance| is_pending(instance, applied));
+        let (verdict, reason) = known.verdict(id, instance, run, pending);
+        let observed = known.observed;
+        let mut waiting_on = observed.map(|o| o.waiting_on.clone()).unwrap_or_default();
+        if let Some(on) = run.and_then(|run| run.instances[id].waiting_on.clone()) {
+            waiting_on = vec![on];
+        } else if pending && run.is_none() && waiting_on.is_empty() {
+            waiting_on.push(WaitingOn::Apply);
+        }
+        InstanceStatus {
+            id: id.clone(),
+            environment: id.environment.clone(),
+            component: id.component.clone(),
+            kind: instance.map_or("tofu", |instance| instance.kind).to_owned(),
+            verdict,
+            applied: known.applied.map(|applied| applied.revision.clone()),
+            observed_at: observed.map(|o| o.at),
+            duration_ms: observed.map(|o| o.duration_ms),
+            drift: observed.map(|o| o.drift.clone()).unwrap_or_default(),
+            pending: if pending { observed.map(|o| o.pending.clone()).unwrap_or_default() } else { vec![] },
+            waiting_on: if verdict == Verdict::Pending { waiting_on } else { vec![] },
+            reason,
+            run: run.map(|run| run.id),
+            woken_by: self.queue.last(id),
+        }
+    }
+}
+
+struct Known<'a> {
+    applied: Option<&'a Applied>,
+    observed: Option<&'a Observed>,
+    runs: &'a [Run],
+    stalled: Option<&'a super::decide::Stalled>,
+    suspended: bool,
+    now: DateTime<Utc>,
+}
+
+impl Known<'_> {
+    fn verdict(&self, id: &InstanceId, instance: Option<&Arc<Instance>>, run: Option<&Run>, pending: bool) -> (Verdict, Option<String>) {
+        if let Some(problem) = instance.and_then(|instance| instance.problems.first()) {
+            return (Verdict::Stalled, Some(problem.to_string()));
+        }
+        if let Some(run) = run {
+            let instance = &run.instances[id];
+            let says = if instance.says.is_empty() { format!("run {} is under way", run.id) } else { format!("run {}: {}", run.id, instance.says) };
+            return (Verdict::Pending, Some(says));
+        }
+        if let Some(stalled) = self.stalled {
+            return (Verdict::Stalled, Some(format!("run {} failed: {}", stalled.run, stalled.says)));
+        }
+        if let Some(error) = self.observed.and_then(|observed| observed.error.as_ref()) {
+            return (Verdict::Unknown, Some(error.says.clone()));
+        }
+        if let Some(failed) = self.observed.and_then(|observed| observed.failed_checks.first()) {
+            return (Verdict::Stalled, Some(failed.clone()));
+        }
+        if self.applied.is_some() && self.observed.is_none_or(|observed| observed.against.is_none()) {
+            return (Verdict::Unknown, Some("not observed yet".into()));
+        }
+        if self.observed.is_some_and(|observed| !observed.drift.is_empty()) {
+            return (Verdict::Drifted, None);
+        }
+        if self.suspended {
+            return (Verdict::Suspended, None);
+        }
+        if pending {
+            return (Verdict::Pending, None);
+        }
+        let age = self.observed.map(|observed| (self.now - observed.at).num_seconds()).filter(|seconds| *seconds > 3600);
+        (Verdict::InSync, age.map(|seconds| format!("observed {} ago", ago(seconds))))
+    }
+}
