@@ -8,7 +8,9 @@
 pub mod authority;
 pub mod calendar;
 pub mod check;
+pub mod cli;
 pub mod command;
+pub mod config;
 pub mod daemon;
 pub mod desired;
 pub mod forge;
@@ -20,8 +22,10 @@ pub mod plan;
 pub mod port;
 pub mod remedy;
 pub mod render;
+pub mod server;
 pub mod store;
 pub mod targets;
+pub mod telemetry;
 
 /// An error and its causes, in one line.
 pub fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {

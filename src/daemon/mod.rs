@@ -153,6 +153,7 @@ pub struct Daemon {
     tokens: Mutex<BTreeMap<EnvironmentName, i64>>,
     run_changed: tokio::sync::Notify,
     deciding: tokio::sync::Mutex<()>,
+    proposing: tokio::sync::Mutex<()>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -173,6 +174,7 @@ impl Daemon {
             tokens: Mutex::default(),
             run_changed: tokio::sync::Notify::new(),
             deciding: tokio::sync::Mutex::default(),
+            proposing: tokio::sync::Mutex::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         })
@@ -200,6 +202,11 @@ impl Daemon {
     /// Asks the daemon to start nothing new and to end what is under way.
     pub fn stop(&self) {
         self.stop.cancel();
+    }
+
+    /// Waits until it is asked to stop.
+    pub async fn stopped(&self) {
+        self.stop.cancelled().await;
     }
 
     /// Whether it was asked to stop.
@@ -275,6 +282,31 @@ impl Daemon {
             Wake::Run(id) => self.drive(*id).await,
             Wake::Outbox => self.send().await,
         }
+    }
+
+    /// Brings the proposals of instances' environments in line now, for the API.
+    ///
+    /// # Errors
+    /// When the forge or the store does not answer.
+    pub async fn proposals_settled(self: &Arc<Self>, instances: &BTreeSet<InstanceId>) -> Result<(), Error> {
+        let environments: BTreeSet<&EnvironmentName> = instances.iter().map(|id| &id.environment).collect();
+        for environment in environments {
+            self.propose(environment).await?;
+        }
+        Ok(())
+    }
+
+    /// Looks at the state repo now, for commands that need no daemon.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub async fn read_head(self: &Arc<Self>) -> Result<(), Error> {
+        self.look_at_git().await
+    }
+
+    /// Takes a head that does not come from the branch, such as a checkout.
+    pub fn set_head(&self, head: Head) {
+        *self.head.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(head));
     }
 
     /// The fencing token of an environment's lease; nothing while another daemon holds it.

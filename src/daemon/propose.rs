@@ -38,6 +38,7 @@ pub(super) struct Proposal {
 impl Daemon {
     /// Brings the proposals of an environment in line with its drift.
     pub(super) async fn propose(self: &Arc<Self>, environment: &EnvironmentName) -> Result<(), Error> {
+        let _turn = self.proposing.lock().await;
         let (Some(head), Some(_)) = (self.head(), &self.hands.forge) else { return Ok(()) };
         let Some(declared) = head.desired.environments.get(environment) else { return Ok(()) };
         if declared.suspend || self.stopping() || self.token(environment).await?.is_none() {

@@ -9,12 +9,14 @@
 mod git_http;
 mod pages;
 mod rest;
+mod seed;
 mod state;
 mod webhooks;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use axum::Router;
+pub use seed::seed;
 use serde::Deserialize;
 use tokio::{net::TcpListener, sync::Mutex};
 

@@ -1,0 +1,160 @@
+//! `evenkeel apply` and `evenkeel propose`.
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead, IsTerminal},
+    time::Duration,
+};
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{Done, Failure, Format, Global, client::Client, drift::selector, output, plan};
+use crate::{
+    journal::{Run, RunState, Status},
+    model::{ComponentName, InstanceId, RunId},
+    plan::Plan,
+    server::{Ask, Started},
+};
+
+/// How often a run is asked about.
+const POLL: Duration = Duration::from_millis(250);
+
+/// Apply what is pending on the branch.
+#[derive(Args, Debug)]
+pub(crate) struct Apply {
+    /// Which instances, such as `staging`
+    selector: Vec<String>,
+    /// Don't ask
+    #[arg(long, short)]
+    yes: bool,
+    /// Show the plan and stop
+    #[arg(long)]
+    dry_run: bool,
+    /// Don't wait for the run to end
+    #[arg(long)]
+    no_wait: bool,
+    /// Run a merged remediation that waits
+    #[arg(long, value_name = "NAME")]
+    remediation: Option<ComponentName>,
+}
+
+/// Look at the world now and open pull requests that revert what drifted.
+#[derive(Args, Debug)]
+pub(crate) struct Propose {
+    /// Which instances, such as `staging`; all where it is not given
+    selector: Vec<String>,
+}
+
+pub(super) async fn run(global: &Global, args: &Apply) -> Done {
+    let chosen = selector(&args.selector)?;
+    if chosen.is_none() && args.remediation.is_none() {
+        return Err(Failure { code: 64, ..Failure::new("what is to be applied has to be named").hint("`evenkeel apply staging`, or `evenkeel apply all`") });
+    }
+    let client = Client::new(global)?;
+    let mut ask = Ask { selector: chosen.map(|selector| selector.to_string()), remediation: args.remediation.clone(), ..Ask::default() };
+    if args.remediation.is_none() {
+        let plans: Vec<Plan> = client.post("/api/v1/plan", &Ask { selector: ask.selector.clone(), ..Ask::default() }).await?;
+        if global.output == Format::Text {
+            output::note(plans.iter().map(plan::text).collect::<Vec<_>>().join("\n").trim_end());
+        }
+        if args.dry_run {
+            return Ok(plan::exit_code(&plans));
+        }
+        if plans.iter().all(|plan| plan.instances.is_empty()) {
+            output::text("There is nothing to apply: what is on the branch is what is applied.");
+            return Ok(0);
+        }
+        ask.digests = plans.iter().map(|plan| plan.digest.to_string()).collect();
+        if !args.yes && !confirmed()? {
+            return Err(Failure::new("nothing was applied"));
+        }
+    }
+    let started: Started = client.post("/api/v1/apply", &ask).await?;
+    if args.no_wait {
+        output::text(&started.runs.iter().map(|run| format!("Run {run} is under way; `evenkeel runs {run}` shows it.")).collect::<Vec<_>>().join("\n"));
+        return Ok(0);
+    }
+    let mut code = 0;
+    for id in &started.runs {
+        let run = follow(global, &client, *id).await?;
+        let all = run.instances.values().all(|instance| instance.status == Status::Applied);
+        code = code.max(match (&run.state, all) {
+            (RunState::Ended { .. }, true) => 0,
+            (RunState::Ended { .. }, false) => 1,
+            (RunState::Open, _) => 2,
+        });
+    }
+    Ok(code)
+}
+
+fn confirmed() -> Result<bool, Failure> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::new("nothing was applied: there is no terminal to ask on").hint("look at the plan and say --yes"));
+    }
+    eprint_flush("Apply this? [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+fn eprint_flush(text: &str) {
+    use std::io::Write;
+    let mut out = std::io::stderr().lock();
+    drop(out.write_all(text.as_bytes()));
+    drop(out.flush());
+}
+
+/// Shows a run until it ends or waits for somebody.
+async fn follow(global: &Global, client: &Client, id: RunId) -> Result<Run, Failure> {
+    let mut shown: BTreeMap<InstanceId, (Status, String)> = BTreeMap::new();
+    loop {
+        let run: Run = client.get(&format!("/api/v1/runs/{id}")).await?;
+        if global.output == Format::Text {
+            for (instance, state) in &run.instances {
+                let now = (state.status, state.says.clone());
+                if shown.get(instance) != Some(&now) && !matches!(state.status, Status::New | Status::Planned | Status::Effected) {
+                    output::note(&format!("  {instance}   {}", super::runs::says(state)));
+                }
+                shown.insert(instance.clone(), now);
+            }
+        }
+        let stuck = run.instances.values().all(|i| i.status.ended() || i.status == Status::Waiting);
+        match &run.state {
+            RunState::Ended { says } => {
+                finish(global, &run, says)?;
+                return Ok(run);
+            }
+            RunState::Open if stuck => {
+                finish(global, &run, "It waits; `evenkeel explain` says for what.")?;
+                return Ok(run);
+            }
+            RunState::Open => tokio::time::sleep(POLL).await,
+        }
+    }
+}
+
+fn finish(global: &Global, run: &Run, says: &str) -> Result<(), Failure> {
+    match global.output {
+        Format::Text => output::text(&format!("Run {}: {}", run.id, says.replace('`', ""))),
+        format => output::document(format, run)?,
+    }
+    Ok(())
+}
+
+pub(super) async fn propose(global: &Global, args: &Propose) -> Done {
+    let chosen = selector(&args.selector)?;
+    let ask = Ask { selector: chosen.map(|selector| selector.to_string()), ..Ask::default() };
+    let proposals: Vec<Value> = Client::new(global)?.post("/api/v1/propose", &ask).await?;
+    match global.output {
+        Format::Text if proposals.is_empty() => output::text("Nothing drifted, so nothing is proposed."),
+        Format::Text => {
+            for one in &proposals {
+                let state = if one["proposal"]["declined"] == true { "closed by somebody, and not proposed again until it changes" } else { "open" };
+                output::text(&format!("#{}   {}   {state}", one["proposal"]["pull"], one["root"].as_str().unwrap_or_default()));
+            }
+        }
+        format => output::document(format, &json!({"command": "propose", "proposals": proposals}))?,
+    }
+    Ok(if proposals.is_empty() { 0 } else { 2 })
+}

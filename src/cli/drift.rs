@@ -1,0 +1,92 @@
+//! `evenkeel drift`: look at the world now.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{Done, Failure, Format, Global, client, client::Client, output, status, workbench};
+use crate::{
+    daemon::Status,
+    desired::Selector,
+    model::{Redactor, Verdict},
+    plan::Plan,
+    render::counts,
+    server::Ask,
+};
+
+/// Look at the world now and say what drifted.
+#[derive(Args, Debug)]
+pub(crate) struct DriftArgs {
+    /// Which instances, such as `staging` or `kind:tofu and not production`; all where it is not given
+    selector: Vec<String>,
+    /// Compare with the checkout, without what a daemon knows
+    #[arg(long)]
+    offline: bool,
+    /// The folder of the declarations, with --offline
+    #[arg(long, value_name = "FOLDER")]
+    state_repo: Option<PathBuf>,
+}
+
+/// A selector from the words of the command line.
+pub(super) fn selector(words: &[String]) -> Result<Option<Selector>, Failure> {
+    if words.is_empty() { Ok(None) } else { words.join(" ").parse().map(Some).map_err(|error: crate::desired::select::Error| Failure { code: 64, ..Failure::from(error) }) }
+}
+
+pub(super) async fn run(global: &Global, args: &DriftArgs) -> Done {
+    let chosen = selector(&args.selector)?;
+    let client = Client::new(global)?;
+    let config = client::config(global)?;
+    if !args.offline && client.answers().await {
+        let ask = Ask { selector: chosen.map(|selector| selector.to_string()), ..Ask::default() };
+        let found: Status = client.post("/api/v1/drift", &ask).await?;
+        status::print(global, &found, "drift")?;
+        return Ok(found.verdict.exit_code());
+    }
+    if let Some(config) = config.as_ref().filter(|config| !args.offline && config.data.join("evenkeel.db").is_file()) {
+        output::note("No daemon answers; looking with its store.");
+        let daemon = workbench::daemon(config, Redactor::default(), false).await?;
+        daemon.read_head().await?;
+        let selected = daemon.drift_of(chosen.as_ref()).await?;
+        let mut found = daemon.status().await?;
+        found.instances.retain(|instance| selected.contains(&instance.id));
+        found.verdict = found.instances.iter().map(|instance| instance.verdict).min().unwrap_or(found.verdict);
+        status::print(global, &found, "drift")?;
+        return Ok(found.verdict.exit_code());
+    }
+    let (daemon, _folder) = workbench::offline(config.as_ref(), args.state_repo.as_deref()).await?;
+    let plans = daemon.plan_now(chosen.as_ref()).await?;
+    against_checkout(global, &plans)
+}
+
+/// What is said where nothing is known of what was applied.
+fn against_checkout(global: &Global, plans: &[Plan]) -> Done {
+    let colour = output::colour();
+    let verdict = |instance: &crate::plan::InstancePlan| match (&instance.problem, instance.digest, instance.actions.is_empty()) {
+        (Some(_), ..) | (None, None, _) => Verdict::Unknown,
+        (None, Some(_), true) => Verdict::InSync,
+        (None, Some(_), false) => Verdict::Drifted,
+    };
+    let instances: Vec<&crate::plan::InstancePlan> = plans.iter().flat_map(|plan| &plan.instances).collect();
+    let worst = instances.iter().map(|instance| verdict(instance)).min().unwrap_or(Verdict::Unknown);
+    if global.output != Format::Text {
+        let rows: Vec<_> = instances.iter().map(|i| json!({"id": i.id, "environment": i.id.environment, "component": i.id.component, "kind": i.kind, "verdict": verdict(i), "applied": null, "pending": i.actions.iter().flat_map(|a| a.resources.clone()).collect::<Vec<_>>(), "drift": [], "reason": i.problem})).collect();
+        output::document(global.output, &json!({"command": "drift", "against": "checkout", "revision": null, "verdict": worst, "instances": rows, "problems": []}))?;
+        return Ok(worst.exit_code());
+    }
+    let mut text = "Against the checkout; no applied record: drift and pending can't be told apart.\n".to_owned();
+    let rows: Vec<Vec<String>> = instances
+        .iter()
+        .map(|instance| {
+            let resources: Vec<_> = instance.actions.iter().flat_map(|action| &action.resources).collect();
+            let says = instance.problem.clone().unwrap_or_else(|| match instance.waiting_on.first() {
+                Some(on) if instance.digest.is_none() => crate::render::comment::waiting(on),
+                _ => counts(&resources),
+            });
+            vec![instance.id.to_string(), status::paint(verdict(instance), colour), instance.kind.clone(), says]
+        })
+        .collect();
+    text.push_str(&output::table(&rows));
+    output::text(&text);
+    Ok(worst.exit_code())
+}

@@ -1,0 +1,41 @@
+//! `evenkeel forge`: the embedded forge.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::Args;
+
+use super::{Done, Failure, output};
+use crate::{
+    config::Telemetry,
+    forge::{Forge, Settings},
+    model::Redactor,
+    telemetry,
+};
+
+/// Run the embedded forge, to try everything without GitHub.
+#[derive(Args, Debug)]
+pub(crate) struct ForgeArgs {
+    /// The folder that it keeps its repository and records in
+    #[arg(long, value_name = "FOLDER", default_value = "forge")]
+    folder: PathBuf,
+    /// Who and what there is: owner, repository, users, teams, webhook
+    #[arg(long, value_name = "FILE")]
+    settings: PathBuf,
+    /// Where it listens; loopback alone
+    #[arg(long, default_value = "127.0.0.1:7655")]
+    listen: SocketAddr,
+}
+
+pub(super) async fn run(args: ForgeArgs) -> Done {
+    telemetry::start(&Telemetry::default(), &Redactor::default());
+    let text = std::fs::read_to_string(&args.settings).map_err(|error| Failure::new(format!("could not read `{}`: {error}", args.settings.display())))?;
+    let settings: Settings = serde_saphyr::from_str(&text).map_err(|error| Failure::new(format!("`{}`: {error}", args.settings.display())))?;
+    let (owner, name) = (settings.owner.clone(), settings.repository.clone());
+    let forge = Forge::start(args.folder, settings, args.listen).await?;
+    output::text(&format!("The forge serves http://{0}/ ; git clone http://{0}/{owner}/{name}.git", forge.address));
+    tokio::select! {
+        () = forge.wait() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    Ok(0)
+}

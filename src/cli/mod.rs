@@ -1,0 +1,158 @@
+//! The command line: one file for each subcommand, and no decisions.
+//!
+//! Results go to stdout, everything else to stderr. Exit codes: 1 failure, else 3 something unknown or stalled, else 2
+//! drift or changes found, else 0; 64 usage.
+
+mod apply;
+mod client;
+mod demo;
+mod doctor;
+mod drift;
+mod explain;
+mod forge;
+mod graph;
+mod output;
+mod plan;
+mod runs;
+mod serve;
+mod status;
+mod validate;
+mod workbench;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+pub use output::Format;
+
+/// An event-driven GitOps reconciler: one git repository says what the world should be.
+#[derive(Parser, Debug)]
+#[command(name = "evenkeel", version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Global {
+    /// The configuration; the nearest `evenkeel.yaml` above the working directory where it is not given
+    #[arg(long, global = true, value_name = "FILE", env = "EVENKEEL_CONFIG")]
+    config: Option<PathBuf>,
+    /// The daemon's address; the configuration's `listen`, else http://127.0.0.1:7654, where it is not given
+    #[arg(long, global = true, value_name = "URL", env = "EVENKEEL_SERVER")]
+    server: Option<String>,
+    /// How results are printed
+    #[arg(long, short, global = true, value_enum, default_value_t = Format::Text)]
+    output: Format,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run the daemon
+    Serve(serve::Serve),
+    /// Check the declarations of a state repo
+    Validate(validate::Validate),
+    /// Look at the world now and say what drifted
+    Drift(drift::DriftArgs),
+    /// Show what would be done now, in order, and what waits on what; changes nothing
+    Plan(plan::PlanArgs),
+    /// Show what is said of every instance
+    Status(status::StatusArgs),
+    /// Show everything about one instance, and why nothing happens
+    Explain(explain::Explain),
+    /// Apply what is pending on the branch
+    Apply(apply::Apply),
+    /// Look at the world now and open pull requests that revert what drifted
+    Propose(apply::Propose),
+    /// Show runs
+    Runs(runs::Runs),
+    /// Show what happened, in order
+    Journal(runs::Journal),
+    /// Show who did what
+    Audit(runs::Audit),
+    /// Show instances and what they depend on
+    Graph(graph::Graph),
+    /// Print the JSON Schemas of the declarations
+    Schema(validate::Schema),
+    /// Check every program, credential, path and permission that the configuration needs
+    Doctor(doctor::Doctor),
+    /// Run the embedded forge, to try everything without GitHub
+    Forge(forge::ForgeArgs),
+    /// Tell the story of Evenkeel on this machine in about a minute
+    Demo(demo::Demo),
+}
+
+/// An error that ends a command, with what to do about it.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    says: String,
+    hint: Option<String>,
+    code: u8,
+}
+
+impl Failure {
+    pub(crate) fn new(says: impl Into<String>) -> Self {
+        Self { says: says.into(), hint: None, code: 1 }
+    }
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl<E: std::error::Error + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::new(crate::error_chain(&error))
+    }
+}
+
+pub(crate) type Done = Result<u8, Failure>;
+
+/// Runs the command that the command line names.
+pub fn main() -> ExitCode {
+    // Every TLS client of this process uses this provider; a second install is harmless.
+    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            drop(error.print());
+            return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return output::fail(&Failure::from(error)),
+    };
+    let done = runtime.block_on(run(cli));
+    // A blocking call that hangs in a dead network must not keep the process.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => output::fail(&failure),
+    }
+}
+
+async fn run(cli: Cli) -> Done {
+    let global = &cli.global;
+    match cli.command {
+        Command::Serve(args) => serve::run(global, args).await,
+        Command::Validate(args) => validate::run(global, &args),
+        Command::Schema(args) => validate::schema(&args),
+        Command::Drift(args) => drift::run(global, &args).await,
+        Command::Plan(args) => plan::run(global, &args).await,
+        Command::Status(args) => status::run(global, &args).await,
+        Command::Explain(args) => explain::run(global, &args).await,
+        Command::Apply(args) => apply::run(global, &args).await,
+        Command::Propose(args) => apply::propose(global, &args).await,
+        Command::Runs(args) => runs::runs(global, &args).await,
+        Command::Journal(args) => runs::journal(global, &args).await,
+        Command::Audit(args) => runs::audit(global, &args).await,
+        Command::Graph(args) => graph::run(global, &args),
+        Command::Doctor(args) => doctor::run(global, &args).await,
+        Command::Forge(args) => forge::run(args).await,
+        Command::Demo(args) => demo::run(args).await,
+    }
+}

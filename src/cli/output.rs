@@ -1,0 +1,97 @@
+//! How results reach people and programs.
+
+use std::{
+    io::{IsTerminal, Write},
+    process::ExitCode,
+};
+
+use serde::Serialize;
+
+use super::Failure;
+use crate::render::terminal::Colour;
+
+/// How results are printed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One object.
+    Json,
+    /// The same as YAML.
+    Yaml,
+}
+
+/// Whether stdout may be coloured.
+pub(crate) fn colour() -> Colour {
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    if std::io::stdout().is_terminal() && !plain { Colour::Yes } else { Colour::No }
+}
+
+/// Prints text to stdout; a reader that went away ends the command quietly.
+pub(crate) fn text(text: &str) {
+    let mut out = std::io::stdout().lock();
+    drop(out.write_all(text.as_bytes()));
+    if !text.ends_with('\n') {
+        drop(out.write_all(b"\n"));
+    }
+    drop(out.flush());
+}
+
+/// Prints one document in a format that is not text.
+pub(crate) fn document<T: Serialize>(format: Format, document: &T) -> Result<(), Failure> {
+    let printed = match format {
+        Format::Yaml => serde_yaml::to_string(document).map_err(|error| Failure::new(error.to_string()))?,
+        Format::Json | Format::Text => serde_json::to_string_pretty(document)?,
+    };
+    text(&printed);
+    Ok(())
+}
+
+/// Prints to stderr.
+pub(crate) fn note(line: &str) {
+    drop(writeln!(std::io::stderr().lock(), "{line}"));
+}
+
+/// One `Error:` line, then `Hint:`.
+pub(crate) fn fail(failure: &Failure) -> ExitCode {
+    note(&format!("Error: {}", failure.says));
+    if let Some(hint) = &failure.hint {
+        note(&format!("Hint: {hint}"));
+    }
+    ExitCode::from(failure.code)
+}
+
+/// A table with columns as wide as their widest cell; the last is not padded.
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| visible(cell)).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut printed = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate() {
+            line.push_str(cell);
+            if column + 1 < row.len() {
+                line.push_str(&" ".repeat(widths[column] - visible(cell) + 3));
+            }
+        }
+        printed.push_str(line.trim_end());
+        printed.push('\n');
+    }
+    printed
+}
+
+/// How many columns a cell takes, without its colours.
+fn visible(cell: &str) -> usize {
+    let mut count = 0;
+    let mut escape = false;
+    for c in cell.chars() {
+        match c {
+            '\u{1b}' => escape = true,
+            'm' if escape => escape = false,
+            _ if escape => {}
+            _ => count += 1,
+        }
+    }
+    count
+}

@@ -1,0 +1,142 @@
+//! `evenkeel runs`, `journal` and `audit`: what happened.
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{Done, Failure, Format, Global, client::Client, output};
+use crate::{
+    journal::{JournalRecord, Run, RunInstance, RunState, Status},
+    render::ago,
+};
+
+/// Show runs.
+#[derive(Args, Debug)]
+pub(crate) struct Runs {
+    /// One run
+    id: Option<i64>,
+    /// How many, newest first
+    #[arg(long, default_value_t = 20)]
+    limit: u32,
+}
+
+/// Show what happened, in order.
+#[derive(Args, Debug)]
+pub(crate) struct Journal {
+    /// Of one run
+    #[arg(long, value_name = "ID")]
+    run: Option<i64>,
+    /// How many of the newest
+    #[arg(long, default_value_t = 100)]
+    limit: u32,
+}
+
+/// Show who did what.
+#[derive(Args, Debug)]
+pub(crate) struct Audit {
+    /// `verify` checks the chain and prints nothing else
+    what: Option<String>,
+}
+
+/// Where an instance of a run stands, in words.
+pub(super) fn says(instance: &RunInstance) -> String {
+    let colour = output::colour();
+    let word = match instance.status {
+        Status::New => colour.dim("not started"),
+        Status::Planned => colour.dim("planned"),
+        Status::Waiting => colour.warn("waits"),
+        Status::Running | Status::Effected => "running".into(),
+        Status::Applied if instance.changed => colour.good("applied"),
+        Status::Applied => colour.good("nothing to do"),
+        Status::Failed => colour.bad("failed"),
+        Status::Skipped => colour.warn("not tried"),
+        Status::Superseded => colour.dim("superseded"),
+    };
+    if instance.says.is_empty() { word } else { format!("{word}: {}", instance.says.replace('`', "")) }
+}
+
+fn state(run: &Run) -> String {
+    match &run.state {
+        RunState::Open if run.instances.values().any(|i| i.status == Status::Waiting) => "waits".into(),
+        RunState::Open => "under way".into(),
+        RunState::Ended { .. } if run.instances.values().all(|i| i.status == Status::Applied) => "applied".into(),
+        RunState::Ended { .. } => "ended".into(),
+    }
+}
+
+pub(super) async fn runs(global: &Global, args: &Runs) -> Done {
+    let client = Client::new(global)?;
+    if let Some(id) = args.id {
+        let run: Run = client.get(&format!("/api/v1/runs/{id}")).await?;
+        if global.output != Format::Text {
+            output::document(global.output, &run)?;
+            return Ok(0);
+        }
+        let mut text = format!("Run {} of {} at {}, {}\nAuthorised by {}\n\n", run.id, run.environment, run.revision.short(), state(&run), run.because.replace('`', ""));
+        let mut instances: Vec<_> = run.instances.iter().collect();
+        instances.sort_by_key(|(id, instance)| (instance.order, (*id).clone()));
+        text.push_str(&output::table(&instances.iter().map(|(id, i)| vec![i.order.to_string(), id.to_string(), says(i)]).collect::<Vec<_>>()));
+        if let RunState::Ended { says } = &run.state {
+            text.push_str(&format!("\n{}\n", says.replace('`', "")));
+        }
+        output::text(&text);
+        return Ok(0);
+    }
+    let runs: Vec<Run> = client.get(&format!("/api/v1/runs?limit={}", args.limit)).await?;
+    if global.output != Format::Text {
+        output::document(global.output, &json!({"command": "runs", "runs": runs}))?;
+        return Ok(0);
+    }
+    if runs.is_empty() {
+        output::text("No run yet.");
+        return Ok(0);
+    }
+    let now = chrono::Utc::now();
+    let rows: Vec<Vec<String>> = runs
+        .iter()
+        .map(|run| {
+            let took = run.ended_at.map(|ended| format!("{:.1} s", (ended - run.created_at).num_milliseconds() as f64 / 1000.0)).unwrap_or_default();
+            let done = run.instances.values().filter(|i| i.status == Status::Applied).count();
+            vec![run.id.to_string(), run.environment.to_string(), state(run), format!("{done}/{}", run.instances.len()), took, format!("{} ago", ago((now - run.created_at).num_seconds())), run.because.replace('`', "")]
+        })
+        .collect();
+    output::text(&output::table(&rows));
+    Ok(0)
+}
+
+pub(super) async fn journal(global: &Global, args: &Journal) -> Done {
+    let run = args.run.map(|run| format!("&run={run}")).unwrap_or_default();
+    let records: Vec<JournalRecord> = Client::new(global)?.get(&format!("/api/v1/journal?limit={}{run}", args.limit)).await?;
+    if global.output != Format::Text {
+        output::document(global.output, &json!({"command": "journal", "records": records}))?;
+        return Ok(0);
+    }
+    if records.is_empty() {
+        output::text("Nothing happened yet.");
+        return Ok(0);
+    }
+    let rows: Vec<Vec<String>> = records
+        .iter()
+        .map(|record| vec![record.at.format("%Y-%m-%d %H:%M:%S%.3f").to_string(), format!("run {}", record.run), record.instance.to_string(), record.event.to_string().replace('`', "")])
+        .collect();
+    output::text(&output::table(&rows));
+    Ok(0)
+}
+
+pub(super) async fn audit(global: &Global, args: &Audit) -> Done {
+    let answer: Value = Client::new(global)?.get("/api/v1/audit").await?;
+    let entries = answer["entries"].as_array().cloned().unwrap_or_default();
+    if let Some(broken) = answer["broken"].as_i64() {
+        return Err(Failure::new(format!("the audit's chain is broken at entry {broken}: it, or one before it, was changed")));
+    }
+    match (args.what.as_deref(), global.output) {
+        (Some("verify"), _) => output::text(&format!("The chain of {} entries is whole.", entries.len())),
+        (Some(other), _) => return Err(Failure { code: 64, ..Failure::new(format!("`{other}` is not known")).hint("`evenkeel audit` or `evenkeel audit verify`") }),
+        (None, Format::Text) => {
+            let text = |entry: &Value, name: &str| entry[name].as_str().unwrap_or_default().to_owned();
+            let rows: Vec<Vec<String>> = entries.iter().map(|e| vec![text(e, "at"), text(e, "principal"), text(e, "action"), text(e, "subject"), text(e, "detail")]).collect();
+            output::text(&output::table(&rows));
+        }
+        (None, format) => output::document(format, &answer)?,
+    }
+    Ok(0)
+}

@@ -1,0 +1,137 @@
+//! A daemon's hands without its loop: for `serve`, and for commands where no daemon answers.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use secrecy::SecretString;
+
+use super::Failure;
+use crate::{
+    config::Config,
+    daemon::{Daemon, Hands, Head, Settings, SystemClock},
+    desired::{self, load},
+    git::{Mirror, WorkingFiles},
+    github::{Auth, GitHub},
+    model::{InstanceId, Redactor, Revision},
+    port::Forge,
+    store::Store,
+    targets::{Targets, tofu},
+};
+
+/// The tofu target of a configuration.
+pub(crate) fn tofu_settings(config: &Config) -> tofu::Settings {
+    let for_credentials = config.clone();
+    tofu::Settings {
+        binary: config.tofu.binary.clone(),
+        parallel: config.tofu.parallel,
+        data: config.data.clone(),
+        provider_cache: config.tofu.provider_cache.clone().unwrap_or_else(|| config.data.join("providers")),
+        timeout: config.tofu.timeout.std(),
+        lock_timeout: config.tofu.lock_timeout.std(),
+        cli_config: std::env::var_os("TF_CLI_CONFIG_FILE").map(Into::into),
+        credentials: Arc::new(move |id: &InstanceId, name: &str, apply| for_credentials.credentials(id, name, apply)),
+    }
+}
+
+/// How the client proves who it is.
+pub(crate) fn auth(config: &Config) -> Result<Option<Auth>, Failure> {
+    let Some(github) = &config.github else { return Ok(None) };
+    if let Some(app) = &github.app {
+        return Ok(Some(Auth::App { id: app.id, key: app.private_key_file.clone() }));
+    }
+    let token = match (&github.token_file, std::env::var("EVENKEEL_GITHUB_TOKEN")) {
+        (Some(path), _) => std::fs::read_to_string(path).map_err(|error| Failure::new(format!("could not read `github.tokenFile` `{}`: {error}", path.display())))?,
+        (None, Ok(token)) => token,
+        (None, Err(_)) => return Err(Failure::new("`github` has neither `app` nor `tokenFile`").hint("set one of them, or EVENKEEL_GITHUB_TOKEN")),
+    };
+    Ok(Some(Auth::Token(SecretString::from(token.trim().to_owned()))))
+}
+
+/// The forge of a configuration, if it has one.
+pub(crate) async fn forge(config: &Config) -> Result<Option<Arc<dyn Forge>>, Failure> {
+    let (Some(github), Some(auth)) = (&config.github, auth(config)?) else { return Ok(None) };
+    let (owner, name) = config.forge_repository().map_err(Failure::new)?;
+    let client = GitHub::connect(&github.base_url, &owner, &name, &auth).await?;
+    Ok(Some(Arc::new(client)))
+}
+
+/// Makes the folder of the daemon's data, for its owner alone.
+pub(crate) fn make_data(data: &Path) -> Result<(), Failure> {
+    use std::os::unix::fs::PermissionsExt;
+    let failed = |error: std::io::Error| Failure::new(format!("could not use the folder of data `{}`: {error}", data.display()));
+    std::fs::create_dir_all(data).map_err(failed)?;
+    std::fs::set_permissions(data, std::fs::Permissions::from_mode(0o700)).map_err(failed)
+}
+
+/// A daemon of a configuration that has not looked at anything yet.
+pub(crate) async fn daemon(config: &Config, redactor: Redactor, with_forge: bool) -> Result<Arc<Daemon>, Failure> {
+    make_data(&config.data)?;
+    let store = Store::open(&config.data.join("evenkeel.db")).await.map_err(|error| Failure::from(error).hint("`evenkeel doctor` says what is wrong with it; a copy restores it"))?;
+    let seal = Arc::new(store.seal().await?);
+    let targets = Targets::new(tofu::Tofu::new(tofu_settings(config), Arc::clone(&seal), redactor.clone()));
+    let hands = Hands {
+        mirror: Mirror::open(&config.data.join("mirror.git"), &config.repository.url)?,
+        forge: if with_forge { forge(config).await? } else { None },
+        target: Arc::new(targets),
+        clock: Arc::new(SystemClock),
+        store,
+        seal,
+        redactor,
+    };
+    Ok(Daemon::new(settings(config), hands))
+}
+
+fn settings(config: &Config) -> Settings {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Settings {
+        branch: config.repository.branch.clone(),
+        root: config.repository.path.trim_matches('/').to_owned(),
+        poll: config.repository.poll.std(),
+        watch: config.local_repository(),
+        holder: format!("{host}:{}", config.data.display()),
+    }
+}
+
+/// A daemon over a checkout, which remembers nothing: what is applied is not known to it.
+pub(crate) async fn offline(config: Option<&Config>, state_repo: Option<&Path>) -> Result<(Arc<Daemon>, tempfile::TempDir), Failure> {
+    let (root, below) = super::validate::find(state_repo)?;
+    let folder = tempfile::tempdir()?;
+    let redactor = Redactor::default();
+    let store = Store::in_memory().await?;
+    let seal = Arc::new(store.seal().await?);
+    let mut settings_of_tofu = match config {
+        Some(config) => tofu_settings(config),
+        None => {
+            let none: tofu::Credentials = Arc::new(|id: &InstanceId, name: &str, _| Err::<BTreeMap<String, SecretString>, _>(format!("`{id}` names the connection `{name}`, and there is no configuration; name it with --config")));
+            tofu::Settings {
+                binary: "tofu".into(),
+                parallel: 4,
+                data: folder.path().to_owned(),
+                provider_cache: folder.path().join("providers"),
+                timeout: std::time::Duration::from_secs(3600),
+                lock_timeout: std::time::Duration::from_secs(30),
+                cli_config: std::env::var_os("TF_CLI_CONFIG_FILE").map(Into::into),
+                credentials: none,
+            }
+        }
+    };
+    settings_of_tofu.data = folder.path().to_owned();
+    let files: Arc<dyn crate::port::Files> = Arc::new(WorkingFiles::new(&root));
+    let desired = desired::load(&*files, &below);
+    let revision: Revision = "0".repeat(40).parse()?;
+    let hands = Hands {
+        mirror: Mirror::open(&folder.path().join("mirror.git"), &root.display().to_string())?,
+        forge: None,
+        target: Arc::new(Targets::new(tofu::Tofu::new(settings_of_tofu, Arc::clone(&seal), redactor.clone()))),
+        clock: Arc::new(SystemClock),
+        store,
+        seal,
+        redactor,
+    };
+    let settings = Settings { branch: "main".into(), root: below, poll: std::time::Duration::from_secs(60), watch: None, holder: "offline".into() };
+    let daemon = Daemon::new(settings, hands);
+    daemon.set_head(Head { revision, desired: Arc::new(desired), content: files });
+    Ok((daemon, folder))
+}
+
+/// The most files that a state repo may have, for `doctor`.
+pub(crate) const FILES_MAX: usize = load::FILES_MAX;

@@ -1,0 +1,398 @@
+//! The daemon's configuration: `evenkeel.yaml`, with each key also as `EVENKEEL_…`.
+//!
+//! Decides where things are and which credentials a connection means. A secret comes from a file or the environment,
+//! never from the text of the configuration. Never from the state repo.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use secrecy::SecretString;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::model::{Duration, EnvironmentName, InstanceId};
+
+/// The name that is looked for above the working directory.
+pub const FILE_NAME: &str = "evenkeel.yaml";
+
+/// The whole configuration.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Config {
+    /// The state repo.
+    pub repository: Repository,
+    /// The forge; without it nothing is proposed and nobody is heard.
+    #[serde(default)]
+    pub github: Option<GitHub>,
+    /// The folder of the daemon's data, one owner.
+    pub data: PathBuf,
+    /// `sqlite`.
+    #[serde(default = "sqlite")]
+    pub store: String,
+    /// Where the API listens.
+    #[serde(default = "listen")]
+    pub listen: SocketAddr,
+    /// (environment, connection) to credentials; `"*"` for all environments.
+    #[serde(default)]
+    pub connections: BTreeMap<String, BTreeMap<String, Connection>>,
+    /// The tofu program.
+    #[serde(default)]
+    pub tofu: Tofu,
+    /// Tokens of the API by name.
+    #[serde(default)]
+    pub tokens: BTreeMap<String, Token>,
+    /// Logs.
+    #[serde(default)]
+    pub telemetry: Telemetry,
+}
+
+fn sqlite() -> String {
+    "sqlite".into()
+}
+
+fn listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 7654))
+}
+
+/// The state repo.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Repository {
+    /// A path, `file://`, `http://` or `https://`.
+    pub url: String,
+    /// The branch that is applied.
+    #[serde(default = "main_branch")]
+    pub branch: String,
+    /// The root of the declarations.
+    #[serde(default = "state_repo")]
+    pub path: String,
+    /// How often it is looked at without a hint.
+    #[serde(default = "poll")]
+    pub poll: Duration,
+}
+
+fn main_branch() -> String {
+    "main".into()
+}
+fn state_repo() -> String {
+    "state-repo".into()
+}
+fn poll() -> Duration {
+    Duration::seconds(60)
+}
+
+/// The forge.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GitHub {
+    /// The address of the REST API.
+    #[serde(default = "github_api")]
+    pub base_url: String,
+    /// A GitHub App.
+    #[serde(default)]
+    pub app: Option<App>,
+    /// A file with a token; or `EVENKEEL_GITHUB_TOKEN`.
+    #[serde(default)]
+    pub token_file: Option<PathBuf>,
+    /// A file with the webhooks' secret.
+    #[serde(default)]
+    pub webhook_secret_file: Option<PathBuf>,
+    /// `owner/name`, where the repository's address does not say it.
+    #[serde(default)]
+    pub repository: Option<String>,
+}
+
+fn github_api() -> String {
+    "https://api.github.com".into()
+}
+
+/// A GitHub App.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct App {
+    /// Its id.
+    pub id: u64,
+    /// The file of its private key.
+    pub private_key_file: PathBuf,
+}
+
+/// The credentials of a connection.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Connection {
+    /// The weaker ones, for looking.
+    #[serde(default)]
+    pub plan: Option<Credentials>,
+    /// The stronger ones, for applying.
+    #[serde(default)]
+    pub apply: Option<Credentials>,
+}
+
+/// What a process is given.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Credentials {
+    /// Variables of its environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, EnvValue>,
+}
+
+/// A variable's value: as it stands, or from a file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum EnvValue {
+    /// As it stands; a path, a region, a project.
+    Text(String),
+    /// From a file, without its last line end.
+    File {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+/// The tofu program.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Tofu {
+    /// A name to be found, or a path.
+    pub binary: String,
+    /// `local`.
+    pub runner: String,
+    /// How many processes run at once.
+    pub parallel: usize,
+    /// The folder of providers; below `data` where it is not set.
+    pub provider_cache: Option<PathBuf>,
+    /// How long one process may take.
+    pub timeout: Duration,
+    /// How long a process waits for the state lock.
+    pub lock_timeout: Duration,
+}
+
+impl Default for Tofu {
+    fn default() -> Self {
+        Self { binary: "tofu".into(), runner: "local".into(), parallel: 4, provider_cache: None, timeout: Duration::seconds(3600), lock_timeout: Duration::seconds(30) }
+    }
+}
+
+/// A token of the API.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Token {
+    /// The file that holds it.
+    pub file: PathBuf,
+}
+
+/// Logs.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// `error`, `warn`, `info`, `debug`, or a filter such as `evenkeel=debug,info`.
+    pub log: String,
+    /// `text` or `json`.
+    pub format: String,
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self { log: "info".into(), format: "text".into() }
+    }
+}
+
+/// A configuration that can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file can't be read.
+    #[error("could not read the configuration `{path}`: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The text is wrong.
+    #[error("the configuration `{path}` is wrong: {why}")]
+    Text {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with its place.
+        why: String,
+    },
+}
+
+/// The keys that have an environment variable.
+const KEYS: [&[&str]; 20] = [
+    &["repository", "url"],
+    &["repository", "branch"],
+    &["repository", "path"],
+    &["repository", "poll"],
+    &["github", "baseUrl"],
+    &["github", "app", "id"],
+    &["github", "app", "privateKeyFile"],
+    &["github", "tokenFile"],
+    &["github", "webhookSecretFile"],
+    &["github", "repository"],
+    &["data"],
+    &["store"],
+    &["listen"],
+    &["tofu", "binary"],
+    &["tofu", "runner"],
+    &["tofu", "parallel"],
+    &["tofu", "providerCache"],
+    &["tofu", "timeout"],
+    &["tofu", "lockTimeout"],
+    &["telemetry", "log"],
+];
+
+fn variable(path: &[&str]) -> String {
+    let mut name = "EVENKEEL".to_owned();
+    for part in path {
+        name.push('_');
+        for c in part.chars() {
+            if c.is_ascii_uppercase() {
+                name.push('_');
+            }
+            name.push(c.to_ascii_uppercase());
+        }
+    }
+    name
+}
+
+impl Config {
+    /// Reads a configuration, with the environment over it.
+    ///
+    /// # Errors
+    /// When the file can't be read, or is wrong.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text, &|name| std::env::var(name).ok())
+    }
+
+    fn parse(path: &Path, text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Self, Error> {
+        let wrong = |why: String| Error::Text { path: path.to_owned(), why };
+        let (nodes, problems) = crate::desired::node::read(&path.display().to_string().into(), text.as_bytes());
+        if let Some(problem) = problems.first() {
+            return Err(wrong(problem.to_string()));
+        }
+        let mut value = nodes.first().map_or(Value::Object(serde_json::Map::new()), crate::desired::node::Node::to_json);
+        for keys in KEYS {
+            if let Some(found) = environment(&variable(keys)) {
+                let mut place = &mut value;
+                for key in keys {
+                    if !place.is_object() {
+                        *place = Value::Object(serde_json::Map::new());
+                    }
+                    place = &mut place[*key];
+                }
+                *place = found.parse::<u64>().map_or(Value::String(found), Value::from);
+            }
+        }
+        for later in ["pubsub", "notifications"] {
+            if value.get(later).is_some_and(|v| !v.is_null()) {
+                return Err(wrong(format!("`{later}` is not supported yet; remove it")));
+            }
+        }
+        // serde's own message is exact about values; the first error of the text with its place is found by saphyr.
+        let mut config: Self = match serde_json::from_value(value) {
+            Ok(config) => config,
+            Err(error) => {
+                let placed = serde_saphyr::from_str::<Self>(text).err().map(|error| error.to_string());
+                return Err(wrong(placed.unwrap_or_else(|| error.to_string())));
+            }
+        };
+        if config.store != "sqlite" {
+            return Err(wrong(format!("`store: {}` is not supported yet; `sqlite` is", config.store)));
+        }
+        if config.tofu.runner != "local" {
+            return Err(wrong(format!("`tofu.runner: {}` is not supported yet; `local` is", config.tofu.runner)));
+        }
+        if let Some(folder) = path.parent() {
+            // Relative paths are relative to the configuration, wherever the command is run.
+            let base = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+            config.data = base.join(&config.data);
+            if !config.repository.url.contains("://") {
+                config.repository.url = base.join(&config.repository.url).display().to_string();
+            }
+        }
+        Ok(config)
+    }
+
+    /// The nearest configuration above a folder.
+    pub fn nearest(folder: &Path) -> Option<PathBuf> {
+        folder.ancestors().map(|folder| folder.join(FILE_NAME)).find(|path| path.is_file())
+    }
+
+    /// The folder of the repository, where it is on this machine.
+    pub fn local_repository(&self) -> Option<PathBuf> {
+        let url = &self.repository.url;
+        url.strip_prefix("file://").map(PathBuf::from).or_else(|| (!url.contains("://")).then(|| PathBuf::from(url)))
+    }
+
+    /// `owner` and `name` of the repository on the forge.
+    ///
+    /// # Errors
+    /// When neither the address nor `github.repository` says it.
+    pub fn forge_repository(&self) -> Result<(String, String), String> {
+        let named = self.github.as_ref().and_then(|github| github.repository.clone());
+        let text = named.unwrap_or_else(|| self.repository.url.trim_end_matches('/').trim_end_matches(".git").to_owned());
+        let mut parts = text.rsplit('/');
+        match (parts.next(), parts.next()) {
+            (Some(name), Some(owner)) if !name.is_empty() && !owner.is_empty() => Ok((owner.to_owned(), name.to_owned())),
+            _ => Err(format!("`{}` does not say owner and name; set `github.repository: owner/name`", self.repository.url)),
+        }
+    }
+
+    /// The environment that a connection gives to a process.
+    ///
+    /// # Errors
+    /// When the connection, its credentials or a file is missing; the sentence says which.
+    pub fn credentials(&self, id: &InstanceId, name: &str, apply: bool) -> Result<BTreeMap<String, SecretString>, String> {
+        let environment: &EnvironmentName = &id.environment;
+        let found = self.connections.get(environment.as_str()).and_then(|all| all.get(name)).or_else(|| self.connections.get("*").and_then(|all| all.get(name)));
+        let connection = found.ok_or_else(|| format!("there is no connection `{name}` for `{environment}` in the configuration; add it under `connections.{environment}`"))?;
+        let (word, credentials) = if apply { ("apply", &connection.apply) } else { ("plan", &connection.plan) };
+        let credentials = credentials.as_ref().ok_or_else(|| format!("the connection `{name}` of `{environment}` has no `{word}` credentials"))?;
+        let mut given = BTreeMap::new();
+        for (variable, value) in &credentials.env {
+            let fill = |text: &str| text.replace("${environment}", environment.as_str());
+            let text = match value {
+                EnvValue::Text(text) => fill(text),
+                EnvValue::File { file } => {
+                    let path = fill(&file.display().to_string());
+                    let text = std::fs::read_to_string(&path).map_err(|error| format!("the connection `{name}` of `{environment}` needs the file `{path}`: {error}"))?;
+                    text.trim_end_matches('\n').to_owned()
+                }
+            };
+            given.insert(variable.clone(), text.into());
+        }
+        Ok(given)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, String> {
+        Config::parse(Path::new("/etc/evenkeel.yaml"), text, &|name| (name == "EVENKEEL_GITHUB_BASE_URL").then(|| "http://forge".into())).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn reads_with_defaults_and_the_environment_over_it() {
+        let config = read("repository: {url: /srv/repo.git}\ndata: data\ngithub: {tokenFile: /t}").unwrap();
+        assert_eq!(config.data, PathBuf::from("/etc/data"));
+        assert_eq!(config.github.as_ref().unwrap().base_url, "http://forge");
+        assert_eq!(config.local_repository(), Some("/srv/repo.git".into()));
+        assert_eq!(config.tofu.parallel, 4);
+    }
+
+    #[test]
+    fn says_what_is_wrong() {
+        assert!(read("repository: {url: x}\ndata: d\npubsub: {project: p}").unwrap_err().contains("`pubsub` is not supported yet"));
+        assert!(read("repository: {url: x}\ndata: d\nstore: postgres://x").unwrap_err().contains("not supported yet"));
+        let unknown = read("repository: {url: x}\ndata: d\nlisten_on: y").unwrap_err();
+        assert!(unknown.contains("listen_on"), "{unknown}");
+    }
+}

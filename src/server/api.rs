@@ -1,0 +1,224 @@
+//! The versioned JSON API; `openapi.json` describes it.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, Path, Query, State},
+    http::StatusCode,
+    routing::{get, post},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{Caller, Reader, Refusal, Shared};
+use crate::{
+    daemon::{InstanceStatus, Status},
+    desired::Selector,
+    journal::{JournalRecord, Run},
+    model::{ComponentName, RunId},
+    plan::Plan,
+    store::AuditEntry,
+};
+
+/// Requests are a few words.
+const BODY_BYTES_MAX: usize = 64 << 10;
+/// The most runs or records that one answer holds.
+const LIMIT_MAX: u32 = 1000;
+
+pub(super) fn routes() -> Router<Shared> {
+    Router::new()
+        .route("/api/v1/openapi.json", get(|| async { Json(openapi()) }))
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/instances/{environment}/{component}", get(instance))
+        .route("/api/v1/runs", get(runs))
+        .route("/api/v1/runs/{id}", get(run))
+        .route("/api/v1/journal", get(journal))
+        .route("/api/v1/plans", get(plans))
+        .route("/api/v1/audit", get(audit))
+        .route("/api/v1/graph", get(graph))
+        .route("/api/v1/drift", post(drift))
+        .route("/api/v1/plan", post(plan))
+        .route("/api/v1/apply", post(apply))
+        .route("/api/v1/propose", post(propose))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+}
+
+/// What is asked of `drift`, `plan`, `apply` and `propose`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Ask {
+    /// Which instances.
+    pub selector: Option<String>,
+    /// The plans that were shown.
+    pub digests: Vec<String>,
+    /// A merged remediation that waits.
+    pub remediation: Option<ComponentName>,
+}
+
+/// What `apply` answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Started {
+    /// The runs that it started.
+    pub runs: Vec<RunId>,
+}
+
+/// One instance with its history.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explained {
+    /// What is said of it.
+    pub instance: InstanceStatus,
+    /// The head of the branch.
+    pub head: Option<crate::model::Revision>,
+    /// What it depends on.
+    pub upstreams: Vec<crate::model::InstanceId>,
+    /// The guards in force.
+    pub guards: Option<crate::plan::Guards>,
+    /// What it was given, masked.
+    pub inputs: Value,
+    /// Warnings of the last pass.
+    pub warnings: Vec<String>,
+    /// The last runs that touched it.
+    pub runs: Vec<Run>,
+    /// The last records about it.
+    pub journal: Vec<JournalRecord>,
+}
+
+fn selector(ask: &Ask) -> Result<Option<Selector>, Refusal> {
+    let parse = |text: &String| text.parse::<Selector>().map_err(|error| Refusal(StatusCode::BAD_REQUEST, "selector", error.to_string()));
+    ask.selector.as_ref().map(parse).transpose()
+}
+
+async fn status(State(door): State<Shared>, _: Reader) -> Result<Json<Status>, Refusal> {
+    Ok(Json(door.daemon.status().await?))
+}
+
+async fn instance(State(door): State<Shared>, _: Reader, Path((environment, component)): Path<(String, String)>) -> Result<Json<Explained>, Refusal> {
+    let status = door.daemon.status().await?;
+    let name = format!("{environment}/{component}");
+    let known: Vec<String> = status.instances.iter().map(|instance| instance.id.to_string()).collect();
+    let Some(instance) = status.instances.into_iter().find(|instance| instance.id.to_string() == name) else {
+        let hint = crate::desired::validate::nearest(&name, known.iter().map(String::as_str)).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+        return Err(Refusal(StatusCode::NOT_FOUND, "no-instance", format!("there is no instance `{name}`{hint}")));
+    };
+    let store = &door.daemon.hands.store;
+    let id = instance.id.clone();
+    let applied = store.all_applied().await?.remove(&id);
+    let observed = store.all_observed().await?.remove(&id);
+    let runs: Vec<Run> = store.runs(LIMIT_MAX).await?.into_iter().filter(|run| run.instances.contains_key(&id)).take(5).collect();
+    let mut journal = vec![];
+    for run in runs.iter().take(2).rev() {
+        journal.extend(store.journal(Some(run.id), LIMIT_MAX).await?.into_iter().filter(|record| record.instance == id));
+    }
+    let head = door.daemon.head();
+    let upstreams = head.as_ref().and_then(|head| head.instance(&id)).map(|i| i.upstreams.iter().cloned().collect()).unwrap_or_default();
+    Ok(Json(Explained {
+        instance,
+        head: status.revision,
+        upstreams,
+        guards: applied.as_ref().map(|applied| applied.guards.clone()),
+        inputs: json!(applied.map(|applied| applied.inputs).unwrap_or_default()),
+        warnings: observed.map(|observed| observed.warnings).unwrap_or_default(),
+        runs,
+        journal,
+    }))
+}
+
+#[derive(Deserialize)]
+struct Listing {
+    limit: Option<u32>,
+    run: Option<i64>,
+}
+
+async fn runs(State(door): State<Shared>, _: Reader, Query(listing): Query<Listing>) -> Result<Json<Vec<Run>>, Refusal> {
+    Ok(Json(door.daemon.hands.store.runs(listing.limit.unwrap_or(50).min(LIMIT_MAX)).await?))
+}
+
+async fn run(State(door): State<Shared>, _: Reader, Path(id): Path<i64>) -> Result<Json<Run>, Refusal> {
+    let found = door.daemon.hands.store.run(RunId(id)).await?;
+    found.map(Json).ok_or_else(|| Refusal(StatusCode::NOT_FOUND, "no-run", format!("there is no run {id}")))
+}
+
+async fn journal(State(door): State<Shared>, _: Reader, Query(listing): Query<Listing>) -> Result<Json<Vec<JournalRecord>>, Refusal> {
+    Ok(Json(door.daemon.hands.store.journal(listing.run.map(RunId), listing.limit.unwrap_or(200).min(LIMIT_MAX)).await?))
+}
+
+async fn plans(State(door): State<Shared>, _: Reader, Query(listing): Query<Listing>) -> Result<Json<Vec<Value>>, Refusal> {
+    let plans = door.daemon.hands.store.plans(listing.limit.unwrap_or(20).min(LIMIT_MAX)).await?;
+    Ok(Json(plans.into_iter().map(|(subject, plan, at)| json!({"subject": subject, "plannedAt": at, "plan": plan})).collect()))
+}
+
+async fn audit(State(door): State<Shared>, _: Reader) -> Result<Json<Value>, Refusal> {
+    let (entries, broken): (Vec<AuditEntry>, _) = door.daemon.hands.store.audit_entries().await?;
+    Ok(Json(json!({"entries": entries, "broken": broken})))
+}
+
+async fn graph(State(door): State<Shared>, _: Reader) -> Json<Value> {
+    let instances = door.daemon.head().map(|head| head.desired.instances.clone()).unwrap_or_default();
+    Json(instances.values().map(|i| json!({"id": i.id, "kind": i.kind, "upstreams": i.upstreams, "after": i.after})).collect())
+}
+
+async fn drift(State(door): State<Shared>, _: Caller, Json(ask): Json<Ask>) -> Result<Json<Status>, Refusal> {
+    let selected = door.daemon.drift_of(selector(&ask)?.as_ref()).await?;
+    let mut status = door.daemon.status().await?;
+    status.instances.retain(|instance| selected.contains(&instance.id));
+    status.verdict = status.instances.iter().map(|instance| instance.verdict).min().unwrap_or(status.verdict);
+    Ok(Json(status))
+}
+
+async fn plan(State(door): State<Shared>, _: Caller, Json(ask): Json<Ask>) -> Result<Json<Vec<Plan>>, Refusal> {
+    Ok(Json(door.daemon.plan_now(selector(&ask)?.as_ref()).await?))
+}
+
+async fn apply(State(door): State<Shared>, Caller(who): Caller, Json(ask): Json<Ask>) -> Result<Json<Started>, Refusal> {
+    let daemon: &Arc<crate::daemon::Daemon> = &door.daemon;
+    match daemon.apply_now(selector(&ask)?.as_ref(), &ask.digests, ask.remediation.as_ref(), &who).await {
+        Ok(runs) => Ok(Json(Started { runs })),
+        Err(error) => {
+            if let crate::daemon::Error::Refused(says) = &error {
+                daemon.hands.store.audit(daemon.now(), &who.name(), "refused", "api", says).await?;
+            }
+            Err(error.into())
+        }
+    }
+}
+
+async fn propose(State(door): State<Shared>, _: Caller, Json(ask): Json<Ask>) -> Result<Json<Value>, Refusal> {
+    if door.daemon.hands.forge.is_none() {
+        return Err(Refusal(StatusCode::CONFLICT, "refused", "there is no forge to propose on; configure `github`".into()));
+    }
+    let selected = door.daemon.drift_of(selector(&ask)?.as_ref()).await?;
+    door.daemon.proposals_settled(&selected).await?;
+    let proposals: Vec<(String, Value)> = door.daemon.hands.store.list("proposal").await?;
+    Ok(Json(proposals.into_iter().map(|(root, proposal)| json!({"root": root, "proposal": proposal})).collect()))
+}
+
+/// The API's description.
+pub fn openapi() -> Value {
+    let get = |summary: &str| json!({"get": {"summary": summary, "responses": {"200": {"description": "as JSON"}, "401": {"description": "a token is needed"}}}});
+    let ask = json!({"required": true, "content": {"application/json": {"schema": {"type": "object", "additionalProperties": false, "properties": {
+        "selector": {"type": ["string", "null"], "description": "such as `staging` or `kind:tofu and not production`"},
+        "digests": {"type": "array", "items": {"type": "string"}, "description": "the plans that were shown"},
+        "remediation": {"type": ["string", "null"], "description": "a merged remediation that waits"}}}}}});
+    let post = |summary: &str| json!({"post": {"summary": summary, "security": [{"token": []}], "requestBody": ask, "responses": {"200": {"description": "as JSON"}, "401": {"description": "a token is needed"}, "409": {"description": "refused, in a sentence"}}}});
+    json!({
+        "openapi": "3.1.0",
+        "info": {"title": "Evenkeel", "version": "1", "description": "Reads on loopback are free; everything else needs a bearer token."},
+        "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
+        "paths": {
+            "/api/v1/status": get("What is said of every instance"),
+            "/api/v1/instances/{environment}/{component}": get("One instance with its history"),
+            "/api/v1/runs": get("The newest runs"),
+            "/api/v1/runs/{id}": get("One run"),
+            "/api/v1/journal": get("The newest records of the journal, or those of `run`"),
+            "/api/v1/plans": get("The newest plans that were shown"),
+            "/api/v1/audit": get("Who did what"),
+            "/api/v1/graph": get("Instances and what they depend on"),
+            "/api/v1/drift": post("Look at the world now"),
+            "/api/v1/plan": post("Plan what is pending; changes nothing"),
+            "/api/v1/apply": post("Apply plans that were shown"),
+            "/api/v1/propose": post("Look at the world now and propose to revert what drifted"),
+        }
+    })
+}

@@ -1,0 +1,150 @@
+//! HTTP: webhooks in, the API, health and metrics.
+//!
+//! Decides who may read and who may ask for something, and no more: each request is handed to the daemon. Reads on
+//! loopback are free, and only under a loopback name, so that no other site's page can read them through a browser;
+//! everything else needs a bearer token, compared in constant time.
+//! Webhooks are capped, authenticated over raw bytes, and parsed only then.
+
+mod api;
+mod metrics;
+mod webhook;
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+};
+
+use axum::{
+    Json, Router,
+    extract::{ConnectInfo, FromRequestParts, State},
+    http::{StatusCode, request::Parts},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+pub use api::{Ask, Explained, Started, openapi};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::{
+    authority::{LOCAL_TOKEN, Principal},
+    daemon::{Daemon, Error},
+};
+
+/// What a door needs.
+pub struct Door {
+    /// The daemon.
+    pub daemon: Arc<Daemon>,
+    /// Tokens of the API, by name.
+    pub tokens: Vec<(String, SecretString)>,
+    /// The secret of webhooks.
+    pub webhook_secret: Option<SecretString>,
+}
+
+type Shared = Arc<Door>;
+
+/// Serves on a listener until the daemon stops.
+///
+/// # Errors
+/// When the listener breaks.
+pub async fn serve(listener: TcpListener, door: Door) -> std::io::Result<()> {
+    let shared = Arc::new(door);
+    let stop = Arc::clone(&shared.daemon);
+    let router = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .merge(metrics::routes())
+        .merge(webhook::routes())
+        .merge(api::routes())
+        .with_state(shared);
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, service).with_graceful_shutdown(async move { stop.stopped().await }).await
+}
+
+async fn ready(State(door): State<Shared>) -> Response {
+    match door.daemon.head() {
+        Some(_) => "ready\n".into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, door.daemon.head_problem().unwrap_or_else(|| "the state repo has not been read yet".into())).into_response(),
+    }
+}
+
+/// The token of this machine's owner, made at the first start.
+///
+/// # Errors
+/// When the file can't be read or made.
+pub fn local_token(data: &Path) -> std::io::Result<SecretString> {
+    use std::{io::Write, os::unix::fs::OpenOptionsExt};
+    let path = data.join("api-token");
+    if let Ok(text) = std::fs::read_to_string(&path) {
+        return Ok(text.trim().to_owned().into());
+    }
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|error| std::io::Error::other(error.to_string()))?;
+    let token = hex::encode(bytes);
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+    writeln!(file, "{token}")?;
+    Ok(token.into())
+}
+
+/// A request that is refused, as JSON.
+pub(crate) struct Refusal(StatusCode, &'static str, String);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.0, Json(json!({"error": {"kind": self.1, "message": self.2}}))).into_response()
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Refused(says) => Self(StatusCode::CONFLICT, "refused", says),
+            other => Self(StatusCode::INTERNAL_SERVER_ERROR, "failed", crate::error_chain(&other)),
+        }
+    }
+}
+
+impl From<crate::store::Error> for Refusal {
+    fn from(error: crate::store::Error) -> Self {
+        Error::from(error).into()
+    }
+}
+
+fn equal(one: &str, two: &str) -> bool {
+    one.len() == two.len() && one.bytes().zip(two.bytes()).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
+}
+
+fn principal(parts: &Parts, door: &Door) -> Option<Principal> {
+    let header = parts.headers.get("authorization")?.to_str().ok()?;
+    let token = header.strip_prefix("Bearer ")?.trim();
+    door.tokens.iter().find(|(_, known)| equal(known.expose_secret(), token)).map(|(name, _)| Principal::Token { name: name.clone() })
+}
+
+/// Somebody who may ask for something.
+pub(crate) struct Caller(pub(crate) Principal);
+
+impl FromRequestParts<Shared> for Caller {
+    type Rejection = Refusal;
+    async fn from_request_parts(parts: &mut Parts, door: &Shared) -> Result<Self, Refusal> {
+        let why = format!("a bearer token is needed: that of `<data>/api-token` (token:{LOCAL_TOKEN}) or a configured one");
+        principal(parts, door).map(Self).ok_or(Refusal(StatusCode::UNAUTHORIZED, "unauthorized", why))
+    }
+}
+
+/// Somebody who may read.
+pub(crate) struct Reader;
+
+impl FromRequestParts<Shared> for Reader {
+    type Rejection = Refusal;
+    async fn from_request_parts(parts: &mut Parts, door: &Shared) -> Result<Self, Refusal> {
+        let near = parts.extensions.get::<ConnectInfo<SocketAddr>>().is_some_and(|ConnectInfo(address)| address.ip().is_loopback());
+        let host = parts.headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+        let local = matches!(name, "localhost" | "127.0.0.1" | "[::1]");
+        if (near && local) || principal(parts, door).is_some() {
+            return Ok(Self);
+        }
+        Err(Refusal(StatusCode::UNAUTHORIZED, "unauthorized", "from another machine a bearer token is needed".into()))
+    }
+}

@@ -1,0 +1,86 @@
+//! `/webhooks/github`: capped, authenticated, kept once by its id, and turned into wakes.
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, State},
+    http::{HeaderMap, StatusCode},
+    routing::post,
+};
+use hmac::{Hmac, KeyInit, Mac};
+use secrecy::ExposeSecret;
+use serde::Deserialize;
+use sha2::Sha256;
+
+use super::Shared;
+use crate::{daemon::Wake, model::PullNumber};
+
+/// GitHub sends no more than 25 MB.
+const BODY_BYTES_MAX: usize = 25 << 20;
+/// The longest id of a delivery that is kept.
+const ID_LENGTH_MAX: usize = 100;
+
+pub(super) fn routes() -> Router<Shared> {
+    Router::new().route("/webhooks/github", post(receive)).layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+}
+
+#[derive(Deserialize, Default)]
+struct Payload {
+    number: Option<u64>,
+    issue: Option<Numbered>,
+    pull_request: Option<Numbered>,
+}
+
+#[derive(Deserialize)]
+struct Numbered {
+    number: Option<u64>,
+}
+
+async fn receive(State(door): State<Shared>, headers: HeaderMap, body: Bytes) -> (StatusCode, &'static str) {
+    use std::sync::atomic::Ordering::Relaxed;
+    let refuse = |status, says| {
+        door.daemon.counters.webhooks_refused.fetch_add(1, Relaxed);
+        (status, says)
+    };
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let Some(secret) = &door.webhook_secret else {
+        return refuse(StatusCode::NOT_FOUND, "no webhook secret is configured\n");
+    };
+    let signature = text("x-hub-signature-256").strip_prefix("sha256=").and_then(|digits| hex::decode(digits).ok());
+    let Some(signature) = signature else {
+        return refuse(StatusCode::UNAUTHORIZED, "the signature is missing or malformed\n");
+    };
+    let mut mac = <Hmac<Sha256>>::new_from_slice(secret.expose_secret().as_bytes()).expect("HMAC takes a key of any length");
+    mac.update(&body);
+    if mac.verify_slice(&signature).is_err() {
+        return refuse(StatusCode::UNAUTHORIZED, "the signature does not fit\n");
+    }
+    let (event, id) = (text("x-github-event"), text("x-github-delivery"));
+    if id.is_empty() || id.len() > ID_LENGTH_MAX {
+        return refuse(StatusCode::BAD_REQUEST, "the delivery has no id\n");
+    }
+    // A payload of another shape wakes what its event concerns; facts are read from the forge, never from here.
+    let payload: Payload = serde_json::from_slice(&body).unwrap_or_default();
+    match door.daemon.hands.store.receive(&format!("delivery/{id}"), door.daemon.now(), &event).await {
+        Ok(true) => {}
+        Ok(false) => return (StatusCode::OK, "seen before\n"),
+        // Not kept, so not acknowledged: the forge tries again.
+        Err(_) => return refuse(StatusCode::SERVICE_UNAVAILABLE, "could not keep the delivery\n"),
+    }
+    door.daemon.counters.webhooks.fetch_add(1, Relaxed);
+    let number = payload.number.or(payload.issue.and_then(|i| i.number)).or(payload.pull_request.and_then(|p| p.number)).map(PullNumber);
+    match event {
+        "push" => door.daemon.queue.wake(Wake::Git, "webhook"),
+        "pull_request" => {
+            door.daemon.queue.wake(Wake::Git, "webhook");
+            door.daemon.queue.wake(Wake::Pulls, "webhook");
+            number.into_iter().for_each(|number| door.daemon.queue.wake(Wake::Pull(number), "webhook"));
+        }
+        "issue_comment" | "pull_request_review" => number.into_iter().for_each(|number| door.daemon.queue.wake(Wake::Pull(number), "webhook")),
+        _ => {}
+    }
+    if let Err(error) = door.daemon.hands.store.handled(&format!("delivery/{id}"), door.daemon.now()).await {
+        tracing::warn!(error = crate::error_chain(&error), "could not mark a delivery");
+    }
+    (StatusCode::OK, "ok\n")
+}
