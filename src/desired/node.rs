@@ -173,7 +173,7 @@ impl Reader<'_> {
                 Err(error) => {
                     let marker = error.marker();
                     let at = place(&Span::empty(*marker));
-                    let deep = error.info().contains("nest") || error.info().contains("depth");
+                    let deep = matches!(error.kind(), granit_parser::ErrorKind::RecursionLimitExceeded);
                     let (kind, message) = if deep {
                         ("too-deep", format!("nested deeper than the {DEPTH_MAX} levels that are read"))
                     } else {

@@ -1,0 +1,7 @@
+//! Tests that need no network, program or database server.
+
+mod api;
+mod declarations;
+mod schemas;
+mod store;
+mod support;

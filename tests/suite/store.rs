@@ -1,0 +1,136 @@
+//! The store's contract: one suite for every store.
+
+use chrono::{DateTime, Duration, Utc};
+use evenkeel::{
+    journal::{Event, Outcome, Status},
+    model::{Digest, InstanceId, PullNumber, RunId},
+    store::{Outgoing, Store},
+};
+
+fn at(seconds: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp(1_790_000_000 + seconds, 0).unwrap()
+}
+
+async fn on_disk() -> (Store, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    (Store::open(&folder.path().join("evenkeel.db")).await.unwrap(), folder)
+}
+
+fn run() -> evenkeel::journal::Run {
+    serde_json::from_value(serde_json::json!({
+        "id": 0, "environment": "dev", "revision": "a".repeat(40), "state": {"state": "open"}, "because": "a test", "principal": "merge", "byMerge": true,
+        "pull": null, "remediation": null, "approved": {}, "instances": {"dev/a": {"status": "new", "order": 1, "says": "", "changed": false, "waitingOn": null}}, "createdAt": at(0), "endedAt": null
+    }))
+    .unwrap()
+}
+
+#[tokio::test]
+async fn what_came_in_is_kept_once() {
+    let (store, _folder) = on_disk().await;
+    assert!(store.receive("delivery/1", at(0), &"push").await.unwrap());
+    assert!(!store.receive("delivery/1", at(1), &"push").await.unwrap());
+    assert_eq!(store.open_inbox::<String>(10).await.unwrap(), [("delivery/1".to_owned(), "push".to_owned())]);
+    store.handled("delivery/1", at(2)).await.unwrap();
+    assert_eq!(store.open_inbox::<String>(10).await.unwrap(), []);
+    assert!(store.received("delivery/1").await.unwrap());
+}
+
+#[tokio::test]
+async fn r7_1_the_journal_refuses_what_cannot_follow() {
+    let (store, _folder) = on_disk().await;
+    let mut run = run();
+    store.create_run(&mut run).await.unwrap();
+    assert_eq!(run.id, RunId(1));
+    let id: InstanceId = "dev/a".parse().unwrap();
+    let digest = Digest::of_json(&serde_json::json!(1));
+    let started = Event::Started { digest };
+    assert!(store.append(run.id, &id, 1, &started, at(0)).await.is_err());
+    assert_eq!(store.append(run.id, &id, 1, &Event::Planned { digest: Some(digest) }, at(0)).await.unwrap(), Status::Planned);
+    assert_eq!(store.append(run.id, &id, 1, &started, at(1)).await.unwrap(), Status::Running);
+    assert!(store.append(run.id, &id, 1, &started, at(1)).await.is_err());
+    assert_eq!(store.append(run.id, &id, 1, &Event::Finished { outcome: Outcome::Done }, at(2)).await.unwrap(), Status::Effected);
+    assert_eq!(store.journal(Some(run.id), 10).await.unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn r7_3_an_instance_is_held_by_one_run() {
+    let (store, _folder) = on_disk().await;
+    let id: InstanceId = "dev/a".parse().unwrap();
+    let (mut one, mut two) = (run(), run());
+    store.create_run(&mut one).await.unwrap();
+    store.create_run(&mut two).await.unwrap();
+    assert_eq!(store.lock_instance(&id, one.id).await.unwrap(), one.id);
+    assert_eq!(store.lock_instance(&id, two.id).await.unwrap(), one.id);
+    one.state = evenkeel::journal::RunState::Ended { says: "done".into() };
+    one.ended_at = Some(at(1));
+    store.set_run(&one).await.unwrap();
+    assert_eq!(store.lock_instance(&id, two.id).await.unwrap(), two.id, "a run that ended holds nothing");
+    assert_eq!(store.open_runs().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn r7_3_a_lease_has_one_holder_and_a_growing_token() {
+    let (store, _folder) = on_disk().await;
+    let until = |seconds| at(seconds) + Duration::seconds(60);
+    assert_eq!(store.lease("dev", "one", at(0), until(0)).await.unwrap(), Some(1));
+    assert_eq!(store.lease("dev", "two", at(10), until(10)).await.unwrap(), None);
+    assert_eq!(store.lease("dev", "one", at(20), until(20)).await.unwrap(), Some(1), "renewing keeps the token");
+    assert_eq!(store.lease("dev", "two", at(100), until(100)).await.unwrap(), Some(2), "taking over raises it");
+}
+
+#[tokio::test]
+async fn r7_2_what_is_said_is_said_once_and_replaced_by_what_differs() {
+    let (store, _folder) = on_disk().await;
+    let comment = |body: &str| Outgoing::Comment { pull: PullNumber(1), marker: "m".into(), body: body.into(), outdates: None };
+    store.say("comment/1/m", &comment("one"), at(0)).await.unwrap();
+    let unsaid = store.unsaid(at(0), 10).await.unwrap();
+    assert_eq!(unsaid.len(), 1);
+    store.said(unsaid[0].0, &comment("one"), at(1)).await.unwrap();
+    store.say("comment/1/m", &comment("one"), at(2)).await.unwrap();
+    assert_eq!(store.unsaid(at(9), 10).await.unwrap().len(), 0, "the same is not said again");
+    store.say("comment/1/m", &comment("two"), at(3)).await.unwrap();
+    let unsaid = store.unsaid(at(9), 10).await.unwrap();
+    assert_eq!(unsaid.len(), 1);
+    // It was replaced while the older text was being sent, so it stays unsaid.
+    store.say("comment/1/m", &comment("three"), at(4)).await.unwrap();
+    store.said(unsaid[0].0, &comment("two"), at(5)).await.unwrap();
+    assert_eq!(store.unsaid(at(9), 10).await.unwrap()[0].2, comment("three"));
+    let id = store.unsaid(at(9), 10).await.unwrap()[0].0;
+    store.unsayable(id, "503", Some(at(100)), at(9)).await.unwrap();
+    assert_eq!(store.unsaid(at(50), 10).await.unwrap().len(), 0);
+    assert_eq!(store.unsaid(at(100), 10).await.unwrap()[0].1, 1);
+}
+
+#[tokio::test]
+async fn the_audit_is_a_chain() {
+    let (store, folder) = on_disk().await;
+    for n in 0..3 {
+        store.audit(at(n), "user:lin", "apply", "staging", "plan").await.unwrap();
+    }
+    let (entries, broken) = store.audit_entries().await.unwrap();
+    assert_eq!((entries.len(), broken), (3, None));
+    store.close().await;
+    let pool = sqlx::SqlitePool::connect(&format!("sqlite://{}", folder.path().join("evenkeel.db").display())).await.unwrap();
+    sqlx::query("UPDATE audit SET detail = 'another' WHERE seq = 2").execute(&pool).await.unwrap();
+    pool.close().await;
+    let store = Store::open(&folder.path().join("evenkeel.db")).await.unwrap();
+    assert_eq!(store.audit_entries().await.unwrap().1, Some(2));
+}
+
+#[tokio::test]
+async fn a_store_that_is_opened_again_is_the_same_and_a_broken_one_is_refused() {
+    let (store, folder) = on_disk().await;
+    let value = serde_json::json!("secret");
+    let sealed = store.seal().await.unwrap().seal(&value);
+    store.put("sort", "name", at(0), &1).await.unwrap();
+    store.close().await;
+    let path = folder.path().join("evenkeel.db");
+    let store = Store::open(&path).await.unwrap();
+    assert_eq!(store.seal().await.unwrap().seal(&value), sealed);
+    assert_eq!(store.get::<i32>("sort", "name").await.unwrap(), Some(1));
+    store.check().await.unwrap();
+    store.close().await;
+    std::fs::write(&path, vec![b'x'; 100_000]).unwrap();
+    let refused = Store::open(&path).await.unwrap_err();
+    assert!(evenkeel::error_chain(&refused).contains("not a database"), "{}", evenkeel::error_chain(&refused));
+}
