@@ -45,7 +45,7 @@ pub(super) async fn run(global: &Global, args: &DriftArgs) -> Done {
     }
     if let Some(config) = config.as_ref().filter(|config| !args.offline && config.data.join("evenkeel.db").is_file()) {
         output::note("No daemon answers; looking with its store.");
-        let daemon = workbench::daemon(config, Redactor::default(), false).await?;
+        let daemon = workbench::daemon(config, Redactor::default()).await?;
         daemon.read_head().await?;
         let selected = daemon.drift_of(chosen.as_ref()).await?;
         let mut found = daemon.status().await?;

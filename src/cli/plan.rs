@@ -35,7 +35,7 @@ pub(super) async fn run(global: &Global, args: &PlanArgs) -> Done {
         (client.post("/api/v1/plan", &ask).await?, "applied")
     } else if let Some(config) = config.as_ref().filter(|config| !args.offline && config.data.join("evenkeel.db").is_file()) {
         output::note("No daemon answers; planning with its store.");
-        let daemon = workbench::daemon(config, Redactor::default(), false).await?;
+        let daemon = workbench::daemon(config, Redactor::default()).await?;
         daemon.read_head().await?;
         (daemon.plan_now(chosen.as_ref()).await?, "applied")
     } else {

@@ -25,7 +25,7 @@ pub(super) async fn run(global: &Global, args: Serve) -> Done {
     telemetry::start(&config.telemetry, &redactor);
     workbench::make_data(&config.data)?;
     let _only = only_one(&config.data)?;
-    let daemon = workbench::daemon(&config, redactor, true).await?;
+    let daemon = workbench::daemon(&config, redactor).await?;
     let stopper = std::sync::Arc::clone(&daemon);
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::spawn(async move {

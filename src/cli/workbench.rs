@@ -63,14 +63,14 @@ pub(crate) fn make_data(data: &Path) -> Result<(), Failure> {
 }
 
 /// A daemon of a configuration that has not looked at anything yet.
-pub(crate) async fn daemon(config: &Config, redactor: Redactor, with_forge: bool) -> Result<Arc<Daemon>, Failure> {
+pub(crate) async fn daemon(config: &Config, redactor: Redactor) -> Result<Arc<Daemon>, Failure> {
     make_data(&config.data)?;
     let store = Store::open(&config.data.join("evenkeel.db")).await.map_err(|error| Failure::from(error).hint("`evenkeel doctor` says what is wrong with it; a copy restores it"))?;
     let seal = Arc::new(store.seal().await?);
     let targets = Targets::new(tofu::Tofu::new(tofu_settings(config), Arc::clone(&seal), redactor.clone()));
     let hands = Hands {
         mirror: Mirror::open(&config.data.join("mirror.git"), &config.repository.url)?,
-        forge: if with_forge { forge(config).await? } else { None },
+        forge: forge(config).await?,
         target: Arc::new(targets),
         clock: Arc::new(SystemClock),
         store,

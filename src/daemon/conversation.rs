@@ -48,7 +48,8 @@ impl Daemon {
                 continue;
             }
             let id = format!("comment/{}", written.id);
-            if !self.store().receive(&id, self.now(), &written.author).await? {
+            // What was received and not handled was cut off by a crash or an error, and is read again.
+            if !self.store().receive(&id, self.now(), &written.author).await? && self.store().is_handled(&id).await? {
                 continue;
             }
             self.read_comment(head, seen, &written, birth).await?;
@@ -202,7 +203,7 @@ impl Daemon {
         self.allow(head, who, Verb::Apply, &environments(&selected))?;
         let mut started = vec![];
         for environment in environments(&selected) {
-            let pending: BTreeSet<InstanceId> = self.pending(head, &environment).await?.intersection(&selected).cloned().collect();
+            let mut pending: BTreeSet<InstanceId> = self.pending(head, &environment).await?.intersection(&selected).cloned().collect();
             if pending.is_empty() {
                 continue;
             }
@@ -212,6 +213,7 @@ impl Daemon {
                 return Err(Error::Refused(format!("Nothing was applied: no plan of `{environment}` was posted here before this comment. It is being made; say `/apply` again when it stands.")));
             };
             pinned(&plan, command.digest.as_deref())?;
+            pending.extend(downstream(head, &plan, &selected));
             let because = format!("[`/apply`](#issuecomment-{}) of @{}", written.id, written.author);
             started.push((environment.clone(), self.start(head, &plan, pending, because, who, Some(seen.pull.number)).await?));
         }
@@ -322,7 +324,7 @@ impl Daemon {
         self.allow(&head, who, Verb::Apply, &environments(&selected))?;
         let mut runs = vec![];
         for environment in environments(&selected) {
-            let pending: BTreeSet<InstanceId> = self.pending(&head, &environment).await?.intersection(&selected).cloned().collect();
+            let mut pending: BTreeSet<InstanceId> = self.pending(&head, &environment).await?.intersection(&selected).cloned().collect();
             if pending.is_empty() {
                 continue;
             }
@@ -333,6 +335,7 @@ impl Daemon {
             if !digests.iter().any(|digest| plan.digest.to_string().starts_with(digest.as_str())) {
                 return Err(Error::Refused(format!("the plan of `{environment}` is `{}` now; look at it and apply that", plan.digest.short())));
             }
+            pending.extend(downstream(&head, &plan, &selected));
             runs.push(self.start(&head, &plan, pending, format!("`evenkeel apply` of {}", who.name()), who, None).await?);
         }
         if runs.is_empty() {
@@ -391,6 +394,11 @@ impl Daemon {
 
 fn environments(ids: &BTreeSet<InstanceId>) -> BTreeSet<EnvironmentName> {
     ids.iter().map(|id| id.environment.clone()).collect()
+}
+
+/// What the plan changes downstream of what is pending, and is selected as well.
+fn downstream(head: &Head, plan: &Plan, selected: &BTreeSet<InstanceId>) -> BTreeSet<InstanceId> {
+    plan.instances.iter().map(|instance| instance.id.clone()).filter(|id| selected.contains(id) && head.instance(id).is_some()).collect()
 }
 
 fn pinned(plan: &Plan, digest: Option<&str>) -> Result<(), Error> {

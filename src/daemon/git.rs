@@ -47,6 +47,9 @@ impl Daemon {
         }
         if self.hands.forge.is_some() {
             self.queue.wake(Wake::Pulls, "head moved");
+            if before.is_none() {
+                self.wake_known_pulls().await?;
+            }
         }
         Ok(())
     }

@@ -155,12 +155,17 @@ impl Daemon {
         let protect = protect(asked.applied, &instance.spec.as_ref().map(|spec| spec.protect.clone()).unwrap_or_default(), instance.digest);
         plan.actions = tofu::plan::action(id, &observation, &protect, asked.drifted).into_iter().collect();
         plan.digest = Some(InstancePlan::digest_of(&plan.actions));
-        let first_contact = asked.applied.is_none() && observation.holds_anything;
+        let first_contact = asked.applied.is_none() && observation.holds_anything && !self.begun(id).await.unwrap_or(false);
         if first_contact {
             plan.waiting_on.push(WaitingOn::FirstContact);
         }
         let outputs = (!observation.changes.is_empty() || asked.applied.is_none()).then_some(observation.outputs);
         Outcome { plan: Some(plan), outputs, inputs: inputs.recorded, job: Some(job), first_contact }
+    }
+
+    /// Whether a run of ours ever began to change an instance, so that what its target holds is ours.
+    pub(super) async fn begun(&self, id: &InstanceId) -> Result<bool, crate::store::Error> {
+        Ok(self.store().get::<bool>("begun", &id.to_string()).await?.unwrap_or(false))
     }
 
     /// The instance of an earlier environment that has to be applied first (R3.5).

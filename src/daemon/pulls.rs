@@ -39,6 +39,9 @@ pub(super) struct Seen {
     pub(super) again: bool,
 }
 
+/// How long a pull request that is over is looked at again at start.
+const LATELY_DAYS: i64 = 7;
+
 /// The branches that we open pull requests from.
 pub(super) const OWN_BRANCHES: &str = "evenkeel/";
 
@@ -85,6 +88,17 @@ impl Daemon {
         }
         for number in numbers {
             self.queue.wake(Wake::Pull(number), "pull request changed");
+        }
+        Ok(())
+    }
+
+    /// At start each pull request that is open or changed lately is looked at: what was said while nobody was there, or
+    /// was being read when the daemon died, is read now.
+    pub(super) async fn wake_known_pulls(self: &Arc<Self>) -> Result<(), Error> {
+        let all: Vec<(String, Seen)> = self.store().list("pull").await?;
+        let lately = self.now() - chrono::Duration::days(LATELY_DAYS);
+        for (_, seen) in all.iter().filter(|(_, seen)| seen.pull.open || seen.pull.updated_at > lately) {
+            self.queue.wake(Wake::Pull(seen.pull.number), "start");
         }
         Ok(())
     }

@@ -200,7 +200,7 @@ impl Daemon {
         if actions.is_empty() {
             return Err(Stop::Nothing(Box::new(job), inputs));
         }
-        if applied.get(id).is_none() && run.by_merge && observation.holds_anything {
+        if applied.get(id).is_none() && run.by_merge && observation.holds_anything && !self.begun(id).await? {
             let says = "the target already holds something that was never applied from here; look at the plan and say `/apply`".to_owned();
             return Err(Stop::Waits(WaitingOn::FirstContact, says));
         }
@@ -325,6 +325,8 @@ impl Daemon {
         if self.stopping() {
             return Ok(Effect::Ended(Status::Waiting));
         }
+        // From here on, what the target holds is ours, whatever becomes of this run (R1.6).
+        self.store().put("begun", &id.to_string(), self.now(), &true).await?;
         self.record(driven, id, Event::Started { digest: actions[0].digest }, None).await?;
         tracing::info!(instance = %id, action = actions[0].digest.short(), "action started");
         let instance = id.clone();

@@ -43,6 +43,19 @@ impl Redactor {
             }
         }
     }
+    /// Whether a known secret stands anywhere in a value.
+    pub fn touches(&self, value: &Value) -> bool {
+        let known = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        fn any(known: &BTreeSet<String>, value: &Value) -> bool {
+            match value {
+                Value::String(text) => known.iter().any(|secret| text.contains(secret.as_str())),
+                Value::Array(items) => items.iter().any(|item| any(known, item)),
+                Value::Object(map) => map.iter().any(|(key, item)| known.iter().any(|secret| key.contains(secret.as_str())) || any(known, item)),
+                _ => false,
+            }
+        }
+        any(&known, value)
+    }
     /// The text with every known secret masked, longest first.
     pub fn redact(&self, text: &str) -> String {
         let known = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -1,10 +1,11 @@
 //! `/webhooks/github`: capped, authenticated, kept once by its id, and turned into wakes.
 
+use std::time::Duration;
+
 use axum::{
     Router,
-    body::Bytes,
-    extract::{DefaultBodyLimit, State},
-    http::{HeaderMap, StatusCode},
+    extract::{Request, State},
+    http::StatusCode,
     routing::post,
 };
 use hmac::{Hmac, KeyInit, Mac};
@@ -19,9 +20,11 @@ use crate::{daemon::Wake, model::PullNumber};
 const BODY_BYTES_MAX: usize = 25 << 20;
 /// The longest id of a delivery that is kept.
 const ID_LENGTH_MAX: usize = 100;
+/// How long a body may take to arrive; the forge itself gives up after ten seconds.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(super) fn routes() -> Router<Shared> {
-    Router::new().route("/webhooks/github", post(receive)).layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+    Router::new().route("/webhooks/github", post(receive))
 }
 
 #[derive(Deserialize, Default)]
@@ -36,7 +39,9 @@ struct Numbered {
     number: Option<u64>,
 }
 
-async fn receive(State(door): State<Shared>, headers: HeaderMap, body: Bytes) -> (StatusCode, &'static str) {
+async fn receive(State(door): State<Shared>, request: Request) -> (StatusCode, &'static str) {
+    let (parts, body) = request.into_parts();
+    let headers = parts.headers;
     use std::sync::atomic::Ordering::Relaxed;
     let refuse = |status, says| {
         door.daemon.counters.webhooks_refused.fetch_add(1, Relaxed);
@@ -49,6 +54,16 @@ async fn receive(State(door): State<Shared>, headers: HeaderMap, body: Bytes) ->
     let signature = text("x-hub-signature-256").strip_prefix("sha256=").and_then(|digits| hex::decode(digits).ok());
     let Some(signature) = signature else {
         return refuse(StatusCode::UNAUTHORIZED, "the signature is missing or malformed\n");
+    };
+    // What says that it is too large is refused unread, and nothing is parsed before the signature fits.
+    let length = text("content-length").parse::<usize>().unwrap_or(0);
+    if length > BODY_BYTES_MAX {
+        return refuse(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large\n");
+    }
+    let body = match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, BODY_BYTES_MAX)).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(_)) => return refuse(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large, or was cut off\n"),
+        Err(_) => return refuse(StatusCode::REQUEST_TIMEOUT, "the body did not arrive\n"),
     };
     let mut mac = <Hmac<Sha256>>::new_from_slice(secret.expose_secret().as_bytes()).expect("HMAC takes a key of any length");
     mac.update(&body);

@@ -232,6 +232,15 @@ impl Store {
         Ok(row.is_some())
     }
 
+    /// Whether something that came in was looked at to its end.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn is_handled(&self, id: &str) -> Result<bool, Error> {
+        let row = sqlx::query("SELECT 1 FROM inbox WHERE id = ? AND handled_at IS NOT NULL").bind(id).fetch_optional(&self.pool).await.map_err(statement("look into the inbox"))?;
+        Ok(row.is_some())
+    }
+
     /// What came in and was not looked at, oldest first.
     ///
     /// # Errors

@@ -90,10 +90,10 @@ async fn a_tofu_that_is_missing_hangs_or_speaks_no_json_is_named() {
 #[tokio::test(flavor = "multi_thread")]
 async fn diagnostics_name_the_place_in_the_module() {
     let mut files = two();
-    files[3] = ("tf/a/main.tf".into(), "resource \"world_file\" \"a\" {\n  content = nonsense.x\n}\n".into());
+    files[3] = file("a", "  content = nonsense.x");
     let stage = Stage::start(&files).await;
     let a = stage.verdict("dev/a", Verdict::Stalled).await;
-    assert!(a.says().contains("main.tf:"), "{}", a.says());
+    assert!(a.says().contains("main.tf:8: "), "{}", a.says());
     stage.verdict("dev/b", Verdict::InSync).await;
 }
 

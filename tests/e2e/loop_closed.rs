@@ -101,8 +101,8 @@ async fn serve_once_does_what_is_due_and_exits() {
     assert!(out.contains("2 of 2 in sync."), "{out}");
     assert_eq!(stage.world("config"), "via 10.0.0.1");
     std::fs::write(stage.place("world/config"), "tampered").unwrap();
-    let (code, out, _) = stage.run(&["drift", "dev"]);
-    assert_eq!(code, 2, "without a daemon the store is read: {out}");
+    let (code, out, err) = stage.run(&["drift", "dev"]);
+    assert_eq!(code, 2, "without a daemon the store is read: {out}{err}");
     let (code, out, _) = stage.run(&["drift", "dev", "--output", "json"]);
     let json: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, json["verdict"].as_str(), json["against"].as_str()), (2, Some("drifted"), Some("applied")));

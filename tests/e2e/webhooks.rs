@@ -34,10 +34,10 @@ async fn r7_5_a_webhook_wakes_and_nothing_else() {
     assert_eq!(send("push", "", &sign(body), body).await, 400);
     // Argo CD CVE-2024-40634: a large body brought the server down. Here one that says it has a gigabyte is refused unread.
     let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", stage.port)).await.unwrap();
-    let head = format!("POST /webhooks/github HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nX-GitHub-Event: push\r\nX-GitHub-Delivery: 7\r\n\r\n", 1_u64 << 30);
+    let head = format!("POST /webhooks/github HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nX-GitHub-Event: push\r\nX-GitHub-Delivery: 7\r\nX-Hub-Signature-256: {}\r\n\r\n", 1_u64 << 30, sign(b"x"));
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut answer = vec![0; 64];
-    let count = stream.read(&mut answer).await.unwrap();
+    let count = tokio::time::timeout(crate::stage::LIMIT, stream.read(&mut answer)).await.unwrap().unwrap();
     assert!(String::from_utf8_lossy(&answer[..count]).starts_with("HTTP/1.1 413"), "{}", String::from_utf8_lossy(&answer));
     let metrics = stage.http().get(format!("http://127.0.0.1:{}/metrics", stage.port)).send().await.unwrap().text().await.unwrap();
     assert!(metrics.contains("evenkeel_instances{environment=\"dev\",verdict=\"in_sync\"} 1"), "{metrics}");

@@ -104,6 +104,11 @@ pub fn observation(plan: &PlanJson, seal: &Seal, redactor: &Redactor) -> Result<
     if plan.errored {
         return Err("it is incomplete".into());
     }
+    // Everything marked is learnt first, because a module may copy a secret into a place that is not marked.
+    for raw in plan.resource_changes.iter().chain(&plan.resource_drift).map(|raw| &raw.change).chain(plan.output_changes.values()) {
+        learn(&raw.before, &raw.before_sensitive, redactor);
+        learn(&raw.after, &raw.after_sensitive, redactor);
+    }
     let mut changes = vec![];
     for raw in plan.resource_changes.iter().filter(|raw| raw.mode != "data") {
         let moved = raw.previous_address.as_ref().filter(|from| **from != raw.address);
@@ -125,10 +130,6 @@ pub fn observation(plan: &PlanJson, seal: &Seal, redactor: &Redactor) -> Result<
     for (name, raw) in &plan.output_changes {
         let sensitive = has_mark(&raw.after_sensitive) || has_mark(&raw.before_sensitive);
         let unknown = has_mark(&raw.after_unknown);
-        if sensitive {
-            redactor.learn(&raw.after);
-            redactor.learn(&raw.before);
-        }
         if let Some(change) = change(&raw.actions) {
             let fields = fields(raw, seal, redactor);
             changes.push(ResourceChange { resource: format!("output {name}"), r#type: "output".into(), change, reverts_drift: false, protected: false, fields });
@@ -153,6 +154,16 @@ fn change(actions: &[String]) -> Option<Change> {
         ["no-op"] | ["read"] | [] => None,
         // An action that a later tofu invents is taken for the worst that it could be.
         _ => Some(Change::Replace),
+    }
+}
+
+/// Learns what is marked in a value.
+fn learn(value: &Value, mark: &Value, redactor: &Redactor) {
+    match (mark, value) {
+        (Value::Bool(true), _) => redactor.learn(value),
+        (Value::Object(marks), Value::Object(map)) => marks.iter().for_each(|(key, mark)| map.get(key).into_iter().for_each(|value| learn(value, mark, redactor))),
+        (Value::Array(marks), Value::Array(items)) => marks.iter().zip(items).for_each(|(mark, value)| learn(value, mark, redactor)),
+        _ => {}
     }
 }
 
@@ -233,11 +244,7 @@ impl Walk<'_> {
     }
 
     fn leaf(&mut self, path: String, sides: &Sides<'_>, masked: bool, unknown: bool) {
-        let masked = masked || has_mark(sides.masked_before) || has_mark(sides.masked_after);
-        if masked {
-            self.redactor.learn(sides.before);
-            self.redactor.learn(sides.after);
-        }
+        let masked = masked || has_mark(sides.masked_before) || has_mark(sides.masked_after) || self.redactor.touches(sides.before) || self.redactor.touches(sides.after);
         if sides.before == sides.after && !unknown {
             return;
         }
