@@ -13,7 +13,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::model::{Duration, EnvironmentName, InstanceId};
+use crate::model::{Duration, EnvironmentName, InstanceId, Redactor};
 
 /// The name that is looked for above the working directory.
 pub const FILE_NAME: &str = "evenkeel.yaml";
@@ -348,7 +348,7 @@ impl Config {
     ///
     /// # Errors
     /// When the connection, its credentials or a file is missing; the sentence says which.
-    pub fn credentials(&self, id: &InstanceId, name: &str, apply: bool) -> Result<BTreeMap<String, SecretString>, String> {
+    pub fn credentials(&self, id: &InstanceId, name: &str, apply: bool, redactor: &Redactor) -> Result<BTreeMap<String, SecretString>, String> {
         let environment: &EnvironmentName = &id.environment;
         let found = self.connections.get(environment.as_str()).and_then(|all| all.get(name)).or_else(|| self.connections.get("*").and_then(|all| all.get(name)));
         let connection = found.ok_or_else(|| format!("there is no connection `{name}` for `{environment}` in the configuration; add it under `connections.{environment}`"))?;
@@ -362,6 +362,7 @@ impl Config {
                 EnvValue::File { file } => {
                     let path = fill(&file.display().to_string());
                     let text = std::fs::read_to_string(&path).map_err(|error| format!("the connection `{name}` of `{environment}` needs the file `{path}`: {error}"))?;
+                    redactor.learn(&Value::String(text.clone()));
                     text.trim_end_matches('\n').to_owned()
                 }
             };

@@ -3,7 +3,7 @@
 //! Decides nothing. The traits speak in the words of the house, so that a simulated world can stand behind them.
 //! *Invariant:* no third party's type appears in a signature here.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{any::Any, collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -267,12 +267,11 @@ impl TargetError {
 }
 
 /// A plan that stands ready on this machine, made under the lock with the credentials of apply.
-#[derive(Debug)]
 pub struct Prepared {
     /// What it would do.
     pub observation: Observation,
-    /// What the target needs to do it.
-    pub ticket: String,
+    /// What the target needs to do it; it cleans up after itself when it is dropped.
+    pub ticket: Box<dyn Any + Send>,
 }
 
 /// Hears what a target does while it does it.

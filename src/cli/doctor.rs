@@ -194,7 +194,7 @@ fn connections(config: &Config, findings: &mut Vec<Finding>) {
             let id = crate::model::InstanceId::new(&environment_name, &component);
             for apply in [false, true] {
                 let what = format!("connection {environment}/{name} ({})", if apply { "apply" } else { "plan" });
-                findings.push(match config.credentials(&id, name, apply) {
+                findings.push(match config.credentials(&id, name, apply, &crate::model::Redactor::default()) {
                     Ok(given) => well(&what, format!("{} variables", given.len())),
                     Err(why) => ill(&what, why, "complete it in the configuration"),
                 });

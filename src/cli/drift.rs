@@ -45,9 +45,10 @@ pub(super) async fn run(global: &Global, args: &DriftArgs) -> Done {
     }
     if let Some(config) = config.as_ref().filter(|config| !args.offline && config.data.join("evenkeel.db").is_file()) {
         output::note("No daemon answers; looking with its store.");
+        let _only = workbench::only_one(&config.data)?;
         let daemon = workbench::daemon(config, Redactor::default()).await?;
         daemon.read_head().await?;
-        let selected = daemon.drift_of(chosen.as_ref()).await?;
+        let selected = daemon.drift_of(chosen.as_ref(), &workbench::owner()).await?;
         let mut found = daemon.status().await?;
         found.instances.retain(|instance| selected.contains(&instance.id));
         found.verdict = found.instances.iter().map(|instance| instance.verdict).min().unwrap_or(found.verdict);
@@ -55,7 +56,7 @@ pub(super) async fn run(global: &Global, args: &DriftArgs) -> Done {
         return Ok(found.verdict.exit_code());
     }
     let (daemon, _folder) = workbench::offline(config.as_ref(), args.state_repo.as_deref()).await?;
-    let plans = daemon.plan_now(chosen.as_ref()).await?;
+    let plans = daemon.plan_now(chosen.as_ref(), &workbench::owner()).await?;
     against_checkout(global, &plans)
 }
 

@@ -35,12 +35,13 @@ pub(super) async fn run(global: &Global, args: &PlanArgs) -> Done {
         (client.post("/api/v1/plan", &ask).await?, "applied")
     } else if let Some(config) = config.as_ref().filter(|config| !args.offline && config.data.join("evenkeel.db").is_file()) {
         output::note("No daemon answers; planning with its store.");
+        let _only = workbench::only_one(&config.data)?;
         let daemon = workbench::daemon(config, Redactor::default()).await?;
         daemon.read_head().await?;
-        (daemon.plan_now(chosen.as_ref()).await?, "applied")
+        (daemon.plan_now(chosen.as_ref(), &workbench::owner()).await?, "applied")
     } else {
         let (daemon, _folder) = workbench::offline(config.as_ref(), args.state_repo.as_deref()).await?;
-        (daemon.plan_now(chosen.as_ref()).await?, "checkout")
+        (daemon.plan_now(chosen.as_ref(), &workbench::owner()).await?, "checkout")
     };
     match (global.output, &plans[..]) {
         (Format::Text, _) => {

@@ -105,6 +105,10 @@ pub(super) async fn runs(global: &Global, args: &Runs) -> Done {
 
 pub(super) async fn journal(global: &Global, args: &Journal) -> Done {
     let run = args.run.map(|run| format!("&run={run}")).unwrap_or_default();
+    if let Some(id) = args.run {
+        // A run that is not there is not one in which nothing happened.
+        let _there: Run = Client::new(global)?.get(&format!("/api/v1/runs/{id}")).await?;
+    }
     let records: Vec<JournalRecord> = Client::new(global)?.get(&format!("/api/v1/journal?limit={}{run}", args.limit)).await?;
     if global.output != Format::Text {
         output::document(global.output, &json!({"command": "journal", "records": records}))?;

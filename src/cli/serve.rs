@@ -23,8 +23,7 @@ pub(super) async fn run(global: &Global, args: Serve) -> Done {
     let config = client::config(global)?.ok_or_else(|| Failure::new("there is no configuration").hint("write `evenkeel.yaml`, or name one with --config"))?;
     let redactor = Redactor::default();
     telemetry::start(&config.telemetry, &redactor);
-    workbench::make_data(&config.data)?;
-    let _only = only_one(&config.data)?;
+    let _only = workbench::only_one(&config.data)?;
     let daemon = workbench::daemon(&config, redactor).await?;
     let stopper = std::sync::Arc::clone(&daemon);
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -68,12 +67,4 @@ pub(super) async fn run(global: &Global, args: Serve) -> Done {
     }
     daemon.hands.store.close().await;
     Ok(0)
-}
-
-/// Keeps a second daemon off the same data.
-fn only_one(data: &std::path::Path) -> Result<std::fs::File, Failure> {
-    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(data.join("lock"))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| Failure::new(format!("another daemon works on `{}`", data.display())).hint("stop it first, or give this one another `data`"))?;
-    Ok(file)
 }

@@ -85,6 +85,9 @@ fn row(instance: &InstanceStatus, colour: Colour, now: chrono::DateTime<chrono::
 }
 
 fn summary(status: &Status) -> String {
+    if status.revision.is_none() {
+        return "The state repo has not been read, so nothing is known.\n".into();
+    }
     if status.instances.is_empty() {
         return "No instance is declared.\n".into();
     }

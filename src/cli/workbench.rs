@@ -18,8 +18,8 @@ use crate::{
 };
 
 /// The tofu target of a configuration.
-pub(crate) fn tofu_settings(config: &Config) -> tofu::Settings {
-    let for_credentials = config.clone();
+pub(crate) fn tofu_settings(config: &Config, redactor: &Redactor) -> tofu::Settings {
+    let (for_credentials, redactor) = (config.clone(), redactor.clone());
     tofu::Settings {
         binary: config.tofu.binary.clone(),
         parallel: config.tofu.parallel,
@@ -28,7 +28,7 @@ pub(crate) fn tofu_settings(config: &Config) -> tofu::Settings {
         timeout: config.tofu.timeout.std(),
         lock_timeout: config.tofu.lock_timeout.std(),
         cli_config: std::env::var_os("TF_CLI_CONFIG_FILE").map(Into::into),
-        credentials: Arc::new(move |id: &InstanceId, name: &str, apply| for_credentials.credentials(id, name, apply)),
+        credentials: Arc::new(move |id: &InstanceId, name: &str, apply| for_credentials.credentials(id, name, apply, &redactor)),
     }
 }
 
@@ -44,6 +44,11 @@ pub(crate) fn auth(config: &Config) -> Result<Option<Auth>, Failure> {
         (None, Err(_)) => return Err(Failure::new("`github` has neither `app` nor `tokenFile`").hint("set one of them, or EVENKEEL_GITHUB_TOKEN")),
     };
     Ok(Some(Auth::Token(SecretString::from(token.trim().to_owned()))))
+}
+
+/// Whoever can read the daemon's data.
+pub(crate) fn owner() -> crate::authority::Principal {
+    crate::authority::Principal::Token { name: crate::authority::LOCAL_TOKEN.into() }
 }
 
 /// The forge of a configuration, if it has one.
@@ -62,12 +67,21 @@ pub(crate) fn make_data(data: &Path) -> Result<(), Failure> {
     std::fs::set_permissions(data, std::fs::Permissions::from_mode(0o700)).map_err(failed)
 }
 
+/// Keeps a second daemon, or a command that looks with the store, off the same data.
+pub(crate) fn only_one(data: &Path) -> Result<std::fs::File, Failure> {
+    make_data(data)?;
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(data.join("lock"))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| Failure::new(format!("another daemon works on `{}`", data.display())).hint("stop it first, or give this one another `data`; --server names its address"))?;
+    Ok(file)
+}
+
 /// A daemon of a configuration that has not looked at anything yet.
 pub(crate) async fn daemon(config: &Config, redactor: Redactor) -> Result<Arc<Daemon>, Failure> {
     make_data(&config.data)?;
     let store = Store::open(&config.data.join("evenkeel.db")).await.map_err(|error| Failure::from(error).hint("`evenkeel doctor` says what is wrong with it; a copy restores it"))?;
     let seal = Arc::new(store.seal().await?);
-    let targets = Targets::new(tofu::Tofu::new(tofu_settings(config), Arc::clone(&seal), redactor.clone()));
+    let targets = Targets::new(tofu::Tofu::new(tofu_settings(config, &redactor), Arc::clone(&seal), redactor.clone()));
     let hands = Hands {
         mirror: Mirror::open(&config.data.join("mirror.git"), &config.repository.url)?,
         forge: forge(config).await?,
@@ -99,7 +113,7 @@ pub(crate) async fn offline(config: Option<&Config>, state_repo: Option<&Path>) 
     let store = Store::in_memory().await?;
     let seal = Arc::new(store.seal().await?);
     let mut settings_of_tofu = match config {
-        Some(config) => tofu_settings(config),
+        Some(config) => tofu_settings(config, &redactor),
         None => {
             let none: tofu::Credentials = Arc::new(|id: &InstanceId, name: &str, _| Err::<BTreeMap<String, SecretString>, _>(format!("`{id}` names the connection `{name}`, and there is no configuration; name it with --config")));
             tofu::Settings {

@@ -76,6 +76,7 @@ pub fn parse(comment: &str) -> Vec<Result<Command, Unclear>> {
             Some(command) => found.push(command),
         }
         if found.len() >= COMMANDS_MAX {
+            found.push(Err(Unclear(format!("Only the first {COMMANDS_MAX} commands of a comment are read; write the others in another one."))));
             break;
         }
     }
@@ -99,7 +100,7 @@ fn quoted(text: &str) -> Vec<Range<usize>> {
 fn one(rest: &str) -> Option<Result<Command, Unclear>> {
     let mut words: Vec<&str> = rest.split_whitespace().collect();
     let name = words.first().copied()?;
-    if !name.bytes().all(|c| c.is_ascii_lowercase() || c == b'-') {
+    if !name.bytes().all(|c| c.is_ascii_alphabetic() || matches!(c, b'-' | b',' | b';' | b':' | b'.')) {
         return None;
     }
     words.remove(0);

@@ -31,6 +31,9 @@ use crate::{
     render::comment,
 };
 
+/// The shortest beginning of a digest that pins a plan.
+const DIGEST_LENGTH_MIN: usize = 6;
+
 impl Daemon {
     /// When the store was made: older comments are history.
     async fn birth(&self) -> Result<chrono::DateTime<chrono::Utc>, Error> {
@@ -102,9 +105,14 @@ impl Daemon {
     async fn obey(self: &Arc<Self>, head: &Arc<Head>, seen: &Seen, written: &Comment, command: &Command) -> Result<String, Error> {
         let who = self.person(head, &written.author).await?;
         match command.verb {
-            Verb::Help => Ok(command::help()),
-            Verb::Plan => self.plan_again(head, seen, &who).await,
-            Verb::Drift => self.drift_now(head, seen, written, &who, command).await,
+            Verb::Help => {
+                let environments: BTreeSet<EnvironmentName> = head.desired.environments.keys().filter(|e| authority::may(head.desired.state_repo.as_deref(), &who, Verb::Help, e)).cloned().collect();
+                let all = head.desired.environments.keys().take(usize::from(environments.is_empty())).cloned().collect();
+                self.allow(head, &who, Verb::Help, &all)?;
+                Ok(command::help())
+            }
+            Verb::Plan => self.plan_again(head, seen, &who, command).await,
+            Verb::Drift => self.drift_now(head, seen, &who, command).await,
             Verb::Apply => self.apply_pull(head, seen, written, &who, command).await,
             other => Err(Error::Refused(format!("`/{}` is not there yet; `/help` lists what there is.", other.word()))),
         }
@@ -118,13 +126,22 @@ impl Daemon {
         }
     }
 
-    async fn plan_again(self: &Arc<Self>, head: &Arc<Head>, seen: &Seen, who: &Principal) -> Result<String, Error> {
-        let all: BTreeSet<EnvironmentName> = head.desired.environments.keys().cloned().collect();
-        self.allow(head, who, Verb::Plan, &all)?;
+    async fn plan_again(self: &Arc<Self>, head: &Arc<Head>, seen: &Seen, who: &Principal, command: &Command) -> Result<String, Error> {
+        let selected = self.select(head, command.selector.as_ref(), &self.changed_by(seen).await?).await?;
+        if selected.is_empty() && command.selector.is_some() {
+            return Err(Error::Refused(matched_nothing(head, command.selector.as_ref())));
+        }
+        let mut asked = environments(&selected);
+        if command.selector.is_none() && !seen.environments.is_empty() {
+            asked.retain(|environment| seen.environments.contains(environment));
+        }
+        self.allow(head, who, Verb::Plan, &asked)?;
         if !seen.pull.open {
             return Err(Error::Refused("This pull request is over; its plan at head is shown when it changes.".into()));
         }
-        self.remember(&Seen { again: true, ..seen.clone() }).await?;
+        if let Some(now) = self.seen(seen.pull.number).await? {
+            self.remember(&Seen { again: true, ..now }).await?;
+        }
         self.queue.wake(Wake::Pull(seen.pull.number), "/plan");
         Ok("Planning again; a plan with another digest is a new comment, and the same one stays.".into())
     }
@@ -150,7 +167,7 @@ impl Daemon {
         Ok(head.desired.instances.values().filter(|instance| selects(instance)).map(|instance| instance.id.clone()).collect())
     }
 
-    async fn drift_now(self: &Arc<Self>, head: &Arc<Head>, seen: &Seen, written: &Comment, who: &Principal, command: &Command) -> Result<String, Error> {
+    async fn drift_now(self: &Arc<Self>, head: &Arc<Head>, seen: &Seen, who: &Principal, command: &Command) -> Result<String, Error> {
         let changed = self.changed_by(seen).await?;
         let mut selected = self.select(head, command.selector.as_ref(), &changed).await?;
         if command.selector.is_none() && !seen.environments.is_empty() {
@@ -165,7 +182,7 @@ impl Daemon {
         for status in self.status().await?.instances.into_iter().filter(|status| selected.contains(&status.id)) {
             rows.push((status.id.clone(), status.verdict, status.says()));
         }
-        Ok(comment::drift(&rows, written.id))
+        Ok(comment::drift(&rows))
     }
 
     /// The instances that a pull request changes, as planned last.
@@ -181,12 +198,16 @@ impl Daemon {
 
     /// `/apply` on a pull request.
     async fn apply_pull(self: &Arc<Self>, head: &Arc<Head>, seen: &Seen, written: &Comment, who: &Principal, command: &Command) -> Result<String, Error> {
-        if seen.pull.branch.starts_with(OWN_BRANCHES) {
+        if self.is_remediation(head, seen.pull.number).await? {
             return self.apply_remediation(head, seen, who).await;
         }
         if seen.pull.open {
             let changed = self.changed_by(seen).await?;
-            self.allow(head, who, Verb::Apply, &environments(&changed))?;
+            let meant: BTreeSet<InstanceId> = self.select(head, command.selector.as_ref(), &changed).await?.intersection(&changed).cloned().collect();
+            if meant.is_empty() && command.selector.is_some() {
+                return Err(Error::Refused(format!("Nothing was applied: {}", matched_nothing(head, command.selector.as_ref()))));
+            }
+            self.allow(head, who, Verb::Apply, &environments(&meant))?;
             return Err(Error::Refused("Nothing was applied: this pull request is not merged, and what is applied is what is on the branch. Merge it, then say `/apply` again.".into()));
         }
         if seen.pull.merged_as.is_none() {
@@ -255,14 +276,24 @@ impl Daemon {
             .iter()
             .map(|id| {
                 let what = match plan.instance(id) {
-                    Some(shown) if shown.digest.is_some() => Approved::Actions { actions: shown.actions.clone() },
-                    _ => Approved::Unknown,
+                    Some(shown) if shown.digest.is_none() => Approved::Unknown,
+                    Some(shown) => Approved::Actions { actions: shown.actions.clone() },
+                    // What the plan does not show is not approved by it.
+                    None => Approved::Actions { actions: vec![] },
                 };
                 (id.clone(), what)
             })
             .collect();
         let authorised = Authorised { environment: plan.environment.clone(), instances, approved, because, principal: who.name(), by_merge: false, pull, remediation: None };
         self.create_run(head, authorised).await
+    }
+
+    /// Whether a pull request proposes a remediation, or brought one.
+    async fn is_remediation(&self, head: &Head, number: PullNumber) -> Result<bool, Error> {
+        let proposals: Vec<(String, super::propose::Proposal)> = self.store().list("proposal").await?;
+        let merged: Vec<(String, Merged)> = self.store().list("remediation").await?;
+        let known = proposals.iter().any(|(_, proposal)| proposal.pull == number) || merged.iter().any(|(_, merged)| merged.pull == Some(number));
+        Ok(known || !head.desired.remediations.is_empty() && self.seen(number).await?.is_some_and(|seen| seen.pull.branch.starts_with(OWN_BRANCHES)))
     }
 
     /// `/apply` on the pull request of a remediation means this remediation, never head (R4.2).
@@ -294,12 +325,13 @@ impl Daemon {
     }
 
     /// What would be done now, for the API: by environment, of what a selector means and is pending.
-    pub async fn plan_now(self: &Arc<Self>, selector: Option<&Selector>) -> Result<Vec<Plan>, Error> {
+    pub async fn plan_now(self: &Arc<Self>, selector: Option<&Selector>, who: &Principal) -> Result<Vec<Plan>, Error> {
         let head = self.head().ok_or_else(|| Error::Refused(self.no_head()))?;
         let selected = self.select(&head, selector, &BTreeSet::new()).await?;
         if selected.is_empty() {
             return Err(Error::Refused(matched_nothing(&head, selector)));
         }
+        self.allow(&head, who, Verb::Plan, &environments(&selected))?;
         let mut plans = vec![];
         for environment in environments(&selected) {
             let instances: BTreeSet<InstanceId> = self.pending(&head, &environment).await?.intersection(&selected).cloned().collect();
@@ -332,7 +364,7 @@ impl Daemon {
             let Some((plan, _)) = self.store().last_plan(&format!("head/{environment}"), None).await? else {
                 return Err(Error::Refused(format!("no plan of `{environment}` was shown yet; `evenkeel plan {environment}` makes it")));
             };
-            if !digests.iter().any(|digest| plan.digest.to_string().starts_with(digest.as_str())) {
+            if !digests.iter().any(|digest| digest.len() >= DIGEST_LENGTH_MIN && plan.digest.to_string().starts_with(digest.as_str())) {
                 return Err(Error::Refused(format!("the plan of `{environment}` is `{}` now; look at it and apply that", plan.digest.short())));
             }
             pending.extend(downstream(&head, &plan, &selected));
@@ -357,12 +389,13 @@ impl Daemon {
     }
 
     /// Looks at instances now, for the API.
-    pub async fn drift_of(self: &Arc<Self>, selector: Option<&Selector>) -> Result<BTreeSet<InstanceId>, Error> {
+    pub async fn drift_of(self: &Arc<Self>, selector: Option<&Selector>, who: &Principal) -> Result<BTreeSet<InstanceId>, Error> {
         let head = self.head().ok_or_else(|| Error::Refused(self.no_head()))?;
         let selected = self.select(&head, selector, &BTreeSet::new()).await?;
         if selected.is_empty() {
             return Err(Error::Refused(matched_nothing(&head, selector)));
         }
+        self.allow(&head, who, Verb::Drift, &environments(&selected))?;
         let passes = futures::future::join_all(selected.iter().map(|id| self.pass(id))).await;
         passes.into_iter().find_map(Result::err).map_or(Ok(()), Err)?;
         for environment in environments(&selected) {

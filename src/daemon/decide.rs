@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{Daemon, Error, Head, Wake, planning::Scope, pulls::Seen};
 use crate::{
     authority::{self, Principal},
-    desired::schema::{OnMerge, Remediation, Verb},
+    desired::schema::{Component, OnMerge, Remediation, Verb},
     journal::{Approved, Event, Run, RunInstance, RunState, Status as RunStatus},
     model::{ComponentName, Digest, EnvironmentName, InstanceId, PullNumber, Revision, RunId},
     plan::{Applied, Guards, Observed, Plan, order},
@@ -74,6 +74,7 @@ impl Daemon {
             return Ok(());
         }
         self.take_remediations(&head, environment).await?;
+        self.end_outdated(&head, environment).await?;
         let pending = self.pending(&head, environment).await?;
         let open = self.store().open_runs().await?;
         for run in open.iter().filter(|run| run.environment == *environment) {
@@ -83,6 +84,7 @@ impl Daemon {
             return Ok(());
         }
         match declared.on_merge {
+            OnMerge::Wait if self.is_planned(&head, environment, &pending).await? => {}
             OnMerge::Wait => self.queue.wake(Wake::Plan(environment.clone()), "pending"),
             OnMerge::Apply => self.apply_merge(&head, environment, pending, &open).await?,
         }
@@ -114,7 +116,7 @@ impl Daemon {
     }
 
     /// What was shown of each instance on the merged pull requests since it was applied last, the newest first.
-    async fn approved_by_merge(&self, head: &Head, environment: &EnvironmentName, instances: &BTreeSet<InstanceId>) -> Result<(BTreeMap<InstanceId, Approved>, Option<PullNumber>), Error> {
+    async fn approved_by_merge(self: &Arc<Self>, head: &Head, environment: &EnvironmentName, instances: &BTreeSet<InstanceId>) -> Result<(BTreeMap<InstanceId, Approved>, Option<PullNumber>), Error> {
         let mut approved: BTreeMap<InstanceId, Approved> = instances.iter().map(|id| (id.clone(), Approved::Declaration)).collect();
         let merged = self.merged_pulls(head).await?;
         let applied = self.store().all_applied().await?;
@@ -128,6 +130,11 @@ impl Daemon {
                 }
                 let Some((plan, _)) = self.store().last_plan(&pull_subject(*number, environment), None).await? else { continue };
                 let Some(shown) = plan.instance(id) else { continue };
+                // A later commit without a pull request changed it again: that commit is the declaration (R6.7).
+                let (then, _) = self.load(commit).await?;
+                if then.instances.get(id).and_then(|i| i.digest) != head.instance(id).and_then(|i| i.digest) {
+                    break;
+                }
                 let what = if shown.digest.is_some() { Approved::Actions { actions: shown.actions.clone() } } else { Approved::Unknown };
                 approved.insert(id.clone(), what);
                 carrier = carrier.max(Some(*number));
@@ -182,30 +189,62 @@ impl Daemon {
         Ok(run.id)
     }
 
+    /// Ends what older runs of the same sort still wait to do with the instances of a newer one. A run that is being
+    /// driven finds the newer one by itself, before it takes an instance.
     async fn supersede(self: &Arc<Self>, newer: &Run) -> Result<(), Error> {
-        let token = self.token(&newer.environment).await?.unwrap_or(0);
-        for mut older in self.store().open_runs().await? {
-            if older.id >= newer.id || (older.remediation.is_some() != newer.remediation.is_some()) {
-                continue;
+        for older in self.store().open_runs().await? {
+            if older.id < newer.id && older.remediation.is_some() == newer.remediation.is_some() {
+                let ids = older.instances.keys().filter(|id| newer.instances.contains_key(*id)).cloned().collect();
+                self.end_waiting(older, ids, &format!("superseded by run {}", newer.id)).await?;
             }
-            let ids: Vec<InstanceId> = older.instances.iter().filter(|(id, i)| newer.instances.contains_key(*id) && matches!(i.status, RunStatus::New | RunStatus::Waiting)).map(|(id, _)| id.clone()).collect();
-            let driven = self.driving.lock().unwrap_or_else(std::sync::PoisonError::into_inner).contains(&older.id);
-            if ids.is_empty() || driven {
-                continue;
-            }
-            let says = format!("superseded by run {}", newer.id);
-            for id in ids {
-                self.store().append(older.id, &id, token, &Event::Superseded { says: says.clone() }, self.now()).await?;
-                self.store().unlock_instance(&id, older.id).await?;
-                if let Some(instance) = older.instances.get_mut(&id) {
-                    instance.status = RunStatus::Superseded;
-                    instance.says.clone_from(&says);
-                    instance.waiting_on = None;
-                }
-            }
-            self.conclude(&mut older).await?;
         }
         Ok(())
+    }
+
+    /// Ends runs by merge that wait with content that is no longer head's: a revert, or a newer merge that another run
+    /// applies, is the declaration now.
+    async fn end_outdated(self: &Arc<Self>, head: &Head, environment: &EnvironmentName) -> Result<(), Error> {
+        for run in self.store().open_runs().await? {
+            if run.environment == *environment && run.by_merge && run.revision != head.revision {
+                let other = |id: &InstanceId| head.instance(id).and_then(|instance| instance.digest) != run.instances[id].digest;
+                let ids: Vec<InstanceId> = run.instances.keys().filter(|id| other(id)).cloned().collect();
+                self.end_waiting(run, ids, "superseded: the branch says something else by now").await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn end_waiting(self: &Arc<Self>, mut run: Run, ids: Vec<InstanceId>, says: &str) -> Result<(), Error> {
+        let _turn = self.taking_up.lock().await;
+        if self.driving.lock().unwrap_or_else(std::sync::PoisonError::into_inner).contains(&run.id) {
+            return Ok(());
+        }
+        let token = self.token(&run.environment).await?.unwrap_or(0);
+        let mut ended = false;
+        for id in ids {
+            let Some(instance) = run.instances.get_mut(&id).filter(|i| matches!(i.status, RunStatus::New | RunStatus::Waiting)) else { continue };
+            instance.status = RunStatus::Superseded;
+            says.clone_into(&mut instance.says);
+            instance.waiting_on = None;
+            self.store().append(&run, &id, token, &Event::Superseded { says: says.to_owned() }, self.now()).await?;
+            ended = true;
+        }
+        if ended {
+            self.conclude(&mut run).await?;
+        }
+        Ok(())
+    }
+
+    /// What the plan of an environment at head depends on, so that it is not made again while nothing changed.
+    async fn plan_key(&self, head: &Head, environment: &EnvironmentName, pending: &BTreeSet<InstanceId>) -> Result<String, Error> {
+        let applied = self.store().all_applied().await?;
+        let parts: Vec<String> = applied.iter().filter(|(id, _)| id.environment == *environment).map(|(id, record)| format!("{id} {}", record.at)).collect();
+        Ok(format!("{} {pending:?} {parts:?}", head.revision))
+    }
+
+    async fn is_planned(&self, head: &Head, environment: &EnvironmentName, pending: &BTreeSet<InstanceId>) -> Result<bool, Error> {
+        let key = self.plan_key(head, environment, pending).await?;
+        Ok(self.planned_for.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(environment) == Some(&key))
     }
 
     /// The instances of an environment whose head is not what is applied.
@@ -225,11 +264,13 @@ impl Daemon {
         let Some(head) = self.head() else { return Ok(None) };
         let pending = self.pending(&head, environment).await?;
         let open = self.store().open_runs().await?;
-        let instances: BTreeSet<InstanceId> = pending.into_iter().filter(|id| !open.iter().any(|run| run.holds(id) && run.by_merge)).collect();
+        let instances: BTreeSet<InstanceId> = pending.into_iter().filter(|id| !open.iter().any(|run| run.holds(id) && run.by_merge && run.instances[id].status != RunStatus::Waiting)).collect();
         if instances.is_empty() {
             return Ok(None);
         }
-        let scope = Scope { instances, r#use: Use::Head, because: "head".into(), base: None };
+        let key = self.plan_key(&head, environment, &instances).await?;
+        let before = self.store().all_applied().await?;
+        let scope = Scope { instances: instances.clone(), r#use: Use::Head, because: "head".into(), base: None };
         let (plan, outcomes) = self.plan_environment(environment, &head, &scope).await?;
         let stalled: BTreeMap<String, Stalled> = self.store().list("stalled").await?.into_iter().collect();
         let mut advanced = false;
@@ -237,7 +278,8 @@ impl Daemon {
             let outcome = &outcomes[&instance.id];
             self.note_pending(&head, instance).await?;
             let nothing = instance.digest.is_some() && instance.actions.is_empty() && instance.problem.is_none();
-            if nothing && !outcome.first_contact && !stalled.contains_key(&instance.id.to_string()) && !open.iter().any(|run| run.holds(&instance.id)) && let Some(job) = &outcome.job {
+            let still = nothing && instances.contains(&instance.id) && self.is_as_planned(&head, &instance.id, &before, &outcome.inputs).await?;
+            if still && !outcome.first_contact && !stalled.contains_key(&instance.id.to_string()) && let Some(job) = &outcome.job {
                 self.record_applied(&head, &instance.id, outcome.inputs.clone(), job, None).await?;
                 self.store().audit(self.now(), "evenkeel", "advance", &instance.id.to_string(), "nothing to do").await?;
                 tracing::info!(instance = %instance.id, revision = head.revision.short(), "nothing to do: applied advances to head");
@@ -248,12 +290,27 @@ impl Daemon {
             self.queue.wake(Wake::Decide(environment.clone()), "applied advanced");
         }
         if plan.has_work() {
-            let fresh = self.store().keep_plan(&format!("head/{environment}"), &plan, self.now()).await?;
-            if fresh {
-                self.show_head_plan(&head, &plan).await?;
-            }
+            self.store().keep_plan(&format!("head/{environment}"), &plan, self.now()).await?;
+            self.show_head_plan(&head, &plan).await?;
+        }
+        if plan.instances.iter().all(|instance| instance.problem.is_none()) {
+            self.planned_for.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(environment.clone(), key);
         }
         Ok(Some(plan))
+    }
+
+    /// Whether nothing moved while an instance was planned: head, what is applied, its inputs as they are recorded, and
+    /// no run holds it.
+    async fn is_as_planned(&self, head: &Head, id: &InstanceId, before: &BTreeMap<InstanceId, Applied>, inputs: &BTreeMap<String, RecordedOutput>) -> Result<bool, Error> {
+        let now = self.store().all_applied().await?;
+        let same_head = self.head().is_some_and(|now| now.revision == head.revision);
+        let same_record = now.get(id).map(|record| record.at) == before.get(id).map(|record| record.at);
+        let recorded = inputs.iter().all(|(key, value)| {
+            let upstream = key.split_once(".outputs.").and_then(|(component, name)| Some((InstanceId::new(&id.environment, &component.parse().ok()?), name)));
+            upstream.is_some_and(|(upstream, name)| now.get(&upstream).and_then(|record| record.outputs.get(name)) == Some(value))
+        });
+        let held = self.store().open_runs().await?.iter().any(|run| run.holds(id));
+        Ok(same_head && same_record && recorded && !held)
     }
 
     /// Records what head would change, for `status` and `explain`.
@@ -325,11 +382,11 @@ impl Daemon {
         let applied = self.store().all_applied().await?;
         for instance in head.environment(environment) {
             let (Some(mut record), Some(spec), Some(digest)) = (applied.get(&instance.id).cloned(), &instance.spec, instance.digest) else { continue };
-            if record.digest == digest && record.spec != **spec {
-                record.spec = (**spec).clone();
+            // What it is made from stays as it was applied, with the revision that holds it.
+            let loosened = Component { tofu: record.spec.tofu.clone(), ..(**spec).clone() };
+            if record.digest == digest && record.spec != loosened {
+                record.spec = loosened;
                 record.guards = Guards { protect: spec.protect.clone(), since: Some(head.revision.clone()) };
-                record.revision = head.revision.clone();
-                record.files.clone_from(&instance.closure.files);
                 self.store().set_applied(&instance.id, &record).await?;
             }
         }
@@ -351,13 +408,18 @@ impl Daemon {
             if merged.commit.as_ref() != Some(&commit) {
                 merged = Merged { commit: Some(commit.clone()), ..Merged::default() };
             }
-            if remediation.expires_at < now {
+            // A date that somebody moved does not make it an authority for longer.
+            let expires_at = remediation.expires_at.min(remediation.observed_at + chrono::Duration::days(remedy::EXPIRES_AFTER_DAYS + 1));
+            let over = if expires_at < now { Some(format!("it expired at {expires_at}")) } else { remediation.actions.is_empty().then(|| "every action was cut from it, so there is nothing to run".to_owned()) };
+            if let Some(says) = over {
                 merged.spent = true;
-                merged.waits = Some(format!("it expired at {}", remediation.expires_at));
+                merged.waits = Some(says);
                 self.store().put("remediation", &key, now, &merged).await?;
                 continue;
             }
-            self.take_remediation(head, name, remediation, &commit, merged).await?;
+            if let Err(error) = self.take_remediation(head, name, remediation, &commit, merged).await {
+                tracing::warn!(%name, error = crate::error_chain(&error), "could not take a merged remediation up; it is tried again");
+            }
         }
         Ok(())
     }

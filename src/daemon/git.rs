@@ -24,10 +24,11 @@ impl Daemon {
             return Ok(());
         }
         // What was approved of a merge stands on its pull request, which has to be known before anything is decided.
-        if self.hands.forge.is_some()
-            && let Err(error) = self.refresh_pulls().await
-        {
-            tracing::warn!(error = crate::error_chain(&error), "could not list pull requests; going on with what is known");
+        if self.hands.forge.is_some() {
+            match self.refresh_pulls().await {
+                Ok(changed) => changed.into_iter().for_each(|number| self.queue.wake(Wake::Pull(number), "pull request changed")),
+                Err(error) => tracing::warn!(error = crate::error_chain(&error), "could not list pull requests; going on with what is known"),
+            }
         }
         let (desired, content) = self.load(&revision).await?;
         tracing::info!(revision = revision.short(), instances = desired.instances.len(), problems = desired.problems.len(), "head");

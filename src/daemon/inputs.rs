@@ -15,7 +15,7 @@ use crate::{
     desired::{Instance, Reference, resolve, schema::Component},
     model::{InstanceId, WaitingOn},
     plan::Applied,
-    port::{Files, Job, Output, RecordedOutput, TargetError, TofuWork, Use, Work},
+    port::{Files, Job, Output, RecordedOutput, TargetError, TofuWork, Use, Work, join},
 };
 
 /// What an instance is given.
@@ -92,7 +92,8 @@ impl Daemon {
 
     /// Reads a sensitive output again from its upstream's state, and proves that it is the recorded one.
     async fn sealed_output(self: &Arc<Self>, head: &Head, upstream: &InstanceId, record: &Applied, name: &str, recorded: &RecordedOutput) -> Result<Value, Error> {
-        let job = self.applied_job_with(upstream, record, &Inputs::default(), head).await?;
+        // Boxed: the upstream may itself use a sensitive output of its own upstream.
+        let job = Box::pin(self.applied_job(upstream, record, head)).await?;
         let live = self.hands.target.outputs(&job).await?;
         let value = live.get(name).and_then(|output| output.value.clone());
         match value {
@@ -163,9 +164,10 @@ fn job(id: &InstanceId, r#use: Use, content: Arc<dyn Files>, made: &Made<'_>, in
     let tofu = made.spec.tofu.as_ref().ok_or_else(|| TargetError::new("stalled", format!("`{id}` has no kind")))?;
     let fill = |values: &BTreeMap<String, Value>| values.iter().map(|(key, value)| Ok((key.clone(), inputs.fill(id, value)?))).collect::<Result<BTreeMap<_, _>, TargetError>>();
     let work = TofuWork {
-        root: tofu.root.trim_matches('/').to_owned(),
+        // The closure has proved that these stay inside the repository; an absolute path would leave the work tree.
+        root: join("", &tofu.root).unwrap_or_default(),
         workspace: tofu.workspace.clone(),
-        var_files: tofu.var_files.clone(),
+        var_files: tofu.var_files.iter().filter_map(|path| join("", path)).collect(),
         variables: fill(&tofu.variables)?,
         backend_config: fill(&tofu.backend_config)?,
         declares_backend: made.declares_backend,

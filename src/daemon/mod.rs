@@ -153,6 +153,10 @@ pub struct Daemon {
     tokens: Mutex<BTreeMap<EnvironmentName, i64>>,
     run_changed: tokio::sync::Notify,
     deciding: tokio::sync::Mutex<()>,
+    /// Held while a run's document is taken up or superseded, so that only one of the two happens.
+    taking_up: tokio::sync::Mutex<()>,
+    /// For which head and applied records an environment's head was planned without a problem.
+    planned_for: Mutex<BTreeMap<EnvironmentName, String>>,
     proposing: tokio::sync::Mutex<()>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -174,6 +178,8 @@ impl Daemon {
             tokens: Mutex::default(),
             run_changed: tokio::sync::Notify::new(),
             deciding: tokio::sync::Mutex::default(),
+            taking_up: tokio::sync::Mutex::default(),
+            planned_for: Mutex::default(),
             proposing: tokio::sync::Mutex::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -261,10 +267,11 @@ impl Daemon {
             };
             let daemon = Arc::clone(self);
             self.tasks.spawn(async move {
-                if let Err(error) = daemon.look(&wake, &because).await {
-                    tracing::warn!(?wake, because, error = daemon.hands.redactor.redact(&crate::error_chain(&error)), "a look failed; the timers bring it back");
+                // Even a look that panics is over, and its thing may be looked at again.
+                let look = Look { daemon: &daemon, wake };
+                if let Err(error) = daemon.look(&look.wake, &because).await {
+                    tracing::warn!(wake = ?look.wake, because, error = daemon.hands.redactor.redact(&crate::error_chain(&error)), "a look failed; the timers bring it back");
                 }
-                daemon.queue.done(&wake);
             });
         }
     }
@@ -319,6 +326,18 @@ impl Daemon {
             None => drop(tokens.remove(environment)),
         }
         Ok(token)
+    }
+}
+
+/// A look that is under way.
+struct Look<'d> {
+    daemon: &'d Daemon,
+    wake: Wake,
+}
+
+impl Drop for Look<'_> {
+    fn drop(&mut self) {
+        self.daemon.queue.done(&self.wake);
     }
 }
 

@@ -43,7 +43,7 @@ impl Daemon {
                         let at = wait.map(|wait| self.now() + Duration::seconds(i64::try_from(wait.as_seconds()).unwrap_or(300)));
                         let at = at.map(|at| error.not_before.map_or(at, |not_before| at.max(not_before)));
                         tracing::warn!(error = error.to_string(), next = ?at, "could not say something to the forge");
-                        self.store().unsayable(id, &error.to_string(), at, self.now()).await?;
+                        self.store().unsayable(id, &outgoing, &error.to_string(), at, self.now()).await?;
                     }
                 }
             }
@@ -108,8 +108,18 @@ impl Daemon {
         let environment: &EnvironmentName = &plan.environment;
         for (number, _) in self.merged_pulls(head).await? {
             let subject = pull_subject(number, environment);
-            let Some((shown, _)) = self.store().last_plan(&subject, None).await? else { continue };
-            if shown.digest == plan.digest || !shown.instances.iter().any(|i| plan.instance(&i.id).is_some()) {
+            let Some((shown, _)) = self.store().last_plan(&subject, None).await? else {
+                // One that could not be planned before it was merged carries the plan now.
+                let Some(mut seen) = self.seen(number).await?.filter(|seen| seen.environments.is_empty() && !seen.pull.branch.starts_with(super::pulls::OWN_BRANCHES)) else { continue };
+                seen.environments.insert(environment.clone());
+                self.remember(&seen).await?;
+                self.store().keep_plan(&subject, plan, self.now()).await?;
+                return self.say_plan(number, plan, &[]).await;
+            };
+            if !shown.instances.iter().any(|i| plan.instance(&i.id).is_some()) {
+                continue;
+            }
+            if shown.digest == plan.digest {
                 return Ok(());
             }
             if self.store().keep_plan(&subject, plan, self.now()).await? {

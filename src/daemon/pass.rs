@@ -41,8 +41,8 @@ impl Daemon {
         if observed.error.is_some() {
             self.counters.passes_failed.fetch_add(1, Ordering::Relaxed);
         }
-        // A run may have begun while we looked; what it changes is not drift.
-        if self.is_in_flight(id).await? {
+        // A run may have begun, or begun and ended, while we looked; what it changes is not drift.
+        if self.is_in_flight(id).await? || self.store().all_applied().await?.remove(id).is_none_or(|now| now.at != applied.at) {
             return Ok(None);
         }
         let before = self.store().all_observed().await?.remove(id);

@@ -137,7 +137,13 @@ impl Daemon {
             plan.waiting_on.clone_from(&inputs.waiting_on);
             return Outcome { plan: Some(plan), ..none };
         }
-        plan.waiting_on.extend(self.promotion(head, id).await);
+        match self.promotion(head, id).await {
+            Ok(on) => plan.waiting_on.extend(on),
+            Err(error) => {
+                plan.problem = Some(crate::error_chain(&error));
+                return Outcome { plan: Some(plan), ..none };
+            }
+        }
         let job = match declared_job(instance, asked.r#use, Arc::clone(&head.content), &inputs, head.consumed(id)) {
             Ok(job) => job,
             Err(error) => {
@@ -169,12 +175,11 @@ impl Daemon {
     }
 
     /// The instance of an earlier environment that has to be applied first (R3.5).
-    pub(super) async fn promotion(self: &Arc<Self>, head: &Head, id: &InstanceId) -> Option<WaitingOn> {
-        let after = head.instance(id)?.after.clone()?;
-        let applied = self.store().all_applied().await.ok()?;
-        let declared = head.instance(&after)?.digest;
-        let there = applied.get(&after).map(|applied| applied.digest);
-        (there.is_none() || there != declared).then_some(WaitingOn::Promotion { instance: after })
+    pub(super) async fn promotion(self: &Arc<Self>, head: &Head, id: &InstanceId) -> Result<Option<WaitingOn>, Error> {
+        let Some(after) = head.instance(id).and_then(|instance| instance.after.clone()) else { return Ok(None) };
+        let declared = head.instance(&after).and_then(|instance| instance.digest);
+        let there = self.store().all_applied().await?.get(&after).map(|applied| applied.digest);
+        Ok((there.is_none() || there != declared).then_some(WaitingOn::Promotion { instance: after }))
     }
 }
 

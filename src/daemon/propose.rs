@@ -60,6 +60,7 @@ impl Daemon {
     async fn drifted(self: &Arc<Self>, head: &Head, environment: &EnvironmentName) -> Result<Vec<Drifted>, Error> {
         let observed = self.store().all_observed().await?;
         let open = self.store().open_runs().await?;
+        let stalled = self.stalled().await?;
         let mut held: BTreeSet<InstanceId> = BTreeSet::new();
         for (key, merged) in self.held(environment).await? {
             let name = key.rsplit('/').next().and_then(|name| name.parse().ok());
@@ -72,7 +73,8 @@ impl Daemon {
         let mut drifted = vec![];
         for (id, observed) in observed.iter().filter(|(id, _)| id.environment == *environment) {
             let Some(instance) = head.instance(id) else { continue };
-            if held.contains(id) || open.iter().any(|run| run.holds(id)) || observed.error.is_some() || self.mode(head, id) != DriftMode::Propose {
+            // What a failed run left behind is that run's business, not drift to be proposed (R5.1).
+            if stalled.contains_key(id) || held.contains(id) || open.iter().any(|run| run.holds(id)) || observed.error.is_some() || self.mode(head, id) != DriftMode::Propose {
                 continue;
             }
             if let Some(action) = pass::revert(observed) {
@@ -100,7 +102,10 @@ impl Daemon {
                 self.queue.wake(Wake::Git, "a remediation was merged");
                 return Ok(());
             }
-            if known.digest == group.digest && (pull.open || known.declined) {
+            if known.digest == group.digest {
+                if !pull.open && !known.declined {
+                    self.proposal_closed(&pull).await?;
+                }
                 return Ok(());
             }
             if pull.open && pull.head != known.pushed {
@@ -114,11 +119,15 @@ impl Daemon {
         let now = self.now();
         let observed = self.store().all_observed().await?;
         let observed_at = group.drifted.iter().filter_map(|one| observed.get(&one.id)).map(|o| o.at).max().unwrap_or(now);
-        let name = group.name(now);
+        let name = self.fresh_name(head, group, known.as_ref()).await?;
         let remediation = group.remediation("drift", observed_at, now);
         let text = remedy::write(&name, &remediation).map_err(Error::Refused)?;
         let path = remediation_path(&self.settings.root, &group.environment, &name);
-        let mut files = vec![(path.clone(), Some(self.hands.redactor.redact(&text)))];
+        if self.hands.redactor.redact(&text) != text {
+            // Values are masked where they are read; what is left is a secret in a name, and a masked name means another thing.
+            return Err(Error::Refused(format!("the drift in `{key}` can't be proposed: an address in it contains a secret")));
+        }
+        let mut files = vec![(path.clone(), Some(text))];
         files.extend(self.spent_files(head, &group.environment).await?.into_iter().filter(|spent| *spent != path).map(|spent| (spent, None)));
         let title = comment::proposal_title(group);
         self.use_git_token().await?;
@@ -137,6 +146,20 @@ impl Daemon {
         tracing::info!(%key, pull = pull.0, "drift proposed");
         self.queue.wake(Wake::Pull(pull), "proposed");
         Ok(())
+    }
+
+    /// A name that no remediation on the branch or in the store has, so that the same drift twice on one day is two.
+    async fn fresh_name(&self, head: &Head, group: &Group, known: Option<&Proposal>) -> Result<String, Error> {
+        let base = group.name(self.now());
+        for number in 1.. {
+            let name = if number == 1 { base.clone() } else { format!("{base}-{number}") };
+            let merged: Option<super::decide::Merged> = self.store().get("remediation", &format!("{}/{name}", group.environment)).await?;
+            let on_branch = name.parse().is_ok_and(|name| head.desired.remediations.contains_key(&name));
+            if (merged.is_none() && !on_branch) || known.is_some_and(|known| known.name == name && !known.declined) {
+                return Ok(name);
+            }
+        }
+        Ok(base)
     }
 
     /// The files of remediations of an environment that are spent.

@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{Daemon, Error, Head, Wake, decide::pull_subject, planning::Scope};
@@ -37,6 +38,15 @@ pub(super) struct Seen {
     /// Whether somebody asked for a new plan.
     #[serde(default)]
     pub(super) again: bool,
+    /// When it had last changed when a look at it ended well.
+    #[serde(default)]
+    pub(super) looked: Option<DateTime<Utc>>,
+}
+
+impl Seen {
+    fn new(pull: Pull) -> Self {
+        Self { pull, planned: None, environments: BTreeSet::new(), again: false, looked: None }
+    }
 }
 
 /// How long a pull request that is over is looked at again at start.
@@ -69,7 +79,7 @@ impl Daemon {
             changed.push(pull.number);
             let seen = match seen {
                 Some(seen) => Seen { pull, ..seen },
-                None => Seen { pull, planned: None, environments: BTreeSet::new(), again: false },
+                None => Seen::new(pull),
             };
             self.remember(&seen).await?;
         }
@@ -81,8 +91,10 @@ impl Daemon {
         let mut numbers: BTreeSet<PullNumber> = self.refresh_pulls().await?.into_iter().collect();
         let base = self.head().map(|head| head.revision.clone());
         let all: Vec<(String, Seen)> = self.store().list("pull").await?;
-        for (_, seen) in all.iter().filter(|(_, seen)| seen.pull.open) {
-            if seen.planned.as_ref().map(|(_, base)| base) != base.as_ref() {
+        for (_, seen) in &all {
+            let base_moved = seen.pull.open && seen.planned.as_ref().map(|(_, base)| base) != base.as_ref();
+            // A look that failed, or was cut off, is made again.
+            if base_moved || seen.looked != Some(seen.pull.updated_at) {
                 numbers.insert(seen.pull.number);
             }
         }
@@ -113,9 +125,10 @@ impl Daemon {
     pub(super) async fn look_at_pull(self: &Arc<Self>, number: PullNumber) -> Result<(), Error> {
         let Some(forge) = self.hands.forge.clone() else { return Ok(()) };
         let pull = forge.get_pull(number).await?;
+        let updated_at = pull.updated_at;
         let mut seen = match self.seen(number).await? {
             Some(seen) => Seen { pull, ..seen },
-            None => Seen { pull, planned: None, environments: BTreeSet::new(), again: false },
+            None => Seen::new(pull),
         };
         self.remember(&seen).await?;
         let Some(head) = self.head() else { return Ok(()) };
@@ -128,7 +141,11 @@ impl Daemon {
             self.hands.target.forget_pull(number).await;
             self.proposal_closed(&seen.pull).await?;
         }
-        self.read_comments(&head, &seen).await
+        self.read_comments(&head, &seen).await?;
+        if let Some(now) = self.seen(number).await? {
+            self.remember(&Seen { looked: Some(updated_at), ..now }).await?;
+        }
+        Ok(())
     }
 
     async fn plan_pull(self: &Arc<Self>, head: &Arc<Head>, seen: &mut Seen) -> Result<(), Error> {
@@ -137,26 +154,33 @@ impl Daemon {
         if (seen.planned.as_ref() == Some(&now) && !seen.again) || pull.draft {
             return Ok(());
         }
-        if pull.branch.starts_with(OWN_BRANCHES) && !pull.fork {
+        if self.is_proposal(&pull).await? {
             self.say_status(&pull.head, "evenkeel/plan", "success", "the plan stands in the description").await?;
-        } else if let Some(why) = self.not_planned(head, &pull).await? {
+        } else if let Some(why) = self.not_planned(head, &pull, seen.again).await? {
             self.say_status(&pull.head, "evenkeel/plan", "error", &why).await?;
         } else {
             self.say_status(&pull.head, "evenkeel/plan", "pending", "planning").await?;
             seen.environments = self.plan_merge(head, &pull).await?;
         }
-        seen.planned = Some(now);
-        seen.again = false;
+        // Planning takes a while, and the pull request may have been merged meanwhile: what was seen since stays.
+        let fresh = self.seen(pull.number).await?.map_or(pull, |seen| seen.pull);
+        *seen = Seen { pull: fresh, planned: Some(now), again: false, ..seen.clone() };
         self.remember(seen).await
     }
 
+    /// Whether a pull request is one of ours with nobody else's commits: its description is its plan.
+    async fn is_proposal(&self, pull: &Pull) -> Result<bool, Error> {
+        let known: Vec<(String, super::propose::Proposal)> = self.store().list("proposal").await?;
+        Ok(known.iter().any(|(_, proposal)| proposal.pull == pull.number && proposal.pushed == pull.head))
+    }
+
     /// Why a pull request is not planned: planning runs code of whoever wrote it (R3.8).
-    async fn not_planned(self: &Arc<Self>, head: &Head, pull: &Pull) -> Result<Option<String>, Error> {
+    async fn not_planned(self: &Arc<Self>, head: &Head, pull: &Pull, asked: bool) -> Result<Option<String>, Error> {
         let forks = head.desired.state_repo.as_ref().map(|repo| repo.forks).unwrap_or_default();
         if pull.fork && forks == Forks::Ignore {
             return Ok(Some("pull requests from forks are not planned (`forks: ignore`)".into()));
         }
-        let Some(forge) = &self.hands.forge else { return Ok(None) };
+        let Some(forge) = self.hands.forge.as_ref().filter(|_| !asked) else { return Ok(None) };
         let level = Level::parse(&forge.get_permission(&pull.author).await?);
         Ok((level < Level::Write && forks != Forks::Plan).then(|| format!("@{} may not write here, and planning runs code; somebody who may says `/plan`", pull.author)))
     }
@@ -179,14 +203,13 @@ impl Daemon {
         let (desired, content) = self.load(&merged).await?;
         let merged = Arc::new(Head { revision: merged, desired: Arc::new(desired), content });
         if !merged.desired.problems.is_empty() {
+            // One bad file never hides the others: what can be planned is planned all the same.
             let what = "problems";
             self.say_on(pull.number, what, &comment::problems(&merged.desired.problems, what), None).await?;
-            self.say_status(&pull.head, "evenkeel/plan", "failure", &format!("{} in the declarations; the first: {}", merged.desired.problems.len(), merged.desired.problems[0])).await?;
-            return Ok(BTreeSet::new());
         }
         let mut changed: BTreeMap<EnvironmentName, BTreeSet<InstanceId>> = BTreeMap::new();
         for (id, instance) in &merged.desired.instances {
-            if base.instance(id).is_none_or(|known| known.digest != instance.digest) {
+            if instance.problems.is_empty() && base.instance(id).is_none_or(|known| known.digest != instance.digest) {
                 changed.entry(id.environment.clone()).or_default().insert(id.clone());
             }
         }
@@ -201,6 +224,9 @@ impl Daemon {
         }))
         .await;
         let (mut lines, mut blocked, mut environments) = (vec![], vec![], BTreeSet::new());
+        if let Some(first) = merged.desired.problems.first() {
+            blocked.push(format!("{} in the declarations; the first: {first}", merged.desired.problems.len()));
+        }
         for plan in plans {
             let plan = self.of_pull_head(plan?, &pull.head);
             let limits = merged.desired.environments.get(&plan.environment).map(|e| e.limits.clone()).unwrap_or_default();

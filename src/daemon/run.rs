@@ -21,14 +21,14 @@ use tokio::sync::Mutex;
 
 use super::{
     Daemon, Error, Head, Wake,
-    decide::{Merged, Stalled},
+    decide::{Merged, Stalled, is_pending},
     inputs::declared_job,
     planning::protect,
 };
 use crate::{
     check,
     desired::schema::Deferred,
-    journal::{Approved, Event, Outcome, Recovery, Run, RunState, Status, recovery},
+    journal::{Approved, Event, Outcome, Recovery, Run, RunState, Status, next_status, recovery},
     model::{Action, InstanceId, Retry, WaitingOn},
     plan::{self, Applied, InstancePlan, Plan, Summary, order},
     port::{Job, Prepared, RecordedOutput, TargetError, Use},
@@ -51,7 +51,24 @@ struct Driven {
     head: Arc<Head>,
     token: i64,
     said_at: std::sync::Mutex<DateTime<Utc>>,
-    spent: Mutex<Summary>,
+    /// What each instance took of the limits.
+    spent: Mutex<BTreeMap<InstanceId, Summary>>,
+}
+
+/// Says that a run is being driven, for as long as it lives.
+struct Driving<'d>(&'d Daemon, crate::model::RunId);
+
+impl<'d> Driving<'d> {
+    fn new(daemon: &'d Daemon, id: crate::model::RunId) -> Self {
+        daemon.driving.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        Self(daemon, id)
+    }
+}
+
+impl Drop for Driving<'_> {
+    fn drop(&mut self) {
+        self.0.driving.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+    }
 }
 
 /// An instance that is ready for its effect.
@@ -71,6 +88,8 @@ enum Stop {
     Error(Error),
     /// The daemon stops; the run is taken up again.
     Leaves,
+    /// A newer run takes its place.
+    Superseded(String),
 }
 
 impl From<Error> for Stop {
@@ -91,17 +110,18 @@ impl From<crate::store::Error> for Stop {
 impl Daemon {
     /// Takes a run as far as it goes by itself.
     pub(super) async fn drive(self: &Arc<Self>, id: crate::model::RunId) -> Result<(), Error> {
+        // Between these two lines and `Driving`'s end nobody else changes the run's document.
+        let turn = self.taking_up.lock().await;
+        let _driving = Driving::new(self, id);
         let Some(run) = self.store().run(id).await? else { return Ok(()) };
+        drop(turn);
         if matches!(run.state, RunState::Ended { .. }) || self.stopping() {
             return Ok(());
         }
         let Some(token) = self.token(&run.environment).await? else { return Ok(()) };
         let head = self.head_of(&run).await?;
-        self.driving.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
         let driven = Arc::new(Driven { run: Mutex::new(run), head, token, said_at: std::sync::Mutex::new(DateTime::UNIX_EPOCH), spent: Mutex::default() });
-        let done = self.drive_instances(&driven).await;
-        self.driving.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        done?;
+        self.drive_instances(&driven).await?;
         let mut run = driven.run.lock().await;
         self.conclude(&mut run).await
     }
@@ -164,7 +184,8 @@ impl Daemon {
     }
 
     async fn attempt(self: &Arc<Self>, driven: &Driven, id: &InstanceId) -> Result<Status, Error> {
-        for attempt in 0.. {
+        let mut attempt = 0;
+        loop {
             let ready = match self.prepare(driven, id).await {
                 Ok(ready) => ready,
                 Err(Stop::Waits(on, says)) => return self.wait(driven, id, on, says).await,
@@ -172,14 +193,14 @@ impl Daemon {
                 Err(Stop::Nothing(job, inputs)) => return self.nothing(driven, id, &job, inputs).await,
                 Err(Stop::Error(error)) => return Err(error),
                 Err(Stop::Leaves) => return Ok(Status::Waiting),
+                Err(Stop::Superseded(says)) => return self.record(driven, id, Event::Superseded { says }, None).await,
             };
             match self.effect(driven, id, ready).await? {
                 Effect::Ended(status) => return Ok(status),
-                Effect::Stale if attempt < STALE_PLANS_MAX => {}
+                Effect::Stale if attempt < STALE_PLANS_MAX => attempt += 1,
                 Effect::Stale => return self.fail(driven, id, "the state kept changing between plan and apply; see who else applies it, and say `/apply`".into()).await,
             }
         }
-        unreachable!("the loop ends by returning")
     }
 
     /// Everything before the effect.
@@ -191,18 +212,21 @@ impl Daemon {
         let prepared = self.prepare_job(&job).await?;
         let observation = &prepared.observation;
         let instance = driven.head.instance(id);
-        let guards = match (run.remediation.is_some(), applied.get(id)) {
+        let declared = |instance: Option<&Arc<crate::desired::Instance>>| instance.and_then(|i| i.spec.as_ref()).map(|s| s.protect.clone()).unwrap_or_default();
+        let mut guards = match (run.remediation.is_some(), applied.get(id)) {
             (true, Some(applied)) => applied.guards.protect.clone(),
-            _ => protect(applied.get(id), &instance.and_then(|i| i.spec.as_ref()).map(|s| s.protect.clone()).unwrap_or_default(), instance.and_then(|i| i.digest)),
+            _ => protect(applied.get(id), &declared(instance), instance.and_then(|i| i.digest)),
         };
+        // Tightening counts from its merge, also for a run that was authorised before (R3.4).
+        guards.extend(declared(self.head().as_ref().and_then(|head| head.instance(id))));
         let actions: Vec<Action> = tofu::plan::action(id, observation, &guards, &[]).into_iter().collect();
         self.record(driven, id, Event::Planned { digest: actions.first().map(|action| action.digest) }, None).await?;
-        if actions.is_empty() {
-            return Err(Stop::Nothing(Box::new(job), inputs));
-        }
         if applied.get(id).is_none() && run.by_merge && observation.holds_anything && !self.begun(id).await? {
             let says = "the target already holds something that was never applied from here; look at the plan and say `/apply`".to_owned();
             return Err(Stop::Waits(WaitingOn::FirstContact, says));
+        }
+        if actions.is_empty() {
+            return Err(Stop::Nothing(Box::new(job), inputs));
         }
         self.approve(driven, &run, id, &actions).await?;
         self.guard(driven, id, &actions).await?;
@@ -215,6 +239,13 @@ impl Daemon {
             let changed = self.run_changed.notified();
             if self.stopping() {
                 return Err(Stop::Leaves);
+            }
+            let same_sort = |newer: &&Run| newer.remediation.is_some() == run.remediation.is_some();
+            if let Some(newer) = self.store().runs_after(run.id).await?.iter().filter(same_sort).find(|newer| newer.instances.contains_key(id)) {
+                return Err(Stop::Superseded(format!("superseded by run {}", newer.id)));
+            }
+            if self.head().and_then(|head| head.desired.environments.get(&id.environment).map(|e| e.suspend)).unwrap_or(false) {
+                return Err(Stop::Waits(WaitingOn::Suspended, format!("`{}` is suspended", id.environment)));
             }
             if self.store().lock_instance(id, run.id).await? == run.id {
                 return Ok(());
@@ -238,12 +269,17 @@ impl Daemon {
         if let Some(problem) = instance.problems.first() {
             return Err(Stop::Fails(format!("its declaration has a problem: {problem}")));
         }
-        if let Some(on) = self.promotion(head, id).await {
+        if let Some(on) = self.promotion(head, id).await? {
             let says = render::comment::waiting(&on);
             return Err(Stop::Waits(on, says));
         }
-        if let Some(upstream) = instance.upstreams.iter().find(|upstream| !applied.contains_key(*upstream)) {
-            return Err(Stop::Waits(WaitingOn::Upstream { instance: upstream.clone() }, format!("`{upstream}` comes first and is not applied")));
+        let stalled = self.stalled().await?;
+        let behind = |upstream: &&InstanceId| {
+            let declared = head.instance(upstream);
+            stalled.contains_key(*upstream) || declared.is_none_or(|declared| !declared.problems.is_empty() || is_pending(declared, applied))
+        };
+        if let Some(upstream) = instance.upstreams.iter().find(behind) {
+            return Err(Stop::Waits(WaitingOn::Upstream { instance: upstream.clone() }, format!("`{upstream}` comes first, and is not what the branch says yet")));
         }
         let inputs = self.inputs(head, id, &instance.references, &BTreeMap::new()).await?;
         if let Some(on) = inputs.waiting_on.first() {
@@ -303,7 +339,8 @@ impl Daemon {
 
     /// The independent checker, `protect` and the limits of one run.
     async fn guard(self: &Arc<Self>, driven: &Driven, id: &InstanceId, actions: &[Action]) -> Result<(), Stop> {
-        let limits = driven.head.desired.environments.get(&id.environment).map(|e| e.limits.clone()).unwrap_or_default();
+        let head = self.head().unwrap_or_else(|| Arc::clone(&driven.head));
+        let limits = head.desired.environments.get(&id.environment).map(|e| e.limits.clone()).unwrap_or_default();
         let instance = InstancePlan { id: id.clone(), kind: "tofu".into(), digest: Some(InstancePlan::digest_of(actions)), order: 1, after: vec![], waiting_on: vec![], actions: actions.to_vec(), problem: None };
         let summary = instance.summary();
         let whole = Plan::new(id.environment.clone(), driven.head.revision.clone(), None, "run".into(), vec![instance]);
@@ -311,11 +348,11 @@ impl Daemon {
             return Err(Stop::Fails(note.says));
         }
         let mut spent = driven.spent.lock().await;
-        let together = spent.plus(&summary);
+        let together = spent.iter().filter(|(other, _)| *other != id).fold(summary, |sum, (_, other)| sum.plus(other));
         if let Some(says) = check::within(&together, &limits).into_iter().next() {
             return Err(Stop::Fails(format!("{says}; raise the limit in a pull request of its own, or change less")));
         }
-        *spent = together;
+        spent.insert(id.clone(), summary);
         Ok(())
     }
 
@@ -411,6 +448,10 @@ impl Daemon {
         if known {
             return Ok(Status::Waiting);
         }
+        if matches!(on, WaitingOn::Approval { .. } | WaitingOn::FirstContact) {
+            // Whoever is asked for a word has to be shown what it would be about.
+            self.queue.wake(Wake::Plan(id.environment.clone()), "a run waits for a word");
+        }
         self.record(driven, id, Event::Waits { on: on.clone(), says }, Some(on)).await
     }
 
@@ -428,16 +469,20 @@ impl Daemon {
     /// Journals an event, and brings the run's document and comment up to date.
     async fn record(self: &Arc<Self>, driven: &Driven, id: &InstanceId, event: Event, on: Option<WaitingOn>) -> Result<Status, Error> {
         let mut run = driven.run.lock().await;
-        let status = self.store().append(run.id, id, driven.token, &event, self.now()).await?;
-        if let Some(instance) = run.instances.get_mut(id) {
-            instance.status = status;
+        let mut next = run.clone();
+        if let Some(instance) = next.instances.get_mut(id) {
+            instance.status = next_status(id, instance.status, &event).map_err(crate::store::Error::from)?;
             instance.waiting_on = on;
             instance.says = match &event {
                 Event::Waits { says, .. } | Event::Failed { says } | Event::Skipped { says } | Event::Superseded { says } => says.clone(),
                 _ => String::new(),
             };
         }
-        self.store().set_run(&run).await?;
+        let status = self.store().append(&next, id, driven.token, &event, self.now()).await?;
+        *run = next;
+        if status.ended() || status == Status::Waiting {
+            self.run_changed.notify_waiters();
+        }
         let due = {
             let mut said_at = driven.said_at.lock().unwrap_or_else(PoisonError::into_inner);
             let due = self.now() - *said_at >= PROGRESS_EVERY;
@@ -486,14 +531,32 @@ impl Daemon {
         }
     }
 
+    /// The job of an effect that was begun; what came in its way since then is no reason not to look.
+    async fn begun_job(self: &Arc<Self>, driven: &Driven, run: &Run, id: &InstanceId) -> Result<Job, Error> {
+        let applied = self.store().all_applied().await?;
+        if run.remediation.is_some() {
+            let record = applied.get(id).ok_or_else(|| Error::Refused(format!("`{id}` is not applied any more")))?;
+            return self.applied_job(id, record, &driven.head).await;
+        }
+        let instance = driven.head.instance(id).ok_or_else(|| Error::Refused(format!("`{id}` is not declared at `{}`", driven.head.revision.short())))?;
+        let inputs = self.inputs(&driven.head, id, &instance.references, &BTreeMap::new()).await?;
+        Ok(declared_job(instance, Use::Head, Arc::clone(&driven.head.content), &inputs, driven.head.consumed(id))?)
+    }
+
     /// Decides what was started and not finished by looking again (R7.1).
     pub(super) async fn take_up(self: &Arc<Self>, run: &mut Run, id: &InstanceId) -> Result<(), Error> {
         let Some(token) = self.token(&run.environment).await? else { return Ok(()) };
         let head = self.head_of(run).await?;
         let driven = Driven { run: Mutex::new(run.clone()), head, token, said_at: std::sync::Mutex::new(DateTime::UNIX_EPOCH), spent: Mutex::default() };
-        let applied = self.store().all_applied().await?;
-        let decision = match self.job(&driven, run, id, &applied).await {
-            Ok((job, _)) => match self.prepare_job(&job).await {
+        // An effect that failed before the daemon stopped is no authority to try again (R3.1).
+        let last = self.store().journal(Some(run.id), u32::MAX).await?.into_iter().rev().find(|record| record.instance == *id).map(|record| record.event);
+        if let Some(Event::Finished { outcome: Outcome::Failed { says } }) = last {
+            self.fail(&driven, id, says).await?;
+            *run = driven.run.lock().await.clone();
+            return Ok(());
+        }
+        let decision = match self.begun_job(&driven, run, id).await {
+            Ok(job) => match self.prepare_job(&job).await {
                 Ok(prepared) => {
                     let actions: Vec<Action> = tofu::plan::action(id, &prepared.observation, &[], &[]).into_iter().collect();
                     let covered = match run.approved.get(id) {
@@ -507,14 +570,13 @@ impl Daemon {
                 Err(Stop::Fails(says)) => Recovery::Stalled { says },
                 Err(_) => return Ok(()),
             },
-            Err(Stop::Fails(says)) => Recovery::Stalled { says },
-            Err(_) => return Ok(()),
+            Err(error) => Recovery::Stalled { says: crate::error_chain(&error) },
         };
         let status = driven.run.lock().await.instances.get(id).map(|i| i.status).unwrap_or_default();
         if status == Status::Running {
             let outcome = match &decision {
                 Recovery::Done => Outcome::Done,
-                Recovery::Redo => Outcome::Refused { says: "the daemon stopped in the middle; what is left is covered and goes on".into() },
+                Recovery::Redo => Outcome::Interrupted { says: "the daemon stopped in the middle; what is left is covered and goes on".into() },
                 Recovery::Stalled { says } => Outcome::Failed { says: says.clone() },
             };
             self.record(&driven, id, Event::Finished { outcome }, None).await?;
@@ -536,6 +598,9 @@ enum Effect {
 fn ended(run: &Run) -> String {
     let of = |status: Status| run.instances.iter().filter(|(_, i)| i.status == status).map(|(id, _)| format!("`{}`", id.component)).collect::<Vec<_>>();
     let failed = of(Status::Failed);
+    if !failed.is_empty() && run.remediation.is_some() {
+        return format!("{} failed. The drift is still there; the next look at the world proposes what would revert it now.", failed.join(", "));
+    }
     if !failed.is_empty() {
         return format!("{} failed. Mend it with another pull request, go back with `git revert`, or say `/apply {}` to try again.", failed.join(", "), run.environment);
     }

@@ -26,6 +26,9 @@ pub(super) async fn timers(daemon: Arc<Daemon>) {
             if daemon.hands.forge.is_some() {
                 daemon.queue.wake(Wake::Pulls, "poll");
             }
+            if let Err(error) = daemon.wake_everything().await {
+                tracing::warn!(error = crate::error_chain(&error), "could not read what is open");
+            }
         }
         let mut next = polled_at + poll;
         match daemon.wake_due(now).await {
@@ -44,6 +47,19 @@ pub(super) async fn timers(daemon: Arc<Daemon>) {
 }
 
 impl Daemon {
+    /// Wakes every decision and every open run: what an error stopped goes on, without anybody's event.
+    async fn wake_everything(self: &Arc<Self>) -> Result<(), super::Error> {
+        let Some(head) = self.head() else { return Ok(()) };
+        for environment in head.desired.environments.keys() {
+            self.queue.wake(Wake::Decide(environment.clone()), "poll");
+            self.queue.wake(Wake::Propose(environment.clone()), "poll");
+        }
+        for run in self.store().open_runs().await? {
+            self.queue.wake(Wake::Run(run.id), "poll");
+        }
+        Ok(())
+    }
+
     /// Wakes the instances whose drift is due to be looked for; answers when the next one is.
     async fn wake_due(self: &Arc<Self>, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, super::Error> {
         let Some(head) = self.head() else { return Ok(None) };

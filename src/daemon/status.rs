@@ -74,7 +74,7 @@ impl InstanceStatus {
             Verdict::Drifted => drift_counts(&self.drift),
             Verdict::Pending => {
                 let resources: Vec<&ResourceChange> = self.pending.iter().collect();
-                let waits: Vec<String> = self.waiting_on.iter().map(|on| format!("waiting on {}", comment::waiting(on))).collect();
+                let waits: Vec<String> = self.waiting_on.iter().map(|on| format!("waits: {}", comment::waiting(on))).collect();
                 if resources.is_empty() { waits.join("; ") } else { std::iter::once(counts(&resources)).chain(waits).collect::<Vec<_>>().join("; ") }
             }
             _ => String::new(),

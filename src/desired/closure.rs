@@ -74,7 +74,8 @@ pub enum Error {
 /// # Errors
 /// When a path is missing, leaves the repository, or is larger than what is read.
 pub fn of_tofu(files: &dyn Files, root: &str, var_files: &[String]) -> Result<Closure, Error> {
-    let root = join("", root).ok_or_else(|| Error::Outside { path: root.to_owned() })?;
+    let inside = |path: &str| if path.starts_with('/') { None } else { join("", path) };
+    let root = inside(root).ok_or_else(|| Error::Outside { path: root.to_owned() })?;
     let mut walk = Walk { files, root: &root, found: BTreeMap::new(), folders: BTreeSet::new(), declares_backend: false };
     match walk.files.entry(&root)? {
         Some(entry) if entry.sort == Sort::Folder => {}
@@ -86,7 +87,7 @@ pub fn of_tofu(files: &dyn Files, root: &str, var_files: &[String]) -> Result<Cl
     walk.folder(&root, 0)?;
     let mut var_ids = vec![];
     for path in var_files {
-        let path = join("", path).ok_or_else(|| Error::Outside { path: path.clone() })?;
+        let path = inside(path).ok_or_else(|| Error::Outside { path: path.clone() })?;
         var_ids.push(walk.file(&path)?);
     }
     let mut digester = Digester::new("closure");

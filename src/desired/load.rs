@@ -123,7 +123,7 @@ fn schemas() -> &'static BTreeMap<&'static str, Value> {
 impl Loader {
     /// Loads what stands below `root` in a revision.
     pub fn load(&mut self, files: &dyn Files, root: &str) -> Desired {
-        let mut house = House { problems: Problems::default(), desired: Desired { complete: true, ..Desired::default() }, texts: BTreeMap::new() };
+        let mut house = House { places: HashMap::new(), problems: Problems::default(), desired: Desired { complete: true, ..Desired::default() }, texts: BTreeMap::new() };
         let mut paths = vec![];
         if let Err(error) = list(files, root, "", 0, &mut paths, &mut house.problems) {
             house.incomplete(Problem::new("unreadable", &error.path.as_str().into(), Place::default(), error.to_string()));
@@ -530,6 +530,7 @@ struct Broken {
 }
 
 struct House {
+    places: HashMap<ComponentName, (Arc<str>, Place)>,
     problems: Problems,
     desired: Desired,
     texts: BTreeMap<Arc<str>, Arc<[u8]>>,
@@ -651,6 +652,8 @@ impl House {
     /// Turns names into edges: `dependsOn`, references, and the environment that comes first.
     fn edges(&mut self, instance: &mut Instance, document: &Document, ids: &HashSet<InstanceId>) {
         let environment = instance.id.environment.clone();
+        let at = document.spec.get("dependsOn").map_or(document.name_at, |node| node.at);
+        self.places.insert(document.name.clone(), (Arc::clone(&document.file), at));
         let mut problems = vec![];
         for reference in &instance.references {
             if reference.component == instance.id.component {
@@ -731,14 +734,14 @@ impl House {
             let message = format!("instances depend on each other: {}", names.join(" → "));
             for id in &ring[1..] {
                 if let Some(instance) = self.desired.instances.get_mut(id) {
-                    let file: Arc<str> = format!("component {}", id.component).into();
+                    let (file, at) = self.places.get(&id.component).cloned().unwrap_or_default();
                     let instance = Arc::make_mut(instance);
-                    instance.problems.push(Problem::new("cycle", &file, Place::default(), message.clone()));
+                    instance.problems.push(Problem::new("cycle", &file, at, message.clone()));
                     instance.digest = None;
                 }
             }
-            let file: Arc<str> = format!("component {}", ring[0].component).into();
-            self.problems.push(Problem::new("cycle", &file, Place::default(), message).hint("remove one `dependsOn` or reference"));
+            let (file, at) = self.places.get(&ring[0].component).cloned().unwrap_or_default();
+            self.problems.push(Problem::new("cycle", &file, at, message).hint("remove one `dependsOn` or reference"));
         }
     }
 

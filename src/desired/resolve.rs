@@ -255,9 +255,9 @@ mod tests {
     #[test]
     fn patches_merge_by_rfc_7396_and_by_name() {
         let read = |text: &str| super::super::node::read(&"x.yaml".into(), text.as_bytes()).0.remove(0);
-        let mut target = read("{a: 1, b: {c: 2, d: 3}, l: [{name: x, v: 1}, {name: y, v: 2}], p: [1]}");
-        merge(&mut target, &read("{a: null, b: {c: 9}, l: [{name: y, v: 3}, {name: z}], p: [2, 3]}"));
-        let expected = json!({"b": {"c": 9, "d": 3}, "l": [{"name": "x", "v": 1}, {"name": "y", "v": 3}, {"name": "z"}], "p": [2, 3]});
+        let mut target = read("{a: 1, b: {c: 2, d: 3}, l: [{name: one, v: 1}, {name: two, v: 2}], p: [1]}");
+        merge(&mut target, &read("{a: null, b: {c: 9}, l: [{name: two, v: 3}, {name: three}], p: [2, 3]}"));
+        let expected = json!({"b": {"c": 9, "d": 3}, "l": [{"name": "one", "v": 1}, {"name": "two", "v": 3}, {"name": "three"}], "p": [2, 3]});
         assert_eq!(target.to_json(), expected);
     }
 }

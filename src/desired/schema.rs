@@ -407,9 +407,10 @@ pub enum Direction {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RemediationAction {
     /// The digest of the action.
+    #[serde(serialize_with = "prefixed")]
     pub digest: Digest,
     /// The actions that come first.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", serialize_with = "all_prefixed")]
     pub after: Vec<Digest>,
     /// The instance.
     #[schemars(with = "String", extend("format" = "evenkeel-instance"))]
@@ -419,6 +420,14 @@ pub struct RemediationAction {
     /// For the reader.
     #[serde(default)]
     pub resources: Vec<RemediationResource>,
+}
+
+fn prefixed<S: serde::Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("sha256:{digest}"))
+}
+
+fn all_prefixed<S: serde::Serializer>(digests: &[Digest], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(digests.iter().map(|digest| format!("sha256:{digest}")))
 }
 
 /// One resource of an action, for the reader.

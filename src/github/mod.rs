@@ -108,7 +108,7 @@ impl GitHub {
                 Err(error) => {
                     let error = says(attempt, &error);
                     tries += 1;
-                    let limited = error.not_before.is_some();
+                    let limited = error.not_before.is_some() || ["401", "403", "404"].iter().any(|code| error.why.contains(&format!("answered {code}")));
                     match error.retry {
                         Retry::After(backoff) if tries < ATTEMPTS_MAX && !limited => tokio::time::sleep(backoff.wait(tries).std() / 8).await,
                         _ => return Err(error),
@@ -156,7 +156,8 @@ fn says(attempt: &str, error: &octocrab::Error) -> ForgeError {
             let limited = status == 429 || (status == 403 && (text.contains("rate limit") || text.contains("abuse")));
             let details: Vec<String> = source.errors.iter().flatten().take(3).map(Value::to_string).collect();
             let why = format!("the forge answered {status}: {} {}", source.message, details.join(" ")).trim().to_owned();
-            let retry = if limited || status >= 500 || status == 408 || status == 409 { Retry::After(Backoff::REMOTE) } else { Retry::WhenInputChanges };
+            // 401, 403 and 404 are mended by whoever gives us rights, so a message waits for it; 422 never passes.
+            let retry = if status != 422 { Retry::After(Backoff::REMOTE) } else { Retry::WhenInputChanges };
             // octocrab keeps no headers in its errors; a minute is what GitHub asks for where it says nothing.
             let not_before = limited.then(|| Utc::now() + chrono::Duration::seconds(60));
             ForgeError { attempt: attempt.to_owned(), why, retry, not_before }

@@ -72,6 +72,11 @@ pub enum Outcome {
         /// In a sentence.
         says: String,
     },
+    /// The daemon stopped in the middle, and what is left goes on.
+    Interrupted {
+        /// In a sentence.
+        says: String,
+    },
     /// Nothing was done: its precondition no longer held.
     Refused {
         /// In a sentence.
@@ -149,11 +154,13 @@ pub fn next_status(instance: &InstanceId, status: Status, event: &Event) -> Resu
         (New | Planned | Waiting, Event::Waits { .. }) => Waiting,
         (Planned, Event::Started { .. }) => Running,
         (Running, Event::Finished { outcome: Outcome::Done }) => Effected,
-        (Running, Event::Finished { outcome: Outcome::Failed { .. } }) => Effected,
+        (Running, Event::Finished { outcome: Outcome::Failed { .. } | Outcome::Interrupted { .. } }) => Effected,
         // Nothing was done, so the instance may be planned again.
         (Running, Event::Finished { outcome: Outcome::Refused { .. } }) => Planned,
         (Planned, Event::Applied { changed: false }) | (Effected, Event::Applied { .. }) => Applied,
         (New | Planned | Waiting | Effected, Event::Failed { .. }) => Failed,
+        // After an interruption what is left may turn out to wait for a word.
+        (Effected, Event::Waits { .. }) => Waiting,
         (New | Waiting | Planned, Event::Skipped { .. }) => Skipped,
         (New | Waiting | Planned, Event::Superseded { .. }) => Superseded,
         _ => return Err(Illegal { instance: instance.clone(), status, event: event.name().to_owned() }),
@@ -201,6 +208,7 @@ impl fmt::Display for Event {
             Self::Started { digest } => write!(f, "started action {}", digest.short()),
             Self::Finished { outcome: Outcome::Done } => f.write_str("finished"),
             Self::Finished { outcome: Outcome::Failed { says } } => write!(f, "finished with an error: {says}"),
+            Self::Finished { outcome: Outcome::Interrupted { says } } => write!(f, "was interrupted: {says}"),
             Self::Finished { outcome: Outcome::Refused { says } } => write!(f, "was refused before any change: {says}"),
             Self::Applied { changed: true } => f.write_str("applied, and a fresh plan is empty"),
             Self::Applied { changed: false } => f.write_str("nothing to do"),

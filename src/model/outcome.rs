@@ -85,6 +85,8 @@ pub enum WaitingOn {
         /// The pull request.
         pull: PullNumber,
     },
+    /// Somebody to say `suspend: false`.
+    Suspended,
     /// Somebody to lift the limit or cut the change.
     Limit {
         /// Which limit, and by how much it is passed.

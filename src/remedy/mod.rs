@@ -91,7 +91,7 @@ impl Group {
             after: one.upstreams.iter().filter_map(|up| digests.get(up).copied()).collect(),
             instance: one.id.clone(),
             r#do: one.action.r#do.clone(),
-            resources: one.action.resources.iter().filter(|r| r.r#type != "output").map(resource).collect(),
+            resources: shown(&one.action),
         };
         Remediation {
             environment: self.environment.clone(),
@@ -116,6 +116,11 @@ pub fn path(environment: &EnvironmentName, name: &str) -> String {
 
 fn trim(at: DateTime<Utc>) -> DateTime<Utc> {
     DateTime::from_timestamp(at.timestamp(), 0).unwrap_or(at)
+}
+
+/// An action as its file shows it.
+fn shown(action: &Action) -> Vec<RemediationResource> {
+    action.resources.iter().filter(|r| r.r#type != "output").map(resource).collect()
 }
 
 fn resource(resource: &crate::model::ResourceChange) -> RemediationResource {
@@ -159,6 +164,13 @@ pub fn lets_through(remediation: &Remediation, id: &InstanceId, stored: &dyn Fn(
     let missing = listed.iter().flat_map(|action| &action.after).find(|digest| !remediation.actions.iter().any(|other| other.digest == **digest));
     if missing.is_some() {
         return Err(format!("what `{id}` comes after was cut from the remediation"));
+    }
+    for action in &listed {
+        if let Some(known) = stored(&action.digest)
+            && action.resources != shown(&known)
+        {
+            return Err(format!("the action of `{id}` was edited; whole actions may be cut, and nothing else changed"));
+        }
     }
     if fresh.iter().all(|action| listed.iter().any(|known| known.digest == action.digest)) {
         return Ok(());

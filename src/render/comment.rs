@@ -52,6 +52,7 @@ pub fn waiting(on: &WaitingOn) -> String {
         WaitingOn::FirstContact => "somebody's `/apply`: the target already holds something that was never applied from here".into(),
         WaitingOn::Run { run } => format!("run {run}"),
         WaitingOn::Remediation { pull } => format!("remediation {pull}"),
+        WaitingOn::Suspended => "its environment to be resumed (`suspend: true`)".into(),
         WaitingOn::Limit { says } => says.clone(),
     }
 }
@@ -99,7 +100,7 @@ pub fn plan(plan: &Plan, notes: &[Note], what: &str) -> String {
     for instance in &plan.instances {
         let drifted: Vec<&str> = instance.actions.iter().flat_map(|a| &a.resources).filter(|r| r.reverts_drift).map(|r| r.resource.as_str()).collect();
         if !drifted.is_empty() {
-            body.push_str(&format!("`{}` also reverts drift: {} changed behind our back.\n", instance.id.component, list(&drifted)));
+            body.push_str(&format!("`{}` also reverts drift: {} changed by somebody else.\n", instance.id.component, list(&drifted)));
         }
     }
     for note in notes {
@@ -247,10 +248,10 @@ pub fn healed(environment: &EnvironmentName, root: &str) -> String {
 }
 
 /// What `/drift` answers.
-pub fn drift(rows: &[(InstanceId, Verdict, String)], to: u64) -> String {
+pub fn drift(rows: &[(InstanceId, Verdict, String)]) -> String {
     let mut body = "| instance | verdict | |\n|---|---|---|\n".to_owned();
     for (id, verdict, says) in rows {
         body.push_str(&format!("| `{id}` | {} | {} |\n", verdict.words(), one_line(says)));
     }
-    close(body, &format!("answer to={to}"))
+    body
 }

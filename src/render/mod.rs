@@ -55,7 +55,7 @@ pub fn diff(resource: &ResourceChange) -> Vec<String> {
     let mut lines = vec![format!("{sign} {} ({})", resource.resource, resource.change.verb())];
     for Field { path, before, after, unknown: _, sensitive, sealed: _ } in &resource.fields {
         let name = path.trim_start_matches('/');
-        let name = if name.is_empty() { "" } else { name };
+        let name = if name.is_empty() { "value" } else { name };
         match (before, after) {
             (Some(_), Some(_)) if *sensitive => lines.push(format!("!   {name}: changed (masked)")),
             _ => {

@@ -159,16 +159,16 @@ async fn graph(State(door): State<Shared>, _: Reader) -> Json<Value> {
     Json(instances.values().map(|i| json!({"id": i.id, "kind": i.kind, "upstreams": i.upstreams, "after": i.after})).collect())
 }
 
-async fn drift(State(door): State<Shared>, _: Caller, Json(ask): Json<Ask>) -> Result<Json<Status>, Refusal> {
-    let selected = door.daemon.drift_of(selector(&ask)?.as_ref()).await?;
+async fn drift(State(door): State<Shared>, Caller(who): Caller, Json(ask): Json<Ask>) -> Result<Json<Status>, Refusal> {
+    let selected = door.daemon.drift_of(selector(&ask)?.as_ref(), &who).await?;
     let mut status = door.daemon.status().await?;
     status.instances.retain(|instance| selected.contains(&instance.id));
     status.verdict = status.instances.iter().map(|instance| instance.verdict).min().unwrap_or(status.verdict);
     Ok(Json(status))
 }
 
-async fn plan(State(door): State<Shared>, _: Caller, Json(ask): Json<Ask>) -> Result<Json<Vec<Plan>>, Refusal> {
-    Ok(Json(door.daemon.plan_now(selector(&ask)?.as_ref()).await?))
+async fn plan(State(door): State<Shared>, Caller(who): Caller, Json(ask): Json<Ask>) -> Result<Json<Vec<Plan>>, Refusal> {
+    Ok(Json(door.daemon.plan_now(selector(&ask)?.as_ref(), &who).await?))
 }
 
 async fn apply(State(door): State<Shared>, Caller(who): Caller, Json(ask): Json<Ask>) -> Result<Json<Started>, Refusal> {
@@ -184,11 +184,11 @@ async fn apply(State(door): State<Shared>, Caller(who): Caller, Json(ask): Json<
     }
 }
 
-async fn propose(State(door): State<Shared>, _: Caller, Json(ask): Json<Ask>) -> Result<Json<Value>, Refusal> {
+async fn propose(State(door): State<Shared>, Caller(who): Caller, Json(ask): Json<Ask>) -> Result<Json<Value>, Refusal> {
     if door.daemon.hands.forge.is_none() {
         return Err(Refusal(StatusCode::CONFLICT, "refused", "there is no forge to propose on; configure `github`".into()));
     }
-    let selected = door.daemon.drift_of(selector(&ask)?.as_ref()).await?;
+    let selected = door.daemon.drift_of(selector(&ask)?.as_ref(), &who).await?;
     door.daemon.proposals_settled(&selected).await?;
     let proposals: Vec<(String, Value)> = door.daemon.hands.store.list("proposal").await?;
     Ok(Json(proposals.into_iter().map(|(root, proposal)| json!({"root": root, "proposal": proposal})).collect()))

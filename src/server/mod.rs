@@ -65,7 +65,7 @@ pub async fn serve(listener: TcpListener, door: Door) -> std::io::Result<()> {
 async fn ready(State(door): State<Shared>) -> Response {
     match door.daemon.head() {
         Some(_) => "ready\n".into_response(),
-        None => (StatusCode::SERVICE_UNAVAILABLE, door.daemon.head_problem().unwrap_or_else(|| "the state repo has not been read yet".into())).into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, door.daemon.head_problem().map(|why| door.daemon.hands.redactor.redact(&why)).unwrap_or_else(|| "the state repo has not been read yet".into())).into_response(),
     }
 }
 

@@ -253,20 +253,32 @@ impl Store {
         Ok(RunId(row.get(0)))
     }
 
-    /// Lets go of one instance.
+    /// The runs that are newer than one.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn runs_after(&self, id: RunId) -> Result<Vec<Run>, Error> {
+        let attempt = "list runs";
+        let rows = sqlx::query("SELECT document FROM runs WHERE id > ? ORDER BY id").bind(id.0).fetch_all(&self.pool).await.map_err(statement(attempt))?;
+        rows.iter().map(|row| decode(attempt, row.get(0))).collect()
+    }
+
+    /// Lets go of every instance: at start nothing of this daemon is in flight.
     ///
     /// # Errors
     /// When the store can't be written.
-    pub async fn unlock_instance(&self, id: &InstanceId, run: RunId) -> Result<(), Error> {
-        sqlx::query("DELETE FROM run_locks WHERE instance = ? AND run = ?").bind(id.to_string()).bind(run.0).execute(&self.pool).await.map_err(statement("release the run lock"))?;
+    pub async fn unlock_all(&self) -> Result<(), Error> {
+        sqlx::query("DELETE FROM run_locks").execute(&self.pool).await.map_err(statement("release the run locks"))?;
         Ok(())
     }
 
-    /// Appends to the journal, if the table of `journal::next_status` allows it after what stands there.
+    /// Appends to the journal, if the table of `journal::next_status` allows it after what stands there, and brings the
+    /// run's document up to date in the same transaction, so that neither tells what the other does not.
     ///
     /// # Errors
     /// [`Error::Illegal`] when it can't follow; else when the store can't be written.
-    pub async fn append(&self, run: RunId, instance: &InstanceId, token: i64, event: &Event, at: DateTime<Utc>) -> Result<Status, Error> {
+    pub async fn append(&self, run: &Run, instance: &InstanceId, token: i64, event: &Event, at: DateTime<Utc>) -> Result<Status, Error> {
+        let (document, run) = (run, run.id);
         let attempt = "append to the journal";
         let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(statement(attempt))?;
         let rows = sqlx::query("SELECT event FROM journal WHERE run = ? AND instance = ? ORDER BY seq").bind(run.0).bind(instance.to_string()).fetch_all(&mut *transaction).await.map_err(statement(attempt))?;
@@ -281,6 +293,11 @@ impl Store {
             .execute(&mut *transaction)
             .await
             .map_err(statement(attempt))?;
+        sqlx::query("UPDATE runs SET document = ? WHERE id = ?").bind(encode(attempt, document)?).bind(run.0).execute(&mut *transaction).await.map_err(statement(attempt))?;
+        // What waits or ended holds nothing (R5.2).
+        if status.ended() || status == Status::Waiting {
+            sqlx::query("DELETE FROM run_locks WHERE instance = ? AND run = ?").bind(instance.to_string()).bind(run.0).execute(&mut *transaction).await.map_err(statement(attempt))?;
+        }
         transaction.commit().await.map_err(statement(attempt))?;
         Ok(status)
     }
@@ -368,15 +385,17 @@ impl Store {
     ///
     /// # Errors
     /// When the store can't be written.
-    pub async fn unsayable(&self, id: i64, why: &str, next: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Result<(), Error> {
-        sqlx::query("UPDATE outbox SET attempts = attempts + 1, failed = ?, next_at = coalesce(?, next_at), sent_at = ? WHERE id = ?")
+    pub async fn unsayable(&self, id: i64, outgoing: &Outgoing, why: &str, next: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Result<(), Error> {
+        let attempt = "mark the outbox";
+        sqlx::query("UPDATE outbox SET attempts = attempts + 1, failed = ?, next_at = coalesce(?, next_at), sent_at = ? WHERE id = ? AND document = ?")
             .bind(why)
             .bind(next.map(stamp))
             .bind(if next.is_none() { Some(stamp(now)) } else { None })
             .bind(id)
+            .bind(encode(attempt, outgoing)?)
             .execute(&self.pool)
             .await
-            .map_err(statement("mark the outbox"))?;
+            .map_err(statement(attempt))?;
         Ok(())
     }
 

@@ -126,7 +126,7 @@ fn unknown_environments_are_named() {
 #[test]
 fn a_ring_is_named_whole() {
     let text = format!("{}---\n{}---\n{}", component("a", "  dependsOn: [c]\n"), component("b", "  dependsOn: [a]\n"), component("c", "  dependsOn: [b]\n"));
-    let desired = check(text, &["component a: instances depend on each other: dev/a → dev/c → dev/b → dev/a | remove one `dependsOn` or reference"]);
+    let desired = check(text, &["components/x.yaml:7:14: instances depend on each other: dev/a → dev/c → dev/b → dev/a | remove one `dependsOn` or reference"]);
     for name in ["dev/a", "dev/b", "dev/c"] {
         assert!(!desired.instances[&name.parse().unwrap()].problems.is_empty());
     }

@@ -44,11 +44,11 @@ async fn r7_1_the_journal_refuses_what_cannot_follow() {
     let id: InstanceId = "dev/a".parse().unwrap();
     let digest = Digest::of_json(&serde_json::json!(1));
     let started = Event::Started { digest };
-    assert!(store.append(run.id, &id, 1, &started, at(0)).await.is_err());
-    assert_eq!(store.append(run.id, &id, 1, &Event::Planned { digest: Some(digest) }, at(0)).await.unwrap(), Status::Planned);
-    assert_eq!(store.append(run.id, &id, 1, &started, at(1)).await.unwrap(), Status::Running);
-    assert!(store.append(run.id, &id, 1, &started, at(1)).await.is_err());
-    assert_eq!(store.append(run.id, &id, 1, &Event::Finished { outcome: Outcome::Done }, at(2)).await.unwrap(), Status::Effected);
+    assert!(store.append(&run, &id, 1, &started, at(0)).await.is_err());
+    assert_eq!(store.append(&run, &id, 1, &Event::Planned { digest: Some(digest) }, at(0)).await.unwrap(), Status::Planned);
+    assert_eq!(store.append(&run, &id, 1, &started, at(1)).await.unwrap(), Status::Running);
+    assert!(store.append(&run, &id, 1, &started, at(1)).await.is_err());
+    assert_eq!(store.append(&run, &id, 1, &Event::Finished { outcome: Outcome::Done }, at(2)).await.unwrap(), Status::Effected);
     assert_eq!(store.journal(Some(run.id), 10).await.unwrap().len(), 3);
 }
 
@@ -96,7 +96,7 @@ async fn r7_2_what_is_said_is_said_once_and_replaced_by_what_differs() {
     store.said(unsaid[0].0, &comment("two"), at(5)).await.unwrap();
     assert_eq!(store.unsaid(at(9), 10).await.unwrap()[0].2, comment("three"));
     let id = store.unsaid(at(9), 10).await.unwrap()[0].0;
-    store.unsayable(id, "503", Some(at(100)), at(9)).await.unwrap();
+    store.unsayable(id, &comment("three"), "503", Some(at(100)), at(9)).await.unwrap();
     assert_eq!(store.unsaid(at(50), 10).await.unwrap().len(), 0);
     assert_eq!(store.unsaid(at(100), 10).await.unwrap()[0].1, 1);
 }

@@ -6,7 +6,7 @@
 //! moved on.
 //! *Assumptions:* one run at a time prepares and applies an instance; the run lock sees to it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -26,19 +26,28 @@ struct StateHead {
     lineage: String,
 }
 
+/// A plan file; it holds every value in plain text, and goes with whoever was to use it.
+struct PlanFile(PathBuf);
+
+impl Drop for PlanFile {
+    fn drop(&mut self) {
+        drop(std::fs::remove_file(&self.0));
+    }
+}
+
 impl Tofu {
     /// Plans with the credentials of apply, under the lock, and keeps the plan file for `apply`.
     pub(in crate::targets) async fn prepare(&self, job: &Job, work: &TofuWork) -> Result<Prepared, TargetError> {
         let ready = self.ready(job, work, true).await?;
         let mut observation = self.plan(job, work, &ready, true).await?;
-        let ticket = self.data_path(job).join("prepared");
+        let ticket = PlanFile(self.data_path(job).join("prepared"));
         if observation.changes.is_empty() {
-            return Ok(Prepared { observation, ticket: String::new() });
+            return Ok(Prepared { observation, ticket: Box::new(()) });
         }
         observation.serial = self.keep_state(job, &ready.root).await?;
         let failed = |error: std::io::Error| TargetError::new("work-tree", format!("could not keep the plan of `{}`: {error}", job.instance));
-        std::fs::rename(&ready.plan, &ticket).map_err(failed)?;
-        Ok(Prepared { observation, ticket: ticket.display().to_string() })
+        std::fs::rename(&ready.plan, &ticket.0).map_err(failed)?;
+        Ok(Prepared { observation, ticket: Box::new(ticket) })
     }
 
     /// Applies the plan that was prepared.
@@ -47,17 +56,19 @@ impl Tofu {
         if changes.is_empty() {
             return Ok(());
         }
+        let Ok(plan) = ticket.downcast::<PlanFile>() else { return Err(TargetError::new("plan-missing", format!("the plan of `{}` is of another kind", job.instance))) };
         let ready = self.ready(job, work, true).await?;
+        self.keep_state_place(job, work)?;
         let arguments = [
             "apply".to_owned(),
             "-json".into(),
             "-input=false".into(),
             "-auto-approve".into(),
             format!("-lock-timeout={}s", self.settings.lock_timeout.as_secs()),
-            ticket.clone(),
+            plan.0.display().to_string(),
         ];
         let said = self.run(job, &ready.root, &arguments, true, Read::Lines(Some(progress))).await;
-        drop(std::fs::remove_file(&ticket));
+        drop(plan);
         let said = said?;
         if said.code == Some(0) {
             return Ok(());

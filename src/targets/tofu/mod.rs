@@ -114,7 +114,7 @@ impl Tofu {
         let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
         match backends.get(place) {
             Some(other) if other != id => {
-                let message = format!("`{id}` and `{other}` keep their state in the same place ({}); give each its own key, prefix or workspace", place.chars().take(120).collect::<String>());
+                let message = format!("`{id}` and `{other}` keep their state in the same place ({}); give each its own key, prefix or workspace", place.rsplit_once(' ').map_or(place, |(shown, _)| shown));
                 Err(TargetError { retry: crate::model::Retry::WhenInputChanges, ..TargetError::new("state-shared", message) })
             }
             Some(_) => Ok(()),

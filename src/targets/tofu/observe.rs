@@ -22,6 +22,12 @@ use crate::{
     port::{Job, Observation, TargetError, TofuWork},
 };
 
+/// The file by which a root module that declares no backend gets one.
+const OWN_BACKEND: &str = "evenkeel_backend.tf";
+
+/// The file that says where the last apply left the state of an instance.
+const STATE_PLACE: &str = "state-place";
+
 /// A work tree that is laid out, initialised and held.
 pub(super) struct Ready {
     pub(super) root: PathBuf,
@@ -61,13 +67,15 @@ impl Tofu {
         let root = tree.join(&work.root);
         let data = self.data_path(job);
         let ready = Ready { variables: data.join("variables.tfvars.json"), plan: data.join("plan"), root, _held: held };
-        if !work.declares_backend {
+        if work.declares_backend {
+            drop(std::fs::remove_file(ready.root.join(OWN_BACKEND)));
+        } else {
             self.own_backend(job, &ready.root).map_err(disk)?;
         }
         let text = serde_json::to_vec(&work.variables).expect("a map of JSON values is JSON");
         worktree::write(&ready.variables, &text, 0o600).map_err(disk)?;
         self.init(job, work, &ready, apply, false).await?;
-        self.claim(job, work, &ready.root)?;
+        self.claim(job, work)?;
         Ok(ready)
     }
 
@@ -81,7 +89,7 @@ impl Tofu {
             quoted(folder.join("terraform.tfstate")),
             quoted(folder.join("workspaces")),
         );
-        let place = root.join("evenkeel_backend.tf");
+        let place = root.join(OWN_BACKEND);
         if std::fs::read_to_string(&place).is_ok_and(|there| there == text) {
             return Ok(());
         }
@@ -99,15 +107,23 @@ impl Tofu {
         drop(std::fs::remove_file(&mark));
         let mut arguments: Vec<String> = ["init", "-json", "-input=false", "-reconfigure"].map(str::to_owned).into();
         arguments.push(format!("-lock-timeout={}s", self.settings.lock_timeout.as_secs()));
-        for (name, value) in &work.backend_config {
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            arguments.push(format!("-backend-config={name}={text}"));
+        if !work.backend_config.is_empty() {
+            // By a file, because arguments are visible to everybody on the machine.
+            let line = |(name, value): (&String, &Value)| {
+                let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                format!("{name} = {}\n", Value::String(text).to_string().replace("${", "$${").replace("%{", "%%{"))
+            };
+            let place = self.data_path(job).join("backend.hcl");
+            let text: String = work.backend_config.iter().map(line).collect();
+            worktree::write(&place, text.as_bytes(), 0o600).map_err(|error| TargetError::new("work-tree", format!("could not write `{}`: {error}", place.display())))?;
+            arguments.push(format!("-backend-config={}", place.display()));
         }
         let cache = &self.settings.provider_cache;
         worktree::private_folder(cache).map_err(|error| TargetError::new("provider-cache", format!("could not make `{}`: {error}", cache.display())))?;
         // Two inits at once without a lock file break each other in the shared cache; with one they are safe.
         let _turn = if lock_file.exists() { None } else { Some(self.first_init.lock().await) };
         let said = self.run(job, &ready.root, &arguments, apply, Read::Lines(None)).await?;
+        drop(std::fs::remove_file(self.data_path(job).join("backend.hcl")));
         if said.code != Some(0) {
             return Err(failure(job, "init", said));
         }
@@ -123,24 +139,47 @@ impl Tofu {
                 digester = digester.field(path.as_bytes()).field(id.as_bytes());
             }
         }
-        digester = digester.field(serde_json::to_string(&work.backend_config).unwrap_or_default().as_bytes());
+        let settings = serde_json::to_value(&work.backend_config).unwrap_or_default();
+        digester = digester.field(self.seal.seal(&settings).as_bytes());
         digester = digester.field(&std::fs::read(lock_file).unwrap_or_default());
         let cli_config = self.settings.cli_config.as_ref().and_then(|path| std::fs::read(path).ok());
         digester.field(&cli_config.unwrap_or_default()).finish().to_string()
     }
 
     /// Refuses two instances that keep their state in one place.
-    fn claim(&self, job: &Job, work: &TofuWork, root: &Path) -> Result<(), TargetError> {
+    ///
+    /// # Errors
+    /// When another instance keeps its state there, when the place is inside the work tree, which is replaced, or when it
+    /// is not the place where the last apply left the state (R1.10).
+    fn claim(&self, job: &Job, work: &TofuWork) -> Result<(), TargetError> {
+        let place = self.state_place(job, work)?;
+        if job.r#use != crate::port::Use::Applied
+            && let Ok(before) = std::fs::read_to_string(self.instance_path(&job.instance).join(STATE_PLACE))
+            && before != place
+        {
+            let message = format!("the state of `{}` would be kept elsewhere than where the last apply left it, and a plan there would create everything again; change backend and workspace back, or stop the daemon, move the state by `tofu state pull` and `tofu state push`, and remove `work/{}/{STATE_PLACE}` from its data", job.instance, job.instance);
+            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("state-moved", message) });
+        }
+        if work.declares_backend { self.claim_backend(&place, &job.instance) } else { Ok(()) }
+    }
+
+    /// Remembers where an apply leaves the state.
+    pub(super) fn keep_state_place(&self, job: &Job, work: &TofuWork) -> Result<(), TargetError> {
+        let (place, path) = (self.state_place(job, work)?, self.instance_path(&job.instance).join(STATE_PLACE));
+        worktree::write(&path, place.as_bytes(), 0o600).map_err(|error| TargetError::new("work-tree", format!("could not write `{}`: {error}", path.display())))
+    }
+
+    fn state_place(&self, job: &Job, work: &TofuWork) -> Result<String, TargetError> {
         if !work.declares_backend {
-            return Ok(());
+            return Ok(format!("own workspace={}", work.workspace));
         }
         let text = std::fs::read(self.data_path(job).join("terraform.tfstate")).unwrap_or_default();
         let record: Value = serde_json::from_slice(&text).unwrap_or_default();
-        let Some(backend) = record.get("backend") else { return Ok(()) };
+        let Some(backend) = record.get("backend") else { return Ok(format!("unknown workspace={}", work.workspace)) };
         let mut config = backend["config"].clone();
-        if backend["type"] == "local" {
-            let path = config["path"].as_str().unwrap_or("terraform.tfstate");
-            config = root.join(path).display().to_string().into();
+        if backend["type"] == "local" && !config["path"].as_str().is_some_and(|path| path.starts_with('/')) {
+            let message = format!("`{}` keeps its state at a path relative to its root module, which is replaced with each revision; name an absolute path, another backend, or leave the backend out: the state is then kept with the daemon's data", job.instance);
+            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("state-relative", message) });
         }
         if let Some(map) = config.as_object_mut() {
             map.retain(|_, value| !value.is_null());
@@ -150,7 +189,7 @@ impl Tofu {
         let shown: String = ["path", "bucket", "prefix", "key", "schema_name"].iter().filter_map(|key| name(key)).collect();
         let digest = self.seal.seal(&config);
         let sort = backend["type"].as_str().unwrap_or("unknown");
-        self.claim_backend(&format!("{sort}{shown} workspace={} {digest}", work.workspace), &job.instance)
+        Ok(format!("{sort}{shown} workspace={} {digest}", work.workspace))
     }
 
     /// Plans, and reads the plan where it found something.
@@ -161,7 +200,8 @@ impl Tofu {
             said = self.plan_once(job, work, ready, apply).await?;
         }
         let found = match said.code {
-            Some(0) => said.drift,
+            // At head even an empty plan is read: it says whether the target holds anything already (R1.6).
+            Some(0) => said.drift || job.r#use != crate::port::Use::Applied,
             Some(2) => true,
             _ => return Err(failure(job, "plan", said)),
         };

@@ -50,14 +50,21 @@ struct StateValues {
 #[derive(Deserialize, Default, Debug)]
 struct Module {
     #[serde(default)]
-    resources: Vec<serde::de::IgnoredAny>,
+    resources: Vec<StateResource>,
     #[serde(default)]
     child_modules: Vec<Module>,
 }
 
+#[derive(Deserialize, Default, Debug)]
+struct StateResource {
+    #[serde(default)]
+    mode: String,
+}
+
 impl Module {
+    /// Data sources are only read, so they hold nothing.
     fn holds_anything(&self) -> bool {
-        !self.resources.is_empty() || self.child_modules.iter().any(Self::holds_anything)
+        self.resources.iter().any(|resource| resource.mode == "managed") || self.child_modules.iter().any(Self::holds_anything)
     }
 }
 
@@ -279,7 +286,9 @@ pub fn action(id: &InstanceId, observation: &Observation, protect: &[String], dr
     }
     let mut resources = observation.changes.clone();
     for resource in &mut resources {
-        resource.protected = protect.iter().any(|entry| protects(entry, &resource.resource));
+        let now = resource.resource.split(" (deposed ").next().unwrap_or_default().to_owned();
+        let before = resource.fields.iter().find(|field| field.path.is_empty()).and_then(|field| field.before.as_ref()).and_then(Value::as_str).unwrap_or_default().to_owned();
+        resource.protected = protect.iter().any(|entry| protects(entry, &now) || (!before.is_empty() && protects(entry, &before)));
         resource.reverts_drift = drifted.contains(&resource.resource);
     }
     let digest = action_digest(id, &resources);

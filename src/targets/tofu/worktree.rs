@@ -13,6 +13,8 @@ use std::{
 use crate::port::{Files, Job, TargetError, join};
 
 const MANIFEST: &str = ".evenkeel-manifest";
+/// Stands while a tree is being laid out.
+const STARTED: &str = ".evenkeel-started";
 
 /// Makes the tree hold the closure of a job, and answers whether anything changed. Blocks.
 pub(super) fn lay_out(tree: &Path, job: &Job) -> Result<bool, TargetError> {
@@ -25,6 +27,18 @@ pub(super) fn lay_out(tree: &Path, job: &Job) -> Result<bool, TargetError> {
     if before == job.files {
         return Ok(false);
     }
+    // Until the last file stands, no manifest does: a tree that was cut off half-way is laid out again.
+    match fs::remove_file(&manifest) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &manifest, &error)),
+        _ => {}
+    }
+    let before = if tree.join(STARTED).exists() || before.is_empty() {
+        fs::remove_dir_all(tree).and_then(|()| private_folder(tree)).map_err(|error| failed("empty", tree, &error))?;
+        BTreeMap::new()
+    } else {
+        before
+    };
+    write(&tree.join(STARTED), b"", 0o600).map_err(|error| failed("write", &tree.join(STARTED), &error))?;
     for path in before.keys().filter(|path| !job.files.contains_key(*path)) {
         match fs::remove_file(tree.join(path)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &tree.join(path), &error)),
@@ -38,14 +52,21 @@ pub(super) fn lay_out(tree: &Path, job: &Job) -> Result<bool, TargetError> {
         }
         let content = content(&*job.content, path).map_err(|error| failed("read", Path::new(path), &error))?;
         if let Some(folder) = place.parent() {
+            // A file of an earlier closure may stand where a folder does now.
+            for above in folder.ancestors().take_while(|above| above.starts_with(tree) && *above != tree).filter(|above| above.is_file()) {
+                fs::remove_file(above).map_err(|error| failed("remove", above, &error))?;
+            }
             fs::create_dir_all(folder).map_err(|error| failed("make", folder, &error))?;
         }
         let mode = if *program { 0o700 } else { 0o600 };
-        drop(fs::remove_file(&place));
+        if place.is_dir() {
+            fs::remove_dir_all(&place).map_err(|error| failed("remove", &place, &error))?;
+        }
         write(&place, &content, mode).map_err(|error| failed("write", &place, &error))?;
     }
     let text = serde_json::to_vec(&job.files).expect("a map of texts is JSON");
     write(&manifest, &text, 0o600).map_err(|error| failed("write", &manifest, &error))?;
+    fs::remove_file(tree.join(STARTED)).map_err(|error| failed("remove", &tree.join(STARTED), &error))?;
     Ok(true)
 }
 
