@@ -36,7 +36,7 @@ const DIGEST_LENGTH_MIN: usize = 6;
 
 impl Daemon {
     /// When the store was made: older comments are history.
-    async fn birth(&self) -> Result<chrono::DateTime<chrono::Utc>, Error> {
+    pub(super) async fn birth(&self) -> Result<chrono::DateTime<chrono::Utc>, Error> {
         let bytes = self.store().meta("born", || self.now().to_rfc3339().into_bytes()).await?;
         Ok(String::from_utf8_lossy(&bytes).parse().unwrap_or_else(|_| self.now()))
     }

@@ -252,6 +252,9 @@ impl Daemon {
         if let Err(error) = self.recover().await {
             tracing::error!(error = crate::error_chain(&error), "could not take up the runs that were under way");
         }
+        if let Err(error) = self.birth().await {
+            tracing::error!(error = crate::error_chain(&error), "could not note when the store was made");
+        }
         self.queue.wake(Wake::Git, "start");
         if self.hands.forge.is_some() {
             self.queue.wake(Wake::Pulls, "start");

@@ -273,9 +273,11 @@ impl Daemon {
             let says = render::comment::waiting(&on);
             return Err(Stop::Waits(on, says));
         }
+        // What comes first is measured by the branch as it is now, not as it was when this run was authorised.
+        let now = self.head().unwrap_or_else(|| Arc::clone(head));
         let stalled = self.stalled().await?;
         let behind = |upstream: &&InstanceId| {
-            let declared = head.instance(upstream);
+            let declared = now.instance(upstream);
             stalled.contains_key(*upstream) || declared.is_none_or(|declared| !declared.problems.is_empty() || is_pending(declared, applied))
         };
         if let Some(upstream) = instance.upstreams.iter().find(behind) {

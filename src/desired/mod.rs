@@ -6,6 +6,7 @@
 //! *Invariant:* the same content gives the same instances and digests, wherever it stands.
 
 pub mod closure;
+mod document;
 pub mod hcl;
 pub mod load;
 pub mod node;

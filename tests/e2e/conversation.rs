@@ -47,8 +47,11 @@ async fn r6_1_a_pull_request_is_planned_and_r6_10_each_refusal_is_a_sentence() {
     stage.merge("lin", pull).await;
     stage.verdict("staging/app", Verdict::Pending).await;
     stage.say("mira", pull, "/apply staging").await;
-    stage.comment(pull, "@mira is not allowed to `/apply` in `staging`").await;
-    assert_eq!(stage.comments(pull).await.len(), before + 1, "quotes and code are not commands");
+    // One answer, to mira: quotes and code are not commands.
+    stage.until("mira is answered", async || (stage.comments(pull).await.len() > before).then_some(())).await;
+    let answers = stage.comments(pull).await;
+    assert_eq!(answers.len(), before + 1, "{answers:#?}");
+    assert!(answers[before].starts_with("@mira is not allowed"), "{}", answers[before]);
     stage.say("lin", pull, "/apply staging 123456").await;
     stage.comment(pull, "not `123456`").await;
     assert_eq!(stage.world("release"), "1");

@@ -1,0 +1,181 @@
+//! The house rules that a program can check.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+/// Rooms by floor, from the words up.
+const FLOORS: [(u8, &[&str]); 5] = [
+    (0, &["model", "port"]),
+    (1, &["desired", "plan", "authority", "remedy", "check", "journal", "command", "render", "calendar"]),
+    (2, &["targets", "git", "github", "forge", "store"]),
+    (3, &["daemon"]),
+    (4, &["cli", "server", "config", "telemetry"]),
+];
+
+/// What never enters a floor below 2, and never leaves it.
+const CLIENTS: [&str; 4] = ["octocrab::", "git2::", "sqlx::", "kube::"];
+/// Minds don't look at the world.
+const IMPURE: [&str; 7] = ["tokio::", "std::fs", "std::env", "Utc::now", "Instant::now", "SystemTime", "getrandom"];
+
+const FILE_LINES_MAX: usize = 700;
+const FUNCTION_LINES_MAX: usize = 90;
+const GOLDEN_LINES_MAX: usize = 200;
+
+fn files(folder: &str, ends: &str) -> Vec<PathBuf> {
+    let mut found = vec![];
+    let mut open = vec![PathBuf::from(folder)];
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.to_string_lossy().ends_with(ends) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The code of a file before its tests.
+fn code(path: &Path) -> String {
+    let text = std::fs::read_to_string(path).unwrap();
+    text.split("#[cfg(test)]").next().unwrap_or_default().to_owned()
+}
+
+fn room(path: &Path) -> String {
+    let rest = path.strip_prefix("src").unwrap();
+    rest.components().next().unwrap().as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned()
+}
+
+fn floor(room: &str) -> Option<u8> {
+    FLOORS.iter().find(|(_, rooms)| rooms.contains(&room)).map(|(floor, _)| *floor)
+}
+
+#[test]
+fn every_room_stands_on_a_floor_and_uses_lower_ones_alone() {
+    let mut wrong = vec![];
+    for path in files("src", ".rs") {
+        let room = room(&path);
+        if room == "main" || room == "lib" {
+            continue;
+        }
+        let own = floor(&room).unwrap_or_else(|| panic!("the room `{room}` stands on no floor"));
+        for (number, line) in code(&path).lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
+            for (floor, rooms) in FLOORS {
+                for other in rooms.iter().filter(|other| line.contains(&format!("crate::{other}::")) || line.trim_start().starts_with(&format!("{other}::"))) {
+                    if floor > own {
+                        wrong.push(format!("{}:{}: `{room}` (floor {own}) uses `{other}` (floor {floor})", path.display(), number + 1));
+                    }
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn clients_stay_on_their_floor_and_minds_are_pure() {
+    let mut wrong = vec![];
+    for path in files("src", ".rs") {
+        let room = room(&path);
+        let Some(floor) = floor(&room) else { continue };
+        let pure_slice = path.ends_with("tofu/drift.rs") || path.ends_with("tofu/plan.rs");
+        let text = code(&path);
+        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
+            let mut say = |what: &str| wrong.push(format!("{}:{}: {what}", path.display(), number + 1));
+            if floor != 2 && CLIENTS.iter().any(|client| line.contains(client)) {
+                say("a client's type leaves floor 2");
+            }
+            if (floor < 2 && room != "port" || pure_slice) && IMPURE.iter().any(|word| line.contains(word)) {
+                say("a mind looks at the world");
+            }
+            if line.contains("println!") || line.contains("#[should_panic") || line.contains("todo!(") || line.contains("unimplemented!(") {
+                say("not in this house");
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_module_says_what_it_is_and_stays_small() {
+    let mut wrong = vec![];
+    for path in files("src", ".rs").into_iter().chain(files("tests", ".rs")) {
+        let text = std::fs::read_to_string(&path).unwrap();
+        if !text.starts_with("//! ") {
+            wrong.push(format!("{}: has no module doc", path.display()));
+        }
+        let before_tests = text.split("#[cfg(test)]").next().unwrap_or_default();
+        if path.starts_with("src") && before_tests.lines().count() > FILE_LINES_MAX {
+            wrong.push(format!("{}: {} lines, more than {FILE_LINES_MAX}", path.display(), before_tests.lines().count()));
+        }
+        if path.starts_with("src") {
+            wrong.extend(long_functions(&path, before_tests));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Functions that begin at some indent and end with a brace at the same.
+fn long_functions(path: &Path, text: &str) -> Vec<String> {
+    let mut long = vec![];
+    let mut open: Option<(usize, usize, String)> = None;
+    for (number, line) in text.lines().enumerate() {
+        let indent = line.len() - line.trim_start().len();
+        let begins = ["fn ", "pub fn ", "async fn ", "pub async fn ", "pub(super) fn ", "pub(super) async fn ", "pub(crate) fn ", "pub(crate) async fn "].iter().any(|word| line.trim_start().starts_with(word));
+        if begins && open.is_none() && !line.trim_end().ends_with(';') {
+            open = Some((number, indent, line.trim().chars().take(60).collect()));
+        } else if let Some((start, at, name)) = &open
+            && indent == *at
+            && line.trim_start().starts_with('}')
+        {
+            if number - start > FUNCTION_LINES_MAX {
+                long.push(format!("{}:{}: `{name}` has {} lines, more than {FUNCTION_LINES_MAX}", path.display(), start + 1, number - start));
+            }
+            open = None;
+        }
+    }
+    long
+}
+
+#[test]
+fn goldens_are_short_enough_to_be_read() {
+    for path in files("src", ".snap").into_iter().chain(files("tests", ".snap")) {
+        let lines = std::fs::read_to_string(&path).unwrap().lines().count();
+        assert!(lines <= GOLDEN_LINES_MAX, "{}: {lines} lines", path.display());
+    }
+}
+
+#[test]
+fn unsafe_code_stands_in_one_place() {
+    let places: Vec<String> = files("src", ".rs").iter().filter(|path| std::fs::read_to_string(path).unwrap().contains("unsafe {")).map(|path| path.display().to_string()).collect();
+    assert_eq!(places, ["src/git/http.rs"], "libgit2's transport registry alone needs it");
+}
+
+#[test]
+fn the_documents_name_what_is_there() {
+    let reference = std::fs::read_to_string("docs/reference.md").unwrap();
+    let help = std::fs::read_to_string("src/command/mod.rs").unwrap();
+    for word in ["/plan", "/apply", "/drift", "/help"] {
+        assert!(reference.contains(word) && help.contains(word), "`{word}` is not in both");
+    }
+    let rules = std::fs::read_to_string("docs/rules.md").unwrap();
+    let mut tests: BTreeMap<String, usize> = BTreeMap::new();
+    for path in files("src", ".rs").into_iter().chain(files("tests", ".rs")) {
+        for line in std::fs::read_to_string(path).unwrap().lines().filter(|line| line.contains("fn r")) {
+            for rule in rules.lines().filter_map(|line| line.strip_prefix("- **R")?.split("**").next()) {
+                let name = format!("fn r{}_", rule.replace('.', "_"));
+                let also = format!("_r{}_", rule.replace('.', "_"));
+                if line.contains(&name) || line.contains(&also) {
+                    *tests.entry(rule.to_owned()).or_default() += 1;
+                }
+            }
+        }
+    }
+    let untested: Vec<&str> = rules.lines().filter_map(|line| line.strip_prefix("- **R")?.split("**").next()).filter(|rule| !tests.contains_key(*rule)).collect();
+    assert!(untested.is_empty(), "rules that no test carries by its number: {untested:?}");
+}
