@@ -58,10 +58,15 @@ pub(super) async fn run(global: &Global, args: &Apply) -> Done {
         if global.output == Format::Text {
             output::note(plans.iter().map(plan::text).collect::<Vec<_>>().join("\n").trim_end());
         }
+        let nothing = plans.iter().all(|plan| plan.instances.is_empty());
+        if (args.dry_run || nothing) && global.output != Format::Text {
+            output::document(global.output, &json!({"command": "apply", "dryRun": args.dry_run, "plans": plans, "runs": []}))?;
+            return Ok(if nothing { 0 } else { plan::exit_code(&plans) });
+        }
         if args.dry_run {
             return Ok(plan::exit_code(&plans));
         }
-        if plans.iter().all(|plan| plan.instances.is_empty()) {
+        if nothing {
             output::text("There is nothing to apply: what is on the branch is what is applied.");
             return Ok(0);
         }
@@ -71,6 +76,10 @@ pub(super) async fn run(global: &Global, args: &Apply) -> Done {
         }
     }
     let started: Started = client.post("/api/v1/apply", &ask).await?;
+    if args.no_wait && global.output != Format::Text {
+        output::document(global.output, &json!({"command": "apply", "runs": started.runs}))?;
+        return Ok(0);
+    }
     if args.no_wait {
         output::text(&started.runs.iter().map(|run| format!("Run {run} is under way; `evenkeel runs {run}` shows it.")).collect::<Vec<_>>().join("\n"));
         return Ok(0);

@@ -326,7 +326,7 @@ impl Stage {
             .map(|run| {
                 let text = |name: &str| run[name].as_str().unwrap_or_default().replace('`', "");
                 let because = text("because").split("](").next().unwrap_or_default().trim_start_matches('[').to_owned();
-                vec![format!("run {}", run["id"]), text("environment"), format!("{} instances", run["instances"].as_object().map_or(0, serde_json::Map::len)), because]
+                vec![format!("run {}", run["id"]), text("environment"), match run["instances"].as_object().map_or(0, serde_json::Map::len) { 1 => "1 instance".into(), count => format!("{count} instances") }, because]
             })
             .collect();
         output::text(&indent(&output::table(&rows)));

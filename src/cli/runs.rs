@@ -133,6 +133,7 @@ pub(super) async fn audit(global: &Global, args: &Audit) -> Done {
         return Err(Failure::new(format!("the audit's chain is broken at entry {broken}: it, or one before it, was changed")));
     }
     match (args.what.as_deref(), global.output) {
+        (Some("verify"), format) if format != Format::Text => output::document(format, &json!({"command": "audit", "entries": entries.len(), "broken": null}))?,
         (Some("verify"), _) => output::text(&format!("The chain of {} entries is whole.", entries.len())),
         (Some(other), _) => return Err(Failure { code: 64, ..Failure::new(format!("`{other}` is not known")).hint("`evenkeel audit` or `evenkeel audit verify`") }),
         (None, Format::Text) => {
@@ -140,7 +141,7 @@ pub(super) async fn audit(global: &Global, args: &Audit) -> Done {
             let rows: Vec<Vec<String>> = entries.iter().map(|e| vec![text(e, "at"), text(e, "principal"), text(e, "action"), text(e, "subject"), text(e, "detail")]).collect();
             output::text(&output::table(&rows));
         }
-        (None, format) => output::document(format, &answer)?,
+        (None, format) => output::document(format, &json!({"command": "audit", "entries": entries, "broken": null}))?,
     }
     Ok(0)
 }

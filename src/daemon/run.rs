@@ -221,7 +221,7 @@ impl Daemon {
         guards.extend(declared(self.head().as_ref().and_then(|head| head.instance(id))));
         let actions: Vec<Action> = tofu::plan::action(id, observation, &guards, &[]).into_iter().collect();
         self.record(driven, id, Event::Planned { digest: actions.first().map(|action| action.digest) }, None).await?;
-        if applied.get(id).is_none() && run.by_merge && observation.holds_anything && !self.begun(id).await? {
+        if !applied.contains_key(id) && run.by_merge && observation.holds_anything && !self.begun(id).await? {
             let says = "the target already holds something that was never applied from here; look at the plan and say `/apply`".to_owned();
             return Err(Stop::Waits(WaitingOn::FirstContact, says));
         }

@@ -85,11 +85,8 @@ fn quoted<'t>(text: &'t str, start: usize, found: &mut Vec<Token<'t>>) -> usize 
 /// Whether a root module's text declares where its state is kept.
 pub fn declares_backend(text: &str) -> bool {
     let tokens = tokens(text);
-    tokens.windows(3).any(|window| match window {
-        [Token::Word("backend"), Token::Text(..), Token::Sign('{')] => true,
-        [Token::Word("cloud"), Token::Sign('{'), _] => true,
-        _ => false,
-    })
+    let named = |window: &[Token<'_>]| matches!(window, [Token::Word("backend"), Token::Text(..), Token::Sign('{')] | [Token::Word("cloud"), Token::Sign('{'), _]);
+    tokens.windows(3).any(named)
 }
 
 /// The relative paths that a `.tf` file names, as far as they are literal: `source`, `file(…)`, `"${path.module}/…"`.
@@ -106,7 +103,7 @@ pub fn relative_paths(text: &str) -> Vec<(String, bool)> {
     for prefix in ["${path.module}/", "${path.root}/", "${path.cwd}/"] {
         for (at, _) in text.match_indices(prefix) {
             let rest = &text[at + prefix.len()..];
-            let end = rest.find(|c: char| matches!(c, '"' | '\n' | '$' | '%')).unwrap_or(rest.len());
+            let end = rest.find(['"', '\n', '$', '%']).unwrap_or(rest.len());
             if rest[..end].contains("..") {
                 paths.push((rest[..end].to_owned(), rest[end..].starts_with('"')));
             }

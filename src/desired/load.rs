@@ -291,7 +291,7 @@ fn resolve_instance(document: &Arc<Document>, environment: &EnvironmentName) -> 
                 instance.problems.extend(spec.checks.iter().filter_map(|check| wrong_check(document, check)));
                 instance.spec = Some(Arc::new(spec));
             }
-            Err(problem) => instance.problems.push(problem),
+            Err(problem) => instance.problems.push(*problem),
         }
     }
     instance.references = found.references.into_iter().map(|(reference, _)| reference).collect();
@@ -306,8 +306,8 @@ fn wrong_check(document: &Document, check: &Check) -> Option<Problem> {
 }
 
 /// A document that passed its schema; what fails here still is a problem with a place, never a crash.
-fn decode<T: DeserializeOwned>(document: &Document, spec: &Node) -> Result<T, Problem> {
-    serde_json::from_value(spec.to_json()).map_err(|error| Problem::new("wrong-value", &document.file, spec.at, error.to_string()))
+fn decode<T: DeserializeOwned>(document: &Document, spec: &Node) -> Result<T, Box<Problem>> {
+    serde_json::from_value(spec.to_json()).map_err(|error| Box::new(Problem::new("wrong-value", &document.file, spec.at, error.to_string())))
 }
 
 /// What can't be relied on.
@@ -349,7 +349,7 @@ impl House {
                 self.problems.push(Problem::new("defined-twice", &document.file, document.name_at, message).hint(hint));
                 match document.kind {
                     "Component" => drop(broken.components.insert(document.name.clone())),
-                    "Environment" => drop(broken.unreadable.extend(document.name.as_str().parse::<EnvironmentName>())),
+                    "Environment" => broken.unreadable.extend(document.name.as_str().parse::<EnvironmentName>()),
                     "StateRepo" => broken.state_repo = true,
                     _ => {}
                 }
@@ -400,7 +400,7 @@ impl House {
         match decode(document, &document.spec) {
             Ok(spec) => Some(Arc::new(spec)),
             Err(problem) => {
-                self.problems.push(problem);
+                self.problems.push(*problem);
                 None
             }
         }

@@ -235,6 +235,7 @@ pub enum Deferred {
 #[schemars(extend("x-not-supported-yet" = {
     "moves": "moves come with Citus", "moveBytes": "moves come with Citus"
 }))]
+#[derive(Default)]
 pub struct Limits {
     /// Resources destroyed.
     pub destroys: u64,
@@ -245,11 +246,6 @@ pub struct Limits {
     pub changes: Option<u64>,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self { destroys: 0, replaces: 0, changes: None }
-    }
-}
 
 /// A part of the world, written once and instantiated in each of its environments.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -215,7 +215,9 @@ pub fn proposal(group: &Group, path: &str, observed: &str) -> String {
     for one in &group.drifted {
         let resources: Vec<&ResourceChange> = one.action.resources.iter().collect();
         body.push_str(&format!("**`{}`**: {}\n\n````diff\n", one.id, drift_counts(&resources)));
-        let lines: Vec<String> = resources.iter().filter(|r| r.r#type != "output").flat_map(|resource| diff(resource)).collect();
+        // What is computed follows from the rest and tells nothing about what somebody changed.
+        let known = |resource: &&ResourceChange| ResourceChange { fields: resource.fields.iter().filter(|field| !field.unknown).cloned().collect(), ..(*resource).clone() };
+        let lines: Vec<String> = resources.iter().filter(|r| r.r#type != "output").map(known).flat_map(|resource| diff(&resource)).collect();
         let left = lines.len().saturating_sub(DIFF_LINES_MAX);
         body.push_str(&lines.into_iter().take(DIFF_LINES_MAX).collect::<Vec<_>>().join("\n").replace("````", "'''"));
         if left > 0 {

@@ -57,6 +57,7 @@ pub async fn serve(listener: TcpListener, door: Door) -> std::io::Result<()> {
         .merge(metrics::routes())
         .merge(webhook::routes())
         .merge(api::routes())
+        .fallback(|| async { Refusal(StatusCode::NOT_FOUND, "no-route", "there is nothing here; /api/v1/openapi.json describes what there is".into()) })
         .with_state(shared);
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
     axum::serve(listener, service).with_graceful_shutdown(async move { stop.stopped().await }).await
