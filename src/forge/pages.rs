@@ -180,8 +180,10 @@ fn said(who: &str, what: &str, html: &str) -> String {
 fn checks(state: &State, pull: &Pull) -> String {
     let mut rows = String::new();
     let shas: Vec<&String> = [Some(&pull.head), pull.merged_as.as_ref()].into_iter().flatten().collect();
-    for sha in shas {
-        for status in state.statuses_of(sha) {
+    let mut shown = std::collections::BTreeSet::new();
+    // What is said of the merge is newer than what was said of the head.
+    for sha in shas.into_iter().rev() {
+        for status in state.statuses_of(sha).into_iter().filter(|status| shown.insert(status.context.clone())) {
             let mark = match status.state.as_str() {
                 "success" => "✓",
                 "pending" => "●",
@@ -194,7 +196,8 @@ fn checks(state: &State, pull: &Pull) -> String {
 }
 
 fn form(state: &State, pull: &Pull) -> String {
-    let users: String = state.settings.users.iter().map(|user| format!("<option>{}</option>", escape(&user.login))).collect();
+    // Whoever tries it is a person; the first user is the bot in most settings.
+    let users: String = state.settings.users.iter().skip(1).chain(state.settings.users.first()).map(|user| format!("<option>{}</option>", escape(&user.login))).collect();
     let buttons = if pull.open { "<button name=what value=approve>Approve</button> <button class=go name=what value=merge>Merge</button> <button name=what value=close>Close</button>" } else { "" };
     format!(
         "<div class=box><header>Say something</header><div><form method=post action='/{}/{}/pull/{}/do' style='display:block'><input type=hidden name=token value='{}'><textarea name=body placeholder='A comment, or a command such as /plan or /apply staging'></textarea><p>as <select name=user>{users}</select> <button name=what value=comment>Comment</button> {buttons}</p></form></div></div>",

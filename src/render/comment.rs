@@ -100,7 +100,7 @@ pub fn plan(plan: &Plan, notes: &[Note], what: &str) -> String {
     for instance in &plan.instances {
         let drifted: Vec<&str> = instance.actions.iter().flat_map(|a| &a.resources).filter(|r| r.reverts_drift).map(|r| r.resource.as_str()).collect();
         if !drifted.is_empty() {
-            body.push_str(&format!("`{}` also reverts drift: {} changed by somebody else.\n", instance.id.component, list(&drifted)));
+            body.push_str(&format!("`{}` also reverts drift: {} changed by somebody else.\n\n", instance.id.component, list(&drifted)));
         }
     }
     for note in notes {
@@ -114,7 +114,7 @@ pub fn plan(plan: &Plan, notes: &[Note], what: &str) -> String {
         .map(|(i, on)| format!("`{}`: {}", i.id.component, waiting(on)))
         .collect();
     if !waits.is_empty() {
-        body.push_str(&format!("Waits for: {}\n", waits.join(" · ")));
+        body.push_str(&format!("\nWaits for: {}\n\n", waits.join(" · ")));
     }
     if plan.has_work() {
         let digest = plan.digest.short();
@@ -176,7 +176,7 @@ fn run_title(run: &Run) -> String {
 /// The comment of a run, while it runs and when it ended.
 pub fn run(run: &Run) -> String {
     let mut body = run_title(run);
-    body.push_str(&format!("\n\nAuthorised by {}.\n\n| order | component | state | |\n|---|---|---|---|\n", run.because));
+    body.push_str(&format!("\n\nAuthorised by {}.\n\n| order | component | state | note |\n|---|---|---|---|\n", run.because));
     let mut instances: Vec<_> = run.instances.iter().collect();
     instances.sort_by_key(|(id, instance)| (instance.order, (*id).clone()));
     for (id, instance) in instances {

@@ -210,7 +210,7 @@ async fn r2_3_a_canary_appears_nowhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_daemon_and_a_full_disk_are_refused_clearly() {
+async fn a_second_daemon_and_an_unusable_folder_are_refused_clearly() {
     let stage = Stage::start(&two()).await;
     stage.verdict("dev/a", Verdict::InSync).await;
     let (code, _, err) = stage.run(&["serve"]);
@@ -221,4 +221,100 @@ async fn a_second_daemon_and_a_full_disk_are_refused_clearly() {
     let (code, _, err) = other.run(&["serve"]);
     assert_eq!(code, 1);
     assert!(err.contains("could not use the folder of data"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tofu_that_is_killed_half_way_stalls_and_apply_again_leads_out() {
+    let mut files = two();
+    files[3] = file("a", "  content = \"1\"\n  delay = \"15s\"");
+    let stage = Stage::start(&files).await;
+    let pid = stage.until("the apply is under way", async || {
+        let output = std::process::Command::new("pgrep").args(["-f", &format!("tofu apply.*{}", stage.place("data").display())]).output().ok()?;
+        String::from_utf8_lossy(&output.stdout).lines().next()?.parse::<i32>().ok()
+    });
+    let pid = pid.await;
+    assert!(std::process::Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+    let a = stage.verdict("dev/a", Verdict::Stalled).await;
+    assert!(a.says().contains("was killed"), "{}", a.says());
+    stage.verdict("dev/b", Verdict::InSync).await;
+    stage.push("main", &[file("a", "  content = \"2\"")]);
+    stage.verdict("dev/a", Verdict::InSync).await;
+    assert_eq!(stage.world("a"), "2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn checks_are_asked_after_an_apply_and_on_every_pass() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut files = two();
+    let checked = |timeout: &str| component("a", "dev", "root: tf/a", &format!("  checks: [{{ name: gateway, tcp: \"127.0.0.1:{port}\", timeout: {timeout} }}]\n"));
+    files[1] = checked("20s");
+    let stage = Stage::start(&files).await;
+    stage.verdict("dev/a", Verdict::InSync).await;
+    drop(listener);
+    stage.push("main", &[checked("1s")]);
+    stage.until("the shorter limit holds", async || stage.drift("dev/a").1.contains("within 1 s").then_some(())).await;
+    let a = stage.verdict("dev/a", Verdict::Stalled).await;
+    assert!(a.says().contains("check `gateway`") && a.says().contains("did not answer"), "{}", a.says());
+    let _again = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    stage.drift("dev/a");
+    stage.verdict("dev/a", Verdict::InSync).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r1_10_a_state_that_would_be_kept_elsewhere_is_refused() {
+    let stage = Stage::start(&two()).await;
+    stage.verdict("dev/a", Verdict::InSync).await;
+    let elsewhere = stage.place("elsewhere.tfstate").display().to_string();
+    let backend = ("tf/a/backend.tf".to_owned(), format!("terraform {{\n  backend \"local\" {{ path = \"{elsewhere}\" }}\n}}\n"));
+    let pull = stage.pull("move", &[backend.clone()]).await;
+    let plan = stage.comment(pull, "### Plan for `dev`").await;
+    assert!(plan.contains("would be kept elsewhere"), "{plan}");
+    stage.check(pull, "evenkeel/plan", "failure").await;
+    stage.merge("lin", pull).await;
+    let a = stage.verdict("dev/a", Verdict::Stalled).await;
+    assert!(a.says().contains("would be kept elsewhere"), "{}", a.says());
+    assert_eq!(stage.writes().iter().filter(|line| line.ends_with(" a")).count(), 1, "nothing is created a second time");
+    stage.push("main", &[(backend.0, String::new())]);
+    stage.verdict("dev/a", Verdict::InSync).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_local_repository_is_watched_and_needs_no_forge() {
+    let mut stage = Stage::new(&two()).await;
+    let path = stage.place("forge/repository.git").display().to_string();
+    stage.config["repository"] = json!({"url": path, "poll": "1h"});
+    stage.config.as_object_mut().unwrap().remove("github");
+    stage.serve();
+    stage.verdict("dev/a", Verdict::InSync).await;
+    stage.push("main", &[file("a", "  content = \"2\"")]);
+    stage.until("the push is seen without a poll", async || (stage.world("a") == "2").then_some(())).await;
+    stage.stop();
+    stage.config["repository"] = json!({"url": format!("file://{path}"), "poll": "1h"});
+    stage.serve();
+    stage.verdict("dev/a", Verdict::InSync).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_full_refuses_to_start_and_goes_on_with_room() {
+    let mut stage = Stage::new(&two()).await;
+    let small = stage.place("small");
+    std::fs::create_dir_all(&small).unwrap();
+    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "none"]).arg(&small).status().is_ok_and(|status| status.success());
+    assert!(mounted, "this test mounts a tmpfs and needs the right to");
+    stage.config["data"] = json!(small.join("data"));
+    // The write that fails half-way leaves no room at all.
+    assert!(std::fs::write(small.join("ballast"), vec![0; 9 << 20]).is_err());
+    let (code, _, err) = stage.run(&["serve"]);
+    assert_eq!(code, 1, "{err}");
+    assert!(["full", "No space left"].iter().any(|sign| err.contains(sign)), "{err}");
+    assert_eq!(stage.writes(), Vec::<String>::new(), "nothing is done that can't be recorded");
+    std::fs::remove_file(small.join("ballast")).unwrap();
+    stage.serve();
+    stage.ready().await;
+    stage.push("main", &[file("a", "  content = \"2\""), file("b", "  content = \"2\"")]);
+    stage.verdict("dev/a", Verdict::InSync).await;
+    stage.verdict("dev/b", Verdict::InSync).await;
+    stage.kill();
+    drop(std::process::Command::new("umount").arg(&small).status());
 }

@@ -4,8 +4,8 @@
 //! Never uses a shell, never passes on an environment that was not allowed, never keeps a plan file longer than it is
 //! used, never reads a plan other than by the JSON interface.
 //! *Race:* two uses of one instance on one path: they take turns by a lock for each path.
-//! *Race:* two `init` at once without a lock file corrupt the provider cache (a race in tofu): such inits take turns;
-//! with a lock file they run side by side.
+//! *Race:* an `init` without a lock file replaces what stands in the shared provider cache under whoever uses it (a race
+//! in tofu): such an init gets its providers beside its own data and writes the lock file; with one the cache is safe.
 //! *Race:* the state changes between plan and apply: tofu refuses the saved plan, and the run plans again.
 //! *Race:* somebody holds the state lock: the wait is bounded, and the owner is named.
 
@@ -66,8 +66,6 @@ pub struct Tofu {
     slots: Semaphore,
     /// One lock for each work tree.
     paths: Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>,
-    /// Inits without a lock file take turns.
-    first_init: tokio::sync::Mutex<()>,
     /// Which instance keeps its state where.
     backends: Mutex<HashMap<String, InstanceId>>,
 }
@@ -81,7 +79,6 @@ impl Tofu {
             seal,
             redactor,
             paths: Mutex::default(),
-            first_init: tokio::sync::Mutex::default(),
             backends: Mutex::default(),
         }
     }

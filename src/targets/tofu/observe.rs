@@ -120,8 +120,6 @@ impl Tofu {
         }
         let cache = &self.settings.provider_cache;
         worktree::private_folder(cache).map_err(|error| TargetError::new("provider-cache", format!("could not make `{}`: {error}", cache.display())))?;
-        // Two inits at once without a lock file break each other in the shared cache; with one they are safe.
-        let _turn = if lock_file.exists() { None } else { Some(self.first_init.lock().await) };
         let said = self.run(job, &ready.root, &arguments, apply, Read::Lines(None)).await?;
         drop(std::fs::remove_file(self.data_path(job).join("backend.hcl")));
         if said.code != Some(0) {

@@ -88,7 +88,10 @@ pub(super) enum Read {
 impl Tofu {
     /// Runs the program on an instance, in a slot of its own.
     pub(super) async fn run(&self, job: &Job, folder: &Path, arguments: &[String], apply: bool, read: Read) -> Result<Said, TargetError> {
-        let environment = self.environment(job, apply)?;
+        let mut environment = self.environment(job, apply)?;
+        if folder.join(".terraform.lock.hcl").exists() {
+            environment.insert("TF_PLUGIN_CACHE_DIR".into(), self.settings.provider_cache.display().to_string().into());
+        }
         let _slot = self.slots.acquire().await.map_err(|_| TargetError::new("stopping", "the daemon is stopping"))?;
         let mut command = Command::new(&self.settings.binary);
         command.args(arguments).current_dir(folder).env_clear();
@@ -123,7 +126,6 @@ impl Tofu {
             set("TF_CLI_CONFIG_FILE", path.display().to_string());
         }
         set("TF_DATA_DIR", self.data_path(job).display().to_string());
-        set("TF_PLUGIN_CACHE_DIR", self.settings.provider_cache.display().to_string());
         set("TF_IN_AUTOMATION", "1".into());
         set("TF_INPUT", "0".into());
         set("CHECKPOINT_DISABLE", "1".into());
