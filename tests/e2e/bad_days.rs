@@ -229,7 +229,7 @@ async fn a_tofu_that_is_killed_half_way_stalls_and_apply_again_leads_out() {
     files[3] = file("a", "  content = \"1\"\n  delay = \"15s\"");
     let stage = Stage::start(&files).await;
     let pid = stage.until("the apply is under way", async || {
-        let output = std::process::Command::new("pgrep").args(["-f", &format!("tofu apply.*{}", stage.place("data").display())]).output().ok()?;
+        let output = std::process::Command::new("pgrep").args(["-f", &format!("tofu apply.*{}/work/dev/a/", stage.place("data").display())]).output().ok()?;
         String::from_utf8_lossy(&output.stdout).lines().next()?.parse::<i32>().ok()
     });
     let pid = pid.await;
