@@ -315,19 +315,7 @@ impl Daemon {
 
     /// Records what head would change, for `status` and `explain`.
     async fn note_pending(&self, head: &Head, instance: &crate::plan::InstancePlan) -> Result<(), Error> {
-        let mut observed = self.store().all_observed().await?.remove(&instance.id).unwrap_or_else(|| Observed {
-            at: self.now(),
-            duration_ms: 0,
-            against: None,
-            drift: vec![],
-            revert: None,
-            head: None,
-            pending: vec![],
-            waiting_on: vec![],
-            error: None,
-            failed_checks: vec![],
-            warnings: vec![],
-        });
+        let mut observed = self.store().all_observed().await?.remove(&instance.id).unwrap_or_else(|| Observed::new(self.now(), None));
         observed.head = Some(head.revision.clone());
         observed.pending = instance.actions.iter().flat_map(|action| action.resources.clone()).collect();
         observed.waiting_on.clone_from(&instance.waiting_on);
@@ -359,19 +347,7 @@ impl Daemon {
         };
         self.store().set_applied(id, &applied).await?;
         self.store().remove("stalled", &id.to_string()).await?;
-        let fresh = Observed {
-            at: self.now(),
-            duration_ms: 0,
-            against: Some(head.revision.clone()),
-            drift: vec![],
-            revert: None,
-            head: None,
-            pending: vec![],
-            waiting_on: vec![],
-            error: None,
-            failed_checks: vec![],
-            warnings: vec![],
-        };
+        let fresh = Observed::new(self.now(), Some(head.revision.clone()));
         self.store().set_observed(id, &fresh).await?;
         Ok(())
     }

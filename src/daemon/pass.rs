@@ -69,19 +69,7 @@ impl Daemon {
     async fn observe(self: &Arc<Self>, head: &Head, id: &InstanceId, applied: &Applied) -> Result<Observed, Error> {
         let at = self.now();
         let started = std::time::Instant::now();
-        let mut observed = Observed {
-            at,
-            duration_ms: 0,
-            against: Some(applied.revision.clone()),
-            drift: vec![],
-            revert: None,
-            head: None,
-            pending: vec![],
-            waiting_on: vec![],
-            error: None,
-            failed_checks: vec![],
-            warnings: vec![],
-        };
+        let mut observed = Observed::new(at, Some(applied.revision.clone()));
         let looked = match self.applied_job(id, applied, head).await {
             Ok(job) => self.hands.target.observe(&job).await,
             Err(Error::Target(error)) => Err(error),

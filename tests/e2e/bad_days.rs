@@ -267,7 +267,7 @@ async fn r1_10_a_state_that_would_be_kept_elsewhere_is_refused() {
     stage.verdict("dev/a", Verdict::InSync).await;
     let elsewhere = stage.place("elsewhere.tfstate").display().to_string();
     let backend = ("tf/a/backend.tf".to_owned(), format!("terraform {{\n  backend \"local\" {{ path = \"{elsewhere}\" }}\n}}\n"));
-    let pull = stage.pull("move", &[backend.clone()]).await;
+    let pull = stage.pull("move", std::slice::from_ref(&backend)).await;
     let plan = stage.comment(pull, "### Plan for `dev`").await;
     assert!(plan.contains("would be kept elsewhere"), "{plan}");
     stage.check(pull, "evenkeel/plan", "failure").await;
