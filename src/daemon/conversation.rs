@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     Daemon, Error, Head, Wake,
-    decide::{Authorised, Merged, Stalled, older, pull_subject},
+    decide::{Authorised, Merged, Stalled, pull_subject},
     planning::Scope,
     pulls::{OWN_BRANCHES, Seen},
 };
@@ -66,7 +66,7 @@ impl Daemon {
         if commands.is_empty() {
             return Ok(());
         }
-        if older(written.created_at, birth) {
+        if written.created_at < birth {
             if seen.pull.open {
                 self.answer(seen, written, "This comment is older than what Evenkeel remembers, so it was not obeyed; say it again if it still holds.").await?;
             }

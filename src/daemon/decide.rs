@@ -9,7 +9,6 @@ use std::{
     sync::Arc,
 };
 
-use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{Daemon, Error, Head, Wake, planning::Scope, pulls::Seen};
@@ -483,9 +482,4 @@ pub(super) fn is_pending(instance: &crate::desired::Instance, applied: &BTreeMap
 /// The path of a remediation's file in the repository.
 pub(super) fn remediation_path(root: &str, environment: &EnvironmentName, name: &str) -> String {
     format!("{root}/{}", remedy::path(environment, name))
-}
-
-/// Whether a comment is older than the store (R6.5).
-pub(super) fn older(at: DateTime<Utc>, birth: DateTime<Utc>) -> bool {
-    at < birth
 }

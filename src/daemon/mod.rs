@@ -148,9 +148,7 @@ pub struct Daemon {
     head: RwLock<Option<Arc<Head>>>,
     head_problem: Mutex<Option<String>>,
     loader: Mutex<Loader>,
-    passing: Mutex<BTreeSet<InstanceId>>,
     driving: Mutex<BTreeSet<crate::model::RunId>>,
-    tokens: Mutex<BTreeMap<EnvironmentName, i64>>,
     run_changed: tokio::sync::Notify,
     deciding: tokio::sync::Mutex<()>,
     /// Held while a run's document is taken up or superseded, so that only one of the two happens.
@@ -173,9 +171,7 @@ impl Daemon {
             head: RwLock::new(None),
             head_problem: Mutex::new(None),
             loader: Mutex::default(),
-            passing: Mutex::default(),
             driving: Mutex::default(),
-            tokens: Mutex::default(),
             run_changed: tokio::sync::Notify::new(),
             deciding: tokio::sync::Mutex::default(),
             taking_up: tokio::sync::Mutex::default(),
@@ -322,13 +318,7 @@ impl Daemon {
     /// The fencing token of an environment's lease; nothing while another daemon holds it.
     async fn token(&self, environment: &EnvironmentName) -> Result<Option<i64>, Error> {
         let now = self.now();
-        let token = self.store().lease(environment.as_str(), &self.settings.holder, now, now + LEASE).await?;
-        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        match token {
-            Some(token) => drop(tokens.insert(environment.clone(), token)),
-            None => drop(tokens.remove(environment)),
-        }
-        Ok(token)
+        Ok(self.store().lease(environment.as_str(), &self.settings.holder, now, now + LEASE).await?)
     }
 }
 

@@ -5,7 +5,7 @@
 //! *Assumptions:* two passes of one instance take turns (the queue sees to it).
 
 use std::{
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -33,10 +33,7 @@ impl Daemon {
         if self.is_in_flight(id).await? {
             return Ok(None);
         }
-        self.passing.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
-        let observed = self.observe(&head, id, &applied).await;
-        self.passing.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
-        let observed = observed?;
+        let observed = self.observe(&head, id, &applied).await?;
         self.counters.passes.fetch_add(1, Ordering::Relaxed);
         if observed.error.is_some() {
             self.counters.passes_failed.fetch_add(1, Ordering::Relaxed);

@@ -133,7 +133,7 @@ pub fn read(file: &Arc<str>, bytes: &[u8]) -> (Vec<Node>, Vec<Problem>) {
     let mut options = Options::default();
     options.block_nesting_limit = DEPTH_MAX;
     options.flow_nesting_limit = DEPTH_MAX;
-    let mut reader = Reader { file, anchors: HashMap::new(), nodes: 0, problems: vec![], full: false };
+    let mut reader = Reader { file, anchors: HashMap::new(), nodes: 0, problems: vec![] };
     let documents = reader.documents(&mut Parser::new_from_str_with_options(text, options));
     let problems = reader.problems.into_iter().map(|problem| problem.quote(text)).collect();
     (documents, problems)
@@ -144,7 +144,6 @@ struct Reader<'a> {
     anchors: HashMap<usize, Node>,
     nodes: usize,
     problems: Vec<Problem>,
-    full: bool,
 }
 
 /// A list or mapping that is still open.
@@ -231,7 +230,6 @@ impl Reader<'_> {
             if self.nodes > NODES_MAX {
                 let message = format!("the file has more than {NODES_MAX} values once its aliases are written out");
                 self.problems.push(Problem::new("too-many-values", self.file, at, message).hint("write the values out without aliases, in several files"));
-                self.full = true;
                 break;
             }
         }

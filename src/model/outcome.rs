@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, Duration, InstanceId, PullNumber, RunId};
+use super::{Digest, Duration, InstanceId};
 
 /// What is said of an instance. The order is that of attention: of several verdicts the first counts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash, Serialize, Deserialize)]
@@ -75,23 +75,8 @@ pub enum WaitingOn {
     },
     /// Somebody's `/apply`: the target already holds something that Evenkeel never applied (R1.6).
     FirstContact,
-    /// A run that holds the instance.
-    Run {
-        /// The run.
-        run: RunId,
-    },
-    /// A remediation pull request that somebody may merge.
-    Remediation {
-        /// The pull request.
-        pull: PullNumber,
-    },
     /// Somebody to say `suspend: false`.
     Suspended,
-    /// Somebody to lift the limit or cut the change.
-    Limit {
-        /// Which limit, and by how much it is passed.
-        says: String,
-    },
 }
 
 /// When the same attempt may succeed.

@@ -50,10 +50,7 @@ pub fn waiting(on: &WaitingOn) -> String {
         WaitingOn::Apply => "somebody's `/apply`".into(),
         WaitingOn::Approval { digest } => format!("somebody's `/apply`: plan `{}` was not covered by what was approved", digest.short()),
         WaitingOn::FirstContact => "somebody's `/apply`: the target already holds something that was never applied from here".into(),
-        WaitingOn::Run { run } => format!("run {run}"),
-        WaitingOn::Remediation { pull } => format!("remediation {pull}"),
         WaitingOn::Suspended => "its environment to be resumed (`suspend: true`)".into(),
-        WaitingOn::Limit { says } => says.clone(),
     }
 }
 
