@@ -147,7 +147,7 @@ async fn repository(config: &Config, findings: &mut Vec<Finding>) {
         Ok((revision, files)) => {
             findings.push(well(what, format!("`{}` is at {}", config.repository.branch, revision.short())));
             let desired = crate::desired::load(&*files, config.repository.path.trim_matches('/'));
-            let says = format!("{} files (of at most {}), {} instances", desired.files, workbench::FILES_MAX, desired.instances.len());
+            let says = format!("{} files (of at most {}), {} instances", desired.files, crate::desired::FILES_MAX, desired.instances.len());
             findings.push(match desired.problems.first() {
                 None => well("declarations", says),
                 Some(first) => ill("declarations", format!("{} problems; the first: {first}", desired.problems.len()), "`evenkeel validate` in a checkout shows all"),

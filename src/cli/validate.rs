@@ -1,6 +1,9 @@
 //! `evenkeel validate` and `evenkeel schema`: need no daemon.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use clap::Args;
 use serde_json::json;
@@ -48,7 +51,7 @@ pub(crate) fn find(state_repo: Option<&Path>) -> Result<(PathBuf, String), Failu
 }
 
 /// Loads the declarations on this disk.
-pub(crate) fn load(state_repo: Option<&Path>) -> Result<Desired, Failure> {
+pub(crate) fn load(state_repo: Option<&Path>) -> Result<Arc<Desired>, Failure> {
     let (root, below) = find(state_repo)?;
     Ok(desired::load(&WorkingFiles::new(root), &below))
 }

@@ -8,7 +8,7 @@ use super::Failure;
 use crate::{
     config::Config,
     daemon::{Daemon, Hands, Head, Settings, SystemClock},
-    desired::{self, load},
+    desired,
     git::{Mirror, WorkingFiles},
     github::{Auth, GitHub},
     model::{InstanceId, Redactor, Revision},
@@ -143,9 +143,6 @@ pub(crate) async fn offline(config: Option<&Config>, state_repo: Option<&Path>) 
     };
     let settings = Settings { branch: "main".into(), root: below, poll: std::time::Duration::from_secs(60), watch: None, holder: "offline".into() };
     let daemon = Daemon::new(settings, hands);
-    daemon.set_head(Head { revision, desired: Arc::new(desired), content: files });
+    daemon.set_head(Head { revision, desired, content: files });
     Ok((daemon, folder))
 }
-
-/// The most files that a state repo may have, for `doctor`.
-pub(crate) const FILES_MAX: usize = load::FILES_MAX;

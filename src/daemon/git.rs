@@ -32,7 +32,7 @@ impl Daemon {
         }
         let (desired, content) = self.load(&revision).await?;
         tracing::info!(revision = revision.short(), instances = desired.instances.len(), problems = desired.problems.len(), "head");
-        let head = Arc::new(Head { revision, desired: Arc::new(desired), content });
+        let head = Arc::new(Head { revision, desired, content });
         let before = self.head.write().unwrap_or_else(PoisonError::into_inner).replace(Arc::clone(&head));
         let applied = self.store().all_applied().await?;
         for (id, instance) in &head.desired.instances {
@@ -75,7 +75,7 @@ impl Daemon {
     }
 
     /// Loads what a revision says.
-    pub(super) async fn load(self: &Arc<Self>, revision: &Revision) -> Result<(Desired, Arc<RevisionFiles>), Error> {
+    pub(super) async fn load(self: &Arc<Self>, revision: &Revision) -> Result<(Arc<Desired>, Arc<RevisionFiles>), Error> {
         let content = self.hands.mirror.files(revision).await?;
         let (daemon, files) = (Arc::clone(self), Arc::clone(&content));
         let loading = tokio::task::spawn_blocking(move || {

@@ -201,7 +201,7 @@ impl Daemon {
             }
         };
         let (desired, content) = self.load(&merged).await?;
-        let merged = Arc::new(Head { revision: merged, desired: Arc::new(desired), content });
+        let merged = Arc::new(Head { revision: merged, desired, content });
         if !merged.desired.problems.is_empty() {
             // One bad file never hides the others: what can be planned is planned all the same.
             let what = "problems";

@@ -134,7 +134,7 @@ impl Daemon {
             return Ok(head);
         }
         let (desired, content) = self.load(&run.revision).await?;
-        Ok(Arc::new(Head { revision: run.revision.clone(), desired: Arc::new(desired), content }))
+        Ok(Arc::new(Head { revision: run.revision.clone(), desired, content }))
     }
 
     async fn drive_instances(self: &Arc<Self>, driven: &Arc<Driven>) -> Result<(), Error> {

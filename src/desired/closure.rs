@@ -6,13 +6,18 @@
 //! that nothing can be used that the digest does not cover.
 //! Never follows a link out of the repository, or into a folder. Paths enter the digest relative to the root module:
 //! a folder that moves as a whole is the same content.
+//! *Invariant:* a closure that is kept from an earlier revision is the one that would be found anew: everything that was
+//! looked at to find it is what it was.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
 
 use super::hcl;
 use crate::{
     model::{Digest, Digester},
-    port::{Files, FilesError, Sort, join},
+    port::{Entry, Files, FilesError, Sort, join},
 };
 
 /// The most files that one instance may be made from.
@@ -69,15 +74,98 @@ pub enum Error {
     Files(#[from] FilesError),
 }
 
+/// What names a closure: a root module and variable files.
+pub type Key = (String, Vec<String>);
+
+/// What stood at the paths that were looked at; of a folder that was only seen to be one, no id.
+type Looked = BTreeMap<String, Option<(Sort, Option<String>)>>;
+
+/// Closures by what names them, kept from one revision to the next.
+#[derive(Default)]
+pub struct Closures {
+    /// The ids of what stands in the root of the repository.
+    tops: BTreeMap<String, String>,
+    kept: HashMap<Key, Kept>,
+}
+
+struct Kept {
+    closure: Result<Arc<Closure>, String>,
+    looked: Looked,
+    asked: bool,
+}
+
+impl Closures {
+    /// Turns to another revision: forgets the closures that may be others there, and names them.
+    ///
+    /// # Errors
+    /// When the content can't be read.
+    pub fn turn(&mut self, files: &dyn Files) -> Result<HashSet<Key>, FilesError> {
+        let tops: BTreeMap<String, String> = files.list("")?.into_iter().map(|entry| (entry.name, entry.id)).collect();
+        let same = |path: &str| {
+            let top = path.split('/').next().unwrap_or_default();
+            tops.get(top).is_some_and(|id| !id.is_empty() && self.tops.get(top) == Some(id)) || !tops.contains_key(top) && !self.tops.contains_key(top) && !top.is_empty()
+        };
+        let mut known: HashMap<String, bool> = HashMap::new();
+        let mut others = HashSet::new();
+        for (key, kept) in &self.kept {
+            let mut is_same = kept.closure.is_ok();
+            for (path, stood) in kept.looked.iter().filter(|(path, _)| !same(path)) {
+                is_same &= match known.get(path) {
+                    Some(same) => *same,
+                    None => {
+                        let entry = files.entry(path)?;
+                        let same = match (&entry, stood) {
+                            (None, None) => true,
+                            (Some(entry), Some((sort, None))) => entry.sort == *sort,
+                            (Some(entry), Some((sort, Some(id)))) => entry.sort == *sort && !id.is_empty() && entry.id == *id,
+                            _ => false,
+                        };
+                        // Whether only the sort counts differs from closure to closure.
+                        if !matches!(stood, Some((_, None))) {
+                            known.insert(path.clone(), same);
+                        }
+                        same
+                    }
+                };
+                if !is_same {
+                    break;
+                }
+            }
+            if !is_same {
+                others.insert(key.clone());
+            }
+        }
+        self.kept.retain(|key, _| !others.contains(key));
+        self.tops = tops;
+        Ok(others)
+    }
+
+    /// A closure at the revision that was turned to.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn of(&mut self, files: &dyn Files, root: &str, var_files: &[String]) -> Result<Arc<Closure>, String> {
+        let kept = self.kept.entry((root.to_owned(), var_files.to_vec())).or_insert_with(|| {
+            let mut looked = Looked::new();
+            let closure = of_tofu(files, root, var_files, &mut looked).map(Arc::new).map_err(|error| error.to_string());
+            Kept { closure, looked, asked: true }
+        });
+        kept.asked = true;
+        kept.closure.clone()
+    }
+
+    /// Forgets what nobody asked for since the last time.
+    pub fn tidy(&mut self) {
+        self.kept.retain(|_, kept| std::mem::take(&mut kept.asked));
+    }
+}
+
 /// Collects the closure of a root module and its variable files.
-///
-/// # Errors
-/// When a path is missing, leaves the repository, or is larger than what is read.
-pub fn of_tofu(files: &dyn Files, root: &str, var_files: &[String]) -> Result<Closure, Error> {
+fn of_tofu(files: &dyn Files, root: &str, var_files: &[String], looked: &mut Looked) -> Result<Closure, Error> {
     let inside = |path: &str| if path.starts_with('/') { None } else { join("", path) };
     let root = inside(root).ok_or_else(|| Error::Outside { path: root.to_owned() })?;
-    let mut walk = Walk { files, root: &root, found: BTreeMap::new(), folders: BTreeSet::new(), declares_backend: false };
-    match walk.files.entry(&root)? {
+    let mut walk = Walk { files, root: &root, found: BTreeMap::new(), folders: BTreeSet::new(), declares_backend: false, looked };
+    match walk.look(&root)? {
         Some(entry) if entry.sort == Sort::Folder => {}
         Some(_) | None => return Err(Error::Missing { path: root.clone() }),
     }
@@ -124,9 +212,16 @@ struct Walk<'f> {
     found: BTreeMap<String, (String, bool)>,
     folders: BTreeSet<String>,
     declares_backend: bool,
+    looked: &'f mut Looked,
 }
 
 impl Walk<'_> {
+    fn look(&mut self, path: &str) -> Result<Option<Entry>, FilesError> {
+        let entry = self.files.entry(path)?;
+        self.looked.insert(path.to_owned(), entry.as_ref().map(|entry| (entry.sort, Some(entry.id.clone()))));
+        Ok(entry)
+    }
+
     fn folder(&mut self, folder: &str, depth: usize) -> Result<(), Error> {
         if depth > FOLDER_DEPTH_MAX || self.found.len() > CLOSURE_FILES_MAX {
             return Err(Error::TooLarge { path: self.root.to_owned() });
@@ -141,7 +236,11 @@ impl Walk<'_> {
                 Sort::Folder => self.folder(&path, depth + 1)?,
                 Sort::Other => {}
                 Sort::File | Sort::Program | Sort::Link => {
-                    self.file(&path)?;
+                    if entry.sort == Sort::Link {
+                        self.file(&path)?;
+                    } else {
+                        self.found.insert(path.clone(), (entry.id, entry.sort == Sort::Program));
+                    }
                     if is_module_file(&entry.name) {
                         self.references(folder, &path, depth)?;
                     }
@@ -157,7 +256,7 @@ impl Walk<'_> {
         let mut target = path.to_owned();
         // A chain of links is followed a few steps; a ring of them ends as missing.
         for _ in 0..8 {
-            let entry = self.files.entry(&target)?.ok_or_else(missing)?;
+            let entry = self.look(&target)?.ok_or_else(missing)?;
             match entry.sort {
                 Sort::File | Sort::Program => {
                     self.found.insert(path.to_owned(), (entry.id.clone(), entry.sort == Sort::Program));
@@ -193,12 +292,13 @@ impl Walk<'_> {
             match self.files.entry(&target)?.map(|entry| entry.sort) {
                 // A path that is only partly literal, such as "../${x}", must not pull in the whole repository.
                 Some(Sort::Folder) if whole || !target.is_empty() && !format!("{folder}/").starts_with(&format!("{target}/")) => {
+                    self.look(&target)?;
                     self.folder(&target, depth + 1)?;
                 }
                 Some(Sort::File | Sort::Program | Sort::Link) => {
                     self.file(&target)?;
                 }
-                _ => {}
+                sort => drop(self.looked.entry(target).or_insert(sort.map(|sort| (sort, None)))),
             }
         }
         Ok(())

@@ -38,6 +38,8 @@ pub(super) struct Document {
 /// One file: its documents, and what is wrong outside of them.
 #[derive(Debug)]
 pub(super) struct File {
+    /// Its path below the root of the declarations.
+    pub(super) name: Arc<str>,
     pub(super) documents: Vec<Arc<Document>>,
     pub(super) problems: Vec<Problem>,
     pub(super) text: Arc<[u8]>,
@@ -57,7 +59,7 @@ pub(super) fn read_file(files: &dyn Files, root: &str, path: &str) -> File {
         Ok(bytes) => bytes,
         Err((kind, why)) => {
             let problem = Problem::new(kind, &name, Place::default(), why).hint("replace the link by the file");
-            return File { documents: vec![], problems: vec![problem], text: Arc::new([]) };
+            return File { name, documents: vec![], problems: vec![problem], text: Arc::new([]) };
         }
     };
     let (nodes, mut problems) = node::read(&name, &bytes);
@@ -75,7 +77,7 @@ pub(super) fn read_file(files: &dyn Files, root: &str, path: &str) -> File {
     if documents.is_empty() && problems.is_empty() {
         problems.push(Problem::new("empty", &name, Place::default(), "the file holds no document").hint("remove it, or write a declaration"));
     }
-    File { documents, problems, text: bytes }
+    File { name, documents, problems, text: bytes }
 }
 
 /// The bytes of a file, through links that stay inside the repository.

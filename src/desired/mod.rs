@@ -5,9 +5,12 @@
 //! instance with a problem is stalled while the others go on. Never reads a clock or the world.
 //! *Invariant:* the same content gives the same instances and digests, wherever it stands.
 
+mod assemble;
 pub mod closure;
 mod document;
+mod folder;
 pub mod hcl;
+mod instance;
 pub mod load;
 pub mod node;
 pub mod resolve;
@@ -15,6 +18,8 @@ pub mod schema;
 pub mod select;
 pub mod validate;
 
-pub use load::{Desired, Instance, Loader, load};
+pub use folder::FILES_MAX;
+pub use instance::Instance;
+pub use load::{Desired, Loader, load};
 pub use resolve::Reference;
 pub use select::{Candidate, Selector};

@@ -27,7 +27,7 @@ fn shown(problem: &Problem) -> String {
 }
 
 /// The problems of a repository with one more file; the other component stays fine.
-fn check(text: impl AsRef<[u8]>, expected: &[&str]) -> Desired {
+fn check(text: impl AsRef<[u8]>, expected: &[&str]) -> std::sync::Arc<Desired> {
     let desired = load(&repository().with("state-repo/components/x.yaml", text), "state-repo");
     let found: Vec<String> = desired.problems.iter().map(shown).collect();
     assert_eq!(found, expected);
@@ -100,7 +100,7 @@ fn duplicate_keys_and_names_are_named_with_the_first() {
     let twice = format!("{}---\n{}", component("x", ""), component("x", ""));
     check(twice, &["components/x.yaml:10:19: the Component `x` is defined a second time | the first stands in components/x.yaml:3; keep one of them"]);
     let two = load(&repository().with("state-repo/components/x.yaml", STATE_REPO), "state-repo");
-    assert_eq!(two.problems.iter().map(shown).collect::<Vec<_>>(), ["staterepo.yaml:3:19: a second StateRepo | the first stands in components/x.yaml:3; keep one of them"]);
+    assert_eq!(two.problems.iter().map(shown).collect::<Vec<_>>(), ["components/x.yaml:3:19: a second StateRepo | the first stands in staterepo.yaml:3; keep one of them"]);
     assert!(two.state_repo.is_none() && two.instances.values().all(|instance| !instance.problems.is_empty()), "of two StateRepos none is believed");
 }
 
@@ -225,17 +225,36 @@ fn r1_2_the_digest_is_the_content_and_never_the_path() {
     assert_ne!(first, digest(&varied));
 }
 
-#[test]
-fn a_loader_gives_what_a_fresh_load_gives() {
-    let mut loader = Loader::default();
-    let first = repository();
-    let second = repository().with("state-repo/components/good.yaml", component("good", "").replace("root: tf", "root: tf, workspace: w"));
-    for files in [&first, &second, &first] {
-        let kept = loader.load(files, "state-repo");
-        let fresh = load(files, "state-repo");
-        assert_eq!(kept.problems, fresh.problems);
-        let digests = |d: &Desired| d.instances.iter().map(|(id, i)| (id.clone(), i.digest)).collect::<Vec<_>>();
-        assert_eq!(digests(&kept), digests(&fresh));
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(300))]
+
+    /// Whatever changes from one revision to the next, what is kept of the last one shows in nothing.
+    #[test]
+    fn a_load_after_others_is_a_first_load(steps in proptest::collection::vec((0..14_usize, 0..4_usize, 0..4_usize), 1..25)) {
+        let mut loader = Loader::default();
+        let mut files = repository().with("tf/b/main.tf", "module \"m\" { source = \"../m\" }\n").with("tf/m/main.tf", "");
+        for (what, one, two) in steps {
+            let path = format!("state-repo/components/{}/c{one}.yaml", one % 2);
+            let depends = |on: &str| component(&format!("c{one}"), &format!("  dependsOn: [{on}]\n"));
+            let environment = "state-repo/environments/staging.yaml";
+            files = match what {
+                0..3 => files.with(&path, depends(&format!("c{two}"))),
+                3 => files.with(&path, component(&format!("c{one}"), "").replace("root: tf", "root: tf/b, variables: { v: \"${c1.outputs.x}\" }")),
+                4 => files.with(&path, component(&format!("c{one}"), "").replace("[dev]", "[dev, staging]")),
+                5 => files.with(&path, component(&format!("c{two}"), "")),
+                6 => files.with(&path, "a: [\n"),
+                7 => files.with("tf/m/main.tf", format!("# {one}\n")),
+                8 => files.with("tf/b/a.tfvars", format!("# {one}\n")),
+                9 => files.with(environment, DEV.replace("name: dev", "name: staging").replace("spec: { onMerge: apply }", ["spec: {}", "spec: { after: dev }", "spec: { suspend: true }", "spec: { after: nowhere }"][two])),
+                10 => files.with("state-repo/schedules/s.yaml", format!("apiVersion: evenkeel.dev/v1alpha1\nkind: Schedule\nmetadata: {{ name: s{one} }}\nspec: {{ cron: \"{two} 1 * * *\", run: drift, select: \"dev\" }}\n")),
+                _ => {
+                    files.0.remove(if what == 13 { environment } else { path.as_str() });
+                    files
+                }
+            };
+            let (kept, fresh) = (loader.load(&files, "state-repo"), load(&files, "state-repo"));
+            proptest::prop_assert_eq!(format!("{kept:#?}"), format!("{fresh:#?}"));
+        }
     }
 }
 
