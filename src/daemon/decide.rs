@@ -174,12 +174,11 @@ impl Daemon {
             by_merge,
             pull,
             remediation,
-            approved,
             instances: rows.collect(),
             created_at: self.now(),
             ended_at: None,
         };
-        self.store().create_run(&mut run).await?;
+        self.store().create_run(&mut run, &approved).await?;
         self.store().audit(self.now(), &run.principal, "run", &format!("run/{}", run.id), &format!("{} instances of {environment} at {}", run.instances.len(), run.revision.short())).await?;
         tracing::info!(run = run.id.0, %environment, because = run.because, instances = run.instances.len(), "run authorised");
         self.supersede(&run).await?;
@@ -301,9 +300,12 @@ impl Daemon {
     /// Whether nothing moved while an instance was planned: head, what is applied, its inputs as they are recorded, and
     /// no run holds it.
     async fn is_as_planned(&self, head: &Head, id: &InstanceId, before: &BTreeMap<InstanceId, Applied>, inputs: &BTreeMap<String, RecordedOutput>) -> Result<bool, Error> {
-        let now = self.store().all_applied().await?;
+        let mut now = BTreeMap::new();
+        for upstream in sources(id, inputs) {
+            now.extend(self.store().applied(&upstream).await?.map(|record| (upstream, record)));
+        }
         let same_head = self.head().is_some_and(|now| now.revision == head.revision);
-        let same_record = now.get(id).map(|record| record.at) == before.get(id).map(|record| record.at);
+        let same_record = self.store().applied(id).await?.map(|record| record.at) == before.get(id).map(|record| record.at);
         let recorded = inputs.iter().all(|(key, value)| {
             let upstream = key.split_once(".outputs.").and_then(|(component, name)| Some((InstanceId::new(&id.environment, &component.parse().ok()?), name)));
             upstream.is_some_and(|(upstream, name)| now.get(&upstream).and_then(|record| record.outputs.get(name)) == Some(value))
@@ -314,7 +316,7 @@ impl Daemon {
 
     /// Records what head would change, for `status` and `explain`.
     async fn note_pending(&self, head: &Head, instance: &crate::plan::InstancePlan) -> Result<(), Error> {
-        let mut observed = self.store().all_observed().await?.remove(&instance.id).unwrap_or_else(|| Observed::new(self.now(), None));
+        let mut observed = self.store().observed(&instance.id).await?.unwrap_or_else(|| Observed::new(self.now(), None));
         observed.head = Some(head.revision.clone());
         observed.pending = instance.actions.iter().flat_map(|action| action.resources.clone()).collect();
         observed.waiting_on.clone_from(&instance.waiting_on);
@@ -344,11 +346,8 @@ impl Daemon {
             run,
             at: self.now(),
         };
-        self.store().set_applied(id, &applied).await?;
-        self.store().remove("stalled", &id.to_string()).await?;
         let fresh = Observed::new(self.now(), Some(head.revision.clone()));
-        self.store().set_observed(id, &fresh).await?;
-        Ok(())
+        Ok(self.store().advance(id, &applied, &fresh).await?)
     }
 
     /// Takes over what a merge changed of an applied instance without changing what it is made from: guards, drift
@@ -463,6 +462,12 @@ impl Daemon {
 /// What plans on a pull request are kept under.
 pub(super) fn pull_subject(number: PullNumber, environment: &EnvironmentName) -> String {
     format!("pull/{}/{environment}", number.0)
+}
+
+/// What an instance's inputs come from.
+pub(super) fn sources(id: &InstanceId, inputs: &BTreeMap<String, RecordedOutput>) -> BTreeSet<InstanceId> {
+    let of = |key: &String| Some(InstanceId::new(&id.environment, &key.split_once(".outputs.")?.0.parse().ok()?));
+    inputs.keys().filter_map(of).collect()
 }
 
 /// Whether digest or inputs at head differ from what is applied (R1.4).

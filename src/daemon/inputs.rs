@@ -55,7 +55,6 @@ impl Daemon {
     /// The inputs of an instance, from planned outputs where there are any and from recorded ones else.
     pub(super) async fn inputs(self: &Arc<Self>, head: &Head, id: &InstanceId, references: &BTreeSet<Reference>, planned: &Planned) -> Result<Inputs, Error> {
         let mut inputs = Inputs::default();
-        let applied = self.store().all_applied().await?;
         for reference in references.iter().filter(|reference| reference.component != id.component) {
             let upstream = InstanceId::new(&id.environment, &reference.component);
             if let Some(outputs) = planned.get(&upstream) {
@@ -72,7 +71,7 @@ impl Daemon {
                 }
                 continue;
             }
-            let Some(record) = applied.get(&upstream) else {
+            let Some(record) = self.store().applied(&upstream).await? else {
                 inputs.wait(WaitingOn::Upstream { instance: upstream.clone() });
                 continue;
             };
@@ -81,7 +80,7 @@ impl Daemon {
             match &recorded.value {
                 Some(value) => inputs.put(&upstream, name, value.clone()),
                 None => {
-                    let value = self.sealed_output(head, &upstream, record, name, recorded).await?;
+                    let value = self.sealed_output(head, &upstream, &record, name, recorded).await?;
                     inputs.put(&upstream, name, value);
                 }
             }
@@ -105,15 +104,16 @@ impl Daemon {
     /// The job of an instance as it is applied, with the inputs that were recorded.
     pub(super) async fn applied_job(self: &Arc<Self>, id: &InstanceId, applied: &Applied, head: &Head) -> Result<Job, Error> {
         let mut inputs = Inputs::default();
-        let all = self.store().all_applied().await?;
         for (key, recorded) in &applied.inputs {
             let Some((component, name)) = key.split_once(".outputs.") else { continue };
             let Ok(component) = component.parse() else { continue };
             let upstream = InstanceId::new(&id.environment, &component);
-            let value = match (&recorded.value, all.get(&upstream)) {
-                (Some(value), _) => value.clone(),
-                (None, Some(record)) => self.sealed_output(head, &upstream, record, name, recorded).await?,
-                (None, None) => return Err(TargetError::new("input-missing", format!("`{upstream}`, whose sensitive output `{id}` uses, is not applied any more")).into()),
+            let value = match &recorded.value {
+                Some(value) => value.clone(),
+                None => match self.store().applied(&upstream).await? {
+                    Some(record) => self.sealed_output(head, &upstream, &record, name, recorded).await?,
+                    None => return Err(TargetError::new("input-missing", format!("`{upstream}`, whose sensitive output `{id}` uses, is not applied any more")).into()),
+                },
             };
             inputs.put(&upstream, name, value);
         }

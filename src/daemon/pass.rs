@@ -26,7 +26,7 @@ impl Daemon {
     /// Looks at one instance; answers what was observed, or nothing where a run is changing it.
     pub(super) async fn pass(self: &Arc<Self>, id: &InstanceId) -> Result<Option<Observed>, Error> {
         let Some(head) = self.head() else { return Ok(None) };
-        let Some(applied) = self.store().all_applied().await?.remove(id) else {
+        let Some(applied) = self.store().applied(id).await? else {
             self.queue.wake(Wake::Plan(id.environment.clone()), "not applied yet");
             return Ok(None);
         };
@@ -39,10 +39,10 @@ impl Daemon {
             self.counters.passes_failed.fetch_add(1, Ordering::Relaxed);
         }
         // A run may have begun, or begun and ended, while we looked; what it changes is not drift.
-        if self.is_in_flight(id).await? || self.store().all_applied().await?.remove(id).is_none_or(|now| now.at != applied.at) {
+        if self.is_in_flight(id).await? || self.store().applied(id).await?.is_none_or(|now| now.at != applied.at) {
             return Ok(None);
         }
-        let before = self.store().all_observed().await?.remove(id);
+        let before = self.store().observed(id).await?;
         let mut observed = observed;
         if let Some(before) = &before {
             observed.head.clone_from(&before.head);
@@ -120,7 +120,8 @@ impl Daemon {
     }
 
     async fn probe(self: &Arc<Self>, id: &InstanceId, check: &Check) -> Result<Result<(), String>, Error> {
-        let applied = self.store().all_applied().await?;
+        let is_filled = [&check.http, &check.tcp].into_iter().flatten().any(|address| address.contains("${"));
+        let applied = if is_filled { self.store().all_applied().await? } else { std::collections::BTreeMap::new() };
         let output = |reference: &crate::desired::Reference| {
             let upstream = InstanceId::new(&id.environment, &reference.component);
             let outputs = &applied.get(&upstream)?.outputs;

@@ -161,7 +161,7 @@ impl Daemon {
         let protect = protect(asked.applied, &instance.spec.as_ref().map(|spec| spec.protect.clone()).unwrap_or_default(), instance.digest);
         plan.actions = tofu::plan::action(id, &observation, &protect, asked.drifted).into_iter().collect();
         plan.digest = Some(InstancePlan::digest_of(&plan.actions));
-        let first_contact = asked.applied.is_none() && observation.holds_anything && !self.begun(id).await.unwrap_or(false);
+        let first_contact = asked.applied.is_none() && observation.holds_anything && !self.store().begun(id).await.unwrap_or(false);
         if first_contact {
             plan.waiting_on.push(WaitingOn::FirstContact);
         }
@@ -169,16 +169,11 @@ impl Daemon {
         Outcome { plan: Some(plan), outputs, inputs: inputs.recorded, job: Some(job), first_contact }
     }
 
-    /// Whether a run of ours ever began to change an instance, so that what its target holds is ours.
-    pub(super) async fn begun(&self, id: &InstanceId) -> Result<bool, crate::store::Error> {
-        Ok(self.store().get::<bool>("begun", &id.to_string()).await?.unwrap_or(false))
-    }
-
     /// The instance of an earlier environment that has to be applied first (R3.5).
     pub(super) async fn promotion(self: &Arc<Self>, head: &Head, id: &InstanceId) -> Result<Option<WaitingOn>, Error> {
         let Some(after) = head.instance(id).and_then(|instance| instance.after.clone()) else { return Ok(None) };
         let declared = head.instance(&after).and_then(|instance| instance.digest);
-        let there = self.store().all_applied().await?.get(&after).map(|applied| applied.digest);
+        let there = self.store().applied(&after).await?.map(|applied| applied.digest);
         Ok((there.is_none() || there != declared).then_some(WaitingOn::Promotion { instance: after }))
     }
 }

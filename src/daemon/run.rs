@@ -21,7 +21,7 @@ use tokio::sync::Mutex;
 
 use super::{
     Daemon, Error, Head, Wake,
-    decide::{Merged, Stalled, is_pending},
+    decide::{Merged, Stalled, is_pending, sources},
     inputs::declared_job,
     planning::protect,
 };
@@ -207,21 +207,21 @@ impl Daemon {
     async fn prepare(self: &Arc<Self>, driven: &Driven, id: &InstanceId) -> Result<Ready, Stop> {
         let run = driven.run.lock().await.clone();
         self.take(&run, id).await?;
-        let applied = self.store().all_applied().await?;
-        let (job, inputs) = self.job(driven, &run, id, &applied).await?;
+        let applied = self.store().applied(id).await?;
+        let (job, inputs) = self.job(driven, &run, id, applied.as_ref()).await?;
         let prepared = self.prepare_job(&job).await?;
         let observation = &prepared.observation;
         let instance = driven.head.instance(id);
         let declared = |instance: Option<&Arc<crate::desired::Instance>>| instance.and_then(|i| i.spec.as_ref()).map(|s| s.protect.clone()).unwrap_or_default();
-        let mut guards = match (run.remediation.is_some(), applied.get(id)) {
+        let mut guards = match (run.remediation.is_some(), &applied) {
             (true, Some(applied)) => applied.guards.protect.clone(),
-            _ => protect(applied.get(id), &declared(instance), instance.and_then(|i| i.digest)),
+            _ => protect(applied.as_ref(), &declared(instance), instance.and_then(|i| i.digest)),
         };
         // Tightening counts from its merge, also for a run that was authorised before (R3.4).
         guards.extend(declared(self.head().as_ref().and_then(|head| head.instance(id))));
         let actions: Vec<Action> = tofu::plan::action(id, observation, &guards, &[]).into_iter().collect();
         self.record(driven, id, Event::Planned { digest: actions.first().map(|action| action.digest) }, None).await?;
-        if !applied.contains_key(id) && run.by_merge && observation.holds_anything && !self.begun(id).await? {
+        if applied.is_none() && run.by_merge && observation.holds_anything && !self.store().begun(id).await? {
             let says = "the target already holds something that was never applied from here; look at the plan and say `/apply`".to_owned();
             return Err(Stop::Waits(WaitingOn::FirstContact, says));
         }
@@ -259,9 +259,9 @@ impl Daemon {
     }
 
     /// The job of an instance: as declared, or as applied for a remediation.
-    async fn job(self: &Arc<Self>, driven: &Driven, run: &Run, id: &InstanceId, applied: &BTreeMap<InstanceId, Applied>) -> Result<(Job, BTreeMap<String, RecordedOutput>), Stop> {
+    async fn job(self: &Arc<Self>, driven: &Driven, run: &Run, id: &InstanceId, applied: Option<&Applied>) -> Result<(Job, BTreeMap<String, RecordedOutput>), Stop> {
         if run.remediation.is_some() {
-            let Some(record) = applied.get(id) else { return Err(Stop::Fails(format!("`{id}` is not applied, so there is nothing to return to"))) };
+            let Some(record) = applied else { return Err(Stop::Fails(format!("`{id}` is not applied, so there is nothing to return to"))) };
             return Ok((self.applied_job(id, record, &driven.head).await?, record.inputs.clone()));
         }
         let head = &driven.head;
@@ -276,9 +276,17 @@ impl Daemon {
         // What comes first is measured by the branch as it is now, not as it was when this run was authorised.
         let now = self.head().unwrap_or_else(|| Arc::clone(head));
         let stalled = self.stalled().await?;
+        let mut applied = BTreeMap::new();
+        for upstream in &instance.upstreams {
+            let Some(record) = self.store().applied(upstream).await? else { continue };
+            for source in sources(upstream, &record.inputs) {
+                applied.extend(self.store().applied(&source).await?.map(|record| (source, record)));
+            }
+            applied.insert(upstream.clone(), record);
+        }
         let behind = |upstream: &&InstanceId| {
             let declared = now.instance(upstream);
-            stalled.contains_key(*upstream) || declared.is_none_or(|declared| !declared.problems.is_empty() || is_pending(declared, applied))
+            stalled.contains_key(*upstream) || declared.is_none_or(|declared| !declared.problems.is_empty() || is_pending(declared, &applied))
         };
         if let Some(upstream) = instance.upstreams.iter().find(behind) {
             return Err(Stop::Waits(WaitingOn::Upstream { instance: upstream.clone() }, format!("`{upstream}` comes first, and is not what the branch says yet")));
@@ -314,9 +322,9 @@ impl Daemon {
     async fn approve(self: &Arc<Self>, driven: &Driven, run: &Run, id: &InstanceId, actions: &[Action]) -> Result<(), Stop> {
         let digest = InstancePlan::digest_of(actions);
         let waits = |says: String| Stop::Waits(WaitingOn::Approval { digest }, says);
-        match run.approved.get(id).unwrap_or(&Approved::Unknown) {
+        match self.store().approved(run.id, id).await?.unwrap_or(Approved::Unknown) {
             Approved::Declaration => Ok(()),
-            Approved::Actions { actions: approved } => plan::covers(approved, actions).map_err(|gap| waits(format!("{}; look at the new plan and say `/apply`", gap.0))),
+            Approved::Actions { actions: approved } => plan::covers(&approved, actions).map_err(|gap| waits(format!("{}; look at the new plan and say `/apply`", gap.0))),
             Approved::Unknown => {
                 let deferred = driven.head.desired.environments.get(&run.environment).map(|e| e.deferred).unwrap_or_default();
                 match deferred {
@@ -364,8 +372,6 @@ impl Daemon {
         if self.stopping() {
             return Ok(Effect::Ended(Status::Waiting));
         }
-        // From here on, what the target holds is ours, whatever becomes of this run (R1.6).
-        self.store().put("begun", &id.to_string(), self.now(), &true).await?;
         self.record(driven, id, Event::Started { digest: actions[0].digest }, None).await?;
         tracing::info!(instance = %id, action = actions[0].digest.short(), "action started");
         let instance = id.clone();
@@ -428,7 +434,7 @@ impl Daemon {
         if run.remediation.is_none() {
             return self.record_applied(&driven.head, id, inputs, job, Some(run.id)).await.map_err(refused);
         }
-        if let Some(mut observed) = self.store().all_observed().await?.remove(id) {
+        if let Some(mut observed) = self.store().observed(id).await? {
             observed.drift.clear();
             observed.revert = None;
             observed.error = None;
@@ -535,10 +541,9 @@ impl Daemon {
 
     /// The job of an effect that was begun; what came in its way since then is no reason not to look.
     async fn begun_job(self: &Arc<Self>, driven: &Driven, run: &Run, id: &InstanceId) -> Result<Job, Error> {
-        let applied = self.store().all_applied().await?;
         if run.remediation.is_some() {
-            let record = applied.get(id).ok_or_else(|| Error::Refused(format!("`{id}` is not applied any more")))?;
-            return self.applied_job(id, record, &driven.head).await;
+            let record = self.store().applied(id).await?.ok_or_else(|| Error::Refused(format!("`{id}` is not applied any more")))?;
+            return self.applied_job(id, &record, &driven.head).await;
         }
         let instance = driven.head.instance(id).ok_or_else(|| Error::Refused(format!("`{id}` is not declared at `{}`", driven.head.revision.short())))?;
         let inputs = self.inputs(&driven.head, id, &instance.references, &BTreeMap::new()).await?;
@@ -561,9 +566,9 @@ impl Daemon {
             Ok(job) => match self.prepare_job(&job).await {
                 Ok(prepared) => {
                     let actions: Vec<Action> = tofu::plan::action(id, &prepared.observation, &[], &[]).into_iter().collect();
-                    let covered = match run.approved.get(id) {
+                    let covered = match self.store().approved(run.id, id).await? {
                         Some(Approved::Declaration) => true,
-                        Some(Approved::Actions { actions: approved }) => plan::covers(approved, &actions).is_ok(),
+                        Some(Approved::Actions { actions: approved }) => plan::covers(&approved, &actions).is_ok(),
                         // What was begun under a filter or a deferral is compared again when the instance is planned.
                         _ => true,
                     };

@@ -43,8 +43,6 @@ pub struct Run {
     pub pull: Option<PullNumber>,
     /// The remediation that it runs, which filters it.
     pub remediation: Option<String>,
-    /// What was approved of each instance.
-    pub approved: BTreeMap<InstanceId, Approved>,
     /// Its instances.
     pub instances: BTreeMap<InstanceId, RunInstance>,
     /// When it was authorised.

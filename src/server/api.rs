@@ -104,8 +104,8 @@ async fn instance(State(door): State<Shared>, _: Reader, Path((environment, comp
     };
     let store = &door.daemon.hands.store;
     let id = instance.id.clone();
-    let applied = store.all_applied().await?.remove(&id);
-    let observed = store.all_observed().await?.remove(&id);
+    let applied = store.applied(&id).await?;
+    let observed = store.observed(&id).await?;
     let runs: Vec<Run> = store.runs(LIMIT_MAX).await?.into_iter().filter(|run| run.instances.contains_key(&id)).take(5).collect();
     let mut journal = vec![];
     for run in runs.iter().take(2).rev() {

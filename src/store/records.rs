@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::Row;
+use sqlx::{Row, SqliteExecutor};
 
 use super::{Error, Store, decode, encode, parse_stamp, stamp, statement};
 use crate::{
-    journal::{self, Event, JournalRecord, Run, RunState, Status},
+    journal::{self, Approved, Event, JournalRecord, Run, RunState, Status},
     model::{Digester, InstanceId, PullNumber, Revision, RunId},
     plan::{Applied, Observed, Plan},
 };
@@ -65,6 +65,30 @@ fn audit_hash(before: &str, at: &str, fields: [&str; 4]) -> String {
     fields.iter().fold(Digester::new("audit").field(before.as_bytes()).field(at.as_bytes()), |d, field| d.field(field.as_bytes())).finish().to_string()
 }
 
+async fn set_applied(store: impl SqliteExecutor<'_>, id: &InstanceId, applied: &Applied) -> Result<(), Error> {
+    let attempt = "record what is applied";
+    sqlx::query("INSERT INTO applied (instance, applied_at, document) VALUES (?, ?, ?) ON CONFLICT (instance) DO UPDATE SET applied_at = excluded.applied_at, document = excluded.document")
+        .bind(id.to_string())
+        .bind(stamp(applied.at))
+        .bind(encode(attempt, applied)?)
+        .execute(store)
+        .await
+        .map_err(statement(attempt))?;
+    Ok(())
+}
+
+async fn set_observed(store: impl SqliteExecutor<'_>, id: &InstanceId, observed: &Observed) -> Result<(), Error> {
+    let attempt = "record an observation";
+    sqlx::query("INSERT INTO observations (instance, observed_at, document) VALUES (?, ?, ?) ON CONFLICT (instance) DO UPDATE SET observed_at = excluded.observed_at, document = excluded.document")
+        .bind(id.to_string())
+        .bind(stamp(observed.at))
+        .bind(encode(attempt, observed)?)
+        .execute(store)
+        .await
+        .map_err(statement(attempt))?;
+    Ok(())
+}
+
 impl Store {
     /// What is applied, of all instances.
     ///
@@ -80,6 +104,27 @@ impl Store {
     /// When the store can't be read.
     pub async fn all_observed(&self) -> Result<BTreeMap<InstanceId, Observed>, Error> {
         self.by_instance("SELECT instance, document FROM observations", "list observations").await
+    }
+
+    /// What is applied, of one instance.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn applied(&self, id: &InstanceId) -> Result<Option<Applied>, Error> {
+        self.of_instance("SELECT document FROM applied WHERE instance = ?", "read what is applied", id).await
+    }
+
+    /// The last observation of one instance.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn observed(&self, id: &InstanceId) -> Result<Option<Observed>, Error> {
+        self.of_instance("SELECT document FROM observations WHERE instance = ?", "read an observation", id).await
+    }
+
+    async fn of_instance<T: serde::de::DeserializeOwned>(&self, sql: &'static str, attempt: &'static str, id: &InstanceId) -> Result<Option<T>, Error> {
+        let row = sqlx::query(sql).bind(id.to_string()).fetch_optional(&self.pool).await.map_err(statement(attempt))?;
+        row.map(|row| decode(attempt, row.get(0))).transpose()
     }
 
     async fn by_instance<T: serde::de::DeserializeOwned>(&self, sql: &'static str, attempt: &'static str) -> Result<BTreeMap<InstanceId, T>, Error> {
@@ -98,15 +143,20 @@ impl Store {
     /// # Errors
     /// When the store can't be written.
     pub async fn set_applied(&self, id: &InstanceId, applied: &Applied) -> Result<(), Error> {
+        set_applied(&self.pool, id, applied).await
+    }
+
+    /// Records what is applied now, with a first observation against it; what was stalled is so no longer.
+    ///
+    /// # Errors
+    /// When the store can't be written; then nothing of it is recorded.
+    pub async fn advance(&self, id: &InstanceId, applied: &Applied, observed: &Observed) -> Result<(), Error> {
         let attempt = "record what is applied";
-        sqlx::query("INSERT INTO applied (instance, applied_at, document) VALUES (?, ?, ?) ON CONFLICT (instance) DO UPDATE SET applied_at = excluded.applied_at, document = excluded.document")
-            .bind(id.to_string())
-            .bind(stamp(applied.at))
-            .bind(encode(attempt, applied)?)
-            .execute(&self.pool)
-            .await
-            .map_err(statement(attempt))?;
-        Ok(())
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(statement(attempt))?;
+        set_applied(&mut *transaction, id, applied).await?;
+        set_observed(&mut *transaction, id, observed).await?;
+        sqlx::query("DELETE FROM records WHERE sort = 'stalled' AND name = ?").bind(id.to_string()).execute(&mut *transaction).await.map_err(statement(attempt))?;
+        transaction.commit().await.map_err(statement(attempt))
     }
 
     /// Records an observation in place of the one before.
@@ -114,15 +164,7 @@ impl Store {
     /// # Errors
     /// When the store can't be written.
     pub async fn set_observed(&self, id: &InstanceId, observed: &Observed) -> Result<(), Error> {
-        let attempt = "record an observation";
-        sqlx::query("INSERT INTO observations (instance, observed_at, document) VALUES (?, ?, ?) ON CONFLICT (instance) DO UPDATE SET observed_at = excluded.observed_at, document = excluded.document")
-            .bind(id.to_string())
-            .bind(stamp(observed.at))
-            .bind(encode(attempt, observed)?)
-            .execute(&self.pool)
-            .await
-            .map_err(statement(attempt))?;
-        Ok(())
+        set_observed(&self.pool, id, observed).await
     }
 
     /// Keeps a plan that is shown about a subject, unless the last one about it is the same; answers whether it is new.
@@ -172,11 +214,11 @@ impl Store {
         rows.iter().map(|row| Ok((row.get(0), decode(attempt, row.get(1))?, parse_stamp(attempt, row.get(2))?))).collect()
     }
 
-    /// Numbers and keeps a new run.
+    /// Numbers and keeps a new run, with what was approved of each instance.
     ///
     /// # Errors
     /// When the store can't be written.
-    pub async fn create_run(&self, run: &mut Run) -> Result<(), Error> {
+    pub async fn create_run(&self, run: &mut Run, approved: &BTreeMap<InstanceId, Approved>) -> Result<(), Error> {
         let attempt = "create a run";
         let mut transaction = self.pool.begin().await.map_err(statement(attempt))?;
         let done = sqlx::query("INSERT INTO runs (environment, state, created_at, document) VALUES (?, 'open', ?, '{}')")
@@ -187,7 +229,21 @@ impl Store {
             .map_err(statement(attempt))?;
         run.id = RunId(done.last_insert_rowid());
         sqlx::query("UPDATE runs SET document = ? WHERE id = ?").bind(encode(attempt, run)?).bind(run.id.0).execute(&mut *transaction).await.map_err(statement(attempt))?;
+        for (id, approved) in approved {
+            let insert = sqlx::query("INSERT INTO approved (run, instance, document) VALUES (?, ?, ?)").bind(run.id.0).bind(id.to_string()).bind(encode(attempt, approved)?);
+            insert.execute(&mut *transaction).await.map_err(statement(attempt))?;
+        }
         transaction.commit().await.map_err(statement(attempt))
+    }
+
+    /// What was approved of an instance when a run was authorised.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn approved(&self, run: RunId, id: &InstanceId) -> Result<Option<Approved>, Error> {
+        let attempt = "read what was approved";
+        let row = sqlx::query("SELECT document FROM approved WHERE run = ? AND instance = ?").bind(run.0).bind(id.to_string()).fetch_optional(&self.pool).await.map_err(statement(attempt))?;
+        row.map(|row| decode(attempt, row.get(0))).transpose()
     }
 
     /// Records where a run stands, and lets go of its instances when it ended.
@@ -293,6 +349,10 @@ impl Store {
             .execute(&mut *transaction)
             .await
             .map_err(statement(attempt))?;
+        if matches!(event, Event::Started { .. }) {
+            // From here on, what the target holds is ours, whatever becomes of this run (R1.6).
+            sqlx::query("INSERT INTO begun (instance) VALUES (?) ON CONFLICT (instance) DO NOTHING").bind(instance.to_string()).execute(&mut *transaction).await.map_err(statement(attempt))?;
+        }
         sqlx::query("UPDATE runs SET document = ? WHERE id = ?").bind(encode(attempt, document)?).bind(run.0).execute(&mut *transaction).await.map_err(statement(attempt))?;
         // What waits or ended holds nothing (R5.2).
         if status.ended() || status == Status::Waiting {
@@ -300,6 +360,15 @@ impl Store {
         }
         transaction.commit().await.map_err(statement(attempt))?;
         Ok(status)
+    }
+
+    /// Whether a run of ours ever began to change an instance, so that what its target holds is ours.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn begun(&self, id: &InstanceId) -> Result<bool, Error> {
+        let row = sqlx::query("SELECT 1 FROM begun WHERE instance = ?").bind(id.to_string()).fetch_optional(&self.pool).await.map_err(statement("read what was begun"))?;
+        Ok(row.is_some())
     }
 
     /// The journal of a run, or the newest records of all, oldest first.

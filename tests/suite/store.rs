@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Duration, Utc};
 use evenkeel::{
-    journal::{Event, Outcome, Status},
+    journal::{Approved, Event, Outcome, Status},
     model::{Digest, InstanceId, PullNumber, RunId},
     store::{Outgoing, Store},
 };
@@ -19,9 +19,28 @@ async fn on_disk() -> (Store, tempfile::TempDir) {
 fn run() -> evenkeel::journal::Run {
     serde_json::from_value(serde_json::json!({
         "id": 0, "environment": "dev", "revision": "a".repeat(40), "state": {"state": "open"}, "because": "a test", "principal": "merge", "byMerge": true,
-        "pull": null, "remediation": null, "approved": {}, "instances": {"dev/a": {"status": "new", "order": 1, "says": "", "changed": false, "waitingOn": null}}, "createdAt": at(0), "endedAt": null
+        "pull": null, "remediation": null, "instances": {"dev/a": {"status": "new", "order": 1, "says": "", "changed": false, "waitingOn": null}}, "createdAt": at(0), "endedAt": null
     }))
     .unwrap()
+}
+
+fn approved() -> std::collections::BTreeMap<InstanceId, Approved> {
+    [("dev/a".parse().unwrap(), Approved::Declaration)].into()
+}
+
+#[tokio::test]
+async fn what_was_approved_is_kept_with_the_run() {
+    let (store, _folder) = on_disk().await;
+    let mut run = run();
+    store.create_run(&mut run, &approved()).await.unwrap();
+    let (a, b): (InstanceId, InstanceId) = ("dev/a".parse().unwrap(), "dev/b".parse().unwrap());
+    assert_eq!(store.approved(run.id, &a).await.unwrap(), Some(Approved::Declaration));
+    assert_eq!(store.approved(run.id, &b).await.unwrap(), None);
+    assert!(!store.begun(&a).await.unwrap());
+    let digest = Digest::of_json(&serde_json::json!(1));
+    store.append(&run, &a, 1, &Event::Planned { digest: Some(digest) }, at(0)).await.unwrap();
+    store.append(&run, &a, 1, &Event::Started { digest }, at(0)).await.unwrap();
+    assert!(store.begun(&a).await.unwrap());
 }
 
 #[tokio::test]
@@ -39,7 +58,7 @@ async fn what_came_in_is_kept_once() {
 async fn r7_1_the_journal_refuses_what_cannot_follow() {
     let (store, _folder) = on_disk().await;
     let mut run = run();
-    store.create_run(&mut run).await.unwrap();
+    store.create_run(&mut run, &approved()).await.unwrap();
     assert_eq!(run.id, RunId(1));
     let id: InstanceId = "dev/a".parse().unwrap();
     let digest = Digest::of_json(&serde_json::json!(1));
@@ -57,8 +76,8 @@ async fn r7_3_an_instance_is_held_by_one_run() {
     let (store, _folder) = on_disk().await;
     let id: InstanceId = "dev/a".parse().unwrap();
     let (mut one, mut two) = (run(), run());
-    store.create_run(&mut one).await.unwrap();
-    store.create_run(&mut two).await.unwrap();
+    store.create_run(&mut one, &approved()).await.unwrap();
+    store.create_run(&mut two, &approved()).await.unwrap();
     assert_eq!(store.lock_instance(&id, one.id).await.unwrap(), one.id);
     assert_eq!(store.lock_instance(&id, two.id).await.unwrap(), one.id);
     one.state = evenkeel::journal::RunState::Ended { says: "done".into() };
@@ -133,4 +152,27 @@ async fn a_store_that_is_opened_again_is_the_same_and_a_broken_one_is_refused() 
     std::fs::write(&path, vec![b'x'; 100_000]).unwrap();
     let refused = Store::open(&path).await.unwrap_err();
     assert!(evenkeel::error_chain(&refused).contains("not a database"), "{}", evenkeel::error_chain(&refused));
+}
+
+#[tokio::test]
+async fn a_store_of_the_first_schema_is_brought_up_to_date() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("evenkeel.db");
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+    let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    let mut first = sqlx::migrate!("src/store/migrations");
+    first.migrations = first.migrations[..1].to_vec().into();
+    first.run(&pool).await.unwrap();
+    let mut document = serde_json::to_value(run()).unwrap();
+    document["id"] = 1.into();
+    document["approved"] = serde_json::json!({"dev/a": {"approved": "declaration"}, "dev/b": {"approved": "actions", "actions": []}});
+    sqlx::query("INSERT INTO runs (environment, state, created_at, document) VALUES ('dev', 'open', '2026', ?)").bind(document.to_string()).execute(&pool).await.unwrap();
+    sqlx::query("INSERT INTO records (sort, name, at, document) VALUES ('begun', 'dev/a', '2026', 'true')").execute(&pool).await.unwrap();
+    pool.close().await;
+    let store = Store::open(&path).await.unwrap();
+    let (a, b): (InstanceId, InstanceId) = ("dev/a".parse().unwrap(), "dev/b".parse().unwrap());
+    assert_eq!(store.approved(RunId(1), &a).await.unwrap(), Some(Approved::Declaration));
+    assert_eq!(store.approved(RunId(1), &b).await.unwrap(), Some(Approved::Actions { actions: vec![] }));
+    assert_eq!(store.run(RunId(1)).await.unwrap().unwrap().because, "a test");
+    assert!(store.begun(&a).await.unwrap() && !store.begun(&b).await.unwrap());
 }

@@ -6,11 +6,16 @@
 //! moved on.
 //! *Assumptions:* one run at a time prepares and applies an instance; the run lock sees to it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{Tofu, program::{Read, failure}, worktree};
+use super::{
+    Tofu,
+    observe::Private,
+    program::{Read, failure},
+    worktree,
+};
 use crate::{
     model::{Digester, Retry},
     port::{Job, Observation, Prepared, Progress, TargetError, TofuWork},
@@ -26,21 +31,12 @@ struct StateHead {
     lineage: String,
 }
 
-/// A plan file; it holds every value in plain text, and goes with whoever was to use it.
-struct PlanFile(PathBuf);
-
-impl Drop for PlanFile {
-    fn drop(&mut self) {
-        drop(std::fs::remove_file(&self.0));
-    }
-}
-
 impl Tofu {
     /// Plans with the credentials of apply, under the lock, and keeps the plan file for `apply`.
     pub(in crate::targets) async fn prepare(&self, job: &Job, work: &TofuWork) -> Result<Prepared, TargetError> {
         let ready = self.ready(job, work, true).await?;
         let mut observation = self.plan(job, work, &ready, true).await?;
-        let ticket = PlanFile(self.data_path(job).join("prepared"));
+        let ticket = Private(self.data_path(job).join("prepared"));
         if observation.changes.is_empty() {
             return Ok(Prepared { observation, ticket: Box::new(()) });
         }
@@ -56,7 +52,7 @@ impl Tofu {
         if changes.is_empty() {
             return Ok(());
         }
-        let Ok(plan) = ticket.downcast::<PlanFile>() else { return Err(TargetError::new("plan-missing", format!("the plan of `{}` is of another kind", job.instance))) };
+        let Ok(plan) = ticket.downcast::<Private>() else { return Err(TargetError::new("plan-missing", format!("the plan of `{}` is of another kind", job.instance))) };
         let ready = self.ready(job, work, true).await?;
         self.keep_state_place(job, work)?;
         let arguments = [

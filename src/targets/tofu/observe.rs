@@ -28,19 +28,29 @@ const OWN_BACKEND: &str = "evenkeel_backend.tf";
 /// The file that says where the last apply left the state of an instance.
 const STATE_PLACE: &str = "state-place";
 
+/// The file of variables, outside of the module.
+const VARIABLES: &str = "variables.tfvars.json";
+
 /// A work tree that is laid out, initialised and held.
 pub(super) struct Ready {
     pub(super) root: PathBuf,
-    pub(super) variables: PathBuf,
     pub(super) plan: PathBuf,
     _held: OwnedMutexGuard<()>,
 }
 
 impl Drop for Ready {
     fn drop(&mut self) {
-        // A plan file holds every value in plain text, and so does the file of variables.
-        drop(std::fs::remove_file(&self.variables));
+        // A plan file holds every value in plain text.
         drop(std::fs::remove_file(&self.plan));
+    }
+}
+
+/// A file that holds values in plain text, and goes with whoever was to use it.
+pub(super) struct Private(pub(super) PathBuf);
+
+impl Drop for Private {
+    fn drop(&mut self) {
+        drop(std::fs::remove_file(&self.0));
     }
 }
 
@@ -66,14 +76,12 @@ impl Tofu {
         .map_err(|_| TargetError::new("stopping", "the daemon is stopping"))??;
         let root = tree.join(&work.root);
         let data = self.data_path(job);
-        let ready = Ready { variables: data.join("variables.tfvars.json"), plan: data.join("plan"), root, _held: held };
+        let ready = Ready { plan: data.join("plan"), root, _held: held };
         if work.declares_backend {
             drop(std::fs::remove_file(ready.root.join(OWN_BACKEND)));
         } else {
             self.own_backend(job, &ready.root).map_err(disk)?;
         }
-        let text = serde_json::to_vec(&work.variables).expect("a map of JSON values is JSON");
-        worktree::write(&ready.variables, &text, 0o600).map_err(disk)?;
         self.init(job, work, &ready, apply, false).await?;
         self.claim(job, work)?;
         Ok(ready)
@@ -192,11 +200,13 @@ impl Tofu {
 
     /// Plans, and reads the plan where it found something.
     pub(super) async fn plan(&self, job: &Job, work: &TofuWork, ready: &Ready, apply: bool) -> Result<Observation, TargetError> {
+        let variables = self.variables(job, work)?;
         let mut said = self.plan_once(job, work, ready, apply).await?;
         if said.code != Some(0) && said.code != Some(2) && said.errors.iter().any(needs_init) {
             self.init(job, work, ready, apply, true).await?;
             said = self.plan_once(job, work, ready, apply).await?;
         }
+        drop(variables);
         let found = match said.code {
             // At head even an empty plan is read: it says whether the target holds anything already (R1.6).
             Some(0) => said.drift || job.r#use != crate::port::Use::Applied,
@@ -211,6 +221,17 @@ impl Tofu {
         Ok(observation)
     }
 
+    /// Writes the variables for as long as they are needed; nothing where there are none.
+    fn variables(&self, job: &Job, work: &TofuWork) -> Result<Option<Private>, TargetError> {
+        if work.variables.is_empty() {
+            return Ok(None);
+        }
+        let file = Private(self.data_path(job).join(VARIABLES));
+        let text = serde_json::to_vec(&work.variables).expect("a map of JSON values is JSON");
+        worktree::write(&file.0, &text, 0o600).map_err(|error| TargetError::new("work-tree", format!("could not write `{}`: {error}", file.0.display())))?;
+        Ok(Some(file))
+    }
+
     async fn plan_once(&self, job: &Job, work: &TofuWork, ready: &Ready, apply: bool) -> Result<Said, TargetError> {
         let mut arguments: Vec<String> = ["plan", "-json", "-input=false", "-detailed-exitcode", "-concise"].map(str::to_owned).into();
         arguments.push(format!("-out={}", ready.plan.display()));
@@ -218,7 +239,9 @@ impl Tofu {
         for path in &work.var_files {
             arguments.push(format!("-var-file={}", self.tree_path(job).join(path).display()));
         }
-        arguments.push(format!("-var-file={}", ready.variables.display()));
+        if !work.variables.is_empty() {
+            arguments.push(format!("-var-file={}", self.data_path(job).join(VARIABLES).display()));
+        }
         self.run(job, &ready.root, &arguments, apply, Read::Lines(None)).await
     }
 

@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::Duration,
 };
@@ -93,19 +93,21 @@ impl Tofu {
             environment.insert("TF_PLUGIN_CACHE_DIR".into(), self.settings.provider_cache.display().to_string().into());
         }
         let _slot = self.slots.acquire().await.map_err(|_| TargetError::new("stopping", "the daemon is stopping"))?;
-        let mut command = Command::new(&self.settings.binary);
+        let mut command = Command::new(located(&self.settings.binary));
         command.args(arguments).current_dir(folder).env_clear();
         for (name, value) in &environment {
             command.env(name, value.expose_secret());
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(false);
         tracing::debug!(instance = %job.instance, arguments = ?arguments.first(), "tofu starts");
+        let started = std::time::Instant::now();
         let child = command.spawn().map_err(|error| self.not_started(&error))?;
         let what = arguments.first().map_or("run", String::as_str).to_owned();
         let said = self.listen(child, read).await.map_err(|why| {
             let message = format!("`tofu {what}` of `{}` {why}", job.instance);
             TargetError { effect_may_have_begun: what == "apply", ..TargetError::new("tofu-interrupted", message) }
         })?;
+        tracing::debug!(instance = %job.instance, what, code = said.code, ms = started.elapsed().as_millis(), "tofu ended");
         Ok(said)
     }
 
@@ -274,6 +276,12 @@ pub(super) fn failure(job: &Job, what: &str, said: Said) -> TargetError {
         error.retry = Retry::WhenInputChanges;
     }
     error
+}
+
+/// Where a program stands, so that starting it needs no search in a copy of this process.
+fn located(binary: &str) -> PathBuf {
+    let found = || std::env::split_paths(&std::env::var_os("PATH")?).map(|folder| folder.join(binary)).find(|place| place.is_absolute() && place.is_file());
+    if binary.contains('/') { binary.into() } else { found().unwrap_or_else(|| binary.into()) }
 }
 
 /// The version of a tofu program, as `1.10.7`.
