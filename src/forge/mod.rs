@@ -12,6 +12,7 @@ mod rest;
 mod seed;
 mod state;
 mod webhooks;
+mod wire;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 

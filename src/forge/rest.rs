@@ -72,8 +72,8 @@ type Named = Path<(String, String, String)>;
 pub(super) fn routes() -> Router<Shared> {
     let at = |rest: &str| format!("/repos/{{owner}}/{{repository}}{rest}");
     Router::new()
-        .route("/user", get(|Extract(shared): Extract<Shared>, caller: Caller| async move { Json(shared.lock().await.user_json(&caller.0.login)) }))
-        .route(&at(""), get(|Extract(shared): Extract<Shared>, _: Caller| async move { Json(shared.lock().await.repository_json()) }))
+        .route("/user", get(|Extract(shared): Extract<Shared>, caller: Caller| async move { Json(shared.lock().await.profile_json(&caller.0.login)) }))
+        .route(&at(""), get(|Extract(shared): Extract<Shared>, _: Caller| async move { Json(shared.lock().await.whole_repository_json()) }))
         .route(&at("/contents/{*path}"), get(contents))
         .route(&at("/git/ref/heads/{*branch}"), get(git_ref))
         .route(&at("/pulls"), get(list_pulls).post(open_pull))
@@ -120,13 +120,14 @@ async fn contents(Extract(shared): Extract<Shared>, _: Caller, Path((_, _, path)
     let commit = repository.revparse_single(&name).map_err(|_| missing())?.peel_to_commit()?;
     let entry = commit.tree()?.get_path(std::path::Path::new(&path)).map_err(|_| missing())?;
     let blob = repository.find_blob(entry.id()).map_err(|_| missing())?;
-    let text = base64::engine::general_purpose::STANDARD.encode(blob.content());
-    Ok(Json(json!({"type": "file", "encoding": "base64", "size": blob.size(), "name": path.rsplit('/').next(), "path": path, "content": text, "sha": entry.id().to_string(), "url": "", "git_url": null, "html_url": null, "download_url": null, "_links": {}})))
+    Ok(Json(state.content_json(&path, &entry.id().to_string(), blob.content())))
 }
 
 async fn git_ref(Extract(shared): Extract<Shared>, _: Caller, Path((_, _, branch)): Named) -> Body {
-    let head = shared.lock().await.head_of(&branch).map_err(|_| Refusal(404, "Not Found".into()))?;
-    Ok(Json(json!({"ref": format!("refs/heads/{branch}"), "node_id": "", "url": "", "object": {"type": "commit", "sha": head, "url": ""}})))
+    let state = shared.lock().await;
+    let head = state.head_of(&branch).map_err(|_| Refusal(404, "Not Found".into()))?;
+    let (url, commit) = (state.api(&format!("/git/refs/heads/{branch}")), state.api(&format!("/git/commits/{head}")));
+    Ok(Json(json!({"ref": format!("refs/heads/{branch}"), "node_id": format!("REF_{branch}"), "url": url, "object": {"type": "commit", "sha": head, "url": commit}})))
 }
 
 async fn list_pulls(Extract(shared): Extract<Shared>, _: Caller, Query(listing): Query<Listing>) -> Body {
@@ -147,7 +148,7 @@ async fn list_pulls(Extract(shared): Extract<Shared>, _: Caller, Query(listing):
         .map(|pull| (pull.updated_at, pull.number))
         .collect();
     pulls.sort_by(|one, two| two.cmp(one));
-    let part = listing.part(pulls).into_iter().map(|(_, number)| state.pull_json(number)).collect::<Answer<Vec<_>>>()?;
+    let part = listing.part(pulls).into_iter().map(|(_, number)| state.listed_pull_json(number)).collect::<Answer<Vec<_>>>()?;
     Ok(Json(part.into()))
 }
 
@@ -262,7 +263,7 @@ async fn combined(Extract(shared): Extract<Shared>, _: Caller, Path((_, _, sha))
         "success"
     };
     let list: Vec<Value> = newest.iter().map(|status| state.status_json(status)).collect();
-    Ok(Json(json!({"state": word, "sha": sha, "total_count": list.len(), "statuses": list, "repository": state.repository_json(), "commit_url": "", "url": ""})))
+    Ok(Json(json!({"state": word, "sha": sha, "total_count": list.len(), "statuses": list, "repository": state.repository_json(), "commit_url": state.api(&format!("/commits/{sha}")), "url": state.api(&format!("/commits/{sha}/status"))})))
 }
 
 async fn statuses(Extract(shared): Extract<Shared>, _: Caller, Path((_, _, sha)): Named) -> Body {
@@ -272,25 +273,24 @@ async fn statuses(Extract(shared): Extract<Shared>, _: Caller, Path((_, _, sha))
 
 async fn check_runs(Extract(shared): Extract<Shared>, _: Caller, Path((_, _, sha)): Named) -> Body {
     let state = shared.lock().await;
-    let runs: Vec<&Value> = state.records.statuses.iter().filter(|status| status.sha == sha).filter_map(|status| status.check.as_ref()).collect();
+    let runs: Vec<Value> = state.records.statuses.iter().filter(|status| status.sha == sha && status.check.is_some()).map(|status| state.check_json(status)).collect();
     Ok(Json(json!({"total_count": runs.len(), "check_runs": runs})))
 }
 
-async fn check_run(Extract(shared): Extract<Shared>, caller: Caller, Json(mut body): Json<Value>) -> Answer<(StatusCode, Json<Value>)> {
+async fn check_run(Extract(shared): Extract<Shared>, caller: Caller, Json(body): Json<Value>) -> Answer<(StatusCode, Json<Value>)> {
     caller.writes()?;
     let mut state = shared.lock().await;
     let id = state.id();
-    body["id"] = id.into();
     let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
     let word = match (body["status"].as_str(), body["conclusion"].as_str()) {
         (_, Some("success" | "neutral" | "skipped")) => "success",
         (_, Some(_)) => "failure",
         _ => "pending",
     };
-    let status = Status { id, sha: text("head_sha"), context: text("name"), state: word.into(), description: body["output"]["title"].as_str().unwrap_or_default().into(), author: caller.0.login, at: Utc::now(), check: Some(body.clone()) };
-    state.records.statuses.push(status);
+    let status = Status { id, sha: text("head_sha"), context: text("name"), state: word.into(), description: body["output"]["title"].as_str().unwrap_or_default().into(), author: caller.0.login, at: Utc::now(), check: Some(body) };
+    state.records.statuses.push(status.clone());
     state.save()?;
-    Ok((StatusCode::CREATED, Json(body)))
+    Ok((StatusCode::CREATED, Json(state.check_json(&status))))
 }
 
 async fn permission(Extract(shared): Extract<Shared>, _: Caller, Path((_, _, login)): Named) -> Body {
@@ -301,13 +301,13 @@ async fn permission(Extract(shared): Extract<Shared>, _: Caller, Path((_, _, log
         "triage" => "read",
         word => word,
     };
-    Ok(Json(json!({"permission": word, "role_name": user.permission, "user": state.user_json(&user.login)})))
+    Ok(Json(json!({"permission": word, "role_name": user.permission, "user": state.collaborator_json(user)})))
 }
 
 async fn membership(Extract(shared): Extract<Shared>, _: Caller, Path((_, team, login)): Named) -> Body {
     let state = shared.lock().await;
     let there = state.settings.teams.get(&team).is_some_and(|members| members.iter().any(|member| member.eq_ignore_ascii_case(&login)));
-    if there { Ok(Json(json!({"url": "", "role": "member", "state": "active"}))) } else { Err(Refusal(404, "Not Found".into())) }
+    if there { Ok(Json(json!({"url": format!("{}/teams/{team}/memberships/{login}", state.url()), "role": "member", "state": "active"}))) } else { Err(Refusal(404, "Not Found".into())) }
 }
 
 async fn members(Extract(shared): Extract<Shared>, _: Caller, Path((_, team)): Path<(String, String)>) -> Body {

@@ -184,16 +184,14 @@ impl State {
             if old == new {
                 continue;
             }
-            let none = "0".repeat(40);
-            let payload = json!({"ref": format!("refs/heads/{name}"), "before": old.unwrap_or(&none), "after": new.unwrap_or(&none), "created": old.is_none(), "deleted": new.is_none(), "forced": false, "commits": [], "pusher": {"name": by}});
-            self.event("push", payload, by);
+            self.event("push", self.push_json(name, old, new, by), by);
             let moved: Vec<u64> = self.records.pulls.values().filter(|pull| pull.open && pull.branch == *name).map(|pull| pull.number).collect();
             for number in moved {
                 match new {
                     Some(new) => {
                         let new = new.clone();
                         self.point(number, &new)?;
-                        self.pull_event(number, "synchronize", by);
+                        self.pull_event(number, "synchronize", by, json!({"before": old, "after": new}));
                     }
                     None => {
                         self.close(number, by)?;
@@ -249,7 +247,7 @@ impl State {
         };
         self.records.pulls.insert(number, pull);
         self.point(number, &head)?;
-        self.pull_event(number, "opened", author);
+        self.pull_event(number, "opened", author, json!({}));
         self.save()?;
         Ok(number)
     }
@@ -271,9 +269,9 @@ impl State {
             Some("closed") if pull.open => self.close(number, by)?,
             Some("open") if !pull.open && pull.merged_as.is_none() => {
                 pull.open = true;
-                self.pull_event(number, "reopened", by);
+                self.pull_event(number, "reopened", by, json!({}));
             }
-            _ if edited => self.pull_event(number, "edited", by),
+            _ if edited => self.pull_event(number, "edited", by, json!({"changes": {}})),
             _ => {}
         }
         self.save()
@@ -284,7 +282,7 @@ impl State {
             pull.open = false;
             pull.updated_at = Utc::now();
         }
-        self.pull_event(number, "closed", by);
+        self.pull_event(number, "closed", by, json!({}));
         self.save()
     }
 
@@ -302,7 +300,7 @@ impl State {
         if let Some(pull) = self.records.pulls.get_mut(&number) {
             pull.updated_at = now;
         }
-        let payload = json!({"action": "created", "issue": {"number": number, "pull_request": {}}, "comment": self.comment_json(&comment)});
+        let payload = json!({"action": "created", "issue": self.issue_json(number)?, "comment": self.comment_json(&comment)});
         self.event("issue_comment", payload, author);
         self.save()?;
         Ok(comment)
@@ -316,7 +314,10 @@ impl State {
         let commit = pull.head.clone();
         let review = Review { id: self.id(), pull: number, author: author.to_owned(), state: state.to_owned(), commit, body: body.to_owned(), at: Utc::now() };
         self.records.reviews.push(review.clone());
-        let payload = json!({"action": "submitted", "review": self.review_json(&review), "pull_request": self.pull_json(number)?});
+        // Events write the word in lower case, answers in upper case.
+        let mut sent = self.review_json(&review);
+        sent["state"] = state.to_lowercase().into();
+        let payload = json!({"action": "submitted", "review": sent, "pull_request": self.listed_pull_json(number)?});
         self.event("pull_request_review", payload, author);
         self.save()?;
         Ok(review)
@@ -351,7 +352,7 @@ impl State {
             pull.merged_at = Some(now);
             pull.updated_at = now;
         }
-        self.pull_event(number, "closed", by);
+        self.pull_event(number, "closed", by, json!({}));
         self.look(by)?;
         self.save()?;
         Ok(merged)
@@ -363,51 +364,13 @@ impl State {
         self.sender.send(name, payload);
     }
 
-    fn pull_event(&self, number: u64, action: &str, by: &str) {
+    fn pull_event(&self, number: u64, action: &str, by: &str, mut more: Value) {
         if let Ok(pull) = self.pull_json(number) {
-            self.event("pull_request", json!({"action": action, "number": number, "pull_request": pull}), by);
+            more["action"] = action.into();
+            more["number"] = number.into();
+            more["pull_request"] = pull;
+            self.event("pull_request", more, by);
         }
-    }
-
-    pub(super) fn user_json(&self, login: &str) -> Value {
-        let id = self.settings.users.iter().position(|user| user.login == login).map_or(9999, |at| at as u64 + 1);
-        json!({"login": login, "id": id, "node_id": format!("U_{id}"), "type": "User", "site_admin": false, "url": format!("{}/users/{login}", self.url()), "html_url": format!("{}/{login}", self.url()), "avatar_url": ""})
-    }
-
-    pub(super) fn repository_json(&self) -> Value {
-        let (owner, name) = (&self.settings.owner, &self.settings.repository);
-        json!({"id": 1, "node_id": "R_1", "name": name, "full_name": format!("{owner}/{name}"), "private": true, "fork": false, "owner": self.user_json(owner),
-            "default_branch": "main", "url": format!("{}/repos/{owner}/{name}", self.url()), "html_url": format!("{}/{owner}/{name}", self.url()), "clone_url": format!("{}/{owner}/{name}.git", self.url())})
-    }
-
-    pub(super) fn pull_json(&self, number: u64) -> Answer<Value> {
-        let pull = self.pull(number)?;
-        let html = format!("{}/{}/{}/pull/{number}", self.url(), self.settings.owner, self.settings.repository);
-        let side = |branch: &str, sha: &str| json!({"label": format!("{}:{branch}", self.settings.owner), "ref": branch, "sha": sha, "user": self.user_json(&self.settings.owner), "repo": self.repository_json()});
-        let base_head = self.head_of(&pull.base).unwrap_or_default();
-        Ok(json!({
-            "id": number, "node_id": format!("PR_{number}"), "number": number, "state": if pull.open { "open" } else { "closed" }, "locked": false, "draft": pull.draft,
-            "title": pull.title, "body": pull.body, "user": self.user_json(&pull.author), "html_url": html, "url": format!("{}/repos/{}/{}/pulls/{number}", self.url(), self.settings.owner, self.settings.repository),
-            "head": side(&pull.branch, &pull.head), "base": side(&pull.base, &base_head), "labels": [], "assignees": [], "requested_reviewers": [], "author_association": "MEMBER",
-            "merged": pull.merged_as.is_some(), "merged_at": pull.merged_at, "merge_commit_sha": pull.merged_as, "merged_by": pull.merged_by.as_ref().map(|login| self.user_json(login)),
-            "mergeable": if pull.open { json!(true) } else { Value::Null }, "created_at": pull.created_at, "updated_at": pull.updated_at, "closed_at": if pull.open { Value::Null } else { json!(pull.updated_at) },
-        }))
-    }
-
-    pub(super) fn comment_json(&self, comment: &Comment) -> Value {
-        let html = format!("{}/{}/{}/pull/{}#issuecomment-{}", self.url(), self.settings.owner, self.settings.repository, comment.pull, comment.id);
-        json!({"id": comment.id, "node_id": format!("IC_{}", comment.id), "body": comment.body, "user": self.user_json(&comment.author), "created_at": comment.created_at, "updated_at": comment.updated_at,
-            "html_url": html, "url": html, "issue_url": format!("{}/repos/{}/{}/issues/{}", self.url(), self.settings.owner, self.settings.repository, comment.pull), "author_association": "MEMBER"})
-    }
-
-    pub(super) fn review_json(&self, review: &Review) -> Value {
-        json!({"id": review.id, "node_id": format!("PRR_{}", review.id), "user": self.user_json(&review.author), "body": review.body, "state": review.state, "commit_id": review.commit, "submitted_at": review.at, "author_association": "MEMBER",
-            "html_url": format!("{}/{}/{}/pull/{}", self.url(), self.settings.owner, self.settings.repository, review.pull), "pull_request_url": ""})
-    }
-
-    pub(super) fn status_json(&self, status: &Status) -> Value {
-        json!({"id": status.id, "node_id": format!("SC_{}", status.id), "state": status.state, "context": status.context, "description": status.description, "target_url": null, "url": "", "avatar_url": null,
-            "creator": self.user_json(&status.author), "created_at": status.at, "updated_at": status.at})
     }
 
     /// The newest status of each context.
@@ -447,7 +410,8 @@ impl State {
             let sha = delta.new_file().id().to_string();
             let text = patch.to_buf().map(|buffer| String::from_utf8_lossy(&buffer).into_owned()).unwrap_or_default();
             let hunks: String = text.lines().skip_while(|line| !line.starts_with("@@")).collect::<Vec<_>>().join("\n").chars().take(PATCH_BYTES_MAX).collect();
-            files.push(json!({"sha": sha, "filename": name, "status": sort, "additions": additions, "deletions": deletions, "changes": additions + deletions, "patch": hunks, "blob_url": "", "raw_url": "", "contents_url": ""}));
+            files.push(json!({"sha": sha, "filename": name, "status": sort, "additions": additions, "deletions": deletions, "changes": additions + deletions, "patch": hunks,
+                "blob_url": self.api(&format!("/blob/{}/{name}", pull.head)), "raw_url": self.api(&format!("/raw/{}/{name}", pull.head)), "contents_url": self.api(&format!("/contents/{name}?ref={}", pull.head))}));
         }
         Ok(files)
     }
@@ -468,9 +432,11 @@ impl State {
             let commit = repository.find_commit(id)?;
             let author = commit.author();
             let at = DateTime::from_timestamp(commit.time().seconds(), 0).unwrap_or_default();
+            let url = self.api(&format!("/commits/{id}"));
+            let parents: Vec<Value> = commit.parent_ids().map(|parent| { let url = self.api(&format!("/commits/{parent}")); json!({"sha": parent.to_string(), "url": url, "html_url": url}) }).collect();
             let person = json!({"name": author.name().unwrap_or_default(), "email": author.email().unwrap_or_default(), "date": at});
-            commits.push(json!({"sha": id.to_string(), "node_id": format!("C_{id}"), "html_url": "", "url": "", "comments_url": "", "author": null, "committer": null, "parents": [],
-                "commit": {"message": commit.message().unwrap_or_default(), "author": person, "committer": person, "tree": {"sha": commit.tree_id().to_string(), "url": ""}, "url": "", "comment_count": 0}}));
+            commits.push(json!({"sha": id.to_string(), "node_id": format!("C_{id}"), "html_url": url, "url": url, "comments_url": format!("{url}/comments"), "author": null, "committer": null, "parents": parents,
+                "commit": {"message": commit.message().unwrap_or_default(), "author": person, "committer": person, "tree": {"sha": commit.tree_id().to_string(), "url": self.api(&format!("/git/trees/{}", commit.tree_id()))}, "url": self.api(&format!("/git/commits/{id}")), "comment_count": 0}}));
         }
         commits.reverse();
         Ok(commits)

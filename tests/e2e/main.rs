@@ -4,5 +4,6 @@
 mod bad_days;
 mod conversation;
 mod loop_closed;
+mod published;
 mod stage;
 mod webhooks;
