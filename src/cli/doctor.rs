@@ -162,7 +162,7 @@ async fn forge(config: &Config, findings: &mut Vec<Finding>) {
         findings.push(well(what, "none: nothing is proposed, and nobody is heard"));
         return;
     };
-    match workbench::forge(config).await {
+    match workbench::forge(config) {
         Err(failure) => findings.push(ill(what, failure.says, "check `github` in the configuration")),
         Ok(None) => {}
         Ok(Some(client)) => match client.own_login().await {

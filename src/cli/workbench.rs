@@ -52,11 +52,10 @@ pub(crate) fn owner() -> crate::authority::Principal {
 }
 
 /// The forge of a configuration, if it has one.
-pub(crate) async fn forge(config: &Config) -> Result<Option<Arc<dyn Forge>>, Failure> {
+pub(crate) fn forge(config: &Config) -> Result<Option<Arc<dyn Forge>>, Failure> {
     let (Some(github), Some(auth)) = (&config.github, auth(config)?) else { return Ok(None) };
     let (owner, name) = config.forge_repository().map_err(Failure::new)?;
-    let client = GitHub::connect(&github.base_url, &owner, &name, &auth).await?;
-    Ok(Some(Arc::new(client)))
+    Ok(Some(Arc::new(GitHub::new(&github.base_url, &owner, &name, auth))))
 }
 
 /// Makes the folder of the daemon's data, for its owner alone.
@@ -84,7 +83,7 @@ pub(crate) async fn daemon(config: &Config, redactor: Redactor) -> Result<Arc<Da
     let targets = Targets::new(tofu::Tofu::new(tofu_settings(config, &redactor), Arc::clone(&seal), redactor.clone()));
     let hands = Hands {
         mirror: Mirror::open(&config.data.join("mirror.git"), &config.repository.url)?,
-        forge: forge(config).await?,
+        forge: forge(config)?,
         target: Arc::new(targets),
         clock: Arc::new(SystemClock),
         store,

@@ -6,6 +6,7 @@
 //! ref. *Race:* a webhook that is not received: it is tried again a few times and then dropped, as on GitHub; whoever
 //! listens has to poll as well.
 
+mod app;
 mod git_http;
 mod pages;
 mod rest;
@@ -36,6 +37,9 @@ pub struct Settings {
     /// Teams of the organisation, by name.
     #[serde(default)]
     pub teams: std::collections::BTreeMap<String, Vec<String>>,
+    /// An App that is installed on the repository.
+    #[serde(default)]
+    pub app: Option<App>,
     /// Where events are sent.
     #[serde(default)]
     pub webhook: Option<Webhook>,
@@ -51,6 +55,18 @@ pub struct User {
     pub token: String,
     /// `read`, `write` or `admin`.
     pub permission: String,
+}
+
+/// An App that is installed on the repository, with the right to write.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct App {
+    /// Its id.
+    pub id: u64,
+    /// Its name in logins: it writes as `SLUG[bot]`.
+    pub slug: String,
+    /// The public half of its key, as PEM.
+    pub public_key: String,
 }
 
 /// Where events are sent.
@@ -107,7 +123,7 @@ impl Forge {
         let address = listener.local_addr().map_err(|source| Error::Listen { address, source })?;
         let state = State::open(folder, settings, address)?;
         let shared = Arc::new(Mutex::new(state));
-        let router = Router::new().merge(rest::routes()).merge(git_http::routes()).merge(pages::routes()).with_state(shared);
+        let router = Router::new().merge(rest::routes()).merge(app::routes()).merge(git_http::routes()).merge(pages::routes()).with_state(shared);
         let task = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
                 tracing::error!(%error, "the forge stopped");

@@ -34,7 +34,10 @@ pub(super) async fn authenticate(shared: &Shared, headers: &HeaderMap) -> Option
     } else {
         rest.trim().to_owned()
     };
-    shared.lock().await.settings.users.iter().find(|user| user.token == token).cloned()
+    let state = shared.lock().await;
+    let holds = state.installation_tokens.get(&token).is_some_and(|until| *until > Utc::now());
+    let app = state.settings.app.as_ref().filter(|_| holds).map(|app| User { login: format!("{}[bot]", app.slug), token: token.clone(), permission: "write".into() });
+    app.or_else(|| state.settings.users.iter().find(|user| user.token == token).cloned())
 }
 
 /// Whether a repository is the one that is served.

@@ -85,6 +85,8 @@ pub(super) struct State {
     pub(super) address: SocketAddr,
     pub(super) records: Records,
     pub(super) page_token: String,
+    /// Tokens of the App's installation, and until when they hold.
+    pub(super) installation_tokens: BTreeMap<String, DateTime<Utc>>,
     sender: webhooks::Sender,
 }
 
@@ -117,7 +119,7 @@ impl State {
         let mut token = [0; 16];
         getrandom::fill(&mut token).map_err(|error| failed(error.to_string()))?;
         let sender = webhooks::Sender::new(settings.webhook.clone());
-        let mut state = Self { folder, settings, address, records, page_token: hex::encode(token), sender };
+        let mut state = Self { folder, settings, address, records, page_token: hex::encode(token), installation_tokens: BTreeMap::new(), sender };
         if state.records.branches.is_empty() {
             state.records.branches = state.heads();
         }

@@ -82,7 +82,7 @@ fn client() -> Result<reqwest::Client, git2::Error> {
         .read_timeout(READ_TIMEOUT)
         .redirect(same_host)
         .build()
-        .map_err(|error| git2::Error::from_str(&error.to_string()))
+        .map_err(|error| git2::Error::from_str(&crate::error_chain(&error)))
 }
 
 struct Http {
@@ -131,7 +131,7 @@ enum State {
 impl Stream {
     fn send(&self, request: reqwest::RequestBuilder, body: Vec<u8>) -> io::Result<reqwest::Response> {
         let request = if body.is_empty() { request } else { request.body(body) };
-        let response = self.handle.block_on(request.send()).map_err(|error| io::Error::other(error.without_url().to_string()))?;
+        let response = self.handle.block_on(request.send()).map_err(|error| io::Error::other(crate::error_chain(&error.without_url())))?;
         match response.status().as_u16() {
             200..=299 => Ok(response),
             401 | 403 => Err(io::Error::new(io::ErrorKind::PermissionDenied, "the server refused the credentials; check the token and what it may do")),
@@ -158,7 +158,7 @@ impl Read for Stream {
                         *state = State::Answer { response, rest, at: at + count, read };
                         return Ok(count);
                     }
-                    let chunk = self.handle.block_on(response.chunk()).map_err(|error| io::Error::other(error.without_url().to_string()))?;
+                    let chunk = self.handle.block_on(response.chunk()).map_err(|error| io::Error::other(crate::error_chain(&error.without_url())))?;
                     let Some(chunk) = chunk else { return Ok(0) };
                     let read = read + chunk.len() as u64;
                     if read > ANSWER_BYTES_MAX {

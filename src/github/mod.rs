@@ -46,13 +46,18 @@ pub enum Auth {
 
 /// The client for one repository.
 pub struct GitHub {
-    rest: Octocrab,
-    graphql: Octocrab,
+    base: String,
     owner: String,
     repository: String,
-    token: Option<SecretString>,
-    login: OnceCell<String>,
-    app: bool,
+    auth: Auth,
+    clients: OnceCell<Clients>,
+}
+
+/// What is known once the forge has answered.
+struct Clients {
+    rest: Octocrab,
+    graphql: Octocrab,
+    login: String,
 }
 
 fn failed(attempt: &str, why: impl ToString) -> ForgeError {
@@ -60,15 +65,21 @@ fn failed(attempt: &str, why: impl ToString) -> ForgeError {
 }
 
 impl GitHub {
-    /// The client of a repository at a base address, such as `https://api.github.com`.
-    ///
-    /// # Errors
-    /// When the address or the key is malformed, or an App has no installation on the repository.
-    pub async fn connect(base: &str, owner: &str, repository: &str, auth: &Auth) -> Result<Self, ForgeError> {
+    /// The client of a repository at a base address, such as `https://api.github.com`. Nothing is asked yet, so that a
+    /// daemon starts while its forge is out of reach.
+    pub fn new(base: &str, owner: &str, repository: &str, auth: Auth) -> Self {
+        Self { base: base.trim_end_matches('/').to_owned(), owner: owner.to_owned(), repository: repository.to_owned(), auth, clients: OnceCell::new() }
+    }
+
+    async fn clients(&self) -> Result<&Clients, ForgeError> {
+        self.clients.get_or_try_init(|| self.connect()).await
+    }
+
+    /// Proves who we are, and asks under which name we are known.
+    async fn connect(&self) -> Result<Clients, ForgeError> {
         let attempt = "connect to the forge";
-        let base = base.trim_end_matches('/');
         // GitHub Enterprise serves REST below /api/v3 and GraphQL beside it.
-        let graphql_base = base.strip_suffix("/v3").unwrap_or(base);
+        let graphql_base = self.base.strip_suffix("/v3").unwrap_or(&self.base);
         let builder = |base: &str| -> Result<_, ForgeError> {
             Ok(Octocrab::builder()
                 .base_uri(base)
@@ -77,22 +88,24 @@ impl GitHub {
                 .set_read_timeout(Some(TIMEOUT))
                 .set_write_timeout(Some(TIMEOUT)))
         };
-        let (rest, graphql, token, app) = match auth {
+        match &self.auth {
             Auth::Token(token) => {
                 let with = |base: &str| builder(base)?.personal_token(token.clone()).build().map_err(|error| failed(attempt, error));
-                (with(base)?, with(graphql_base)?, Some(token.clone()), false)
+                let rest = with(&self.base)?;
+                let user: wire::User = rest.get("/user", None::<&()>).await.map_err(|error| says("ask who we are", &error))?;
+                Ok(Clients { rest, graphql: with(graphql_base)?, login: user.login })
             }
             Auth::App { id, key } => {
                 let pem = std::fs::read(key).map_err(|error| failed(attempt, format!("the key `{}` could not be read: {error}", key.display())))?;
                 let with = |base: &str| builder(base)?.app_from_rsa_pem(AppId(*id), &pem).map_err(|error| failed(attempt, error))?.build().map_err(|error| failed(attempt, error));
-                let app = with(base)?;
-                let installation = app.apps().get_repository_installation(owner, repository).await.map_err(|error| says(attempt, &error))?;
-                let rest = app.installation(installation.id).map_err(|error| says(attempt, &error))?;
-                let graphql = with(graphql_base)?.installation(installation.id).map_err(|error| says(attempt, &error))?;
-                (rest, graphql, None, true)
+                let app = with(&self.base)?;
+                // Only the App itself may ask this; the token of an installation may not.
+                let found: wire::Installation = app.get(self.route("installation"), None::<&()>).await.map_err(|error| says("find the App's installation on the repository", &error))?;
+                let rest = app.installation(found.id.into()).map_err(|error| says(attempt, &error))?;
+                let graphql = with(graphql_base)?.installation(found.id.into()).map_err(|error| says(attempt, &error))?;
+                Ok(Clients { rest, graphql, login: format!("{}[bot]", found.app_slug) })
             }
-        };
-        Ok(Self { rest, graphql, owner: owner.to_owned(), repository: repository.to_owned(), token, login: OnceCell::new(), app })
+        }
     }
 
     fn route(&self, rest: &str) -> String {
@@ -103,10 +116,13 @@ impl GitHub {
     async fn read<T: DeserializeOwned>(&self, attempt: &str, route: &str) -> Result<T, ForgeError> {
         let mut tries = 0;
         loop {
-            match self.rest.get::<T, _, ()>(route, None).await {
+            let answer = match self.clients().await {
+                Ok(clients) => clients.rest.get::<T, _, ()>(route, None).await.map_err(|error| says(attempt, &error)),
+                Err(error) => Err(error),
+            };
+            match answer {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
-                    let error = says(attempt, &error);
                     tries += 1;
                     let limited = error.not_before.is_some() || ["401", "403", "404"].iter().any(|code| error.why.contains(&format!("answered {code}")));
                     match error.retry {
@@ -133,9 +149,10 @@ impl GitHub {
     }
 
     async fn write<B: Serialize + Send + Sync, T: DeserializeOwned>(&self, attempt: &str, method: Method, route: &str, body: &B) -> Result<T, ForgeError> {
+        let rest = &self.clients().await?.rest;
         let done = match method {
-            Method::Post => self.rest.post(route, Some(body)).await,
-            Method::Patch => self.rest.patch(route, Some(body)).await,
+            Method::Post => rest.post(route, Some(body)).await,
+            Method::Patch => rest.patch(route, Some(body)).await,
         };
         done.map_err(|error| says(attempt, &error))
     }
@@ -173,15 +190,7 @@ fn encode(text: &str) -> String {
 #[async_trait]
 impl Forge for GitHub {
     async fn own_login(&self) -> Result<String, ForgeError> {
-        let login = self.login.get_or_try_init(|| async {
-            if self.app {
-                let app: Value = self.read("ask who we are", "/app").await.unwrap_or_default();
-                return Ok(format!("{}[bot]", app["slug"].as_str().unwrap_or("evenkeel")));
-            }
-            let user: wire::User = self.read("ask who we are", "/user").await?;
-            Ok(user.login)
-        });
-        login.await.cloned()
+        Ok(self.clients().await?.login.clone())
     }
 
     async fn list_pulls(&self) -> Result<Vec<Pull>, ForgeError> {
@@ -218,7 +227,7 @@ impl Forge for GitHub {
         for comment in self.list_comments(number).await? {
             if comment.id != except && comment.author.eq_ignore_ascii_case(&own) && comment.body.trim_end().lines().last().is_some_and(|line| line.contains(marker)) {
                 let query = "mutation($id: ID!) { minimizeComment(input: {subjectId: $id, classifier: OUTDATED}) { minimizedComment { isMinimized } } }";
-                let _: Value = self.graphql.graphql(&json!({"query": query, "variables": {"id": comment.node_id}})).await.map_err(|error| says("fold a comment away", &error))?;
+                let _: Value = self.clients().await?.graphql.graphql(&json!({"query": query, "variables": {"id": comment.node_id}})).await.map_err(|error| says("fold a comment away", &error))?;
             }
         }
         Ok(())
@@ -272,11 +281,11 @@ impl Forge for GitHub {
     }
 
     async fn git_token(&self) -> Result<Option<SecretString>, ForgeError> {
-        if let Some(token) = &self.token {
+        if let Auth::Token(token) = &self.auth {
             return Ok(Some(token.expose_secret().to_owned().into()));
         }
         let buffer = chrono::Duration::minutes(10);
-        let token = self.rest.installation_token_with_buffer(buffer).await.map_err(|error| says("get a token for git", &error))?;
+        let token = self.clients().await?.rest.installation_token_with_buffer(buffer).await.map_err(|error| says("get a token for git", &error))?;
         Ok(Some(token.expose_secret().to_owned().into()))
     }
 }

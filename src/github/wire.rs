@@ -109,3 +109,9 @@ impl Comment {
         }
     }
 }
+
+#[derive(Deserialize)]
+pub(super) struct Installation {
+    pub(super) id: u64,
+    pub(super) app_slug: String,
+}

@@ -5,5 +5,6 @@ mod bad_days;
 mod conversation;
 mod loop_closed;
 mod published;
+mod secure;
 mod stage;
 mod webhooks;

@@ -70,7 +70,7 @@ impl Asked {
     /// Asks, requires this status, and checks the answer against the operation's schema.
     async fn ask(&mut self, user: &str, method: &str, template: &str, path: &str, body: Value, expected: u16) -> Value {
         let method_upper: reqwest::Method = method.to_uppercase().parse().unwrap();
-        let mut request = self.http.request(method_upper, format!("{}{path}", self.base)).bearer_auth(format!("t-{user}"));
+        let mut request = self.http.request(method_upper, format!("{}{path}", self.base)).bearer_auth(if user.contains('.') { user.to_owned() } else { format!("t-{user}") });
         if method != "get" {
             request = request.json(&body);
         }
@@ -115,7 +115,7 @@ async fn the_forge_answers_as_github_describes() {
     let hooks = tokio::spawn(async move { axum::serve(listener, Router::new().route("/", take).with_state(events)).await.unwrap() });
     let settings: Settings = serde_json::from_value(json!({"owner": "acme", "repository": "infra",
         "users": [{"login": "evenkeel", "token": "t-evenkeel", "permission": "admin"}, {"login": "lin", "token": "t-lin", "permission": "write"}, {"login": "guest", "token": "t-guest", "permission": "read"}],
-        "teams": {"platform": ["lin"]}, "webhook": {"url": hook, "secret": "hook"}}))
+        "teams": {"platform": ["lin"]}, "app": {"id": 77, "slug": "keeper", "publicKey": super::secure::app_key(folder.path())}, "webhook": {"url": hook, "secret": "hook"}}))
     .unwrap();
     let forge = Forge::start(folder.path().join("forge"), settings, ([127, 0, 0, 1], 0).into()).await.unwrap();
     let mut description = published("api.json");
@@ -189,6 +189,14 @@ async fn the_forge_answers_as_github_describes() {
     let other = here(&format!("/pulls/{}", other["number"]));
     asked.ask("lin", "patch", &one, &other, json!({"state": "closed"}), 200).await;
     asked.ask("lin", "patch", &one, &other, json!({"state": "open"}), 200).await;
+
+    let app = json!({"iss": "77", "iat": chrono::Utc::now().timestamp() - 5, "exp": chrono::Utc::now().timestamp() + 60});
+    let key = jsonwebtoken::EncodingKey::from_rsa_pem(&std::fs::read(folder.path().join("app.pem")).unwrap()).unwrap();
+    let proof = jsonwebtoken::encode(&jsonwebtoken::Header::new(jsonwebtoken::Algorithm::RS256), &app, &key).unwrap();
+    asked.ask(&proof, "get", "/app", "/app", nothing.clone(), 200).await;
+    let installation = asked.ask(&proof, "get", &at("/installation"), &here("/installation"), nothing.clone(), 200).await;
+    let tokens = format!("/app/installations/{}/access_tokens", installation["id"]);
+    asked.ask(&proof, "post", "/app/installations/{installation_id}/access_tokens", &tokens, json!({}), 201).await;
 
     let schemas = published("webhooks.json");
     let mut wanted: Vec<&str> = vec!["push", "pull_request opened", "pull_request edited", "pull_request synchronize", "pull_request closed", "pull_request reopened", "pull_request_review submitted", "issue_comment created"];

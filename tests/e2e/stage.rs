@@ -87,6 +87,11 @@ impl Drop for Stage {
 impl Stage {
     /// A forge with a repository of these files, and no daemon yet.
     pub(crate) async fn new(files: &[(String, String)]) -> Self {
+        Self::with_app(files, Value::Null).await
+    }
+
+    /// The same, with an App installed on the repository.
+    pub(crate) async fn with_app(files: &[(String, String)], app: Value) -> Self {
         tools();
         let folder = tempfile::tempdir().unwrap();
         let place = |name: &str| folder.path().join(name);
@@ -98,7 +103,7 @@ impl Stage {
         let settings: Settings = serde_json::from_value(json!({
             "owner": "acme", "repository": "infra",
             "users": [{"login": "evenkeel", "token": "t-evenkeel", "permission": "admin"}, {"login": "lin", "token": "t-lin", "permission": "write"}, {"login": "mira", "token": "t-mira", "permission": "write"}, {"login": "guest", "token": "t-guest", "permission": "read"}],
-            "teams": {"platform": ["lin"]},
+            "teams": {"platform": ["lin"]}, "app": app,
             "webhook": {"url": format!("http://127.0.0.1:{port}/webhooks/github"), "secret": "hook"},
         }))
         .unwrap();
@@ -152,8 +157,13 @@ impl Stage {
 
     /// Starts the daemon.
     pub(crate) fn serve(&mut self) {
+        self.serve_with(&[]);
+    }
+
+    /// Starts the daemon with more in its environment.
+    pub(crate) fn serve_with(&mut self, environment: &[(&str, &Path)]) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.place("daemon.log")).unwrap();
-        self.daemon = Some(self.command(&["serve"]).stdout(Stdio::null()).stderr(log).spawn().unwrap());
+        self.daemon = Some(self.command(&["serve"]).envs(environment.iter().copied()).stdout(Stdio::null()).stderr(log).spawn().unwrap());
     }
 
     /// SIGKILL.
