@@ -60,7 +60,7 @@ pub(super) async fn run(global: &Global, args: &Apply) -> Done {
         }
         let nothing = plans.iter().all(|plan| plan.instances.is_empty());
         if (args.dry_run || nothing) && global.output != Format::Text {
-            output::document(global.output, &json!({"command": "apply", "dryRun": args.dry_run, "plans": plans, "runs": []}))?;
+            output::answer(global.output, "apply", &json!({"dryRun": args.dry_run, "plans": plans, "runs": []}))?;
             return Ok(if nothing { 0 } else { plan::exit_code(&plans) });
         }
         if args.dry_run {
@@ -77,14 +77,14 @@ pub(super) async fn run(global: &Global, args: &Apply) -> Done {
     }
     let started: Started = client.post("/api/v1/apply", &ask).await?;
     if args.no_wait && global.output != Format::Text {
-        output::document(global.output, &json!({"command": "apply", "runs": started.runs}))?;
+        output::answer(global.output, "apply", &json!({"runs": started.runs}))?;
         return Ok(0);
     }
     if args.no_wait {
         output::text(&started.runs.iter().map(|run| format!("Run {run} is under way; `evenkeel runs {run}` shows it.")).collect::<Vec<_>>().join("\n"));
         return Ok(0);
     }
-    let mut code = 0;
+    let (mut code, mut ended) = (0, vec![]);
     for id in &started.runs {
         let run = follow(global, &client, *id).await?;
         let all = run.instances.values().all(|instance| instance.status == Status::Applied);
@@ -93,6 +93,10 @@ pub(super) async fn run(global: &Global, args: &Apply) -> Done {
             (RunState::Ended { .. }, false) => 1,
             (RunState::Open, _) => 2,
         });
+        ended.push(run);
+    }
+    if global.output != Format::Text {
+        output::answer(global.output, "apply", &json!({"runs": ended}))?;
     }
     Ok(code)
 }
@@ -131,11 +135,11 @@ async fn follow(global: &Global, client: &Client, id: RunId) -> Result<Run, Fail
         let stuck = run.instances.values().all(|i| i.status.ended() || i.status == Status::Waiting);
         match &run.state {
             RunState::Ended { says } => {
-                finish(global, &run, says)?;
+                finish(global, &run, says);
                 return Ok(run);
             }
             RunState::Open if stuck => {
-                finish(global, &run, "It waits; `evenkeel explain` says for what.")?;
+                finish(global, &run, "It waits; `evenkeel explain` says for what.");
                 return Ok(run);
             }
             RunState::Open => tokio::time::sleep(POLL).await,
@@ -143,12 +147,10 @@ async fn follow(global: &Global, client: &Client, id: RunId) -> Result<Run, Fail
     }
 }
 
-fn finish(global: &Global, run: &Run, says: &str) -> Result<(), Failure> {
-    match global.output {
-        Format::Text => output::text(&format!("Run {}: {}", run.id, says.replace('`', ""))),
-        format => output::document(format, run)?,
+fn finish(global: &Global, run: &Run, says: &str) {
+    if global.output == Format::Text {
+        output::text(&format!("Run {}: {}", run.id, says.replace('`', "")));
     }
-    Ok(())
 }
 
 pub(super) async fn propose(global: &Global, args: &Propose) -> Done {
@@ -163,7 +165,7 @@ pub(super) async fn propose(global: &Global, args: &Propose) -> Done {
                 output::text(&format!("#{}   {}   {state}", one["proposal"]["pull"], one["root"].as_str().unwrap_or_default()));
             }
         }
-        format => output::document(format, &json!({"command": "propose", "proposals": proposals}))?,
+        format => output::answer(format, "propose", &json!({"proposals": proposals}))?,
     }
     Ok(if proposals.is_empty() { 0 } else { 2 })
 }

@@ -39,6 +39,10 @@ impl Client {
             (None, Some(config)) => format!("http://{}", config.listen),
             (None, None) => "http://127.0.0.1:7654".into(),
         };
+        if !reqwest::Url::parse(&base).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host()) {
+            let says = format!("`{base}` is not the address of a daemon");
+            return Err(Failure { code: 64, ..Failure::new(says).hint("an address is such as `http://127.0.0.1:7654`") });
+        }
         let from_file = config.as_ref().and_then(|config| std::fs::read_to_string(config.data.join("api-token")).ok());
         let token = std::env::var("EVENKEEL_TOKEN").ok().or(from_file).map(|token| SecretString::from(token.trim().to_owned()));
         let http = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_secs(3)).build().map_err(Failure::from)?;

@@ -54,7 +54,7 @@ pub(super) async fn run(global: &Global, _: &Doctor) -> Done {
             output::text(&format!("{} {}: {}", colour.warn("Hint:"), finding.what, finding.mend.as_deref().unwrap_or_default()));
         }
     } else {
-        output::document(global.output, &json!({"command": "doctor", "findings": findings}))?;
+        output::answer(global.output, "doctor", &json!({"findings": findings}))?;
     }
     Ok(u8::from(sick))
 }

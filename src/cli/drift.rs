@@ -72,7 +72,7 @@ fn against_checkout(global: &Global, plans: &[Plan]) -> Done {
     let worst = instances.iter().map(|instance| verdict(instance)).min().unwrap_or(Verdict::Unknown);
     if global.output != Format::Text {
         let rows: Vec<_> = instances.iter().map(|i| json!({"id": i.id, "environment": i.id.environment, "component": i.id.component, "kind": i.kind, "verdict": verdict(i), "applied": null, "pending": i.actions.iter().flat_map(|a| a.resources.clone()).collect::<Vec<_>>(), "drift": [], "reason": i.problem})).collect();
-        output::document(global.output, &json!({"command": "drift", "against": "checkout", "revision": null, "verdict": worst, "instances": rows, "problems": []}))?;
+        output::answer(global.output, "drift", &json!({"against": "checkout", "revision": null, "verdict": worst, "instances": rows, "problems": []}))?;
         return Ok(worst.exit_code());
     }
     let mut text = "Against the checkout; no applied record: drift and pending can't be told apart.\n".to_owned();

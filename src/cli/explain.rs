@@ -19,7 +19,7 @@ pub(crate) struct Explain {
 pub(super) async fn run(global: &Global, args: &Explain) -> Done {
     let found: Explained = Client::new(global)?.get(&format!("/api/v1/instances/{}", args.instance)).await?;
     if global.output != Format::Text {
-        output::document(global.output, &found)?;
+        output::answer(global.output, "explain", &found)?;
         return Ok(found.instance.verdict.exit_code());
     }
     output::text(&text(&found));

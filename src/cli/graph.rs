@@ -54,7 +54,7 @@ pub(super) fn run(global: &Global, args: &Graph) -> Done {
     let ordered = order(&edges);
     if global.output != Format::Text {
         let rows: Vec<_> = ordered.iter().map(|(id, step)| json!({"id": id, "order": step, "after": edges[id]})).collect();
-        output::document(global.output, &json!({"command": "graph", "instances": rows, "problems": desired.problems}))?;
+        output::answer(global.output, "graph", &json!({"instances": rows, "problems": desired.problems}))?;
         return Ok(u8::from(!desired.problems.is_empty()));
     }
     let mut text = String::new();

@@ -21,7 +21,7 @@ mod workbench;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use output::Format;
 
@@ -115,8 +115,12 @@ pub(crate) type Done = Result<u8, Failure>;
 pub fn main() -> ExitCode {
     // Every TLS client of this process uses this provider; a second install is harmless.
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let parsed = Cli::command().try_get_matches().and_then(|matches| {
+        let name = matches.subcommand_name().unwrap_or_default().to_owned();
+        Cli::from_arg_matches(&matches).map(|cli| (cli, name))
+    });
+    let (cli, name) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => {
             drop(error.print());
             return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
@@ -124,14 +128,15 @@ pub fn main() -> ExitCode {
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return output::fail(&Failure::from(error)),
+        Err(error) => return output::fail(&Failure::from(error), cli.global.output, &name),
     };
+    let format = cli.global.output;
     let done = runtime.block_on(run(cli));
     // A blocking call that hangs in a dead network must not keep the process.
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     match done {
         Ok(code) => ExitCode::from(code),
-        Err(failure) => output::fail(&failure),
+        Err(failure) => output::fail(&failure, format, &name),
     }
 }
 
@@ -140,7 +145,7 @@ async fn run(cli: Cli) -> Done {
     match cli.command {
         Command::Serve(args) => serve::run(global, args).await,
         Command::Validate(args) => validate::run(global, &args),
-        Command::Schema(args) => validate::schema(&args),
+        Command::Schema(args) => validate::schema(global, &args),
         Command::Drift(args) => drift::run(global, &args).await,
         Command::Plan(args) => plan::run(global, &args).await,
         Command::Status(args) => status::run(global, &args).await,

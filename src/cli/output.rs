@@ -37,6 +37,16 @@ pub(crate) fn text(text: &str) {
     drop(out.flush());
 }
 
+/// Prints the one object that a command answers, with the command's name in it.
+pub(crate) fn answer<T: Serialize>(format: Format, command: &str, answer: &T) -> Result<(), Failure> {
+    let mut fields = serde_json::Map::from_iter([("command".to_owned(), command.into())]);
+    match serde_json::to_value(answer)? {
+        serde_json::Value::Object(map) => fields.extend(map),
+        other => drop(fields.insert("answer".into(), other)),
+    }
+    document(format, &fields)
+}
+
 /// Prints one document in a format that is not text.
 pub(crate) fn document<T: Serialize>(format: Format, document: &T) -> Result<(), Failure> {
     let printed = match format {
@@ -52,8 +62,11 @@ pub(crate) fn note(line: &str) {
     drop(writeln!(std::io::stderr().lock(), "{line}"));
 }
 
-/// One `Error:` line, then `Hint:`.
-pub(crate) fn fail(failure: &Failure) -> ExitCode {
+/// One `Error:` line, then `Hint:`; where a program reads stdout, the same as an object there.
+pub(crate) fn fail(failure: &Failure, format: Format, command: &str) -> ExitCode {
+    if format != Format::Text {
+        drop(answer(format, command, &serde_json::json!({"error": {"message": failure.says, "hint": failure.hint}})));
+    }
     note(&format!("Error: {}", failure.says));
     if let Some(hint) = &failure.hint {
         note(&format!("Hint: {hint}"));

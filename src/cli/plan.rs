@@ -51,7 +51,7 @@ pub(super) async fn run(global: &Global, args: &PlanArgs) -> Done {
             output::text(&plans.iter().map(text).collect::<Vec<_>>().join("\n"));
         }
         (format, [one]) => output::document(format, one)?,
-        (format, all) => output::document(format, &json!({"command": "plan", "against": against, "plans": all}))?,
+        (format, all) => output::answer(format, "plan", &json!({"against": against, "plans": all}))?,
     }
     Ok(exit_code(&plans))
 }

@@ -68,7 +68,7 @@ pub(super) async fn runs(global: &Global, args: &Runs) -> Done {
     if let Some(id) = args.id {
         let run: Run = client.get(&format!("/api/v1/runs/{id}")).await?;
         if global.output != Format::Text {
-            output::document(global.output, &run)?;
+            output::answer(global.output, "runs", &run)?;
             return Ok(0);
         }
         let mut text = format!("Run {} of {} at {}, {}\nAuthorised by {}\n\n", run.id, run.environment, run.revision.short(), state(&run), run.because.replace('`', ""));
@@ -83,7 +83,7 @@ pub(super) async fn runs(global: &Global, args: &Runs) -> Done {
     }
     let runs: Vec<Run> = client.get(&format!("/api/v1/runs?limit={}", args.limit)).await?;
     if global.output != Format::Text {
-        output::document(global.output, &json!({"command": "runs", "runs": runs}))?;
+        output::answer(global.output, "runs", &json!({"runs": runs}))?;
         return Ok(0);
     }
     if runs.is_empty() {
@@ -111,7 +111,7 @@ pub(super) async fn journal(global: &Global, args: &Journal) -> Done {
     }
     let records: Vec<JournalRecord> = Client::new(global)?.get(&format!("/api/v1/journal?limit={}{run}", args.limit)).await?;
     if global.output != Format::Text {
-        output::document(global.output, &json!({"command": "journal", "records": records}))?;
+        output::answer(global.output, "journal", &json!({"records": records}))?;
         return Ok(0);
     }
     if records.is_empty() {
@@ -133,7 +133,7 @@ pub(super) async fn audit(global: &Global, args: &Audit) -> Done {
         return Err(Failure::new(format!("the audit's chain is broken at entry {broken}: it, or one before it, was changed")));
     }
     match (args.what.as_deref(), global.output) {
-        (Some("verify"), format) if format != Format::Text => output::document(format, &json!({"command": "audit", "entries": entries.len(), "broken": null}))?,
+        (Some("verify"), format) if format != Format::Text => output::answer(format, "audit", &json!({"entries": entries.len(), "broken": null}))?,
         (Some("verify"), _) => output::text(&format!("The chain of {} entries is whole.", entries.len())),
         (Some(other), _) => return Err(Failure { code: 64, ..Failure::new(format!("`{other}` is not known")).hint("`evenkeel audit` or `evenkeel audit verify`") }),
         (None, Format::Text) => {
@@ -141,7 +141,7 @@ pub(super) async fn audit(global: &Global, args: &Audit) -> Done {
             let rows: Vec<Vec<String>> = entries.iter().map(|e| vec![text(e, "at"), text(e, "principal"), text(e, "action"), text(e, "subject"), text(e, "detail")]).collect();
             output::text(&output::table(&rows));
         }
-        (None, format) => output::document(format, &json!({"command": "audit", "entries": entries, "broken": null}))?,
+        (None, format) => output::answer(format, "audit", &json!({"entries": entries, "broken": null}))?,
     }
     Ok(0)
 }

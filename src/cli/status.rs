@@ -33,8 +33,7 @@ pub(super) fn paint(verdict: Verdict, colour: Colour) -> String {
 /// Prints a status, as `status`, `drift` and `serve --once` do.
 pub(super) fn print(global: &Global, status: &Status, command: &str) -> Result<(), super::Failure> {
     if global.output != Format::Text {
-        return output::document(global.output, &json!({
-            "command": command, "against": "applied", "revision": status.revision, "verdict": status.verdict,
+        return output::answer(global.output, command, &json!({"against": "applied", "revision": status.revision, "verdict": status.verdict,
             "instances": status.instances, "problems": status.problems, "reason": status.reason,
         }));
     }

@@ -79,15 +79,16 @@ pub(super) fn run(global: &Global, args: &Validate) -> Done {
             }
             output::text(&text);
         }
-        format => output::document(format, &json!({
-            "command": "validate", "files": desired.files, "components": desired.components, "instances": desired.instances.len(),
+        format => output::answer(format, "validate", &json!({"files": desired.files, "components": desired.components, "instances": desired.instances.len(),
             "problems": desired.problems, "notes": desired.notes,
         }))?,
     }
     Ok(u8::from(!desired.problems.is_empty()))
 }
 
-pub(super) fn schema(args: &Schema) -> Done {
+pub(super) fn schema(global: &Global, args: &Schema) -> Done {
+    // A schema is JSON, also where text is asked for.
+    let print = |schema: &serde_json::Value| output::document(global.output, schema);
     let kinds: Vec<&str> = match &args.kind {
         None => schema::KINDS.to_vec(),
         Some(name) => {
@@ -99,7 +100,7 @@ pub(super) fn schema(args: &Schema) -> Done {
         let schema = schema::schema(kind).ok_or_else(|| Failure::new("a kind without a schema"))?;
         let text = serde_json::to_string_pretty(&schema)? + "\n";
         match &args.write {
-            None if kinds.len() == 1 => output::text(&text),
+            None if kinds.len() == 1 => print(&schema)?,
             None => {}
             Some(folder) => {
                 std::fs::create_dir_all(folder)?;
@@ -109,7 +110,7 @@ pub(super) fn schema(args: &Schema) -> Done {
     }
     if args.write.is_none() && kinds.len() > 1 {
         let all: serde_json::Map<_, _> = kinds.iter().filter_map(|kind| Some(((*kind).to_owned(), schema::schema(kind)?))).collect();
-        output::document(Format::Json, &all)?;
+        print(&all.into())?;
     }
     Ok(0)
 }

@@ -11,7 +11,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Caller, Reader, Refusal, Shared};
+use super::{Caller, Part, Reader, Refusal, Shared};
 use crate::{
     daemon::{InstanceStatus, Status},
     desired::Selector,
@@ -131,20 +131,20 @@ struct Listing {
     run: Option<i64>,
 }
 
-async fn runs(State(door): State<Shared>, _: Reader, Query(listing): Query<Listing>) -> Result<Json<Vec<Run>>, Refusal> {
+async fn runs(State(door): State<Shared>, _: Reader, Part(Query(listing)): Part<Query<Listing>>) -> Result<Json<Vec<Run>>, Refusal> {
     Ok(Json(door.daemon.hands.store.runs(listing.limit.unwrap_or(50).min(LIMIT_MAX)).await?))
 }
 
-async fn run(State(door): State<Shared>, _: Reader, Path(id): Path<i64>) -> Result<Json<Run>, Refusal> {
+async fn run(State(door): State<Shared>, _: Reader, Part(Path(id)): Part<Path<i64>>) -> Result<Json<Run>, Refusal> {
     let found = door.daemon.hands.store.run(RunId(id)).await?;
     found.map(Json).ok_or_else(|| Refusal(StatusCode::NOT_FOUND, "no-run", format!("there is no run {id}")))
 }
 
-async fn journal(State(door): State<Shared>, _: Reader, Query(listing): Query<Listing>) -> Result<Json<Vec<JournalRecord>>, Refusal> {
+async fn journal(State(door): State<Shared>, _: Reader, Part(Query(listing)): Part<Query<Listing>>) -> Result<Json<Vec<JournalRecord>>, Refusal> {
     Ok(Json(door.daemon.hands.store.journal(listing.run.map(RunId), listing.limit.unwrap_or(200).min(LIMIT_MAX)).await?))
 }
 
-async fn plans(State(door): State<Shared>, _: Reader, Query(listing): Query<Listing>) -> Result<Json<Vec<Value>>, Refusal> {
+async fn plans(State(door): State<Shared>, _: Reader, Part(Query(listing)): Part<Query<Listing>>) -> Result<Json<Vec<Value>>, Refusal> {
     let plans = door.daemon.hands.store.plans(listing.limit.unwrap_or(20).min(LIMIT_MAX)).await?;
     Ok(Json(plans.into_iter().map(|(subject, plan, at)| json!({"subject": subject, "plannedAt": at, "plan": plan})).collect()))
 }
@@ -159,7 +159,7 @@ async fn graph(State(door): State<Shared>, _: Reader) -> Json<Value> {
     Json(instances.values().map(|i| json!({"id": i.id, "kind": i.kind, "upstreams": i.upstreams, "after": i.after})).collect())
 }
 
-async fn drift(State(door): State<Shared>, Caller(who): Caller, Json(ask): Json<Ask>) -> Result<Json<Status>, Refusal> {
+async fn drift(State(door): State<Shared>, Caller(who): Caller, Part(Json(ask)): Part<Json<Ask>>) -> Result<Json<Status>, Refusal> {
     let selected = door.daemon.drift_of(selector(&ask)?.as_ref(), &who).await?;
     let mut status = door.daemon.status().await?;
     status.instances.retain(|instance| selected.contains(&instance.id));
@@ -167,11 +167,11 @@ async fn drift(State(door): State<Shared>, Caller(who): Caller, Json(ask): Json<
     Ok(Json(status))
 }
 
-async fn plan(State(door): State<Shared>, Caller(who): Caller, Json(ask): Json<Ask>) -> Result<Json<Vec<Plan>>, Refusal> {
+async fn plan(State(door): State<Shared>, Caller(who): Caller, Part(Json(ask)): Part<Json<Ask>>) -> Result<Json<Vec<Plan>>, Refusal> {
     Ok(Json(door.daemon.plan_now(selector(&ask)?.as_ref(), &who).await?))
 }
 
-async fn apply(State(door): State<Shared>, Caller(who): Caller, Json(ask): Json<Ask>) -> Result<Json<Started>, Refusal> {
+async fn apply(State(door): State<Shared>, Caller(who): Caller, Part(Json(ask)): Part<Json<Ask>>) -> Result<Json<Started>, Refusal> {
     let daemon: &Arc<crate::daemon::Daemon> = &door.daemon;
     match daemon.apply_now(selector(&ask)?.as_ref(), &ask.digests, ask.remediation.as_ref(), &who).await {
         Ok(runs) => Ok(Json(Started { runs })),
@@ -184,7 +184,7 @@ async fn apply(State(door): State<Shared>, Caller(who): Caller, Json(ask): Json<
     }
 }
 
-async fn propose(State(door): State<Shared>, Caller(who): Caller, Json(ask): Json<Ask>) -> Result<Json<Value>, Refusal> {
+async fn propose(State(door): State<Shared>, Caller(who): Caller, Part(Json(ask)): Part<Json<Ask>>) -> Result<Json<Value>, Refusal> {
     if door.daemon.hands.forge.is_none() {
         return Err(Refusal(StatusCode::CONFLICT, "refused", "there is no forge to propose on; configure `github`".into()));
     }

@@ -17,7 +17,7 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{ConnectInfo, FromRequestParts, State},
+    extract::{ConnectInfo, FromRequest, FromRequestParts, Request, State},
     http::{StatusCode, request::Parts},
     response::{IntoResponse, Response},
     routing::get,
@@ -58,6 +58,7 @@ pub async fn serve(listener: TcpListener, door: Door) -> std::io::Result<()> {
         .merge(webhook::routes())
         .merge(api::routes())
         .fallback(|| async { Refusal(StatusCode::NOT_FOUND, "no-route", "there is nothing here; /api/v1/openapi.json describes what there is".into()) })
+        .method_not_allowed_fallback(|| async { Refusal(StatusCode::METHOD_NOT_ALLOWED, "no-method", "this address takes another method; /api/v1/openapi.json describes what there is".into()) })
         .with_state(shared);
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
     axum::serve(listener, service).with_graceful_shutdown(async move { stop.stopped().await }).await
@@ -120,6 +121,25 @@ fn principal(parts: &Parts, door: &Door) -> Option<Principal> {
     let header = parts.headers.get("authorization")?.to_str().ok()?;
     let token = header.strip_prefix("Bearer ")?.trim();
     door.tokens.iter().find(|(_, known)| equal(known.expose_secret(), token)).map(|(name, _)| Principal::Token { name: name.clone() })
+}
+
+/// A part of a request, whose absence or malformation is refused like everything else: as JSON, in a sentence.
+pub(crate) struct Part<E>(pub(crate) E);
+
+/// Tells axum by which of its two ways the inner part is read.
+pub(crate) struct Via<M>(std::marker::PhantomData<M>);
+
+impl<S: Send + Sync, E: FromRequest<S, M>, M> FromRequest<S, Via<M>> for Part<E>
+where
+    E::Rejection: IntoResponse + std::fmt::Display,
+{
+    type Rejection = Refusal;
+    async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
+        E::from_request(request, state).await.map(Self).map_err(|rejection| {
+            let says = rejection.to_string();
+            Refusal(rejection.into_response().status(), "malformed", says)
+        })
+    }
 }
 
 /// Somebody who may ask for something.
