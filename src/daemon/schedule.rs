@@ -8,6 +8,8 @@ use super::{Daemon, Wake};
 
 /// How often drift is looked for where nothing says.
 const DRIFT_EVERY: Duration = Duration::from_secs(15 * 60);
+/// How often what is old is forgotten.
+const PRUNE_EVERY: chrono::Duration = chrono::Duration::days(1);
 /// The longest sleep, so that a clock that jumps is noticed.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 /// The shortest, so that a wrong time can't spin.
@@ -16,8 +18,15 @@ const SLEEP_MIN: Duration = Duration::from_millis(200);
 /// Wakes what is due, for ever.
 pub(super) async fn timers(daemon: Arc<Daemon>) {
     let mut polled_at = daemon.now();
+    let mut pruned_at = DateTime::UNIX_EPOCH;
     loop {
         let now = daemon.now();
+        if now - pruned_at >= PRUNE_EVERY || now < pruned_at {
+            pruned_at = now;
+            if let Err(error) = daemon.store().prune(now).await {
+                tracing::warn!(error = crate::error_chain(&error), "could not forget what is old");
+            }
+        }
         let poll = chrono::Duration::from_std(daemon.settings.poll).unwrap_or(chrono::Duration::minutes(1));
         // A clock that was set back is due at once, rather than never.
         if now - polled_at >= poll || now < polled_at {

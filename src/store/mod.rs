@@ -25,6 +25,12 @@ use crate::{
 
 /// How long a writer waits for another.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long what is over is kept: a remediation expires in a week, and a question about a run comes within a quarter.
+const KEPT: chrono::Duration = chrono::Duration::days(90);
+/// How many plans of a subject are kept: comments bind to the last ones.
+const PLANS_KEPT: u32 = 50;
+/// How many runs are kept, however old.
+const RUNS_KEPT: u32 = 1000;
 /// How many readers there are at once; SQLite has one writer whatever this is.
 const CONNECTIONS_MAX: u32 = 4;
 
@@ -202,6 +208,34 @@ impl Store {
         if answer == "ok" { Ok(()) } else { Err(Error::Statement { attempt: "check the store", source: sqlx::Error::Protocol(answer) }) }
     }
 
+    /// Forgets what nothing can ask for any more: what was handled and said long ago, and all but the newest plans of a
+    /// subject and the newest ended runs. What is open, applied or observed stays, and so does the audit.
+    ///
+    /// # Errors
+    /// When the store can't be written; then nothing is forgotten.
+    pub async fn prune(&self, now: DateTime<Utc>) -> Result<(), Error> {
+        let attempt = "forget what is old";
+        let old = stamp(now - KEPT);
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(statement(attempt))?;
+        let by_age = [
+            // A comment that was obeyed stands on its pull request for ever, and must not be obeyed again.
+            "DELETE FROM inbox WHERE received_at < ? AND id LIKE 'delivery/%'",
+            "DELETE FROM outbox WHERE sent_at < ?",
+            "DELETE FROM records WHERE sort = 'action' AND at < ?",
+        ];
+        for sql in by_age {
+            sqlx::query(sql).bind(&old).execute(&mut *transaction).await.map_err(statement(attempt))?;
+        }
+        let plans = "DELETE FROM plans WHERE id IN (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY subject ORDER BY id DESC) AS place FROM plans) WHERE place > ?)";
+        sqlx::query(plans).bind(PLANS_KEPT).execute(&mut *transaction).await.map_err(statement(attempt))?;
+        let runs = "CREATE TEMP TABLE old_runs AS SELECT id FROM runs WHERE ended_at < ?1 AND id NOT IN (SELECT id FROM runs ORDER BY id DESC LIMIT ?2)";
+        sqlx::query(runs).bind(&old).bind(RUNS_KEPT).execute(&mut *transaction).await.map_err(statement(attempt))?;
+        for sql in ["DELETE FROM journal WHERE run IN (SELECT id FROM old_runs)", "DELETE FROM approved WHERE run IN (SELECT id FROM old_runs)", "DELETE FROM runs WHERE id IN (SELECT id FROM old_runs)", "DROP TABLE old_runs"] {
+            sqlx::query(sql).execute(&mut *transaction).await.map_err(statement(attempt))?;
+        }
+        transaction.commit().await.map_err(statement(attempt))
+    }
+
     /// Ends all connections, so that the file is complete without its log.
     pub async fn close(&self) {
         self.pool.close().await;
@@ -223,15 +257,6 @@ impl Store {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Whether something that came in was looked at.
-    ///
-    /// # Errors
-    /// When the store can't be read.
-    pub async fn received(&self, id: &str) -> Result<bool, Error> {
-        let row = sqlx::query("SELECT 1 FROM inbox WHERE id = ?").bind(id).fetch_optional(&self.pool).await.map_err(statement("look into the inbox"))?;
-        Ok(row.is_some())
-    }
-
     /// Whether something that came in was looked at to its end.
     ///
     /// # Errors
@@ -239,20 +264,6 @@ impl Store {
     pub async fn is_handled(&self, id: &str) -> Result<bool, Error> {
         let row = sqlx::query("SELECT 1 FROM inbox WHERE id = ? AND handled_at IS NOT NULL").bind(id).fetch_optional(&self.pool).await.map_err(statement("look into the inbox"))?;
         Ok(row.is_some())
-    }
-
-    /// What came in and was not looked at, oldest first.
-    ///
-    /// # Errors
-    /// When the store can't be read.
-    pub async fn open_inbox<T: DeserializeOwned>(&self, limit: u32) -> Result<Vec<(String, T)>, Error> {
-        let attempt = "list the inbox";
-        let rows = sqlx::query("SELECT id, document FROM inbox WHERE handled_at IS NULL ORDER BY received_at, id LIMIT ?")
-            .bind(limit)
-            .fetch_all(&self.pool)
-            .await
-            .map_err(statement(attempt))?;
-        rows.iter().map(|row| Ok((row.get(0), decode(attempt, row.get(1))?))).collect()
     }
 
     /// Marks something that came in as looked at.

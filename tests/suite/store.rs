@@ -48,10 +48,9 @@ async fn what_came_in_is_kept_once() {
     let (store, _folder) = on_disk().await;
     assert!(store.receive("delivery/1", at(0), &"push").await.unwrap());
     assert!(!store.receive("delivery/1", at(1), &"push").await.unwrap());
-    assert_eq!(store.open_inbox::<String>(10).await.unwrap(), [("delivery/1".to_owned(), "push".to_owned())]);
+    assert!(!store.is_handled("delivery/1").await.unwrap());
     store.handled("delivery/1", at(2)).await.unwrap();
-    assert_eq!(store.open_inbox::<String>(10).await.unwrap(), []);
-    assert!(store.received("delivery/1").await.unwrap());
+    assert!(store.is_handled("delivery/1").await.unwrap());
 }
 
 #[tokio::test]
@@ -175,4 +174,37 @@ async fn a_store_of_the_first_schema_is_brought_up_to_date() {
     assert_eq!(store.approved(RunId(1), &b).await.unwrap(), Some(Approved::Actions { actions: vec![] }));
     assert_eq!(store.run(RunId(1)).await.unwrap().unwrap().because, "a test");
     assert!(store.begun(&a).await.unwrap() && !store.begun(&b).await.unwrap());
+}
+
+#[tokio::test]
+async fn what_is_old_and_over_is_forgotten_and_nothing_else() {
+    let (store, _folder) = on_disk().await;
+    let id: InstanceId = "dev/a".parse().unwrap();
+    let digest = Digest::of_json(&serde_json::json!(1));
+    for n in 0..1002 {
+        let mut run = run();
+        store.create_run(&mut run, &approved()).await.unwrap();
+        store.append(&run, &id, 1, &Event::Planned { digest: Some(digest) }, at(n)).await.unwrap();
+        if n != 0 {
+            run.state = evenkeel::journal::RunState::Ended { says: String::new() };
+            run.ended_at = Some(at(n));
+            store.set_run(&run).await.unwrap();
+        }
+    }
+    for name in ["delivery/1", "comment/1"] {
+        store.receive(name, at(0), &"push").await.unwrap();
+    }
+    store.handled("comment/1", at(0)).await.unwrap();
+    store.audit(at(0), "lin", "apply", "dev", "").await.unwrap();
+    store.prune(at(60)).await.unwrap();
+    assert_eq!(store.runs(2000).await.unwrap().len(), 1002, "nothing is old yet");
+    store.prune(at(0) + Duration::days(200)).await.unwrap();
+    let kept: Vec<i64> = store.runs(2000).await.unwrap().iter().map(|run| run.id.0).rev().collect();
+    assert_eq!((kept.len(), kept[0], kept[1]), (1001, 1, 3), "the second run is over and old; the first is open");
+    assert_eq!(store.approved(RunId(2), &id).await.unwrap(), None);
+    assert_eq!(store.journal(Some(RunId(2)), 10).await.unwrap(), []);
+    assert_eq!(store.journal(Some(RunId(1)), 10).await.unwrap().len(), 1);
+    assert!(store.is_handled("comment/1").await.unwrap(), "a comment is obeyed once, however old it is");
+    assert!(store.receive("delivery/1", at(1), &"push").await.unwrap());
+    assert_eq!(store.audit_entries().await.unwrap().0.len(), 1);
 }

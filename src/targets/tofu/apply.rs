@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::{
     Tofu,
-    observe::Private,
+    observe::{PREPARED, Private},
     program::{Read, failure},
     worktree,
 };
@@ -36,7 +36,7 @@ impl Tofu {
     pub(in crate::targets) async fn prepare(&self, job: &Job, work: &TofuWork) -> Result<Prepared, TargetError> {
         let ready = self.ready(job, work, true).await?;
         let mut observation = self.plan(job, work, &ready, true).await?;
-        let ticket = Private(self.data_path(job).join("prepared"));
+        let ticket = Private(self.data_path(job).join(PREPARED));
         if observation.changes.is_empty() {
             return Ok(Prepared { observation, ticket: Box::new(()) });
         }

@@ -73,6 +73,7 @@ pub struct Tofu {
 impl Tofu {
     /// The target with its settings.
     pub fn new(settings: Settings, seal: Arc<Seal>, redactor: Redactor) -> Self {
+        remove_left_values(&settings.data.join("work"));
         Self {
             slots: Semaphore::new(settings.parallel.max(1)),
             settings,
@@ -142,5 +143,16 @@ impl Tofu {
             }
         });
         drop(removed.await);
+    }
+}
+
+/// Removes the files of values in plain text that a killed daemon left behind.
+fn remove_left_values(work: &std::path::Path) {
+    let below = |folder: PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    for data in below(work.to_owned()).flat_map(below).flat_map(below) {
+        for name in observe::FILES_WITH_VALUES {
+            // A folder of another sort does not have them.
+            drop(std::fs::remove_file(data.join(name)));
+        }
     }
 }

@@ -30,6 +30,14 @@ const STATE_PLACE: &str = "state-place";
 
 /// The file of variables, outside of the module.
 const VARIABLES: &str = "variables.tfvars.json";
+/// The settings of a backend, for as long as `init` runs.
+const BACKEND: &str = "backend.hcl";
+/// A plan that is looked at.
+const PLAN: &str = "plan";
+/// A plan that is to be applied.
+pub(super) const PREPARED: &str = "prepared";
+/// All that hold values in plain text.
+pub(super) const FILES_WITH_VALUES: [&str; 4] = [VARIABLES, BACKEND, PLAN, PREPARED];
 
 /// A work tree that is laid out, initialised and held.
 pub(super) struct Ready {
@@ -76,7 +84,7 @@ impl Tofu {
         .map_err(|_| TargetError::new("stopping", "the daemon is stopping"))??;
         let root = tree.join(&work.root);
         let data = self.data_path(job);
-        let ready = Ready { plan: data.join("plan"), root, _held: held };
+        let ready = Ready { plan: data.join(PLAN), root, _held: held };
         if work.declares_backend {
             drop(std::fs::remove_file(ready.root.join(OWN_BACKEND)));
         } else {
@@ -121,7 +129,7 @@ impl Tofu {
                 let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
                 format!("{name} = {}\n", Value::String(text).to_string().replace("${", "$${").replace("%{", "%%{"))
             };
-            let place = self.data_path(job).join("backend.hcl");
+            let place = self.data_path(job).join(BACKEND);
             let text: String = work.backend_config.iter().map(line).collect();
             worktree::write(&place, text.as_bytes(), 0o600).map_err(|error| TargetError::new("work-tree", format!("could not write `{}`: {error}", place.display())))?;
             arguments.push(format!("-backend-config={}", place.display()));
@@ -129,7 +137,7 @@ impl Tofu {
         let cache = &self.settings.provider_cache;
         worktree::private_folder(cache).map_err(|error| TargetError::new("provider-cache", format!("could not make `{}`: {error}", cache.display())))?;
         let said = self.run(job, &ready.root, &arguments, apply, Read::Lines(None)).await?;
-        drop(std::fs::remove_file(self.data_path(job).join("backend.hcl")));
+        drop(std::fs::remove_file(self.data_path(job).join(BACKEND)));
         if said.code != Some(0) {
             return Err(failure(job, "init", said));
         }
