@@ -15,6 +15,7 @@ bench: tools
 	@$(ENV) && cargo bench --bench evenkeel
 
 lint:
+	@cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 
 tools:

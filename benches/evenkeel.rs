@@ -1,7 +1,14 @@
 //! What `docs/performance.md` states: each figure beside its bound, from one run on one machine.
 //!
 //! Prints a table and writes `bench-results/evenkeel.json`. Everything is on loopback and stopped at the end.
-#![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation, reason = "a bench is a program for people")]
+#![allow(
+    missing_docs,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "a bench is a program for people"
+)]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -52,7 +59,8 @@ fn main() {
         rows
     });
     std::fs::create_dir_all("bench-results").unwrap();
-    let json: Vec<Value> = rows.iter().map(|row| json!({"figure": row.what, "median": row.found, "bound": row.bound})).collect();
+    let json: Vec<Value> =
+        rows.iter().map(|row| json!({"figure": row.what, "median": row.found, "bound": row.bound})).collect();
     std::fs::write("bench-results/evenkeel.json", serde_json::to_string_pretty(&json).unwrap()).unwrap();
 }
 
@@ -77,7 +85,12 @@ fn percentile(mut times: Vec<f64>, share: f64) -> f64 {
 fn tools() -> BTreeMap<String, String> {
     let output = Command::new("tools/tools").arg("env").output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    text.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('=')).map(|(name, value)| (name.to_owned(), value.trim_matches('"').replace("$PATH", &std::env::var("PATH").unwrap()))).collect()
+    text.lines()
+        .filter_map(|line| line.strip_prefix("export ")?.split_once('='))
+        .map(|(name, value)| {
+            (name.to_owned(), value.trim_matches('"').replace("$PATH", &std::env::var("PATH").unwrap()))
+        })
+        .collect()
 }
 
 fn write(folder: &Path, path: &str, text: &str) {
@@ -94,28 +107,65 @@ fn envelope(kind: &str, name: &str, spec: &str) -> String {
 fn components(folder: &Path, count: usize) {
     write(folder, "state-repo/staterepo.yaml", &envelope("StateRepo", "bench", "{}"));
     for environment in ["dev", "staging", "production"] {
-        write(folder, &format!("state-repo/environments/{environment}.yaml"), &envelope("Environment", environment, "{}"));
+        write(
+            folder,
+            &format!("state-repo/environments/{environment}.yaml"),
+            &envelope("Environment", environment, "{}"),
+        );
     }
     for n in 0..count {
         let before = if n % 10 == 0 { String::new() } else { format!(", dependsOn: [c{}]", n - 1) };
-        let spec = format!("{{ environments: [dev, staging, production]{before}, tofu: {{ root: tf/m{}, variables: {{ name: \"${{environment}}-{n}\", size: {n} }} }} }}", n % 50);
-        write(folder, &format!("state-repo/components/g{}/c{n}.yaml", n / 100), &envelope("Component", &format!("c{n}"), &spec));
+        let spec = format!(
+            "{{ environments: [dev, staging, production]{before}, tofu: {{ root: tf/m{}, variables: {{ name: \"${{environment}}-{n}\", size: {n} }} }} }}",
+            n % 50
+        );
+        write(
+            folder,
+            &format!("state-repo/components/g{}/c{n}.yaml", n / 100),
+            &envelope("Component", &format!("c{n}"), &spec),
+        );
     }
     for n in 0..50 {
-        write(folder, &format!("tf/m{n}/main.tf"), &format!("variable \"name\" {{}}\nvariable \"size\" {{}}\noutput \"n\" {{ value = {n} }}\n"));
+        write(
+            folder,
+            &format!("tf/m{n}/main.tf"),
+            &format!("variable \"name\" {{}}\nvariable \"size\" {{}}\noutput \"n\" {{ value = {n} }}\n"),
+        );
     }
 }
 
 async fn loading() -> Vec<Row> {
     let mut rows = vec![];
-    for (count, what, bound, again) in [(1000, "load + validate 1,000 components / 3 environments", "50 ms", "the same after a one-file change (1,000)"), (10_000, "load + validate 10,000 components / 3 environments", "500 ms", "the same after a one-file change (10,000)")] {
+    for (count, what, bound, again) in [
+        (
+            1000,
+            "load + validate 1,000 components / 3 environments",
+            "50 ms",
+            "the same after a one-file change (1,000)",
+        ),
+        (
+            10_000,
+            "load + validate 10,000 components / 3 environments",
+            "500 ms",
+            "the same after a one-file change (10,000)",
+        ),
+    ] {
         let folder = tempfile::tempdir().unwrap();
         components(&folder.path().join("seed"), count);
         seed(&folder.path().join("seed"), &folder.path().join("repository.git")).unwrap();
-        let mirror = Mirror::open(&folder.path().join("mirror.git"), folder.path().join("repository.git").to_str().unwrap()).unwrap();
+        let mirror =
+            Mirror::open(&folder.path().join("mirror.git"), folder.path().join("repository.git").to_str().unwrap())
+                .unwrap();
         let head = mirror.fetch("refs/heads/main").await.unwrap().unwrap();
-        let changed = envelope("Component", "c7", "{ environments: [dev, staging, production], tofu: { root: tf/m7, workspace: other } }");
-        let next = mirror.push("next", &head, None, vec![("state-repo/components/g0/c7.yaml".into(), Some(changed))], "change").await.unwrap();
+        let changed = envelope(
+            "Component",
+            "c7",
+            "{ environments: [dev, staging, production], tofu: { root: tf/m7, workspace: other } }",
+        );
+        let next = mirror
+            .push("next", &head, None, vec![("state-repo/components/g0/c7.yaml".into(), Some(changed))], "change")
+            .await
+            .unwrap();
         let (files, next) = (mirror.files(&head).await.unwrap(), mirror.files(&next).await.unwrap());
         let (mut cold, mut warm) = (vec![], vec![]);
         for _ in 0..ROUNDS {
@@ -123,7 +173,11 @@ async fn loading() -> Vec<Row> {
             let started = Instant::now();
             let desired = loader.load(&*files, "state-repo");
             cold.push(started.elapsed().as_secs_f64() * 1000.0);
-            assert!(desired.problems.is_empty() && desired.instances.len() == count * 3, "{:?}", desired.problems.first());
+            assert!(
+                desired.problems.is_empty() && desired.instances.len() == count * 3,
+                "{:?}",
+                desired.problems.first()
+            );
             let started = Instant::now();
             assert!(loader.load(&*next, "state-repo").problems.is_empty());
             warm.push(started.elapsed().as_secs_f64() * 1000.0);
@@ -154,7 +208,15 @@ impl Stage {
         let folder = tempfile::tempdir().unwrap();
         let place = |name: &str| folder.path().join(name);
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        write(&place("seed"), "state-repo/staterepo.yaml", &envelope("StateRepo", "bench", "{ permissions: [{ allow: [apply, plan, drift], to: [\"permission:write\"] }], defaults: { drift: { every: 1h } } }"));
+        write(
+            &place("seed"),
+            "state-repo/staterepo.yaml",
+            &envelope(
+                "StateRepo",
+                "bench",
+                "{ permissions: [{ allow: [apply, plan, drift], to: [\"permission:write\"] }], defaults: { drift: { every: 1h } } }",
+            ),
+        );
         fill(&place("seed"));
         seed(&place("seed"), &place("forge/repository.git")).unwrap();
         let settings: Settings = serde_json::from_value(json!({"owner": "acme", "repository": "infra",
@@ -182,7 +244,13 @@ impl Stage {
     fn serve(&mut self) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.place("daemon.log")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_evenkeel"));
-        command.args(["serve", "--config"]).arg(self.place("evenkeel.yaml")).envs(tools()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command
+            .args(["serve", "--config"])
+            .arg(self.place("evenkeel.yaml"))
+            .envs(tools())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
         self.daemon = Some(command.spawn().unwrap());
     }
 
@@ -199,7 +267,10 @@ impl Stage {
             if started.elapsed() > Duration::from_secs(300) {
                 let log = std::fs::read_to_string(self.place("daemon.log")).unwrap_or_default();
                 let lines: Vec<&str> = log.lines().collect();
-                panic!("{what} did not come true; the daemon's last lines:\n{}", lines[lines.len().saturating_sub(30)..].join("\n"));
+                panic!(
+                    "{what} did not come true; the daemon's last lines:\n{}",
+                    lines[lines.len().saturating_sub(30)..].join("\n")
+                );
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
@@ -218,7 +289,11 @@ impl Stage {
 
     fn statistic(&self, name: &str) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.daemon.as_ref().unwrap().id())).unwrap();
-        text.lines().find_map(|line| line.strip_prefix(name)).and_then(|rest| rest.split_whitespace().next()).and_then(|n| n.parse().ok()).unwrap_or(0)
+        text.lines()
+            .find_map(|line| line.strip_prefix(name))
+            .and_then(|rest| rest.split_whitespace().next())
+            .and_then(|n| n.parse().ok())
+            .unwrap_or(0)
     }
 
     fn ticks(&self) -> u64 {
@@ -229,12 +304,18 @@ impl Stage {
 }
 
 fn world_file(name: &str, content: &str) -> String {
-    format!("terraform {{\n  required_providers {{\n    world = {{ source = \"evenkeel/world\" }}\n  }}\n}}\nresource \"world_file\" \"{name}\" {{\n  path = \"{name}\"\n  content = \"{content}\"\n}}\noutput \"content\" {{ value = world_file.{name}.content }}\n")
+    format!(
+        "terraform {{\n  required_providers {{\n    world = {{ source = \"evenkeel/world\" }}\n  }}\n}}\nresource \"world_file\" \"{name}\" {{\n  path = \"{name}\"\n  content = \"{content}\"\n}}\noutput \"content\" {{ value = world_file.{name}.content }}\n"
+    )
 }
 
 fn one(folder: &Path) {
     write(folder, "state-repo/dev.yaml", &envelope("Environment", "dev", "{ onMerge: apply, deferred: apply }"));
-    write(folder, "state-repo/a.yaml", &envelope("Component", "a", "{ environments: [dev], tofu: { connection: world, root: tf/a } }"));
+    write(
+        folder,
+        "state-repo/a.yaml",
+        &envelope("Component", "a", "{ environments: [dev], tofu: { connection: world, root: tf/a } }"),
+    );
     write(folder, "tf/a/main.tf", &world_file("a", "0"));
 }
 
@@ -247,7 +328,16 @@ async fn start_and_idle() -> Vec<Row> {
     for _ in 0..ROUNDS {
         let started = Instant::now();
         stage.serve();
-        stage.until("ready", async || stage.http.get(format!("http://127.0.0.1:{}/readyz", stage.port)).send().await.is_ok_and(|answer| answer.status().is_success())).await;
+        stage
+            .until("ready", async || {
+                stage
+                    .http
+                    .get(format!("http://127.0.0.1:{}/readyz", stage.port))
+                    .send()
+                    .await
+                    .is_ok_and(|answer| answer.status().is_success())
+            })
+            .await;
         starts.push(started.elapsed().as_secs_f64() * 1000.0);
         stage.stop();
     }
@@ -259,8 +349,16 @@ async fn start_and_idle() -> Vec<Row> {
     let used = stage.ticks() - before;
     vec![
         Row { what: "start to /readyz", found: format!("{:.0} ms", median(starts)), bound: "< 300 ms".into() },
-        Row { what: "memory while idle (RSS)", found: format!("{:.1} MB", memory as f64 / 1024.0), bound: "< 40 MB".into() },
-        Row { what: "CPU while idle, of 10 s", found: format!("{} ms", used * 10), bound: "0 ms (clock ticks of 10 ms)".into() },
+        Row {
+            what: "memory while idle (RSS)",
+            found: format!("{:.1} MB", memory as f64 / 1024.0),
+            bound: "< 40 MB".into(),
+        },
+        Row {
+            what: "CPU while idle, of 10 s",
+            found: format!("{} ms", used * 10),
+            bound: "0 ms (clock ticks of 10 ms)".into(),
+        },
     ]
 }
 
@@ -278,23 +376,62 @@ async fn merge_to_tofu() -> Vec<Row> {
         let head = mirror.fetch("refs/heads/main").await.unwrap().unwrap();
         let before = started(&std::fs::read_to_string(&log).unwrap());
         let branch = format!("change-{n}");
-        mirror.push(&branch, &head, None, vec![("tf/a/main.tf".into(), Some(world_file("a", &n.to_string())))], "change").await.unwrap();
+        mirror
+            .push(&branch, &head, None, vec![("tf/a/main.tf".into(), Some(world_file("a", &n.to_string())))], "change")
+            .await
+            .unwrap();
         let base = format!("http://{}/repos/acme/infra/pulls", stage.forge.address);
-        let pull: Value = stage.http.post(&base).bearer_auth("t-lin").json(&json!({"title": branch, "head": branch, "base": "main"})).send().await.unwrap().json().await.unwrap();
+        let pull: Value = stage
+            .http
+            .post(&base)
+            .bearer_auth("t-lin")
+            .json(&json!({"title": branch, "head": branch, "base": "main"}))
+            .send()
+            .await
+            .unwrap()
+            .json()
+            .await
+            .unwrap();
         stage.until("planned", async || started(&std::fs::read_to_string(&log).unwrap()) >= before + 3).await;
-        stage.until("quiet", async || stage.get("/metrics").await.is_string() && { tokio::time::sleep(Duration::from_millis(300)).await; true }).await;
+        stage
+            .until("quiet", async || {
+                stage.get("/metrics").await.is_string() && {
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                    true
+                }
+            })
+            .await;
         let before = started(&std::fs::read_to_string(&log).unwrap());
         let merged = Instant::now();
-        let answer = stage.http.put(format!("{base}/{}/merge", pull["number"])).bearer_auth("t-lin").json(&json!({})).send().await.unwrap();
+        let answer = stage
+            .http
+            .put(format!("{base}/{}/merge", pull["number"]))
+            .bearer_auth("t-lin")
+            .json(&json!({}))
+            .send()
+            .await
+            .unwrap();
         assert!(answer.status().is_success());
         stage.until("tofu starts", async || started(&std::fs::read_to_string(&log).unwrap()) > before).await;
         times.push(merged.elapsed().as_secs_f64() * 1000.0);
         let content = stage.place("world/a");
-        stage.until("applied", async || std::fs::read_to_string(&content).is_ok_and(|text| text == n.to_string()) && stage.in_sync().await).await;
+        stage
+            .until("applied", async || {
+                std::fs::read_to_string(&content).is_ok_and(|text| text == n.to_string()) && stage.in_sync().await
+            })
+            .await;
     }
     vec![
-        Row { what: "merge requested → first tofu process, median", found: format!("{:.0} ms", median(times.clone())), bound: String::new() },
-        Row { what: "merge requested → first tofu process, 95th percentile", found: format!("{:.0} ms", percentile(times, 0.95)), bound: "< 300 ms".into() },
+        Row {
+            what: "merge requested → first tofu process, median",
+            found: format!("{:.0} ms", median(times.clone())),
+            bound: String::new(),
+        },
+        Row {
+            what: "merge requested → first tofu process, 95th percentile",
+            found: format!("{:.0} ms", percentile(times, 0.95)),
+            bound: "< 300 ms".into(),
+        },
     ]
 }
 
@@ -308,9 +445,28 @@ fn twenty(folder: &Path) {
     for n in 0..MODULES {
         let depends: BTreeSet<String> = upstreams(n).iter().map(|n| format!("m{n}")).collect();
         let depends: Vec<String> = depends.into_iter().collect();
-        write(folder, &format!("state-repo/m{n}.yaml"), &envelope("Component", &format!("m{n}"), &format!("{{ environments: [dev], dependsOn: [{}], tofu: {{ connection: world, root: tf/m{n} }} }}", depends.join(", "))));
-        let files: String = (0..10).map(|f| format!("resource \"world_file\" \"f{f}\" {{\n  path = \"m{n}/f{f}\"\n  content = \"{f}\"\n}}\n")).collect();
-        write(folder, &format!("tf/m{n}/main.tf"), &format!("terraform {{\n  required_providers {{\n    world = {{ source = \"evenkeel/world\" }}\n  }}\n}}\n{files}"));
+        write(
+            folder,
+            &format!("state-repo/m{n}.yaml"),
+            &envelope(
+                "Component",
+                &format!("m{n}"),
+                &format!(
+                    "{{ environments: [dev], dependsOn: [{}], tofu: {{ connection: world, root: tf/m{n} }} }}",
+                    depends.join(", ")
+                ),
+            ),
+        );
+        let files: String = (0..10)
+            .map(|f| format!("resource \"world_file\" \"f{f}\" {{\n  path = \"m{n}/f{f}\"\n  content = \"{f}\"\n}}\n"))
+            .collect();
+        write(
+            folder,
+            &format!("tf/m{n}/main.tf"),
+            &format!(
+                "terraform {{\n  required_providers {{\n    world = {{ source = \"evenkeel/world\" }}\n  }}\n}}\n{files}"
+            ),
+        );
     }
 }
 
@@ -323,14 +479,16 @@ async fn bare(stage: &Stage, name: &str, commands: &'static [&'static [&'static 
     std::fs::create_dir_all(&world).unwrap();
     let cache = stage.place(&format!("{name}-cache"));
     std::fs::create_dir_all(&cache).unwrap();
-    let done: Vec<tokio::sync::watch::Sender<bool>> = (0..MODULES).map(|_| tokio::sync::watch::channel(false).0).collect();
+    let done: Vec<tokio::sync::watch::Sender<bool>> =
+        (0..MODULES).map(|_| tokio::sync::watch::channel(false).0).collect();
     let receivers: Vec<_> = done.iter().map(tokio::sync::watch::Sender::subscribe).collect();
     let started = Instant::now();
     let tasks: Vec<_> = done
         .into_iter()
         .enumerate()
         .map(|(n, sender)| {
-            let (slots, root, environment, world, cache) = (Arc::clone(&slots), root.clone(), environment.clone(), world.clone(), cache.clone());
+            let (slots, root, environment, world, cache) =
+                (Arc::clone(&slots), root.clone(), environment.clone(), world.clone(), cache.clone());
             let mut before: Vec<_> = upstreams(n).into_iter().map(|up| receivers[up].clone()).collect();
             tokio::spawn(async move {
                 for upstream in &mut before {
@@ -339,8 +497,22 @@ async fn bare(stage: &Stage, name: &str, commands: &'static [&'static [&'static 
                 let folder = root.join(format!("tf/m{n}"));
                 for arguments in commands {
                     let _slot = slots.acquire().await.unwrap();
-                    let output = tokio::process::Command::new("tofu").args(*arguments).current_dir(&folder).envs(&environment).env("WORLD_ROOT", &world).env("TF_IN_AUTOMATION", "1").env("TF_PLUGIN_CACHE_DIR", &cache).env("CHECKPOINT_DISABLE", "1").output().await.unwrap();
-                    assert!(matches!(output.status.code(), Some(0 | 2)), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
+                    let output = tokio::process::Command::new("tofu")
+                        .args(*arguments)
+                        .current_dir(&folder)
+                        .envs(&environment)
+                        .env("WORLD_ROOT", &world)
+                        .env("TF_IN_AUTOMATION", "1")
+                        .env("TF_PLUGIN_CACHE_DIR", &cache)
+                        .env("CHECKPOINT_DISABLE", "1")
+                        .output()
+                        .await
+                        .unwrap();
+                    assert!(
+                        matches!(output.status.code(), Some(0 | 2)),
+                        "{arguments:?}: {}",
+                        String::from_utf8_lossy(&output.stdout)
+                    );
                 }
                 sender.send(true).unwrap();
             })
@@ -364,7 +536,8 @@ async fn twenty_modules() -> Vec<Row> {
         &["output", "-json"],
     ];
     const INIT: &[&[&str]] = &[&["init", "-json", "-input=false"]];
-    const PASS: &[&[&str]] = &[&["plan", "-json", "-input=false", "-detailed-exitcode", "-concise", "-lock=false", "-out=p"]];
+    const PASS: &[&[&str]] =
+        &[&["plan", "-json", "-input=false", "-detailed-exitcode", "-concise", "-lock=false", "-out=p"]];
     const ATTEMPTS: usize = 3;
     let (mut ours, mut theirs, mut our_pass, mut their_pass) = (vec![], vec![], vec![], vec![]);
     for round in 0..ATTEMPTS {
@@ -379,9 +552,25 @@ async fn twenty_modules() -> Vec<Row> {
         theirs.push(bare(&stage, &name, APPLY).await);
         their_pass.push(bare(&stage, &name, PASS).await);
         stage.serve();
-        stage.until("planned", async || stage.get("/api/v1/plans").await.as_array().is_some_and(|plans| !plans.is_empty())).await;
+        stage
+            .until("planned", async || {
+                stage.get("/api/v1/plans").await.as_array().is_some_and(|plans| !plans.is_empty())
+            })
+            .await;
         let token = std::fs::read_to_string(stage.place("data/api-token")).unwrap().trim().to_owned();
-        let post = async |path: &str, body: Value| -> Value { stage.http.post(format!("http://127.0.0.1:{}{path}", stage.port)).bearer_auth(&token).json(&body).send().await.unwrap().json().await.unwrap() };
+        let post = async |path: &str, body: Value| -> Value {
+            stage
+                .http
+                .post(format!("http://127.0.0.1:{}{path}", stage.port))
+                .bearer_auth(&token)
+                .json(&body)
+                .send()
+                .await
+                .unwrap()
+                .json()
+                .await
+                .unwrap()
+        };
         let plans = stage.get("/api/v1/plans").await;
         let digest = plans[0]["plan"]["digest"].clone();
         // The plan that people look at has initialised the work trees; a fresh machine's run does it itself.
@@ -406,7 +595,14 @@ async fn twenty_modules() -> Vec<Row> {
     }
     let row = |what, ours: Vec<f64>, theirs: Vec<f64>| {
         let (ours, theirs) = (median(ours), median(theirs));
-        Row { what, found: format!("{ours:.2} s"), bound: format!("{theirs:.2} s by a bare driver: {:+.1} % (< 5 %)", (ours / theirs - 1.0) * 100.0) }
+        Row {
+            what,
+            found: format!("{ours:.2} s"),
+            bound: format!("{theirs:.2} s by a bare driver: {:+.1} % (< 5 %)", (ours / theirs - 1.0) * 100.0),
+        }
     };
-    vec![row("20 root modules, depth 4, 200 resources: whole apply", ours, theirs), row("the same: whole pass without changes", our_pass, their_pass)]
+    vec![
+        row("20 root modules, depth 4, 200 resources: whole apply", ours, theirs),
+        row("the same: whole pass without changes", our_pass, their_pass),
+    ]
 }

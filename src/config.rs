@@ -173,7 +173,14 @@ pub struct Tofu {
 
 impl Default for Tofu {
     fn default() -> Self {
-        Self { binary: "tofu".into(), runner: "local".into(), parallel: 4, provider_cache: None, timeout: Duration::seconds(3600), lock_timeout: Duration::seconds(30) }
+        Self {
+            binary: "tofu".into(),
+            runner: "local".into(),
+            parallel: 4,
+            provider_cache: None,
+            timeout: Duration::seconds(3600),
+            lock_timeout: Duration::seconds(30),
+        }
     }
 }
 
@@ -276,7 +283,8 @@ impl Config {
         if let Some(problem) = problems.first() {
             return Err(wrong(problem.to_string()));
         }
-        let mut value = nodes.first().map_or(Value::Object(serde_json::Map::new()), crate::desired::node::Node::to_json);
+        let mut value =
+            nodes.first().map_or(Value::Object(serde_json::Map::new()), crate::desired::node::Node::to_json);
         for keys in KEYS {
             if let Some(found) = environment(&variable(keys)) {
                 let mut place = &mut value;
@@ -336,11 +344,17 @@ impl Config {
     /// When neither the address nor `github.repository` says it.
     pub fn forge_repository(&self) -> Result<(String, String), String> {
         let named = self.github.as_ref().and_then(|github| github.repository.clone());
-        let text = named.unwrap_or_else(|| self.repository.url.trim_end_matches('/').trim_end_matches(".git").to_owned());
+        let text =
+            named.unwrap_or_else(|| self.repository.url.trim_end_matches('/').trim_end_matches(".git").to_owned());
         let mut parts = text.rsplit('/');
         match (parts.next(), parts.next()) {
-            (Some(name), Some(owner)) if !name.is_empty() && !owner.is_empty() => Ok((owner.to_owned(), name.to_owned())),
-            _ => Err(format!("`{}` does not say owner and name; set `github.repository: owner/name`", self.repository.url)),
+            (Some(name), Some(owner)) if !name.is_empty() && !owner.is_empty() => {
+                Ok((owner.to_owned(), name.to_owned()))
+            }
+            _ => Err(format!(
+                "`{}` does not say owner and name; set `github.repository: owner/name`",
+                self.repository.url
+            )),
         }
     }
 
@@ -348,12 +362,24 @@ impl Config {
     ///
     /// # Errors
     /// When the connection, its credentials or a file is missing; the sentence says which.
-    pub fn credentials(&self, id: &InstanceId, name: &str, apply: bool, redactor: &Redactor) -> Result<BTreeMap<String, SecretString>, String> {
+    pub fn credentials(
+        &self,
+        id: &InstanceId,
+        name: &str,
+        apply: bool,
+        redactor: &Redactor,
+    ) -> Result<BTreeMap<String, SecretString>, String> {
         let environment: &EnvironmentName = &id.environment;
-        let found = self.connections.get(environment.as_str()).and_then(|all| all.get(name)).or_else(|| self.connections.get("*").and_then(|all| all.get(name)));
+        let found = self
+            .connections
+            .get(environment.as_str())
+            .and_then(|all| all.get(name))
+            .or_else(|| self.connections.get("*").and_then(|all| all.get(name)));
         let connection = found.ok_or_else(|| format!("there is no connection `{name}` for `{environment}` in the configuration; add it under `connections.{environment}`"))?;
         let (word, credentials) = if apply { ("apply", &connection.apply) } else { ("plan", &connection.plan) };
-        let credentials = credentials.as_ref().ok_or_else(|| format!("the connection `{name}` of `{environment}` has no `{word}` credentials"))?;
+        let credentials = credentials
+            .as_ref()
+            .ok_or_else(|| format!("the connection `{name}` of `{environment}` has no `{word}` credentials"))?;
         let mut given = BTreeMap::new();
         for (variable, value) in &credentials.env {
             let fill = |text: &str| text.replace("${environment}", environment.as_str());
@@ -361,7 +387,9 @@ impl Config {
                 EnvValue::Text(text) => fill(text),
                 EnvValue::File { file } => {
                     let path = fill(&file.display().to_string());
-                    let text = std::fs::read_to_string(&path).map_err(|error| format!("the connection `{name}` of `{environment}` needs the file `{path}`: {error}"))?;
+                    let text = std::fs::read_to_string(&path).map_err(|error| {
+                        format!("the connection `{name}` of `{environment}` needs the file `{path}`: {error}")
+                    })?;
                     redactor.learn(&Value::String(text.clone()));
                     text.trim_end_matches('\n').to_owned()
                 }
@@ -377,7 +405,10 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Config, String> {
-        Config::parse(Path::new("/etc/evenkeel.yaml"), text, &|name| (name == "EVENKEEL_GITHUB_BASE_URL").then(|| "http://forge".into())).map_err(|error| error.to_string())
+        Config::parse(Path::new("/etc/evenkeel.yaml"), text, &|name| {
+            (name == "EVENKEEL_GITHUB_BASE_URL").then(|| "http://forge".into())
+        })
+        .map_err(|error| error.to_string())
     }
 
     #[test]
@@ -391,7 +422,11 @@ mod tests {
 
     #[test]
     fn says_what_is_wrong() {
-        assert!(read("repository: {url: x}\ndata: d\npubsub: {project: p}").unwrap_err().contains("`pubsub` is not supported yet"));
+        assert!(
+            read("repository: {url: x}\ndata: d\npubsub: {project: p}")
+                .unwrap_err()
+                .contains("`pubsub` is not supported yet")
+        );
         assert!(read("repository: {url: x}\ndata: d\nstore: postgres://x").unwrap_err().contains("not supported yet"));
         let unknown = read("repository: {url: x}\ndata: d\nlisten_on: y").unwrap_err();
         assert!(unknown.contains("listen_on"), "{unknown}");

@@ -255,7 +255,13 @@ pub struct TargetError {
 impl TargetError {
     /// An error before any effect.
     pub fn new(kind: &'static str, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), diagnostics: vec![], retry: Retry::After(Backoff::REMOTE), effect_may_have_begun: false }
+        Self {
+            kind,
+            message: message.into(),
+            diagnostics: vec![],
+            retry: Retry::After(Backoff::REMOTE),
+            effect_may_have_begun: false,
+        }
     }
     /// The message and the first diagnostics, in one line.
     pub fn line(&self) -> String {
@@ -410,7 +416,13 @@ pub trait Forge: Send + Sync {
     ///
     /// # Errors
     /// When the forge does not answer.
-    async fn ensure_status(&self, revision: &Revision, context: &str, state: &str, description: &str) -> Result<(), ForgeError>;
+    async fn ensure_status(
+        &self,
+        revision: &Revision,
+        context: &str,
+        state: &str,
+        description: &str,
+    ) -> Result<(), ForgeError>;
     /// Opens a pull request from a branch, or makes the open one say this.
     ///
     /// # Errors

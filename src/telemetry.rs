@@ -44,7 +44,11 @@ impl Drop for Line {
 /// Starts logging, once for the process.
 pub fn start(telemetry: &Telemetry, redactor: &Redactor) {
     let filter = EnvFilter::try_new(&telemetry.log).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Redacted(redactor.clone())).with_ansi(false).with_target(false);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(Redacted(redactor.clone()))
+        .with_ansi(false)
+        .with_target(false);
     let started = if telemetry.format == "json" { builder.json().try_init() } else { builder.try_init() };
     // A second start in one process, as in tests, keeps the first.
     drop(started);

@@ -75,7 +75,9 @@ impl Principal {
         match (self, to.split_once(':')) {
             (Self::User { login, .. }, Some(("user", name))) => login.eq_ignore_ascii_case(name),
             (Self::User { teams, .. }, Some(("team", name))) => teams.contains(name),
-            (Self::User { level, .. }, Some(("permission", word))) => *level >= Level::parse(word) && *level > Level::None,
+            (Self::User { level, .. }, Some(("permission", word))) => {
+                *level >= Level::parse(word) && *level > Level::None
+            }
             (Self::Token { name }, Some(("token", other))) => name == other,
             _ => false,
         }
@@ -92,19 +94,26 @@ pub fn may(state_repo: Option<&StateRepo>, who: &Principal, verb: Verb, environm
         return true;
     }
     let Some(state_repo) = state_repo else { return false };
-    let covers = |line: &&Permission| line.allow.contains(&verb) && line.environments.as_ref().is_none_or(|names| names.contains(environment));
+    let covers = |line: &&Permission| {
+        line.allow.contains(&verb) && line.environments.as_ref().is_none_or(|names| names.contains(environment))
+    };
     state_repo.permissions.iter().filter(covers).any(|line| line.to.iter().any(|to| who.is(to)))
 }
 
 /// A refusal in one sentence: who, what, where, and who may.
 pub fn refusal(state_repo: Option<&StateRepo>, who: &Principal, verb: Verb, environment: &EnvironmentName) -> String {
     let Some(state_repo) = state_repo else {
-        return format!("`/{}` is refused: the StateRepo on the base branch can't be read, and without it nobody may do anything; `evenkeel validate` says what is wrong", verb.word());
+        return format!(
+            "`/{}` is refused: the StateRepo on the base branch can't be read, and without it nobody may do anything; `evenkeel validate` says what is wrong",
+            verb.word()
+        );
     };
     let allowed: BTreeSet<&str> = state_repo
         .permissions
         .iter()
-        .filter(|line| line.allow.contains(&verb) && line.environments.as_ref().is_none_or(|names| names.contains(environment)))
+        .filter(|line| {
+            line.allow.contains(&verb) && line.environments.as_ref().is_none_or(|names| names.contains(environment))
+        })
         .flat_map(|line| line.to.iter().map(String::as_str))
         .collect();
     let who_may = match allowed.len() {

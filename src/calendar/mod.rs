@@ -110,10 +110,17 @@ fn names(field: &str) -> Result<String, String> {
 
 fn day(word: &str) -> Result<String, String> {
     match word.parse::<usize>() {
-        Ok(number) => DAYS.get(number).map(|name| (*name).to_owned()).ok_or_else(|| format!("`{number}` is not a day of the week (0 to 7)")),
+        Ok(number) => DAYS
+            .get(number)
+            .map(|name| (*name).to_owned())
+            .ok_or_else(|| format!("`{number}` is not a day of the week (0 to 7)")),
         Err(_) => {
             let upper = word.to_ascii_uppercase();
-            if word == "*" || DAYS.contains(&upper.as_str()) { Ok(upper) } else { Err(format!("`{word}` is not a day of the week")) }
+            if word == "*" || DAYS.contains(&upper.as_str()) {
+                Ok(upper)
+            } else {
+                Err(format!("`{word}` is not a day of the week"))
+            }
         }
     }
 }
@@ -136,14 +143,24 @@ mod tests {
         check("0 9 * * 1", "UTC", "2026-11-20T00:00:00Z", &["2026-11-23T09:00:00+00:00"]);
         check("0 9 * * 0", "UTC", "2026-11-20T00:00:00Z", &["2026-11-22T09:00:00+00:00"]);
         check("0 9 * * 7", "UTC", "2026-11-20T00:00:00Z", &["2026-11-22T09:00:00+00:00"]);
-        check("0 9 * * 6-7", "UTC", "2026-11-20T00:00:00Z", &["2026-11-21T09:00:00+00:00", "2026-11-22T09:00:00+00:00", "2026-11-28T09:00:00+00:00"]);
+        check(
+            "0 9 * * 6-7",
+            "UTC",
+            "2026-11-20T00:00:00Z",
+            &["2026-11-21T09:00:00+00:00", "2026-11-22T09:00:00+00:00", "2026-11-28T09:00:00+00:00"],
+        );
         check("0 9 * * MON-FRI", "UTC", "2026-11-20T10:00:00Z", &["2026-11-23T09:00:00+00:00"]);
         check("0 0 13 * FRI", "UTC", "2026-11-20T00:00:00Z", &["2026-11-27T00:00:00+00:00"]);
     }
 
     #[test]
     fn a_clock_set_back_fires_once_and_in_order() {
-        check("30 1 * * *", "Europe/London", "2026-10-24T12:00:00Z", &["2026-10-25T00:30:00+00:00", "2026-10-26T01:30:00+00:00"]);
+        check(
+            "30 1 * * *",
+            "Europe/London",
+            "2026-10-24T12:00:00Z",
+            &["2026-10-25T00:30:00+00:00", "2026-10-26T01:30:00+00:00"],
+        );
     }
 
     #[test]

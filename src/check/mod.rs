@@ -27,7 +27,8 @@ fn fatal(says: String) -> Note {
 /// Looks at a plan, with the limits that hold for one run of its environment.
 pub fn plan(plan: &Plan, limits: &Limits) -> Vec<Note> {
     let mut notes = vec![];
-    let orders: BTreeMap<&InstanceId, usize> = plan.instances.iter().map(|instance| (&instance.id, instance.order)).collect();
+    let orders: BTreeMap<&InstanceId, usize> =
+        plan.instances.iter().map(|instance| (&instance.id, instance.order)).collect();
     if orders.len() != plan.instances.len() {
         notes.push(fatal("an instance stands in the plan twice".into()));
     }
@@ -41,7 +42,13 @@ pub fn plan(plan: &Plan, limits: &Limits) -> Vec<Note> {
     if counted != plan.summary {
         notes.push(fatal("the plan's summary does not count its actions".into()));
     }
-    let again = Plan::new(plan.environment.clone(), plan.revision.clone(), plan.base.clone(), plan.because.clone(), plan.instances.clone());
+    let again = Plan::new(
+        plan.environment.clone(),
+        plan.revision.clone(),
+        plan.base.clone(),
+        plan.because.clone(),
+        plan.instances.clone(),
+    );
     if again.digest != plan.digest {
         notes.push(fatal("the plan's digest is not that of its instances".into()));
     }
@@ -53,7 +60,9 @@ fn instance_notes(instance: &InstancePlan, orders: &BTreeMap<&InstanceId, usize>
     for upstream in &instance.after {
         match orders.get(upstream) {
             Some(order) if *order < instance.order => {}
-            Some(_) => notes.push(fatal(format!("`{}` would start before `{upstream}`, which it depends on", instance.id))),
+            Some(_) => {
+                notes.push(fatal(format!("`{}` would start before `{upstream}`, which it depends on", instance.id)))
+            }
             None => notes.push(fatal(format!("`{}` comes after `{upstream}`, which is not in the plan", instance.id))),
         }
     }
@@ -62,14 +71,19 @@ fn instance_notes(instance: &InstancePlan, orders: &BTreeMap<&InstanceId, usize>
     }
     for action in &instance.actions {
         for resource in &action.resources {
-            if resource.protected && matches!(resource.change, Change::Destroy | Change::Replace | Change::Forget | Change::Move) {
+            if resource.protected
+                && matches!(resource.change, Change::Destroy | Change::Replace | Change::Forget | Change::Move)
+            {
                 let would = match resource.change {
                     Change::Destroy => "destroyed",
                     Change::Replace => "replaced",
                     Change::Forget => "forgotten",
                     _ => "moved",
                 };
-                notes.push(fatal(format!("`{}` of `{}` is protected and would be {would}; lift `protect` in a pull request of its own first", resource.resource, instance.id)));
+                notes.push(fatal(format!(
+                    "`{}` of `{}` is protected and would be {would}; lift `protect` in a pull request of its own first",
+                    resource.resource, instance.id
+                )));
             }
             for field in resource.fields.iter().filter(|field| field.sensitive && field.sealed.is_none()) {
                 notes.push(fatal(format!("a secret of `{}` ({}) is not sealed", resource.resource, field.path)));

@@ -49,12 +49,21 @@ pub(crate) struct Propose {
 pub(super) async fn run(global: &Global, args: &Apply) -> Done {
     let chosen = selector(&args.selector)?;
     if chosen.is_none() && args.remediation.is_none() {
-        return Err(Failure { code: 64, ..Failure::new("what is to be applied has to be named").hint("`evenkeel apply staging`, or `evenkeel apply all`") });
+        return Err(Failure {
+            code: 64,
+            ..Failure::new("what is to be applied has to be named")
+                .hint("`evenkeel apply staging`, or `evenkeel apply all`")
+        });
     }
     let client = Client::new(global)?;
-    let mut ask = Ask { selector: chosen.map(|selector| selector.to_string()), remediation: args.remediation.clone(), ..Ask::default() };
+    let mut ask = Ask {
+        selector: chosen.map(|selector| selector.to_string()),
+        remediation: args.remediation.clone(),
+        ..Ask::default()
+    };
     if args.remediation.is_none() {
-        let plans: Vec<Plan> = client.post("/api/v1/plan", &Ask { selector: ask.selector.clone(), ..Ask::default() }).await?;
+        let plans: Vec<Plan> =
+            client.post("/api/v1/plan", &Ask { selector: ask.selector.clone(), ..Ask::default() }).await?;
         if global.output == Format::Text {
             output::note(plans.iter().map(plan::text).collect::<Vec<_>>().join("\n").trim_end());
         }
@@ -81,7 +90,14 @@ pub(super) async fn run(global: &Global, args: &Apply) -> Done {
         return Ok(0);
     }
     if args.no_wait {
-        output::text(&started.runs.iter().map(|run| format!("Run {run} is under way; `evenkeel runs {run}` shows it.")).collect::<Vec<_>>().join("\n"));
+        output::text(
+            &started
+                .runs
+                .iter()
+                .map(|run| format!("Run {run} is under way; `evenkeel runs {run}` shows it."))
+                .collect::<Vec<_>>()
+                .join("\n"),
+        );
         return Ok(0);
     }
     let (mut code, mut ended) = (0, vec![]);
@@ -103,7 +119,9 @@ pub(super) async fn run(global: &Global, args: &Apply) -> Done {
 
 fn confirmed() -> Result<bool, Failure> {
     if !std::io::stdin().is_terminal() {
-        return Err(Failure::new("nothing was applied: there is no terminal to ask on").hint("look at the plan and say --yes"));
+        return Err(
+            Failure::new("nothing was applied: there is no terminal to ask on").hint("look at the plan and say --yes")
+        );
     }
     eprint_flush("Apply this? [y/N] ");
     let mut answer = String::new();
@@ -126,7 +144,9 @@ async fn follow(global: &Global, client: &Client, id: RunId) -> Result<Run, Fail
         if global.output == Format::Text {
             for (instance, state) in &run.instances {
                 let now = (state.status, state.says.clone());
-                if shown.get(instance) != Some(&now) && !matches!(state.status, Status::New | Status::Planned | Status::Effected) {
+                if shown.get(instance) != Some(&now)
+                    && !matches!(state.status, Status::New | Status::Planned | Status::Effected)
+                {
                     output::note(&format!("  {instance}   {}", super::runs::says(state)));
                 }
                 shown.insert(instance.clone(), now);
@@ -161,8 +181,16 @@ pub(super) async fn propose(global: &Global, args: &Propose) -> Done {
         Format::Text if proposals.is_empty() => output::text("Nothing drifted, so nothing is proposed."),
         Format::Text => {
             for one in &proposals {
-                let state = if one["proposal"]["declined"] == true { "closed by somebody, and not proposed again until it changes" } else { "open" };
-                output::text(&format!("#{}   {}   {state}", one["proposal"]["pull"], one["root"].as_str().unwrap_or_default()));
+                let state = if one["proposal"]["declined"] == true {
+                    "closed by somebody, and not proposed again until it changes"
+                } else {
+                    "open"
+                };
+                output::text(&format!(
+                    "#{}   {}   {state}",
+                    one["proposal"]["pull"],
+                    one["root"].as_str().unwrap_or_default()
+                ));
             }
         }
         format => output::answer(format, "propose", &json!({"proposals": proposals}))?,

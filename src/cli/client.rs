@@ -41,17 +41,30 @@ impl Client {
         };
         if !reqwest::Url::parse(&base).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host()) {
             let says = format!("`{base}` is not the address of a daemon");
-            return Err(Failure { code: 64, ..Failure::new(says).hint("an address is such as `http://127.0.0.1:7654`") });
+            return Err(Failure {
+                code: 64,
+                ..Failure::new(says).hint("an address is such as `http://127.0.0.1:7654`")
+            });
         }
         let from_file = config.as_ref().and_then(|config| std::fs::read_to_string(config.data.join("api-token")).ok());
-        let token = std::env::var("EVENKEEL_TOKEN").ok().or(from_file).map(|token| SecretString::from(token.trim().to_owned()));
-        let http = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_secs(3)).build().map_err(Failure::from)?;
+        let token =
+            std::env::var("EVENKEEL_TOKEN").ok().or(from_file).map(|token| SecretString::from(token.trim().to_owned()));
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .connect_timeout(Duration::from_secs(3))
+            .build()
+            .map_err(Failure::from)?;
         Ok(Self { base, token, http })
     }
 
     /// Whether a daemon answers.
     pub(crate) async fn answers(&self) -> bool {
-        self.http.get(format!("{}/healthz", self.base)).timeout(Duration::from_secs(3)).send().await.is_ok_and(|answer| answer.status().is_success())
+        self.http
+            .get(format!("{}/healthz", self.base))
+            .timeout(Duration::from_secs(3))
+            .send()
+            .await
+            .is_ok_and(|answer| answer.status().is_success())
     }
 
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
@@ -68,17 +81,32 @@ impl Client {
             None => request,
         };
         let answer = request.send().await.map_err(|error| {
-            let failure = Failure::new(format!("no daemon answers at {}: {}", self.base, crate::error_chain(&error.without_url())));
+            let failure = Failure::new(format!(
+                "no daemon answers at {}: {}",
+                self.base,
+                crate::error_chain(&error.without_url())
+            ));
             failure.hint("start it with `evenkeel serve`, or name it with --server or EVENKEEL_SERVER")
         })?;
         let status = answer.status();
         let text = answer.text().await.map_err(|error| Failure::new(error.without_url().to_string()))?;
         if status.is_success() {
-            return serde_json::from_str(&text).map_err(|error| Failure::new(format!("the daemon's answer could not be read: {error}")).hint("is it of another version?"));
+            return serde_json::from_str(&text).map_err(|error| {
+                Failure::new(format!("the daemon's answer could not be read: {error}"))
+                    .hint("is it of another version?")
+            });
         }
         let said: Value = serde_json::from_str(&text).unwrap_or_default();
-        let message = said["error"]["message"].as_str().map_or_else(|| format!("the daemon answered {status}: {text}"), str::to_owned);
+        let message = said["error"]["message"]
+            .as_str()
+            .map_or_else(|| format!("the daemon answered {status}: {text}"), str::to_owned);
         let failure = Failure::new(message);
-        Err(if status.as_u16() == 401 { failure.hint("run it as the owner of the daemon's data, name the configuration with --config, or set EVENKEEL_TOKEN") } else { failure })
+        Err(if status.as_u16() == 401 {
+            failure.hint(
+                "run it as the owner of the daemon's data, name the configuration with --config, or set EVENKEEL_TOKEN",
+            )
+        } else {
+            failure
+        })
     }
 }

@@ -5,13 +5,12 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::Stdio,
     time::{Duration, Instant},
 };
 
 use clap::Args;
 use serde_json::{Value, json};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 use super::{Done, Failure, output};
 use crate::{
@@ -61,7 +60,10 @@ pub(super) async fn run(args: Demo) -> Done {
         let lines: Vec<&str> = log.lines().collect();
         output::note(&lines[lines.len().saturating_sub(25)..].join("\n"));
     } else if args.keep {
-        output::text(&format!("\nEverything goes on: the forge at http://{}/, the API at {}. Ctrl-C ends it.", stage.forge.address, stage.api));
+        output::text(&format!(
+            "\nEverything goes on: the forge at http://{}/, the API at {}. Ctrl-C ends it.",
+            stage.forge.address, stage.api
+        ));
         drop(tokio::signal::ctrl_c().await);
     }
     stage.end().await;
@@ -79,7 +81,10 @@ impl Stage {
         let colour = output::colour();
         let folder = tempfile::Builder::new().prefix("evenkeel-demo-").tempdir()?;
         let place = |name: &str| folder.path().join(name);
-        let version = crate::targets::tofu::version("tofu").await.map_err(|why| Failure::new(why).hint("`make demo` finds or builds it; by hand: `make tools`, then eval \"$(make -s env)\""))?;
+        let version = crate::targets::tofu::version("tofu").await.map_err(|why| {
+            Failure::new(why)
+                .hint("`make demo` finds or builds it; by hand: `make tools`, then eval \"$(make -s env)\"")
+        })?;
         let port = free_port()?;
         let settings: Settings = serde_json::from_value(json!({
             "owner": "demo", "repository": "infra",
@@ -91,7 +96,10 @@ impl Stage {
             "teams": {"platform": ["lin"]},
             "webhook": {"url": format!("http://127.0.0.1:{port}/webhooks/github"), "secret": "secret-of-the-demo"},
         }))?;
-        let from = from.canonicalize().map_err(|error| Failure::new(format!("could not read `{}`: {error}", from.display())).hint("run it in a checkout, or name the folder with --from"))?;
+        let from = from.canonicalize().map_err(|error| {
+            Failure::new(format!("could not read `{}`: {error}", from.display()))
+                .hint("run it in a checkout, or name the folder with --from")
+        })?;
         crate::forge::seed(&from, &place("forge/repository.git"))?;
         let forge = Forge::start(place("forge"), settings, ([127, 0, 0, 1], 0).into()).await?;
         let url = format!("http://{}/demo/infra.git", forge.address);
@@ -114,13 +122,25 @@ impl Stage {
             colour.dim("Everything is on this machine, in a folder that is removed at the end."),
             forge.address
         ));
-        let daemon = start_daemon(folder.path())?;
+        let daemon = super::serve::start(folder.path())?;
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(60)).build()?;
-        Ok(Self { folder, forge, mirror, api: format!("http://127.0.0.1:{port}"), token: String::new(), http, colour, started, daemon })
+        Ok(Self {
+            folder,
+            forge,
+            mirror,
+            api: format!("http://127.0.0.1:{port}"),
+            token: String::new(),
+            http,
+            colour,
+            started,
+            daemon,
+        })
     }
 
     async fn end(mut self) {
-        if let Some(id) = self.daemon.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw) {
+        if let Some(id) =
+            self.daemon.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw)
+        {
             let _already_gone = rustix::process::kill_process(id, rustix::process::Signal::TERM);
         }
         if tokio::time::timeout(Duration::from_secs(30), self.daemon.wait()).await.is_err() {
@@ -157,8 +177,17 @@ impl Stage {
     }
 
     /// Asks the forge as somebody.
-    async fn as_user(&self, login: &str, method: reqwest::Method, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
-        let mut request = self.http.request(method, format!("http://{}/repos/demo/infra/{path}", self.forge.address)).bearer_auth(format!("token-of-{login}"));
+    async fn as_user(
+        &self,
+        login: &str,
+        method: reqwest::Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, Failure> {
+        let mut request = self
+            .http
+            .request(method, format!("http://{}/repos/demo/infra/{path}", self.forge.address))
+            .bearer_auth(format!("token-of-{login}"));
         if let Some(body) = body {
             request = request.json(body);
         }
@@ -173,7 +202,11 @@ impl Stage {
     }
 
     /// Waits until a condition holds.
-    async fn until<T>(&self, what: &str, mut condition: impl AsyncFnMut(&Self) -> Result<Option<T>, Failure>) -> Result<T, Failure> {
+    async fn until<T>(
+        &self,
+        what: &str,
+        mut condition: impl AsyncFnMut(&Self) -> Result<Option<T>, Failure>,
+    ) -> Result<T, Failure> {
         let since = Instant::now();
         loop {
             let mut last = None;
@@ -183,7 +216,11 @@ impl Stage {
                 Err(failure) => last = Some(failure.says),
             }
             if since.elapsed() > STEP_TIMEOUT {
-                return Err(Failure::new(format!("{what} did not come true within {} s{}", STEP_TIMEOUT.as_secs(), last.map(|says| format!(" ({says})")).unwrap_or_default())));
+                return Err(Failure::new(format!(
+                    "{what} did not come true within {} s{}",
+                    STEP_TIMEOUT.as_secs(),
+                    last.map(|says| format!(" ({says})")).unwrap_or_default()
+                )));
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -192,14 +229,25 @@ impl Stage {
     async fn verdict(&self, id: &str, verdict: Verdict) -> Result<(), Failure> {
         self.until(&format!("`{id}` {}", verdict.words()), async |stage| {
             let status = stage.status().await?;
-            Ok(status.instances.iter().any(|instance| instance.id.to_string() == id && instance.verdict == verdict).then_some(()))
+            Ok(status
+                .instances
+                .iter()
+                .any(|instance| instance.id.to_string() == id && instance.verdict == verdict)
+                .then_some(()))
         })
         .await
     }
 
     async fn comments(&self, pull: PullNumber) -> Result<Vec<String>, Failure> {
-        let all = self.as_user("lin", reqwest::Method::GET, &format!("issues/{}/comments?per_page=100", pull.0), None).await?;
-        Ok(all.as_array().into_iter().flatten().filter_map(|comment| comment["body"].as_str().map(str::to_owned)).collect())
+        let all = self
+            .as_user("lin", reqwest::Method::GET, &format!("issues/{}/comments?per_page=100", pull.0), None)
+            .await?;
+        Ok(all
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|comment| comment["body"].as_str().map(str::to_owned))
+            .collect())
     }
 
     fn page(&self, pull: PullNumber) -> String {
@@ -218,17 +266,43 @@ impl Stage {
         self.heading(1, "A repository, a forge, a daemon");
         let since = Instant::now();
         let path = self.place("data/api-token");
-        self.token = self.until("the daemon's token", async |_| Ok(std::fs::read_to_string(&path).ok().filter(|text| text.len() > 10).map(|text| text.trim().to_owned()))).await?;
-        self.until("the daemon's answer", async |stage| Ok(stage.http.get(format!("{}/readyz", stage.api)).send().await.is_ok_and(|answer| answer.status().is_success()).then_some(()))).await?;
+        self.token = self
+            .until("the daemon's token", async |_| {
+                Ok(std::fs::read_to_string(&path)
+                    .ok()
+                    .filter(|text| text.len() > 10)
+                    .map(|text| text.trim().to_owned()))
+            })
+            .await?;
+        self.until("the daemon's answer", async |stage| {
+            Ok(stage
+                .http
+                .get(format!("{}/readyz", stage.api))
+                .send()
+                .await
+                .is_ok_and(|answer| answer.status().is_success())
+                .then_some(()))
+        })
+        .await?;
         self.told(since, "the daemon has read the state repo: 3 components in `dev` and `staging`");
         for name in ["network", "dns", "backend"] {
             self.verdict(&format!("dev/{name}"), Verdict::InSync).await?;
         }
         self.told(since, "`dev` applied itself in dependency order: network, then dns, then backend");
-        expect(self.world("dev/dns/zone") == "gateway.dev.example. A 10.0.0.1", "dns in `dev` has the gateway that network gave out")?;
+        expect(
+            self.world("dev/dns/zone") == "gateway.dev.example. A 10.0.0.1",
+            "dns in `dev` has the gateway that network gave out",
+        )?;
         let since = Instant::now();
         let status = self.status().await?;
-        expect(status.instances.iter().filter(|i| i.environment.as_str() == "staging").all(|i| i.verdict == Verdict::Pending), "`staging` waits")?;
+        expect(
+            status
+                .instances
+                .iter()
+                .filter(|i| i.environment.as_str() == "staging")
+                .all(|i| i.verdict == Verdict::Pending),
+            "`staging` waits",
+        )?;
         let (_, plans) = self.post("/api/v1/plan", &json!({"selector": "staging"})).await?;
         let plans: Vec<Plan> = serde_json::from_value(plans)?;
         let digest = plans[0].digest.to_string();
@@ -237,7 +311,14 @@ impl Stage {
         for name in ["network", "dns", "backend"] {
             self.verdict(&format!("staging/{name}"), Verdict::InSync).await?;
         }
-        self.told(since, &format!("`staging` waited, and `evenkeel apply staging` applied plan {}: {} resources", &digest[..6], plans[0].summary.create));
+        self.told(
+            since,
+            &format!(
+                "`staging` waited, and `evenkeel apply staging` applied plan {}: {} resources",
+                &digest[..6],
+                plans[0].summary.create
+            ),
+        );
         Ok(())
     }
 
@@ -255,13 +336,27 @@ impl Stage {
             })
             .await?;
         self.told(since, &format!("proposed: {}", self.page(pull)));
-        for line in self.as_user("lin", reqwest::Method::GET, &format!("pulls/{}", pull.0), None).await?["body"].as_str().unwrap_or_default().lines().filter(|line| line.starts_with(['!', '-', '+']) && !line.starts_with("---")) {
-            let painted = if line.starts_with('+') { self.colour.good(line) } else if line.starts_with('-') { self.colour.bad(line) } else { line.to_owned() };
+        for line in self.as_user("lin", reqwest::Method::GET, &format!("pulls/{}", pull.0), None).await?["body"]
+            .as_str()
+            .unwrap_or_default()
+            .lines()
+            .filter(|line| line.starts_with(['!', '-', '+']) && !line.starts_with("---"))
+        {
+            let painted = if line.starts_with('+') {
+                self.colour.good(line)
+            } else if line.starts_with('-') {
+                self.colour.bad(line)
+            } else {
+                line.to_owned()
+            };
             output::text(&format!("       {painted}"));
         }
         let since = Instant::now();
         self.as_user("lin", reqwest::Method::PUT, &format!("pulls/{}/merge", pull.0), Some(&json!({}))).await?;
-        self.until("the world is back", async |stage| Ok((stage.world("staging/network/routes-eu") == "via 10.1.0.1").then_some(()))).await?;
+        self.until("the world is back", async |stage| {
+            Ok((stage.world("staging/network/routes-eu") == "via 10.1.0.1").then_some(()))
+        })
+        .await?;
         self.verdict("staging/network", Verdict::InSync).await?;
         self.told(since, "merged by lin, and the world is back");
         Ok(pull)
@@ -271,21 +366,31 @@ impl Stage {
     async fn change(&self) -> Result<PullNumber, Failure> {
         self.heading(3, "A pull request changes a declaration");
         let since = Instant::now();
-        let base = self.mirror.fetch("refs/heads/main").await?.ok_or_else(|| Failure::new("there is no main branch"))?;
+        let base =
+            self.mirror.fetch("refs/heads/main").await?.ok_or_else(|| Failure::new("there is no main branch"))?;
         let path = "state-repo/components/apps.yaml";
         let files = self.mirror.files(&base).await?;
-        let text = String::from_utf8_lossy(&crate::port::Files::read(&*files, path)?).replace("release: 1.4.1", "release: 1.4.2");
+        let text = String::from_utf8_lossy(&crate::port::Files::read(&*files, path)?)
+            .replace("release: 1.4.1", "release: 1.4.2");
         self.mirror.push("release-1.4.2", &base, None, vec![(path.into(), Some(text))], "Release 1.4.2").await?;
         let made = self.as_user("lin", reqwest::Method::POST, "pulls", Some(&json!({"title": "Release 1.4.2", "head": "release-1.4.2", "base": "main", "body": "The backend of this week."}))).await?;
         let pull = PullNumber(made["number"].as_u64().unwrap_or_default());
-        self.until("two plans", async |stage| Ok((stage.comments(pull).await?.iter().filter(|body| body.starts_with("### Plan for")).count() == 2).then_some(()))).await?;
+        self.until("two plans", async |stage| {
+            Ok((stage.comments(pull).await?.iter().filter(|body| body.starts_with("### Plan for")).count() == 2)
+                .then_some(()))
+        })
+        .await?;
         self.told(since, &format!("planned by itself: {}", self.page(pull)));
         for body in self.comments(pull).await? {
-            output::text(&format!("       {}", body.lines().next().unwrap_or_default().trim_start_matches("### ").replace('`', "")));
+            output::text(&format!(
+                "       {}",
+                body.lines().next().unwrap_or_default().trim_start_matches("### ").replace('`', "")
+            ));
         }
         let since = Instant::now();
         self.as_user("lin", reqwest::Method::PUT, &format!("pulls/{}/merge", pull.0), Some(&json!({}))).await?;
-        self.until("dev follows", async |stage| Ok((stage.world("dev/backend/release") == "1.4.2").then_some(()))).await?;
+        self.until("dev follows", async |stage| Ok((stage.world("dev/backend/release") == "1.4.2").then_some(())))
+            .await?;
         self.verdict("dev/backend", Verdict::InSync).await?;
         self.told(since, "merged: `dev` follows by itself, from the merge to the changed file");
         self.verdict("staging/backend", Verdict::Pending).await?;
@@ -294,28 +399,48 @@ impl Stage {
         let since = Instant::now();
         self.say("mira", pull, "/apply staging").await?;
         let refusal = self.answer(pull, "@mira is not allowed").await?;
-        self.told(since, &format!("mira says /apply staging: \"{}\"", refusal.lines().next().unwrap_or_default().replace('`', "")));
+        self.told(
+            since,
+            &format!("mira says /apply staging: \"{}\"", refusal.lines().next().unwrap_or_default().replace('`', "")),
+        );
         expect(self.world("staging/backend/release") == "1.4.1", "nothing was applied for mira")?;
         let since = Instant::now();
         self.say("lin", pull, "/apply staging").await?;
-        self.until("staging follows", async |stage| Ok((stage.world("staging/backend/release") == "1.4.2").then_some(()))).await?;
+        self.until("staging follows", async |stage| {
+            Ok((stage.world("staging/backend/release") == "1.4.2").then_some(()))
+        })
+        .await?;
         let applied = self.answer(pull, "### Applied · `staging`").await?;
-        self.told(since, &format!("lin says /apply staging: {}", applied.lines().next().unwrap_or_default().trim_start_matches("### ").replace('`', "")));
+        self.told(
+            since,
+            &format!(
+                "lin says /apply staging: {}",
+                applied.lines().next().unwrap_or_default().trim_start_matches("### ").replace('`', "")
+            ),
+        );
         Ok(pull)
     }
 
     async fn say(&self, login: &str, pull: PullNumber, text: &str) -> Result<(), Failure> {
-        self.as_user(login, reqwest::Method::POST, &format!("issues/{}/comments", pull.0), Some(&json!({"body": text}))).await.map(drop)
+        self.as_user(login, reqwest::Method::POST, &format!("issues/{}/comments", pull.0), Some(&json!({"body": text})))
+            .await
+            .map(drop)
     }
 
     async fn answer(&self, pull: PullNumber, begins: &str) -> Result<String, Failure> {
-        self.until(&format!("an answer that begins with `{begins}`"), async |stage| Ok(stage.comments(pull).await?.into_iter().find(|body| body.starts_with(begins)))).await
+        self.until(&format!("an answer that begins with `{begins}`"), async |stage| {
+            Ok(stage.comments(pull).await?.into_iter().find(|body| body.starts_with(begins)))
+        })
+        .await
     }
 
     /// The end: everything is in sync, and what it took.
     async fn epilogue(&self, drifted: PullNumber, changed: PullNumber) -> Result<(), Failure> {
         self.heading(4, "Everything is in sync");
-        self.until("everything in sync", async |stage| Ok((stage.status().await?.verdict == Verdict::InSync).then_some(()))).await?;
+        self.until("everything in sync", async |stage| {
+            Ok((stage.status().await?.verdict == Verdict::InSync).then_some(()))
+        })
+        .await?;
         output::text(&indent(&super::status::lines(&self.status().await?)));
         let runs = self.get("/api/v1/runs").await?;
         let rows: Vec<Vec<String>> = runs
@@ -326,17 +451,32 @@ impl Stage {
             .map(|run| {
                 let text = |name: &str| run[name].as_str().unwrap_or_default().replace('`', "");
                 let because = text("because").split("](").next().unwrap_or_default().trim_start_matches('[').to_owned();
-                vec![format!("run {}", run["id"]), text("environment"), match run["instances"].as_object().map_or(0, serde_json::Map::len) { 1 => "1 instance".into(), count => format!("{count} instances") }, because]
+                vec![
+                    format!("run {}", run["id"]),
+                    text("environment"),
+                    match run["instances"].as_object().map_or(0, serde_json::Map::len) {
+                        1 => "1 instance".into(),
+                        count => format!("{count} instances"),
+                    },
+                    because,
+                ]
             })
             .collect();
         output::text(&indent(&output::table(&rows)));
         let log = self.world(".world-log");
         let writes = log.lines().count();
         expect(writes == 12 + 1 + 2, &format!("the world was written 15 times, and never twice: {writes}"))?;
-        let memory = std::fs::read_to_string(format!("/proc/{}/status", self.daemon.id().unwrap_or_default())).unwrap_or_default();
-        let memory = memory.lines().find_map(|line| line.strip_prefix("VmRSS:")).map_or("unknown", str::trim).to_owned();
+        let memory = std::fs::read_to_string(format!("/proc/{}/status", self.daemon.id().unwrap_or_default()))
+            .unwrap_or_default();
+        let memory =
+            memory.lines().find_map(|line| line.strip_prefix("VmRSS:")).map_or("unknown", str::trim).to_owned();
         let store = std::fs::metadata(self.place("data/evenkeel.db")).map_or(0, |known| known.len()) / 1024;
-        output::text(&indent(&format!("{} and {}\n{writes} writes to the world, none twice · daemon {memory} · store {store} KiB · {:.1} s in all\n", self.page(drifted), self.page(changed), self.started.elapsed().as_secs_f64())));
+        output::text(&indent(&format!(
+            "{} and {}\n{writes} writes to the world, none twice · daemon {memory} · store {store} KiB · {:.1} s in all\n",
+            self.page(drifted),
+            self.page(changed),
+            self.started.elapsed().as_secs_f64()
+        )));
         Ok(())
     }
 }
@@ -347,12 +487,4 @@ fn indent(text: &str) -> String {
 
 fn expect(holds: bool, what: &str) -> Result<(), Failure> {
     if holds { Ok(()) } else { Err(Failure::new(format!("it is not true that {what}"))) }
-}
-
-fn start_daemon(folder: &Path) -> Result<Child, Failure> {
-    let log = std::fs::File::create(folder.join("daemon.log"))?;
-    let program = std::env::current_exe()?;
-    let mut command = Command::new(program);
-    command.arg("serve").arg("--config").arg(folder.join("evenkeel.yaml")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true);
-    Ok(command.spawn()?)
 }

@@ -7,12 +7,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{Done, Format, Global, client, output, workbench};
-use crate::{
-    config::Config,
-    git::Mirror,
-    store::Store,
-    targets::tofu,
-};
+use crate::{config::Config, git::Mirror, store::Store, targets::tofu};
 
 /// Check every program, credential, path and permission that the configuration needs.
 #[derive(Args, Debug)]
@@ -38,8 +33,14 @@ fn ill(what: &str, says: impl Into<String>, mend: impl Into<String>) -> Finding 
 pub(super) async fn run(global: &Global, _: &Doctor) -> Done {
     let mut findings = vec![];
     match client::config(global) {
-        Err(failure) => findings.push(ill("configuration", failure.says, "mend the file; the README shows a whole one")),
-        Ok(None) => findings.push(ill("configuration", "there is no `evenkeel.yaml` here or above", "write one, or name it with --config")),
+        Err(failure) => {
+            findings.push(ill("configuration", failure.says, "mend the file; the README shows a whole one"))
+        }
+        Ok(None) => findings.push(ill(
+            "configuration",
+            "there is no `evenkeel.yaml` here or above",
+            "write one, or name it with --config",
+        )),
         Ok(Some(config)) => {
             findings.push(well("configuration", "reads"));
             examine(&config, &mut findings).await;
@@ -48,10 +49,18 @@ pub(super) async fn run(global: &Global, _: &Doctor) -> Done {
     let sick = findings.iter().any(|finding| !finding.well);
     if global.output == Format::Text {
         let colour = output::colour();
-        let rows: Vec<Vec<String>> = findings.iter().map(|f| vec![if f.well { colour.good("ok") } else { colour.bad("NO") }, f.what.clone(), f.says.clone()]).collect();
+        let rows: Vec<Vec<String>> = findings
+            .iter()
+            .map(|f| vec![if f.well { colour.good("ok") } else { colour.bad("NO") }, f.what.clone(), f.says.clone()])
+            .collect();
         output::text(&output::table(&rows));
         for finding in findings.iter().filter(|finding| !finding.well) {
-            output::text(&format!("{} {}: {}", colour.warn("Hint:"), finding.what, finding.mend.as_deref().unwrap_or_default()));
+            output::text(&format!(
+                "{} {}: {}",
+                colour.warn("Hint:"),
+                finding.what,
+                finding.mend.as_deref().unwrap_or_default()
+            ));
         }
     } else {
         output::answer(global.output, "doctor", &json!({"findings": findings}))?;
@@ -62,12 +71,24 @@ pub(super) async fn run(global: &Global, _: &Doctor) -> Done {
 async fn examine(config: &Config, findings: &mut Vec<Finding>) {
     findings.push(match tofu::version(&config.tofu.binary).await {
         Ok(version) if supported(&version) => well("tofu", format!("`{}` is {version}", config.tofu.binary)),
-        Ok(version) => ill("tofu", format!("`{}` is {version}, and 1.10 or newer of OpenTofu 1 is needed", config.tofu.binary), "install OpenTofu 1.10, or set `tofu.binary`"),
+        Ok(version) => ill(
+            "tofu",
+            format!("`{}` is {version}, and 1.10 or newer of OpenTofu 1 is needed", config.tofu.binary),
+            "install OpenTofu 1.10, or set `tofu.binary`",
+        ),
         Err(why) => ill("tofu", why, "install OpenTofu 1.10, or set `tofu.binary`"),
     });
     if let Some(path) = std::env::var_os("TF_CLI_CONFIG_FILE") {
         let path = std::path::PathBuf::from(path);
-        findings.push(if path.is_file() { well("tofu's CLI configuration", path.display().to_string()) } else { ill("tofu's CLI configuration", format!("TF_CLI_CONFIG_FILE names `{}`, which is not there", path.display()), "unset it, or write the file") });
+        findings.push(if path.is_file() {
+            well("tofu's CLI configuration", path.display().to_string())
+        } else {
+            ill(
+                "tofu's CLI configuration",
+                format!("TF_CLI_CONFIG_FILE names `{}`, which is not there", path.display()),
+                "unset it, or write the file",
+            )
+        });
     }
     data(config, findings).await;
     repository(config, findings).await;
@@ -76,14 +97,20 @@ async fn examine(config: &Config, findings: &mut Vec<Finding>) {
     findings.push(match tokio::net::TcpListener::bind(config.listen).await {
         Ok(_) => well("listen", format!("{} is free", config.listen)),
         Err(_) if answers(config).await => well("listen", format!("a daemon answers at {}", config.listen)),
-        Err(error) => ill("listen", format!("{} can't be used: {error}", config.listen), "set `listen` to a free address"),
+        Err(error) => {
+            ill("listen", format!("{} can't be used: {error}", config.listen), "set `listen` to a free address")
+        }
     });
     for (name, token) in &config.tokens {
         let what = format!("token {name}");
         findings.push(match std::fs::read_to_string(&token.file) {
             Ok(text) if !text.trim().is_empty() => well(&what, "reads"),
             Ok(_) => ill(&what, format!("`{}` is empty", token.file.display()), "write a random text into it"),
-            Err(error) => ill(&what, format!("`{}`: {error}", token.file.display()), "write a random text into it, readable by the daemon alone"),
+            Err(error) => ill(
+                &what,
+                format!("`{}`: {error}", token.file.display()),
+                "write a random text into it, readable by the daemon alone",
+            ),
         });
     }
 }
@@ -101,14 +128,25 @@ fn supported(version: &str) -> bool {
 async fn data(config: &Config, findings: &mut Vec<Finding>) {
     let path = config.data.display().to_string();
     match std::fs::metadata(&config.data) {
-        Err(_) => match config.data.ancestors().find(|folder| folder.exists()).map(|folder| tempfile::tempfile_in(folder).is_ok()) {
+        Err(_) => match config
+            .data
+            .ancestors()
+            .find(|folder| folder.exists())
+            .map(|folder| tempfile::tempfile_in(folder).is_ok())
+        {
             Some(true) => findings.push(well("data", format!("`{path}` will be made"))),
             _ => findings.push(ill("data", format!("`{path}` can't be made"), "make it, owned by the daemon's user")),
         },
-        Ok(known) if !known.is_dir() => findings.push(ill("data", format!("`{path}` is not a folder"), "name a folder")),
+        Ok(known) if !known.is_dir() => {
+            findings.push(ill("data", format!("`{path}` is not a folder"), "name a folder"))
+        }
         Ok(known) => {
             let mode = known.permissions().mode() & 0o777;
-            findings.push(if mode & 0o077 == 0 { well("data", format!("`{path}` is private")) } else { ill("data", format!("`{path}` may be read by others (mode {mode:o})"), format!("chmod 700 {path}")) });
+            findings.push(if mode & 0o077 == 0 {
+                well("data", format!("`{path}` is private"))
+            } else {
+                ill("data", format!("`{path}` may be read by others (mode {mode:o})"), format!("chmod 700 {path}"))
+            });
             if tempfile::tempfile_in(&config.data).is_err() {
                 findings.push(ill("data", format!("`{path}` can't be written"), "check its owner and the disk"));
             }
@@ -116,9 +154,13 @@ async fn data(config: &Config, findings: &mut Vec<Finding>) {
                 findings.push(match Store::open(&config.data.join("evenkeel.db")).await {
                     Ok(store) => match store.check().await {
                         Ok(()) => well("store", "is whole"),
-                        Err(error) => ill("store", crate::error_chain(&error), "stop the daemon and put a copy in its place"),
+                        Err(error) => {
+                            ill("store", crate::error_chain(&error), "stop the daemon and put a copy in its place")
+                        }
                     },
-                    Err(error) => ill("store", crate::error_chain(&error), "stop the daemon and put a copy in its place"),
+                    Err(error) => {
+                        ill("store", crate::error_chain(&error), "stop the daemon and put a copy in its place")
+                    }
                 });
             }
         }
@@ -128,14 +170,20 @@ async fn data(config: &Config, findings: &mut Vec<Finding>) {
 async fn repository(config: &Config, findings: &mut Vec<Finding>) {
     let Ok(folder) = tempfile::tempdir() else { return };
     let what = "repository";
-    if let (Ok(Some(crate::github::Auth::Token(token))), true) = (workbench::auth(config), config.repository.url.starts_with("http")) {
+    if let (Ok(Some(crate::github::Auth::Token(token))), true) =
+        (workbench::auth(config), config.repository.url.starts_with("http"))
+    {
         crate::git::Tokens::global().set(&config.repository.url, token);
     }
     let fetched = match Mirror::open(folder.path(), &config.repository.url) {
         Ok(mirror) => match mirror.fetch(&format!("refs/heads/{}", config.repository.branch)).await {
             Ok(Some(revision)) => mirror.files(&revision).await.map(|files| (revision, files)),
             Ok(None) => {
-                findings.push(ill(what, format!("`{}` has no branch `{}`", config.repository.url, config.repository.branch), "push it, or set `repository.branch`"));
+                findings.push(ill(
+                    what,
+                    format!("`{}` has no branch `{}`", config.repository.url, config.repository.branch),
+                    "push it, or set `repository.branch`",
+                ));
                 return;
             }
             Err(error) => Err(error),
@@ -143,14 +191,25 @@ async fn repository(config: &Config, findings: &mut Vec<Finding>) {
         Err(error) => Err(error),
     };
     match fetched {
-        Err(error) => findings.push(ill(what, crate::error_chain(&error), "check the address, the network and the token")),
+        Err(error) => {
+            findings.push(ill(what, crate::error_chain(&error), "check the address, the network and the token"))
+        }
         Ok((revision, files)) => {
             findings.push(well(what, format!("`{}` is at {}", config.repository.branch, revision.short())));
             let desired = crate::desired::load(&*files, config.repository.path.trim_matches('/'));
-            let says = format!("{} files (of at most {}), {} instances", desired.files, crate::desired::FILES_MAX, desired.instances.len());
+            let says = format!(
+                "{} files (of at most {}), {} instances",
+                desired.files,
+                crate::desired::FILES_MAX,
+                desired.instances.len()
+            );
             findings.push(match desired.problems.first() {
                 None => well("declarations", says),
-                Some(first) => ill("declarations", format!("{} problems; the first: {first}", desired.problems.len()), "`evenkeel validate` in a checkout shows all"),
+                Some(first) => ill(
+                    "declarations",
+                    format!("{} problems; the first: {first}", desired.problems.len()),
+                    "`evenkeel validate` in a checkout shows all",
+                ),
             });
         }
     }
@@ -166,7 +225,9 @@ async fn forge(config: &Config, findings: &mut Vec<Finding>) {
         Err(failure) => findings.push(ill(what, failure.says, "check `github` in the configuration")),
         Ok(None) => {}
         Ok(Some(client)) => match client.own_login().await {
-            Err(error) => findings.push(ill(what, error.to_string(), "check `github.baseUrl`, the token and the network")),
+            Err(error) => {
+                findings.push(ill(what, error.to_string(), "check `github.baseUrl`, the token and the network"))
+            }
             Ok(login) => {
                 findings.push(well(what, format!("we are {login} at {}", github.base_url)));
                 findings.push(match client.list_pulls().await {
@@ -181,7 +242,11 @@ async fn forge(config: &Config, findings: &mut Vec<Finding>) {
         Some(path) => findings.push(match std::fs::read_to_string(path) {
             Ok(text) if !text.trim().is_empty() => well("webhooks", "the secret reads"),
             Ok(_) => ill("webhooks", format!("`{}` is empty", path.display()), "write the secret into it"),
-            Err(error) => ill("webhooks", format!("`{}`: {error}", path.display()), "write the secret into it, readable by the daemon alone"),
+            Err(error) => ill(
+                "webhooks",
+                format!("`{}`: {error}", path.display()),
+                "write the secret into it, readable by the daemon alone",
+            ),
         }),
     }
 }

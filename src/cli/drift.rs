@@ -30,7 +30,15 @@ pub(crate) struct DriftArgs {
 
 /// A selector from the words of the command line.
 pub(super) fn selector(words: &[String]) -> Result<Option<Selector>, Failure> {
-    if words.is_empty() { Ok(None) } else { words.join(" ").parse().map(Some).map_err(|error: crate::desired::select::Error| Failure { code: 64, ..Failure::from(error) }) }
+    if words.is_empty() {
+        Ok(None)
+    } else {
+        words
+            .join(" ")
+            .parse()
+            .map(Some)
+            .map_err(|error: crate::desired::select::Error| Failure { code: 64, ..Failure::from(error) })
+    }
 }
 
 pub(super) async fn run(global: &Global, args: &DriftArgs) -> Done {
@@ -63,7 +71,11 @@ pub(super) async fn run(global: &Global, args: &DriftArgs) -> Done {
 /// What is said where nothing is known of what was applied.
 fn against_checkout(global: &Global, plans: &[Plan]) -> Done {
     let colour = output::colour();
-    let verdict = |instance: &crate::plan::InstancePlan| match (&instance.problem, instance.digest, instance.actions.is_empty()) {
+    let verdict = |instance: &crate::plan::InstancePlan| match (
+        &instance.problem,
+        instance.digest,
+        instance.actions.is_empty(),
+    ) {
         (Some(_), ..) | (None, None, _) => Verdict::Unknown,
         (None, Some(_), true) => Verdict::InSync,
         (None, Some(_), false) => Verdict::Drifted,
@@ -72,7 +84,11 @@ fn against_checkout(global: &Global, plans: &[Plan]) -> Done {
     let worst = instances.iter().map(|instance| verdict(instance)).min().unwrap_or(Verdict::Unknown);
     if global.output != Format::Text {
         let rows: Vec<_> = instances.iter().map(|i| json!({"id": i.id, "environment": i.id.environment, "component": i.id.component, "kind": i.kind, "verdict": verdict(i), "applied": null, "pending": i.actions.iter().flat_map(|a| a.resources.clone()).collect::<Vec<_>>(), "drift": [], "reason": i.problem})).collect();
-        output::answer(global.output, "drift", &json!({"against": "checkout", "revision": null, "verdict": worst, "instances": rows, "problems": []}))?;
+        output::answer(
+            global.output,
+            "drift",
+            &json!({"against": "checkout", "revision": null, "verdict": worst, "instances": rows, "problems": []}),
+        )?;
         return Ok(worst.exit_code());
     }
     let mut text = "Against the checkout; no applied record: drift and pending can't be told apart.\n".to_owned();

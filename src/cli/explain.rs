@@ -32,22 +32,56 @@ fn text(found: &Explained) -> String {
     let mut text = format!("{} is {}\n{}\n\n", instance.id, status::paint(instance.verdict, colour), why(found));
     let mut rows = vec![
         vec!["head".into(), found.head.as_ref().map_or("not read".into(), |revision| revision.short().to_owned())],
-        vec!["applied".into(), instance.applied.as_ref().map_or("nothing".into(), |revision| revision.short().to_owned())],
-        vec!["observed".into(), instance.observed_at.map_or("never".into(), |at| format!("{} in {} ms", at.format("%Y-%m-%d %H:%M:%S UTC"), instance.duration_ms.unwrap_or(0)))],
+        vec![
+            "applied".into(),
+            instance.applied.as_ref().map_or("nothing".into(), |revision| revision.short().to_owned()),
+        ],
+        vec![
+            "observed".into(),
+            instance.observed_at.map_or("never".into(), |at| {
+                format!("{} in {} ms", at.format("%Y-%m-%d %H:%M:%S UTC"), instance.duration_ms.unwrap_or(0))
+            }),
+        ],
         vec!["woken by".into(), instance.woken_by.clone().unwrap_or_else(|| "nothing since start".into())],
-        vec!["depends on".into(), if found.upstreams.is_empty() { "nothing".into() } else { found.upstreams.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ") }],
+        vec![
+            "depends on".into(),
+            if found.upstreams.is_empty() {
+                "nothing".into()
+            } else {
+                found.upstreams.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            },
+        ],
     ];
     if let Some(guards) = &found.guards {
         let since = guards.since.as_ref().map(|revision| format!(" since {}", revision.short())).unwrap_or_default();
-        rows.push(vec!["protects".into(), if guards.protect.is_empty() { "nothing".into() } else { format!("{}{since}", guards.protect.join(", ")) }]);
+        rows.push(vec![
+            "protects".into(),
+            if guards.protect.is_empty() { "nothing".into() } else { format!("{}{since}", guards.protect.join(", ")) },
+        ]);
     }
     text.push_str(&output::table(&rows));
+    text + &differences(found) + &history(found)
+}
+
+/// How the world differs from what is applied, and head from both.
+fn differences(found: &Explained) -> String {
+    let instance = &found.instance;
+    let mut text = String::new();
     if !instance.drift.is_empty() {
         text.push_str("\nDrift: the world differs from what is applied\n");
         for drift in &instance.drift {
-            text.push_str(&format!("  {}{}\n", drift.resource, if drift.revertible { "" } else { " (no apply would change it)" }));
+            text.push_str(&format!(
+                "  {}{}\n",
+                drift.resource,
+                if drift.revertible { "" } else { " (no apply would change it)" }
+            ));
             for field in &drift.fields {
-                text.push_str(&format!("    {}  {} → {}\n", field.path, value(field.desired.as_ref()), value(field.observed.as_ref())));
+                text.push_str(&format!(
+                    "    {}  {} → {}\n",
+                    field.path,
+                    value(field.desired.as_ref()),
+                    value(field.observed.as_ref())
+                ));
             }
         }
     }
@@ -60,14 +94,40 @@ fn text(found: &Explained) -> String {
     for warning in &found.warnings {
         text.push_str(&format!("\nWarning: {warning}\n"));
     }
+    text
+}
+
+/// What was done with it last.
+fn history(found: &Explained) -> String {
+    let mut text = String::new();
     if !found.runs.is_empty() {
         text.push_str("\nLast runs\n");
-        let rows: Vec<Vec<String>> = found.runs.iter().map(|run| vec![format!("  {}", run.id), run.created_at.format("%Y-%m-%d %H:%M:%S").to_string(), runs::says(&run.instances[&instance.id])]).collect();
+        let rows: Vec<Vec<String>> = found
+            .runs
+            .iter()
+            .map(|run| {
+                vec![
+                    format!("  {}", run.id),
+                    run.created_at.format("%Y-%m-%d %H:%M:%S").to_string(),
+                    runs::says(&run.instances[&found.instance.id]),
+                ]
+            })
+            .collect();
         text.push_str(&output::table(&rows));
     }
     if !found.journal.is_empty() {
         text.push_str("\nJournal\n");
-        let rows: Vec<Vec<String>> = found.journal.iter().map(|r| vec![format!("  {}", r.at.format("%H:%M:%S%.3f")), format!("run {}", r.run), r.event.to_string().replace('`', "")]).collect();
+        let rows: Vec<Vec<String>> = found
+            .journal
+            .iter()
+            .map(|r| {
+                vec![
+                    format!("  {}", r.at.format("%H:%M:%S%.3f")),
+                    format!("run {}", r.run),
+                    r.event.to_string().replace('`', ""),
+                ]
+            })
+            .collect();
         text.push_str(&output::table(&rows));
     }
     text
@@ -80,12 +140,21 @@ fn why(found: &Explained) -> String {
     let says = match instance.verdict {
         Verdict::InSync => "Everything was observed and nothing differs, so there is nothing to do.".into(),
         Verdict::Suspended => "Its environment says `suspend: true`: it is observed and never acted on.".into(),
-        Verdict::Unknown => format!("It could not be observed completely, and what is unknown is never acted on (R2.9): {reason}"),
+        Verdict::Unknown => {
+            format!("It could not be observed completely, and what is unknown is never acted on (R2.9): {reason}")
+        }
         Verdict::Stalled => format!("It can't go on without a person: {reason}"),
-        Verdict::Orphaned => "It is applied and no longer declared; it stays until somebody destroys or forgets it (R1.9).".into(),
-        Verdict::Drifted => "The world differs from what is applied (R1.4). Merge its remediation pull request to return it.".into(),
+        Verdict::Orphaned => {
+            "It is applied and no longer declared; it stays until somebody destroys or forgets it (R1.9).".into()
+        }
+        Verdict::Drifted => {
+            "The world differs from what is applied (R1.4). Merge its remediation pull request to return it.".into()
+        }
         Verdict::Pending => match instance.waiting_on.first() {
-            Some(WaitingOn::Apply) => format!("What is declared differs from what is applied, and `onMerge: wait` leaves it to somebody's word (R3.1): `/apply {0}` on its pull request, or `evenkeel apply {0}`.", instance.environment),
+            Some(WaitingOn::Apply) => format!(
+                "What is declared differs from what is applied, and `onMerge: wait` leaves it to somebody's word (R3.1): `/apply {0}` on its pull request, or `evenkeel apply {0}`.",
+                instance.environment
+            ),
             Some(on) => format!("It waits for {}. {reason}", comment::waiting(on)),
             None => format!("A run is under way or about to begin. {reason}"),
         },

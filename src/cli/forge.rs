@@ -28,8 +28,10 @@ pub(crate) struct ForgeArgs {
 
 pub(super) async fn run(args: ForgeArgs) -> Done {
     telemetry::start(&Telemetry::default(), &Redactor::default());
-    let text = std::fs::read_to_string(&args.settings).map_err(|error| Failure::new(format!("could not read `{}`: {error}", args.settings.display())))?;
-    let settings: Settings = serde_saphyr::from_str(&text).map_err(|error| Failure::new(format!("`{}`: {error}", args.settings.display())))?;
+    let text = std::fs::read_to_string(&args.settings)
+        .map_err(|error| Failure::new(format!("could not read `{}`: {error}", args.settings.display())))?;
+    let settings: Settings = serde_saphyr::from_str(&text)
+        .map_err(|error| Failure::new(format!("`{}`: {error}", args.settings.display())))?;
     let (owner, name) = (settings.owner.clone(), settings.repository.clone());
     let forge = Forge::start(args.folder, settings, args.listen).await?;
     output::text(&format!("The forge serves http://{0}/ ; git clone http://{0}/{owner}/{name}.git", forge.address));

@@ -40,7 +40,14 @@ pub(super) fn run(global: &Global, args: &Graph) -> Done {
     let desired = validate::load(args.state_repo.as_deref())?;
     let selector: Option<Selector> = args.selector.as_deref().map(str::parse).transpose()?;
     let selects = |instance: &crate::desired::Instance| {
-        let candidate = Candidate { id: &instance.id, kind: instance.kind, labels: &instance.labels, changed: false, drifted: false, pending: false };
+        let candidate = Candidate {
+            id: &instance.id,
+            kind: instance.kind,
+            labels: &instance.labels,
+            changed: false,
+            drifted: false,
+            pending: false,
+        };
         selector.as_ref().is_none_or(|selector| selector.selects(&candidate))
     };
     let instances: Vec<_> = desired.instances.values().filter(|instance| selects(instance)).collect();
@@ -53,27 +60,44 @@ pub(super) fn run(global: &Global, args: &Graph) -> Done {
         .collect();
     let ordered = order(&edges);
     if global.output != Format::Text {
-        let rows: Vec<_> = ordered.iter().map(|(id, step)| json!({"id": id, "order": step, "after": edges[id]})).collect();
+        let rows: Vec<_> =
+            ordered.iter().map(|(id, step)| json!({"id": id, "order": step, "after": edges[id]})).collect();
         output::answer(global.output, "graph", &json!({"instances": rows, "problems": desired.problems}))?;
         return Ok(u8::from(!desired.problems.is_empty()));
     }
+    output::text(&drawn(args.draw, &ordered, &edges));
+    for problem in &desired.problems {
+        output::note(&format!("Error: {problem}"));
+    }
+    Ok(u8::from(!desired.problems.is_empty()))
+}
+
+fn drawn(
+    drawing: Drawing,
+    ordered: &[(InstanceId, usize)],
+    edges: &BTreeMap<InstanceId, BTreeSet<InstanceId>>,
+) -> String {
     let mut text = String::new();
     let quote = |id: &InstanceId| format!("\"{id}\"");
     let node = |id: &InstanceId| id.to_string().replace(['/', '-'], "_");
-    match args.draw {
+    match drawing {
         Drawing::Tree => {
             let rows: Vec<Vec<String>> = ordered
                 .iter()
                 .map(|(id, step)| {
                     let after: Vec<String> = edges[id].iter().map(ToString::to_string).collect();
-                    vec![step.to_string(), id.to_string(), if after.is_empty() { String::new() } else { format!("after {}", after.join(", ")) }]
+                    vec![
+                        step.to_string(),
+                        id.to_string(),
+                        if after.is_empty() { String::new() } else { format!("after {}", after.join(", ")) },
+                    ]
                 })
                 .collect();
             text.push_str(&output::table(&rows));
         }
         Drawing::Dot => {
             text.push_str("digraph evenkeel {\n  rankdir=LR;\n");
-            for (id, upstreams) in &edges {
+            for (id, upstreams) in edges {
                 text.push_str(&format!("  {};\n", quote(id)));
                 for upstream in upstreams {
                     text.push_str(&format!("  {} -> {};\n", quote(upstream), quote(id)));
@@ -83,7 +107,7 @@ pub(super) fn run(global: &Global, args: &Graph) -> Done {
         }
         Drawing::Mermaid => {
             text.push_str("graph LR\n");
-            for (id, upstreams) in &edges {
+            for (id, upstreams) in edges {
                 text.push_str(&format!("  {}[{id}]\n", node(id)));
                 for upstream in upstreams {
                     text.push_str(&format!("  {} --> {}\n", node(upstream), node(id)));
@@ -91,9 +115,5 @@ pub(super) fn run(global: &Global, args: &Graph) -> Done {
             }
         }
     }
-    output::text(&text);
-    for problem in &desired.problems {
-        output::note(&format!("Error: {problem}"));
-    }
-    Ok(u8::from(!desired.problems.is_empty()))
+    text
 }

@@ -33,7 +33,9 @@ pub(super) async fn run(global: &Global, args: &PlanArgs) -> Done {
     let (plans, against): (Vec<Plan>, &str) = if !args.offline && client.answers().await {
         let ask = Ask { selector: chosen.map(|selector| selector.to_string()), ..Ask::default() };
         (client.post("/api/v1/plan", &ask).await?, "applied")
-    } else if let Some(config) = config.as_ref().filter(|config| !args.offline && config.data.join("evenkeel.db").is_file()) {
+    } else if let Some(config) =
+        config.as_ref().filter(|config| !args.offline && config.data.join("evenkeel.db").is_file())
+    {
         output::note("No daemon answers; planning with its store.");
         let _only = workbench::only_one(&config.data)?;
         let daemon = workbench::daemon(config, Redactor::default()).await?;
@@ -94,6 +96,13 @@ pub(super) fn text(plan: &Plan) -> String {
         }
     }
     let s = &plan.summary;
-    text.push_str(&format!("\n{} to change, {} to create, {} to replace, {} to destroy. Digest {}.\n", s.update, s.create, s.replace, s.destroy, plan.digest.short()));
+    text.push_str(&format!(
+        "\n{} to change, {} to create, {} to replace, {} to destroy. Digest {}.\n",
+        s.update,
+        s.create,
+        s.replace,
+        s.destroy,
+        plan.digest.short()
+    ));
     text
 }

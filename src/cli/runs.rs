@@ -71,10 +71,19 @@ pub(super) async fn runs(global: &Global, args: &Runs) -> Done {
             output::answer(global.output, "runs", &run)?;
             return Ok(0);
         }
-        let mut text = format!("Run {} of {} at {}, {}\nAuthorised by {}\n\n", run.id, run.environment, run.revision.short(), state(&run), run.because.replace('`', ""));
+        let mut text = format!(
+            "Run {} of {} at {}, {}\nAuthorised by {}\n\n",
+            run.id,
+            run.environment,
+            run.revision.short(),
+            state(&run),
+            run.because.replace('`', "")
+        );
         let mut instances: Vec<_> = run.instances.iter().collect();
         instances.sort_by_key(|(id, instance)| (instance.order, (*id).clone()));
-        text.push_str(&output::table(&instances.iter().map(|(id, i)| vec![i.order.to_string(), id.to_string(), says(i)]).collect::<Vec<_>>()));
+        text.push_str(&output::table(
+            &instances.iter().map(|(id, i)| vec![i.order.to_string(), id.to_string(), says(i)]).collect::<Vec<_>>(),
+        ));
         if let RunState::Ended { says } = &run.state {
             text.push_str(&format!("\n{}\n", says.replace('`', "")));
         }
@@ -94,9 +103,20 @@ pub(super) async fn runs(global: &Global, args: &Runs) -> Done {
     let rows: Vec<Vec<String>> = runs
         .iter()
         .map(|run| {
-            let took = run.ended_at.map(|ended| format!("{:.1} s", (ended - run.created_at).num_milliseconds() as f64 / 1000.0)).unwrap_or_default();
+            let took = run
+                .ended_at
+                .map(|ended| format!("{:.1} s", (ended - run.created_at).num_milliseconds() as f64 / 1000.0))
+                .unwrap_or_default();
             let done = run.instances.values().filter(|i| i.status == Status::Applied).count();
-            vec![run.id.to_string(), run.environment.to_string(), state(run), format!("{done}/{}", run.instances.len()), took, format!("{} ago", ago((now - run.created_at).num_seconds())), run.because.replace('`', "")]
+            vec![
+                run.id.to_string(),
+                run.environment.to_string(),
+                state(run),
+                format!("{done}/{}", run.instances.len()),
+                took,
+                format!("{} ago", ago((now - run.created_at).num_seconds())),
+                run.because.replace('`', ""),
+            ]
         })
         .collect();
     output::text(&output::table(&rows));
@@ -109,7 +129,8 @@ pub(super) async fn journal(global: &Global, args: &Journal) -> Done {
         // A run that is not there is not one in which nothing happened.
         let _there: Run = Client::new(global)?.get(&format!("/api/v1/runs/{id}")).await?;
     }
-    let records: Vec<JournalRecord> = Client::new(global)?.get(&format!("/api/v1/journal?limit={}{run}", args.limit)).await?;
+    let records: Vec<JournalRecord> =
+        Client::new(global)?.get(&format!("/api/v1/journal?limit={}{run}", args.limit)).await?;
     if global.output != Format::Text {
         output::answer(global.output, "journal", &json!({"records": records}))?;
         return Ok(0);
@@ -120,7 +141,14 @@ pub(super) async fn journal(global: &Global, args: &Journal) -> Done {
     }
     let rows: Vec<Vec<String>> = records
         .iter()
-        .map(|record| vec![record.at.format("%Y-%m-%d %H:%M:%S%.3f").to_string(), format!("run {}", record.run), record.instance.to_string(), record.event.to_string().replace('`', "")])
+        .map(|record| {
+            vec![
+                record.at.format("%Y-%m-%d %H:%M:%S%.3f").to_string(),
+                format!("run {}", record.run),
+                record.instance.to_string(),
+                record.event.to_string().replace('`', ""),
+            ]
+        })
         .collect();
     output::text(&output::table(&rows));
     Ok(0)
@@ -130,15 +158,29 @@ pub(super) async fn audit(global: &Global, args: &Audit) -> Done {
     let answer: Value = Client::new(global)?.get("/api/v1/audit").await?;
     let entries = answer["entries"].as_array().cloned().unwrap_or_default();
     if let Some(broken) = answer["broken"].as_i64() {
-        return Err(Failure::new(format!("the audit's chain is broken at entry {broken}: it, or one before it, was changed")));
+        return Err(Failure::new(format!(
+            "the audit's chain is broken at entry {broken}: it, or one before it, was changed"
+        )));
     }
     match (args.what.as_deref(), global.output) {
-        (Some("verify"), format) if format != Format::Text => output::answer(format, "audit", &json!({"entries": entries.len(), "broken": null}))?,
+        (Some("verify"), format) if format != Format::Text => {
+            output::answer(format, "audit", &json!({"entries": entries.len(), "broken": null}))?
+        }
         (Some("verify"), _) => output::text(&format!("The chain of {} entries is whole.", entries.len())),
-        (Some(other), _) => return Err(Failure { code: 64, ..Failure::new(format!("`{other}` is not known")).hint("`evenkeel audit` or `evenkeel audit verify`") }),
+        (Some(other), _) => {
+            return Err(Failure {
+                code: 64,
+                ..Failure::new(format!("`{other}` is not known")).hint("`evenkeel audit` or `evenkeel audit verify`")
+            });
+        }
         (None, Format::Text) => {
             let text = |entry: &Value, name: &str| entry[name].as_str().unwrap_or_default().to_owned();
-            let rows: Vec<Vec<String>> = entries.iter().map(|e| vec![text(e, "at"), text(e, "principal"), text(e, "action"), text(e, "subject"), text(e, "detail")]).collect();
+            let rows: Vec<Vec<String>> = entries
+                .iter()
+                .map(|e| {
+                    vec![text(e, "at"), text(e, "principal"), text(e, "action"), text(e, "subject"), text(e, "detail")]
+                })
+                .collect();
             output::text(&output::table(&rows));
         }
         (None, format) => output::answer(format, "audit", &json!({"entries": entries, "broken": null}))?,

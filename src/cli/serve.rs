@@ -20,7 +20,9 @@ pub(crate) struct Serve {
 }
 
 pub(super) async fn run(global: &Global, args: Serve) -> Done {
-    let config = client::config(global)?.ok_or_else(|| Failure::new("there is no configuration").hint("write `evenkeel.yaml`, or name one with --config"))?;
+    let config = client::config(global)?.ok_or_else(|| {
+        Failure::new("there is no configuration").hint("write `evenkeel.yaml`, or name one with --config")
+    })?;
     let redactor = Redactor::default();
     telemetry::start(&config.telemetry, &redactor);
     let _only = workbench::only_one(&config.data)?;
@@ -43,20 +45,28 @@ pub(super) async fn run(global: &Global, args: Serve) -> Done {
     }
     let mut tokens = vec![(crate::authority::LOCAL_TOKEN.to_owned(), server::local_token(&config.data)?)];
     for (name, token) in &config.tokens {
-        let text = std::fs::read_to_string(&token.file).map_err(|error| Failure::new(format!("could not read the token `{name}` from `{}`: {error}", token.file.display())))?;
+        let text = std::fs::read_to_string(&token.file).map_err(|error| {
+            Failure::new(format!("could not read the token `{name}` from `{}`: {error}", token.file.display()))
+        })?;
         tokens.push((name.clone(), text.trim().to_owned().into()));
     }
     let secret = match config.github.as_ref().and_then(|github| github.webhook_secret_file.clone()) {
         None => None,
         Some(path) => {
-            let text = std::fs::read_to_string(&path).map_err(|error| Failure::new(format!("could not read `github.webhookSecretFile` `{}`: {error}", path.display())))?;
+            let text = std::fs::read_to_string(&path).map_err(|error| {
+                Failure::new(format!("could not read `github.webhookSecretFile` `{}`: {error}", path.display()))
+            })?;
             if text.trim().is_empty() {
-                return Err(Failure::new(format!("`github.webhookSecretFile` `{}` is empty", path.display())).hint("an empty secret would let anybody in"));
+                return Err(Failure::new(format!("`github.webhookSecretFile` `{}` is empty", path.display()))
+                    .hint("an empty secret would let anybody in"));
             }
             Some(text.trim().to_owned().into())
         }
     };
-    let listener = TcpListener::bind(config.listen).await.map_err(|error| Failure::new(format!("could not listen on {}: {error}", config.listen)).hint("is another daemon running? `listen` names another address"))?;
+    let listener = TcpListener::bind(config.listen).await.map_err(|error| {
+        Failure::new(format!("could not listen on {}: {error}", config.listen))
+            .hint("is another daemon running? `listen` names another address")
+    })?;
     let address = listener.local_addr()?;
     tracing::info!(%address, repository = config.repository.url, "evenkeel listens");
     let door = Door { daemon: std::sync::Arc::clone(&daemon), tokens, webhook_secret: secret };
@@ -67,4 +77,20 @@ pub(super) async fn run(global: &Global, args: Serve) -> Done {
     }
     daemon.hands.store.close().await;
     Ok(0)
+}
+
+/// Starts a daemon of its own for the demo, whose log stands in its folder.
+pub(super) fn start(folder: &std::path::Path) -> Result<tokio::process::Child, Failure> {
+    let log = std::fs::File::create(folder.join("daemon.log"))?;
+    let program = std::env::current_exe()?;
+    let mut command = tokio::process::Command::new(program);
+    command
+        .arg("serve")
+        .arg("--config")
+        .arg(folder.join("evenkeel.yaml"))
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(log)
+        .kill_on_drop(true);
+    Ok(command.spawn()?)
 }

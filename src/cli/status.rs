@@ -33,9 +33,13 @@ pub(super) fn paint(verdict: Verdict, colour: Colour) -> String {
 /// Prints a status, as `status`, `drift` and `serve --once` do.
 pub(super) fn print(global: &Global, status: &Status, command: &str) -> Result<(), super::Failure> {
     if global.output != Format::Text {
-        return output::answer(global.output, command, &json!({"against": "applied", "revision": status.revision, "verdict": status.verdict,
-            "instances": status.instances, "problems": status.problems, "reason": status.reason,
-        }));
+        return output::answer(
+            global.output,
+            command,
+            &json!({"against": "applied", "revision": status.revision, "verdict": status.verdict,
+                "instances": status.instances, "problems": status.problems, "reason": status.reason,
+            }),
+        );
     }
     output::text(&lines(status));
     Ok(())
@@ -55,10 +59,24 @@ pub(super) fn lines(status: &Status) -> String {
         text.push('\n');
         for drift in &instance.drift {
             if drift.fields.is_empty() {
-                text.push_str(&format!("  {}  {}\n", drift.resource, match drift.drift { crate::model::DriftKind::Missing => "is gone", crate::model::DriftKind::Extra => "should not be there", crate::model::DriftKind::Changed => "differs" }));
+                text.push_str(&format!(
+                    "  {}  {}\n",
+                    drift.resource,
+                    match drift.drift {
+                        crate::model::DriftKind::Missing => "is gone",
+                        crate::model::DriftKind::Extra => "should not be there",
+                        crate::model::DriftKind::Changed => "differs",
+                    }
+                ));
             }
             for field in drift.fields.iter().take(20) {
-                text.push_str(&format!("  {}  {}  {} → {}\n", drift.resource, field.path, value(field.desired.as_ref()), value(field.observed.as_ref())));
+                text.push_str(&format!(
+                    "  {}  {}  {} → {}\n",
+                    drift.resource,
+                    field.path,
+                    value(field.desired.as_ref()),
+                    value(field.observed.as_ref())
+                ));
             }
         }
     }
@@ -92,7 +110,9 @@ fn summary(status: &Status) -> String {
     }
     let count = |verdict: Verdict| status.instances.iter().filter(|instance| instance.verdict == verdict).count();
     let mut parts = vec![format!("{} of {} in sync", count(Verdict::InSync), status.instances.len())];
-    for verdict in [Verdict::Drifted, Verdict::Pending, Verdict::Unknown, Verdict::Stalled, Verdict::Orphaned, Verdict::Suspended] {
+    for verdict in
+        [Verdict::Drifted, Verdict::Pending, Verdict::Unknown, Verdict::Stalled, Verdict::Orphaned, Verdict::Suspended]
+    {
         if count(verdict) > 0 {
             parts.push(format!("{} {}", count(verdict), verdict.words()));
         }

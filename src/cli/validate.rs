@@ -40,10 +40,14 @@ pub(crate) fn find(state_repo: Option<&Path>) -> Result<(PathBuf, String), Failu
         None => {
             let here = std::env::current_dir()?;
             let found = here.ancestors().map(|folder| folder.join("state-repo")).find(|folder| folder.is_dir());
-            found.ok_or_else(|| Failure::new("there is no folder `state-repo` here or above").hint("name it with --state-repo"))?
+            found.ok_or_else(|| {
+                Failure::new("there is no folder `state-repo` here or above").hint("name it with --state-repo")
+            })?
         }
     };
-    let folder = folder.canonicalize().map_err(|error| Failure::new(format!("could not read `{}`: {error}", folder.display())))?;
+    let folder = folder
+        .canonicalize()
+        .map_err(|error| Failure::new(format!("could not read `{}`: {error}", folder.display())))?;
     // Paths are relative to the root of the repository, in which the declarations stand as one folder.
     let root = folder.parent().unwrap_or(&folder).to_owned();
     let below = folder.strip_prefix(&root).map(|path| path.display().to_string()).unwrap_or_default();
@@ -59,8 +63,15 @@ pub(crate) fn load(state_repo: Option<&Path>) -> Result<Arc<Desired>, Failure> {
 pub(super) fn run(global: &Global, args: &Validate) -> Done {
     let desired = load(args.state_repo.as_deref())?;
     let files: std::collections::BTreeSet<&str> = desired.problems.iter().map(|problem| &*problem.file).collect();
-    let broken: std::collections::BTreeSet<_> = desired.instances.values().filter(|i| !i.problems.is_empty()).map(|i| i.id.component.clone()).collect();
-    let fine = desired.instances.values().map(|i| i.id.component.clone()).collect::<std::collections::BTreeSet<_>>().difference(&broken).count();
+    let broken: std::collections::BTreeSet<_> =
+        desired.instances.values().filter(|i| !i.problems.is_empty()).map(|i| i.id.component.clone()).collect();
+    let fine = desired
+        .instances
+        .values()
+        .map(|i| i.id.component.clone())
+        .collect::<std::collections::BTreeSet<_>>()
+        .difference(&broken)
+        .count();
     match global.output {
         Format::Text => {
             let colour = output::colour();
@@ -71,17 +82,34 @@ pub(super) fn run(global: &Global, args: &Validate) -> Done {
             for note in &desired.notes {
                 text.push_str(&format!("Note: {note}\n"));
             }
-            let plural = |count: usize, word: &str| if count == 1 { format!("1 {word}") } else { format!("{count} {word}s") };
+            let plural =
+                |count: usize, word: &str| if count == 1 { format!("1 {word}") } else { format!("{count} {word}s") };
             if desired.problems.is_empty() {
-                text.push_str(&format!("{}: {}, {} in {}.\n", colour.good("No problem"), plural(desired.files, "file"), plural(desired.components, "component"), plural(desired.environments.len(), "environment")));
+                text.push_str(&format!(
+                    "{}: {}, {} in {}.\n",
+                    colour.good("No problem"),
+                    plural(desired.files, "file"),
+                    plural(desired.components, "component"),
+                    plural(desired.environments.len(), "environment")
+                ));
             } else {
-                text.push_str(&format!("{} in {} of {}; {} fine.\n", plural(desired.problems.len(), "problem"), files.len(), plural(desired.files, "file"), if fine == 1 { "1 component is".into() } else { format!("{fine} components are") }));
+                text.push_str(&format!(
+                    "{} in {} of {}; {} fine.\n",
+                    plural(desired.problems.len(), "problem"),
+                    files.len(),
+                    plural(desired.files, "file"),
+                    if fine == 1 { "1 component is".into() } else { format!("{fine} components are") }
+                ));
             }
             output::text(&text);
         }
-        format => output::answer(format, "validate", &json!({"files": desired.files, "components": desired.components, "instances": desired.instances.len(),
-            "problems": desired.problems, "notes": desired.notes,
-        }))?,
+        format => output::answer(
+            format,
+            "validate",
+            &json!({"files": desired.files, "components": desired.components, "instances": desired.instances.len(),
+                "problems": desired.problems, "notes": desired.notes,
+            }),
+        )?,
     }
     Ok(u8::from(!desired.problems.is_empty()))
 }
@@ -93,7 +121,9 @@ pub(super) fn schema(global: &Global, args: &Schema) -> Done {
         None => schema::KINDS.to_vec(),
         Some(name) => {
             let found = schema::KINDS.into_iter().find(|kind| kind.eq_ignore_ascii_case(name));
-            vec![found.ok_or_else(|| Failure::new(format!("there is no kind `{name}`")).hint(format!("one of {}", schema::KINDS.join(", "))))?]
+            vec![found.ok_or_else(|| {
+                Failure::new(format!("there is no kind `{name}`")).hint(format!("one of {}", schema::KINDS.join(", ")))
+            })?]
         }
     };
     for kind in &kinds {
@@ -109,7 +139,8 @@ pub(super) fn schema(global: &Global, args: &Schema) -> Done {
         }
     }
     if args.write.is_none() && kinds.len() > 1 {
-        let all: serde_json::Map<_, _> = kinds.iter().filter_map(|kind| Some(((*kind).to_owned(), schema::schema(kind)?))).collect();
+        let all: serde_json::Map<_, _> =
+            kinds.iter().filter_map(|kind| Some(((*kind).to_owned(), schema::schema(kind)?))).collect();
         print(&all.into())?;
     }
     Ok(0)

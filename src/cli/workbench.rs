@@ -28,7 +28,9 @@ pub(crate) fn tofu_settings(config: &Config, redactor: &Redactor) -> tofu::Setti
         timeout: config.tofu.timeout.std(),
         lock_timeout: config.tofu.lock_timeout.std(),
         cli_config: std::env::var_os("TF_CLI_CONFIG_FILE").map(Into::into),
-        credentials: Arc::new(move |id: &InstanceId, name: &str, apply| for_credentials.credentials(id, name, apply, &redactor)),
+        credentials: Arc::new(move |id: &InstanceId, name: &str, apply| {
+            for_credentials.credentials(id, name, apply, &redactor)
+        }),
     }
 }
 
@@ -39,9 +41,14 @@ pub(crate) fn auth(config: &Config) -> Result<Option<Auth>, Failure> {
         return Ok(Some(Auth::App { id: app.id, key: app.private_key_file.clone() }));
     }
     let token = match (&github.token_file, std::env::var("EVENKEEL_GITHUB_TOKEN")) {
-        (Some(path), _) => std::fs::read_to_string(path).map_err(|error| Failure::new(format!("could not read `github.tokenFile` `{}`: {error}", path.display())))?,
+        (Some(path), _) => std::fs::read_to_string(path).map_err(|error| {
+            Failure::new(format!("could not read `github.tokenFile` `{}`: {error}", path.display()))
+        })?,
         (None, Ok(token)) => token,
-        (None, Err(_)) => return Err(Failure::new("`github` has neither `app` nor `tokenFile`").hint("set one of them, or EVENKEEL_GITHUB_TOKEN")),
+        (None, Err(_)) => {
+            return Err(Failure::new("`github` has neither `app` nor `tokenFile`")
+                .hint("set one of them, or EVENKEEL_GITHUB_TOKEN"));
+        }
     };
     Ok(Some(Auth::Token(SecretString::from(token.trim().to_owned()))))
 }
@@ -61,7 +68,8 @@ pub(crate) fn forge(config: &Config) -> Result<Option<Arc<dyn Forge>>, Failure> 
 /// Makes the folder of the daemon's data, for its owner alone.
 pub(crate) fn make_data(data: &Path) -> Result<(), Failure> {
     use std::os::unix::fs::PermissionsExt;
-    let failed = |error: std::io::Error| Failure::new(format!("could not use the folder of data `{}`: {error}", data.display()));
+    let failed =
+        |error: std::io::Error| Failure::new(format!("could not use the folder of data `{}`: {error}", data.display()));
     std::fs::create_dir_all(data).map_err(failed)?;
     std::fs::set_permissions(data, std::fs::Permissions::from_mode(0o700)).map_err(failed)
 }
@@ -70,15 +78,19 @@ pub(crate) fn make_data(data: &Path) -> Result<(), Failure> {
 pub(crate) fn only_one(data: &Path) -> Result<std::fs::File, Failure> {
     make_data(data)?;
     let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(data.join("lock"))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| Failure::new(format!("another daemon works on `{}`", data.display())).hint("stop it first, or give this one another `data`; --server names its address"))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+        Failure::new(format!("another daemon works on `{}`", data.display()))
+            .hint("stop it first, or give this one another `data`; --server names its address")
+    })?;
     Ok(file)
 }
 
 /// A daemon of a configuration that has not looked at anything yet.
 pub(crate) async fn daemon(config: &Config, redactor: Redactor) -> Result<Arc<Daemon>, Failure> {
     make_data(&config.data)?;
-    let store = Store::open(&config.data.join("evenkeel.db")).await.map_err(|error| Failure::from(error).hint("`evenkeel doctor` says what is wrong with it; a copy restores it"))?;
+    let store = Store::open(&config.data.join("evenkeel.db")).await.map_err(|error| {
+        Failure::from(error).hint("`evenkeel doctor` says what is wrong with it; a copy restores it")
+    })?;
     let seal = Arc::new(store.seal().await?);
     let targets = Targets::new(tofu::Tofu::new(tofu_settings(config, &redactor), Arc::clone(&seal), redactor.clone()));
     let hands = Hands {
@@ -105,7 +117,10 @@ fn settings(config: &Config) -> Settings {
 }
 
 /// A daemon over a checkout, which remembers nothing: what is applied is not known to it.
-pub(crate) async fn offline(config: Option<&Config>, state_repo: Option<&Path>) -> Result<(Arc<Daemon>, tempfile::TempDir), Failure> {
+pub(crate) async fn offline(
+    config: Option<&Config>,
+    state_repo: Option<&Path>,
+) -> Result<(Arc<Daemon>, tempfile::TempDir), Failure> {
     let (root, below) = super::validate::find(state_repo)?;
     let folder = tempfile::tempdir()?;
     let redactor = Redactor::default();
@@ -114,7 +129,11 @@ pub(crate) async fn offline(config: Option<&Config>, state_repo: Option<&Path>) 
     let mut settings_of_tofu = match config {
         Some(config) => tofu_settings(config, &redactor),
         None => {
-            let none: tofu::Credentials = Arc::new(|id: &InstanceId, name: &str, _| Err::<BTreeMap<String, SecretString>, _>(format!("`{id}` names the connection `{name}`, and there is no configuration; name it with --config")));
+            let none: tofu::Credentials = Arc::new(|id: &InstanceId, name: &str, _| {
+                Err::<BTreeMap<String, SecretString>, _>(format!(
+                    "`{id}` names the connection `{name}`, and there is no configuration; name it with --config"
+                ))
+            });
             tofu::Settings {
                 binary: "tofu".into(),
                 parallel: 4,
@@ -140,7 +159,13 @@ pub(crate) async fn offline(config: Option<&Config>, state_repo: Option<&Path>) 
         seal,
         redactor,
     };
-    let settings = Settings { branch: "main".into(), root: below, poll: std::time::Duration::from_secs(60), watch: None, holder: "offline".into() };
+    let settings = Settings {
+        branch: "main".into(),
+        root: below,
+        poll: std::time::Duration::from_secs(60),
+        watch: None,
+        holder: "offline".into(),
+    };
     let daemon = Daemon::new(settings, hands);
     daemon.set_head(Head { revision, desired, content: files });
     Ok((daemon, folder))

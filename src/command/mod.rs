@@ -70,13 +70,17 @@ pub fn parse(comment: &str) -> Vec<Result<Command, Unclear>> {
         match one(rest) {
             None => {}
             Some(_) if too_long => {
-                let says = format!("The comment is longer than {COMMENT_BYTES_MAX} bytes, so none of its commands was read; write the command in a comment of its own.");
+                let says = format!(
+                    "The comment is longer than {COMMENT_BYTES_MAX} bytes, so none of its commands was read; write the command in a comment of its own."
+                );
                 return vec![Err(Unclear(says))];
             }
             Some(command) => found.push(command),
         }
         if found.len() >= COMMANDS_MAX {
-            found.push(Err(Unclear(format!("Only the first {COMMANDS_MAX} commands of a comment are read; write the others in another one."))));
+            found.push(Err(Unclear(format!(
+                "Only the first {COMMANDS_MAX} commands of a comment are read; write the others in another one."
+            ))));
             break;
         }
     }
@@ -88,7 +92,10 @@ fn quoted(text: &str) -> Vec<Range<usize>> {
     let mut ranges = vec![];
     for (event, range) in Parser::new_ext(text, Options::empty()).into_offset_iter() {
         match event {
-            Event::Start(Tag::BlockQuote(_) | Tag::CodeBlock(_) | Tag::HtmlBlock) | Event::Code(_) | Event::Html(_) | Event::InlineHtml(_) => ranges.push(range),
+            Event::Start(Tag::BlockQuote(_) | Tag::CodeBlock(_) | Tag::HtmlBlock)
+            | Event::Code(_)
+            | Event::Html(_)
+            | Event::InlineHtml(_) => ranges.push(range),
             Event::End(TagEnd::BlockQuote(_)) => {}
             _ => {}
         }
@@ -107,7 +114,9 @@ fn one(rest: &str) -> Option<Result<Command, Unclear>> {
     let Some(verb) = VERBS.into_iter().chain(LATER).find(|verb| verb.word() == name) else {
         let names: Vec<String> = VERBS.into_iter().chain(LATER).map(Verb::word).collect();
         let meant = nearest(name, names.iter().map(String::as_str))?;
-        return Some(Err(Unclear(format!("`/{name}` is not a command; did you mean `/{meant}`? `/help` lists what there is."))));
+        return Some(Err(Unclear(format!(
+            "`/{name}` is not a command; did you mean `/{meant}`? `/help` lists what there is."
+        ))));
     };
     if LATER.contains(&verb) {
         return Some(Err(Unclear(format!("`/{name}` is not there yet; `/help` lists what there is."))));
@@ -126,7 +135,11 @@ fn one(rest: &str) -> Option<Result<Command, Unclear>> {
         text if text.is_empty() => None,
         text => match text.parse::<Selector>() {
             Ok(selector) => Some(selector),
-            Err(error) => return Some(Err(Unclear(format!("{error}. Write `/{name} staging`, `/{name} staging/network` or `/{name} kind:tofu and not production`.")))),
+            Err(error) => {
+                return Some(Err(Unclear(format!(
+                    "{error}. Write `/{name} staging`, `/{name} staging/network` or `/{name} kind:tofu and not production`."
+                ))));
+            }
         },
     };
     Some(Ok(Command { verb, selector, digest }))
@@ -134,7 +147,9 @@ fn one(rest: &str) -> Option<Result<Command, Unclear>> {
 
 /// Six or more hex digits, one of them a digit, so that it is no name.
 fn is_digest(word: &str) -> bool {
-    (6..=64).contains(&word.len()) && word.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f')) && word.bytes().any(|c| c.is_ascii_digit())
+    (6..=64).contains(&word.len())
+        && word.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+        && word.bytes().any(|c| c.is_ascii_digit())
 }
 
 /// What `/help` answers.
@@ -159,7 +174,12 @@ mod tests {
 
     fn check(comment: &str) -> String {
         let shown = |found: Result<Command, Unclear>| match found {
-            Ok(c) => format!("{} {} {}", c.verb.word(), c.selector.map_or("-".into(), |s| s.to_string()), c.digest.unwrap_or("-".into())),
+            Ok(c) => format!(
+                "{} {} {}",
+                c.verb.word(),
+                c.selector.map_or("-".into(), |s| s.to_string()),
+                c.digest.unwrap_or("-".into())
+            ),
             Err(Unclear(says)) => format!("! {says}"),
         };
         parse(comment).into_iter().map(shown).collect::<Vec<_>>().join("\n")
@@ -168,7 +188,10 @@ mod tests {
     #[test]
     fn r6_5_reads_commands_and_nothing_else() {
         assert_eq!(check("/apply staging"), "apply env:staging -");
-        assert_eq!(check("looks good\n\n/apply staging/network 9c1e0f\n/drift"), "apply (env:staging and component:network) 9c1e0f\ndrift - -");
+        assert_eq!(
+            check("looks good\n\n/apply staging/network 9c1e0f\n/drift"),
+            "apply (env:staging and component:network) 9c1e0f\ndrift - -"
+        );
         assert_eq!(check("> /apply staging"), "");
         assert_eq!(check("```\n/apply staging\n```"), "");
         assert_eq!(check("    /apply staging"), "");

@@ -18,7 +18,8 @@ impl Daemon {
     /// Fetches the branch, and loads it where it moved.
     pub(super) async fn look_at_git(self: &Arc<Self>) -> Result<(), Error> {
         let found = self.fetch_head().await;
-        *self.head_problem.lock().unwrap_or_else(PoisonError::into_inner) = found.as_ref().err().map(|error| crate::error_chain(error));
+        *self.head_problem.lock().unwrap_or_else(PoisonError::into_inner) =
+            found.as_ref().err().map(|error| crate::error_chain(error));
         let revision = found?;
         if self.head().is_some_and(|head| head.revision == revision) {
             return Ok(());
@@ -26,12 +27,22 @@ impl Daemon {
         // What was approved of a merge stands on its pull request, which has to be known before anything is decided.
         if self.hands.forge.is_some() {
             match self.refresh_pulls().await {
-                Ok(changed) => changed.into_iter().for_each(|number| self.queue.wake(Wake::Pull(number), "pull request changed")),
-                Err(error) => tracing::warn!(error = crate::error_chain(&error), "could not list pull requests; going on with what is known"),
+                Ok(changed) => {
+                    changed.into_iter().for_each(|number| self.queue.wake(Wake::Pull(number), "pull request changed"))
+                }
+                Err(error) => tracing::warn!(
+                    error = crate::error_chain(&error),
+                    "could not list pull requests; going on with what is known"
+                ),
             }
         }
         let (desired, content) = self.load(&revision).await?;
-        tracing::info!(revision = revision.short(), instances = desired.instances.len(), problems = desired.problems.len(), "head");
+        tracing::info!(
+            revision = revision.short(),
+            instances = desired.instances.len(),
+            problems = desired.problems.len(),
+            "head"
+        );
         let head = Arc::new(Head { revision, desired, content });
         let before = self.head.write().unwrap_or_else(PoisonError::into_inner).replace(Arc::clone(&head));
         let applied = self.store().all_applied().await?;
@@ -59,7 +70,13 @@ impl Daemon {
         self.use_git_token().await?;
         let name = format!("refs/heads/{}", self.settings.branch);
         let found = self.hands.mirror.fetch(&name).await?;
-        found.ok_or_else(|| crate::git::Error::NoBranch { branch: self.settings.branch.clone(), url: self.hands.mirror.url().to_owned() }.into())
+        found.ok_or_else(|| {
+            crate::git::Error::NoBranch {
+                branch: self.settings.branch.clone(),
+                url: self.hands.mirror.url().to_owned(),
+            }
+            .into()
+        })
     }
 
     /// Makes git use the forge's token for the repository's address.
@@ -75,7 +92,10 @@ impl Daemon {
     }
 
     /// Loads what a revision says.
-    pub(super) async fn load(self: &Arc<Self>, revision: &Revision) -> Result<(Arc<Desired>, Arc<RevisionFiles>), Error> {
+    pub(super) async fn load(
+        self: &Arc<Self>,
+        revision: &Revision,
+    ) -> Result<(Arc<Desired>, Arc<RevisionFiles>), Error> {
         let content = self.hands.mirror.files(revision).await?;
         let (daemon, files) = (Arc::clone(self), Arc::clone(&content));
         let loading = tokio::task::spawn_blocking(move || {

@@ -47,13 +47,22 @@ impl Inputs {
             let upstream = InstanceId::new(&id.environment, &reference.component);
             self.values.get(&upstream).and_then(|outputs| resolve::lookup(outputs, &reference.key))
         };
-        resolve::fill(value, &output).map_err(|why| TargetError { retry: crate::model::Retry::WhenInputChanges, ..TargetError::new("input-missing", format!("`{id}`: {why}")) })
+        resolve::fill(value, &output).map_err(|why| TargetError {
+            retry: crate::model::Retry::WhenInputChanges,
+            ..TargetError::new("input-missing", format!("`{id}`: {why}"))
+        })
     }
 }
 
 impl Daemon {
     /// The inputs of an instance, from planned outputs where there are any and from recorded ones else.
-    pub(super) async fn inputs(self: &Arc<Self>, head: &Head, id: &InstanceId, references: &BTreeSet<Reference>, planned: &Planned) -> Result<Inputs, Error> {
+    pub(super) async fn inputs(
+        self: &Arc<Self>,
+        head: &Head,
+        id: &InstanceId,
+        references: &BTreeSet<Reference>,
+        planned: &Planned,
+    ) -> Result<Inputs, Error> {
         let mut inputs = Inputs::default();
         for reference in references.iter().filter(|reference| reference.component != id.component) {
             let upstream = InstanceId::new(&id.environment, &reference.component);
@@ -90,7 +99,14 @@ impl Daemon {
     }
 
     /// Reads a sensitive output again from its upstream's state, and proves that it is the recorded one.
-    async fn sealed_output(self: &Arc<Self>, head: &Head, upstream: &InstanceId, record: &Applied, name: &str, recorded: &RecordedOutput) -> Result<Value, Error> {
+    async fn sealed_output(
+        self: &Arc<Self>,
+        head: &Head,
+        upstream: &InstanceId,
+        record: &Applied,
+        name: &str,
+        recorded: &RecordedOutput,
+    ) -> Result<Value, Error> {
         // Boxed: the upstream may itself use a sensitive output of its own upstream.
         let job = Box::pin(self.applied_job(upstream, record, head)).await?;
         let live = self.hands.target.outputs(&job).await?;
@@ -102,7 +118,12 @@ impl Daemon {
     }
 
     /// The job of an instance as it is applied, with the inputs that were recorded.
-    pub(super) async fn applied_job(self: &Arc<Self>, id: &InstanceId, applied: &Applied, head: &Head) -> Result<Job, Error> {
+    pub(super) async fn applied_job(
+        self: &Arc<Self>,
+        id: &InstanceId,
+        applied: &Applied,
+        head: &Head,
+    ) -> Result<Job, Error> {
         let mut inputs = Inputs::default();
         for (key, recorded) in &applied.inputs {
             let Some((component, name)) = key.split_once(".outputs.") else { continue };
@@ -112,7 +133,13 @@ impl Daemon {
                 Some(value) => value.clone(),
                 None => match self.store().applied(&upstream).await? {
                     Some(record) => self.sealed_output(head, &upstream, &record, name, recorded).await?,
-                    None => return Err(TargetError::new("input-missing", format!("`{upstream}`, whose sensitive output `{id}` uses, is not applied any more")).into()),
+                    None => {
+                        return Err(TargetError::new(
+                            "input-missing",
+                            format!("`{upstream}`, whose sensitive output `{id}` uses, is not applied any more"),
+                        )
+                        .into());
+                    }
                 },
             };
             inputs.put(&upstream, name, value);
@@ -120,7 +147,13 @@ impl Daemon {
         self.applied_job_with(id, applied, &inputs, head).await
     }
 
-    async fn applied_job_with(self: &Arc<Self>, id: &InstanceId, applied: &Applied, inputs: &Inputs, head: &Head) -> Result<Job, Error> {
+    async fn applied_job_with(
+        self: &Arc<Self>,
+        id: &InstanceId,
+        applied: &Applied,
+        inputs: &Inputs,
+        head: &Head,
+    ) -> Result<Job, Error> {
         let content: Arc<dyn Files> = self.hands.mirror.files(&applied.revision).await?;
         let made = Made { spec: &applied.spec, files: &applied.files, declares_backend: applied.declares_backend };
         Ok(job(id, Use::Applied, content, &made, inputs, head.consumed(id))?)
@@ -142,7 +175,10 @@ impl Inputs {
 }
 
 fn no_output(id: &InstanceId, reference: &Reference) -> Error {
-    let message = format!("`{id}` uses `{}.outputs.{}`, and `{}/{}` has no such output", reference.component, reference.key, id.environment, reference.component);
+    let message = format!(
+        "`{id}` uses `{}.outputs.{}`, and `{}/{}` has no such output",
+        reference.component, reference.key, id.environment, reference.component
+    );
     TargetError { retry: crate::model::Retry::WhenInputChanges, ..TargetError::new("input-missing", message) }.into()
 }
 
@@ -154,15 +190,36 @@ pub(super) struct Made<'a> {
 }
 
 /// The job of an instance as a revision declares it.
-pub(super) fn declared_job(instance: &Instance, r#use: Use, content: Arc<dyn Files>, inputs: &Inputs, consumed: bool) -> Result<Job, TargetError> {
-    let spec = instance.spec.as_ref().ok_or_else(|| TargetError::new("stalled", format!("`{}` has problems in its declaration", instance.id)))?;
+pub(super) fn declared_job(
+    instance: &Instance,
+    r#use: Use,
+    content: Arc<dyn Files>,
+    inputs: &Inputs,
+    consumed: bool,
+) -> Result<Job, TargetError> {
+    let spec = instance
+        .spec
+        .as_ref()
+        .ok_or_else(|| TargetError::new("stalled", format!("`{}` has problems in its declaration", instance.id)))?;
     let made = Made { spec, files: &instance.closure.files, declares_backend: instance.closure.declares_backend };
     job(&instance.id, r#use, content, &made, inputs, consumed)
 }
 
-fn job(id: &InstanceId, r#use: Use, content: Arc<dyn Files>, made: &Made<'_>, inputs: &Inputs, consumed: bool) -> Result<Job, TargetError> {
+fn job(
+    id: &InstanceId,
+    r#use: Use,
+    content: Arc<dyn Files>,
+    made: &Made<'_>,
+    inputs: &Inputs,
+    consumed: bool,
+) -> Result<Job, TargetError> {
     let tofu = made.spec.tofu.as_ref().ok_or_else(|| TargetError::new("stalled", format!("`{id}` has no kind")))?;
-    let fill = |values: &BTreeMap<String, Value>| values.iter().map(|(key, value)| Ok((key.clone(), inputs.fill(id, value)?))).collect::<Result<BTreeMap<_, _>, TargetError>>();
+    let fill = |values: &BTreeMap<String, Value>| {
+        values
+            .iter()
+            .map(|(key, value)| Ok((key.clone(), inputs.fill(id, value)?)))
+            .collect::<Result<BTreeMap<_, _>, TargetError>>()
+    };
     let work = TofuWork {
         // The closure has proved that these stay inside the repository; an absolute path would leave the work tree.
         root: join("", &tofu.root).unwrap_or_default(),
@@ -172,5 +229,13 @@ fn job(id: &InstanceId, r#use: Use, content: Arc<dyn Files>, made: &Made<'_>, in
         backend_config: fill(&tofu.backend_config)?,
         declares_backend: made.declares_backend,
     };
-    Ok(Job { instance: id.clone(), r#use, content, files: made.files.clone(), connection: tofu.connection.clone(), consumed, work: Work::Tofu(work) })
+    Ok(Job {
+        instance: id.clone(),
+        r#use,
+        content,
+        files: made.files.clone(),
+        connection: tofu.connection.clone(),
+        consumed,
+        work: Work::Tofu(work),
+    })
 }

@@ -10,6 +10,8 @@
 //! takes the place of what still waits (R5.3). *Race:* a drift pass during a run: what the run still has to touch is
 //! left alone until it ended (R5.2).
 
+mod advance;
+mod commands;
 mod conversation;
 mod decide;
 mod git;
@@ -17,9 +19,11 @@ mod inputs;
 mod outbox;
 mod pass;
 mod planning;
+mod prepare;
 mod propose;
 mod pulls;
 mod recovery;
+mod remediation;
 mod run;
 mod schedule;
 mod status;
@@ -99,7 +103,9 @@ impl Head {
     }
     /// Whether another instance uses the outputs of this one.
     pub fn consumed(&self, id: &InstanceId) -> bool {
-        self.environment(&id.environment).any(|other| other.id != *id && other.references.iter().any(|reference| reference.component == id.component))
+        self.environment(&id.environment).any(|other| {
+            other.id != *id && other.references.iter().any(|reference| reference.component == id.component)
+        })
     }
 }
 

@@ -37,10 +37,14 @@ impl Daemon {
                     Ok(()) => self.store().said(id, &outgoing, self.now()).await?,
                     Err(error) => {
                         let wait = match error.retry {
-                            crate::model::Retry::After(backoff) if attempts < ATTEMPTS_MAX => Some(backoff.wait(attempts)),
+                            crate::model::Retry::After(backoff) if attempts < ATTEMPTS_MAX => {
+                                Some(backoff.wait(attempts))
+                            }
                             _ => None,
                         };
-                        let at = wait.map(|wait| self.now() + Duration::seconds(i64::try_from(wait.as_seconds()).unwrap_or(300)));
+                        let at = wait.map(|wait| {
+                            self.now() + Duration::seconds(i64::try_from(wait.as_seconds()).unwrap_or(300))
+                        });
                         let at = at.map(|at| error.not_before.map_or(at, |not_before| at.max(not_before)));
                         tracing::warn!(error = error.to_string(), next = ?at, "could not say something to the forge");
                         self.store().unsayable(id, &outgoing, &error.to_string(), at, self.now()).await?;
@@ -60,7 +64,13 @@ impl Daemon {
     }
 
     /// Says something on a pull request under a marker, in place of what was said under it.
-    pub(super) async fn say_on(self: &Arc<Self>, pull: PullNumber, marker: &str, body: &str, outdates: Option<String>) -> Result<(), Error> {
+    pub(super) async fn say_on(
+        self: &Arc<Self>,
+        pull: PullNumber,
+        marker: &str,
+        body: &str,
+        outdates: Option<String>,
+    ) -> Result<(), Error> {
         let hidden = comment::marker(marker);
         let body = self.hands.redactor.redact(body);
         let body = if body.trim_end().ends_with(&hidden) { body } else { format!("{}\n{hidden}", body.trim_end()) };
@@ -69,9 +79,20 @@ impl Daemon {
     }
 
     /// Sets a status of a commit.
-    pub(super) async fn say_status(self: &Arc<Self>, revision: &Revision, context: &str, state: &str, description: &str) -> Result<(), Error> {
+    pub(super) async fn say_status(
+        self: &Arc<Self>,
+        revision: &Revision,
+        context: &str,
+        state: &str,
+        description: &str,
+    ) -> Result<(), Error> {
         let description: String = self.hands.redactor.redact(description).chars().take(140).collect();
-        let outgoing = Outgoing::Status { revision: revision.clone(), context: context.to_owned(), state: state.to_owned(), description };
+        let outgoing = Outgoing::Status {
+            revision: revision.clone(),
+            context: context.to_owned(),
+            state: state.to_owned(),
+            description,
+        };
         self.say(&format!("status/{revision}/{context}"), &outgoing).await
     }
 
@@ -86,7 +107,11 @@ impl Daemon {
         let context = format!("evenkeel/apply/{}", run.environment);
         let all = run.instances.values().all(|instance| instance.status == Status::Applied);
         let RunState::Ended { says } = &run.state else { return Ok(()) };
-        let (state, says) = if all { ("success", format!("run {}: applied", run.id)) } else { ("failure", format!("run {}: {says}", run.id)) };
+        let (state, says) = if all {
+            ("success", format!("run {}: applied", run.id))
+        } else {
+            ("failure", format!("run {}: {says}", run.id))
+        };
         let mut revisions = vec![run.revision.clone()];
         if let Some(number) = run.pull
             && let Some(seen) = self.seen(number).await?
@@ -104,13 +129,21 @@ impl Daemon {
 
     /// Shows the plan of what waits at head on the newest merged pull request that is part of it (R6.6), unless it shows
     /// the same already.
-    pub(super) async fn show_head_plan(self: &Arc<Self>, head: &super::Head, plan: &crate::plan::Plan) -> Result<(), Error> {
+    pub(super) async fn show_head_plan(
+        self: &Arc<Self>,
+        head: &super::Head,
+        plan: &crate::plan::Plan,
+    ) -> Result<(), Error> {
         let environment: &EnvironmentName = &plan.environment;
         for (number, _) in self.merged_pulls(head).await? {
             let subject = pull_subject(number, environment);
             let Some((shown, _)) = self.store().last_plan(&subject, None).await? else {
                 // One that could not be planned before it was merged carries the plan now.
-                let Some(mut seen) = self.seen(number).await?.filter(|seen| seen.environments.is_empty() && !seen.pull.branch.starts_with(super::pulls::OWN_BRANCHES)) else { continue };
+                let Some(mut seen) = self.seen(number).await?.filter(|seen| {
+                    seen.environments.is_empty() && !seen.pull.branch.starts_with(super::pulls::OWN_BRANCHES)
+                }) else {
+                    continue;
+                };
                 seen.environments.insert(environment.clone());
                 self.remember(&seen).await?;
                 self.store().keep_plan(&subject, plan, self.now()).await?;
@@ -131,7 +164,12 @@ impl Daemon {
     }
 
     /// Says a plan on a pull request; a plan with another digest is a new comment, and the old one is folded away (R6.3).
-    pub(super) async fn say_plan(self: &Arc<Self>, number: PullNumber, plan: &crate::plan::Plan, notes: &[crate::check::Note]) -> Result<(), Error> {
+    pub(super) async fn say_plan(
+        self: &Arc<Self>,
+        number: PullNumber,
+        plan: &crate::plan::Plan,
+        notes: &[crate::check::Note],
+    ) -> Result<(), Error> {
         let topic = format!("plan env={}", plan.environment);
         let marker = format!("{topic} digest={}", plan.digest);
         let body = comment::plan(plan, notes, &marker);
@@ -148,6 +186,8 @@ async fn say(forge: &dyn crate::port::Forge, outgoing: &Outgoing) -> Result<(), 
             }
             Ok(())
         }
-        Outgoing::Status { revision, context, state, description } => forge.ensure_status(revision, context, state, description).await,
+        Outgoing::Status { revision, context, state, description } => {
+            forge.ensure_status(revision, context, state, description).await
+        }
     }
 }

@@ -60,7 +60,11 @@ impl Daemon {
     /// Whether an effect on an instance is under way.
     pub(super) async fn is_in_flight(&self, id: &InstanceId) -> Result<bool, Error> {
         let runs = self.store().open_runs().await?;
-        Ok(runs.iter().any(|run| run.instances.get(id).is_some_and(|i| matches!(i.status, RunStatus::Running | RunStatus::Effected | RunStatus::Planned))))
+        Ok(runs.iter().any(|run| {
+            run.instances
+                .get(id)
+                .is_some_and(|i| matches!(i.status, RunStatus::Running | RunStatus::Effected | RunStatus::Planned))
+        }))
     }
 
     async fn observe(self: &Arc<Self>, head: &Head, id: &InstanceId, applied: &Applied) -> Result<Observed, Error> {
@@ -93,8 +97,19 @@ impl Daemon {
                 let live = output.record(&self.hands.seal);
                 let recorded = applied.outputs.get(name);
                 if recorded.is_some() && live.as_ref() != recorded {
-                    let field = DriftField { path: String::new(), desired: recorded.and_then(|r| r.value.clone()), observed: live.and_then(|l| l.value) };
-                    observed.drift.push(Drift { resource: format!("output {name}"), drift: DriftKind::Changed, revertible: false, fields: vec![field], changed_by: None, changed_at: None });
+                    let field = DriftField {
+                        path: String::new(),
+                        desired: recorded.and_then(|r| r.value.clone()),
+                        observed: live.and_then(|l| l.value),
+                    };
+                    observed.drift.push(Drift {
+                        resource: format!("output {name}"),
+                        drift: DriftKind::Changed,
+                        revertible: false,
+                        fields: vec![field],
+                        changed_by: None,
+                        changed_at: None,
+                    });
                 }
             }
         }
@@ -102,14 +117,22 @@ impl Daemon {
         observed.revert = tofu::plan::action(id, observation, &applied.guards.protect, &drifted);
         if !strict && observed.revert.is_none() {
             // Adopt-only drift is told in the warnings and does not count.
-            let (output, rest): (Vec<Drift>, Vec<Drift>) = std::mem::take(&mut observed.drift).into_iter().partition(|drift| drift.revertible || drift.resource.starts_with("output "));
+            let (output, rest): (Vec<Drift>, Vec<Drift>) = std::mem::take(&mut observed.drift)
+                .into_iter()
+                .partition(|drift| drift.revertible || drift.resource.starts_with("output "));
             observed.drift = output;
-            observed.warnings.extend(rest.iter().map(|drift| format!("`{}` differs from the last apply in what the configuration does not set", drift.resource)));
+            observed.warnings.extend(rest.iter().map(|drift| {
+                format!("`{}` differs from the last apply in what the configuration does not set", drift.resource)
+            }));
         }
     }
 
     /// The checks that do not answer, each in a sentence.
-    pub(super) async fn failed_checks(self: &Arc<Self>, id: &InstanceId, spec: &Component) -> Result<Vec<String>, Error> {
+    pub(super) async fn failed_checks(
+        self: &Arc<Self>,
+        id: &InstanceId,
+        spec: &Component,
+    ) -> Result<Vec<String>, Error> {
         let mut failed = vec![];
         for check in &spec.checks {
             if let Err(why) = self.probe(id, check).await? {
@@ -125,12 +148,14 @@ impl Daemon {
         let output = |reference: &crate::desired::Reference| {
             let upstream = InstanceId::new(&id.environment, &reference.component);
             let outputs = &applied.get(&upstream)?.outputs;
-            let shown: serde_json::Map<_, _> = outputs.iter().filter_map(|(name, output)| Some((name.clone(), output.value.clone()?))).collect();
+            let shown: serde_json::Map<_, _> =
+                outputs.iter().filter_map(|(name, output)| Some((name.clone(), output.value.clone()?))).collect();
             crate::desired::resolve::lookup(&shown.into(), &reference.key)
         };
         let text = |address: &Option<String>| match address {
             None => Ok(None),
-            Some(address) => crate::desired::resolve::fill(&address.as_str().into(), &output).map(|value| value.as_str().map(str::to_owned)),
+            Some(address) => crate::desired::resolve::fill(&address.as_str().into(), &output)
+                .map(|value| value.as_str().map(str::to_owned)),
         };
         let timeout = check.timeout.map_or(CHECK_TIMEOUT, crate::model::Duration::std);
         match (text(&check.http), text(&check.tcp)) {

@@ -56,18 +56,27 @@ type Planning = Shared<Pin<Box<dyn Future<Output = Arc<Outcome>> + Send>>>;
 
 impl Daemon {
     /// Plans instances of an environment as a revision declares them, and what their plans change downstream.
-    pub(super) async fn plan_environment(self: &Arc<Self>, environment: &EnvironmentName, head: &Arc<Head>, scope: &Scope) -> Result<(Plan, BTreeMap<InstanceId, Arc<Outcome>>), Error> {
+    pub(super) async fn plan_environment(
+        self: &Arc<Self>,
+        environment: &EnvironmentName,
+        head: &Arc<Head>,
+        scope: &Scope,
+    ) -> Result<(Plan, BTreeMap<InstanceId, Arc<Outcome>>), Error> {
         let applied = Arc::new(self.store().all_applied().await?);
         let observed = self.store().all_observed().await?;
         let considered = with_downstream(head, environment, &scope.instances);
-        let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> = considered.iter().filter_map(|id| Some((id.clone(), head.instance(id)?.upstreams.clone()))).collect();
+        let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> =
+            considered.iter().filter_map(|id| Some((id.clone(), head.instance(id)?.upstreams.clone()))).collect();
         let ordered = order(&edges);
         let mut plannings: BTreeMap<InstanceId, Planning> = BTreeMap::new();
         for (id, step) in &ordered {
-            let upstreams: Vec<(InstanceId, Planning)> = edges[id].iter().filter_map(|up| Some((up.clone(), plannings.get(up)?.clone()))).collect();
+            let upstreams: Vec<(InstanceId, Planning)> =
+                edges[id].iter().filter_map(|up| Some((up.clone(), plannings.get(up)?.clone()))).collect();
             let asked = scope.instances.contains(id);
-            let drifted: Vec<String> = observed.get(id).map(|o| o.drift.iter().map(|d| d.resource.clone()).collect()).unwrap_or_default();
-            let (daemon, head, applied, id_for_task, step, r#use) = (Arc::clone(self), Arc::clone(head), Arc::clone(&applied), id.clone(), *step, scope.r#use);
+            let drifted: Vec<String> =
+                observed.get(id).map(|o| o.drift.iter().map(|d| d.resource.clone()).collect()).unwrap_or_default();
+            let (daemon, head, applied, id_for_task, step, r#use) =
+                (Arc::clone(self), Arc::clone(head), Arc::clone(&applied), id.clone(), *step, scope.r#use);
             let planning = async move {
                 let mut planned = Planned::new();
                 let mut blocked = None;
@@ -83,20 +92,31 @@ impl Daemon {
                         blocked = blocked.or_else(|| planned.keys().last().cloned());
                     }
                 }
-                let asked = Asked { id: &id_for_task, step, asked, r#use, applied: applied.get(&id_for_task), drifted: &drifted, blocked };
+                let asked = Asked {
+                    id: &id_for_task,
+                    step,
+                    asked,
+                    r#use,
+                    applied: applied.get(&id_for_task),
+                    drifted: &drifted,
+                    blocked,
+                };
                 Arc::new(daemon.plan_instance(&head, asked, &planned).await)
             };
             let planning: Pin<Box<dyn Future<Output = Arc<Outcome>> + Send>> = Box::pin(planning);
             plannings.insert(id.clone(), planning.shared());
         }
-        let outcomes: Vec<(InstanceId, Arc<Outcome>)> = join_all(plannings.into_iter().map(|(id, planning)| async move { (id, planning.await) })).await;
-        let mut instances: Vec<InstancePlan> = outcomes.iter().filter_map(|(_, outcome)| outcome.plan.clone()).collect();
+        let outcomes: Vec<(InstanceId, Arc<Outcome>)> =
+            join_all(plannings.into_iter().map(|(id, planning)| async move { (id, planning.await) })).await;
+        let mut instances: Vec<InstancePlan> =
+            outcomes.iter().filter_map(|(_, outcome)| outcome.plan.clone()).collect();
         let ids: BTreeSet<InstanceId> = instances.iter().map(|instance| instance.id.clone()).collect();
         for instance in &mut instances {
             instance.after.retain(|upstream| ids.contains(upstream));
         }
         renumber(&mut instances);
-        let plan = Plan::new(environment.clone(), head.revision.clone(), scope.base.clone(), scope.because.clone(), instances);
+        let plan =
+            Plan::new(environment.clone(), head.revision.clone(), scope.base.clone(), scope.because.clone(), instances);
         Ok((plan, outcomes.into_iter().collect()))
     }
 
@@ -129,7 +149,9 @@ impl Daemon {
                 return Outcome { plan: Some(plan), ..none };
             }
         };
-        let changed = asked.applied.is_none_or(|applied| inputs.recorded.iter().any(|(key, value)| applied.inputs.get(key) != Some(value)));
+        let changed = asked
+            .applied
+            .is_none_or(|applied| inputs.recorded.iter().any(|(key, value)| applied.inputs.get(key) != Some(value)));
         if !asked.asked && inputs.waiting_on.is_empty() && !changed {
             return none;
         }
@@ -144,24 +166,24 @@ impl Daemon {
                 return Outcome { plan: Some(plan), ..none };
             }
         }
-        let job = match declared_job(instance, asked.r#use, Arc::clone(&head.content), &inputs, head.consumed(id)) {
-            Ok(job) => job,
+        let job = declared_job(instance, asked.r#use, Arc::clone(&head.content), &inputs, head.consumed(id));
+        let looked = match job {
+            Ok(job) => self.hands.target.observe(&job).await.map(|observation| (job, observation)),
+            Err(error) => Err(error),
+        };
+        let (job, observation) = match looked {
+            Ok(looked) => looked,
             Err(error) => {
                 plan.problem = Some(error.line());
                 return Outcome { plan: Some(plan), ..none };
             }
         };
-        let observation = match self.hands.target.observe(&job).await {
-            Ok(observation) => observation,
-            Err(error) => {
-                plan.problem = Some(error.line());
-                return Outcome { plan: Some(plan), ..none };
-            }
-        };
-        let protect = protect(asked.applied, &instance.spec.as_ref().map(|spec| spec.protect.clone()).unwrap_or_default(), instance.digest);
+        let declared = instance.spec.as_ref().map(|spec| spec.protect.clone()).unwrap_or_default();
+        let protect = protect(asked.applied, &declared, instance.digest);
         plan.actions = tofu::plan::action(id, &observation, &protect, asked.drifted).into_iter().collect();
         plan.digest = Some(InstancePlan::digest_of(&plan.actions));
-        let first_contact = asked.applied.is_none() && observation.holds_anything && !self.store().begun(id).await.unwrap_or(false);
+        let first_contact =
+            asked.applied.is_none() && observation.holds_anything && !self.store().begun(id).await.unwrap_or(false);
         if first_contact {
             plan.waiting_on.push(WaitingOn::FirstContact);
         }
@@ -190,7 +212,11 @@ struct Asked<'a> {
 
 /// The guards in force (R3.4): tightening counts at once; loosening counts once a merge brings nothing else with it,
 /// which is when the component digest is the applied one.
-pub(super) fn protect(applied: Option<&Applied>, declared: &[String], digest: Option<crate::model::Digest>) -> Vec<String> {
+pub(super) fn protect(
+    applied: Option<&Applied>,
+    declared: &[String],
+    digest: Option<crate::model::Digest>,
+) -> Vec<String> {
     let mut protect = declared.to_vec();
     if let Some(applied) = applied
         && Some(applied.digest) != digest
@@ -201,13 +227,21 @@ pub(super) fn protect(applied: Option<&Applied>, declared: &[String], digest: Op
 }
 
 /// The instances and everything downstream of them by references.
-pub(super) fn with_downstream(head: &Head, environment: &EnvironmentName, instances: &BTreeSet<InstanceId>) -> BTreeSet<InstanceId> {
+pub(super) fn with_downstream(
+    head: &Head,
+    environment: &EnvironmentName,
+    instances: &BTreeSet<InstanceId>,
+) -> BTreeSet<InstanceId> {
     let mut all = instances.clone();
     loop {
         let more: Vec<InstanceId> = head
             .environment(environment)
             .filter(|instance| !all.contains(&instance.id))
-            .filter(|instance| instance.references.iter().any(|r| r.component != instance.id.component && all.contains(&InstanceId::new(environment, &r.component))))
+            .filter(|instance| {
+                instance.references.iter().any(|r| {
+                    r.component != instance.id.component && all.contains(&InstanceId::new(environment, &r.component))
+                })
+            })
             .map(|instance| instance.id.clone())
             .collect();
         if more.is_empty() {
@@ -219,7 +253,8 @@ pub(super) fn with_downstream(head: &Head, environment: &EnvironmentName, instan
 
 /// Numbers the steps of the instances that are in the plan, from 1.
 fn renumber(instances: &mut [InstancePlan]) {
-    let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> = instances.iter().map(|i| (i.id.clone(), i.after.iter().cloned().collect())).collect();
+    let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> =
+        instances.iter().map(|i| (i.id.clone(), i.after.iter().cloned().collect())).collect();
     let steps: BTreeMap<InstanceId, usize> = order(&edges).into_iter().collect();
     for instance in instances.iter_mut() {
         instance.order = steps[&instance.id];

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Daemon, Error, Head, Wake, decide::remediation_path, pass};
+use super::{Daemon, Error, Head, Wake, pass, remediation::remediation_path};
 use crate::{
     desired::schema::DriftMode,
     model::{Digest, EnvironmentName, InstanceId, PullNumber, Revision},
@@ -50,7 +50,9 @@ impl Daemon {
         }
         let roots: BTreeSet<String> = groups.iter().map(|group| format!("{environment}/{}", group.root)).collect();
         let known: Vec<(String, Proposal)> = self.store().list("proposal").await?;
-        for (key, proposal) in known.into_iter().filter(|(key, _)| key.starts_with(&format!("{environment}/")) && !roots.contains(key)) {
+        for (key, proposal) in
+            known.into_iter().filter(|(key, _)| key.starts_with(&format!("{environment}/")) && !roots.contains(key))
+        {
             self.withdraw(environment, &key, &proposal).await?;
         }
         Ok(())
@@ -74,7 +76,12 @@ impl Daemon {
         for (id, observed) in observed.iter().filter(|(id, _)| id.environment == *environment) {
             let Some(instance) = head.instance(id) else { continue };
             // What a failed run left behind is that run's business, not drift to be proposed (R5.1).
-            if stalled.contains_key(id) || held.contains(id) || open.iter().any(|run| run.holds(id)) || observed.error.is_some() || self.mode(head, id) != DriftMode::Propose {
+            if stalled.contains_key(id)
+                || held.contains(id)
+                || open.iter().any(|run| run.holds(id))
+                || observed.error.is_some()
+                || self.mode(head, id) != DriftMode::Propose
+            {
                 continue;
             }
             if let Some(action) = pass::revert(observed) {
@@ -86,58 +93,84 @@ impl Daemon {
 
     pub(super) fn mode(&self, head: &Head, id: &InstanceId) -> DriftMode {
         let own = head.instance(id).and_then(|instance| instance.spec.as_ref()).and_then(|spec| spec.drift.mode);
-        let default = head.desired.state_repo.as_ref().and_then(|repo| repo.defaults.drift.as_ref()).and_then(|drift| drift.mode);
+        let default =
+            head.desired.state_repo.as_ref().and_then(|repo| repo.defaults.drift.as_ref()).and_then(|drift| drift.mode);
         own.or(default).unwrap_or_default()
+    }
+
+    /// Whether nothing is to be written about a group: it was merged, stands as it is, or somebody works on its branch.
+    async fn is_settled(self: &Arc<Self>, group: &Group, key: &str, known: &Proposal) -> Result<bool, Error> {
+        let Some(forge) = self.hands.forge.clone() else { return Ok(true) };
+        let pull = forge.get_pull(known.pull).await?;
+        if pull.merged_as.is_some() {
+            // Merged: the remediation decides now, and a later drift is another proposal.
+            self.store().remove("proposal", key).await?;
+            self.queue.wake(Wake::Git, "a remediation was merged");
+            return Ok(true);
+        }
+        if known.digest == group.digest {
+            if !pull.open && !known.declined {
+                self.proposal_closed(&pull).await?;
+            }
+            return Ok(true);
+        }
+        if pull.open && pull.head != known.pushed {
+            tracing::info!(key, "the proposal's branch has somebody's commits and is left alone");
+            return Ok(true);
+        }
+        Ok(false)
     }
 
     async fn propose_group(self: &Arc<Self>, head: &Arc<Head>, group: &Group) -> Result<(), Error> {
         let Some(forge) = self.hands.forge.clone() else { return Ok(()) };
         let key = format!("{}/{}", group.environment, group.root);
         let known: Option<Proposal> = self.store().get("proposal", &key).await?;
-        if let Some(known) = &known {
-            let pull = forge.get_pull(known.pull).await?;
-            if pull.merged_as.is_some() {
-                // Merged: the remediation decides now, and a later drift is another proposal.
-                self.store().remove("proposal", &key).await?;
-                self.queue.wake(Wake::Git, "a remediation was merged");
-                return Ok(());
-            }
-            if known.digest == group.digest {
-                if !pull.open && !known.declined {
-                    self.proposal_closed(&pull).await?;
-                }
-                return Ok(());
-            }
-            if pull.open && pull.head != known.pushed {
-                tracing::info!(%key, "the proposal's branch has somebody's commits and is left alone");
-                return Ok(());
-            }
+        if let Some(known) = &known
+            && self.is_settled(group, &key, known).await?
+        {
+            return Ok(());
         }
         for one in &group.drifted {
             self.store().put("action", &one.action.digest.to_string(), self.now(), &one.action).await?;
         }
         let now = self.now();
         let observed = self.store().all_observed().await?;
-        let observed_at = group.drifted.iter().filter_map(|one| observed.get(&one.id)).map(|o| o.at).max().unwrap_or(now);
+        let observed_at =
+            group.drifted.iter().filter_map(|one| observed.get(&one.id)).map(|o| o.at).max().unwrap_or(now);
         let name = self.fresh_name(head, group, known.as_ref()).await?;
         let remediation = group.remediation("drift", observed_at, now);
         let text = remedy::write(&name, &remediation).map_err(Error::Refused)?;
         let path = remediation_path(&self.settings.root, &group.environment, &name);
         if self.hands.redactor.redact(&text) != text {
             // Values are masked where they are read; what is left is a secret in a name, and a masked name means another thing.
-            return Err(Error::Refused(format!("the drift in `{key}` can't be proposed: an address in it contains a secret")));
+            return Err(Error::Refused(format!(
+                "the drift in `{key}` can't be proposed: an address in it contains a secret"
+            )));
         }
         let mut files = vec![(path.clone(), Some(text))];
-        files.extend(self.spent_files(head, &group.environment).await?.into_iter().filter(|spent| *spent != path).map(|spent| (spent, None)));
+        files.extend(
+            self.spent_files(head, &group.environment)
+                .await?
+                .into_iter()
+                .filter(|spent| *spent != path)
+                .map(|spent| (spent, None)),
+        );
         let title = comment::proposal_title(group);
         self.use_git_token().await?;
         let branch = group.branch();
         let there = self.hands.mirror.fetch(&format!("refs/heads/{branch}")).await?;
-        if there.is_some() && there != known.as_ref().map(|known| known.pushed.clone()) && known.as_ref().is_some_and(|known| !known.declined) {
+        if there.is_some()
+            && there != known.as_ref().map(|known| known.pushed.clone())
+            && known.as_ref().is_some_and(|known| !known.declined)
+        {
             return Ok(());
         }
         let pushed = self.hands.mirror.push(&branch, &head.revision, there.as_ref(), files, &title).await?;
-        let body = self.hands.redactor.redact(&comment::proposal(group, &path, &format!("at {}", observed_at.format("%Y-%m-%d %H:%M UTC"))));
+        let body = self.hands.redactor.redact(&comment::proposal(
+            group,
+            &path,
+            &format!("at {}", observed_at.format("%Y-%m-%d %H:%M UTC")),
+        ));
         let pull = forge.ensure_pull(&branch, &self.settings.branch, &title, &body).await?;
         let instances = group.drifted.iter().map(|one| one.id.clone()).collect();
         let proposal = Proposal { pull, digest: group.digest, name, pushed, instances, declined: false };
@@ -153,7 +186,8 @@ impl Daemon {
         let base = group.name(self.now());
         for number in 1.. {
             let name = if number == 1 { base.clone() } else { format!("{base}-{number}") };
-            let merged: Option<super::decide::Merged> = self.store().get("remediation", &format!("{}/{name}", group.environment)).await?;
+            let merged: Option<super::remediation::Merged> =
+                self.store().get("remediation", &format!("{}/{name}", group.environment)).await?;
             let on_branch = name.parse().is_ok_and(|name| head.desired.remediations.contains_key(&name));
             if (merged.is_none() && !on_branch) || known.is_some_and(|known| known.name == name && !known.declined) {
                 return Ok(name);
@@ -166,7 +200,8 @@ impl Daemon {
     async fn spent_files(&self, head: &Head, environment: &EnvironmentName) -> Result<Vec<String>, Error> {
         let mut files = vec![];
         for (name, (_, file)) in head.desired.remediations.iter().filter(|(_, (r, _))| r.environment == *environment) {
-            let merged: Option<super::decide::Merged> = self.store().get("remediation", &format!("{environment}/{name}")).await?;
+            let merged: Option<super::remediation::Merged> =
+                self.store().get("remediation", &format!("{environment}/{name}")).await?;
             if merged.is_some_and(|merged| merged.spent) {
                 files.push(format!("{}/{file}", self.settings.root));
             }
@@ -175,11 +210,19 @@ impl Daemon {
     }
 
     /// Closes a proposal whose drift is gone. What is not known is not gone.
-    async fn withdraw(self: &Arc<Self>, environment: &EnvironmentName, key: &str, proposal: &Proposal) -> Result<(), Error> {
+    async fn withdraw(
+        self: &Arc<Self>,
+        environment: &EnvironmentName,
+        key: &str,
+        proposal: &Proposal,
+    ) -> Result<(), Error> {
         let Some(forge) = self.hands.forge.clone() else { return Ok(()) };
         let observed = self.store().all_observed().await?;
         let open = self.store().open_runs().await?;
-        let settled = |id: &InstanceId| observed.get(id).is_some_and(|o| o.error.is_none() && pass::revert(o).is_none()) && !open.iter().any(|run| run.holds(id));
+        let settled = |id: &InstanceId| {
+            observed.get(id).is_some_and(|o| o.error.is_none() && pass::revert(o).is_none())
+                && !open.iter().any(|run| run.holds(id))
+        };
         if !proposal.instances.iter().all(settled) {
             return Ok(());
         }
@@ -200,7 +243,9 @@ impl Daemon {
             return Ok(());
         }
         let known: Vec<(String, Proposal)> = self.store().list("proposal").await?;
-        for (key, mut proposal) in known.into_iter().filter(|(_, proposal)| proposal.pull == pull.number && !proposal.declined) {
+        for (key, mut proposal) in
+            known.into_iter().filter(|(_, proposal)| proposal.pull == pull.number && !proposal.declined)
+        {
             proposal.declined = true;
             self.store().put("proposal", &key, self.now(), &proposal).await?;
             self.store().audit(self.now(), "somebody", "decline", &format!("pull/{}", pull.number.0), &key).await?;

@@ -70,7 +70,11 @@ impl Daemon {
         let mut changed = vec![];
         for listed in forge.list_pulls().await? {
             let seen = self.seen(listed.number).await?;
-            let known = seen.as_ref().is_some_and(|seen| seen.pull.updated_at == listed.updated_at && seen.pull.head == listed.head && seen.pull.open == listed.open);
+            let known = seen.as_ref().is_some_and(|seen| {
+                seen.pull.updated_at == listed.updated_at
+                    && seen.pull.head == listed.head
+                    && seen.pull.open == listed.open
+            });
             if known {
                 continue;
             }
@@ -182,7 +186,9 @@ impl Daemon {
         }
         let Some(forge) = self.hands.forge.as_ref().filter(|_| !asked) else { return Ok(None) };
         let level = Level::parse(&forge.get_permission(&pull.author).await?);
-        Ok((level < Level::Write && forks != Forks::Plan).then(|| format!("@{} may not write here, and planning runs code; somebody who may says `/plan`", pull.author)))
+        Ok((level < Level::Write && forks != Forks::Plan).then(|| {
+            format!("@{} may not write here, and planning runs code; somebody who may says `/plan`", pull.author)
+        }))
     }
 
     /// Plans the merge of a pull request into the present base; answers the environments that it changes.
@@ -195,7 +201,10 @@ impl Daemon {
         let merged = match self.hands.mirror.merge(&base.revision, &pull.head).await? {
             Merged::Clean(merged) => merged,
             Merged::Conflict(paths) => {
-                let says = format!("it can't be merged: {} differ on both sides", paths.iter().take(3).cloned().collect::<Vec<_>>().join(", "));
+                let says = format!(
+                    "it can't be merged: {} differ on both sides",
+                    paths.iter().take(3).cloned().collect::<Vec<_>>().join(", ")
+                );
                 self.say_status(&pull.head, "evenkeel/plan", "failure", &says).await?;
                 return Ok(BTreeSet::new());
             }
@@ -216,8 +225,19 @@ impl Daemon {
         self.plan_changes(base, &merged, pull, changed).await
     }
 
-    async fn plan_changes(self: &Arc<Self>, base: &Arc<Head>, merged: &Arc<Head>, pull: &Pull, changed: BTreeMap<EnvironmentName, BTreeSet<InstanceId>>) -> Result<BTreeSet<EnvironmentName>, Error> {
-        let scope = |instances: BTreeSet<InstanceId>| Scope { instances, r#use: Use::Pull(pull.number), because: format!("pullRequest/{}", pull.number.0), base: Some(base.revision.clone()) };
+    async fn plan_changes(
+        self: &Arc<Self>,
+        base: &Arc<Head>,
+        merged: &Arc<Head>,
+        pull: &Pull,
+        changed: BTreeMap<EnvironmentName, BTreeSet<InstanceId>>,
+    ) -> Result<BTreeSet<EnvironmentName>, Error> {
+        let scope = |instances: BTreeSet<InstanceId>| Scope {
+            instances,
+            r#use: Use::Pull(pull.number),
+            because: format!("pullRequest/{}", pull.number.0),
+            base: Some(base.revision.clone()),
+        };
         let plans = futures::future::join_all(changed.into_iter().map(|(environment, instances)| {
             let scope = scope(instances);
             async move { self.plan_environment(&environment, merged, &scope).await.map(|(plan, _)| plan) }
@@ -229,10 +249,13 @@ impl Daemon {
         }
         for plan in plans {
             let plan = self.of_pull_head(plan?, &pull.head);
-            let limits = merged.desired.environments.get(&plan.environment).map(|e| e.limits.clone()).unwrap_or_default();
+            let limits =
+                merged.desired.environments.get(&plan.environment).map(|e| e.limits.clone()).unwrap_or_default();
             let notes = check::plan(&plan, &limits);
             blocked.extend(notes.iter().filter(|note| note.fatal).map(|note| note.says.clone()));
-            blocked.extend(plan.instances.iter().filter_map(|i| i.problem.as_ref().map(|why| format!("`{}`: {why}", i.id))));
+            blocked.extend(
+                plan.instances.iter().filter_map(|i| i.problem.as_ref().map(|why| format!("`{}`: {why}", i.id))),
+            );
             lines.push(format!("{}: {}", plan.environment, summary(&plan)));
             self.store().keep_plan(&pull_subject(pull.number, &plan.environment), &plan, self.now()).await?;
             self.say_plan(pull.number, &plan, &notes).await?;
@@ -240,13 +263,16 @@ impl Daemon {
             self.say_status(&pull.head, &context, "pending", "applied after the merge").await?;
             environments.insert(plan.environment.clone());
         }
-        let removed: Vec<String> = base.desired.instances.keys().filter(|id| merged.instance(id).is_none()).map(ToString::to_string).collect();
+        let removed: Vec<String> =
+            base.desired.instances.keys().filter(|id| merged.instance(id).is_none()).map(ToString::to_string).collect();
         if !removed.is_empty() {
             lines.push(format!("{} no longer declared, kept as orphans", removed.join(", ")));
         }
         match blocked.first() {
             Some(first) => self.say_status(&pull.head, "evenkeel/plan", "failure", first).await?,
-            None if lines.is_empty() => self.say_status(&pull.head, "evenkeel/plan", "success", "no instance is changed").await?,
+            None if lines.is_empty() => {
+                self.say_status(&pull.head, "evenkeel/plan", "success", "no instance is changed").await?
+            }
             None => self.say_status(&pull.head, "evenkeel/plan", "success", &lines.join("; ")).await?,
         }
         Ok(environments)
@@ -260,7 +286,8 @@ impl Daemon {
 
 fn summary(plan: &Plan) -> String {
     let count = plan.summary.changes();
-    let unknown = plan.instances.iter().filter(|instance| instance.digest.is_none() && instance.problem.is_none()).count();
+    let unknown =
+        plan.instances.iter().filter(|instance| instance.digest.is_none() && instance.problem.is_none()).count();
     match (count, unknown) {
         (0, 0) => "nothing to change".into(),
         (count, 0) => format!("{count} to change"),

@@ -12,7 +12,6 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{Arc, PoisonError, atomic::Ordering},
-    time::Duration,
 };
 
 use chrono::{DateTime, Utc};
@@ -21,38 +20,32 @@ use tokio::sync::Mutex;
 
 use super::{
     Daemon, Error, Head, Wake,
-    decide::{Merged, Stalled, is_pending, sources},
-    inputs::declared_job,
-    planning::protect,
+    decide::Stalled,
+    prepare::{Ready, Stop},
+    remediation::Merged,
 };
 use crate::{
-    check,
-    desired::schema::Deferred,
-    journal::{Approved, Event, Outcome, Recovery, Run, RunState, Status, next_status, recovery},
-    model::{Action, InstanceId, Retry, WaitingOn},
-    plan::{self, Applied, InstancePlan, Plan, Summary, order},
-    port::{Job, Prepared, RecordedOutput, TargetError, Use},
-    render, remedy,
-    targets::tofu,
+    journal::{Event, Outcome, Run, RunState, Status, next_status},
+    model::{InstanceId, WaitingOn},
+    plan::{Summary, order},
+    port::{Job, RecordedOutput, TargetError},
 };
 
 /// How often a plan is tried again when the state moved under it.
 const STALE_PLANS_MAX: u32 = 3;
-/// How often what another machine may mend is tried before the instance is stalled.
-const ATTEMPTS_MAX: u32 = 3;
 /// The comment of a run is edited at most this often while it runs.
 const PROGRESS_EVERY: chrono::Duration = chrono::Duration::seconds(5);
 
 type Step = Shared<Pin<Box<dyn Future<Output = Status> + Send>>>;
 
 /// A run that is being driven.
-struct Driven {
-    run: Mutex<Run>,
-    head: Arc<Head>,
-    token: i64,
-    said_at: std::sync::Mutex<DateTime<Utc>>,
+pub(super) struct Driven {
+    pub(super) run: Mutex<Run>,
+    pub(super) head: Arc<Head>,
+    pub(super) token: i64,
+    pub(super) said_at: std::sync::Mutex<DateTime<Utc>>,
     /// What each instance took of the limits.
-    spent: Mutex<BTreeMap<InstanceId, Summary>>,
+    pub(super) spent: Mutex<BTreeMap<InstanceId, Summary>>,
 }
 
 /// Says that a run is being driven, for as long as it lives.
@@ -71,42 +64,6 @@ impl Drop for Driving<'_> {
     }
 }
 
-/// An instance that is ready for its effect.
-struct Ready {
-    job: Job,
-    prepared: Prepared,
-    inputs: BTreeMap<String, RecordedOutput>,
-    actions: Vec<Action>,
-}
-
-/// Why an instance does not get to its effect.
-enum Stop {
-    Waits(WaitingOn, String),
-    Fails(String),
-    /// Nothing is to do.
-    Nothing(Box<Job>, BTreeMap<String, RecordedOutput>),
-    Error(Error),
-    /// The daemon stops; the run is taken up again.
-    Leaves,
-    /// A newer run takes its place.
-    Superseded(String),
-}
-
-impl From<Error> for Stop {
-    fn from(error: Error) -> Self {
-        match error {
-            Error::Target(error) => Self::Fails(error.line()),
-            other => Self::Error(other),
-        }
-    }
-}
-
-impl From<crate::store::Error> for Stop {
-    fn from(error: crate::store::Error) -> Self {
-        Self::Error(error.into())
-    }
-}
-
 impl Daemon {
     /// Takes a run as far as it goes by itself.
     pub(super) async fn drive(self: &Arc<Self>, id: crate::model::RunId) -> Result<(), Error> {
@@ -120,14 +77,20 @@ impl Daemon {
         }
         let Some(token) = self.token(&run.environment).await? else { return Ok(()) };
         let head = self.head_of(&run).await?;
-        let driven = Arc::new(Driven { run: Mutex::new(run), head, token, said_at: std::sync::Mutex::new(DateTime::UNIX_EPOCH), spent: Mutex::default() });
+        let driven = Arc::new(Driven {
+            run: Mutex::new(run),
+            head,
+            token,
+            said_at: std::sync::Mutex::new(DateTime::UNIX_EPOCH),
+            spent: Mutex::default(),
+        });
         self.drive_instances(&driven).await?;
         let mut run = driven.run.lock().await;
         self.conclude(&mut run).await
     }
 
     /// The content that a run applies: its own revision, whatever head is now.
-    async fn head_of(self: &Arc<Self>, run: &Run) -> Result<Arc<Head>, Error> {
+    pub(super) async fn head_of(self: &Arc<Self>, run: &Run) -> Result<Arc<Head>, Error> {
         if let Some(head) = self.head()
             && head.revision == run.revision
         {
@@ -139,11 +102,16 @@ impl Daemon {
 
     async fn drive_instances(self: &Arc<Self>, driven: &Arc<Driven>) -> Result<(), Error> {
         let instances = driven.run.lock().await.instances.clone();
-        let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> = instances.keys().map(|id| (id.clone(), driven.head.instance(id).map(|i| i.upstreams.clone()).unwrap_or_default())).collect();
+        let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> = instances
+            .keys()
+            .map(|id| (id.clone(), driven.head.instance(id).map(|i| i.upstreams.clone()).unwrap_or_default()))
+            .collect();
         let mut steps: BTreeMap<InstanceId, Step> = BTreeMap::new();
         for (id, _) in order(&edges) {
-            let upstreams: Vec<(InstanceId, Step)> = edges[&id].iter().filter_map(|up| Some((up.clone(), steps.get(up)?.clone()))).collect();
-            let (daemon, driven, id_for_task, status) = (Arc::clone(self), Arc::clone(driven), id.clone(), instances[&id].status);
+            let upstreams: Vec<(InstanceId, Step)> =
+                edges[&id].iter().filter_map(|up| Some((up.clone(), steps.get(up)?.clone()))).collect();
+            let (daemon, driven, id_for_task, status) =
+                (Arc::clone(self), Arc::clone(driven), id.clone(), instances[&id].status);
             let step = async move {
                 if status.ended() {
                     return status;
@@ -166,12 +134,31 @@ impl Daemon {
     }
 
     /// One instance, with everything that goes wrong turned into where it stands.
-    async fn step(self: &Arc<Self>, driven: &Driven, id: &InstanceId, in_the_way: Option<(InstanceId, Status)>) -> Status {
+    async fn step(
+        self: &Arc<Self>,
+        driven: &Driven,
+        id: &InstanceId,
+        in_the_way: Option<(InstanceId, Status)>,
+    ) -> Status {
         let done = match in_the_way {
             Some((upstream, status)) if status.ended() => {
-                self.record(driven, id, Event::Skipped { says: format!("`{upstream}`, which it depends on, was not applied") }, None).await
+                self.record(
+                    driven,
+                    id,
+                    Event::Skipped { says: format!("`{upstream}`, which it depends on, was not applied") },
+                    None,
+                )
+                .await
             }
-            Some((upstream, _)) => self.wait(driven, id, WaitingOn::Upstream { instance: upstream.clone() }, format!("`{upstream}` comes first")).await,
+            Some((upstream, _)) => {
+                self.wait(
+                    driven,
+                    id,
+                    WaitingOn::Upstream { instance: upstream.clone() },
+                    format!("`{upstream}` comes first"),
+                )
+                .await
+            }
             None => self.attempt(driven, id).await,
         };
         match done {
@@ -198,172 +185,18 @@ impl Daemon {
             match self.effect(driven, id, ready).await? {
                 Effect::Ended(status) => return Ok(status),
                 Effect::Stale if attempt < STALE_PLANS_MAX => attempt += 1,
-                Effect::Stale => return self.fail(driven, id, "the state kept changing between plan and apply; see who else applies it, and say `/apply`".into()).await,
-            }
-        }
-    }
-
-    /// Everything before the effect.
-    async fn prepare(self: &Arc<Self>, driven: &Driven, id: &InstanceId) -> Result<Ready, Stop> {
-        let run = driven.run.lock().await.clone();
-        self.take(&run, id).await?;
-        let applied = self.store().applied(id).await?;
-        let (job, inputs) = self.job(driven, &run, id, applied.as_ref()).await?;
-        let prepared = self.prepare_job(&job).await?;
-        let observation = &prepared.observation;
-        let instance = driven.head.instance(id);
-        let declared = |instance: Option<&Arc<crate::desired::Instance>>| instance.and_then(|i| i.spec.as_ref()).map(|s| s.protect.clone()).unwrap_or_default();
-        let mut guards = match (run.remediation.is_some(), &applied) {
-            (true, Some(applied)) => applied.guards.protect.clone(),
-            _ => protect(applied.as_ref(), &declared(instance), instance.and_then(|i| i.digest)),
-        };
-        // Tightening counts from its merge, also for a run that was authorised before (R3.4).
-        guards.extend(declared(self.head().as_ref().and_then(|head| head.instance(id))));
-        let actions: Vec<Action> = tofu::plan::action(id, observation, &guards, &[]).into_iter().collect();
-        self.record(driven, id, Event::Planned { digest: actions.first().map(|action| action.digest) }, None).await?;
-        if applied.is_none() && run.by_merge && observation.holds_anything && !self.store().begun(id).await? {
-            let says = "the target already holds something that was never applied from here; look at the plan and say `/apply`".to_owned();
-            return Err(Stop::Waits(WaitingOn::FirstContact, says));
-        }
-        if actions.is_empty() {
-            return Err(Stop::Nothing(Box::new(job), inputs));
-        }
-        self.approve(driven, &run, id, &actions).await?;
-        self.guard(driven, id, &actions).await?;
-        Ok(Ready { job, prepared, inputs, actions })
-    }
-
-    /// Takes the run lock, behind a run whose effect is in flight.
-    async fn take(self: &Arc<Self>, run: &Run, id: &InstanceId) -> Result<(), Stop> {
-        loop {
-            let changed = self.run_changed.notified();
-            if self.stopping() {
-                return Err(Stop::Leaves);
-            }
-            let same_sort = |newer: &&Run| newer.remediation.is_some() == run.remediation.is_some();
-            if let Some(newer) = self.store().runs_after(run.id).await?.iter().filter(same_sort).find(|newer| newer.instances.contains_key(id)) {
-                return Err(Stop::Superseded(format!("superseded by run {}", newer.id)));
-            }
-            if self.head().and_then(|head| head.desired.environments.get(&id.environment).map(|e| e.suspend)).unwrap_or(false) {
-                return Err(Stop::Waits(WaitingOn::Suspended, format!("`{}` is suspended", id.environment)));
-            }
-            if self.store().lock_instance(id, run.id).await? == run.id {
-                return Ok(());
-            }
-            tokio::select! {
-                () = changed => {}
-                () = self.stop.cancelled() => {}
-                () = tokio::time::sleep(Duration::from_secs(5)) => {}
-            }
-        }
-    }
-
-    /// The job of an instance: as declared, or as applied for a remediation.
-    async fn job(self: &Arc<Self>, driven: &Driven, run: &Run, id: &InstanceId, applied: Option<&Applied>) -> Result<(Job, BTreeMap<String, RecordedOutput>), Stop> {
-        if run.remediation.is_some() {
-            let Some(record) = applied else { return Err(Stop::Fails(format!("`{id}` is not applied, so there is nothing to return to"))) };
-            return Ok((self.applied_job(id, record, &driven.head).await?, record.inputs.clone()));
-        }
-        let head = &driven.head;
-        let Some(instance) = head.instance(id) else { return Err(Stop::Fails(format!("`{id}` is not declared at `{}`", head.revision.short()))) };
-        if let Some(problem) = instance.problems.first() {
-            return Err(Stop::Fails(format!("its declaration has a problem: {problem}")));
-        }
-        if let Some(on) = self.promotion(head, id).await? {
-            let says = render::comment::waiting(&on);
-            return Err(Stop::Waits(on, says));
-        }
-        // What comes first is measured by the branch as it is now, not as it was when this run was authorised.
-        let now = self.head().unwrap_or_else(|| Arc::clone(head));
-        let stalled = self.stalled().await?;
-        let mut applied = BTreeMap::new();
-        for upstream in &instance.upstreams {
-            let Some(record) = self.store().applied(upstream).await? else { continue };
-            for source in sources(upstream, &record.inputs) {
-                applied.extend(self.store().applied(&source).await?.map(|record| (source, record)));
-            }
-            applied.insert(upstream.clone(), record);
-        }
-        let behind = |upstream: &&InstanceId| {
-            let declared = now.instance(upstream);
-            stalled.contains_key(*upstream) || declared.is_none_or(|declared| !declared.problems.is_empty() || is_pending(declared, &applied))
-        };
-        if let Some(upstream) = instance.upstreams.iter().find(behind) {
-            return Err(Stop::Waits(WaitingOn::Upstream { instance: upstream.clone() }, format!("`{upstream}` comes first, and is not what the branch says yet")));
-        }
-        let inputs = self.inputs(head, id, &instance.references, &BTreeMap::new()).await?;
-        if let Some(on) = inputs.waiting_on.first() {
-            return Err(Stop::Waits(on.clone(), render::comment::waiting(on)));
-        }
-        let job = declared_job(instance, Use::Head, Arc::clone(&head.content), &inputs, head.consumed(id)).map_err(|error| Stop::Fails(error.line()))?;
-        Ok((job, inputs.recorded))
-    }
-
-    async fn prepare_job(self: &Arc<Self>, job: &Job) -> Result<Prepared, Stop> {
-        let mut attempt = 0;
-        loop {
-            match self.hands.target.prepare(job).await {
-                Ok(prepared) => return Ok(prepared),
-                Err(error) => match error.retry {
-                    Retry::After(backoff) if attempt + 1 < ATTEMPTS_MAX => {
-                        attempt += 1;
-                        tokio::select! {
-                            () = tokio::time::sleep(backoff.wait(attempt).std()) => {}
-                            () = self.stop.cancelled() => return Err(Stop::Leaves),
-                        }
-                    }
-                    _ => return Err(Stop::Fails(error.line())),
-                },
-            }
-        }
-    }
-
-    /// Whether what would be done is what was approved (R2.4).
-    async fn approve(self: &Arc<Self>, driven: &Driven, run: &Run, id: &InstanceId, actions: &[Action]) -> Result<(), Stop> {
-        let digest = InstancePlan::digest_of(actions);
-        let waits = |says: String| Stop::Waits(WaitingOn::Approval { digest }, says);
-        match self.store().approved(run.id, id).await?.unwrap_or(Approved::Unknown) {
-            Approved::Declaration => Ok(()),
-            Approved::Actions { actions: approved } => plan::covers(&approved, actions).map_err(|gap| waits(format!("{}; look at the new plan and say `/apply`", gap.0))),
-            Approved::Unknown => {
-                let deferred = driven.head.desired.environments.get(&run.environment).map(|e| e.deferred).unwrap_or_default();
-                match deferred {
-                    Deferred::Apply => Ok(()),
-                    Deferred::Wait => Err(waits("its plan was not known when the run was approved; now it is, and waits for `/apply`".into())),
+                Effect::Stale => {
+                    return self
+                        .fail(
+                            driven,
+                            id,
+                            "the state kept changing between plan and apply; see who else applies it, and say `/apply`"
+                                .into(),
+                        )
+                        .await;
                 }
             }
-            Approved::Remediation => {
-                let name = run.remediation.clone().unwrap_or_default();
-                let Ok(name) = name.parse() else { return Err(Stop::Fails("the remediation has no name".into())) };
-                let Some((remediation, _)) = driven.head.desired.remediations.get(&name) else { return Err(Stop::Fails(format!("the remediation `{name}` is not there any more"))) };
-                let mut stored = BTreeMap::new();
-                for action in &remediation.actions {
-                    if let Some(known) = self.store().get::<Action>("action", &action.digest.to_string()).await? {
-                        stored.insert(action.digest, known);
-                    }
-                }
-                remedy::lets_through(remediation, id, &|digest| stored.get(digest).cloned(), actions).map_err(Stop::Fails)
-            }
         }
-    }
-
-    /// The independent checker, `protect` and the limits of one run.
-    async fn guard(self: &Arc<Self>, driven: &Driven, id: &InstanceId, actions: &[Action]) -> Result<(), Stop> {
-        let head = self.head().unwrap_or_else(|| Arc::clone(&driven.head));
-        let limits = head.desired.environments.get(&id.environment).map(|e| e.limits.clone()).unwrap_or_default();
-        let instance = InstancePlan { id: id.clone(), kind: "tofu".into(), digest: Some(InstancePlan::digest_of(actions)), order: 1, after: vec![], waiting_on: vec![], actions: actions.to_vec(), problem: None };
-        let summary = instance.summary();
-        let whole = Plan::new(id.environment.clone(), driven.head.revision.clone(), None, "run".into(), vec![instance]);
-        if let Some(note) = check::plan(&whole, &limits).into_iter().find(|note| note.fatal) {
-            return Err(Stop::Fails(note.says));
-        }
-        let mut spent = driven.spent.lock().await;
-        let together = spent.iter().filter(|(other, _)| *other != id).fold(summary, |sum, (_, other)| sum.plus(other));
-        if let Some(says) = check::within(&together, &limits).into_iter().next() {
-            return Err(Stop::Fails(format!("{says}; raise the limit in a pull request of its own, or change less")));
-        }
-        spent.insert(id.clone(), summary);
-        Ok(())
     }
 
     /// The effect, between its two journal records.
@@ -384,12 +217,14 @@ impl Daemon {
                 self.verify(driven, id, &job, inputs).await.map(Effect::Ended)
             }
             Err(error) if error.kind == "plan-stale" => {
-                self.record(driven, id, Event::Finished { outcome: Outcome::Refused { says: error.line() } }, None).await?;
+                self.record(driven, id, Event::Finished { outcome: Outcome::Refused { says: error.line() } }, None)
+                    .await?;
                 Ok(Effect::Stale)
             }
             Err(error) => {
                 self.counters.actions_failed.fetch_add(1, Ordering::Relaxed);
-                self.record(driven, id, Event::Finished { outcome: Outcome::Failed { says: error.line() } }, None).await?;
+                self.record(driven, id, Event::Finished { outcome: Outcome::Failed { says: error.line() } }, None)
+                    .await?;
                 if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
                     instance.changed = error.effect_may_have_begun;
                 }
@@ -399,16 +234,30 @@ impl Daemon {
     }
 
     /// Planning again is empty over what the run was to do, and the checks answer (R2.8).
-    async fn verify(self: &Arc<Self>, driven: &Driven, id: &InstanceId, job: &Job, inputs: BTreeMap<String, RecordedOutput>) -> Result<Status, Error> {
+    async fn verify(
+        self: &Arc<Self>,
+        driven: &Driven,
+        id: &InstanceId,
+        job: &Job,
+        inputs: BTreeMap<String, RecordedOutput>,
+    ) -> Result<Status, Error> {
         if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
             instance.changed = true;
         }
         let again = match self.hands.target.observe(job).await {
             Ok(again) => again,
-            Err(error) => return self.fail(driven, id, format!("it was applied and could not be looked at afterwards: {}", error.line())).await,
+            Err(error) => {
+                return self
+                    .fail(driven, id, format!("it was applied and could not be looked at afterwards: {}", error.line()))
+                    .await;
+            }
         };
         if let Some(left) = again.changes.first() {
-            let says = format!("it was applied, and a fresh plan would still {} `{}`; a value that differs on every plan (a time, a random one) has to be ignored or fixed in the module", left.change.verb(), left.resource);
+            let says = format!(
+                "it was applied, and a fresh plan would still {} `{}`; a value that differs on every plan (a time, a random one) has to be ignored or fixed in the module",
+                left.change.verb(),
+                left.resource
+            );
             return self.fail(driven, id, says).await;
         }
         if let Err(stop) = self.settle(driven, id, job, inputs).await {
@@ -425,7 +274,13 @@ impl Daemon {
     }
 
     /// Records what is applied now; a remediation leaves that record as it is.
-    async fn settle(self: &Arc<Self>, driven: &Driven, id: &InstanceId, job: &Job, inputs: BTreeMap<String, RecordedOutput>) -> Result<(), TargetError> {
+    async fn settle(
+        self: &Arc<Self>,
+        driven: &Driven,
+        id: &InstanceId,
+        job: &Job,
+        inputs: BTreeMap<String, RecordedOutput>,
+    ) -> Result<(), TargetError> {
         let run = driven.run.lock().await.clone();
         let refused = |error: Error| match error {
             Error::Target(error) => error,
@@ -444,15 +299,30 @@ impl Daemon {
         Ok(())
     }
 
-    async fn nothing(self: &Arc<Self>, driven: &Driven, id: &InstanceId, job: &Job, inputs: BTreeMap<String, RecordedOutput>) -> Result<Status, Error> {
+    async fn nothing(
+        self: &Arc<Self>,
+        driven: &Driven,
+        id: &InstanceId,
+        job: &Job,
+        inputs: BTreeMap<String, RecordedOutput>,
+    ) -> Result<Status, Error> {
         if let Err(error) = self.settle(driven, id, job, inputs).await {
             return self.fail(driven, id, error.line()).await;
         }
         self.record(driven, id, Event::Applied { changed: false }, None).await
     }
 
-    async fn wait(self: &Arc<Self>, driven: &Driven, id: &InstanceId, on: WaitingOn, says: String) -> Result<Status, Error> {
-        let known = driven.run.lock().await.instances.get(id).is_some_and(|instance| instance.status == Status::Waiting && instance.waiting_on.as_ref() == Some(&on));
+    async fn wait(
+        self: &Arc<Self>,
+        driven: &Driven,
+        id: &InstanceId,
+        on: WaitingOn,
+        says: String,
+    ) -> Result<Status, Error> {
+        let known =
+            driven.run.lock().await.instances.get(id).is_some_and(|instance| {
+                instance.status == Status::Waiting && instance.waiting_on.as_ref() == Some(&on)
+            });
         if known {
             return Ok(Status::Waiting);
         }
@@ -463,10 +333,19 @@ impl Daemon {
         self.record(driven, id, Event::Waits { on: on.clone(), says }, Some(on)).await
     }
 
-    async fn fail(self: &Arc<Self>, driven: &Driven, id: &InstanceId, says: String) -> Result<Status, Error> {
+    pub(super) async fn fail(
+        self: &Arc<Self>,
+        driven: &Driven,
+        id: &InstanceId,
+        says: String,
+    ) -> Result<Status, Error> {
         let says = self.hands.redactor.redact(&says);
         let run = driven.run.lock().await.clone();
-        let stalled = Stalled { run: run.id, says: says.clone(), digest: run.instances.get(id).and_then(|instance| instance.digest) };
+        let stalled = Stalled {
+            run: run.id,
+            says: says.clone(),
+            digest: run.instances.get(id).and_then(|instance| instance.digest),
+        };
         if run.remediation.is_none() {
             self.store().put("stalled", &id.to_string(), self.now(), &stalled).await?;
         }
@@ -475,14 +354,23 @@ impl Daemon {
     }
 
     /// Journals an event, and brings the run's document and comment up to date.
-    async fn record(self: &Arc<Self>, driven: &Driven, id: &InstanceId, event: Event, on: Option<WaitingOn>) -> Result<Status, Error> {
+    pub(super) async fn record(
+        self: &Arc<Self>,
+        driven: &Driven,
+        id: &InstanceId,
+        event: Event,
+        on: Option<WaitingOn>,
+    ) -> Result<Status, Error> {
         let mut run = driven.run.lock().await;
         let mut next = run.clone();
         if let Some(instance) = next.instances.get_mut(id) {
             instance.status = next_status(id, instance.status, &event).map_err(crate::store::Error::from)?;
             instance.waiting_on = on;
             instance.says = match &event {
-                Event::Waits { says, .. } | Event::Failed { says } | Event::Skipped { says } | Event::Superseded { says } => says.clone(),
+                Event::Waits { says, .. }
+                | Event::Failed { says }
+                | Event::Skipped { says }
+                | Event::Superseded { says } => says.clone(),
                 _ => String::new(),
             };
         }
@@ -533,66 +421,12 @@ impl Daemon {
     fn wake_after(&self, run: &Run) {
         let Some(head) = self.head() else { return };
         for (name, environment) in &head.desired.environments {
-            if *name == run.environment || environment.after.as_ref().is_some_and(|after| *after.environment() == run.environment) {
+            if *name == run.environment
+                || environment.after.as_ref().is_some_and(|after| *after.environment() == run.environment)
+            {
                 self.queue.wake(Wake::Decide(name.clone()), "a run ended");
             }
         }
-    }
-
-    /// The job of an effect that was begun; what came in its way since then is no reason not to look.
-    async fn begun_job(self: &Arc<Self>, driven: &Driven, run: &Run, id: &InstanceId) -> Result<Job, Error> {
-        if run.remediation.is_some() {
-            let record = self.store().applied(id).await?.ok_or_else(|| Error::Refused(format!("`{id}` is not applied any more")))?;
-            return self.applied_job(id, &record, &driven.head).await;
-        }
-        let instance = driven.head.instance(id).ok_or_else(|| Error::Refused(format!("`{id}` is not declared at `{}`", driven.head.revision.short())))?;
-        let inputs = self.inputs(&driven.head, id, &instance.references, &BTreeMap::new()).await?;
-        Ok(declared_job(instance, Use::Head, Arc::clone(&driven.head.content), &inputs, driven.head.consumed(id))?)
-    }
-
-    /// Decides what was started and not finished by looking again (R7.1).
-    pub(super) async fn take_up(self: &Arc<Self>, run: &mut Run, id: &InstanceId) -> Result<(), Error> {
-        let Some(token) = self.token(&run.environment).await? else { return Ok(()) };
-        let head = self.head_of(run).await?;
-        let driven = Driven { run: Mutex::new(run.clone()), head, token, said_at: std::sync::Mutex::new(DateTime::UNIX_EPOCH), spent: Mutex::default() };
-        // An effect that failed before the daemon stopped is no authority to try again (R3.1).
-        let last = self.store().journal(Some(run.id), u32::MAX).await?.into_iter().rev().find(|record| record.instance == *id).map(|record| record.event);
-        if let Some(Event::Finished { outcome: Outcome::Failed { says } }) = last {
-            self.fail(&driven, id, says).await?;
-            *run = driven.run.lock().await.clone();
-            return Ok(());
-        }
-        let decision = match self.begun_job(&driven, run, id).await {
-            Ok(job) => match self.prepare_job(&job).await {
-                Ok(prepared) => {
-                    let actions: Vec<Action> = tofu::plan::action(id, &prepared.observation, &[], &[]).into_iter().collect();
-                    let covered = match self.store().approved(run.id, id).await? {
-                        Some(Approved::Declaration) => true,
-                        Some(Approved::Actions { actions: approved }) => plan::covers(&approved, &actions).is_ok(),
-                        // What was begun under a filter or a deferral is compared again when the instance is planned.
-                        _ => true,
-                    };
-                    recovery(actions.first().map(|action| &action.digest), covered)
-                }
-                Err(Stop::Fails(says)) => Recovery::Stalled { says },
-                Err(_) => return Ok(()),
-            },
-            Err(error) => Recovery::Stalled { says: crate::error_chain(&error) },
-        };
-        let status = driven.run.lock().await.instances.get(id).map(|i| i.status).unwrap_or_default();
-        if status == Status::Running {
-            let outcome = match &decision {
-                Recovery::Done => Outcome::Done,
-                Recovery::Redo => Outcome::Interrupted { says: "the daemon stopped in the middle; what is left is covered and goes on".into() },
-                Recovery::Stalled { says } => Outcome::Failed { says: says.clone() },
-            };
-            self.record(&driven, id, Event::Finished { outcome }, None).await?;
-        }
-        if let Recovery::Stalled { says } = decision {
-            self.fail(&driven, id, says).await?;
-        }
-        *run = driven.run.lock().await.clone();
-        Ok(())
     }
 }
 
@@ -603,13 +437,26 @@ enum Effect {
 
 /// How a run ended, in a sentence.
 fn ended(run: &Run) -> String {
-    let of = |status: Status| run.instances.iter().filter(|(_, i)| i.status == status).map(|(id, _)| format!("`{}`", id.component)).collect::<Vec<_>>();
+    let of = |status: Status| {
+        run.instances
+            .iter()
+            .filter(|(_, i)| i.status == status)
+            .map(|(id, _)| format!("`{}`", id.component))
+            .collect::<Vec<_>>()
+    };
     let failed = of(Status::Failed);
     if !failed.is_empty() && run.remediation.is_some() {
-        return format!("{} failed. The drift is still there; the next look at the world proposes what would revert it now.", failed.join(", "));
+        return format!(
+            "{} failed. The drift is still there; the next look at the world proposes what would revert it now.",
+            failed.join(", ")
+        );
     }
     if !failed.is_empty() {
-        return format!("{} failed. Mend it with another pull request, go back with `git revert`, or say `/apply {}` to try again.", failed.join(", "), run.environment);
+        return format!(
+            "{} failed. Mend it with another pull request, go back with `git revert`, or say `/apply {}` to try again.",
+            failed.join(", "),
+            run.environment
+        );
     }
     let superseded = of(Status::Superseded);
     if !superseded.is_empty() {

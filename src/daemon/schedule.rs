@@ -74,10 +74,20 @@ impl Daemon {
         let Some(head) = self.head() else { return Ok(None) };
         let applied = self.store().all_applied().await?;
         let observed = self.store().all_observed().await?;
-        let default = head.desired.state_repo.as_ref().and_then(|repo| repo.defaults.drift.as_ref()).and_then(|drift| drift.every);
+        let default = head
+            .desired
+            .state_repo
+            .as_ref()
+            .and_then(|repo| repo.defaults.drift.as_ref())
+            .and_then(|drift| drift.every);
         let mut next: Option<DateTime<Utc>> = None;
         for (id, record) in &applied {
-            let own = head.instance(id).and_then(|instance| instance.spec.as_ref()).unwrap_or(&Arc::new(record.spec.clone())).drift.every;
+            let own = head
+                .instance(id)
+                .and_then(|instance| instance.spec.as_ref())
+                .unwrap_or(&Arc::new(record.spec.clone()))
+                .drift
+                .every;
             let every = own.or(default).map_or(DRIFT_EVERY, crate::model::Duration::std);
             let every = chrono::Duration::from_std(every).unwrap_or(chrono::Duration::minutes(15));
             let at = observed.get(id).map_or(now, |observed| observed.at + every);

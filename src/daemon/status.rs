@@ -5,11 +5,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{Daemon, Error, decide::is_pending};
+use super::{Daemon, Error, advance::is_pending};
 use crate::{
     desired::Instance,
     journal::Run,
-    model::{ComponentName, Drift, EnvironmentName, InstanceId, Problem, ResourceChange, Revision, RunId, Verdict, WaitingOn},
+    model::{
+        ComponentName, Drift, EnvironmentName, InstanceId, Problem, ResourceChange, Revision, RunId, Verdict, WaitingOn,
+    },
     plan::{Applied, Observed},
     render::{ago, comment, counts},
 };
@@ -74,8 +76,13 @@ impl InstanceStatus {
             Verdict::Drifted => drift_counts(&self.drift),
             Verdict::Pending => {
                 let resources: Vec<&ResourceChange> = self.pending.iter().collect();
-                let waits: Vec<String> = self.waiting_on.iter().map(|on| format!("waits: {}", comment::waiting(on))).collect();
-                if resources.is_empty() { waits.join("; ") } else { std::iter::once(counts(&resources)).chain(waits).collect::<Vec<_>>().join("; ") }
+                let waits: Vec<String> =
+                    self.waiting_on.iter().map(|on| format!("waits: {}", comment::waiting(on))).collect();
+                if resources.is_empty() {
+                    waits.join("; ")
+                } else {
+                    std::iter::once(counts(&resources)).chain(waits).collect::<Vec<_>>().join("; ")
+                }
             }
             _ => String::new(),
         }
@@ -88,7 +95,11 @@ fn drift_counts(drift: &[Drift]) -> String {
         0 => None,
         n => Some(format!("{n} {word}")),
     };
-    [part(Missing, "missing"), part(Changed, "changed"), part(Extra, "extra")].into_iter().flatten().collect::<Vec<_>>().join(", ")
+    [part(Missing, "missing"), part(Changed, "changed"), part(Extra, "extra")]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 impl Daemon {
@@ -103,18 +114,39 @@ impl Daemon {
         let mut instances = vec![];
         let declared = head.as_ref().map(|head| head.desired.instances.clone()).unwrap_or_default();
         for (id, instance) in &declared {
-            let suspended = head.as_ref().and_then(|head| head.desired.environments.get(&id.environment)).is_some_and(|e| e.suspend);
-            let known = Known { applied: applied.get(id), observed: observed.get(id), runs: &runs, stalled: stalled.get(id), suspended, now };
+            let suspended = head
+                .as_ref()
+                .and_then(|head| head.desired.environments.get(&id.environment))
+                .is_some_and(|e| e.suspend);
+            let known = Known {
+                applied: applied.get(id),
+                observed: observed.get(id),
+                runs: &runs,
+                stalled: stalled.get(id),
+                suspended,
+                now,
+            };
             instances.push(self.one(id, Some(instance), &known, &applied));
         }
         let complete = head.as_ref().is_some_and(|head| head.desired.complete);
         for (id, record) in applied.iter().filter(|(id, _)| !declared.contains_key(*id)) {
-            let known = Known { applied: Some(record), observed: observed.get(id), runs: &runs, stalled: stalled.get(id), suspended: false, now };
+            let known = Known {
+                applied: Some(record),
+                observed: observed.get(id),
+                runs: &runs,
+                stalled: stalled.get(id),
+                suspended: false,
+                now,
+            };
             let mut status = self.one(id, None, &known, &applied);
             (status.verdict, status.reason) = match (&head, complete) {
                 (None, _) => (Verdict::Unknown, Some("the state repo has not been read".into())),
-                (Some(_), true) => (Verdict::Orphaned, Some("applied and no longer declared; nothing is destroyed by itself".into())),
-                (Some(_), false) => (Verdict::Stalled, Some("may have been removed: a file of the state repo can't be read".into())),
+                (Some(_), true) => {
+                    (Verdict::Orphaned, Some("applied and no longer declared; nothing is destroyed by itself".into()))
+                }
+                (Some(_), false) => {
+                    (Verdict::Stalled, Some("may have been removed: a file of the state repo can't be read".into()))
+                }
             };
             instances.push(status);
         }
@@ -126,10 +158,22 @@ impl Daemon {
         } else if !problems.is_empty() {
             verdict = verdict.min(Verdict::Stalled);
         }
-        Ok(Status { revision: head.map(|head| head.revision.clone()), reason: self.head_problem(), verdict, instances, problems })
+        Ok(Status {
+            revision: head.map(|head| head.revision.clone()),
+            reason: self.head_problem(),
+            verdict,
+            instances,
+            problems,
+        })
     }
 
-    fn one(&self, id: &InstanceId, instance: Option<&Arc<Instance>>, known: &Known<'_>, applied: &BTreeMap<InstanceId, Applied>) -> InstanceStatus {
+    fn one(
+        &self,
+        id: &InstanceId,
+        instance: Option<&Arc<Instance>>,
+        known: &Known<'_>,
+        applied: &BTreeMap<InstanceId, Applied>,
+    ) -> InstanceStatus {
         let run = known.runs.iter().find(|run| run.holds(id));
         let pending = instance.is_some_and(|instance| is_pending(instance, applied));
         let (verdict, reason) = known.verdict(id, instance, run, pending);
@@ -169,13 +213,23 @@ struct Known<'a> {
 }
 
 impl Known<'_> {
-    fn verdict(&self, id: &InstanceId, instance: Option<&Arc<Instance>>, run: Option<&Run>, pending: bool) -> (Verdict, Option<String>) {
+    fn verdict(
+        &self,
+        id: &InstanceId,
+        instance: Option<&Arc<Instance>>,
+        run: Option<&Run>,
+        pending: bool,
+    ) -> (Verdict, Option<String>) {
         if let Some(problem) = instance.and_then(|instance| instance.problems.first()) {
             return (Verdict::Stalled, Some(problem.to_string()));
         }
         if let Some(run) = run {
             let instance = &run.instances[id];
-            let says = if instance.says.is_empty() { format!("run {} is under way", run.id) } else { format!("run {}: {}", run.id, instance.says) };
+            let says = if instance.says.is_empty() {
+                format!("run {} is under way", run.id)
+            } else {
+                format!("run {}: {}", run.id, instance.says)
+            };
             return (Verdict::Pending, Some(says));
         }
         if let Some(stalled) = self.stalled {
@@ -199,7 +253,8 @@ impl Known<'_> {
         if pending {
             return (Verdict::Pending, None);
         }
-        let age = self.observed.map(|observed| (self.now - observed.at).num_seconds()).filter(|seconds| *seconds > 3600);
+        let age =
+            self.observed.map(|observed| (self.now - observed.at).num_seconds()).filter(|seconds| *seconds > 3600);
         (Verdict::InSync, age.map(|seconds| format!("observed {} ago", ago(seconds))))
     }
 }

@@ -83,7 +83,8 @@ impl Assembly {
                     broken.state_repo |= self.desired.state_repo.is_none();
                 }
                 "Environment" => {
-                    let name: EnvironmentName = document.name.as_str().parse().expect("names of both sorts have one grammar");
+                    let name: EnvironmentName =
+                        document.name.as_str().parse().expect("names of both sorts have one grammar");
                     broken.environments.insert(name.clone());
                     match self.decoded::<Environment>(document) {
                         Some(environment) => drop(self.desired.environments.insert(name, environment)),
@@ -97,7 +98,9 @@ impl Assembly {
                 }
                 "Remediation" => {
                     if let Some(remediation) = self.decoded(document) {
-                        self.desired.remediations.insert(document.name.clone(), (remediation, document.file.to_string()));
+                        self.desired
+                            .remediations
+                            .insert(document.name.clone(), (remediation, document.file.to_string()));
                     }
                 }
                 _ => {}
@@ -108,8 +111,10 @@ impl Assembly {
         }
         if state_repos == 0 && !first.is_empty() {
             broken.state_repo = true;
-            let problem = Problem::new("missing-state-repo", &"staterepo.yaml".into(), Place::default(), "there is no StateRepo");
-            self.problems.push(problem.hint("write one document of `kind: StateRepo`; without it nobody may do anything"));
+            let problem =
+                Problem::new("missing-state-repo", &"staterepo.yaml".into(), Place::default(), "there is no StateRepo");
+            self.problems
+                .push(problem.hint("write one document of `kind: StateRepo`; without it nobody may do anything"));
         }
         self.check_after(documents, &mut broken);
         broken
@@ -132,7 +137,15 @@ impl Assembly {
     fn check_after<'d>(&mut self, documents: impl Iterator<Item = &'d Arc<Document>>, broken: &mut Broken) {
         for document in documents.filter(|document| document.kind == "Environment") {
             let Ok(name) = document.name.as_str().parse::<EnvironmentName>() else { continue };
-            let Some(after) = self.desired.environments.get(&name).and_then(|e| e.after.as_ref()).map(|after| after.environment().clone()) else { continue };
+            let Some(after) = self
+                .desired
+                .environments
+                .get(&name)
+                .and_then(|e| e.after.as_ref())
+                .map(|after| after.environment().clone())
+            else {
+                continue;
+            };
             let at = document.spec.get("after").map_or(document.name_at, |node| node.at);
             if !broken.environments.contains(&after) {
                 let message = format!("there is no environment `{after}`");
@@ -154,7 +167,12 @@ impl Assembly {
                 if ring.contains(&at_name) {
                     break;
                 }
-                next = self.desired.environments.get(&at_name).and_then(|e| e.after.as_ref()).map(|after| after.environment().clone());
+                next = self
+                    .desired
+                    .environments
+                    .get(&at_name)
+                    .and_then(|e| e.after.as_ref())
+                    .map(|after| after.environment().clone());
                 ring.push(at_name);
             }
         }
@@ -176,7 +194,10 @@ impl Assembly {
             } else {
                 let at = find_reference(&document.spec, reference).unwrap_or(document.name_at);
                 let message = format!("`{}` is used here and there is no `{upstream}`", reference.component);
-                problems.push(Problem::new("dangling-reference", &document.file, at, message).hint(did_you_mean(&reference.component, known)));
+                problems.push(
+                    Problem::new("dangling-reference", &document.file, at, message)
+                        .hint(did_you_mean(&reference.component, known)),
+                );
             }
         }
         for name in instance.spec.as_ref().map(|spec| spec.depends_on.clone()).unwrap_or_default() {
@@ -187,13 +208,23 @@ impl Assembly {
             } else if known.has(&upstream) {
                 instance.upstreams.insert(upstream);
             } else if known.components().contains(&&name) {
-                self.desired.notes.push(format!("{}: `dependsOn: {name}` is ignored in `{environment}`, where there is no `{name}`", instance.id));
+                self.desired.notes.push(format!(
+                    "{}: `dependsOn: {name}` is ignored in `{environment}`, where there is no `{name}`",
+                    instance.id
+                ));
             } else {
                 let message = format!("there is no component `{name}`");
-                problems.push(Problem::new("dangling-reference", &document.file, at, message).hint(did_you_mean(&name, known)));
+                problems.push(
+                    Problem::new("dangling-reference", &document.file, at, message).hint(did_you_mean(&name, known)),
+                );
             }
         }
-        let after = self.desired.environments.get(&environment).and_then(|e| e.after.as_ref()).map(|after| InstanceId::new(after.environment(), &instance.id.component));
+        let after = self
+            .desired
+            .environments
+            .get(&environment)
+            .and_then(|e| e.after.as_ref())
+            .map(|after| InstanceId::new(after.environment(), &instance.id.component));
         instance.after = after.filter(|after| known.has(after));
         instance.problems.extend(problems.iter().cloned());
         self.problems.extend(problems);
@@ -206,7 +237,9 @@ impl Assembly {
         let mut rings: Vec<Vec<InstanceId>> = vec![];
         for start in starts {
             let mut path: Vec<(&InstanceId, Vec<&InstanceId>)> = vec![];
-            let open = |id: &InstanceId| self.desired.instances.get(id).map(|i| i.upstreams.iter().rev().collect::<Vec<_>>()).unwrap_or_default();
+            let open = |id: &InstanceId| {
+                self.desired.instances.get(id).map(|i| i.upstreams.iter().rev().collect::<Vec<_>>()).unwrap_or_default()
+            };
             if state.contains_key(start) {
                 continue;
             }
@@ -226,7 +259,10 @@ impl Assembly {
                             path.push((next, rest));
                         }
                         Some(false) => {
-                            let from = path.iter().position(|(id, _)| *id == next).expect("an instance on the way stands in the path");
+                            let from = path
+                                .iter()
+                                .position(|(id, _)| *id == next)
+                                .expect("an instance on the way stands in the path");
                             let mut ring: Vec<InstanceId> = path[from..].iter().map(|(id, _)| (*id).clone()).collect();
                             ring.push(next.clone());
                             rings.push(ring);
@@ -267,7 +303,9 @@ impl Assembly {
                 _ => problem,
             };
             self.desired.problems = problems.into_iter().map(quote).collect();
-            self.desired.problems.dedup_by(|one, two| one.file == two.file && one.line == two.line && one.column == two.column && one.message == two.message);
+            self.desired.problems.dedup_by(|one, two| {
+                one.file == two.file && one.line == two.line && one.column == two.column && one.message == two.message
+            });
         }
         self.desired.notes.sort();
         self.desired.notes.dedup();
@@ -276,5 +314,6 @@ impl Assembly {
 }
 
 fn did_you_mean(name: &ComponentName, known: &dyn Known) -> String {
-    nearest(name.as_str(), known.components().into_iter().map(ComponentName::as_str)).map_or_else(|| "declare it, or remove the reference".into(), |name| format!("did you mean `{name}`?"))
+    nearest(name.as_str(), known.components().into_iter().map(ComponentName::as_str))
+        .map_or_else(|| "declare it, or remove the reference".into(), |name| format!("did you mean `{name}`?"))
 }

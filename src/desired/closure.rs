@@ -103,7 +103,8 @@ impl Closures {
         let tops: BTreeMap<String, String> = files.list("")?.into_iter().map(|entry| (entry.name, entry.id)).collect();
         let same = |path: &str| {
             let top = path.split('/').next().unwrap_or_default();
-            tops.get(top).is_some_and(|id| !id.is_empty() && self.tops.get(top) == Some(id)) || !tops.contains_key(top) && !self.tops.contains_key(top) && !top.is_empty()
+            tops.get(top).is_some_and(|id| !id.is_empty() && self.tops.get(top) == Some(id))
+                || !tops.contains_key(top) && !self.tops.contains_key(top) && !top.is_empty()
         };
         let mut known: HashMap<String, bool> = HashMap::new();
         let mut others = HashSet::new();
@@ -117,7 +118,9 @@ impl Closures {
                         let same = match (&entry, stood) {
                             (None, None) => true,
                             (Some(entry), Some((sort, None))) => entry.sort == *sort,
-                            (Some(entry), Some((sort, Some(id)))) => entry.sort == *sort && !id.is_empty() && entry.id == *id,
+                            (Some(entry), Some((sort, Some(id)))) => {
+                                entry.sort == *sort && !id.is_empty() && entry.id == *id
+                            }
                             _ => false,
                         };
                         // Whether only the sort counts differs from closure to closure.
@@ -164,7 +167,8 @@ impl Closures {
 fn of_tofu(files: &dyn Files, root: &str, var_files: &[String], looked: &mut Looked) -> Result<Closure, Error> {
     let inside = |path: &str| if path.starts_with('/') { None } else { join("", path) };
     let root = inside(root).ok_or_else(|| Error::Outside { path: root.to_owned() })?;
-    let mut walk = Walk { files, root: &root, found: BTreeMap::new(), folders: BTreeSet::new(), declares_backend: false, looked };
+    let mut walk =
+        Walk { files, root: &root, found: BTreeMap::new(), folders: BTreeSet::new(), declares_backend: false, looked };
     match walk.look(&root)? {
         Some(entry) if entry.sort == Sort::Folder => {}
         Some(_) | None => return Err(Error::Missing { path: root.clone() }),
@@ -291,7 +295,9 @@ impl Walk<'_> {
             let Some(target) = join(folder, literal) else { continue };
             match self.files.entry(&target)?.map(|entry| entry.sort) {
                 // A path that is only partly literal, such as "../${x}", must not pull in the whole repository.
-                Some(Sort::Folder) if whole || !target.is_empty() && !format!("{folder}/").starts_with(&format!("{target}/")) => {
+                Some(Sort::Folder)
+                    if whole || !target.is_empty() && !format!("{folder}/").starts_with(&format!("{target}/")) =>
+                {
                     self.look(&target)?;
                     self.folder(&target, depth + 1)?;
                 }

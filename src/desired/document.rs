@@ -75,7 +75,10 @@ pub(super) fn read_file(files: &dyn Files, root: &str, path: &str) -> File {
         }
     }
     if documents.is_empty() && problems.is_empty() {
-        problems.push(Problem::new("empty", &name, Place::default(), "the file holds no document").hint("remove it, or write a declaration"));
+        problems.push(
+            Problem::new("empty", &name, Place::default(), "the file holds no document")
+                .hint("remove it, or write a declaration"),
+        );
     }
     File { name, documents, problems, text: bytes }
 }
@@ -106,21 +109,33 @@ fn follow(files: &dyn Files, path: &str) -> Result<Arc<[u8]>, (&'static str, Str
 fn document(file: &Arc<str>, node: Node) -> Result<Document, Vec<Problem>> {
     if !matches!(node.value, node::Kind::Map(_)) {
         let message = format!("a document is {} and has to be a mapping", node.sort());
-        return Err(vec![Problem::new("wrong-type", file, node.at, message).expected("expected `apiVersion`, `kind`, `metadata`, `spec`")]);
+        return Err(vec![
+            Problem::new("wrong-type", file, node.at, message)
+                .expected("expected `apiVersion`, `kind`, `metadata`, `spec`"),
+        ]);
     }
     let missing = |name: &str| {
         let message = format!("`{name}` is missing");
-        vec![Problem::new("missing-field", file, Place { length: 0, ..node.at }, message).expected("expected `apiVersion`, `kind`, `metadata`, `spec`")]
+        vec![
+            Problem::new("missing-field", file, Place { length: 0, ..node.at }, message)
+                .expected("expected `apiVersion`, `kind`, `metadata`, `spec`"),
+        ]
     };
     let kind_node = node.get("kind").ok_or_else(|| missing("kind"))?;
     let Some(kind) = KINDS.iter().find(|kind| Some(**kind) == kind_node.text()) else {
         let found = kind_node.to_json();
-        let hint = kind_node.text().and_then(|text| nearest(text, KINDS.iter().copied())).map(|name| format!("did you mean `{name}`?"));
+        let hint = kind_node
+            .text()
+            .and_then(|text| nearest(text, KINDS.iter().copied()))
+            .map(|name| format!("did you mean `{name}`?"));
         let mut problem = Problem::new("unknown-kind", file, kind_node.at, format!("unknown kind {found}"));
         problem.hint = hint;
-        return Err(vec![problem.expected(format!("expected one of {}", KINDS.map(|kind| format!("`{kind}`")).join(", ")))]);
+        return Err(vec![
+            problem.expected(format!("expected one of {}", KINDS.map(|kind| format!("`{kind}`")).join(", "))),
+        ]);
     };
-    let name_node = node.get("metadata").ok_or_else(|| missing("metadata"))?.get("name").ok_or_else(|| missing("metadata.name"))?;
+    let name_node =
+        node.get("metadata").ok_or_else(|| missing("metadata"))?.get("name").ok_or_else(|| missing("metadata.name"))?;
     let schema = &schemas()[kind];
     let mut validator = Validator { file, root: schema, whole: Whole::Yes, problems: vec![] };
     if let Some(version) = node.get("apiVersion")
@@ -137,7 +152,15 @@ fn document(file: &Arc<str>, node: Node) -> Result<Document, Vec<Problem>> {
     let spec = node.get("spec").cloned().unwrap_or(Node { value: node::Kind::Null, at: node.at });
     let labels = node.get("metadata").and_then(|m| m.get("labels")).map(Node::to_json);
     let labels = labels.and_then(|labels| serde_json::from_value(labels).ok()).unwrap_or_default();
-    let mut document = Document { file: Arc::clone(file), kind, name, name_at: name_node.at, labels: Arc::new(labels), spec, problems: validator.problems };
+    let mut document = Document {
+        file: Arc::clone(file),
+        kind,
+        name,
+        name_at: name_node.at,
+        labels: Arc::new(labels),
+        spec,
+        problems: validator.problems,
+    };
     match document.kind {
         "Component" => check_component(&mut document, schema),
         "Schedule" => check_schedule(&mut document),
@@ -154,7 +177,9 @@ fn check_component(document: &mut Document, schema: &Value) {
     let spec = &document.spec;
     if spec.get("tofu").is_none() && document.problems.is_empty() {
         let message = "the component has no kind";
-        problems.push(Problem::new("missing-field", file, Place { length: 0, ..spec.at }, message).expected("expected `tofu`"));
+        problems.push(
+            Problem::new("missing-field", file, Place { length: 0, ..spec.at }, message).expected("expected `tofu`"),
+        );
     }
     let declared: Vec<&str> = match spec.get("environments").map(|node| &node.value) {
         Some(node::Kind::List(items)) => items.iter().filter_map(Node::text).collect(),
@@ -163,13 +188,21 @@ fn check_component(document: &mut Document, schema: &Value) {
     let mut seen = BTreeSet::new();
     if let Some(node::Kind::List(items)) = spec.get("environments").map(|node| &node.value) {
         for item in items.iter().filter(|item| item.text().is_some_and(|text| !seen.insert(text))) {
-            problems.push(Problem::new("duplicate", file, item.at, format!("{} stands here a second time", item.to_json())));
+            problems.push(Problem::new(
+                "duplicate",
+                file,
+                item.at,
+                format!("{} stands here a second time", item.to_json()),
+            ));
         }
     }
     for (key, patch) in spec.get("overrides").map(Node::entries).unwrap_or_default() {
         if !declared.contains(&&*key.name) {
             let message = format!("an override for `{}`, which is not among its environments", key.name);
-            problems.push(Problem::new("unknown-environment", file, key.at, message).hint("add it to `environments`, or remove the override"));
+            problems.push(
+                Problem::new("unknown-environment", file, key.at, message)
+                    .hint("add it to `environments`, or remove the override"),
+            );
         }
         for forbidden in ["environments", "overrides"] {
             if let Some((key, _)) = patch.entries().iter().find(|(key, _)| &*key.name == forbidden) {
@@ -193,22 +226,32 @@ fn check_schedule(document: &mut Document) {
         match Calendar::new(line, spec.get("timeZone").and_then(Node::text)) {
             Ok(_) => {}
             Err(error @ crate::calendar::Error::Cron { .. }) => {
-                document.problems.push(Problem::new("cron", &document.file, at("cron"), error.to_string()).hint("such as `30 1 * * MON-FRI`"));
+                document.problems.push(
+                    Problem::new("cron", &document.file, at("cron"), error.to_string())
+                        .hint("such as `30 1 * * MON-FRI`"),
+                );
             }
             Err(error) => {
-                document.problems.push(Problem::new("time-zone", &document.file, at("timeZone"), error.to_string()).hint("such as `Europe/London`"));
+                document.problems.push(
+                    Problem::new("time-zone", &document.file, at("timeZone"), error.to_string())
+                        .hint("such as `Europe/London`"),
+                );
             }
         }
     }
     if let Some(text) = spec.get("select").and_then(Node::text)
         && let Err(error) = text.parse::<Selector>()
     {
-        document.problems.push(Problem::new("selector", &document.file, at("select"), error.to_string()).hint("such as `env:staging and kind:tofu`"));
+        document.problems.push(
+            Problem::new("selector", &document.file, at("select"), error.to_string())
+                .hint("such as `env:staging and kind:tofu`"),
+        );
     }
 }
 
 fn check_state_repo(document: &mut Document) {
-    let teams: Vec<&str> = document.spec.get("teams").map(Node::entries).unwrap_or_default().iter().map(|(key, _)| &*key.name).collect();
+    let teams: Vec<&str> =
+        document.spec.get("teams").map(Node::entries).unwrap_or_default().iter().map(|(key, _)| &*key.name).collect();
     let mut problems = vec![];
     let permissions = match document.spec.get("permissions").map(|node| &node.value) {
         Some(node::Kind::List(items)) => &items[..],
@@ -226,7 +269,10 @@ fn check_state_repo(document: &mut Document) {
             };
             if !known {
                 let problem = Problem::new("principal", &document.file, item.at, format!("`{text}` is nobody"));
-                let hint = text.strip_prefix("team:").and_then(|name| nearest(name, teams.iter().copied())).map(|name| format!("did you mean `team:{name}`?"));
+                let hint = text
+                    .strip_prefix("team:")
+                    .and_then(|name| nearest(name, teams.iter().copied()))
+                    .map(|name| format!("did you mean `team:{name}`?"));
                 let problem = problem.expected("expected `team:NAME` of `teams`, `user:LOGIN`, `token:NAME` or `permission:read|triage|write|maintain|admin`");
                 problems.push(if let Some(hint) = hint { problem.hint(hint) } else { problem });
             }

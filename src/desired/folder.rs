@@ -53,6 +53,16 @@ impl Folder {
         found
     }
 
+    fn folder_before(&self, name: &str) -> Option<&Arc<Self>> {
+        let at = self.below.binary_search_by(|(other, _)| other.as_str().cmp(name)).ok()?;
+        Some(&self.below[at].1)
+    }
+
+    fn file_before(&self, name: &str, id: &str) -> Option<&Arc<File>> {
+        let at = self.files.binary_search_by(|kept| kept.name.as_str().cmp(name)).ok()?;
+        Some(&self.files[at]).filter(|kept| !id.is_empty() && kept.id == id).map(|kept| &kept.file)
+    }
+
     fn collect<'f>(&'f self, found: &mut Vec<&'f Arc<File>>) {
         found.extend(self.files.iter().map(|kept| &kept.file));
         for (_, folder) in &self.below {
@@ -61,7 +71,12 @@ impl Folder {
     }
 
     /// The files that are here and not there, and those that are there and not here.
-    pub(super) fn differences<'f>(&'f self, other: &'f Self, gone: &mut Vec<&'f Arc<File>>, fresh: &mut Vec<&'f Arc<File>>) {
+    pub(super) fn differences<'f>(
+        &'f self,
+        other: &'f Self,
+        gone: &mut Vec<&'f Arc<File>>,
+        fresh: &mut Vec<&'f Arc<File>>,
+    ) {
         for (one, two) in pairs(&self.files, &other.files, |one, two| one.name.cmp(&two.name)) {
             if one.zip(two).is_some_and(|(one, two)| Arc::ptr_eq(&one.file, &two.file)) {
                 continue;
@@ -106,7 +121,13 @@ struct Reading<'f> {
 }
 
 impl Reading<'_> {
-    fn folder(&mut self, path: &str, id: String, depth: usize, before: Option<&Arc<Folder>>) -> Result<Arc<Folder>, FilesError> {
+    fn folder(
+        &mut self,
+        path: &str,
+        id: String,
+        depth: usize,
+        before: Option<&Arc<Folder>>,
+    ) -> Result<Arc<Folder>, FilesError> {
         if let Some(before) = before
             && !id.is_empty()
             && before.id == id
@@ -122,10 +143,12 @@ impl Reading<'_> {
             let problem = |kind, says| Problem::new(kind, &place.as_str().into(), Place::default(), says);
             match entry.sort {
                 Sort::Folder if depth >= FOLDER_DEPTH_MAX => {
-                    folder.problems.push(problem("too-deep", format!("folders below {FOLDER_DEPTH_MAX} levels are not read")));
+                    folder
+                        .problems
+                        .push(problem("too-deep", format!("folders below {FOLDER_DEPTH_MAX} levels are not read")));
                 }
                 Sort::Folder => {
-                    let before = before.and_then(|before| before.below.binary_search_by(|(name, _)| name.cmp(&entry.name)).ok().map(|at| &before.below[at].1));
+                    let before = before.and_then(|before| before.folder_before(&entry.name));
                     let below = self.folder(&place, entry.id, depth + 1, before)?;
                     whole &= !below.id.is_empty();
                     folder.problems.extend(below.problems.iter().cloned());
@@ -134,16 +157,15 @@ impl Reading<'_> {
                 }
                 Sort::File | Sort::Program | Sort::Link if place.ends_with(".yaml") || place.ends_with(".yml") => {
                     if self.count >= FILES_MAX {
-                        folder.problems.push(problem("too-many-files", format!("more than {FILES_MAX} files are not read")));
+                        folder
+                            .problems
+                            .push(problem("too-many-files", format!("more than {FILES_MAX} files are not read")));
                         break;
                     }
                     whole &= entry.sort != Sort::Link;
                     let id = if entry.sort == Sort::Link { String::new() } else { entry.id };
-                    let before = before.and_then(|before| before.files.binary_search_by(|kept| kept.name.cmp(&entry.name)).ok().map(|at| &before.files[at]));
-                    let file = match before {
-                        Some(before) if !id.is_empty() && before.id == id => Arc::clone(&before.file),
-                        _ => Arc::new(read_file(self.files, self.root, &place)),
-                    };
+                    let before = before.and_then(|before| before.file_before(&entry.name, &id));
+                    let file = before.cloned().unwrap_or_else(|| Arc::new(read_file(self.files, self.root, &place)));
                     self.count += 1;
                     folder.count += 1;
                     folder.files.push(Kept { name: entry.name, id, file });

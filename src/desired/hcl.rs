@@ -23,7 +23,9 @@ pub fn tokens(text: &str) -> Vec<Token<'_>> {
         match rest[0] {
             b'#' => at += line(rest),
             b'/' if rest.get(1) == Some(&b'/') => at += line(rest),
-            b'/' if rest.get(1) == Some(&b'*') => at += 2 + find(&rest[2..], b"*/").map_or(rest.len() - 2, |end| end + 2),
+            b'/' if rest.get(1) == Some(&b'*') => {
+                at += 2 + find(&rest[2..], b"*/").map_or(rest.len() - 2, |end| end + 2)
+            }
             b'"' => at += quoted(text, at, &mut found),
             c if c.is_ascii_alphanumeric() || c == b'_' => {
                 let length = rest.iter().take_while(|c| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'-')).count();
@@ -85,7 +87,12 @@ fn quoted<'t>(text: &'t str, start: usize, found: &mut Vec<Token<'t>>) -> usize 
 /// Whether a root module's text declares where its state is kept.
 pub fn declares_backend(text: &str) -> bool {
     let tokens = tokens(text);
-    let named = |window: &[Token<'_>]| matches!(window, [Token::Word("backend"), Token::Text(..), Token::Sign('{')] | [Token::Word("cloud"), Token::Sign('{'), _]);
+    let named = |window: &[Token<'_>]| {
+        matches!(
+            window,
+            [Token::Word("backend"), Token::Text(..), Token::Sign('{')] | [Token::Word("cloud"), Token::Sign('{'), _]
+        )
+    };
     tokens.windows(3).any(named)
 }
 

@@ -59,7 +59,9 @@ pub(super) fn digest(tofu: &Tofu, closure: &Closure) -> Digest {
 /// The environments that a component lists, with their places.
 pub(super) fn environments_of(document: &Document) -> Vec<(EnvironmentName, Place)> {
     match document.spec.get("environments").map(|node| &node.value) {
-        Some(node::Kind::List(items)) => items.iter().filter_map(|item| Some((item.text()?.parse().ok()?, item.at))).collect(),
+        Some(node::Kind::List(items)) => {
+            items.iter().filter_map(|item| Some((item.text()?.parse().ok()?, item.at))).collect()
+        }
         _ => vec![],
     }
 }
@@ -132,19 +134,27 @@ pub(super) fn resolve_instance(document: &Arc<Document>, environment: &Environme
 fn wrong_check(document: &Document, check: &Check) -> Option<Problem> {
     (check.http.is_some() == check.tcp.is_some()).then(|| {
         let at = document.spec.get("checks").map_or(document.spec.at, |node| node.at);
-        Problem::new("check", &document.file, at, format!("the check `{}` has to have one of `http` and `tcp`", check.name))
+        Problem::new(
+            "check",
+            &document.file,
+            at,
+            format!("the check `{}` has to have one of `http` and `tcp`", check.name),
+        )
     })
 }
 
 /// A document that passed its schema; what fails here still is a problem with a place, never a crash.
 pub(super) fn decode<T: DeserializeOwned>(document: &Document, spec: &Node) -> Result<T, Box<Problem>> {
-    serde_json::from_value(spec.to_json()).map_err(|error| Box::new(Problem::new("wrong-value", &document.file, spec.at, error.to_string())))
+    serde_json::from_value(spec.to_json())
+        .map_err(|error| Box::new(Problem::new("wrong-value", &document.file, spec.at, error.to_string())))
 }
 
 /// Where a reference stands in a declaration.
 pub(super) fn find_reference(node: &Node, reference: &Reference) -> Option<Place> {
     match &node.value {
-        node::Kind::Text(text) => text.contains(&format!("{}.outputs.{}", reference.component, reference.key)).then_some(node.at),
+        node::Kind::Text(text) => {
+            text.contains(&format!("{}.outputs.{}", reference.component, reference.key)).then_some(node.at)
+        }
         node::Kind::List(items) => items.iter().find_map(|item| find_reference(item, reference)),
         node::Kind::Map(entries) => entries.iter().find_map(|(_, item)| find_reference(item, reference)),
         _ => None,

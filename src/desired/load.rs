@@ -102,17 +102,25 @@ impl Loader {
     /// Loads what stands below `root` in a revision.
     pub fn load(&mut self, files: &dyn Files, root: &str) -> Arc<Desired> {
         let last = self.last.take().filter(|last| last.root == root);
-        let turned = Folder::read(files, root, last.as_ref().map(|last| &last.folder)).and_then(|folder| Ok((folder, self.closures.turn(files)?)));
+        let turned = Folder::read(files, root, last.as_ref().map(|last| &last.folder))
+            .and_then(|folder| Ok((folder, self.closures.turn(files)?)));
         let (folder, others) = match turned {
             Ok(turned) => turned,
             Err(error) => {
                 *self = Self::default();
                 let mut assembly = Assembly::new(Desired::default());
-                assembly.incomplete(Problem::new("unreadable", &error.path.as_str().into(), Place::default(), error.to_string()));
+                assembly.incomplete(Problem::new(
+                    "unreadable",
+                    &error.path.as_str().into(),
+                    Place::default(),
+                    error.to_string(),
+                ));
                 return Arc::new(assembly.finish(&[]));
             }
         };
-        let next = last.and_then(|last| self.changed(files, last, &folder, &others)).unwrap_or_else(|| self.whole(files, root, folder));
+        let next = last
+            .and_then(|last| self.changed(files, last, &folder, &others))
+            .unwrap_or_else(|| self.whole(files, root, folder));
         let desired = Arc::clone(&next.desired);
         self.last = Some(next);
         desired
@@ -129,11 +137,14 @@ impl Loader {
         }
         if read.is_empty() && assembly.problems.is_empty() {
             let problem = Problem::new("empty", &root.into(), Place::default(), format!("no declarations in `{root}`"));
-            assembly.incomplete(problem.hint("`evenkeel init` writes a first state repo; --state-repo names another folder"));
+            assembly.incomplete(
+                problem.hint("`evenkeel init` writes a first state repo; --state-repo names another folder"),
+            );
         }
         let documents = || read.iter().flat_map(|file| &file.documents);
         let broken = assembly.sort_out(documents());
-        let (components, others): (Vec<_>, Vec<_>) = documents().cloned().partition(|document| document.kind == "Component");
+        let (components, others): (Vec<_>, Vec<_>) =
+            documents().cloned().partition(|document| document.kind == "Component");
         assembly.desired.components = components.len();
         self.instantiate(files, &components, &broken, &mut assembly);
         self.closures.tidy();
@@ -142,25 +153,44 @@ impl Loader {
         Last { root: root.to_owned(), folder, components, others, desired }
     }
 
-    fn instantiate(&mut self, files: &dyn Files, components: &[Arc<Document>], broken: &Broken, assembly: &mut Assembly) {
+    fn instantiate(
+        &mut self,
+        files: &dyn Files,
+        components: &[Arc<Document>],
+        broken: &Broken,
+        assembly: &mut Assembly,
+    ) {
         let mut before = std::mem::take(&mut self.resolved);
         let mut instances = vec![];
         for document in components {
             for (environment, at) in environments_of(document) {
                 if !broken.environments.contains(&environment) {
-                    let problem = Problem::new("unknown-environment", &document.file, at, format!("there is no environment `{environment}`"));
+                    let problem = Problem::new(
+                        "unknown-environment",
+                        &document.file,
+                        at,
+                        format!("there is no environment `{environment}`"),
+                    );
                     let names = broken.environments.iter().map(EnvironmentName::as_str);
-                    let hint = nearest(environment.as_str(), names).map_or_else(|| "declare it in `environments/`".to_owned(), |name| format!("did you mean `{name}`?"));
+                    let hint = nearest(environment.as_str(), names).map_or_else(
+                        || "declare it in `environments/`".to_owned(),
+                        |name| format!("did you mean `{name}`?"),
+                    );
                     assembly.problems.push(problem.hint(hint));
                     continue;
                 }
                 let key = (Arc::as_ptr(document) as usize, environment);
-                let resolved = before.remove(&key).unwrap_or_else(|| (Arc::clone(document), Arc::new(resolve_instance(document, &key.1))));
+                let resolved = before
+                    .remove(&key)
+                    .unwrap_or_else(|| (Arc::clone(document), Arc::new(resolve_instance(document, &key.1))));
                 instances.push(resolved.clone());
                 self.resolved.insert(key, resolved);
             }
         }
-        let ids = Ids { instances: instances.iter().map(|(_, instance)| instance.id.clone()).collect(), components: components.iter().map(|document| &document.name).collect() };
+        let ids = Ids {
+            instances: instances.iter().map(|(_, instance)| instance.id.clone()).collect(),
+            components: components.iter().map(|document| &document.name).collect(),
+        };
         for (document, resolved) in instances {
             let mut instance = (*resolved).clone();
             let of_others = if broken.state_repo {
@@ -171,7 +201,12 @@ impl Loader {
                 broken.unreadable.contains(&instance.id.environment).then_some("its environment")
             };
             if let Some(what) = of_others.filter(|_| instance.problems.is_empty()) {
-                instance.problems.push(Problem::new("stalled", &document.file, document.name_at, format!("{what} has problems")));
+                instance.problems.push(Problem::new(
+                    "stalled",
+                    &document.file,
+                    document.name_at,
+                    format!("{what} has problems"),
+                ));
             }
             assembly.edges(&mut instance, &document, &ids);
             self.close(files, &document, &mut instance, assembly);
@@ -187,7 +222,8 @@ impl Loader {
             Ok(closure) => instance.closure = closure,
             Err(why) => {
                 let at = document.spec.nearest(&["tofu".into(), "root".into()]).at;
-                let problem = Problem::new("closure", &document.file, at, why).hint("paths are relative to the root of the git repository");
+                let problem = Problem::new("closure", &document.file, at, why)
+                    .hint("paths are relative to the root of the git repository");
                 instance.problems.push(problem.clone());
                 assembly.problems.push(problem);
             }
@@ -196,52 +232,39 @@ impl Loader {
     }
 
     /// Makes anew what changed since the last load; nothing where that, or what changed, is not without any problem.
-    fn changed(&mut self, files: &dyn Files, mut last: Last, folder: &Arc<Folder>, others: &HashSet<Key>) -> Option<Last> {
+    fn changed(
+        &mut self,
+        files: &dyn Files,
+        mut last: Last,
+        folder: &Arc<Folder>,
+        others: &HashSet<Key>,
+    ) -> Option<Last> {
         let clean = last.desired.complete && last.desired.problems.is_empty() && last.desired.notes.is_empty();
         let before = Arc::clone(&last.folder);
         let (mut gone, mut fresh): (Vec<&Arc<File>>, Vec<&Arc<File>>) = (vec![], vec![]);
         before.differences(folder, &mut gone, &mut fresh);
-        let sound = |file: &&Arc<File>| file.problems.is_empty() && file.documents.iter().all(|document| document.problems.is_empty());
+        let sound = |file: &&Arc<File>| {
+            file.problems.is_empty() && file.documents.iter().all(|document| document.problems.is_empty())
+        };
         if !clean || !folder.problems.is_empty() || !fresh.iter().all(sound) {
             return None;
         }
         let mut assembly = Assembly::new((*last.desired).clone());
         assembly.desired.files = folder.count;
-        let documents = |files: &[&Arc<File>]| files.iter().flat_map(|file| file.documents.iter().cloned()).partition::<Vec<_>, _>(|document| document.kind == "Component");
+        let documents = |files: &[&Arc<File>]| {
+            files
+                .iter()
+                .flat_map(|file| file.documents.iter().cloned())
+                .partition::<Vec<_>, _>(|document| document.kind == "Component")
+        };
         let ((gone, other_gone), (fresh, other_fresh)) = (documents(&gone), documents(&fresh));
         if !(other_gone.is_empty() && other_fresh.is_empty()) {
             last.others.retain(|document| !other_gone.iter().any(|gone| Arc::ptr_eq(gone, document)));
             last.others.extend(other_fresh);
             replace_others(&mut assembly, &last.others)?;
         }
-        let mut removed = HashSet::new();
-        for document in &gone {
-            last.components.remove(&document.name);
-            for (environment, _) in environments_of(document) {
-                let id = InstanceId::new(&environment, &document.name);
-                self.resolved.remove(&(Arc::as_ptr(document) as usize, environment));
-                assembly.desired.instances.remove(&id);
-                removed.insert(id);
-            }
-        }
-        let mut touched = vec![];
-        for document in &fresh {
-            if last.components.insert(document.name.clone(), Arc::clone(document)).is_some() {
-                return None;
-            }
-            for (environment, _) in environments_of(document) {
-                assembly.desired.environments.get(&environment)?;
-                let resolved = Arc::new(resolve_instance(document, &environment));
-                removed.remove(&resolved.id);
-                assembly.desired.instances.insert(resolved.id.clone(), Arc::clone(&resolved));
-                touched.push((Arc::clone(document), resolved.id.clone()));
-                self.resolved.insert((Arc::as_ptr(document) as usize, environment), (Arc::clone(document), resolved));
-            }
-        }
+        let touched = self.replace_components(&mut last.components, &mut assembly, &gone, &fresh)?;
         assembly.desired.components = last.components.len();
-        if !removed.is_empty() && assembly.desired.instances.values().any(|instance| instance.upstreams.iter().any(|upstream| removed.contains(upstream))) {
-            return None;
-        }
         for (document, id) in &touched {
             let mut instance = (*assembly.desired.instances[id]).clone();
             let known = std::mem::take(&mut assembly.desired.instances);
@@ -253,10 +276,58 @@ impl Loader {
         if !others.is_empty() {
             self.close_again(files, others, &mut assembly)?;
         }
-        if !assembly.problems.is_empty() || !assembly.desired.notes.is_empty() || !assembly.rings(touched.iter().map(|(_, id)| id)).is_empty() {
+        if !assembly.problems.is_empty()
+            || !assembly.desired.notes.is_empty()
+            || !assembly.rings(touched.iter().map(|(_, id)| id)).is_empty()
+        {
             return None;
         }
         Some(Last { folder: Arc::clone(folder), desired: Arc::new(assembly.finish(&[])), ..last })
+    }
+
+    /// Puts components in the place of others, as far as their own documents say; answers which, or nothing where a name
+    /// is taken, an environment is missing, or something depends on what is gone.
+    fn replace_components(
+        &mut self,
+        components: &mut HashMap<ComponentName, Arc<Document>>,
+        assembly: &mut Assembly,
+        gone: &[Arc<Document>],
+        fresh: &[Arc<Document>],
+    ) -> Option<Vec<(Arc<Document>, InstanceId)>> {
+        let mut removed = HashSet::new();
+        for document in gone {
+            components.remove(&document.name);
+            for (environment, _) in environments_of(document) {
+                let id = InstanceId::new(&environment, &document.name);
+                self.resolved.remove(&(Arc::as_ptr(document) as usize, environment));
+                assembly.desired.instances.remove(&id);
+                removed.insert(id);
+            }
+        }
+        let mut touched = vec![];
+        for document in fresh {
+            if components.insert(document.name.clone(), Arc::clone(document)).is_some() {
+                return None;
+            }
+            for (environment, _) in environments_of(document) {
+                assembly.desired.environments.get(&environment)?;
+                let resolved = Arc::new(resolve_instance(document, &environment));
+                removed.remove(&resolved.id);
+                assembly.desired.instances.insert(resolved.id.clone(), Arc::clone(&resolved));
+                touched.push((Arc::clone(document), resolved.id.clone()));
+                self.resolved.insert((Arc::as_ptr(document) as usize, environment), (Arc::clone(document), resolved));
+            }
+        }
+        if !removed.is_empty()
+            && assembly
+                .desired
+                .instances
+                .values()
+                .any(|instance| instance.upstreams.iter().any(|upstream| removed.contains(upstream)))
+        {
+            return None;
+        }
+        Some(touched)
     }
 
     /// Finds anew what instances are made from, where it may be something else.
@@ -283,6 +354,8 @@ fn replace_others(assembly: &mut Assembly, others: &[Arc<Document>]) -> Option<(
     (desired.state_repo, desired.remediations, desired.schedules) = Default::default();
     assembly.sort_out(others.iter());
     let now = &assembly.desired.environments;
-    let edges = |environments: &BTreeMap<EnvironmentName, Arc<Environment>>| environments.iter().map(|(name, environment)| (name.clone(), environment.after.clone())).collect::<Vec<_>>();
+    let edges = |environments: &BTreeMap<EnvironmentName, Arc<Environment>>| {
+        environments.iter().map(|(name, environment)| (name.clone(), environment.after.clone())).collect::<Vec<_>>()
+    };
     (assembly.problems.is_empty() && edges(&before) == edges(now)).then_some(())
 }

@@ -116,7 +116,8 @@ impl Node {
 
 /// The documents of a file, and what is wrong with its text.
 pub fn read(file: &Arc<str>, bytes: &[u8]) -> (Vec<Node>, Vec<Problem>) {
-    let whole = |kind: &str, message: String, hint: &str| Problem::new(kind, file, Place::default(), message).hint(hint);
+    let whole =
+        |kind: &str, message: String, hint: &str| Problem::new(kind, file, Place::default(), message).hint(hint);
     if bytes.len() > FILE_BYTES_MAX {
         let message = format!("the file has {} bytes, more than the {FILE_BYTES_MAX} that are read", bytes.len());
         return (vec![], vec![whole("file-too-large", message, "split it into several files")]);
@@ -162,6 +163,16 @@ fn anchor(id: usize) -> Option<usize> {
     (id != 0).then_some(id)
 }
 
+fn unreadable(file: &Arc<str>, error: &granit_parser::ScanError) -> Problem {
+    let at = place(&Span::empty(*error.marker()));
+    let (kind, message) = if matches!(error.kind(), granit_parser::ErrorKind::RecursionLimitExceeded) {
+        ("too-deep", format!("nested deeper than the {DEPTH_MAX} levels that are read"))
+    } else {
+        ("syntax", format!("not YAML: {}", error.info()))
+    };
+    Problem::new(kind, file, at, message).hint("nothing after this place was read")
+}
+
 impl Reader<'_> {
     fn documents<'i>(&mut self, parser: &mut Parser<'i, granit_parser::StrInput<'i>>) -> Vec<Node> {
         let mut documents = vec![];
@@ -170,15 +181,7 @@ impl Reader<'_> {
             let (event, span) = match next {
                 Ok(next) => next,
                 Err(error) => {
-                    let marker = error.marker();
-                    let at = place(&Span::empty(*marker));
-                    let deep = matches!(error.kind(), granit_parser::ErrorKind::RecursionLimitExceeded);
-                    let (kind, message) = if deep {
-                        ("too-deep", format!("nested deeper than the {DEPTH_MAX} levels that are read"))
-                    } else {
-                        ("syntax", format!("not YAML: {}", error.info()))
-                    };
-                    self.problems.push(Problem::new(kind, self.file, at, message).hint("nothing after this place was read"));
+                    self.problems.push(unreadable(self.file, &error));
                     break;
                 }
             };
@@ -229,7 +232,10 @@ impl Reader<'_> {
             }
             if self.nodes > NODES_MAX {
                 let message = format!("the file has more than {NODES_MAX} values once its aliases are written out");
-                self.problems.push(Problem::new("too-many-values", self.file, at, message).hint("write the values out without aliases, in several files"));
+                self.problems.push(
+                    Problem::new("too-many-values", self.file, at, message)
+                        .hint("write the values out without aliases, in several files"),
+                );
                 break;
             }
         }
@@ -261,12 +267,15 @@ impl Reader<'_> {
             Kind::Text(text) => Arc::clone(text),
             Kind::Trap(text) => {
                 let message = format!("the key `{text}` is a boolean for other YAML readers");
-                self.problems.push(Problem::new("yaml-trap", self.file, node.at, message).hint(format!("write \"{text}\"")));
+                self.problems
+                    .push(Problem::new("yaml-trap", self.file, node.at, message).hint(format!("write \"{text}\"")));
                 Arc::clone(text)
             }
             Kind::Null | Kind::Bool(_) | Kind::Number(_) => node.to_json().to_string().into(),
             Kind::List(_) | Kind::Map(_) => {
-                self.problems.push(Problem::new("key", self.file, node.at, "a list or mapping is used as a key").hint("use a text"));
+                self.problems.push(
+                    Problem::new("key", self.file, node.at, "a list or mapping is used as a key").hint("use a text"),
+                );
                 "".into()
             }
         };
@@ -310,7 +319,8 @@ fn scalar(text: &str, plain: bool) -> Kind {
         }
         return Kind::Trap(text.into());
     }
-    let numeric = digits.starts_with(|c: char| c.is_ascii_digit()) && digits.bytes().all(|c| matches!(c, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-'));
+    let numeric = digits.starts_with(|c: char| c.is_ascii_digit())
+        && digits.bytes().all(|c| matches!(c, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-'));
     if numeric && let Some(number) = text.parse::<f64>().ok().and_then(Number::from_f64) {
         return Kind::Number(number);
     }

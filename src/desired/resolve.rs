@@ -83,14 +83,28 @@ pub struct Found {
 }
 
 /// Writes `${environment}` out everywhere below a node, and collects the references to outputs.
-pub fn interpolate(node: &mut Node, environment: &EnvironmentName, file: &Arc<str>, outputs_allowed: bool, found: &mut Found) {
+pub fn interpolate(
+    node: &mut Node,
+    environment: &EnvironmentName,
+    file: &Arc<str>,
+    outputs_allowed: bool,
+    found: &mut Found,
+) {
     match &mut node.value {
-        Kind::List(items) => items.iter_mut().for_each(|item| interpolate(item, environment, file, outputs_allowed, found)),
-        Kind::Map(entries) => entries.iter_mut().for_each(|(_, item)| interpolate(item, environment, file, outputs_allowed, found)),
+        Kind::List(items) => {
+            items.iter_mut().for_each(|item| interpolate(item, environment, file, outputs_allowed, found))
+        }
+        Kind::Map(entries) => {
+            entries.iter_mut().for_each(|(_, item)| interpolate(item, environment, file, outputs_allowed, found))
+        }
         Kind::Text(text) if text.contains("${") => match pieces(text) {
             Err(why) => {
                 let problem = Problem::new("interpolation", file, node.at, why);
-                found.problems.push(problem.expected("expected `${environment}` or `${NAME.outputs.KEY}`").hint("write `$${` for a literal `${`"));
+                found.problems.push(
+                    problem
+                        .expected("expected `${environment}` or `${NAME.outputs.KEY}`")
+                        .hint("write `$${` for a literal `${`"),
+                );
             }
             Ok(pieces) => {
                 let mut written = String::new();
@@ -103,7 +117,12 @@ pub fn interpolate(node: &mut Node, environment: &EnvironmentName, file: &Arc<st
                             if outputs_allowed {
                                 found.references.push((reference.clone(), node.at));
                             } else {
-                                let problem = Problem::new("interpolation", file, node.at, "an output is used where only `${environment}` may stand");
+                                let problem = Problem::new(
+                                    "interpolation",
+                                    file,
+                                    node.at,
+                                    "an output is used where only `${environment}` may stand",
+                                );
                                 found.problems.push(problem.hint("what an instance is made from may not depend on outputs; pass the output as a variable"));
                             }
                         }
@@ -123,9 +142,9 @@ pub fn interpolate(node: &mut Node, environment: &EnvironmentName, file: &Arc<st
 pub fn fill(value: &Value, output: &dyn Fn(&Reference) -> Option<Value>) -> Result<Value, String> {
     Ok(match value {
         Value::Array(items) => Value::Array(items.iter().map(|item| fill(item, output)).collect::<Result<_, _>>()?),
-        Value::Object(map) => {
-            Value::Object(map.iter().map(|(key, item)| Ok((key.clone(), fill(item, output)?))).collect::<Result<_, String>>()?)
-        }
+        Value::Object(map) => Value::Object(
+            map.iter().map(|(key, item)| Ok((key.clone(), fill(item, output)?))).collect::<Result<_, String>>()?,
+        ),
         Value::String(text) if text.contains("${") => {
             let pieces = pieces(text)?;
             if let [Piece::Output(reference)] = &pieces[..] {
@@ -140,7 +159,12 @@ pub fn fill(value: &Value, output: &dyn Fn(&Reference) -> Option<Value>) -> Resu
                         Value::String(text) => written.push_str(&text),
                         Value::Number(number) => written.push_str(&number.to_string()),
                         Value::Bool(flag) => written.push_str(&flag.to_string()),
-                        _ => return Err(format!("`{}.outputs.{}` is not a text, number or boolean and can't stand inside a text", reference.component, reference.key)),
+                        _ => {
+                            return Err(format!(
+                                "`{}.outputs.{}` is not a text, number or boolean and can't stand inside a text",
+                                reference.component, reference.key
+                            ));
+                        }
                     },
                 }
             }
@@ -159,10 +183,12 @@ pub fn lookup(outputs: &Value, key: &str) -> Option<Value> {
     if let Some(value) = outputs.get(key) {
         return Some(value.clone());
     }
-    key.split('.').try_fold(outputs, |value, part| match value {
-        Value::Array(items) => part.parse::<usize>().ok().and_then(|index| items.get(index)),
-        value => value.get(part),
-    }).cloned()
+    key.split('.')
+        .try_fold(outputs, |value, part| match value {
+            Value::Array(items) => part.parse::<usize>().ok().and_then(|index| items.get(index)),
+            value => value.get(part),
+        })
+        .cloned()
 }
 
 /// The component that each reference below a value names.
@@ -198,7 +224,9 @@ pub fn merge(target: &mut Node, patch: &Node) {
                 entries.remove(at);
             }
             (None, Kind::Null) => {}
-            (Some(at), Kind::List(items)) if named(items) && matches!(&entries[at].1.value, Kind::List(there) if named(there)) => {
+            (Some(at), Kind::List(items))
+                if named(items) && matches!(&entries[at].1.value, Kind::List(there) if named(there)) =>
+            {
                 merge_named(&mut entries[at].1, items);
             }
             (Some(at), _) => merge(&mut entries[at].1, change),

@@ -246,7 +246,6 @@ pub struct Limits {
     pub changes: Option<u64>,
 }
 
-
 /// A part of the world, written once and instantiated in each of its environments.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

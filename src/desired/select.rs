@@ -74,7 +74,9 @@ impl Selector {
             Self::Environment(name) => candidate.id.environment == *name,
             Self::Component(name) => candidate.id.component == *name,
             Self::Kind(kind) => candidate.kind == kind,
-            Self::Label(name, value) => candidate.labels.get(name).is_some_and(|found| value.as_ref().is_none_or(|v| v == found)),
+            Self::Label(name, value) => {
+                candidate.labels.get(name).is_some_and(|found| value.as_ref().is_none_or(|v| v == found))
+            }
             Self::Changed => candidate.changed,
             Self::Drifted => candidate.drifted,
             Self::Pending => candidate.pending,
@@ -137,7 +139,8 @@ impl Reader<'_> {
         if self.depth > DEPTH_MAX {
             return Err("it is nested too deep".into());
         }
-        let word = self.peek().ok_or("it ends where an environment, a component or a condition is expected")?.to_owned();
+        let word =
+            self.peek().ok_or("it ends where an environment, a component or a condition is expected")?.to_owned();
         self.at += 1;
         let selector = match word.as_str() {
             "not" => Selector::Not(Box::new(self.one()?)),
@@ -161,7 +164,9 @@ fn term(word: &str) -> Result<Selector, String> {
     let name = |text: &str| text.parse().map_err(|e: crate::model::ids::Malformed| e.to_string());
     match word.split_once(':') {
         Some(("env", text)) => Ok(Selector::Environment(name(text)?)),
-        Some(("component", text)) => Ok(Selector::Component(text.parse().map_err(|e: crate::model::ids::Malformed| e.to_string())?)),
+        Some(("component", text)) => {
+            Ok(Selector::Component(text.parse().map_err(|e: crate::model::ids::Malformed| e.to_string())?))
+        }
         Some(("kind", text)) => match text {
             "tofu" | "kubernetes" | "citus" | "secret" => Ok(Selector::Kind(text.to_owned())),
             _ => Err(format!("`{text}` is not a kind; expected `tofu`, `kubernetes`, `citus` or `secret`")),
@@ -179,7 +184,9 @@ fn term(word: &str) -> Result<Selector, String> {
             _ => match word.split_once('/') {
                 Some((environment, component)) => Ok(Selector::And(
                     Box::new(Selector::Environment(name(environment)?)),
-                    Box::new(Selector::Component(component.parse().map_err(|e: crate::model::ids::Malformed| e.to_string())?)),
+                    Box::new(Selector::Component(
+                        component.parse().map_err(|e: crate::model::ids::Malformed| e.to_string())?,
+                    )),
                 )),
                 None => Ok(Selector::Environment(name(word)?)),
             },
@@ -213,7 +220,8 @@ mod tests {
     fn selects(text: &str, id: &str) -> bool {
         let labels = BTreeMap::from([("tier".to_owned(), "app".to_owned())]);
         let id = id.parse().unwrap();
-        let candidate = Candidate { id: &id, kind: "tofu", labels: &labels, changed: false, drifted: true, pending: false };
+        let candidate =
+            Candidate { id: &id, kind: "tofu", labels: &labels, changed: false, drifted: true, pending: false };
         text.parse::<Selector>().unwrap().selects(&candidate)
     }
 

@@ -41,7 +41,6 @@ impl Validator<'_> {
         &mut self.problems[last]
     }
 
-
     /// Checks one node.
     pub fn check(&mut self, schema: &Value, node: &Node) {
         let root = self.root;
@@ -126,7 +125,8 @@ impl Validator<'_> {
             return true;
         }
         let shown = shown(node);
-        let expected = names.iter().filter(|name| **name != "null").map(|name| type_words(name)).collect::<Vec<_>>().join(" or ");
+        let expected =
+            names.iter().filter(|name| **name != "null").map(|name| type_words(name)).collect::<Vec<_>>().join(" or ");
         let problem = self.say("wrong-type", node.at, format!("found {shown}"), format!("expected {expected}"));
         if names.contains(&"string") && matches!(node.value, Kind::Number(_) | Kind::Bool(_)) {
             problem.hint = Some(format!("write \"{}\"", node.to_json()));
@@ -142,13 +142,21 @@ impl Validator<'_> {
             Some("evenkeel-digest") => text.parse::<Digest>().err(),
             Some("evenkeel-name") => text.parse::<crate::model::ComponentName>().err(),
             Some("evenkeel-instance") => text.parse::<crate::model::InstanceId>().err(),
-            Some("date-time") => chrono::DateTime::parse_from_rfc3339(text)
-                .err()
-                .map(|_| crate::model::ids::Malformed { found: text.into(), expected: "a time (RFC 3339, such as 2026-11-20T02:00:14Z)" }),
+            Some("date-time") => {
+                chrono::DateTime::parse_from_rfc3339(text).err().map(|_| crate::model::ids::Malformed {
+                    found: text.into(),
+                    expected: "a time (RFC 3339, such as 2026-11-20T02:00:14Z)",
+                })
+            }
             _ => None,
         };
         if let Some(malformed) = checked {
-            self.say("wrong-value", node.at, format!("found `{}`", malformed.found), format!("expected {}", malformed.expected));
+            self.say(
+                "wrong-value",
+                node.at,
+                format!("found `{}`", malformed.found),
+                format!("expected {}", malformed.expected),
+            );
         }
     }
 
@@ -177,11 +185,17 @@ impl Validator<'_> {
                 .unwrap_or(variant)
                 .clone()
         };
-        let variants: Vec<Value> = variants.iter().map(target).filter(|v| v.get("type").and_then(Value::as_str) != Some("null")).collect();
+        let variants: Vec<Value> =
+            variants.iter().map(target).filter(|v| v.get("type").and_then(Value::as_str) != Some("null")).collect();
         if variants.iter().all(|v| v.get("enum").is_some() || v.get("const").is_some()) {
             let words: Vec<Value> = variants
                 .iter()
-                .flat_map(|v| v.get("enum").and_then(Value::as_array).cloned().unwrap_or_else(|| v.get("const").cloned().into_iter().collect()))
+                .flat_map(|v| {
+                    v.get("enum")
+                        .and_then(Value::as_array)
+                        .cloned()
+                        .unwrap_or_else(|| v.get("const").cloned().into_iter().collect())
+                })
                 .collect();
             return self.check_enum(&words, node);
         }
@@ -243,9 +257,12 @@ impl Validator<'_> {
     }
 
     fn unknown_field(&mut self, schema: &Value, key: &Key, properties: &serde_json::Map<String, Value>) {
-        if let Some(later) = schema.get("x-not-supported-yet").and_then(|later| later.get(&*key.name)).and_then(Value::as_str) {
+        if let Some(later) =
+            schema.get("x-not-supported-yet").and_then(|later| later.get(&*key.name)).and_then(Value::as_str)
+        {
             let message = format!("`{}` is not supported yet", key.name);
-            self.say("not-supported-yet", key.at, message, later.to_owned()).hint = Some("remove it: what is accepted is enforced".into());
+            self.say("not-supported-yet", key.at, message, later.to_owned()).hint =
+                Some("remove it: what is accepted is enforced".into());
             return;
         }
         let names: Vec<&str> = properties.keys().map(String::as_str).collect();
@@ -273,7 +290,8 @@ pub fn nearest<'n>(found: &str, names: impl Iterator<Item = &'n str>) -> Option<
             let plain = name.to_ascii_lowercase().replace(['_', '-'], "");
             let score = strsim::normalized_damerau_levenshtein(&folded, &plain);
             // `root_dir` means `root`, far as it is in letters.
-            let prefix = plain.len() >= 3 && (folded.starts_with(&plain) || (folded.len() >= 3 && plain.starts_with(&folded)));
+            let prefix =
+                plain.len() >= 3 && (folded.starts_with(&plain) || (folded.len() >= 3 && plain.starts_with(&folded)));
             (if prefix { score.max(0.75) } else { score }, name)
         })
         .filter(|(score, _)| *score >= 0.6)

@@ -34,7 +34,12 @@ struct Service {
 }
 
 fn challenge() -> Response {
-    (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Basic realm=\"evenkeel forge\"")], "authentication is needed\n").into_response()
+    (
+        StatusCode::UNAUTHORIZED,
+        [(header::WWW_AUTHENTICATE, "Basic realm=\"evenkeel forge\"")],
+        "authentication is needed\n",
+    )
+        .into_response()
 }
 
 async fn run(shared: &Shared, arguments: &[&str], input: &[u8]) -> Result<Vec<u8>, String> {
@@ -55,11 +60,18 @@ async fn run(shared: &Shared, arguments: &[&str], input: &[u8]) -> Result<Vec<u8
         drop(stdin.write_all(input).await);
         drop(stdin);
     };
-    let (output, ()) = tokio::time::timeout(TIMEOUT, async { tokio::join!(child.wait_with_output(), feed) }).await.map_err(|_| "git took too long".to_owned())?;
+    let (output, ()) = tokio::time::timeout(TIMEOUT, async { tokio::join!(child.wait_with_output(), feed) })
+        .await
+        .map_err(|_| "git took too long".to_owned())?;
     output.map(|output| output.stdout).map_err(|error| error.to_string())
 }
 
-async fn advertise(Extract(shared): Extract<Shared>, headers: HeaderMap, Path((owner, repository)): Path<(String, String)>, Query(Service { service }): Query<Service>) -> Response {
+async fn advertise(
+    Extract(shared): Extract<Shared>,
+    headers: HeaderMap,
+    Path((owner, repository)): Path<(String, String)>,
+    Query(Service { service }): Query<Service>,
+) -> Response {
     if rest::authenticate(&shared, &headers).await.is_none() {
         return challenge();
     }
@@ -74,13 +86,25 @@ async fn advertise(Extract(shared): Extract<Shared>, headers: HeaderMap, Path((o
             let line = format!("# service={service}\n");
             let mut body = format!("{:04x}{line}0000", line.len() + 4).into_bytes();
             body.extend(refs);
-            ([(header::CONTENT_TYPE, format!("application/x-{service}-advertisement")), (header::CACHE_CONTROL, "no-cache".into())], body).into_response()
+            (
+                [
+                    (header::CONTENT_TYPE, format!("application/x-{service}-advertisement")),
+                    (header::CACHE_CONTROL, "no-cache".into()),
+                ],
+                body,
+            )
+                .into_response()
         }
         Err(why) => (StatusCode::INTERNAL_SERVER_ERROR, why).into_response(),
     }
 }
 
-async fn upload(Extract(shared): Extract<Shared>, headers: HeaderMap, Path((owner, repository)): Path<(String, String)>, body: Bytes) -> Response {
+async fn upload(
+    Extract(shared): Extract<Shared>,
+    headers: HeaderMap,
+    Path((owner, repository)): Path<(String, String)>,
+    body: Bytes,
+) -> Response {
     if rest::authenticate(&shared, &headers).await.is_none() {
         return challenge();
     }
@@ -90,7 +114,12 @@ async fn upload(Extract(shared): Extract<Shared>, headers: HeaderMap, Path((owne
     answer("upload-pack", run(&shared, &["upload-pack", "--stateless-rpc"], &body).await)
 }
 
-async fn receive(Extract(shared): Extract<Shared>, headers: HeaderMap, Path((owner, repository)): Path<(String, String)>, body: Bytes) -> Response {
+async fn receive(
+    Extract(shared): Extract<Shared>,
+    headers: HeaderMap,
+    Path((owner, repository)): Path<(String, String)>,
+    body: Bytes,
+) -> Response {
     let Some(user) = rest::authenticate(&shared, &headers).await else { return challenge() };
     if !rest::is_here(&shared, &owner, &repository).await {
         return StatusCode::NOT_FOUND.into_response();
@@ -107,7 +136,9 @@ async fn receive(Extract(shared): Extract<Shared>, headers: HeaderMap, Path((own
 
 fn answer(service: &str, done: Result<Vec<u8>, String>) -> Response {
     match done {
-        Ok(bytes) => ([(header::CONTENT_TYPE, format!("application/x-git-{service}-result"))], Body::from(bytes)).into_response(),
+        Ok(bytes) => {
+            ([(header::CONTENT_TYPE, format!("application/x-git-{service}-result"))], Body::from(bytes)).into_response()
+        }
         Err(why) => (StatusCode::INTERNAL_SERVER_ERROR, why).into_response(),
     }
 }

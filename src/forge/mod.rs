@@ -7,7 +7,9 @@
 //! listens has to poll as well.
 
 mod app;
+mod diff;
 mod git_http;
+mod graphql;
 mod pages;
 mod rest;
 mod seed;
@@ -123,7 +125,12 @@ impl Forge {
         let address = listener.local_addr().map_err(|source| Error::Listen { address, source })?;
         let state = State::open(folder, settings, address)?;
         let shared = Arc::new(Mutex::new(state));
-        let router = Router::new().merge(rest::routes()).merge(app::routes()).merge(git_http::routes()).merge(pages::routes()).with_state(shared);
+        let router = Router::new()
+            .merge(rest::routes())
+            .merge(app::routes())
+            .merge(git_http::routes())
+            .merge(pages::routes())
+            .with_state(shared);
         let task = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
                 tracing::error!(%error, "the forge stopped");

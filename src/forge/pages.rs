@@ -18,7 +18,10 @@ use super::{
 };
 
 pub(super) fn routes() -> Router<Shared> {
-    Router::new().route("/", get(index)).route("/{owner}/{repository}/pull/{number}", get(page)).route("/{owner}/{repository}/pull/{number}/do", post(act))
+    Router::new()
+        .route("/", get(index))
+        .route("/{owner}/{repository}/pull/{number}", get(page))
+        .route("/{owner}/{repository}/pull/{number}/do", post(act))
 }
 
 const STYLE: &str = "
@@ -46,7 +49,10 @@ fn escape(text: &str) -> String {
 }
 
 fn whole(title: &str, body: &str) -> Html<String> {
-    Html(format!("<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>{}</title><style>{STYLE}</style><body>{body}</body></html>", escape(title)))
+    Html(format!(
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>{}</title><style>{STYLE}</style><body>{body}</body></html>",
+        escape(title)
+    ))
 }
 
 /// Markdown to HTML; raw HTML is shown as text, but for folding.
@@ -72,7 +78,9 @@ fn markdown(text: &str) -> String {
     };
     let events = Parser::new_ext(text, Options::ENABLE_TABLES).map(|event| match event {
         Event::Html(html) | Event::InlineHtml(html) => Event::Html(CowStr::from(let_through(&html))),
-        Event::Start(pulldown_cmark::Tag::Link { dest_url, .. }) if !dest_url.starts_with("http") => Event::Text("".into()),
+        Event::Start(pulldown_cmark::Tag::Link { dest_url, .. }) if !dest_url.starts_with("http") => {
+            Event::Text("".into())
+        }
         other => other,
     });
     let mut html = String::new();
@@ -131,13 +139,35 @@ async fn index(Extract(shared): Extract<Shared>) -> Html<String> {
         .pulls
         .values()
         .rev()
-        .map(|pull| format!("<li>{} <a href='/{owner}/{name}/pull/{}'>#{} {}</a> <span class=muted>by {}</span></li>", pill(pull), pull.number, pull.number, escape(&pull.title), escape(&pull.author)))
+        .map(|pull| {
+            format!(
+                "<li>{} <a href='/{owner}/{name}/pull/{}'>#{} {}</a> <span class=muted>by {}</span></li>",
+                pill(pull),
+                pull.number,
+                pull.number,
+                escape(&pull.title),
+                escape(&pull.author)
+            )
+        })
         .collect();
-    let rows = if rows.is_empty() { "<li class=muted>No pull request yet. Push a branch and open one.</li>".into() } else { rows };
-    whole(&format!("{owner}/{name}"), &format!("<h1>{owner}/{name}</h1><p class=muted>git clone {}/{owner}/{name}.git</p><ul class=plain>{rows}</ul>", state.url()))
+    let rows = if rows.is_empty() {
+        "<li class=muted>No pull request yet. Push a branch and open one.</li>".into()
+    } else {
+        rows
+    };
+    whole(
+        &format!("{owner}/{name}"),
+        &format!(
+            "<h1>{owner}/{name}</h1><p class=muted>git clone {}/{owner}/{name}.git</p><ul class=plain>{rows}</ul>",
+            state.url()
+        ),
+    )
 }
 
-async fn page(Extract(shared): Extract<Shared>, Path((_, _, number)): Path<(String, String, u64)>) -> Result<Html<String>, Refusal> {
+async fn page(
+    Extract(shared): Extract<Shared>,
+    Path((_, _, number)): Path<(String, String, u64)>,
+) -> Result<Html<String>, Refusal> {
     let mut state = shared.lock().await;
     state.look("somebody")?;
     let pull = state.pull(number)?.clone();
@@ -154,7 +184,11 @@ async fn page(Extract(shared): Extract<Shared>, Path((_, _, number)): Path<(Stri
     body.push_str(&said(&pull.author, "wrote", &markdown(&pull.body)));
     for comment in state.records.comments.iter().filter(|comment| comment.pull == number) {
         let html = markdown(&comment.body);
-        let html = if comment.minimized { format!("<details><summary class=muted>This comment is outdated</summary>{html}</details>") } else { html };
+        let html = if comment.minimized {
+            format!("<details><summary class=muted>This comment is outdated</summary>{html}</details>")
+        } else {
+            html
+        };
         body.push_str(&said(&comment.author, &format!("at {}", comment.created_at.format("%H:%M:%S")), &html));
     }
     for review in state.records.reviews.iter().filter(|review| review.pull == number) {
@@ -164,8 +198,17 @@ async fn page(Extract(shared): Extract<Shared>, Path((_, _, number)): Path<(Stri
     body.push_str(&form(&state, &pull));
     body.push_str("<h3>Files</h3>");
     for file in state.files(number)? {
-        let patch: String = file["patch"].as_str().unwrap_or_default().split_inclusive('\n').map(|line| diff_line(&escape(line))).collect();
-        body.push_str(&format!("<div class=box><header>{} <span class=muted>{}</span></header><div><pre>{patch}</pre></div></div>", escape(file["filename"].as_str().unwrap_or_default()), file["status"].as_str().unwrap_or_default()));
+        let patch: String = file["patch"]
+            .as_str()
+            .unwrap_or_default()
+            .split_inclusive('\n')
+            .map(|line| diff_line(&escape(line)))
+            .collect();
+        body.push_str(&format!(
+            "<div class=box><header>{} <span class=muted>{}</span></header><div><pre>{patch}</pre></div></div>",
+            escape(file["filename"].as_str().unwrap_or_default()),
+            file["status"].as_str().unwrap_or_default()
+        ));
     }
     Ok(whole(&format!("{} #{number}", pull.title), &body))
 }
@@ -174,7 +217,11 @@ fn said(who: &str, what: &str, html: &str) -> String {
     if html.trim().is_empty() {
         return format!("<p class=muted><b>{}</b> {}</p>", escape(who), escape(what));
     }
-    format!("<div class=box><header><b>{}</b> <span class=muted>{}</span></header><div>{html}</div></div>", escape(who), escape(what))
+    format!(
+        "<div class=box><header><b>{}</b> <span class=muted>{}</span></header><div>{html}</div></div>",
+        escape(who),
+        escape(what)
+    )
 }
 
 fn checks(state: &State, pull: &Pull) -> String {
@@ -189,16 +236,36 @@ fn checks(state: &State, pull: &Pull) -> String {
                 "pending" => "●",
                 _ => "✗",
             };
-            rows.push_str(&format!("<li><span class={}>{mark}</span> <b>{}</b> <span class=muted>{}</span></li>", status.state, escape(&status.context), escape(&status.description)));
+            rows.push_str(&format!(
+                "<li><span class={}>{mark}</span> <b>{}</b> <span class=muted>{}</span></li>",
+                status.state,
+                escape(&status.context),
+                escape(&status.description)
+            ));
         }
     }
-    if rows.is_empty() { String::new() } else { format!("<div class=box><header>Checks</header><div><ul class=plain>{rows}</ul></div></div>") }
+    if rows.is_empty() {
+        String::new()
+    } else {
+        format!("<div class=box><header>Checks</header><div><ul class=plain>{rows}</ul></div></div>")
+    }
 }
 
 fn form(state: &State, pull: &Pull) -> String {
     // Whoever tries it is a person; the first user is the bot in most settings.
-    let users: String = state.settings.users.iter().skip(1).chain(state.settings.users.first()).map(|user| format!("<option>{}</option>", escape(&user.login))).collect();
-    let buttons = if pull.open { "<button name=what value=approve>Approve</button> <button class=go name=what value=merge>Merge</button> <button name=what value=close>Close</button>" } else { "" };
+    let users: String = state
+        .settings
+        .users
+        .iter()
+        .skip(1)
+        .chain(state.settings.users.first())
+        .map(|user| format!("<option>{}</option>", escape(&user.login)))
+        .collect();
+    let buttons = if pull.open {
+        "<button name=what value=approve>Approve</button> <button class=go name=what value=merge>Merge</button> <button name=what value=close>Close</button>"
+    } else {
+        ""
+    };
     format!(
         "<div class=box><header>Say something</header><div><form method=post action='/{}/{}/pull/{}/do' style='display:block'><input type=hidden name=token value='{}'><textarea name=body placeholder='A comment, or a command such as /plan or /apply staging'></textarea><p>as <select name=user>{users}</select> <button name=what value=comment>Comment</button> {buttons}</p></form></div></div>",
         state.settings.owner, state.settings.repository, pull.number, state.page_token
@@ -214,7 +281,11 @@ struct Act {
     body: String,
 }
 
-async fn act(Extract(shared): Extract<Shared>, Path((owner, repository, number)): Path<(String, String, u64)>, Form(act): Form<Act>) -> Result<Response, Refusal> {
+async fn act(
+    Extract(shared): Extract<Shared>,
+    Path((owner, repository, number)): Path<(String, String, u64)>,
+    Form(act): Form<Act>,
+) -> Result<Response, Refusal> {
     let mut state = shared.lock().await;
     if act.token != state.page_token {
         return Err(Refusal(403, "this page is older than the forge; load it again".into()));
@@ -237,8 +308,16 @@ mod tests {
 
     #[test]
     fn markdown_lets_no_script_through() {
-        let html = markdown("<script>alert(1)</script>\n\n<details><summary><code>x</code></summary>\n\nbody <img src=x onerror=y>\n\n</details>\n<!-- evenkeel:plan -->\n\nsee [a](javascript:alert(1))");
-        assert!(!html.contains("<script") && !html.contains("<img") && !html.contains("javascript:") && !html.contains("evenkeel:plan"), "{html}");
+        let html = markdown(
+            "<script>alert(1)</script>\n\n<details><summary><code>x</code></summary>\n\nbody <img src=x onerror=y>\n\n</details>\n<!-- evenkeel:plan -->\n\nsee [a](javascript:alert(1))",
+        );
+        assert!(
+            !html.contains("<script")
+                && !html.contains("<img")
+                && !html.contains("javascript:")
+                && !html.contains("evenkeel:plan"),
+            "{html}"
+        );
         assert!(html.contains("<details>") && html.contains("<summary>"), "{html}");
     }
 }

@@ -20,7 +20,8 @@ use super::{
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.0).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        (status, Json(json!({"message": self.1, "documentation_url": "", "status": self.0.to_string()}))).into_response()
+        (status, Json(json!({"message": self.1, "documentation_url": "", "status": self.0.to_string()})))
+            .into_response()
     }
 }
 
@@ -36,18 +37,23 @@ pub(super) async fn authenticate(shared: &Shared, headers: &HeaderMap) -> Option
     };
     let state = shared.lock().await;
     let holds = state.installation_tokens.get(&token).is_some_and(|until| *until > Utc::now());
-    let app = state.settings.app.as_ref().filter(|_| holds).map(|app| User { login: format!("{}[bot]", app.slug), token: token.clone(), permission: "write".into() });
+    let app = state.settings.app.as_ref().filter(|_| holds).map(|app| User {
+        login: format!("{}[bot]", app.slug),
+        token: token.clone(),
+        permission: "write".into(),
+    });
     app.or_else(|| state.settings.users.iter().find(|user| user.token == token).cloned())
 }
 
 /// Whether a repository is the one that is served.
 pub(super) async fn is_here(shared: &Shared, owner: &str, repository: &str) -> bool {
     let state = shared.lock().await;
-    state.settings.owner.eq_ignore_ascii_case(owner) && state.settings.repository.eq_ignore_ascii_case(repository.trim_end_matches(".git"))
+    state.settings.owner.eq_ignore_ascii_case(owner)
+        && state.settings.repository.eq_ignore_ascii_case(repository.trim_end_matches(".git"))
 }
 
 /// Somebody who may ask.
-struct Caller(User);
+pub(super) struct Caller(pub(super) User);
 
 impl FromRequestParts<Shared> for Caller {
     type Rejection = Refusal;
@@ -60,7 +66,7 @@ impl FromRequestParts<Shared> for Caller {
 }
 
 impl Caller {
-    fn writes(&self) -> Answer<()> {
+    pub(super) fn writes(&self) -> Answer<()> {
         match self.0.permission.as_str() {
             "write" | "maintain" | "admin" => Ok(()),
             _ => Err(Refusal(403, "Must have push access to the repository".into())),
@@ -68,21 +74,41 @@ impl Caller {
     }
 }
 
-type Body = Answer<Json<Value>>;
+pub(super) type Body = Answer<Json<Value>>;
 type Numbered = Path<(String, String, u64)>;
 type Named = Path<(String, String, String)>;
 
 pub(super) fn routes() -> Router<Shared> {
     let at = |rest: &str| format!("/repos/{{owner}}/{{repository}}{rest}");
     Router::new()
-        .route("/user", get(|Extract(shared): Extract<Shared>, caller: Caller| async move { Json(shared.lock().await.profile_json(&caller.0.login)) }))
-        .route(&at(""), get(|Extract(shared): Extract<Shared>, _: Caller| async move { Json(shared.lock().await.whole_repository_json()) }))
+        .route(
+            "/user",
+            get(|Extract(shared): Extract<Shared>, caller: Caller| async move {
+                Json(shared.lock().await.profile_json(&caller.0.login))
+            }),
+        )
+        .route(
+            &at(""),
+            get(|Extract(shared): Extract<Shared>, _: Caller| async move {
+                Json(shared.lock().await.whole_repository_json())
+            }),
+        )
         .route(&at("/contents/{*path}"), get(contents))
         .route(&at("/git/ref/heads/{*branch}"), get(git_ref))
         .route(&at("/pulls"), get(list_pulls).post(open_pull))
         .route(&at("/pulls/{number}"), get(get_pull).patch(edit_pull))
-        .route(&at("/pulls/{number}/files"), get(|Extract(s): Extract<Shared>, _: Caller, Path((_, _, n)): Numbered| async move { Ok::<_, Refusal>(Json(Value::from(s.lock().await.files(n)?))) }))
-        .route(&at("/pulls/{number}/commits"), get(|Extract(s): Extract<Shared>, _: Caller, Path((_, _, n)): Numbered| async move { Ok::<_, Refusal>(Json(Value::from(s.lock().await.commits(n)?))) }))
+        .route(
+            &at("/pulls/{number}/files"),
+            get(|Extract(s): Extract<Shared>, _: Caller, Path((_, _, n)): Numbered| async move {
+                Ok::<_, Refusal>(Json(Value::from(s.lock().await.files(n)?)))
+            }),
+        )
+        .route(
+            &at("/pulls/{number}/commits"),
+            get(|Extract(s): Extract<Shared>, _: Caller, Path((_, _, n)): Numbered| async move {
+                Ok::<_, Refusal>(Json(Value::from(s.lock().await.commits(n)?)))
+            }),
+        )
         .route(&at("/pulls/{number}/reviews"), get(list_reviews).post(review))
         .route(&at("/pulls/{number}/merge"), put(merge))
         .route(&at("/issues/{number}/comments"), get(list_comments).post(comment))
@@ -95,7 +121,7 @@ pub(super) fn routes() -> Router<Shared> {
         .route(&at("/collaborators/{login}/permission"), get(permission))
         .route("/orgs/{organisation}/teams/{team}/memberships/{login}", get(membership))
         .route("/orgs/{organisation}/teams/{team}/members", get(members))
-        .route("/graphql", post(graphql))
+        .route("/graphql", post(super::graphql::answer))
 }
 
 #[derive(Deserialize)]
@@ -115,7 +141,12 @@ impl Listing {
     }
 }
 
-async fn contents(Extract(shared): Extract<Shared>, _: Caller, Path((_, _, path)): Named, Query(listing): Query<Listing>) -> Body {
+async fn contents(
+    Extract(shared): Extract<Shared>,
+    _: Caller,
+    Path((_, _, path)): Named,
+    Query(listing): Query<Listing>,
+) -> Body {
     let state = shared.lock().await;
     let repository = state.repository()?;
     let name = listing.r#ref.clone().unwrap_or_else(|| "main".into());
@@ -130,14 +161,17 @@ async fn git_ref(Extract(shared): Extract<Shared>, _: Caller, Path((_, _, branch
     let state = shared.lock().await;
     let head = state.head_of(&branch).map_err(|_| Refusal(404, "Not Found".into()))?;
     let (url, commit) = (state.api(&format!("/git/refs/heads/{branch}")), state.api(&format!("/git/commits/{head}")));
-    Ok(Json(json!({"ref": format!("refs/heads/{branch}"), "node_id": format!("REF_{branch}"), "url": url, "object": {"type": "commit", "sha": head, "url": commit}})))
+    Ok(Json(
+        json!({"ref": format!("refs/heads/{branch}"), "node_id": format!("REF_{branch}"), "url": url, "object": {"type": "commit", "sha": head, "url": commit}}),
+    ))
 }
 
 async fn list_pulls(Extract(shared): Extract<Shared>, _: Caller, Query(listing): Query<Listing>) -> Body {
     let mut state = shared.lock().await;
     state.look("somebody")?;
     let wanted = listing.state.clone().unwrap_or_else(|| "open".into());
-    let branch = listing.head.as_deref().map(|head| head.rsplit_once(':').map_or(head, |(_, branch)| branch).to_owned());
+    let branch =
+        listing.head.as_deref().map(|head| head.rsplit_once(':').map_or(head, |(_, branch)| branch).to_owned());
     let mut pulls: Vec<_> = state
         .records
         .pulls
@@ -147,20 +181,39 @@ async fn list_pulls(Extract(shared): Extract<Shared>, _: Caller, Query(listing):
             "closed" => !pull.open,
             _ => true,
         })
-        .filter(|pull| branch.as_ref().is_none_or(|branch| pull.branch == *branch) && listing.base.as_ref().is_none_or(|base| pull.base == *base))
+        .filter(|pull| {
+            branch.as_ref().is_none_or(|branch| pull.branch == *branch)
+                && listing.base.as_ref().is_none_or(|base| pull.base == *base)
+        })
         .map(|pull| (pull.updated_at, pull.number))
         .collect();
     pulls.sort_by(|one, two| two.cmp(one));
-    let part = listing.part(pulls).into_iter().map(|(_, number)| state.listed_pull_json(number)).collect::<Answer<Vec<_>>>()?;
+    let part = listing
+        .part(pulls)
+        .into_iter()
+        .map(|(_, number)| state.listed_pull_json(number))
+        .collect::<Answer<Vec<_>>>()?;
     Ok(Json(part.into()))
 }
 
-async fn open_pull(Extract(shared): Extract<Shared>, caller: Caller, Path(_): Path<(String, String)>, Json(body): Json<Value>) -> Answer<(StatusCode, Json<Value>)> {
+async fn open_pull(
+    Extract(shared): Extract<Shared>,
+    caller: Caller,
+    Path(_): Path<(String, String)>,
+    Json(body): Json<Value>,
+) -> Answer<(StatusCode, Json<Value>)> {
     caller.writes()?;
     let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
     let mut state = shared.lock().await;
     state.look(&caller.0.login)?;
-    let number = state.open_pull(&caller.0.login, &text("head"), &text("base"), &text("title"), &text("body"), body["draft"].as_bool().unwrap_or(false))?;
+    let number = state.open_pull(
+        &caller.0.login,
+        &text("head"),
+        &text("base"),
+        &text("title"),
+        &text("body"),
+        body["draft"].as_bool().unwrap_or(false),
+    )?;
     Ok((StatusCode::CREATED, Json(state.pull_json(number)?)))
 }
 
@@ -170,7 +223,12 @@ async fn get_pull(Extract(shared): Extract<Shared>, _: Caller, Path((_, _, numbe
     Ok(Json(state.pull_json(number)?))
 }
 
-async fn edit_pull(Extract(shared): Extract<Shared>, caller: Caller, Path((_, _, number)): Numbered, Json(body): Json<Value>) -> Body {
+async fn edit_pull(
+    Extract(shared): Extract<Shared>,
+    caller: Caller,
+    Path((_, _, number)): Numbered,
+    Json(body): Json<Value>,
+) -> Body {
     caller.writes()?;
     let mut state = shared.lock().await;
     state.edit_pull(number, &caller.0.login, &body)?;
@@ -180,10 +238,23 @@ async fn edit_pull(Extract(shared): Extract<Shared>, caller: Caller, Path((_, _,
 async fn list_reviews(Extract(shared): Extract<Shared>, _: Caller, Path((_, _, number)): Numbered) -> Body {
     let state = shared.lock().await;
     state.pull(number)?;
-    Ok(Json(state.records.reviews.iter().filter(|review| review.pull == number).map(|review| state.review_json(review)).collect()))
+    Ok(Json(
+        state
+            .records
+            .reviews
+            .iter()
+            .filter(|review| review.pull == number)
+            .map(|review| state.review_json(review))
+            .collect(),
+    ))
 }
 
-async fn review(Extract(shared): Extract<Shared>, caller: Caller, Path((_, _, number)): Numbered, Json(body): Json<Value>) -> Body {
+async fn review(
+    Extract(shared): Extract<Shared>,
+    caller: Caller,
+    Path((_, _, number)): Numbered,
+    Json(body): Json<Value>,
+) -> Body {
     let word = match body["event"].as_str() {
         Some("APPROVE") => "APPROVED",
         Some("REQUEST_CHANGES") => "CHANGES_REQUESTED",
@@ -194,21 +265,42 @@ async fn review(Extract(shared): Extract<Shared>, caller: Caller, Path((_, _, nu
     Ok(Json(state.review_json(&review)))
 }
 
-async fn merge(Extract(shared): Extract<Shared>, caller: Caller, Path((_, _, number)): Numbered, body: Option<Json<Value>>) -> Body {
+async fn merge(
+    Extract(shared): Extract<Shared>,
+    caller: Caller,
+    Path((_, _, number)): Numbered,
+    body: Option<Json<Value>>,
+) -> Body {
     caller.writes()?;
     let expected = body.and_then(|Json(body)| body["sha"].as_str().map(str::to_owned));
     let merged = shared.lock().await.merge(number, &caller.0.login, expected.as_deref())?;
     Ok(Json(json!({"sha": merged, "merged": true, "message": "Pull Request successfully merged"})))
 }
 
-async fn list_comments(Extract(shared): Extract<Shared>, _: Caller, Path((_, _, number)): Numbered, Query(listing): Query<Listing>) -> Body {
+async fn list_comments(
+    Extract(shared): Extract<Shared>,
+    _: Caller,
+    Path((_, _, number)): Numbered,
+    Query(listing): Query<Listing>,
+) -> Body {
     let state = shared.lock().await;
     state.pull(number)?;
-    let all: Vec<Value> = state.records.comments.iter().filter(|comment| comment.pull == number).map(|comment| state.comment_json(comment)).collect();
+    let all: Vec<Value> = state
+        .records
+        .comments
+        .iter()
+        .filter(|comment| comment.pull == number)
+        .map(|comment| state.comment_json(comment))
+        .collect();
     Ok(Json(listing.part(all).into()))
 }
 
-async fn comment(Extract(shared): Extract<Shared>, caller: Caller, Path((_, _, number)): Numbered, Json(body): Json<Value>) -> Answer<(StatusCode, Json<Value>)> {
+async fn comment(
+    Extract(shared): Extract<Shared>,
+    caller: Caller,
+    Path((_, _, number)): Numbered,
+    Json(body): Json<Value>,
+) -> Answer<(StatusCode, Json<Value>)> {
     let mut state = shared.lock().await;
     let comment = state.comment(number, &caller.0.login, body["body"].as_str().unwrap_or_default())?;
     Ok((StatusCode::CREATED, Json(state.comment_json(&comment))))
@@ -216,14 +308,29 @@ async fn comment(Extract(shared): Extract<Shared>, caller: Caller, Path((_, _, n
 
 async fn get_comment(Extract(shared): Extract<Shared>, _: Caller, Path((_, _, id)): Numbered) -> Body {
     let state = shared.lock().await;
-    let comment = state.records.comments.iter().find(|comment| comment.id == id).ok_or_else(|| Refusal(404, "Not Found".into()))?;
+    let comment = state
+        .records
+        .comments
+        .iter()
+        .find(|comment| comment.id == id)
+        .ok_or_else(|| Refusal(404, "Not Found".into()))?;
     Ok(Json(state.comment_json(comment)))
 }
 
-async fn edit_comment(Extract(shared): Extract<Shared>, caller: Caller, Path((_, _, id)): Numbered, Json(body): Json<Value>) -> Body {
+async fn edit_comment(
+    Extract(shared): Extract<Shared>,
+    caller: Caller,
+    Path((_, _, id)): Numbered,
+    Json(body): Json<Value>,
+) -> Body {
     let mut state = shared.lock().await;
     let text = body["body"].as_str().unwrap_or_default().to_owned();
-    let comment = state.records.comments.iter_mut().find(|comment| comment.id == id).ok_or_else(|| Refusal(404, "Not Found".into()))?;
+    let comment = state
+        .records
+        .comments
+        .iter_mut()
+        .find(|comment| comment.id == id)
+        .ok_or_else(|| Refusal(404, "Not Found".into()))?;
     if !comment.author.eq_ignore_ascii_case(&caller.0.login) && caller.0.permission != "admin" {
         return Err(Refusal(403, "Must have admin rights to Repository.".into()));
     }
@@ -234,7 +341,12 @@ async fn edit_comment(Extract(shared): Extract<Shared>, caller: Caller, Path((_,
     Ok(Json(state.comment_json(&comment)))
 }
 
-async fn set_status(Extract(shared): Extract<Shared>, caller: Caller, Path((_, _, sha)): Named, Json(body): Json<Value>) -> Answer<(StatusCode, Json<Value>)> {
+async fn set_status(
+    Extract(shared): Extract<Shared>,
+    caller: Caller,
+    Path((_, _, sha)): Named,
+    Json(body): Json<Value>,
+) -> Answer<(StatusCode, Json<Value>)> {
     caller.writes()?;
     let word = body["state"].as_str().unwrap_or_default().to_owned();
     if !matches!(word.as_str(), "error" | "failure" | "pending" | "success") {
@@ -242,14 +354,25 @@ async fn set_status(Extract(shared): Extract<Shared>, caller: Caller, Path((_, _
     }
     let mut state = shared.lock().await;
     let repository = state.repository()?;
-    repository.find_commit(git2::Oid::from_str(&sha)?).map_err(|_| Refusal(422, format!("No commit found for SHA: {sha}")))?;
+    repository
+        .find_commit(git2::Oid::from_str(&sha)?)
+        .map_err(|_| Refusal(422, format!("No commit found for SHA: {sha}")))?;
     drop(repository);
     let description = body["description"].as_str().unwrap_or_default().to_owned();
     if description.chars().count() > 140 {
         return Err(Refusal(422, "Validation Failed: description is too long (maximum is 140 characters)".into()));
     }
     let context = body["context"].as_str().unwrap_or("default").to_owned();
-    let status = Status { id: state.id(), sha, context, state: word, description, author: caller.0.login, at: Utc::now(), check: None };
+    let status = Status {
+        id: state.id(),
+        sha,
+        context,
+        state: word,
+        description,
+        author: caller.0.login,
+        at: Utc::now(),
+        check: None,
+    };
     state.records.statuses.push(status.clone());
     state.save()?;
     Ok((StatusCode::CREATED, Json(state.status_json(&status))))
@@ -266,21 +389,42 @@ async fn combined(Extract(shared): Extract<Shared>, _: Caller, Path((_, _, sha))
         "success"
     };
     let list: Vec<Value> = newest.iter().map(|status| state.status_json(status)).collect();
-    Ok(Json(json!({"state": word, "sha": sha, "total_count": list.len(), "statuses": list, "repository": state.repository_json(), "commit_url": state.api(&format!("/commits/{sha}")), "url": state.api(&format!("/commits/{sha}/status"))})))
+    Ok(Json(
+        json!({"state": word, "sha": sha, "total_count": list.len(), "statuses": list, "repository": state.repository_json(), "commit_url": state.api(&format!("/commits/{sha}")), "url": state.api(&format!("/commits/{sha}/status"))}),
+    ))
 }
 
 async fn statuses(Extract(shared): Extract<Shared>, _: Caller, Path((_, _, sha)): Named) -> Body {
     let state = shared.lock().await;
-    Ok(Json(state.records.statuses.iter().rev().filter(|status| status.sha == sha && status.check.is_none()).map(|status| state.status_json(status)).collect()))
+    Ok(Json(
+        state
+            .records
+            .statuses
+            .iter()
+            .rev()
+            .filter(|status| status.sha == sha && status.check.is_none())
+            .map(|status| state.status_json(status))
+            .collect(),
+    ))
 }
 
 async fn check_runs(Extract(shared): Extract<Shared>, _: Caller, Path((_, _, sha)): Named) -> Body {
     let state = shared.lock().await;
-    let runs: Vec<Value> = state.records.statuses.iter().filter(|status| status.sha == sha && status.check.is_some()).map(|status| state.check_json(status)).collect();
+    let runs: Vec<Value> = state
+        .records
+        .statuses
+        .iter()
+        .filter(|status| status.sha == sha && status.check.is_some())
+        .map(|status| state.check_json(status))
+        .collect();
     Ok(Json(json!({"total_count": runs.len(), "check_runs": runs})))
 }
 
-async fn check_run(Extract(shared): Extract<Shared>, caller: Caller, Json(body): Json<Value>) -> Answer<(StatusCode, Json<Value>)> {
+async fn check_run(
+    Extract(shared): Extract<Shared>,
+    caller: Caller,
+    Json(body): Json<Value>,
+) -> Answer<(StatusCode, Json<Value>)> {
     caller.writes()?;
     let mut state = shared.lock().await;
     let id = state.id();
@@ -290,7 +434,16 @@ async fn check_run(Extract(shared): Extract<Shared>, caller: Caller, Json(body):
         (_, Some(_)) => "failure",
         _ => "pending",
     };
-    let status = Status { id, sha: text("head_sha"), context: text("name"), state: word.into(), description: body["output"]["title"].as_str().unwrap_or_default().into(), author: caller.0.login, at: Utc::now(), check: Some(body) };
+    let status = Status {
+        id,
+        sha: text("head_sha"),
+        context: text("name"),
+        state: word.into(),
+        description: body["output"]["title"].as_str().unwrap_or_default().into(),
+        author: caller.0.login,
+        at: Utc::now(),
+        check: Some(body),
+    };
     state.records.statuses.push(status.clone());
     state.save()?;
     Ok((StatusCode::CREATED, Json(state.check_json(&status))))
@@ -309,29 +462,22 @@ async fn permission(Extract(shared): Extract<Shared>, _: Caller, Path((_, _, log
 
 async fn membership(Extract(shared): Extract<Shared>, _: Caller, Path((_, team, login)): Named) -> Body {
     let state = shared.lock().await;
-    let there = state.settings.teams.get(&team).is_some_and(|members| members.iter().any(|member| member.eq_ignore_ascii_case(&login)));
-    if there { Ok(Json(json!({"url": format!("{}/teams/{team}/memberships/{login}", state.url()), "role": "member", "state": "active"}))) } else { Err(Refusal(404, "Not Found".into())) }
+    let there = state
+        .settings
+        .teams
+        .get(&team)
+        .is_some_and(|members| members.iter().any(|member| member.eq_ignore_ascii_case(&login)));
+    if there {
+        Ok(Json(
+            json!({"url": format!("{}/teams/{team}/memberships/{login}", state.url()), "role": "member", "state": "active"}),
+        ))
+    } else {
+        Err(Refusal(404, "Not Found".into()))
+    }
 }
 
 async fn members(Extract(shared): Extract<Shared>, _: Caller, Path((_, team)): Path<(String, String)>) -> Body {
     let state = shared.lock().await;
     let members = state.settings.teams.get(&team).ok_or_else(|| Refusal(404, "Not Found".into()))?;
     Ok(Json(members.iter().map(|login| state.user_json(login)).collect()))
-}
-
-/// The one mutation that the client uses.
-async fn graphql(Extract(shared): Extract<Shared>, caller: Caller, Json(body): Json<Value>) -> Body {
-    caller.writes()?;
-    if !body["query"].as_str().is_some_and(|query| query.contains("minimizeComment")) {
-        return Ok(Json(json!({"errors": [{"message": "this forge knows `minimizeComment` alone", "type": "undefinedField"}]})));
-    }
-    let node = body["variables"]["id"].as_str().unwrap_or_default();
-    let mut state = shared.lock().await;
-    let id: Option<u64> = node.strip_prefix("IC_").and_then(|id| id.parse().ok());
-    match state.records.comments.iter_mut().find(|comment| Some(comment.id) == id) {
-        Some(comment) => comment.minimized = true,
-        None => return Ok(Json(json!({"data": null, "errors": [{"message": format!("Could not resolve to a node with the global id of '{node}'"), "type": "NOT_FOUND"}]}))),
-    }
-    state.save()?;
-    Ok(Json(json!({"data": {"minimizeComment": {"minimizedComment": {"isMinimized": true}}}})))
 }

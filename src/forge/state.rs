@@ -9,11 +9,6 @@ use serde_json::{Value, json};
 
 use super::{Error, Settings, User, webhooks};
 
-/// The most changed files of a pull request that are listed.
-const FILES_MAX: usize = 3000;
-/// The longest patch of one file that is shown.
-const PATCH_BYTES_MAX: usize = 64 << 10;
-
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Pull {
     pub(super) number: u64,
@@ -119,7 +114,15 @@ impl State {
         let mut token = [0; 16];
         getrandom::fill(&mut token).map_err(|error| failed(error.to_string()))?;
         let sender = webhooks::Sender::new(settings.webhook.clone());
-        let mut state = Self { folder, settings, address, records, page_token: hex::encode(token), installation_tokens: BTreeMap::new(), sender };
+        let mut state = Self {
+            folder,
+            settings,
+            address,
+            records,
+            page_token: hex::encode(token),
+            installation_tokens: BTreeMap::new(),
+            sender,
+        };
         if state.records.branches.is_empty() {
             state.records.branches = state.heads();
         }
@@ -170,7 +173,9 @@ impl State {
     pub(super) fn head_of(&self, branch: &str) -> Answer<String> {
         let repository = self.repository()?;
         let found = repository.find_branch(branch, BranchType::Local).ok().and_then(|branch| branch.get().target());
-        found.map(|id| id.to_string()).ok_or_else(|| Refusal(422, format!("Validation Failed: there is no branch `{branch}`")))
+        found
+            .map(|id| id.to_string())
+            .ok_or_else(|| Refusal(422, format!("Validation Failed: there is no branch `{branch}`")))
     }
 
     /// Looks at the branches again, and says what changed: pushes, and pull requests that moved.
@@ -187,7 +192,13 @@ impl State {
                 continue;
             }
             self.event("push", self.push_json(name, old, new, by), by);
-            let moved: Vec<u64> = self.records.pulls.values().filter(|pull| pull.open && pull.branch == *name).map(|pull| pull.number).collect();
+            let moved: Vec<u64> = self
+                .records
+                .pulls
+                .values()
+                .filter(|pull| pull.open && pull.branch == *name)
+                .map(|pull| pull.number)
+                .collect();
             for number in moved {
                 match new {
                     Some(new) => {
@@ -218,12 +229,23 @@ impl State {
         self.records.pulls.get(&number).ok_or_else(|| Refusal(404, "Not Found".into()))
     }
 
-    pub(super) fn open_pull(&mut self, author: &str, branch: &str, base: &str, title: &str, body: &str, draft: bool) -> Answer<u64> {
+    pub(super) fn open_pull(
+        &mut self,
+        author: &str,
+        branch: &str,
+        base: &str,
+        title: &str,
+        body: &str,
+        draft: bool,
+    ) -> Answer<u64> {
         let branch = branch.rsplit_once(':').map_or(branch, |(_, branch)| branch);
         let head = self.head_of(branch)?;
         let base_head = self.head_of(base)?;
         if self.records.pulls.values().any(|pull| pull.open && pull.branch == branch && pull.base == base) {
-            return Err(Refusal(422, format!("Validation Failed: A pull request already exists for {}:{branch}.", self.settings.owner)));
+            return Err(Refusal(
+                422,
+                format!("Validation Failed: A pull request already exists for {}:{branch}.", self.settings.owner),
+            ));
         }
         if head == base_head {
             return Err(Refusal(422, format!("Validation Failed: No commits between {base} and {branch}")));
@@ -297,12 +319,21 @@ impl State {
         }
         self.pull(number)?;
         let now = Utc::now();
-        let comment = Comment { id: self.id(), pull: number, author: author.to_owned(), body: body.to_owned(), created_at: now, updated_at: now, minimized: false };
+        let comment = Comment {
+            id: self.id(),
+            pull: number,
+            author: author.to_owned(),
+            body: body.to_owned(),
+            created_at: now,
+            updated_at: now,
+            minimized: false,
+        };
         self.records.comments.push(comment.clone());
         if let Some(pull) = self.records.pulls.get_mut(&number) {
             pull.updated_at = now;
         }
-        let payload = json!({"action": "created", "issue": self.issue_json(number)?, "comment": self.comment_json(&comment)});
+        let payload =
+            json!({"action": "created", "issue": self.issue_json(number)?, "comment": self.comment_json(&comment)});
         self.event("issue_comment", payload, author);
         self.save()?;
         Ok(comment)
@@ -314,7 +345,15 @@ impl State {
             return Err(Refusal(422, "Can not approve your own pull request".into()));
         }
         let commit = pull.head.clone();
-        let review = Review { id: self.id(), pull: number, author: author.to_owned(), state: state.to_owned(), commit, body: body.to_owned(), at: Utc::now() };
+        let review = Review {
+            id: self.id(),
+            pull: number,
+            author: author.to_owned(),
+            state: state.to_owned(),
+            commit,
+            body: body.to_owned(),
+            at: Utc::now(),
+        };
         self.records.reviews.push(review.clone());
         // Events write the word in lower case, answers in upper case.
         let mut sent = self.review_json(&review);
@@ -345,7 +384,9 @@ impl State {
         let tree = repository.find_tree(index.write_tree_to(&repository)?)?;
         let author = git2::Signature::now(by, &format!("{by}@localhost"))?;
         let message = format!("Merge pull request #{number} from {}\n\n{}", pull.branch, pull.title);
-        let merged = repository.commit(Some(&format!("refs/heads/{}", pull.base)), &author, &author, &message, &tree, &[&base, &head])?.to_string();
+        let merged = repository
+            .commit(Some(&format!("refs/heads/{}", pull.base)), &author, &author, &message, &tree, &[&base, &head])?
+            .to_string();
         if let Some(pull) = self.records.pulls.get_mut(&number) {
             let now = Utc::now();
             pull.open = false;
@@ -382,65 +423,5 @@ impl State {
             newest.insert(&status.context, status);
         }
         newest.into_values().collect()
-    }
-
-    /// The changed files of a pull request, with their patches.
-    pub(super) fn files(&self, number: u64) -> Answer<Vec<Value>> {
-        let pull = self.pull(number)?;
-        let repository = self.repository()?;
-        let head = repository.find_commit(Oid::from_str(&pull.head)?)?;
-        let base = match &pull.merged_as {
-            Some(merged) => repository.find_commit(Oid::from_str(merged)?)?.parent_id(0)?,
-            None => Oid::from_str(&self.head_of(&pull.base)?)?,
-        };
-        let from = repository.merge_base(base, head.id()).unwrap_or(base);
-        let old = repository.find_commit(from)?.tree()?;
-        let mut diff = repository.diff_tree_to_tree(Some(&old), Some(&head.tree()?), None)?;
-        diff.find_similar(None)?;
-        let mut files = vec![];
-        for at in 0..diff.deltas().len().min(FILES_MAX) {
-            let Some(mut patch) = git2::Patch::from_diff(&diff, at)? else { continue };
-            let (_, additions, deletions) = patch.line_stats()?;
-            let delta = patch.delta();
-            let name = delta.new_file().path().or(delta.old_file().path()).map(|path| path.display().to_string()).unwrap_or_default();
-            let sort = match delta.status() {
-                git2::Delta::Added => "added",
-                git2::Delta::Deleted => "removed",
-                git2::Delta::Renamed => "renamed",
-                _ => "modified",
-            };
-            let sha = delta.new_file().id().to_string();
-            let text = patch.to_buf().map(|buffer| String::from_utf8_lossy(&buffer).into_owned()).unwrap_or_default();
-            let hunks: String = text.lines().skip_while(|line| !line.starts_with("@@")).collect::<Vec<_>>().join("\n").chars().take(PATCH_BYTES_MAX).collect();
-            files.push(json!({"sha": sha, "filename": name, "status": sort, "additions": additions, "deletions": deletions, "changes": additions + deletions, "patch": hunks,
-                "blob_url": self.api(&format!("/blob/{}/{name}", pull.head)), "raw_url": self.api(&format!("/raw/{}/{name}", pull.head)), "contents_url": self.api(&format!("/contents/{name}?ref={}", pull.head))}));
-        }
-        Ok(files)
-    }
-
-    /// The commits of a pull request, oldest first.
-    pub(super) fn commits(&self, number: u64) -> Answer<Vec<Value>> {
-        let pull = self.pull(number)?;
-        let repository = self.repository()?;
-        let mut walk = repository.revwalk()?;
-        walk.push(Oid::from_str(&pull.head)?)?;
-        let base = match &pull.merged_as {
-            Some(merged) => repository.find_commit(Oid::from_str(merged)?)?.parent_id(0)?,
-            None => Oid::from_str(&self.head_of(&pull.base)?)?,
-        };
-        walk.hide(base)?;
-        let mut commits = vec![];
-        for id in walk.flatten().take(250) {
-            let commit = repository.find_commit(id)?;
-            let author = commit.author();
-            let at = DateTime::from_timestamp(commit.time().seconds(), 0).unwrap_or_default();
-            let url = self.api(&format!("/commits/{id}"));
-            let parents: Vec<Value> = commit.parent_ids().map(|parent| { let url = self.api(&format!("/commits/{parent}")); json!({"sha": parent.to_string(), "url": url, "html_url": url}) }).collect();
-            let person = json!({"name": author.name().unwrap_or_default(), "email": author.email().unwrap_or_default(), "date": at});
-            commits.push(json!({"sha": id.to_string(), "node_id": format!("C_{id}"), "html_url": url, "url": url, "comments_url": format!("{url}/comments"), "author": null, "committer": null, "parents": parents,
-                "commit": {"message": commit.message().unwrap_or_default(), "author": person, "committer": person, "tree": {"sha": commit.tree_id().to_string(), "url": self.api(&format!("/git/trees/{}", commit.tree_id()))}, "url": self.api(&format!("/git/commits/{id}")), "comment_count": 0}}));
-        }
-        commits.reverse();
-        Ok(commits)
     }
 }

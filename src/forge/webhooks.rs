@@ -48,7 +48,10 @@ pub(super) fn signature(secret: &str, body: &[u8]) -> String {
 }
 
 async fn deliver(webhook: Webhook, mut receiver: mpsc::Receiver<(String, String, Vec<u8>)>) {
-    let Ok(client) = reqwest::Client::builder().timeout(TIMEOUT).redirect(reqwest::redirect::Policy::none()).build() else { return };
+    let Ok(client) = reqwest::Client::builder().timeout(TIMEOUT).redirect(reqwest::redirect::Policy::none()).build()
+    else {
+        return;
+    };
     while let Some((event, delivery, body)) = receiver.recv().await {
         for attempt in 0..ATTEMPTS_MAX {
             let request = client

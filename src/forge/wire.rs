@@ -105,10 +105,16 @@ impl State {
     pub(super) fn profile_json(&self, login: &str) -> Value {
         let mut user = self.user_json(login);
         if let Value::Object(map) = &mut user {
-            let none = ["name", "company", "blog", "location", "email", "hireable", "bio"].map(|name| (name.to_owned(), Value::Null));
-            let zero = ["public_repos", "public_gists", "followers", "following"].map(|name| (name.to_owned(), 0.into()));
+            let none = ["name", "company", "blog", "location", "email", "hireable", "bio"]
+                .map(|name| (name.to_owned(), Value::Null));
+            let zero =
+                ["public_repos", "public_gists", "followers", "following"].map(|name| (name.to_owned(), 0.into()));
             map.extend(none.into_iter().chain(zero));
-            map.extend([("user_view_type".to_owned(), "public".into()), ("created_at".to_owned(), "2020-01-01T00:00:00Z".into()), ("updated_at".to_owned(), "2020-01-01T00:00:00Z".into())]);
+            map.extend([
+                ("user_view_type".to_owned(), "public".into()),
+                ("created_at".to_owned(), "2020-01-01T00:00:00Z".into()),
+                ("updated_at".to_owned(), "2020-01-01T00:00:00Z".into()),
+            ]);
         }
         user
     }
@@ -185,7 +191,11 @@ impl State {
     /// A pull request as the issue that it is too.
     pub(super) fn issue_json(&self, number: u64) -> Answer<Value> {
         let pull = self.pull(number)?;
-        let (url, html, as_pull) = (self.api(&format!("/issues/{number}")), self.page(&format!("/pull/{number}")), self.api(&format!("/pulls/{number}")));
+        let (url, html, as_pull) = (
+            self.api(&format!("/issues/{number}")),
+            self.page(&format!("/pull/{number}")),
+            self.api(&format!("/pulls/{number}")),
+        );
         let comments = self.records.comments.iter().filter(|comment| comment.pull == number).count();
         Ok(json!({
             "id": number, "node_id": format!("PR_{number}"), "number": number, "title": pull.title, "body": pull.body, "user": self.user_json(&pull.author), "author_association": "MEMBER",
@@ -205,7 +215,10 @@ impl State {
     }
 
     pub(super) fn review_json(&self, review: &Review) -> Value {
-        let (pull, html) = (self.api(&format!("/pulls/{}", review.pull)), self.page(&format!("/pull/{}#pullrequestreview-{}", review.pull, review.id)));
+        let (pull, html) = (
+            self.api(&format!("/pulls/{}", review.pull)),
+            self.page(&format!("/pull/{}#pullrequestreview-{}", review.pull, review.id)),
+        );
         json!({"id": review.id, "node_id": format!("PRR_{}", review.id), "user": self.user_json(&review.author), "body": review.body, "state": review.state, "commit_id": review.commit,
             "submitted_at": review.at, "author_association": "MEMBER", "html_url": html, "pull_request_url": pull, "_links": links(&[("html", &html), ("pull_request", &pull)])})
     }
@@ -251,7 +264,11 @@ impl State {
 
     /// Where content is found, by each of its addresses.
     pub(super) fn content_json(&self, path: &str, sha: &str, content: &[u8]) -> Value {
-        let (url, git, html) = (self.api(&format!("/contents/{path}")), self.api(&format!("/git/blobs/{sha}")), self.page(&format!("/blob/main/{path}")));
+        let (url, git, html) = (
+            self.api(&format!("/contents/{path}")),
+            self.api(&format!("/git/blobs/{sha}")),
+            self.page(&format!("/blob/main/{path}")),
+        );
         json!({"type": "file", "encoding": "base64", "size": content.len(), "name": path.rsplit('/').next(), "path": path, "sha": sha,
             "content": base64::Engine::encode(&base64::engine::general_purpose::STANDARD, content),
             "url": url, "git_url": git, "html_url": html, "download_url": null, "_links": {"self": url, "git": git, "html": html}})

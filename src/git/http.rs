@@ -47,7 +47,10 @@ impl Tokens {
         let tokens = self.0.read().unwrap_or_else(PoisonError::into_inner);
         tokens
             .iter()
-            .filter(|(prefix, _)| url.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || rest.starts_with(".git")))
+            .filter(|(prefix, _)| {
+                url.strip_prefix(prefix.as_str())
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || rest.starts_with(".git"))
+            })
             .max_by_key(|(prefix, _)| prefix.len())
             .map(|(_, token)| token.clone())
     }
@@ -58,7 +61,10 @@ pub fn register() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         for scheme in ["http", "https"] {
-            #[expect(unsafe_code, reason = "libgit2's registry is global and unsynchronised; `Once` makes this its only writer")]
+            #[expect(
+                unsafe_code,
+                reason = "libgit2's registry is global and unsynchronised; `Once` makes this its only writer"
+            )]
             // SAFETY: this runs once, and every use of a remote in this crate comes after a call of this function.
             unsafe {
                 git2::transport::register(scheme, |remote| Transport::smart(remote, true, Http { client: client()? }))
@@ -131,11 +137,19 @@ enum State {
 impl Stream {
     fn send(&self, request: reqwest::RequestBuilder, body: Vec<u8>) -> io::Result<reqwest::Response> {
         let request = if body.is_empty() { request } else { request.body(body) };
-        let response = self.handle.block_on(request.send()).map_err(|error| io::Error::other(crate::error_chain(&error.without_url())))?;
+        let response = self
+            .handle
+            .block_on(request.send())
+            .map_err(|error| io::Error::other(crate::error_chain(&error.without_url())))?;
         match response.status().as_u16() {
             200..=299 => Ok(response),
-            401 | 403 => Err(io::Error::new(io::ErrorKind::PermissionDenied, "the server refused the credentials; check the token and what it may do")),
-            404 => Err(io::Error::new(io::ErrorKind::NotFound, "there is no such repository, or the token may not see it")),
+            401 | 403 => Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                "the server refused the credentials; check the token and what it may do",
+            )),
+            404 => {
+                Err(io::Error::new(io::ErrorKind::NotFound, "there is no such repository, or the token may not see it"))
+            }
             status => Err(io::Error::other(format!("the server answered {status}"))),
         }
     }
@@ -158,7 +172,10 @@ impl Read for Stream {
                         *state = State::Answer { response, rest, at: at + count, read };
                         return Ok(count);
                     }
-                    let chunk = self.handle.block_on(response.chunk()).map_err(|error| io::Error::other(crate::error_chain(&error.without_url())))?;
+                    let chunk = self
+                        .handle
+                        .block_on(response.chunk())
+                        .map_err(|error| io::Error::other(crate::error_chain(&error.without_url())))?;
                     let Some(chunk) = chunk else { return Ok(0) };
                     let read = read + chunk.len() as u64;
                     if read > ANSWER_BYTES_MAX {

@@ -74,7 +74,10 @@ impl Mirror {
         &self.url
     }
 
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Self, &Repository) -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self, &Repository) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
         let mirror = self.clone();
         let task = tokio::task::spawn_blocking(move || {
             let repository = Repository::open_bare(&*mirror.folder).map_err(inside("open the repository"))?;
@@ -98,11 +101,16 @@ impl Mirror {
             let local = format!("refs/remote/{}", name.trim_start_matches("refs/"));
             match remote.fetch(&[format!("+{name}:{local}")], Some(&mut options), None) {
                 Ok(()) => {}
-                Err(error) if error.code() == git2::ErrorCode::NotFound && error.class() == git2::ErrorClass::Reference => return Ok(None),
+                Err(error)
+                    if error.code() == git2::ErrorCode::NotFound && error.class() == git2::ErrorClass::Reference =>
+                {
+                    return Ok(None);
+                }
                 Err(error) => return Err(failed(error)),
             }
             // libgit2 leaves the old ref in place when the remote no longer has it, so the remote's own list decides.
-            let listed = remote.list().map_err(failed)?.iter().find(|head| head.name() == name).map(git2::RemoteHead::oid);
+            let listed =
+                remote.list().map_err(failed)?.iter().find(|head| head.name() == name).map(git2::RemoteHead::oid);
             Ok(listed.map(revision))
         })
         .await
@@ -151,7 +159,9 @@ impl Mirror {
             let tree = index.write_tree_to(repository).and_then(|id| repository.find_tree(id)).map_err(&failed)?;
             // The times are those of the parents, so that the same merge is the same commit.
             let author = Signature::new("evenkeel", "evenkeel@localhost", &head.time()).map_err(&failed)?;
-            let id = repository.commit(None, &author, &author, "merge for planning", &tree, &[&base, &head]).map_err(&failed)?;
+            let id = repository
+                .commit(None, &author, &author, "merge for planning", &tree, &[&base, &head])
+                .map_err(&failed)?;
             Ok(Merged::Clean(revision(id)))
         })
         .await
@@ -192,7 +202,8 @@ impl Mirror {
         let (mut id, path) = (oid(of), PathBuf::from(path));
         self.blocking(move |_, repository| {
             let has = |id: Oid| -> Result<bool, Error> {
-                let tree = repository.find_commit(id).and_then(|commit| commit.tree()).map_err(inside("find the commit"))?;
+                let tree =
+                    repository.find_commit(id).and_then(|commit| commit.tree()).map_err(inside("find the commit"))?;
                 Ok(tree.get_path(&path).is_ok())
             };
             if !has(id)? {
@@ -220,7 +231,8 @@ impl Mirror {
             if repository.find_commit(ancestor).is_err() {
                 return Ok(false);
             }
-            Ok(descendant == ancestor || repository.graph_descendant_of(descendant, ancestor).map_err(inside("compare commits"))?)
+            Ok(descendant == ancestor
+                || repository.graph_descendant_of(descendant, ancestor).map_err(inside("compare commits"))?)
         })
         .await
     }
@@ -231,7 +243,14 @@ impl Mirror {
     ///
     /// # Errors
     /// [`Error::Moved`] when the branch is elsewhere; else when the remote can't be reached or refuses.
-    pub async fn push(&self, branch: &str, base: &Revision, expected: Option<&Revision>, files: Vec<(String, Option<String>)>, message: &str) -> Result<Revision, Error> {
+    pub async fn push(
+        &self,
+        branch: &str,
+        base: &Revision,
+        expected: Option<&Revision>,
+        files: Vec<(String, Option<String>)>,
+        message: &str,
+    ) -> Result<Revision, Error> {
         let (branch, base, expected, message) = (branch.to_owned(), oid(base), expected.cloned(), message.to_owned());
         self.blocking(move |mirror, repository| {
             let failed = inside("commit");
@@ -246,7 +265,11 @@ impl Mirror {
                     None => drop(update.remove(path.as_str())),
                 }
             }
-            let tree = parent.tree().and_then(|tree| update.create_updated(repository, &tree)).and_then(|id| repository.find_tree(id)).map_err(&failed)?;
+            let tree = parent
+                .tree()
+                .and_then(|tree| update.create_updated(repository, &tree))
+                .and_then(|id| repository.find_tree(id))
+                .map_err(&failed)?;
             let author = Signature::now("evenkeel", "evenkeel@localhost").map_err(&failed)?;
             let id = repository.commit(None, &author, &author, &message, &tree, &[&parent]).map_err(&failed)?;
             let refused = |source| Error::Remote { attempt: "push to", url: mirror.url.to_string(), source };
@@ -255,7 +278,12 @@ impl Mirror {
             let mut remote = repository.remote_anonymous(&mirror.url).map_err(refused)?;
             remote.connect(git2::Direction::Push).map_err(refused)?;
             let name = format!("refs/heads/{branch}");
-            let there = remote.list().map_err(refused)?.iter().find(|head| head.name() == name).map(|head| revision(head.oid()));
+            let there = remote
+                .list()
+                .map_err(refused)?
+                .iter()
+                .find(|head| head.name() == name)
+                .map(|head| revision(head.oid()));
             if there != expected {
                 return Err(Error::Moved { branch });
             }

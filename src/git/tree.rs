@@ -47,7 +47,9 @@ impl Files for RevisionFiles {
             root
         } else {
             match root.get_path(Path::new(folder)) {
-                Ok(entry) if entry.kind() == Some(ObjectType::Tree) => repository.find_tree(entry.id()).map_err(|e| failed(folder, e.message()))?,
+                Ok(entry) if entry.kind() == Some(ObjectType::Tree) => {
+                    repository.find_tree(entry.id()).map_err(|e| failed(folder, e.message()))?
+                }
                 Ok(_) => return Ok(vec![]),
                 Err(error) if error.code() == git2::ErrorCode::NotFound => return Ok(vec![]),
                 Err(error) => return Err(failed(folder, error.message())),
@@ -55,7 +57,11 @@ impl Files for RevisionFiles {
         };
         let mut entries: Vec<Entry> = tree
             .iter()
-            .map(|entry| Entry { name: String::from_utf8_lossy(entry.name_bytes()).into_owned(), sort: sort(entry.filemode()), id: entry.id().to_string() })
+            .map(|entry| Entry {
+                name: String::from_utf8_lossy(entry.name_bytes()).into_owned(),
+                sort: sort(entry.filemode()),
+                id: entry.id().to_string(),
+            })
             .collect();
         entries.sort_by(|one, two| one.name.cmp(&two.name));
         Ok(entries)
@@ -68,7 +74,11 @@ impl Files for RevisionFiles {
         let repository = self.repository.lock().unwrap_or_else(PoisonError::into_inner);
         let root = repository.find_tree(self.tree).map_err(|e| failed(path, e.message()))?;
         match root.get_path(Path::new(path)) {
-            Ok(entry) => Ok(Some(Entry { name: path.rsplit('/').next().unwrap_or(path).to_owned(), sort: sort(entry.filemode()), id: entry.id().to_string() })),
+            Ok(entry) => Ok(Some(Entry {
+                name: path.rsplit('/').next().unwrap_or(path).to_owned(),
+                sort: sort(entry.filemode()),
+                id: entry.id().to_string(),
+            })),
             Err(error) if error.code() == git2::ErrorCode::NotFound => Ok(None),
             Err(error) => Err(failed(path, error.message())),
         }
@@ -98,7 +108,9 @@ impl WorkingFiles {
         let shown = path.strip_prefix(&self.root).unwrap_or(path).to_string_lossy().into_owned();
         let kind = match fs::symlink_metadata(path) {
             Ok(kind) => kind,
-            Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => return Ok(None),
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
             Err(error) => return Err(failed(&shown, error)),
         };
         let (sort, id) = if kind.is_dir() {
@@ -134,7 +146,9 @@ impl Files for WorkingFiles {
         let Some(place) = self.place(folder) else { return Ok(vec![]) };
         let reader = match fs::read_dir(&place) {
             Ok(reader) => reader,
-            Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => return Ok(vec![]),
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+                return Ok(vec![]);
+            }
             Err(error) => return Err(failed(folder, error)),
         };
         let mut entries = vec![];

@@ -61,14 +61,25 @@ struct Clients {
 }
 
 fn failed(attempt: &str, why: impl ToString) -> ForgeError {
-    ForgeError { attempt: attempt.to_owned(), why: why.to_string(), retry: Retry::After(Backoff::REMOTE), not_before: None }
+    ForgeError {
+        attempt: attempt.to_owned(),
+        why: why.to_string(),
+        retry: Retry::After(Backoff::REMOTE),
+        not_before: None,
+    }
 }
 
 impl GitHub {
     /// The client of a repository at a base address, such as `https://api.github.com`. Nothing is asked yet, so that a
     /// daemon starts while its forge is out of reach.
     pub fn new(base: &str, owner: &str, repository: &str, auth: Auth) -> Self {
-        Self { base: base.trim_end_matches('/').to_owned(), owner: owner.to_owned(), repository: repository.to_owned(), auth, clients: OnceCell::new() }
+        Self {
+            base: base.trim_end_matches('/').to_owned(),
+            owner: owner.to_owned(),
+            repository: repository.to_owned(),
+            auth,
+            clients: OnceCell::new(),
+        }
     }
 
     async fn clients(&self) -> Result<&Clients, ForgeError> {
@@ -90,19 +101,34 @@ impl GitHub {
         };
         match &self.auth {
             Auth::Token(token) => {
-                let with = |base: &str| builder(base)?.personal_token(token.clone()).build().map_err(|error| failed(attempt, error));
+                let with = |base: &str| {
+                    builder(base)?.personal_token(token.clone()).build().map_err(|error| failed(attempt, error))
+                };
                 let rest = with(&self.base)?;
-                let user: wire::User = rest.get("/user", None::<&()>).await.map_err(|error| says("ask who we are", &error))?;
+                let user: wire::User =
+                    rest.get("/user", None::<&()>).await.map_err(|error| says("ask who we are", &error))?;
                 Ok(Clients { rest, graphql: with(graphql_base)?, login: user.login })
             }
             Auth::App { id, key } => {
-                let pem = std::fs::read(key).map_err(|error| failed(attempt, format!("the key `{}` could not be read: {error}", key.display())))?;
-                let with = |base: &str| builder(base)?.app_from_rsa_pem(AppId(*id), &pem).map_err(|error| failed(attempt, error))?.build().map_err(|error| failed(attempt, error));
+                let pem = std::fs::read(key).map_err(|error| {
+                    failed(attempt, format!("the key `{}` could not be read: {error}", key.display()))
+                })?;
+                let with = |base: &str| {
+                    builder(base)?
+                        .app_from_rsa_pem(AppId(*id), &pem)
+                        .map_err(|error| failed(attempt, error))?
+                        .build()
+                        .map_err(|error| failed(attempt, error))
+                };
                 let app = with(&self.base)?;
                 // Only the App itself may ask this; the token of an installation may not.
-                let found: wire::Installation = app.get(self.route("installation"), None::<&()>).await.map_err(|error| says("find the App's installation on the repository", &error))?;
+                let found: wire::Installation = app
+                    .get(self.route("installation"), None::<&()>)
+                    .await
+                    .map_err(|error| says("find the App's installation on the repository", &error))?;
                 let rest = app.installation(found.id.into()).map_err(|error| says(attempt, &error))?;
-                let graphql = with(graphql_base)?.installation(found.id.into()).map_err(|error| says(attempt, &error))?;
+                let graphql =
+                    with(graphql_base)?.installation(found.id.into()).map_err(|error| says(attempt, &error))?;
                 Ok(Clients { rest, graphql, login: format!("{}[bot]", found.app_slug) })
             }
         }
@@ -124,9 +150,12 @@ impl GitHub {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
                     tries += 1;
-                    let limited = error.not_before.is_some() || ["401", "403", "404"].iter().any(|code| error.why.contains(&format!("answered {code}")));
+                    let limited = error.not_before.is_some()
+                        || ["401", "403", "404"].iter().any(|code| error.why.contains(&format!("answered {code}")));
                     match error.retry {
-                        Retry::After(backoff) if tries < ATTEMPTS_MAX && !limited => tokio::time::sleep(backoff.wait(tries).std() / 8).await,
+                        Retry::After(backoff) if tries < ATTEMPTS_MAX && !limited => {
+                            tokio::time::sleep(backoff.wait(tries).std() / 8).await
+                        }
                         _ => return Err(error),
                     }
                 }
@@ -148,7 +177,13 @@ impl GitHub {
         Ok(all)
     }
 
-    async fn write<B: Serialize + Send + Sync, T: DeserializeOwned>(&self, attempt: &str, method: Method, route: &str, body: &B) -> Result<T, ForgeError> {
+    async fn write<B: Serialize + Send + Sync, T: DeserializeOwned>(
+        &self,
+        attempt: &str,
+        method: Method,
+        route: &str,
+        body: &B,
+    ) -> Result<T, ForgeError> {
         let rest = &self.clients().await?.rest;
         let done = match method {
             Method::Post => rest.post(route, Some(body)).await,
@@ -172,7 +207,8 @@ fn says(attempt: &str, error: &octocrab::Error) -> ForgeError {
             let text = source.message.to_ascii_lowercase();
             let limited = status == 429 || (status == 403 && (text.contains("rate limit") || text.contains("abuse")));
             let details: Vec<String> = source.errors.iter().flatten().take(3).map(Value::to_string).collect();
-            let why = format!("the forge answered {status}: {} {}", source.message, details.join(" ")).trim().to_owned();
+            let why =
+                format!("the forge answered {status}: {} {}", source.message, details.join(" ")).trim().to_owned();
             // 401, 403 and 404 are mended by whoever gives us rights, so a message waits for it; 422 never passes.
             let retry = if status != 422 { Retry::After(Backoff::REMOTE) } else { Retry::WhenInputChanges };
             // octocrab keeps no headers in its errors; a minute is what GitHub asks for where it says nothing.
@@ -184,7 +220,15 @@ fn says(attempt: &str, error: &octocrab::Error) -> ForgeError {
 }
 
 fn encode(text: &str) -> String {
-    text.bytes().map(|c| if c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.' | b'~') { char::from(c).to_string() } else { format!("%{c:02X}") }).collect()
+    text.bytes()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.' | b'~') {
+                char::from(c).to_string()
+            } else {
+                format!("%{c:02X}")
+            }
+        })
+        .collect()
 }
 
 #[async_trait]
@@ -194,7 +238,8 @@ impl Forge for GitHub {
     }
 
     async fn list_pulls(&self) -> Result<Vec<Pull>, ForgeError> {
-        let raw: Vec<wire::Pull> = self.pages("list pull requests", &self.route("pulls?state=all&sort=updated&direction=desc"), 2).await?;
+        let raw: Vec<wire::Pull> =
+            self.pages("list pull requests", &self.route("pulls?state=all&sort=updated&direction=desc"), 2).await?;
         raw.into_iter().map(|pull| pull.into_pull().map_err(|why| failed("list pull requests", why))).collect()
     }
 
@@ -204,39 +249,72 @@ impl Forge for GitHub {
     }
 
     async fn list_comments(&self, number: PullNumber) -> Result<Vec<Comment>, ForgeError> {
-        let raw: Vec<wire::Comment> = self.pages("list comments", &self.route(&format!("issues/{}/comments", number.0)), PAGES_MAX).await?;
+        let raw: Vec<wire::Comment> =
+            self.pages("list comments", &self.route(&format!("issues/{}/comments", number.0)), PAGES_MAX).await?;
         Ok(raw.into_iter().map(wire::Comment::into_comment).collect())
     }
 
     async fn ensure_comment(&self, number: PullNumber, marker: &str, body: &str) -> Result<u64, ForgeError> {
         let own = self.own_login().await?;
         let comments = self.list_comments(number).await?;
-        let ours = comments.iter().rev().find(|c| c.author.eq_ignore_ascii_case(&own) && c.body.trim_end().ends_with(marker));
+        let ours =
+            comments.iter().rev().find(|c| c.author.eq_ignore_ascii_case(&own) && c.body.trim_end().ends_with(marker));
         if let Some(comment) = ours {
             if comment.body != body {
-                let _: wire::Id = self.write("edit a comment", Method::Patch, &self.route(&format!("issues/comments/{}", comment.id)), &json!({"body": body})).await?;
+                let _: wire::Id = self
+                    .write(
+                        "edit a comment",
+                        Method::Patch,
+                        &self.route(&format!("issues/comments/{}", comment.id)),
+                        &json!({"body": body}),
+                    )
+                    .await?;
             }
             return Ok(comment.id);
         }
-        let made: wire::Id = self.write("write a comment", Method::Post, &self.route(&format!("issues/{}/comments", number.0)), &json!({"body": body})).await?;
+        let made: wire::Id = self
+            .write(
+                "write a comment",
+                Method::Post,
+                &self.route(&format!("issues/{}/comments", number.0)),
+                &json!({"body": body}),
+            )
+            .await?;
         Ok(made.id)
     }
 
     async fn outdate_comments(&self, number: PullNumber, marker: &str, except: u64) -> Result<(), ForgeError> {
         let own = self.own_login().await?;
         for comment in self.list_comments(number).await? {
-            if comment.id != except && comment.author.eq_ignore_ascii_case(&own) && comment.body.trim_end().lines().last().is_some_and(|line| line.contains(marker)) {
+            if comment.id != except
+                && comment.author.eq_ignore_ascii_case(&own)
+                && comment.body.trim_end().lines().last().is_some_and(|line| line.contains(marker))
+            {
                 let query = "mutation($id: ID!) { minimizeComment(input: {subjectId: $id, classifier: OUTDATED}) { minimizedComment { isMinimized } } }";
-                let _: Value = self.clients().await?.graphql.graphql(&json!({"query": query, "variables": {"id": comment.node_id}})).await.map_err(|error| says("fold a comment away", &error))?;
+                let _: Value = self
+                    .clients()
+                    .await?
+                    .graphql
+                    .graphql(&json!({"query": query, "variables": {"id": comment.node_id}}))
+                    .await
+                    .map_err(|error| says("fold a comment away", &error))?;
             }
         }
         Ok(())
     }
 
-    async fn ensure_status(&self, revision: &Revision, context: &str, state: &str, description: &str) -> Result<(), ForgeError> {
+    async fn ensure_status(
+        &self,
+        revision: &Revision,
+        context: &str,
+        state: &str,
+        description: &str,
+    ) -> Result<(), ForgeError> {
         let description: String = description.chars().take(140).collect();
         let body = json!({"state": state, "context": context, "description": description});
-        let _: Value = self.write("set a commit status", Method::Post, &self.route(&format!("statuses/{revision}")), &body).await?;
+        let _: Value = self
+            .write("set a commit status", Method::Post, &self.route(&format!("statuses/{revision}")), &body)
+            .await?;
         Ok(())
     }
 
@@ -246,23 +324,46 @@ impl Forge for GitHub {
         let there: Vec<wire::Pull> = self.pages(attempt, &route, 1).await?;
         if let Some(pull) = there.into_iter().find(|pull| pull.head.r#ref == branch) {
             if pull.title != title || pull.body.as_deref() != Some(body) {
-                let _: Value = self.write(attempt, Method::Patch, &self.route(&format!("pulls/{}", pull.number)), &json!({"title": title, "body": body})).await?;
+                let _: Value = self
+                    .write(
+                        attempt,
+                        Method::Patch,
+                        &self.route(&format!("pulls/{}", pull.number)),
+                        &json!({"title": title, "body": body}),
+                    )
+                    .await?;
             }
             return Ok(PullNumber(pull.number));
         }
-        let made: wire::Number = self.write(attempt, Method::Post, &self.route("pulls"), &json!({"title": title, "body": body, "head": branch, "base": base})).await?;
+        let made: wire::Number = self
+            .write(
+                attempt,
+                Method::Post,
+                &self.route("pulls"),
+                &json!({"title": title, "body": body, "head": branch, "base": base}),
+            )
+            .await?;
         Ok(PullNumber(made.number))
     }
 
     async fn close_pull(&self, number: PullNumber) -> Result<(), ForgeError> {
         if self.get_pull(number).await?.open {
-            let _: Value = self.write("close a pull request", Method::Patch, &self.route(&format!("pulls/{}", number.0)), &json!({"state": "closed"})).await?;
+            let _: Value = self
+                .write(
+                    "close a pull request",
+                    Method::Patch,
+                    &self.route(&format!("pulls/{}", number.0)),
+                    &json!({"state": "closed"}),
+                )
+                .await?;
         }
         Ok(())
     }
 
     async fn get_permission(&self, login: &str) -> Result<String, ForgeError> {
-        let answer: Result<wire::Permission, ForgeError> = self.read("ask what somebody may do", &self.route(&format!("collaborators/{}/permission", encode(login)))).await;
+        let answer: Result<wire::Permission, ForgeError> = self
+            .read("ask what somebody may do", &self.route(&format!("collaborators/{}/permission", encode(login))))
+            .await;
         match answer {
             Ok(answer) => Ok(answer.role_name.unwrap_or(answer.permission)),
             Err(error) if error.why.contains("answered 404") => Ok("none".into()),
@@ -285,7 +386,13 @@ impl Forge for GitHub {
             return Ok(Some(token.expose_secret().to_owned().into()));
         }
         let buffer = chrono::Duration::minutes(10);
-        let token = self.clients().await?.rest.installation_token_with_buffer(buffer).await.map_err(|error| says("get a token for git", &error))?;
+        let token = self
+            .clients()
+            .await?
+            .rest
+            .installation_token_with_buffer(buffer)
+            .await
+            .map_err(|error| says("get a token for git", &error))?;
         Ok(Some(token.expose_secret().to_owned().into()))
     }
 }

@@ -50,7 +50,9 @@ impl Redactor {
             match value {
                 Value::String(text) => known.iter().any(|secret| text.contains(secret.as_str())),
                 Value::Array(items) => items.iter().any(|item| any(known, item)),
-                Value::Object(map) => map.iter().any(|(key, item)| known.iter().any(|secret| key.contains(secret.as_str())) || any(known, item)),
+                Value::Object(map) => map
+                    .iter()
+                    .any(|(key, item)| known.iter().any(|secret| key.contains(secret.as_str())) || any(known, item)),
                 _ => false,
             }
         }
@@ -78,7 +80,8 @@ mod tests {
     #[test]
     fn masks_what_it_was_told_and_nothing_else() {
         let redactor = Redactor::default();
-        redactor.learn(&serde_json::json!({"password": "hunter22", "lines": ["first-line\nsecond-line"], "flag": true}));
+        redactor
+            .learn(&serde_json::json!({"password": "hunter22", "lines": ["first-line\nsecond-line"], "flag": true}));
         assert_eq!(redactor.redact("login with hunter22 failed"), "login with (masked) failed");
         assert_eq!(redactor.redact("x second-line y"), "x (masked) y");
         assert_eq!(redactor.redact("nothing here is true"), "nothing here is true");

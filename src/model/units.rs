@@ -59,7 +59,10 @@ impl Duration {
 impl FromStr for Duration {
     type Err = Malformed;
     fn from_str(text: &str) -> Result<Self, Malformed> {
-        let malformed = || Malformed { found: text.chars().take(80).collect(), expected: "a duration (such as `90d`, `1h30m` or `30s`)" };
+        let malformed = || Malformed {
+            found: text.chars().take(80).collect(),
+            expected: "a duration (such as `90d`, `1h30m` or `30s`)",
+        };
         let mut rest = text;
         let mut total: u64 = 0;
         let mut below = u64::MAX;
@@ -114,7 +117,8 @@ const SIZES: [(&str, u64); 9] = [
 impl FromStr for Size {
     type Err = Malformed;
     fn from_str(text: &str) -> Result<Self, Malformed> {
-        let malformed = || Malformed { found: text.chars().take(80).collect(), expected: "a size (such as `64MiB` or `10GB`)" };
+        let malformed =
+            || Malformed { found: text.chars().take(80).collect(), expected: "a size (such as `64MiB` or `10GB`)" };
         let (name, factor) = SIZES.iter().find(|(name, _)| text.ends_with(name)).ok_or_else(malformed)?;
         let count: u64 = text[..text.len() - name.len()].parse().map_err(|_| malformed())?;
         count.checked_mul(*factor).map(Self).ok_or_else(malformed)
@@ -122,7 +126,8 @@ impl FromStr for Size {
 }
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, factor) = SIZES.iter().find(|(_, factor)| self.0 >= *factor && self.0.is_multiple_of(*factor)).unwrap_or(&("B", 1));
+        let (name, factor) =
+            SIZES.iter().find(|(_, factor)| self.0 >= *factor && self.0.is_multiple_of(*factor)).unwrap_or(&("B", 1));
         write!(f, "{}{name}", self.0 / factor)
     }
 }
@@ -140,7 +145,10 @@ impl FromStr for Percent {
             .and_then(|digits| digits.parse().ok())
             .filter(|percent| *percent <= 1000)
             .map(Self)
-            .ok_or_else(|| Malformed { found: text.chars().take(80).collect(), expected: "a percentage (such as `10%`)" })
+            .ok_or_else(|| Malformed {
+                found: text.chars().take(80).collect(),
+                expected: "a percentage (such as `10%`)",
+            })
     }
 }
 impl fmt::Display for Percent {

@@ -16,12 +16,22 @@ pub fn covers(approved: &[Action], fresh: &[Action]) -> Result<(), Gap> {
             continue;
         }
         for resource in &action.resources {
-            let known = approved.iter().filter(|known| known.r#do == action.r#do).flat_map(|known| &known.resources).find(|known| known.resource == resource.resource);
+            let known = approved
+                .iter()
+                .filter(|known| known.r#do == action.r#do)
+                .flat_map(|known| &known.resources)
+                .find(|known| known.resource == resource.resource);
             match known {
                 Some(known) => covers_resource(known, resource)?,
                 // An output follows from resources; those that were approved bring theirs with them.
                 None if resource.r#type == "output" && !action.resources.iter().all(|r| r.r#type == "output") => {}
-                None => return Err(Gap(format!("`{}` would be {}, and was not in the plan", resource.resource, past(resource.change)))),
+                None => {
+                    return Err(Gap(format!(
+                        "`{}` would be {}, and was not in the plan",
+                        resource.resource,
+                        past(resource.change)
+                    )));
+                }
             }
         }
     }
@@ -42,15 +52,27 @@ fn past(change: Change) -> &'static str {
 
 fn covers_resource(approved: &ResourceChange, fresh: &ResourceChange) -> Result<(), Gap> {
     if approved.change != fresh.change {
-        return Err(Gap(format!("`{}` would be {} and not {}", fresh.resource, past(fresh.change), past(approved.change))));
+        return Err(Gap(format!(
+            "`{}` would be {} and not {}",
+            fresh.resource,
+            past(fresh.change),
+            past(approved.change)
+        )));
     }
     for field in &fresh.fields {
         match approved.fields.iter().find(|known| known.path == field.path) {
-            Some(known) => covers_field(known, field).map_err(|why| Gap(format!("`{}` {} {why}", fresh.resource, field.path)))?,
+            Some(known) => {
+                covers_field(known, field).map_err(|why| Gap(format!("`{}` {} {why}", fresh.resource, field.path)))?
+            }
             // A part of what was wholly unknown, now that it is known.
             None if approved.fields.iter().any(|known| known.unknown && inside(&field.path, &known.path)) => {}
             None if field.unknown => {}
-            None => return Err(Gap(format!("`{}` {} would be changed, and was not in the plan", fresh.resource, field.path))),
+            None => {
+                return Err(Gap(format!(
+                    "`{}` {} would be changed, and was not in the plan",
+                    fresh.resource, field.path
+                )));
+            }
         }
     }
     Ok(())
@@ -61,12 +83,20 @@ fn inside(path: &str, outer: &str) -> bool {
 }
 
 fn covers_field(approved: &Field, fresh: &Field) -> Result<(), &'static str> {
-    let before = |field: &Field| field.sealed.as_ref().map_or_else(|| field.before.clone(), |(before, _)| Some(before.clone().into()));
-    let after = |field: &Field| field.sealed.as_ref().map_or_else(|| field.after.clone(), |(_, after)| Some(after.clone().into()));
+    let before = |field: &Field| {
+        field.sealed.as_ref().map_or_else(|| field.before.clone(), |(before, _)| Some(before.clone().into()))
+    };
+    let after = |field: &Field| {
+        field.sealed.as_ref().map_or_else(|| field.after.clone(), |(_, after)| Some(after.clone().into()))
+    };
     if before(approved) != before(fresh) && !approved.unknown {
         return Err("holds another value now than the plan showed");
     }
-    if approved.unknown || fresh.unknown || after(approved) == after(fresh) { Ok(()) } else { Err("would get another value than the plan showed") }
+    if approved.unknown || fresh.unknown || after(approved) == after(fresh) {
+        Ok(())
+    } else {
+        Err("would get another value than the plan showed")
+    }
 }
 
 #[cfg(test)]
@@ -81,11 +111,30 @@ mod tests {
             .iter()
             .map(|(path, before, after)| {
                 let unknown = *after == json!("?");
-                Field { path: (*path).into(), before: Some(before.clone()), after: Some(after.clone()), sensitive: false, unknown, sealed: None }
+                Field {
+                    path: (*path).into(),
+                    before: Some(before.clone()),
+                    after: Some(after.clone()),
+                    sensitive: false,
+                    unknown,
+                    sealed: None,
+                }
             })
             .collect();
-        let resource = ResourceChange { resource: "a.b".into(), r#type: "a".into(), change: serde_json::from_value(json!(change)).unwrap(), reverts_drift: false, protected: false, fields };
-        Action { digest: Digest::of_json(&json!(serde_json::to_string(&resource).unwrap())), r#do: "tofu.apply".into(), precondition: Overwrite::default(), resources: vec![resource] }
+        let resource = ResourceChange {
+            resource: "a.b".into(),
+            r#type: "a".into(),
+            change: serde_json::from_value(json!(change)).unwrap(),
+            reverts_drift: false,
+            protected: false,
+            fields,
+        };
+        Action {
+            digest: Digest::of_json(&json!(serde_json::to_string(&resource).unwrap())),
+            r#do: "tofu.apply".into(),
+            precondition: Overwrite::default(),
+            resources: vec![resource],
+        }
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Action, Change, Digest, Digester, EnvironmentName, InstanceId, ResourceChange, Revision, WaitingOn};
+use crate::model::{
+    Action, Change, Digest, Digester, EnvironmentName, InstanceId, ResourceChange, Revision, WaitingOn,
+};
 
 /// What would be done, in order, and what waits on what.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -107,10 +109,20 @@ impl InstancePlan {
 
 impl Plan {
     /// Puts the instances of an environment together. What an instance waits on is not in the digest.
-    pub fn new(environment: EnvironmentName, revision: Revision, base: Option<Revision>, because: String, instances: Vec<InstancePlan>) -> Self {
-        let mut parts: Vec<String> = instances.iter().map(|i| format!("{} {}", i.id, i.digest.map_or_else(|| "unknown".into(), |d| d.to_string()))).collect();
+    pub fn new(
+        environment: EnvironmentName,
+        revision: Revision,
+        base: Option<Revision>,
+        because: String,
+        instances: Vec<InstancePlan>,
+    ) -> Self {
+        let mut parts: Vec<String> = instances
+            .iter()
+            .map(|i| format!("{} {}", i.id, i.digest.map_or_else(|| "unknown".into(), |d| d.to_string())))
+            .collect();
         parts.sort();
-        let digest = parts.iter().fold(Digester::new("plan"), |digester, part| digester.field(part.as_bytes())).finish();
+        let digest =
+            parts.iter().fold(Digester::new("plan"), |digester, part| digester.field(part.as_bytes())).finish();
         let summary = instances.iter().fold(Summary::default(), |sum, instance| sum.plus(&instance.summary()));
         Self { digest, environment, revision, base, because, instances, summary }
     }

@@ -11,8 +11,10 @@ pub type Order = Vec<(InstanceId, usize)>;
 /// Orders instances. Edges to instances that are not among them don't count; rings, which loading refuses, come last.
 pub fn order(edges: &BTreeMap<InstanceId, BTreeSet<InstanceId>>) -> Order {
     let mut steps: BTreeMap<&InstanceId, usize> = BTreeMap::new();
-    let mut left: BTreeMap<&InstanceId, usize> =
-        edges.iter().map(|(id, upstreams)| (id, upstreams.iter().filter(|up| edges.contains_key(*up)).count())).collect();
+    let mut left: BTreeMap<&InstanceId, usize> = edges
+        .iter()
+        .map(|(id, upstreams)| (id, upstreams.iter().filter(|up| edges.contains_key(*up)).count()))
+        .collect();
     let mut dependents: BTreeMap<&InstanceId, Vec<&InstanceId>> = BTreeMap::new();
     for (id, upstreams) in edges {
         for upstream in upstreams.iter().filter(|up| edges.contains_key(*up)) {

@@ -89,6 +89,18 @@ pub struct ObservedError {
 impl Observed {
     /// An observation of which nothing is known yet but when it began.
     pub fn new(at: DateTime<Utc>, against: Option<Revision>) -> Self {
-        Self { at, duration_ms: 0, against, drift: vec![], revert: None, head: None, pending: vec![], waiting_on: vec![], error: None, failed_checks: vec![], warnings: vec![] }
+        Self {
+            at,
+            duration_ms: 0,
+            against,
+            drift: vec![],
+            revert: None,
+            head: None,
+            pending: vec![],
+            waiting_on: vec![],
+            error: None,
+            failed_checks: vec![],
+            warnings: vec![],
+        }
     }
 }

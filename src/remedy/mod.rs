@@ -47,7 +47,8 @@ pub struct Group {
 /// Groups the drift of one environment by cause.
 pub fn groups(environment: &EnvironmentName, drifted: Vec<Drifted>) -> Vec<Group> {
     let mut by_id: BTreeMap<InstanceId, Drifted> = drifted.into_iter().map(|d| (d.id.clone(), d)).collect();
-    let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> = by_id.iter().map(|(id, d)| (id.clone(), d.upstreams.clone())).collect();
+    let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> =
+        by_id.iter().map(|(id, d)| (id.clone(), d.upstreams.clone())).collect();
     let ordered = order(&edges);
     let mut root_of: BTreeMap<InstanceId, InstanceId> = BTreeMap::new();
     for (id, _) in &ordered {
@@ -67,7 +68,10 @@ pub fn groups(environment: &EnvironmentName, drifted: Vec<Drifted>) -> Vec<Group
     groups
         .into_iter()
         .map(|(root, drifted)| {
-            let digest = drifted.iter().fold(Digester::new("drift"), |d, one| d.field(one.action.digest.to_string().as_bytes())).finish();
+            let digest = drifted
+                .iter()
+                .fold(Digester::new("drift"), |d, one| d.field(one.action.digest.to_string().as_bytes()))
+                .finish();
             Group { environment: environment.clone(), root: root.component, drifted, digest }
         })
         .collect()
@@ -85,7 +89,8 @@ impl Group {
     }
     /// The document.
     pub fn remediation(&self, because: &str, observed_at: DateTime<Utc>, now: DateTime<Utc>) -> Remediation {
-        let digests: BTreeMap<&InstanceId, Digest> = self.drifted.iter().map(|one| (&one.id, one.action.digest)).collect();
+        let digests: BTreeMap<&InstanceId, Digest> =
+            self.drifted.iter().map(|one| (&one.id, one.action.digest)).collect();
         let action = |one: &Drifted| RemediationAction {
             digest: one.action.digest,
             after: one.upstreams.iter().filter_map(|up| digests.get(up).copied()).collect(),
@@ -128,7 +133,9 @@ fn resource(resource: &crate::model::ResourceChange) -> RemediationResource {
     RemediationResource {
         resource: resource.resource.clone(),
         change: resource.change,
-        fields: fields.map(|f| RemediationField { path: f.path.clone(), observed: f.before.clone(), desired: f.after.clone() }).collect(),
+        fields: fields
+            .map(|f| RemediationField { path: f.path.clone(), observed: f.before.clone(), desired: f.after.clone() })
+            .collect(),
     }
 }
 
@@ -150,18 +157,27 @@ pub fn write(name: &str, remediation: &Remediation) -> Result<String, String> {
     struct Metadata<'d> {
         name: &'d str,
     }
-    let document = Document { api_version: API_VERSION, kind: "Remediation", metadata: Metadata { name }, spec: remediation };
+    let document =
+        Document { api_version: API_VERSION, kind: "Remediation", metadata: Metadata { name }, spec: remediation };
     serde_saphyr::to_string(&document).map(|text| format!("{HEADER}{text}")).map_err(|error| error.to_string())
 }
 
 /// What a merged remediation lets through of a fresh plan: an action whose digest stands in it, or one that is covered
 /// by the stored action of a digest that stands in it.
-pub fn lets_through(remediation: &Remediation, id: &InstanceId, stored: &dyn Fn(&Digest) -> Option<Action>, fresh: &[Action]) -> Result<(), String> {
+pub fn lets_through(
+    remediation: &Remediation,
+    id: &InstanceId,
+    stored: &dyn Fn(&Digest) -> Option<Action>,
+    fresh: &[Action],
+) -> Result<(), String> {
     let listed: Vec<&RemediationAction> = remediation.actions.iter().filter(|action| action.instance == *id).collect();
     if listed.is_empty() {
         return Err(format!("`{id}` was cut from the remediation"));
     }
-    let missing = listed.iter().flat_map(|action| &action.after).find(|digest| !remediation.actions.iter().any(|other| other.digest == **digest));
+    let missing = listed
+        .iter()
+        .flat_map(|action| &action.after)
+        .find(|digest| !remediation.actions.iter().any(|other| other.digest == **digest));
     if missing.is_some() {
         return Err(format!("what `{id}` comes after was cut from the remediation"));
     }
@@ -176,7 +192,8 @@ pub fn lets_through(remediation: &Remediation, id: &InstanceId, stored: &dyn Fn(
         return Ok(());
     }
     let known: Vec<Action> = listed.iter().filter_map(|action| stored(&action.digest)).collect();
-    crate::plan::covers(&known, fresh).map_err(|gap| format!("the world moved on since the remediation was written: {}", gap.0))
+    crate::plan::covers(&known, fresh)
+        .map_err(|gap| format!("the world moved on since the remediation was written: {}", gap.0))
 }
 
 #[cfg(test)]
@@ -187,9 +204,28 @@ mod tests {
     use crate::model::{Change, Field, Overwrite, ResourceChange};
 
     fn drifted(id: &str, upstreams: &[&str]) -> Drifted {
-        let field = Field { path: "/content".into(), before: Some(json!("no")), after: Some(json!("via 10.0.0.1")), sensitive: false, unknown: false, sealed: None };
-        let resource = ResourceChange { resource: "world_file.routes[\"eu\"]".into(), r#type: "world_file".into(), change: Change::Update, reverts_drift: true, protected: false, fields: vec![field] };
-        let action = Action { digest: Digest::of_json(&json!(id)), r#do: "tofu.apply".into(), precondition: Overwrite::default(), resources: vec![resource] };
+        let field = Field {
+            path: "/content".into(),
+            before: Some(json!("no")),
+            after: Some(json!("via 10.0.0.1")),
+            sensitive: false,
+            unknown: false,
+            sealed: None,
+        };
+        let resource = ResourceChange {
+            resource: "world_file.routes[\"eu\"]".into(),
+            r#type: "world_file".into(),
+            change: Change::Update,
+            reverts_drift: true,
+            protected: false,
+            fields: vec![field],
+        };
+        let action = Action {
+            digest: Digest::of_json(&json!(id)),
+            r#do: "tofu.apply".into(),
+            precondition: Overwrite::default(),
+            resources: vec![resource],
+        };
         Drifted { id: id.parse().unwrap(), action, upstreams: upstreams.iter().map(|up| up.parse().unwrap()).collect() }
     }
 
@@ -200,8 +236,15 @@ mod tests {
 
     #[test]
     fn r4_4_one_cause_is_one_group() {
-        let one = found(vec![drifted("dev/backend", &["dev/network"]), drifted("dev/network", &[]), drifted("dev/dns", &[])]);
-        assert_eq!(one, [("dns".to_owned(), vec!["dev/dns".to_owned()]), ("network".into(), vec!["dev/network".into(), "dev/backend".into()])]);
+        let one =
+            found(vec![drifted("dev/backend", &["dev/network"]), drifted("dev/network", &[]), drifted("dev/dns", &[])]);
+        assert_eq!(
+            one,
+            [
+                ("dns".to_owned(), vec!["dev/dns".to_owned()]),
+                ("network".into(), vec!["dev/network".into(), "dev/backend".into()])
+            ]
+        );
         let met = found(vec![drifted("dev/a", &[]), drifted("dev/b", &[]), drifted("dev/c", &["dev/a", "dev/b"])]);
         assert_eq!(met.len(), 1);
     }
@@ -228,8 +271,16 @@ mod tests {
         let none = |_: &Digest| None;
         assert_eq!(lets_through(&file, &network.id, &none, std::slice::from_ref(&network.action)), Ok(()));
         file.actions.retain(|action| action.instance != network.id);
-        assert!(lets_through(&file, &network.id, &none, std::slice::from_ref(&network.action)).unwrap_err().contains("was cut"));
-        assert!(lets_through(&file, &backend.id, &none, std::slice::from_ref(&backend.action)).unwrap_err().contains("comes after was cut"));
+        assert!(
+            lets_through(&file, &network.id, &none, std::slice::from_ref(&network.action))
+                .unwrap_err()
+                .contains("was cut")
+        );
+        assert!(
+            lets_through(&file, &backend.id, &none, std::slice::from_ref(&backend.action))
+                .unwrap_err()
+                .contains("comes after was cut")
+        );
         let mut moved = backend.action.clone();
         moved.digest = Digest::of_json(&json!("moved"));
         let file = group.remediation("drift", at, at);

@@ -23,8 +23,12 @@ fn close(mut body: String, what: &str) -> String {
     if body.chars().count() > BODY_LENGTH_MAX {
         let cut: String = body.chars().take(BODY_LENGTH_MAX).collect();
         let open_fence = cut.matches("````").count() % 2 == 1;
-        let open_details = cut.matches("<details>").count() - cut.matches("</details>").count().min(cut.matches("<details>").count());
-        body = cut + if open_fence { "\n````" } else { "" } + &"\n</details>".repeat(open_details) + "\n\n*The rest was too long for a comment; `evenkeel plan` shows all of it.*";
+        let open_details =
+            cut.matches("<details>").count() - cut.matches("</details>").count().min(cut.matches("<details>").count());
+        body = cut
+            + if open_fence { "\n````" } else { "" }
+            + &"\n</details>".repeat(open_details)
+            + "\n\n*The rest was too long for a comment; `evenkeel plan` shows all of it.*";
     }
     format!("{}\n{}", body.trim_end(), marker(what))
 }
@@ -46,10 +50,16 @@ pub fn waiting(on: &WaitingOn) -> String {
     match on {
         WaitingOn::KnownAfter { instance } => format!("known after `{}` is applied", instance.component),
         WaitingOn::Upstream { instance } => format!("`{instance}`, which it depends on, has to be applied first"),
-        WaitingOn::Promotion { instance } => format!("`{instance}` has to be applied first, with what it has at this revision"),
+        WaitingOn::Promotion { instance } => {
+            format!("`{instance}` has to be applied first, with what it has at this revision")
+        }
         WaitingOn::Apply => "somebody's `/apply`".into(),
-        WaitingOn::Approval { digest } => format!("somebody's `/apply`: plan `{}` was not covered by what was approved", digest.short()),
-        WaitingOn::FirstContact => "somebody's `/apply`: the target already holds something that was never applied from here".into(),
+        WaitingOn::Approval { digest } => {
+            format!("somebody's `/apply`: plan `{}` was not covered by what was approved", digest.short())
+        }
+        WaitingOn::FirstContact => {
+            "somebody's `/apply`: the target already holds something that was never applied from here".into()
+        }
         WaitingOn::Suspended => "its environment to be resumed (`suspend: true`)".into(),
     }
 }
@@ -58,7 +68,8 @@ fn what_changes(instance: &InstancePlan) -> String {
     if let Some(problem) = &instance.problem {
         return format!("**no plan**: {}", one_line(problem));
     }
-    if let Some(on) = instance.waiting_on.iter().find(|on| matches!(on, WaitingOn::KnownAfter { .. } | WaitingOn::Upstream { .. }))
+    if let Some(on) =
+        instance.waiting_on.iter().find(|on| matches!(on, WaitingOn::KnownAfter { .. } | WaitingOn::Upstream { .. }))
         && instance.digest.is_none()
     {
         return format!("*{}*", waiting(on));
@@ -80,7 +91,11 @@ fn details(instance: &InstancePlan) -> String {
     let left = lines.len().saturating_sub(DIFF_LINES_MAX);
     let more = if left > 0 { format!("\n… {left} more lines") } else { String::new() };
     let shown = lines.into_iter().take(DIFF_LINES_MAX).collect::<Vec<_>>().join("\n").replace("````", "'''");
-    format!("<details><summary><code>{}</code>: {}</summary>\n\n````diff\n{shown}{more}\n````\n\n</details>\n\n", instance.id.component, counts(&resources))
+    format!(
+        "<details><summary><code>{}</code>: {}</summary>\n\n````diff\n{shown}{more}\n````\n\n</details>\n\n",
+        instance.id.component,
+        counts(&resources)
+    )
 }
 
 /// The plan of one environment.
@@ -88,16 +103,32 @@ pub fn plan(plan: &Plan, notes: &[Note], what: &str) -> String {
     let mut body = title(plan);
     body.push_str("\n\n| order | component | what | changes |\n|---|---|---|---|\n");
     for instance in &plan.instances {
-        body.push_str(&format!("| {} | `{}` | {} | {} |\n", instance.order, instance.id.component, instance.kind, what_changes(instance)));
+        body.push_str(&format!(
+            "| {} | `{}` | {} | {} |\n",
+            instance.order,
+            instance.id.component,
+            instance.kind,
+            what_changes(instance)
+        ));
     }
     body.push('\n');
     for instance in &plan.instances {
         body.push_str(&details(instance));
     }
     for instance in &plan.instances {
-        let drifted: Vec<&str> = instance.actions.iter().flat_map(|a| &a.resources).filter(|r| r.reverts_drift).map(|r| r.resource.as_str()).collect();
+        let drifted: Vec<&str> = instance
+            .actions
+            .iter()
+            .flat_map(|a| &a.resources)
+            .filter(|r| r.reverts_drift)
+            .map(|r| r.resource.as_str())
+            .collect();
         if !drifted.is_empty() {
-            body.push_str(&format!("`{}` also reverts drift: {} changed by somebody else.\n\n", instance.id.component, list(&drifted)));
+            body.push_str(&format!(
+                "`{}` also reverts drift: {} changed by somebody else.\n\n",
+                instance.id.component,
+                list(&drifted)
+            ));
         }
     }
     for note in notes {
@@ -133,7 +164,10 @@ fn list(names: &[&str]) -> String {
 /// What is wrong with the declarations of a pull request.
 pub fn problems(problems: &[Problem], what: &str) -> String {
     const SHOWN: usize = 30;
-    let mut body = format!("### {} in the declarations\n\n", if problems.len() == 1 { "1 problem".into() } else { format!("{} problems", problems.len()) });
+    let mut body = format!(
+        "### {} in the declarations\n\n",
+        if problems.len() == 1 { "1 problem".into() } else { format!("{} problems", problems.len()) }
+    );
     for problem in problems.iter().take(SHOWN) {
         body.push_str(&format!("- `{}:{}:{}`: {}", problem.file, problem.line, problem.column, problem.message));
         for more in [&problem.expected, &problem.hint].into_iter().flatten() {
@@ -173,7 +207,10 @@ fn run_title(run: &Run) -> String {
 /// The comment of a run, while it runs and when it ended.
 pub fn run(run: &Run) -> String {
     let mut body = run_title(run);
-    body.push_str(&format!("\n\nAuthorised by {}.\n\n| order | component | state | note |\n|---|---|---|---|\n", run.because));
+    body.push_str(&format!(
+        "\n\nAuthorised by {}.\n\n| order | component | state | note |\n|---|---|---|---|\n",
+        run.because
+    ));
     let mut instances: Vec<_> = run.instances.iter().collect();
     instances.sort_by_key(|(id, instance)| (instance.order, (*id).clone()));
     for (id, instance) in instances {
@@ -188,7 +225,12 @@ pub fn run(run: &Run) -> String {
             Status::Skipped => "not tried",
             Status::Superseded => "superseded",
         };
-        body.push_str(&format!("| {} | `{}` | {state} | {} |\n", instance.order, id.component, one_line(&instance.says)));
+        body.push_str(&format!(
+            "| {} | `{}` | {state} | {} |\n",
+            instance.order,
+            id.component,
+            one_line(&instance.says)
+        ));
     }
     if let RunState::Ended { says } = &run.state {
         body.push_str(&format!("\n{says}\n"));
@@ -213,8 +255,12 @@ pub fn proposal(group: &Group, path: &str, observed: &str) -> String {
         let resources: Vec<&ResourceChange> = one.action.resources.iter().collect();
         body.push_str(&format!("**`{}`**: {}\n\n````diff\n", one.id, drift_counts(&resources)));
         // What is computed follows from the rest and tells nothing about what somebody changed.
-        let known = |resource: &&ResourceChange| ResourceChange { fields: resource.fields.iter().filter(|field| !field.unknown).cloned().collect(), ..(*resource).clone() };
-        let lines: Vec<String> = resources.iter().filter(|r| r.r#type != "output").map(known).flat_map(|resource| diff(&resource)).collect();
+        let known = |resource: &&ResourceChange| ResourceChange {
+            fields: resource.fields.iter().filter(|field| !field.unknown).cloned().collect(),
+            ..(*resource).clone()
+        };
+        let lines: Vec<String> =
+            resources.iter().filter(|r| r.r#type != "output").map(known).flat_map(|resource| diff(&resource)).collect();
         let left = lines.len().saturating_sub(DIFF_LINES_MAX);
         body.push_str(&lines.into_iter().take(DIFF_LINES_MAX).collect::<Vec<_>>().join("\n").replace("````", "'''"));
         if left > 0 {
@@ -227,12 +273,17 @@ pub fn proposal(group: &Group, path: &str, observed: &str) -> String {
 }
 
 fn drift_counts(resources: &[&ResourceChange]) -> String {
-    let count = |changes: &[Change]| resources.iter().filter(|r| r.r#type != "output" && changes.contains(&r.change)).count();
-    let parts: Vec<String> = [("missing", count(&[Change::Create])), ("changed", count(&[Change::Update, Change::Replace, Change::Run, Change::Move])), ("extra", count(&[Change::Destroy, Change::Forget]))]
-        .into_iter()
-        .filter(|(_, n)| *n > 0)
-        .map(|(word, n)| format!("{n} {word}"))
-        .collect();
+    let count =
+        |changes: &[Change]| resources.iter().filter(|r| r.r#type != "output" && changes.contains(&r.change)).count();
+    let parts: Vec<String> = [
+        ("missing", count(&[Change::Create])),
+        ("changed", count(&[Change::Update, Change::Replace, Change::Run, Change::Move])),
+        ("extra", count(&[Change::Destroy, Change::Forget])),
+    ]
+    .into_iter()
+    .filter(|(_, n)| *n > 0)
+    .map(|(word, n)| format!("{n} {word}"))
+    .collect();
     if parts.is_empty() { "outputs differ".into() } else { parts.join(", ") }
 }
 

@@ -17,7 +17,11 @@ const VALUE_LENGTH_MAX: usize = 400;
 pub fn value(value: Option<&Value>) -> String {
     let Some(value) = value else { return "(nothing)".into() };
     let text = match value {
-        Value::String(text) if text == crate::model::change::MASKED || text == crate::model::change::KNOWN_AFTER_APPLY => text.clone(),
+        Value::String(text)
+            if text == crate::model::change::MASKED || text == crate::model::change::KNOWN_AFTER_APPLY =>
+        {
+            text.clone()
+        }
         value => value.to_string(),
     };
     if text.chars().count() > VALUE_LENGTH_MAX {
@@ -31,13 +35,14 @@ pub fn value(value: Option<&Value>) -> String {
 /// `1 to create, 2 to update`; `nothing to change` where there is nothing.
 pub fn counts(resources: &[&ResourceChange]) -> String {
     let count = |change: Change| resources.iter().filter(|r| r.change == change && r.r#type != "output").count();
-    let mut parts: Vec<String> = [Change::Create, Change::Update, Change::Replace, Change::Destroy, Change::Forget, Change::Move, Change::Run]
-        .into_iter()
-        .filter_map(|change| match count(change) {
-            0 => None,
-            n => Some(format!("{n} to {}", change.verb())),
-        })
-        .collect();
+    let mut parts: Vec<String> =
+        [Change::Create, Change::Update, Change::Replace, Change::Destroy, Change::Forget, Change::Move, Change::Run]
+            .into_iter()
+            .filter_map(|change| match count(change) {
+                0 => None,
+                n => Some(format!("{n} to {}", change.verb())),
+            })
+            .collect();
     let outputs = resources.iter().filter(|r| r.r#type == "output").count();
     if parts.is_empty() && outputs > 0 {
         parts.push(if outputs == 1 { "1 output".into() } else { format!("{outputs} outputs") });

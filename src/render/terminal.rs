@@ -43,10 +43,15 @@ pub fn problem(problem: &Problem, colour: Colour) -> String {
         (Some(source), line) if line > 0 => {
             let number = line.to_string();
             let gutter = " ".repeat(number.len());
-            let indent: String = source.chars().take(problem.column as usize - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
-            let length = (problem.length as usize).clamp(1, source.chars().count().saturating_sub(problem.column as usize - 1).max(1));
+            let indent: String =
+                source.chars().take(problem.column as usize - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+            let length = (problem.length as usize)
+                .clamp(1, source.chars().count().saturating_sub(problem.column as usize - 1).max(1));
             let expected = problem.expected.as_deref().unwrap_or_default();
-            text.push_str(&format!(" {gutter} |\n {number} | {source}\n {gutter} | {indent}{} {expected}\n", colour.bad(&"^".repeat(length))));
+            text.push_str(&format!(
+                " {gutter} |\n {number} | {source}\n {gutter} | {indent}{} {expected}\n",
+                colour.bad(&"^".repeat(length))
+            ));
         }
         _ => {
             if let Some(expected) = &problem.expected {

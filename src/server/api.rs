@@ -86,7 +86,9 @@ pub struct Explained {
 }
 
 fn selector(ask: &Ask) -> Result<Option<Selector>, Refusal> {
-    let parse = |text: &String| text.parse::<Selector>().map_err(|error| Refusal(StatusCode::BAD_REQUEST, "selector", error.to_string()));
+    let parse = |text: &String| {
+        text.parse::<Selector>().map_err(|error| Refusal(StatusCode::BAD_REQUEST, "selector", error.to_string()))
+    };
     ask.selector.as_ref().map(parse).transpose()
 }
 
@@ -94,25 +96,37 @@ async fn status(State(door): State<Shared>, _: Reader) -> Result<Json<Status>, R
     Ok(Json(door.daemon.status().await?))
 }
 
-async fn instance(State(door): State<Shared>, _: Reader, Path((environment, component)): Path<(String, String)>) -> Result<Json<Explained>, Refusal> {
+async fn instance(
+    State(door): State<Shared>,
+    _: Reader,
+    Path((environment, component)): Path<(String, String)>,
+) -> Result<Json<Explained>, Refusal> {
     let status = door.daemon.status().await?;
     let name = format!("{environment}/{component}");
     let known: Vec<String> = status.instances.iter().map(|instance| instance.id.to_string()).collect();
     let Some(instance) = status.instances.into_iter().find(|instance| instance.id.to_string() == name) else {
-        let hint = crate::desired::validate::nearest(&name, known.iter().map(String::as_str)).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+        let hint = crate::desired::validate::nearest(&name, known.iter().map(String::as_str))
+            .map(|near| format!("; did you mean `{near}`?"))
+            .unwrap_or_default();
         return Err(Refusal(StatusCode::NOT_FOUND, "no-instance", format!("there is no instance `{name}`{hint}")));
     };
     let store = &door.daemon.hands.store;
     let id = instance.id.clone();
     let applied = store.applied(&id).await?;
     let observed = store.observed(&id).await?;
-    let runs: Vec<Run> = store.runs(LIMIT_MAX).await?.into_iter().filter(|run| run.instances.contains_key(&id)).take(5).collect();
+    let runs: Vec<Run> =
+        store.runs(LIMIT_MAX).await?.into_iter().filter(|run| run.instances.contains_key(&id)).take(5).collect();
     let mut journal = vec![];
     for run in runs.iter().take(2).rev() {
-        journal.extend(store.journal(Some(run.id), LIMIT_MAX).await?.into_iter().filter(|record| record.instance == id));
+        journal
+            .extend(store.journal(Some(run.id), LIMIT_MAX).await?.into_iter().filter(|record| record.instance == id));
     }
     let head = door.daemon.head();
-    let upstreams = head.as_ref().and_then(|head| head.instance(&id)).map(|i| i.upstreams.iter().cloned().collect()).unwrap_or_default();
+    let upstreams = head
+        .as_ref()
+        .and_then(|head| head.instance(&id))
+        .map(|i| i.upstreams.iter().cloned().collect())
+        .unwrap_or_default();
     Ok(Json(Explained {
         instance,
         head: status.revision,
@@ -131,7 +145,11 @@ struct Listing {
     run: Option<i64>,
 }
 
-async fn runs(State(door): State<Shared>, _: Reader, Part(Query(listing)): Part<Query<Listing>>) -> Result<Json<Vec<Run>>, Refusal> {
+async fn runs(
+    State(door): State<Shared>,
+    _: Reader,
+    Part(Query(listing)): Part<Query<Listing>>,
+) -> Result<Json<Vec<Run>>, Refusal> {
     Ok(Json(door.daemon.hands.store.runs(listing.limit.unwrap_or(50).min(LIMIT_MAX)).await?))
 }
 
@@ -140,13 +158,28 @@ async fn run(State(door): State<Shared>, _: Reader, Part(Path(id)): Part<Path<i6
     found.map(Json).ok_or_else(|| Refusal(StatusCode::NOT_FOUND, "no-run", format!("there is no run {id}")))
 }
 
-async fn journal(State(door): State<Shared>, _: Reader, Part(Query(listing)): Part<Query<Listing>>) -> Result<Json<Vec<JournalRecord>>, Refusal> {
-    Ok(Json(door.daemon.hands.store.journal(listing.run.map(RunId), listing.limit.unwrap_or(200).min(LIMIT_MAX)).await?))
+async fn journal(
+    State(door): State<Shared>,
+    _: Reader,
+    Part(Query(listing)): Part<Query<Listing>>,
+) -> Result<Json<Vec<JournalRecord>>, Refusal> {
+    Ok(Json(
+        door.daemon.hands.store.journal(listing.run.map(RunId), listing.limit.unwrap_or(200).min(LIMIT_MAX)).await?,
+    ))
 }
 
-async fn plans(State(door): State<Shared>, _: Reader, Part(Query(listing)): Part<Query<Listing>>) -> Result<Json<Vec<Value>>, Refusal> {
+async fn plans(
+    State(door): State<Shared>,
+    _: Reader,
+    Part(Query(listing)): Part<Query<Listing>>,
+) -> Result<Json<Vec<Value>>, Refusal> {
     let plans = door.daemon.hands.store.plans(listing.limit.unwrap_or(20).min(LIMIT_MAX)).await?;
-    Ok(Json(plans.into_iter().map(|(subject, plan, at)| json!({"subject": subject, "plannedAt": at, "plan": plan})).collect()))
+    Ok(Json(
+        plans
+            .into_iter()
+            .map(|(subject, plan, at)| json!({"subject": subject, "plannedAt": at, "plan": plan}))
+            .collect(),
+    ))
 }
 
 async fn audit(State(door): State<Shared>, _: Reader) -> Result<Json<Value>, Refusal> {
@@ -156,10 +189,19 @@ async fn audit(State(door): State<Shared>, _: Reader) -> Result<Json<Value>, Ref
 
 async fn graph(State(door): State<Shared>, _: Reader) -> Json<Value> {
     let instances = door.daemon.head().map(|head| head.desired.instances.clone()).unwrap_or_default();
-    Json(instances.values().map(|i| json!({"id": i.id, "kind": i.kind, "upstreams": i.upstreams, "after": i.after})).collect())
+    Json(
+        instances
+            .values()
+            .map(|i| json!({"id": i.id, "kind": i.kind, "upstreams": i.upstreams, "after": i.after}))
+            .collect(),
+    )
 }
 
-async fn drift(State(door): State<Shared>, Caller(who): Caller, Part(Json(ask)): Part<Json<Ask>>) -> Result<Json<Status>, Refusal> {
+async fn drift(
+    State(door): State<Shared>,
+    Caller(who): Caller,
+    Part(Json(ask)): Part<Json<Ask>>,
+) -> Result<Json<Status>, Refusal> {
     let selected = door.daemon.drift_of(selector(&ask)?.as_ref(), &who).await?;
     let mut status = door.daemon.status().await?;
     status.instances.retain(|instance| selected.contains(&instance.id));
@@ -167,11 +209,19 @@ async fn drift(State(door): State<Shared>, Caller(who): Caller, Part(Json(ask)):
     Ok(Json(status))
 }
 
-async fn plan(State(door): State<Shared>, Caller(who): Caller, Part(Json(ask)): Part<Json<Ask>>) -> Result<Json<Vec<Plan>>, Refusal> {
+async fn plan(
+    State(door): State<Shared>,
+    Caller(who): Caller,
+    Part(Json(ask)): Part<Json<Ask>>,
+) -> Result<Json<Vec<Plan>>, Refusal> {
     Ok(Json(door.daemon.plan_now(selector(&ask)?.as_ref(), &who).await?))
 }
 
-async fn apply(State(door): State<Shared>, Caller(who): Caller, Part(Json(ask)): Part<Json<Ask>>) -> Result<Json<Started>, Refusal> {
+async fn apply(
+    State(door): State<Shared>,
+    Caller(who): Caller,
+    Part(Json(ask)): Part<Json<Ask>>,
+) -> Result<Json<Started>, Refusal> {
     let daemon: &Arc<crate::daemon::Daemon> = &door.daemon;
     match daemon.apply_now(selector(&ask)?.as_ref(), &ask.digests, ask.remediation.as_ref(), &who).await {
         Ok(runs) => Ok(Json(Started { runs })),
@@ -184,9 +234,17 @@ async fn apply(State(door): State<Shared>, Caller(who): Caller, Part(Json(ask)):
     }
 }
 
-async fn propose(State(door): State<Shared>, Caller(who): Caller, Part(Json(ask)): Part<Json<Ask>>) -> Result<Json<Value>, Refusal> {
+async fn propose(
+    State(door): State<Shared>,
+    Caller(who): Caller,
+    Part(Json(ask)): Part<Json<Ask>>,
+) -> Result<Json<Value>, Refusal> {
     if door.daemon.hands.forge.is_none() {
-        return Err(Refusal(StatusCode::CONFLICT, "refused", "there is no forge to propose on; configure `github`".into()));
+        return Err(Refusal(
+            StatusCode::CONFLICT,
+            "refused",
+            "there is no forge to propose on; configure `github`".into(),
+        ));
     }
     let selected = door.daemon.drift_of(selector(&ask)?.as_ref(), &who).await?;
     door.daemon.proposals_settled(&selected).await?;

@@ -2,7 +2,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use axum::{Router, extract::State, http::{StatusCode, header}, response::IntoResponse, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -33,7 +39,15 @@ async fn metrics(State(door): State<Shared>, _: Reader) -> Result<impl IntoRespo
     let mut registry = Registry::with_prefix("evenkeel");
     let verdicts: Family<Instances, Gauge> = Family::default();
     let ages: Family<One, Gauge> = Family::default();
-    let all = [Verdict::Unknown, Verdict::Stalled, Verdict::Drifted, Verdict::Pending, Verdict::Orphaned, Verdict::Suspended, Verdict::InSync];
+    let all = [
+        Verdict::Unknown,
+        Verdict::Stalled,
+        Verdict::Drifted,
+        Verdict::Pending,
+        Verdict::Orphaned,
+        Verdict::Suspended,
+        Verdict::InSync,
+    ];
     for instance in &status.instances {
         let environment = instance.environment.to_string();
         for verdict in all {
@@ -41,7 +55,8 @@ async fn metrics(State(door): State<Shared>, _: Reader) -> Result<impl IntoRespo
             verdicts.get_or_create(&labels).inc_by(i64::from(instance.verdict == verdict));
         }
         if let Some(at) = instance.observed_at {
-            ages.get_or_create(&One { environment, component: instance.component.to_string() }).set((door.daemon.now() - at).num_seconds());
+            ages.get_or_create(&One { environment, component: instance.component.to_string() })
+                .set((door.daemon.now() - at).num_seconds());
         }
     }
     registry.register("instances", "Instances by environment and verdict", verdicts);
@@ -70,6 +85,7 @@ async fn metrics(State(door): State<Shared>, _: Reader) -> Result<impl IntoRespo
     counter("webhooks", "Webhooks that were taken", &counters.webhooks);
     counter("webhooks_refused", "Webhooks that were refused", &counters.webhooks_refused);
     let mut text = String::new();
-    encode(&mut text, &registry).map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, "metrics", error.to_string()))?;
+    encode(&mut text, &registry)
+        .map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, "metrics", error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text))
 }

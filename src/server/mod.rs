@@ -9,12 +9,9 @@ mod api;
 mod metrics;
 mod webhook;
 
-use std::{
-    net::SocketAddr,
-    path::Path,
-    sync::Arc,
-};
+use std::{net::SocketAddr, path::Path, sync::Arc};
 
+pub use api::{Ask, Explained, Started, openapi};
 use axum::{
     Json, Router,
     extract::{ConnectInfo, FromRequest, FromRequestParts, Request, State},
@@ -22,7 +19,6 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-pub use api::{Ask, Explained, Started, openapi};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -57,8 +53,20 @@ pub async fn serve(listener: TcpListener, door: Door) -> std::io::Result<()> {
         .merge(metrics::routes())
         .merge(webhook::routes())
         .merge(api::routes())
-        .fallback(|| async { Refusal(StatusCode::NOT_FOUND, "no-route", "there is nothing here; /api/v1/openapi.json describes what there is".into()) })
-        .method_not_allowed_fallback(|| async { Refusal(StatusCode::METHOD_NOT_ALLOWED, "no-method", "this address takes another method; /api/v1/openapi.json describes what there is".into()) })
+        .fallback(|| async {
+            Refusal(
+                StatusCode::NOT_FOUND,
+                "no-route",
+                "there is nothing here; /api/v1/openapi.json describes what there is".into(),
+            )
+        })
+        .method_not_allowed_fallback(|| async {
+            Refusal(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "no-method",
+                "this address takes another method; /api/v1/openapi.json describes what there is".into(),
+            )
+        })
         .with_state(shared);
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
     axum::serve(listener, service).with_graceful_shutdown(async move { stop.stopped().await }).await
@@ -67,7 +75,14 @@ pub async fn serve(listener: TcpListener, door: Door) -> std::io::Result<()> {
 async fn ready(State(door): State<Shared>) -> Response {
     match door.daemon.head() {
         Some(_) => "ready\n".into_response(),
-        None => (StatusCode::SERVICE_UNAVAILABLE, door.daemon.head_problem().map(|why| door.daemon.hands.redactor.redact(&why)).unwrap_or_else(|| "the state repo has not been read yet".into())).into_response(),
+        None => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            door.daemon
+                .head_problem()
+                .map(|why| door.daemon.hands.redactor.redact(&why))
+                .unwrap_or_else(|| "the state repo has not been read yet".into()),
+        )
+            .into_response(),
     }
 }
 
@@ -120,7 +135,10 @@ fn equal(one: &str, two: &str) -> bool {
 fn principal(parts: &Parts, door: &Door) -> Option<Principal> {
     let header = parts.headers.get("authorization")?.to_str().ok()?;
     let token = header.strip_prefix("Bearer ")?.trim();
-    door.tokens.iter().find(|(_, known)| equal(known.expose_secret(), token)).map(|(name, _)| Principal::Token { name: name.clone() })
+    door.tokens
+        .iter()
+        .find(|(_, known)| equal(known.expose_secret(), token))
+        .map(|(name, _)| Principal::Token { name: name.clone() })
 }
 
 /// A part of a request, whose absence or malformation is refused like everything else: as JSON, in a sentence.
@@ -148,7 +166,8 @@ pub(crate) struct Caller(pub(crate) Principal);
 impl FromRequestParts<Shared> for Caller {
     type Rejection = Refusal;
     async fn from_request_parts(parts: &mut Parts, door: &Shared) -> Result<Self, Refusal> {
-        let why = format!("a bearer token is needed: that of `<data>/api-token` (token:{LOCAL_TOKEN}) or a configured one");
+        let why =
+            format!("a bearer token is needed: that of `<data>/api-token` (token:{LOCAL_TOKEN}) or a configured one");
         principal(parts, door).map(Self).ok_or(Refusal(StatusCode::UNAUTHORIZED, "unauthorized", why))
     }
 }
@@ -159,7 +178,10 @@ pub(crate) struct Reader;
 impl FromRequestParts<Shared> for Reader {
     type Rejection = Refusal;
     async fn from_request_parts(parts: &mut Parts, door: &Shared) -> Result<Self, Refusal> {
-        let near = parts.extensions.get::<ConnectInfo<SocketAddr>>().is_some_and(|ConnectInfo(address)| address.ip().is_loopback());
+        let near = parts
+            .extensions
+            .get::<ConnectInfo<SocketAddr>>()
+            .is_some_and(|ConnectInfo(address)| address.ip().is_loopback());
         let host = parts.headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or_default();
         let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
         let local = matches!(name, "localhost" | "127.0.0.1" | "[::1]");

@@ -65,7 +65,8 @@ async fn receive(State(door): State<Shared>, request: Request) -> (StatusCode, &
         Ok(Err(_)) => return refuse(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large, or was cut off\n"),
         Err(_) => return refuse(StatusCode::REQUEST_TIMEOUT, "the body did not arrive\n"),
     };
-    let mut mac = <Hmac<Sha256>>::new_from_slice(secret.expose_secret().as_bytes()).expect("HMAC takes a key of any length");
+    let mut mac =
+        <Hmac<Sha256>>::new_from_slice(secret.expose_secret().as_bytes()).expect("HMAC takes a key of any length");
     mac.update(&body);
     if mac.verify_slice(&signature).is_err() {
         return refuse(StatusCode::UNAUTHORIZED, "the signature does not fit\n");
@@ -83,7 +84,11 @@ async fn receive(State(door): State<Shared>, request: Request) -> (StatusCode, &
         Err(_) => return refuse(StatusCode::SERVICE_UNAVAILABLE, "could not keep the delivery\n"),
     }
     door.daemon.counters.webhooks.fetch_add(1, Relaxed);
-    let number = payload.number.or(payload.issue.and_then(|i| i.number)).or(payload.pull_request.and_then(|p| p.number)).map(PullNumber);
+    let number = payload
+        .number
+        .or(payload.issue.and_then(|i| i.number))
+        .or(payload.pull_request.and_then(|p| p.number))
+        .map(PullNumber);
     match event {
         "push" => door.daemon.queue.wake(Wake::Git, "webhook"),
         "pull_request" => {
@@ -91,7 +96,9 @@ async fn receive(State(door): State<Shared>, request: Request) -> (StatusCode, &
             door.daemon.queue.wake(Wake::Pulls, "webhook");
             number.into_iter().for_each(|number| door.daemon.queue.wake(Wake::Pull(number), "webhook"));
         }
-        "issue_comment" | "pull_request_review" => number.into_iter().for_each(|number| door.daemon.queue.wake(Wake::Pull(number), "webhook")),
+        "issue_comment" | "pull_request_review" => {
+            number.into_iter().for_each(|number| door.daemon.queue.wake(Wake::Pull(number), "webhook"))
+        }
         _ => {}
     }
     if let Err(error) = door.daemon.hands.store.handled(&format!("delivery/{id}"), door.daemon.now()).await {

@@ -6,6 +6,8 @@
 //! *Race:* the same delivery twice: the second insert finds the first and says so.
 
 mod records;
+mod runs;
+mod said;
 
 use std::{path::Path, str::FromStr, time::Duration};
 
@@ -16,7 +18,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-pub use records::{AuditEntry, Outgoing};
+pub use said::{AuditEntry, Outgoing};
 
 use crate::{
     model::{Backoff, Retry, Seal},
@@ -165,7 +167,10 @@ impl Store {
             .connect_with(options)
             .await
             .map_err(opened)?;
-        sqlx::migrate!("src/store/migrations").run(&pool).await.map_err(|source| Error::Migrate { path: path.to_owned(), source })?;
+        sqlx::migrate!("src/store/migrations")
+            .run(&pool)
+            .await
+            .map_err(|source| Error::Migrate { path: path.to_owned(), source })?;
         Ok(Self { pool })
     }
 
@@ -181,7 +186,11 @@ impl Store {
             .execute(&self.pool)
             .await
             .map_err(&attempt)?;
-        let row = sqlx::query("SELECT value FROM meta WHERE name = ?").bind(name).fetch_one(&self.pool).await.map_err(&attempt)?;
+        let row = sqlx::query("SELECT value FROM meta WHERE name = ?")
+            .bind(name)
+            .fetch_one(&self.pool)
+            .await
+            .map_err(&attempt)?;
         Ok(row.get(0))
     }
 
@@ -203,9 +212,14 @@ impl Store {
     /// # Errors
     /// When the file can't be read.
     pub async fn check(&self) -> Result<(), Error> {
-        let row = sqlx::query("PRAGMA quick_check(1)").fetch_one(&self.pool).await.map_err(statement("check the store"))?;
+        let row =
+            sqlx::query("PRAGMA quick_check(1)").fetch_one(&self.pool).await.map_err(statement("check the store"))?;
         let answer: String = row.get(0);
-        if answer == "ok" { Ok(()) } else { Err(Error::Statement { attempt: "check the store", source: sqlx::Error::Protocol(answer) }) }
+        if answer == "ok" {
+            Ok(())
+        } else {
+            Err(Error::Statement { attempt: "check the store", source: sqlx::Error::Protocol(answer) })
+        }
     }
 
     /// Forgets what nothing can ask for any more: what was handled and said long ago, and all but the newest plans of a
@@ -230,7 +244,12 @@ impl Store {
         sqlx::query(plans).bind(PLANS_KEPT).execute(&mut *transaction).await.map_err(statement(attempt))?;
         let runs = "CREATE TEMP TABLE old_runs AS SELECT id FROM runs WHERE ended_at < ?1 AND id NOT IN (SELECT id FROM runs ORDER BY id DESC LIMIT ?2)";
         sqlx::query(runs).bind(&old).bind(RUNS_KEPT).execute(&mut *transaction).await.map_err(statement(attempt))?;
-        for sql in ["DELETE FROM journal WHERE run IN (SELECT id FROM old_runs)", "DELETE FROM approved WHERE run IN (SELECT id FROM old_runs)", "DELETE FROM runs WHERE id IN (SELECT id FROM old_runs)", "DROP TABLE old_runs"] {
+        for sql in [
+            "DELETE FROM journal WHERE run IN (SELECT id FROM old_runs)",
+            "DELETE FROM approved WHERE run IN (SELECT id FROM old_runs)",
+            "DELETE FROM runs WHERE id IN (SELECT id FROM old_runs)",
+            "DROP TABLE old_runs",
+        ] {
             sqlx::query(sql).execute(&mut *transaction).await.map_err(statement(attempt))?;
         }
         transaction.commit().await.map_err(statement(attempt))
@@ -247,13 +266,14 @@ impl Store {
     /// When the store can't be written.
     pub async fn receive<T: Serialize>(&self, id: &str, at: DateTime<Utc>, document: &T) -> Result<bool, Error> {
         let attempt = "keep what came in";
-        let done = sqlx::query("INSERT INTO inbox (id, received_at, document) VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING")
-            .bind(id)
-            .bind(stamp(at))
-            .bind(encode(attempt, document)?)
-            .execute(&self.pool)
-            .await
-            .map_err(statement(attempt))?;
+        let done =
+            sqlx::query("INSERT INTO inbox (id, received_at, document) VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING")
+                .bind(id)
+                .bind(stamp(at))
+                .bind(encode(attempt, document)?)
+                .execute(&self.pool)
+                .await
+                .map_err(statement(attempt))?;
         Ok(done.rows_affected() == 1)
     }
 
@@ -262,7 +282,11 @@ impl Store {
     /// # Errors
     /// When the store can't be read.
     pub async fn is_handled(&self, id: &str) -> Result<bool, Error> {
-        let row = sqlx::query("SELECT 1 FROM inbox WHERE id = ? AND handled_at IS NOT NULL").bind(id).fetch_optional(&self.pool).await.map_err(statement("look into the inbox"))?;
+        let row = sqlx::query("SELECT 1 FROM inbox WHERE id = ? AND handled_at IS NOT NULL")
+            .bind(id)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(statement("look into the inbox"))?;
         Ok(row.is_some())
     }
 
@@ -271,7 +295,12 @@ impl Store {
     /// # Errors
     /// When the store can't be written.
     pub async fn handled(&self, id: &str, at: DateTime<Utc>) -> Result<(), Error> {
-        sqlx::query("UPDATE inbox SET handled_at = ? WHERE id = ?").bind(stamp(at)).bind(id).execute(&self.pool).await.map_err(statement("mark the inbox"))?;
+        sqlx::query("UPDATE inbox SET handled_at = ? WHERE id = ?")
+            .bind(stamp(at))
+            .bind(id)
+            .execute(&self.pool)
+            .await
+            .map_err(statement("mark the inbox"))?;
         Ok(())
     }
 
@@ -279,7 +308,13 @@ impl Store {
     ///
     /// # Errors
     /// When the store can't be written.
-    pub async fn put<T: Serialize>(&self, sort: &str, name: &str, at: DateTime<Utc>, document: &T) -> Result<(), Error> {
+    pub async fn put<T: Serialize>(
+        &self,
+        sort: &str,
+        name: &str,
+        at: DateTime<Utc>,
+        document: &T,
+    ) -> Result<(), Error> {
         let attempt = "keep a record";
         sqlx::query("INSERT INTO records (sort, name, at, document) VALUES (?, ?, ?, ?) ON CONFLICT (sort, name) DO UPDATE SET at = excluded.at, document = excluded.document")
             .bind(sort)
@@ -313,7 +348,11 @@ impl Store {
     /// When the store can't be read.
     pub async fn list<T: DeserializeOwned>(&self, sort: &str) -> Result<Vec<(String, T)>, Error> {
         let attempt = "list records";
-        let rows = sqlx::query("SELECT name, document FROM records WHERE sort = ? ORDER BY name").bind(sort).fetch_all(&self.pool).await.map_err(statement(attempt))?;
+        let rows = sqlx::query("SELECT name, document FROM records WHERE sort = ? ORDER BY name")
+            .bind(sort)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(statement(attempt))?;
         rows.iter().map(|row| Ok((row.get(0), decode(attempt, row.get(1))?))).collect()
     }
 
@@ -322,7 +361,12 @@ impl Store {
     /// # Errors
     /// When the store can't be written.
     pub async fn remove(&self, sort: &str, name: &str) -> Result<(), Error> {
-        sqlx::query("DELETE FROM records WHERE sort = ? AND name = ?").bind(sort).bind(name).execute(&self.pool).await.map_err(statement("remove a record"))?;
+        sqlx::query("DELETE FROM records WHERE sort = ? AND name = ?")
+            .bind(sort)
+            .bind(name)
+            .execute(&self.pool)
+            .await
+            .map_err(statement("remove a record"))?;
         Ok(())
     }
 }

@@ -28,11 +28,18 @@ pub async fn probe(http: Option<&str>, tcp: Option<&str>, timeout: Duration) -> 
 
 async fn attempt(http: Option<&str>, tcp: Option<&str>) -> Result<(), String> {
     if let Some(address) = tcp {
-        return tokio::net::TcpStream::connect(address).await.map(drop).map_err(|error| format!("`{address}` did not answer: {error}"));
+        return tokio::net::TcpStream::connect(address)
+            .await
+            .map(drop)
+            .map_err(|error| format!("`{address}` did not answer: {error}"));
     }
     let Some(url) = http else { return Err("the check names no address".into()) };
-    let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().map_err(|error| error.to_string())?;
-    let response = client.get(url).send().await.map_err(|error| format!("`{url}` did not answer: {}", error.without_url()))?;
+    let client = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .map_err(|error| error.to_string())?;
+    let response =
+        client.get(url).send().await.map_err(|error| format!("`{url}` did not answer: {}", error.without_url()))?;
     match response.status().as_u16() {
         200..=399 => Ok(()),
         status => Err(format!("`{url}` answered {status}")),

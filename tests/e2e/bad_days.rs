@@ -46,7 +46,8 @@ async fn two_instances_on_one_backend_key_are_refused_by_name() {
     files[2] = component("b", "dev", "root: tf/b, backendConfig: { path: /tmp/STATE }", "  dependsOn: [a]\n");
     let mut stage = Stage::new(&two()).await;
     let shared = stage.place("shared.tfstate").display().to_string();
-    let mut files: Vec<(String, String)> = files.into_iter().map(|(path, text)| (path, text.replace("/tmp/STATE", &shared))).collect();
+    let mut files: Vec<(String, String)> =
+        files.into_iter().map(|(path, text)| (path, text.replace("/tmp/STATE", &shared))).collect();
     files.extend([backend("a"), backend("b")]);
     stage.push("main", &files);
     stage.serve();
@@ -75,7 +76,11 @@ async fn a_tofu_that_is_missing_hangs_or_speaks_no_json_is_named() {
     stage.serve();
     stage.ready().await;
     stage.push("main", &[file("a", "  content = \"2\"")]);
-    let hanging = stage.until("the hang is named", async || stage.instance("dev/a").await.filter(|i| i.says().contains("longer than 1 s"))).await;
+    let hanging = stage
+        .until("the hang is named", async || {
+            stage.instance("dev/a").await.filter(|i| i.says().contains("longer than 1 s"))
+        })
+        .await;
     assert_eq!(hanging.verdict, Verdict::Stalled);
     stage.kill();
     stage.config["tofu"] = json!({});
@@ -103,7 +108,8 @@ async fn a_repository_that_cannot_be_reached_is_unknown_and_never_empty() {
     let url = stage.config["repository"]["url"].clone();
     stage.config["repository"] = json!({"url": "http://127.0.0.1:1/acme/infra.git", "poll": "1s"});
     stage.serve();
-    let status = stage.until("the reason is said", async || stage.status().await.filter(|status| status.reason.is_some())).await;
+    let status =
+        stage.until("the reason is said", async || stage.status().await.filter(|status| status.reason.is_some())).await;
     assert_eq!(status.verdict, Verdict::Unknown);
     let (code, out, _) = stage.run(&["status"]);
     assert_eq!(code, 3, "{out}");
@@ -123,16 +129,25 @@ async fn a_held_lock_is_reported_with_its_owner() {
     let mut stage = Stage::new(&two()).await;
     stage.config["tofu"] = json!({"lockTimeout": "1s"});
     let state = stage.place("a.tfstate").display().to_string();
-    let backend = ("tf/a/backend.tf".to_owned(), format!("terraform {{\n  backend \"local\" {{ path = \"{state}\" }}\n}}\n"));
+    let backend =
+        ("tf/a/backend.tf".to_owned(), format!("terraform {{\n  backend \"local\" {{ path = \"{state}\" }}\n}}\n"));
     stage.push("main", &[backend]);
     // Somebody applies the same module by hand, slowly.
     let by_hand = stage.place("by-hand");
     std::fs::create_dir_all(&by_hand).unwrap();
-    let text = format!("terraform {{\n  required_providers {{\n    world = {{ source = \"evenkeel/world\" }}\n  }}\n  backend \"local\" {{ path = \"{state}\" }}\n}}\nresource \"world_file\" \"slow\" {{\n  path = \"slow\"\n  content = \"1\"\n  delay = \"20s\"\n}}\n");
+    let text = format!(
+        "terraform {{\n  required_providers {{\n    world = {{ source = \"evenkeel/world\" }}\n  }}\n  backend \"local\" {{ path = \"{state}\" }}\n}}\nresource \"world_file\" \"slow\" {{\n  path = \"slow\"\n  content = \"1\"\n  delay = \"20s\"\n}}\n"
+    );
     std::fs::write(by_hand.join("main.tf"), text).unwrap();
     let tofu = |arguments: &[&str]| {
         let mut command = std::process::Command::new("tofu");
-        command.args(arguments).current_dir(&by_hand).envs(crate::stage::tools()).env("WORLD_ROOT", stage.place("world")).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        command
+            .args(arguments)
+            .current_dir(&by_hand)
+            .envs(crate::stage::tools())
+            .env("WORLD_ROOT", stage.place("world"))
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null());
         command
     };
     assert!(tofu(&["init"]).status().unwrap().success());
@@ -154,7 +169,9 @@ async fn what_is_protected_or_over_a_limit_is_not_destroyed() {
     let stage = Stage::start(&files).await;
     stage.verdict("dev/a", Verdict::InSync).await;
     stage.verdict("dev/b", Verdict::InSync).await;
-    let renamed = |name: &str| module(name, &format!("resource \"world_file\" \"{name}\" {{\n  path = \"moved\"\n  content = \"1\"\n}}"));
+    let renamed = |name: &str| {
+        module(name, &format!("resource \"world_file\" \"{name}\" {{\n  path = \"moved\"\n  content = \"1\"\n}}"))
+    };
     let pull = stage.pull("move", &[renamed("a"), renamed("b")]).await;
     let plan = stage.comment(pull, "### Plan for `dev`").await;
     assert!(plan.contains("`world_file.a` of `dev/a` is protected and would be replaced"), "{plan}");
@@ -172,9 +189,29 @@ async fn what_is_protected_or_over_a_limit_is_not_destroyed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn r2_3_a_canary_appears_nowhere() {
     const CANARY: &str = "canary-8f3a61c2d4";
-    let secret = |n: u32| module("vault", &format!("variable \"fail\" {{ default = null }}\nresource \"world_file\" \"vault\" {{\n  path = \"vault\"\n  content = \"{n}\"\n  secret = format(\"%s%s\", \"canary-\", \"8f3a61c2d4\")\n  fail = var.fail\n}}\noutput \"password\" {{\n  value = world_file.vault.secret\n  sensitive = true\n}}"));
-    let user = |fail: &str| module("user", &format!("variable \"password\" {{ sensitive = true }}\nresource \"world_file\" \"user\" {{\n  path = \"user\"\n  content = \"static\"\n  secret = var.password\n  fail = {fail}\n}}"));
-    let files = vec![environment("dev", "onMerge: apply, deferred: apply"), component("vault", "dev", "root: tf/vault", ""), component("user", "dev", "root: tf/user, variables: { password: \"${vault.outputs.password}\" }", ""), secret(1), user("null")];
+    let secret = |n: u32| {
+        module(
+            "vault",
+            &format!(
+                "variable \"fail\" {{ default = null }}\nresource \"world_file\" \"vault\" {{\n  path = \"vault\"\n  content = \"{n}\"\n  secret = format(\"%s%s\", \"canary-\", \"8f3a61c2d4\")\n  fail = var.fail\n}}\noutput \"password\" {{\n  value = world_file.vault.secret\n  sensitive = true\n}}"
+            ),
+        )
+    };
+    let user = |fail: &str| {
+        module(
+            "user",
+            &format!(
+                "variable \"password\" {{ sensitive = true }}\nresource \"world_file\" \"user\" {{\n  path = \"user\"\n  content = \"static\"\n  secret = var.password\n  fail = {fail}\n}}"
+            ),
+        )
+    };
+    let files = vec![
+        environment("dev", "onMerge: apply, deferred: apply"),
+        component("vault", "dev", "root: tf/vault", ""),
+        component("user", "dev", "root: tf/user, variables: { password: \"${vault.outputs.password}\" }", ""),
+        secret(1),
+        user("null"),
+    ];
     let stage = Stage::start(&files).await;
     stage.verdict("dev/user", Verdict::InSync).await;
     assert_eq!(stage.world("user.secret"), CANARY, "the secret reached where it belongs");
@@ -189,18 +226,59 @@ async fn r2_3_a_canary_appears_nowhere() {
     stage.merge("lin", pull).await;
     let stalled = stage.verdict("dev/user", Verdict::Stalled).await;
     assert!(stalled.says().contains("failed"), "{}", stalled.says());
-    let mut texts = vec![("explain".to_owned(), stage.run(&["explain", "dev/user"]).1), ("journal".into(), stage.run(&["journal"]).1), ("plan".into(), stage.run(&["plan", "dev", "--output", "json"]).1)];
-    for path in ["/api/v1/status", "/api/v1/runs", "/api/v1/journal", "/api/v1/plans", "/api/v1/audit", "/api/v1/instances/dev/user"] {
+    let mut texts = vec![
+        ("explain".to_owned(), stage.run(&["explain", "dev/user"]).1),
+        ("journal".into(), stage.run(&["journal"]).1),
+        ("plan".into(), stage.run(&["plan", "dev", "--output", "json"]).1),
+    ];
+    for path in [
+        "/api/v1/status",
+        "/api/v1/runs",
+        "/api/v1/journal",
+        "/api/v1/plans",
+        "/api/v1/audit",
+        "/api/v1/instances/dev/user",
+    ] {
         texts.push((path.to_owned(), stage.get(path).await.to_string()));
     }
-    texts.push(("metrics".into(), stage.http().get(format!("http://127.0.0.1:{}/metrics", stage.port)).send().await.unwrap().text().await.unwrap()));
+    texts.push((
+        "metrics".into(),
+        stage
+            .http()
+            .get(format!("http://127.0.0.1:{}/metrics", stage.port))
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap(),
+    ));
     for pull in 1..=2 {
-        texts.push((format!("page {pull}"), stage.http().get(format!("http://{}/acme/infra/pull/{pull}", stage.forge.address)).send().await.unwrap().text().await.unwrap()));
+        texts.push((
+            format!("page {pull}"),
+            stage
+                .http()
+                .get(format!("http://{}/acme/infra/pull/{pull}", stage.forge.address))
+                .send()
+                .await
+                .unwrap()
+                .text()
+                .await
+                .unwrap(),
+        ));
     }
     for name in ["daemon.log", "data/evenkeel.db", "data/evenkeel.db-wal", "forge/forge.json"] {
-        texts.push((name.into(), String::from_utf8_lossy(&std::fs::read(stage.place(name)).unwrap_or_default()).into_owned()));
+        texts.push((
+            name.into(),
+            String::from_utf8_lossy(&std::fs::read(stage.place(name)).unwrap_or_default()).into_owned(),
+        ));
     }
-    let objects = std::process::Command::new("sh").arg("-c").arg("git cat-file --batch-all-objects --batch").current_dir(stage.place("forge/repository.git")).output().unwrap();
+    let objects = std::process::Command::new("sh")
+        .arg("-c")
+        .arg("git cat-file --batch-all-objects --batch")
+        .current_dir(stage.place("forge/repository.git"))
+        .output()
+        .unwrap();
     texts.push(("the repository's objects".into(), String::from_utf8_lossy(&objects.stdout).into_owned()));
     for (name, text) in texts {
         assert!(!text.is_empty(), "{name} is empty");
@@ -229,7 +307,10 @@ async fn a_tofu_that_is_killed_half_way_stalls_and_apply_again_leads_out() {
     files[3] = file("a", "  content = \"1\"\n  delay = \"15s\"");
     let stage = Stage::start(&files).await;
     let pid = stage.until("the apply is under way", async || {
-        let output = std::process::Command::new("pgrep").args(["-f", &format!("tofu apply.*{}/work/dev/a/", stage.place("data").display())]).output().ok()?;
+        let output = std::process::Command::new("pgrep")
+            .args(["-f", &format!("tofu apply.*{}/work/dev/a/", stage.place("data").display())])
+            .output()
+            .ok()?;
         String::from_utf8_lossy(&output.stdout).lines().next()?.parse::<i32>().ok()
     });
     let pid = pid.await;
@@ -247,7 +328,14 @@ async fn checks_are_asked_after_an_apply_and_on_every_pass() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let mut files = two();
-    let checked = |timeout: &str| component("a", "dev", "root: tf/a", &format!("  checks: [{{ name: gateway, tcp: \"127.0.0.1:{port}\", timeout: {timeout} }}]\n"));
+    let checked = |timeout: &str| {
+        component(
+            "a",
+            "dev",
+            "root: tf/a",
+            &format!("  checks: [{{ name: gateway, tcp: \"127.0.0.1:{port}\", timeout: {timeout} }}]\n"),
+        )
+    };
     files[1] = checked("20s");
     let stage = Stage::start(&files).await;
     stage.verdict("dev/a", Verdict::InSync).await;
@@ -266,7 +354,8 @@ async fn r1_10_a_state_that_would_be_kept_elsewhere_is_refused() {
     let stage = Stage::start(&two()).await;
     stage.verdict("dev/a", Verdict::InSync).await;
     let elsewhere = stage.place("elsewhere.tfstate").display().to_string();
-    let backend = ("tf/a/backend.tf".to_owned(), format!("terraform {{\n  backend \"local\" {{ path = \"{elsewhere}\" }}\n}}\n"));
+    let backend =
+        ("tf/a/backend.tf".to_owned(), format!("terraform {{\n  backend \"local\" {{ path = \"{elsewhere}\" }}\n}}\n"));
     let pull = stage.pull("move", std::slice::from_ref(&backend)).await;
     let plan = stage.comment(pull, "### Plan for `dev`").await;
     assert!(plan.contains("would be kept elsewhere"), "{plan}");
@@ -274,7 +363,11 @@ async fn r1_10_a_state_that_would_be_kept_elsewhere_is_refused() {
     stage.merge("lin", pull).await;
     let a = stage.verdict("dev/a", Verdict::Stalled).await;
     assert!(a.says().contains("would be kept elsewhere"), "{}", a.says());
-    assert_eq!(stage.writes().iter().filter(|line| line.ends_with(" a")).count(), 1, "nothing is created a second time");
+    assert_eq!(
+        stage.writes().iter().filter(|line| line.ends_with(" a")).count(),
+        1,
+        "nothing is created a second time"
+    );
     stage.push("main", &[(backend.0, String::new())]);
     stage.verdict("dev/a", Verdict::InSync).await;
 }
@@ -300,7 +393,11 @@ async fn a_disk_that_is_full_refuses_to_start_and_goes_on_with_room() {
     let mut stage = Stage::new(&two()).await;
     let small = stage.place("small");
     std::fs::create_dir_all(&small).unwrap();
-    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "none"]).arg(&small).status().is_ok_and(|status| status.success());
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=8m", "none"])
+        .arg(&small)
+        .status()
+        .is_ok_and(|status| status.success());
     assert!(mounted, "this test mounts a tmpfs and needs the right to");
     stage.config["data"] = json!(small.join("data"));
     // The write that fails half-way leaves no room at all.

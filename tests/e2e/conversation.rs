@@ -6,7 +6,10 @@ use serde_json::json;
 use crate::stage::{Stage, component, environment, module};
 
 fn release(number: u32) -> (String, String) {
-    module("app", &format!("resource \"world_file\" \"release\" {{\n  path = \"release\"\n  content = \"{number}\"\n}}"))
+    module(
+        "app",
+        &format!("resource \"world_file\" \"release\" {{\n  path = \"release\"\n  content = \"{number}\"\n}}"),
+    )
 }
 
 fn app() -> Vec<(String, String)> {
@@ -76,7 +79,12 @@ async fn atlantis_6529_an_apply_before_the_plan_is_refused() {
     stage.say("lin", pull, "/apply staging").await;
     stage.serve();
     let answer = stage.comment(pull, "<!-- evenkeel:answer").await;
-    assert!(answer.contains("Nothing was applied") || answer.contains("matches no instance") || answer.contains("nothing to apply"), "{answer}");
+    assert!(
+        answer.contains("Nothing was applied")
+            || answer.contains("matches no instance")
+            || answer.contains("nothing to apply"),
+        "{answer}"
+    );
     stage.verdict("staging/app", Verdict::Pending).await;
     assert_eq!(stage.writes(), Vec::<String>::new());
 }
@@ -90,7 +98,12 @@ async fn atlantis_2390_what_a_later_push_drops_is_not_applied() {
     let stage = Stage::start(&files).await;
     stage.verdict("staging/second", Verdict::Pending).await;
     assert_eq!(stage.run(&["apply", "staging", "--yes"]).0, 0);
-    let second = |n: u32| module("second", &format!("resource \"world_file\" \"second\" {{\n  path = \"second\"\n  content = \"{n}\"\n}}"));
+    let second = |n: u32| {
+        module(
+            "second",
+            &format!("resource \"world_file\" \"second\" {{\n  path = \"second\"\n  content = \"{n}\"\n}}"),
+        )
+    };
     let pull = stage.pull("both", &[release(2), second(2)]).await;
     let first = stage.comment(pull, "2 to change").await;
     assert!(first.contains("`second`"));
@@ -119,10 +132,19 @@ async fn r4_1_a_remediation_whose_world_moved_is_refused_and_a_closed_one_is_not
     assert_eq!(stage.world("release"), "tampered differently");
     // Closed unmerged: a no is remembered until the observation changes.
     stage.drift("staging");
-    let second = stage.until("another proposal", async || Some(stage.proposal().await["number"].as_u64()?).filter(|number| *number != pull)).await;
-    let (_, closed) = stage.forge("lin", reqwest::Method::PATCH, &format!("pulls/{second}"), json!({"state": "closed"})).await;
+    let second = stage
+        .until("another proposal", async || {
+            Some(stage.proposal().await["number"].as_u64()?).filter(|number| *number != pull)
+        })
+        .await;
+    let (_, closed) =
+        stage.forge("lin", reqwest::Method::PATCH, &format!("pulls/{second}"), json!({"state": "closed"})).await;
     assert_eq!(closed["state"], "closed");
-    stage.until("the no is noted", async || stage.run(&["propose", "staging"]).1.contains("closed by somebody").then_some(())).await;
+    stage
+        .until("the no is noted", async || {
+            stage.run(&["propose", "staging"]).1.contains("closed by somebody").then_some(())
+        })
+        .await;
     std::fs::write(stage.place("world/release"), "tampered once more").unwrap();
     stage.drift("staging");
     let third = stage.proposal().await["number"].as_u64().unwrap();

@@ -70,7 +70,10 @@ impl Asked {
     /// Asks, requires this status, and checks the answer against the operation's schema.
     async fn ask(&mut self, user: &str, method: &str, template: &str, path: &str, body: Value, expected: u16) -> Value {
         let method_upper: reqwest::Method = method.to_uppercase().parse().unwrap();
-        let mut request = self.http.request(method_upper, format!("{}{path}", self.base)).bearer_auth(if user.contains('.') { user.to_owned() } else { format!("t-{user}") });
+        let mut request = self
+            .http
+            .request(method_upper, format!("{}{path}", self.base))
+            .bearer_auth(if user.contains('.') { user.to_owned() } else { format!("t-{user}") });
         if method != "get" {
             request = request.json(&body);
         }
@@ -87,10 +90,17 @@ impl Asked {
         let key = format!("{method} {template} {status}");
         let schema = response["content"]["application/json"]["schema"].clone();
         let whole = &self.description;
-        let validator = self.validators.entry(key.clone()).or_insert_with(|| jsonschema::draft4::new(&with_references(&schema, whole)).unwrap());
+        let validator = self
+            .validators
+            .entry(key.clone())
+            .or_insert_with(|| jsonschema::draft4::new(&with_references(&schema, whole)).unwrap());
         for error in validator.iter_errors(&found) {
             let says = error.to_string();
-            self.wrong.push(format!("{key}: at {}: {}", error.instance_path(), &says[says.len().saturating_sub(160)..]));
+            self.wrong.push(format!(
+                "{key}: at {}: {}",
+                error.instance_path(),
+                &says[says.len().saturating_sub(160)..]
+            ));
         }
         self.seen += 1;
         found
@@ -109,10 +119,21 @@ async fn the_forge_answers_as_github_describes() {
     let (events, mut received) = tokio::sync::mpsc::unbounded_channel::<(String, Value)>();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let hook = format!("http://{}/", listener.local_addr().unwrap());
-    let take = post(|State(events): State<tokio::sync::mpsc::UnboundedSender<(String, Value)>>, headers: HeaderMap, body: String| async move {
-        drop(events.send((headers["x-github-event"].to_str().unwrap().to_owned(), serde_json::from_str(&body).unwrap())));
-    });
-    let hooks = tokio::spawn(async move { axum::serve(listener, Router::new().route("/", take).with_state(events)).await.unwrap() });
+    let take =
+        post(
+            |State(events): State<tokio::sync::mpsc::UnboundedSender<(String, Value)>>,
+             headers: HeaderMap,
+             body: String| async move {
+                drop(events.send((
+                    headers["x-github-event"].to_str().unwrap().to_owned(),
+                    serde_json::from_str(&body).unwrap(),
+                )));
+            },
+        );
+    let hooks =
+        tokio::spawn(
+            async move { axum::serve(listener, Router::new().route("/", take).with_state(events)).await.unwrap() },
+        );
     let settings: Settings = serde_json::from_value(json!({"owner": "acme", "repository": "infra",
         "users": [{"login": "evenkeel", "token": "t-evenkeel", "permission": "admin"}, {"login": "lin", "token": "t-lin", "permission": "write"}, {"login": "guest", "token": "t-guest", "permission": "read"}],
         "teams": {"platform": ["lin"]}, "app": {"id": 77, "slug": "keeper", "publicKey": super::secure::app_key(folder.path())}, "webhook": {"url": hook, "secret": "hook"}}))
@@ -149,10 +170,37 @@ async fn the_forge_answers_as_github_describes() {
     asked.ask("lin", "get", &at("/contents/{path}"), &here("/contents/tf/main.tf"), nothing.clone(), 200).await;
     asked.ask("lin", "get", &at("/contents/{path}"), &here("/contents/none"), nothing.clone(), 404).await;
     asked.ask("lin", "get", &at("/git/ref/{ref}"), &here("/git/ref/heads/main"), nothing.clone(), 200).await;
-    let pull = asked.ask("lin", "post", &at("/pulls"), &here("/pulls"), json!({"title": "two", "head": "change", "base": "main", "body": "why"}), 201).await;
+    let pull = asked
+        .ask(
+            "lin",
+            "post",
+            &at("/pulls"),
+            &here("/pulls"),
+            json!({"title": "two", "head": "change", "base": "main", "body": "why"}),
+            201,
+        )
+        .await;
     let number = pull["number"].as_u64().unwrap();
-    asked.ask("lin", "post", &at("/pulls"), &here("/pulls"), json!({"title": "two", "head": "change", "base": "main"}), 422).await;
-    asked.ask("guest", "post", &at("/pulls"), &here("/pulls"), json!({"title": "two", "head": "change", "base": "main"}), 403).await;
+    asked
+        .ask(
+            "lin",
+            "post",
+            &at("/pulls"),
+            &here("/pulls"),
+            json!({"title": "two", "head": "change", "base": "main"}),
+            422,
+        )
+        .await;
+    asked
+        .ask(
+            "guest",
+            "post",
+            &at("/pulls"),
+            &here("/pulls"),
+            json!({"title": "two", "head": "change", "base": "main"}),
+            403,
+        )
+        .await;
     asked.ask("lin", "get", &at("/pulls"), &here("/pulls?state=all"), nothing.clone(), 200).await;
     let one = at("/pulls/{pull_number}");
     let this = |rest: &str| here(&format!("/pulls/{number}{rest}"));
@@ -161,23 +209,101 @@ async fn the_forge_answers_as_github_describes() {
     asked.ask("lin", "patch", &one, &this(""), json!({"title": "second"}), 200).await;
     asked.ask("lin", "get", &format!("{one}/files"), &this("/files"), nothing.clone(), 200).await;
     asked.ask("lin", "get", &format!("{one}/commits"), &this("/commits"), nothing.clone(), 200).await;
-    asked.ask("evenkeel", "post", &format!("{one}/reviews"), &this("/reviews"), json!({"event": "APPROVE", "body": "good"}), 200).await;
+    asked
+        .ask(
+            "evenkeel",
+            "post",
+            &format!("{one}/reviews"),
+            &this("/reviews"),
+            json!({"event": "APPROVE", "body": "good"}),
+            200,
+        )
+        .await;
     asked.ask("lin", "get", &format!("{one}/reviews"), &this("/reviews"), nothing.clone(), 200).await;
     let comments = at("/issues/{issue_number}/comments");
-    let said = asked.ask("lin", "post", &comments, &here(&format!("/issues/{number}/comments")), json!({"body": "/plan"}), 201).await;
+    let said = asked
+        .ask("lin", "post", &comments, &here(&format!("/issues/{number}/comments")), json!({"body": "/plan"}), 201)
+        .await;
     asked.ask("lin", "get", &comments, &here(&format!("/issues/{number}/comments")), nothing.clone(), 200).await;
-    asked.ask("lin", "patch", &at("/issues/comments/{comment_id}"), &here(&format!("/issues/comments/{}", said["id"])), json!({"body": "/help"}), 200).await;
-    asked.ask("evenkeel", "post", &at("/statuses/{sha}"), &here(&format!("/statuses/{sha}")), json!({"state": "success", "context": "evenkeel/plan", "description": "fine"}), 201).await;
-    asked.ask("lin", "get", &at("/commits/{ref}/status"), &here(&format!("/commits/{sha}/status")), nothing.clone(), 200).await;
-    asked.ask("lin", "get", &at("/commits/{ref}/statuses"), &here(&format!("/commits/{sha}/statuses")), nothing.clone(), 200).await;
+    asked
+        .ask(
+            "lin",
+            "patch",
+            &at("/issues/comments/{comment_id}"),
+            &here(&format!("/issues/comments/{}", said["id"])),
+            json!({"body": "/help"}),
+            200,
+        )
+        .await;
+    asked
+        .ask(
+            "evenkeel",
+            "post",
+            &at("/statuses/{sha}"),
+            &here(&format!("/statuses/{sha}")),
+            json!({"state": "success", "context": "evenkeel/plan", "description": "fine"}),
+            201,
+        )
+        .await;
+    asked
+        .ask("lin", "get", &at("/commits/{ref}/status"), &here(&format!("/commits/{sha}/status")), nothing.clone(), 200)
+        .await;
+    asked
+        .ask(
+            "lin",
+            "get",
+            &at("/commits/{ref}/statuses"),
+            &here(&format!("/commits/{sha}/statuses")),
+            nothing.clone(),
+            200,
+        )
+        .await;
     let check = json!({"name": "build", "head_sha": sha, "status": "completed", "conclusion": "success", "output": {"title": "fine", "summary": "all of it"}});
     asked.ask("evenkeel", "post", &at("/check-runs"), &here("/check-runs"), check, 201).await;
-    asked.ask("lin", "get", &at("/commits/{ref}/check-runs"), &here(&format!("/commits/{sha}/check-runs")), nothing.clone(), 200).await;
-    asked.ask("lin", "get", &at("/collaborators/{username}/permission"), &here("/collaborators/lin/permission"), nothing.clone(), 200).await;
-    asked.ask("lin", "get", &at("/collaborators/{username}/permission"), &here("/collaborators/nobody/permission"), nothing.clone(), 404).await;
+    asked
+        .ask(
+            "lin",
+            "get",
+            &at("/commits/{ref}/check-runs"),
+            &here(&format!("/commits/{sha}/check-runs")),
+            nothing.clone(),
+            200,
+        )
+        .await;
+    asked
+        .ask(
+            "lin",
+            "get",
+            &at("/collaborators/{username}/permission"),
+            &here("/collaborators/lin/permission"),
+            nothing.clone(),
+            200,
+        )
+        .await;
+    asked
+        .ask(
+            "lin",
+            "get",
+            &at("/collaborators/{username}/permission"),
+            &here("/collaborators/nobody/permission"),
+            nothing.clone(),
+            404,
+        )
+        .await;
     let team = "/orgs/{org}/teams/{team_slug}";
-    asked.ask("lin", "get", &format!("{team}/memberships/{{username}}"), "/orgs/acme/teams/platform/memberships/lin", nothing.clone(), 200).await;
-    asked.ask("lin", "get", &format!("{team}/members"), "/orgs/acme/teams/platform/members", nothing.clone(), 200).await;
+    asked
+        .ask(
+            "lin",
+            "get",
+            &format!("{team}/memberships/{{username}}"),
+            "/orgs/acme/teams/platform/memberships/lin",
+            nothing.clone(),
+            200,
+        )
+        .await;
+    asked
+        .ask("lin", "get", &format!("{team}/members"), "/orgs/acme/teams/platform/members", nothing.clone(), 200)
+        .await;
     push("# three\n", "change");
     asked.ask("lin", "get", &one, &this(""), nothing.clone(), 200).await;
     asked.ask("lin", "put", &format!("{one}/merge"), &this("/merge"), json!({"sha": sha}), 409).await;
@@ -185,32 +311,58 @@ async fn the_forge_answers_as_github_describes() {
     asked.ask("lin", "put", &format!("{one}/merge"), &this("/merge"), json!({}), 405).await;
     asked.ask("lin", "get", &one, &this(""), nothing.clone(), 200).await;
     push("# four\n", "other");
-    let other = asked.ask("lin", "post", &at("/pulls"), &here("/pulls"), json!({"title": "four", "head": "other", "base": "main", "draft": true}), 201).await;
+    let other = asked
+        .ask(
+            "lin",
+            "post",
+            &at("/pulls"),
+            &here("/pulls"),
+            json!({"title": "four", "head": "other", "base": "main", "draft": true}),
+            201,
+        )
+        .await;
     let other = here(&format!("/pulls/{}", other["number"]));
     asked.ask("lin", "patch", &one, &other, json!({"state": "closed"}), 200).await;
     asked.ask("lin", "patch", &one, &other, json!({"state": "open"}), 200).await;
 
-    let app = json!({"iss": "77", "iat": chrono::Utc::now().timestamp() - 5, "exp": chrono::Utc::now().timestamp() + 60});
+    let app =
+        json!({"iss": "77", "iat": chrono::Utc::now().timestamp() - 5, "exp": chrono::Utc::now().timestamp() + 60});
     let key = jsonwebtoken::EncodingKey::from_rsa_pem(&std::fs::read(folder.path().join("app.pem")).unwrap()).unwrap();
     let proof = jsonwebtoken::encode(&jsonwebtoken::Header::new(jsonwebtoken::Algorithm::RS256), &app, &key).unwrap();
     asked.ask(&proof, "get", "/app", "/app", nothing.clone(), 200).await;
-    let installation = asked.ask(&proof, "get", &at("/installation"), &here("/installation"), nothing.clone(), 200).await;
+    let installation =
+        asked.ask(&proof, "get", &at("/installation"), &here("/installation"), nothing.clone(), 200).await;
     let tokens = format!("/app/installations/{}/access_tokens", installation["id"]);
     asked.ask(&proof, "post", "/app/installations/{installation_id}/access_tokens", &tokens, json!({}), 201).await;
 
     let schemas = published("webhooks.json");
-    let mut wanted: Vec<&str> = vec!["push", "pull_request opened", "pull_request edited", "pull_request synchronize", "pull_request closed", "pull_request reopened", "pull_request_review submitted", "issue_comment created"];
+    let mut wanted: Vec<&str> = vec![
+        "push",
+        "pull_request opened",
+        "pull_request edited",
+        "pull_request synchronize",
+        "pull_request closed",
+        "pull_request reopened",
+        "pull_request_review submitted",
+        "issue_comment created",
+    ];
     while !wanted.is_empty() {
         let next = tokio::time::timeout(super::stage::LIMIT, received.recv()).await;
-        let (event, payload) = next.unwrap_or_else(|_| panic!("never sent: {wanted:?}; {}", asked.wrong.join("\n"))).unwrap();
+        let (event, payload) =
+            next.unwrap_or_else(|_| panic!("never sent: {wanted:?}; {}", asked.wrong.join("\n"))).unwrap();
         let name = payload["action"].as_str().map_or_else(|| event.clone(), |action| format!("{event} {action}"));
-        let definition = payload["action"].as_str().map_or_else(|| format!("{event}$event"), |action| format!("{event}${action}"));
+        let definition =
+            payload["action"].as_str().map_or_else(|| format!("{event}$event"), |action| format!("{event}${action}"));
         let schema = schemas["definitions"][&definition].clone();
         assert!(schema.is_object(), "GitHub has no event {definition}");
         let validator = jsonschema::draft7::new(&with_references(&schema, &schemas)).unwrap();
         for error in validator.iter_errors(&payload) {
             let says = error.to_string();
-            asked.wrong.push(format!("{name}: at {}: {}", error.instance_path(), &says[says.len().saturating_sub(160)..]));
+            asked.wrong.push(format!(
+                "{name}: at {}: {}",
+                error.instance_path(),
+                &says[says.len().saturating_sub(160)..]
+            ));
         }
         wanted.retain(|wanted| *wanted != name);
     }

@@ -31,9 +31,15 @@ pub(crate) fn app_key(folder: &Path) -> String {
 /// A door with TLS before the forge.
 async fn secure(folder: &Path, forge: std::net::SocketAddr) -> u16 {
     std::fs::write(folder.join("names"), "subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE\n").unwrap();
-    openssl(folder, "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=test-authority -addext basicConstraints=critical,CA:TRUE");
+    openssl(
+        folder,
+        "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=test-authority -addext basicConstraints=critical,CA:TRUE",
+    );
     openssl(folder, "req -newkey rsa:2048 -nodes -keyout tls.key -out tls.csr -subj /CN=localhost");
-    openssl(folder, "x509 -req -in tls.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -out tls.pem -extfile names");
+    openssl(
+        folder,
+        "x509 -req -in tls.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -out tls.pem -extfile names",
+    );
     let chain = vec![CertificateDer::from_pem_file(folder.join("tls.pem")).unwrap()];
     let key = PrivateKeyDer::from_pem_file(folder.join("tls.key")).unwrap();
     let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).unwrap();
@@ -44,7 +50,10 @@ async fn secure(folder: &Path, forge: std::net::SocketAddr) -> u16 {
         while let Ok((outer, _)) = listener.accept().await {
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
-                let (Ok(mut outer), Ok(mut inner)) = (acceptor.accept(outer).await, TcpStream::connect(forge).await) else { return };
+                let (Ok(mut outer), Ok(mut inner)) = (acceptor.accept(outer).await, TcpStream::connect(forge).await)
+                else {
+                    return;
+                };
                 drop(tokio::io::copy_bidirectional(&mut outer, &mut inner).await);
             });
         }
@@ -82,8 +91,15 @@ async fn an_app_over_https_plans_applies_and_proposes() {
     stage.verdict("dev/network", Verdict::InSync).await;
     assert_eq!(stage.world("gateway"), "10.0.0.1");
     let said = stage.until("a comment of the run", async || {
-        let (_, all) = stage.forge("lin", Method::GET, &format!("issues/{number}/comments?per_page=100"), Value::Null).await;
-        let runs: Vec<String> = all.as_array()?.iter().filter(|c| c["user"]["login"] == "keeper[bot]").filter_map(|c| Some(c["body"].as_str()?.to_owned())).filter(|body| body.starts_with("### Applied")).collect();
+        let (_, all) =
+            stage.forge("lin", Method::GET, &format!("issues/{number}/comments?per_page=100"), Value::Null).await;
+        let runs: Vec<String> = all
+            .as_array()?
+            .iter()
+            .filter(|c| c["user"]["login"] == "keeper[bot]")
+            .filter_map(|c| Some(c["body"].as_str()?.to_owned()))
+            .filter(|body| body.starts_with("### Applied"))
+            .collect();
         (!runs.is_empty()).then_some(runs)
     });
     assert_eq!(said.await.len(), 1);

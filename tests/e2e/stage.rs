@@ -29,7 +29,9 @@ pub(crate) fn tools() -> &'static BTreeMap<String, String> {
         let text = String::from_utf8(output.stdout).unwrap();
         text.lines()
             .filter_map(|line| line.strip_prefix("export ")?.split_once('='))
-            .map(|(name, value)| (name.to_owned(), value.trim_matches('"').replace("$PATH", &std::env::var("PATH").unwrap())))
+            .map(|(name, value)| {
+                (name.to_owned(), value.trim_matches('"').replace("$PATH", &std::env::var("PATH").unwrap()))
+            })
             .collect()
     })
 }
@@ -46,17 +48,26 @@ spec:
 "#;
 
 pub(crate) fn environment(name: &str, spec: &str) -> (String, String) {
-    (format!("state-repo/environments/{name}.yaml"), format!("apiVersion: evenkeel.dev/v1alpha1\nkind: Environment\nmetadata: {{ name: {name} }}\nspec: {{ {spec} }}\n"))
+    (
+        format!("state-repo/environments/{name}.yaml"),
+        format!(
+            "apiVersion: evenkeel.dev/v1alpha1\nkind: Environment\nmetadata: {{ name: {name} }}\nspec: {{ {spec} }}\n"
+        ),
+    )
 }
 
 pub(crate) fn component(name: &str, environments: &str, tofu: &str, more: &str) -> (String, String) {
-    let text = format!("apiVersion: evenkeel.dev/v1alpha1\nkind: Component\nmetadata: {{ name: {name} }}\nspec:\n  environments: [{environments}]\n  tofu: {{ connection: world, {tofu} }}\n{more}");
+    let text = format!(
+        "apiVersion: evenkeel.dev/v1alpha1\nkind: Component\nmetadata: {{ name: {name} }}\nspec:\n  environments: [{environments}]\n  tofu: {{ connection: world, {tofu} }}\n{more}"
+    );
     (format!("state-repo/components/{name}.yaml"), text)
 }
 
 /// A root module with one file of the world for each line `path = expression`.
 pub(crate) fn module(name: &str, files: &str) -> (String, String) {
-    let text = format!("terraform {{\n  required_providers {{\n    world = {{ source = \"evenkeel/world\" }}\n  }}\n}}\n{files}\n");
+    let text = format!(
+        "terraform {{\n  required_providers {{\n    world = {{ source = \"evenkeel/world\" }}\n  }}\n}}\n{files}\n"
+    );
     (format!("tf/{name}/main.tf"), text)
 }
 
@@ -152,7 +163,11 @@ impl Stage {
     /// What a command prints and answers.
     pub(crate) fn run(&self, arguments: &[&str]) -> (i32, String, String) {
         let output = self.command(arguments).output().unwrap();
-        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned())
+        (
+            output.status.code().unwrap_or(-1),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
     }
 
     /// Starts the daemon.
@@ -163,7 +178,14 @@ impl Stage {
     /// Starts the daemon with more in its environment.
     pub(crate) fn serve_with(&mut self, environment: &[(&str, &Path)]) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.place("daemon.log")).unwrap();
-        self.daemon = Some(self.command(&["serve"]).envs(environment.iter().copied()).stdout(Stdio::null()).stderr(log).spawn().unwrap());
+        self.daemon = Some(
+            self.command(&["serve"])
+                .envs(environment.iter().copied())
+                .stdout(Stdio::null())
+                .stderr(log)
+                .spawn()
+                .unwrap(),
+        );
     }
 
     /// SIGKILL.
@@ -182,7 +204,15 @@ impl Stage {
     }
 
     pub(crate) async fn ready(&self) {
-        self.until("the daemon is ready", async || self.http.get(format!("http://127.0.0.1:{}/readyz", self.port)).send().await.is_ok_and(|answer| answer.status().is_success()).then_some(())).await;
+        self.until("the daemon is ready", async || {
+            self.http
+                .get(format!("http://127.0.0.1:{}/readyz", self.port))
+                .send()
+                .await
+                .is_ok_and(|answer| answer.status().is_success())
+                .then_some(())
+        })
+        .await;
     }
 
     /// Waits until a condition holds.
@@ -235,7 +265,10 @@ impl Stage {
 
     /// What was written to the world, in order, as `operation path`.
     pub(crate) fn writes(&self) -> Vec<String> {
-        self.world(".world-log").lines().filter_map(|line| line.split_once(' ').map(|(_, rest)| rest.to_owned())).collect()
+        self.world(".world-log")
+            .lines()
+            .filter_map(|line| line.split_once(' ').map(|(_, rest)| rest.to_owned()))
+            .collect()
     }
 
     fn git(&self, folder: Option<&Path>, arguments: &[&str]) {
@@ -243,7 +276,12 @@ impl Stage {
         if let Some(folder) = folder {
             command.arg("-C").arg(folder);
         }
-        let output = command.args(["-c", "user.name=lin", "-c", "user.email=lin@localhost", "-c", "init.defaultBranch=main"]).args(arguments).env("GIT_TERMINAL_PROMPT", "0").output().unwrap();
+        let output = command
+            .args(["-c", "user.name=lin", "-c", "user.email=lin@localhost", "-c", "init.defaultBranch=main"])
+            .args(arguments)
+            .env("GIT_TERMINAL_PROMPT", "0")
+            .output()
+            .unwrap();
         assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
@@ -278,14 +316,23 @@ impl Stage {
 
     /// Asks the forge as somebody.
     pub(crate) async fn forge(&self, user: &str, method: reqwest::Method, path: &str, body: Value) -> (u16, Value) {
-        let answer = self.http.request(method, format!("http://{}/repos/acme/infra/{path}", self.forge.address)).bearer_auth(format!("t-{user}")).json(&body).send().await.unwrap();
+        let answer = self
+            .http
+            .request(method, format!("http://{}/repos/acme/infra/{path}", self.forge.address))
+            .bearer_auth(format!("t-{user}"))
+            .json(&body)
+            .send()
+            .await
+            .unwrap();
         (answer.status().as_u16(), answer.json().await.unwrap_or_default())
     }
 
     /// Opens a pull request from a branch with these files.
     pub(crate) async fn pull(&self, branch: &str, files: &[(String, String)]) -> u64 {
         self.push(branch, files);
-        let (status, pull) = self.forge("lin", reqwest::Method::POST, "pulls", json!({"title": branch, "head": branch, "base": "main"})).await;
+        let (status, pull) = self
+            .forge("lin", reqwest::Method::POST, "pulls", json!({"title": branch, "head": branch, "base": "main"}))
+            .await;
         assert_eq!(status, 201, "{pull}");
         pull["number"].as_u64().unwrap()
     }
@@ -296,13 +343,20 @@ impl Stage {
     }
 
     pub(crate) async fn say(&self, user: &str, pull: u64, text: &str) {
-        let (status, answer) = self.forge(user, reqwest::Method::POST, &format!("issues/{pull}/comments"), json!({"body": text})).await;
+        let (status, answer) =
+            self.forge(user, reqwest::Method::POST, &format!("issues/{pull}/comments"), json!({"body": text})).await;
         assert_eq!(status, 201, "{answer}");
     }
 
     pub(crate) async fn comments(&self, pull: u64) -> Vec<String> {
-        let (_, all) = self.forge("lin", reqwest::Method::GET, &format!("issues/{pull}/comments?per_page=100"), Value::Null).await;
-        all.as_array().into_iter().flatten().filter(|comment| comment["user"]["login"] == "evenkeel").filter_map(|comment| comment["body"].as_str().map(str::to_owned)).collect()
+        let (_, all) =
+            self.forge("lin", reqwest::Method::GET, &format!("issues/{pull}/comments?per_page=100"), Value::Null).await;
+        all.as_array()
+            .into_iter()
+            .flatten()
+            .filter(|comment| comment["user"]["login"] == "evenkeel")
+            .filter_map(|comment| comment["body"].as_str().map(str::to_owned))
+            .collect()
     }
 
     /// Waits for a comment of ours that has a text in it.
@@ -324,7 +378,11 @@ impl Stage {
         let sha = known["head"]["sha"].as_str().unwrap().to_owned();
         self.until(&format!("{context} {state}"), async || {
             let (_, all) = self.forge("lin", reqwest::Method::GET, &format!("commits/{sha}/status"), Value::Null).await;
-            let found = all["statuses"].as_array()?.iter().find(|status| status["context"] == context && status["state"] == state)?.clone();
+            let found = all["statuses"]
+                .as_array()?
+                .iter()
+                .find(|status| status["context"] == context && status["state"] == state)?
+                .clone();
             found["description"].as_str().map(str::to_owned)
         })
         .await
@@ -334,7 +392,10 @@ impl Stage {
     pub(crate) async fn proposal(&self) -> Value {
         self.until("a remediation pull request", async || {
             let (_, open) = self.forge("lin", reqwest::Method::GET, "pulls?state=open", Value::Null).await;
-            open.as_array()?.iter().find(|pull| pull["head"]["ref"].as_str().is_some_and(|branch| branch.starts_with("evenkeel/"))).cloned()
+            open.as_array()?
+                .iter()
+                .find(|pull| pull["head"]["ref"].as_str().is_some_and(|branch| branch.starts_with("evenkeel/")))
+                .cloned()
         })
         .await
     }

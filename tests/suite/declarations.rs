@@ -8,14 +8,22 @@ use evenkeel::{
 use crate::support::Memory;
 
 const STATE_REPO: &str = "apiVersion: evenkeel.dev/v1alpha1\nkind: StateRepo\nmetadata: { name: acme }\nspec: {}\n";
-const DEV: &str = "apiVersion: evenkeel.dev/v1alpha1\nkind: Environment\nmetadata: { name: dev }\nspec: { onMerge: apply }\n";
+const DEV: &str =
+    "apiVersion: evenkeel.dev/v1alpha1\nkind: Environment\nmetadata: { name: dev }\nspec: { onMerge: apply }\n";
 
 fn component(name: &str, more: &str) -> String {
-    format!("apiVersion: evenkeel.dev/v1alpha1\nkind: Component\nmetadata: {{ name: {name} }}\nspec:\n  environments: [dev]\n  tofu: {{ root: tf }}\n{more}")
+    format!(
+        "apiVersion: evenkeel.dev/v1alpha1\nkind: Component\nmetadata: {{ name: {name} }}\nspec:\n  environments: [dev]\n  tofu: {{ root: tf }}\n{more}"
+    )
 }
 
 fn repository() -> Memory {
-    Memory::new(&[("state-repo/staterepo.yaml", STATE_REPO), ("state-repo/environments/dev.yaml", DEV), ("state-repo/components/good.yaml", &component("good", "")), ("tf/main.tf", "output \"ip\" { value = 1 }")])
+    Memory::new(&[
+        ("state-repo/staterepo.yaml", STATE_REPO),
+        ("state-repo/environments/dev.yaml", DEV),
+        ("state-repo/components/good.yaml", &component("good", "")),
+        ("tf/main.tf", "output \"ip\" { value = 1 }"),
+    ])
 }
 
 fn shown(problem: &Problem) -> String {
@@ -58,7 +66,12 @@ fn unknown_fields_are_named_with_what_was_meant() {
 
 #[test]
 fn fields_that_are_not_enforced_yet_are_refused() {
-    check(component("x", "  onDelete: destroy\n"), &["components/x.yaml:7:3: `onDelete` is not supported yet | orphans are kept; destroying comes with `/destroy` | remove it: what is accepted is enforced"]);
+    check(
+        component("x", "  onDelete: destroy\n"),
+        &[
+            "components/x.yaml:7:3: `onDelete` is not supported yet | orphans are kept; destroying comes with `/destroy` | remove it: what is accepted is enforced",
+        ],
+    );
     check(
         "apiVersion: evenkeel.dev/v1alpha1\nkind: Component\nmetadata: { name: x }\nspec:\n  environments: [dev]\n  citus: { connection: c }\n",
         &[
@@ -71,7 +84,10 @@ fn fields_that_are_not_enforced_yet_are_refused() {
 #[test]
 fn wrong_types_values_and_units_are_named() {
     check(
-        component("x", "  dependsOn: good\n  drift: { every: 5, mode: fix }\n  checks: [{ name: c, tcp: \"a:1\", timeout: 1 hour }]\n"),
+        component(
+            "x",
+            "  dependsOn: good\n  drift: { every: 5, mode: fix }\n  checks: [{ name: c, tcp: \"a:1\", timeout: 1 hour }]\n",
+        ),
         &[
             "components/x.yaml:7:14: found `good` | expected a list",
             "components/x.yaml:8:19: found `5` | expected a text | write \"5\"",
@@ -96,18 +112,35 @@ fn yaml_1_1_booleans_and_octal_numbers_are_refused_where_a_text_stands() {
 
 #[test]
 fn duplicate_keys_and_names_are_named_with_the_first() {
-    check(component("x", "  dependsOn: []\n  dependsOn: []\n"), &["components/x.yaml:8:3: `dependsOn` stands here a second time | the first stands in line 7; keep one of them"]);
+    check(
+        component("x", "  dependsOn: []\n  dependsOn: []\n"),
+        &[
+            "components/x.yaml:8:3: `dependsOn` stands here a second time | the first stands in line 7; keep one of them",
+        ],
+    );
     let twice = format!("{}---\n{}", component("x", ""), component("x", ""));
-    check(twice, &["components/x.yaml:10:19: the Component `x` is defined a second time | the first stands in components/x.yaml:3; keep one of them"]);
+    check(
+        twice,
+        &[
+            "components/x.yaml:10:19: the Component `x` is defined a second time | the first stands in components/x.yaml:3; keep one of them",
+        ],
+    );
     let two = load(&repository().with("state-repo/components/x.yaml", STATE_REPO), "state-repo");
-    assert_eq!(two.problems.iter().map(shown).collect::<Vec<_>>(), ["components/x.yaml:3:19: a second StateRepo | the first stands in staterepo.yaml:3; keep one of them"]);
-    assert!(two.state_repo.is_none() && two.instances.values().all(|instance| !instance.problems.is_empty()), "of two StateRepos none is believed");
+    assert_eq!(
+        two.problems.iter().map(shown).collect::<Vec<_>>(),
+        ["components/x.yaml:3:19: a second StateRepo | the first stands in staterepo.yaml:3; keep one of them"]
+    );
+    assert!(
+        two.state_repo.is_none() && two.instances.values().all(|instance| !instance.problems.is_empty()),
+        "of two StateRepos none is believed"
+    );
 }
 
 #[test]
 fn references_that_lead_nowhere_are_named() {
     let desired = check(
-        component("x", "  dependsOn: [nobody, god]\n").replace("tofu: { root: tf }", "tofu: { root: tf, variables: { ip: \"${gone.outputs.ip}\" } }"),
+        component("x", "  dependsOn: [nobody, god]\n")
+            .replace("tofu: { root: tf }", "tofu: { root: tf, variables: { ip: \"${gone.outputs.ip}\" } }"),
         &[
             "components/x.yaml:6:38: `gone` is used here and there is no `dev/gone` | declare it, or remove the reference",
             "components/x.yaml:7:14: there is no component `god` | did you mean `good`?",
@@ -119,14 +152,35 @@ fn references_that_lead_nowhere_are_named() {
 
 #[test]
 fn unknown_environments_are_named() {
-    check(component("x", "").replace("[dev]", "[dev, deV2, def]"), &["components/x.yaml:5:23: found `deV2` | expected a name (lower-case letters, digits and `-`, 63 at most, no `-` at either end)", "components/x.yaml:5:29: there is no environment `def` | did you mean `dev`?"]);
-    check(component("x", "  overrides: { staging: { protect: [a] } }\n"), &["components/x.yaml:7:16: an override for `staging`, which is not among its environments | add it to `environments`, or remove the override"]);
+    check(
+        component("x", "").replace("[dev]", "[dev, deV2, def]"),
+        &[
+            "components/x.yaml:5:23: found `deV2` | expected a name (lower-case letters, digits and `-`, 63 at most, no `-` at either end)",
+            "components/x.yaml:5:29: there is no environment `def` | did you mean `dev`?",
+        ],
+    );
+    check(
+        component("x", "  overrides: { staging: { protect: [a] } }\n"),
+        &[
+            "components/x.yaml:7:16: an override for `staging`, which is not among its environments | add it to `environments`, or remove the override",
+        ],
+    );
 }
 
 #[test]
 fn a_ring_is_named_whole() {
-    let text = format!("{}---\n{}---\n{}", component("a", "  dependsOn: [c]\n"), component("b", "  dependsOn: [a]\n"), component("c", "  dependsOn: [b]\n"));
-    let desired = check(text, &["components/x.yaml:7:14: instances depend on each other: dev/a → dev/c → dev/b → dev/a | remove one `dependsOn` or reference"]);
+    let text = format!(
+        "{}---\n{}---\n{}",
+        component("a", "  dependsOn: [c]\n"),
+        component("b", "  dependsOn: [a]\n"),
+        component("c", "  dependsOn: [b]\n")
+    );
+    let desired = check(
+        text,
+        &[
+            "components/x.yaml:7:14: instances depend on each other: dev/a → dev/c → dev/b → dev/a | remove one `dependsOn` or reference",
+        ],
+    );
     for name in ["dev/a", "dev/b", "dev/c"] {
         assert!(!desired.instances[&name.parse().unwrap()].problems.is_empty());
     }
@@ -135,7 +189,10 @@ fn a_ring_is_named_whole() {
 #[test]
 fn interpolation_knows_two_words() {
     check(
-        component("x", "").replace("root: tf", "root: \"tf/${good.outputs.ip}\", variables: { a: \"${env}\", b: \"${good.outputs.ip\", c: \"$${kept}\" }"),
+        component("x", "").replace(
+            "root: tf",
+            "root: \"tf/${good.outputs.ip}\", variables: { a: \"${env}\", b: \"${good.outputs.ip\", c: \"$${kept}\" }",
+        ),
         &[
             "components/x.yaml:6:17: an output is used where only `${environment}` may stand | what an instance is made from may not depend on outputs; pass the output as a variable",
             "components/x.yaml:6:58: `${env}` is not known | expected `${environment}` or `${NAME.outputs.KEY}` | write `$${` for a literal `${`",
@@ -154,31 +211,73 @@ fn texts_that_attack_the_reader_are_refused_in_bounded_time() {
     assert_eq!(bombed.problems[0].kind, "too-many-values");
     for open in ["[", "{a: ", "- "] {
         let deep = load(&repository().with("state-repo/components/x.yaml", open.repeat(20_000)), "state-repo");
-        assert_eq!(deep.problems.iter().map(|p| p.kind.as_str()).collect::<Vec<_>>(), ["too-deep"], "{open}: {}", deep.problems[0]);
+        assert_eq!(
+            deep.problems.iter().map(|p| p.kind.as_str()).collect::<Vec<_>>(),
+            ["too-deep"],
+            "{open}: {}",
+            deep.problems[0]
+        );
     }
     let large = load(&repository().with("state-repo/components/x.yaml", vec![b'#'; (4 << 20) + 1]), "state-repo");
-    assert_eq!(large.problems[0].to_string(), "components/x.yaml: the file has 4194305 bytes, more than the 4194304 that are read");
-    check([b"a: 1\nb: \xff\n".as_slice()].concat(), &["components/x.yaml:2:1: the file is not UTF-8 from this line on | save it as UTF-8"]);
+    assert_eq!(
+        large.problems[0].to_string(),
+        "components/x.yaml: the file has 4194305 bytes, more than the 4194304 that are read"
+    );
+    check(
+        [b"a: 1\nb: \xff\n".as_slice()].concat(),
+        &["components/x.yaml:2:1: the file is not UTF-8 from this line on | save it as UTF-8"],
+    );
     check("a: [1, 2\n", &["components/x.yaml:1:4: not YAML: unclosed bracket '[' | nothing after this place was read"]);
     check("", &["components/x.yaml: the file holds no document | remove it, or write a declaration"]);
-    check("kind: Nothing\n", &["components/x.yaml:1:7: unknown kind \"Nothing\" | expected one of `StateRepo`, `Environment`, `Component`, `Schedule`, `Remediation`"]);
+    check(
+        "kind: Nothing\n",
+        &[
+            "components/x.yaml:1:7: unknown kind \"Nothing\" | expected one of `StateRepo`, `Environment`, `Component`, `Schedule`, `Remediation`",
+        ],
+    );
 }
 
 #[test]
 fn links_that_leave_the_repository_are_refused() {
-    check("link:/etc/passwd", &["components/x.yaml: the link leads out of the repository, to `/etc/passwd` | replace the link by the file"]);
-    check("link:../../../../etc/passwd", &["components/x.yaml: the link leads out of the repository, to `../../../../etc/passwd` | replace the link by the file"]);
-    let inside = load(&repository().with("state-repo/components/x.yaml", "link:../../elsewhere/x.yaml").with("elsewhere/x.yaml", component("x", "")), "state-repo");
+    check(
+        "link:/etc/passwd",
+        &["components/x.yaml: the link leads out of the repository, to `/etc/passwd` | replace the link by the file"],
+    );
+    check(
+        "link:../../../../etc/passwd",
+        &[
+            "components/x.yaml: the link leads out of the repository, to `../../../../etc/passwd` | replace the link by the file",
+        ],
+    );
+    let inside = load(
+        &repository()
+            .with("state-repo/components/x.yaml", "link:../../elsewhere/x.yaml")
+            .with("elsewhere/x.yaml", component("x", "")),
+        "state-repo",
+    );
     assert_eq!(inside.problems, []);
     let module = repository().with("tf/link.tf", "link:../../outside.tf");
     let desired = load(&module, "state-repo");
-    assert_eq!(shown(&desired.problems[0]), "components/good.yaml:6:17: `tf/link.tf` leads out of the repository | paths are relative to the root of the git repository");
+    assert_eq!(
+        shown(&desired.problems[0]),
+        "components/good.yaml:6:17: `tf/link.tf` leads out of the repository | paths are relative to the root of the git repository"
+    );
 }
 
 #[test]
 fn a_root_that_is_not_there_is_named() {
-    check(component("x", "").replace("root: tf", "root: nowhere"), &["components/x.yaml:6:17: `nowhere` is not in the repository | paths are relative to the root of the git repository"]);
-    check(component("x", "").replace("root: tf", "root: ../etc"), &["components/x.yaml:6:17: `../etc` leads out of the repository | paths are relative to the root of the git repository"]);
+    check(
+        component("x", "").replace("root: tf", "root: nowhere"),
+        &[
+            "components/x.yaml:6:17: `nowhere` is not in the repository | paths are relative to the root of the git repository",
+        ],
+    );
+    check(
+        component("x", "").replace("root: tf", "root: ../etc"),
+        &[
+            "components/x.yaml:6:17: `../etc` leads out of the repository | paths are relative to the root of the git repository",
+        ],
+    );
 }
 
 #[test]
@@ -190,8 +289,18 @@ fn schedules_and_principals_are_checked() {
             "components/x.yaml:4:73: `sort:x` is not a selector: `sort:` is not known; expected `env:`, `component:`, `kind:` or `label:` | such as `env:staging and kind:tofu`",
         ],
     );
-    let broken = load(&repository().with("state-repo/staterepo.yaml", STATE_REPO.replace("spec: {}", "spec: { permissions: [{ allow: [apply], to: [\"team:nobody\"] }] }")), "state-repo");
-    assert!(shown(&broken.problems[0]).starts_with("staterepo.yaml:4:46: `team:nobody` is nobody"), "{}", shown(&broken.problems[0]));
+    let broken = load(
+        &repository().with(
+            "state-repo/staterepo.yaml",
+            STATE_REPO.replace("spec: {}", "spec: { permissions: [{ allow: [apply], to: [\"team:nobody\"] }] }"),
+        ),
+        "state-repo",
+    );
+    assert!(
+        shown(&broken.problems[0]).starts_with("staterepo.yaml:4:46: `team:nobody` is nobody"),
+        "{}",
+        shown(&broken.problems[0])
+    );
     assert!(broken.state_repo.is_none(), "nobody may do anything without a StateRepo that reads");
     assert!(broken.instances.values().all(|instance| !instance.problems.is_empty()));
 }
@@ -206,13 +315,18 @@ fn an_empty_repository_is_a_problem() {
 #[test]
 fn r1_2_the_digest_is_the_content_and_never_the_path() {
     let digest = |memory: &Memory| load(memory, "state-repo").instances[&"dev/good".parse().unwrap()].digest;
-    let base = repository().with("tf/main.tf", "module \"m\" { source = \"../modules/m\" }").with("modules/m/main.tf", "a").with("modules/other/main.tf", "b");
+    let base = repository()
+        .with("tf/main.tf", "module \"m\" { source = \"../modules/m\" }")
+        .with("modules/m/main.tf", "a")
+        .with("modules/other/main.tf", "b");
     let first = digest(&base);
     assert!(first.is_some());
     assert_eq!(first, digest(&base.clone().with("modules/other/main.tf", "changed")), "another module is not in it");
     assert_ne!(first, digest(&base.clone().with("modules/m/main.tf", "changed")), "local modules are in it");
     assert_ne!(first, digest(&base.clone().with("tf/.terraform.lock.hcl", "x")), "the lock file is in it");
-    let guarded = base.clone().with("state-repo/components/good.yaml", component("good", "  protect: [a.b]\n  drift: { every: 1h }\n"));
+    let guarded = base
+        .clone()
+        .with("state-repo/components/good.yaml", component("good", "  protect: [a.b]\n  drift: { every: 1h }\n"));
     assert_eq!(first, digest(&guarded), "guards and policies are not in it");
     let moved = Memory::default()
         .with("state-repo/staterepo.yaml", STATE_REPO)
@@ -221,7 +335,10 @@ fn r1_2_the_digest_is_the_content_and_never_the_path() {
         .with("infra/tf/main.tf", "module \"m\" { source = \"../modules/m\" }")
         .with("infra/modules/m/main.tf", "a");
     assert_eq!(first, digest(&moved), "a folder that moved as a whole is the same content");
-    let varied = base.with("state-repo/components/good.yaml", component("good", "").replace("root: tf", "root: tf, variables: { a: \"${environment}\" }"));
+    let varied = base.with(
+        "state-repo/components/good.yaml",
+        component("good", "").replace("root: tf", "root: tf, variables: { a: \"${environment}\" }"),
+    );
     assert_ne!(first, digest(&varied));
 }
 
@@ -261,10 +378,25 @@ proptest::proptest! {
 #[test]
 fn overrides_merge_for_their_environment_alone() {
     let staging = DEV.replace("name: dev", "name: staging");
-    let text = component("x", "  overrides: { staging: { tofu: { workspace: w, variables: { a: 2 } } } }\n").replace("[dev]", "[dev, staging]").replace("root: tf", "root: tf, variables: { a: 1, b: \"${environment}\" }");
-    let desired = load(&repository().with("state-repo/environments/staging.yaml", staging).with("state-repo/components/x.yaml", text), "state-repo");
+    let text = component("x", "  overrides: { staging: { tofu: { workspace: w, variables: { a: 2 } } } }\n")
+        .replace("[dev]", "[dev, staging]")
+        .replace("root: tf", "root: tf, variables: { a: 1, b: \"${environment}\" }");
+    let desired = load(
+        &repository().with("state-repo/environments/staging.yaml", staging).with("state-repo/components/x.yaml", text),
+        "state-repo",
+    );
     assert_eq!(desired.problems, []);
     let tofu = |id: &str| desired.instances[&id.parse().unwrap()].spec.clone().unwrap().tofu.clone().unwrap();
-    assert_eq!((tofu("dev/x").workspace, tofu("dev/x").variables["a"].clone(), tofu("dev/x").variables["b"].clone()), ("default".into(), 1.into(), "dev".into()));
-    assert_eq!((tofu("staging/x").workspace, tofu("staging/x").variables["a"].clone(), tofu("staging/x").variables["b"].clone()), ("w".into(), 2.into(), "staging".into()));
+    assert_eq!(
+        (tofu("dev/x").workspace, tofu("dev/x").variables["a"].clone(), tofu("dev/x").variables["b"].clone()),
+        ("default".into(), 1.into(), "dev".into())
+    );
+    assert_eq!(
+        (
+            tofu("staging/x").workspace,
+            tofu("staging/x").variables["a"].clone(),
+            tofu("staging/x").variables["b"].clone()
+        ),
+        ("w".into(), 2.into(), "staging".into())
+    );
 }

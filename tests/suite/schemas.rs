@@ -18,8 +18,30 @@ fn the_checked_in_schemas_are_current() {
 fn every_keyword_of_the_schemas_is_understood() {
     // The validator knows these keywords and no others: a type that brings another would be checked in part.
     const KNOWN: [&str; 24] = [
-        "$schema", "$defs", "$ref", "title", "description", "type", "properties", "required", "additionalProperties", "items", "enum", "const", "oneOf", "anyOf", "format", "minimum", "minItems", "default", "uniqueItems",
-        "x-not-supported-yet", "propertyNames", "maximum", "examples", "pattern",
+        "$schema",
+        "$defs",
+        "$ref",
+        "title",
+        "description",
+        "type",
+        "properties",
+        "required",
+        "additionalProperties",
+        "items",
+        "enum",
+        "const",
+        "oneOf",
+        "anyOf",
+        "format",
+        "minimum",
+        "minItems",
+        "default",
+        "uniqueItems",
+        "x-not-supported-yet",
+        "propertyNames",
+        "maximum",
+        "examples",
+        "pattern",
     ];
     fn walk(value: &serde_json::Value, inside: &str) {
         match value {
@@ -45,7 +67,12 @@ fn the_demo_is_without_problems_for_us_and_for_a_json_schema_validator() {
     let desired = evenkeel::desired::load(&evenkeel::git::WorkingFiles::new("demo"), "state-repo");
     assert_eq!(desired.problems, []);
     assert_eq!(desired.instances.len(), 6);
-    for (path, kind) in [("staterepo.yaml", "StateRepo"), ("environments/dev.yaml", "Environment"), ("components/network.yaml", "Component"), ("schedules/nightly.yaml", "Schedule")] {
+    for (path, kind) in [
+        ("staterepo.yaml", "StateRepo"),
+        ("environments/dev.yaml", "Environment"),
+        ("components/network.yaml", "Component"),
+        ("schedules/nightly.yaml", "Schedule"),
+    ] {
         let bytes = std::fs::read(Path::new("demo/state-repo").join(path)).unwrap();
         let (nodes, _) = evenkeel::desired::node::read(&path.into(), &bytes);
         let validator = jsonschema::validator_for(&schema(kind).unwrap()).unwrap();

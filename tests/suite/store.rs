@@ -63,10 +63,16 @@ async fn r7_1_the_journal_refuses_what_cannot_follow() {
     let digest = Digest::of_json(&serde_json::json!(1));
     let started = Event::Started { digest };
     assert!(store.append(&run, &id, 1, &started, at(0)).await.is_err());
-    assert_eq!(store.append(&run, &id, 1, &Event::Planned { digest: Some(digest) }, at(0)).await.unwrap(), Status::Planned);
+    assert_eq!(
+        store.append(&run, &id, 1, &Event::Planned { digest: Some(digest) }, at(0)).await.unwrap(),
+        Status::Planned
+    );
     assert_eq!(store.append(&run, &id, 1, &started, at(1)).await.unwrap(), Status::Running);
     assert!(store.append(&run, &id, 1, &started, at(1)).await.is_err());
-    assert_eq!(store.append(&run, &id, 1, &Event::Finished { outcome: Outcome::Done }, at(2)).await.unwrap(), Status::Effected);
+    assert_eq!(
+        store.append(&run, &id, 1, &Event::Finished { outcome: Outcome::Done }, at(2)).await.unwrap(),
+        Status::Effected
+    );
     assert_eq!(store.journal(Some(run.id), 10).await.unwrap().len(), 3);
 }
 
@@ -99,7 +105,8 @@ async fn r7_3_a_lease_has_one_holder_and_a_growing_token() {
 #[tokio::test]
 async fn r7_2_what_is_said_is_said_once_and_replaced_by_what_differs() {
     let (store, _folder) = on_disk().await;
-    let comment = |body: &str| Outgoing::Comment { pull: PullNumber(1), marker: "m".into(), body: body.into(), outdates: None };
+    let comment =
+        |body: &str| Outgoing::Comment { pull: PullNumber(1), marker: "m".into(), body: body.into(), outdates: None };
     store.say("comment/1/m", &comment("one"), at(0)).await.unwrap();
     let unsaid = store.unsaid(at(0), 10).await.unwrap();
     assert_eq!(unsaid.len(), 1);
@@ -128,7 +135,8 @@ async fn the_audit_is_a_chain() {
     let (entries, broken) = store.audit_entries().await.unwrap();
     assert_eq!((entries.len(), broken), (3, None));
     store.close().await;
-    let pool = sqlx::SqlitePool::connect(&format!("sqlite://{}", folder.path().join("evenkeel.db").display())).await.unwrap();
+    let pool =
+        sqlx::SqlitePool::connect(&format!("sqlite://{}", folder.path().join("evenkeel.db").display())).await.unwrap();
     sqlx::query("UPDATE audit SET detail = 'another' WHERE seq = 2").execute(&pool).await.unwrap();
     pool.close().await;
     let store = Store::open(&folder.path().join("evenkeel.db")).await.unwrap();
@@ -164,9 +172,17 @@ async fn a_store_of_the_first_schema_is_brought_up_to_date() {
     first.run(&pool).await.unwrap();
     let mut document = serde_json::to_value(run()).unwrap();
     document["id"] = 1.into();
-    document["approved"] = serde_json::json!({"dev/a": {"approved": "declaration"}, "dev/b": {"approved": "actions", "actions": []}});
-    sqlx::query("INSERT INTO runs (environment, state, created_at, document) VALUES ('dev', 'open', '2026', ?)").bind(document.to_string()).execute(&pool).await.unwrap();
-    sqlx::query("INSERT INTO records (sort, name, at, document) VALUES ('begun', 'dev/a', '2026', 'true')").execute(&pool).await.unwrap();
+    document["approved"] =
+        serde_json::json!({"dev/a": {"approved": "declaration"}, "dev/b": {"approved": "actions", "actions": []}});
+    sqlx::query("INSERT INTO runs (environment, state, created_at, document) VALUES ('dev', 'open', '2026', ?)")
+        .bind(document.to_string())
+        .execute(&pool)
+        .await
+        .unwrap();
+    sqlx::query("INSERT INTO records (sort, name, at, document) VALUES ('begun', 'dev/a', '2026', 'true')")
+        .execute(&pool)
+        .await
+        .unwrap();
     pool.close().await;
     let store = Store::open(&path).await.unwrap();
     let (a, b): (InstanceId, InstanceId) = ("dev/a".parse().unwrap(), "dev/b".parse().unwrap());

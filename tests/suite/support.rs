@@ -23,12 +23,21 @@ impl Memory {
 /// An id of everything below a folder, as git gives it.
 fn folder_id(files: &BTreeMap<String, Vec<u8>>, prefix: &str) -> String {
     let below = files.range(prefix.to_owned()..).take_while(|(path, _)| path.starts_with(prefix));
-    format!("f{:x}", below.flat_map(|(path, content)| path.bytes().chain(content.iter().copied())).fold(7_u64, |hash, c| hash.wrapping_mul(1_000_003).wrapping_add(u64::from(c) + 1)))
+    format!(
+        "f{:x}",
+        below
+            .flat_map(|(path, content)| path.bytes().chain(content.iter().copied()))
+            .fold(7_u64, |hash, c| hash.wrapping_mul(1_000_003).wrapping_add(u64::from(c) + 1))
+    )
 }
 
 fn entry(name: &str, content: &[u8]) -> Entry {
     let sort = if content.starts_with(b"link:") { Sort::Link } else { Sort::File };
-    let id = format!("{:x}-{}", content.len(), content.iter().fold(7_u64, |hash, c| hash.wrapping_mul(31).wrapping_add(u64::from(*c))));
+    let id = format!(
+        "{:x}-{}",
+        content.len(),
+        content.iter().fold(7_u64, |hash, c| hash.wrapping_mul(31).wrapping_add(u64::from(*c)))
+    );
     Entry { name: name.to_owned(), sort, id }
 }
 
@@ -39,7 +48,14 @@ impl Files for Memory {
         for (path, content) in self.0.iter() {
             if let Some(rest) = path.strip_prefix(&prefix) {
                 match rest.split_once('/') {
-                    Some((name, _)) => drop(entries.insert(name.to_owned(), Entry { name: name.to_owned(), sort: Sort::Folder, id: folder_id(&self.0, &format!("{prefix}{name}/")) })),
+                    Some((name, _)) => drop(entries.insert(
+                        name.to_owned(),
+                        Entry {
+                            name: name.to_owned(),
+                            sort: Sort::Folder,
+                            id: folder_id(&self.0, &format!("{prefix}{name}/")),
+                        },
+                    )),
                     None => drop(entries.insert(rest.to_owned(), entry(rest, content))),
                 }
             }
@@ -52,7 +68,11 @@ impl Files for Memory {
         }
         let prefix = format!("{path}/");
         let folder = path.is_empty() || self.0.keys().any(|other| other.starts_with(&prefix));
-        Ok(folder.then(|| Entry { name: path.to_owned(), sort: Sort::Folder, id: folder_id(&self.0, if path.is_empty() { "" } else { &prefix }) }))
+        Ok(folder.then(|| Entry {
+            name: path.to_owned(),
+            sort: Sort::Folder,
+            id: folder_id(&self.0, if path.is_empty() { "" } else { &prefix }),
+        }))
     }
     fn read(&self, path: &str) -> Result<Arc<[u8]>, FilesError> {
         let content = self.0.get(path).ok_or_else(|| FilesError { path: path.to_owned(), why: "not there".into() })?;

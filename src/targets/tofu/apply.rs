@@ -41,18 +41,28 @@ impl Tofu {
             return Ok(Prepared { observation, ticket: Box::new(()) });
         }
         observation.serial = self.keep_state(job, &ready.root).await?;
-        let failed = |error: std::io::Error| TargetError::new("work-tree", format!("could not keep the plan of `{}`: {error}", job.instance));
+        let failed = |error: std::io::Error| {
+            TargetError::new("work-tree", format!("could not keep the plan of `{}`: {error}", job.instance))
+        };
         std::fs::rename(&ready.plan, &ticket.0).map_err(failed)?;
         Ok(Prepared { observation, ticket: Box::new(ticket) })
     }
 
     /// Applies the plan that was prepared.
-    pub(in crate::targets) async fn apply(&self, job: &Job, work: &TofuWork, prepared: Prepared, progress: Progress) -> Result<(), TargetError> {
+    pub(in crate::targets) async fn apply(
+        &self,
+        job: &Job,
+        work: &TofuWork,
+        prepared: Prepared,
+        progress: Progress,
+    ) -> Result<(), TargetError> {
         let Prepared { observation: Observation { changes, .. }, ticket } = prepared;
         if changes.is_empty() {
             return Ok(());
         }
-        let Ok(plan) = ticket.downcast::<Private>() else { return Err(TargetError::new("plan-missing", format!("the plan of `{}` is of another kind", job.instance))) };
+        let Ok(plan) = ticket.downcast::<Private>() else {
+            return Err(TargetError::new("plan-missing", format!("the plan of `{}` is of another kind", job.instance)));
+        };
         let ready = self.ready(job, work, true).await?;
         self.keep_state_place(job, work)?;
         let arguments = [
@@ -73,7 +83,8 @@ impl Tofu {
         let mut error = failure(job, "apply", said);
         if stale {
             error.kind = "plan-stale";
-            error.message = format!("the state of `{}` changed between plan and apply; nothing was applied", job.instance);
+            error.message =
+                format!("the state of `{}` changed between plan and apply; nothing was applied", job.instance);
         } else if error.kind != "state-locked" {
             error.kind = "apply-failed";
             error.retry = Retry::WhenInputChanges;
@@ -91,9 +102,18 @@ impl Tofu {
         if said.stdout.trim_ascii().is_empty() {
             return Ok(None);
         }
-        let head: StateHead = serde_json::from_slice(&said.stdout)
-            .map_err(|error| TargetError::new("state-unreadable", format!("the state of `{}` could not be read before the apply: {error}", job.instance)))?;
-        let folder = self.settings.data.join("state-copies").join(job.instance.environment.as_str()).join(job.instance.component.as_str());
+        let head: StateHead = serde_json::from_slice(&said.stdout).map_err(|error| {
+            TargetError::new(
+                "state-unreadable",
+                format!("the state of `{}` could not be read before the apply: {error}", job.instance),
+            )
+        })?;
+        let folder = self
+            .settings
+            .data
+            .join("state-copies")
+            .join(job.instance.environment.as_str())
+            .join(job.instance.component.as_str());
         let digest = Digester::new("state").field(&said.stdout).finish();
         let place = folder.join(format!("{:08}-{}.tfstate", head.serial, digest.short()));
         let kept = || -> std::io::Result<()> {
@@ -108,7 +128,12 @@ impl Tofu {
             }
             Ok(())
         };
-        kept().map_err(|error| TargetError::new("state-copy", format!("could not keep a copy of the state of `{}`: {error}; nothing was applied", job.instance)))?;
+        kept().map_err(|error| {
+            TargetError::new(
+                "state-copy",
+                format!("could not keep a copy of the state of `{}`: {error}; nothing was applied", job.instance),
+            )
+        })?;
         Ok(Some(head.serial))
     }
 }

@@ -21,13 +21,24 @@ pub fn of(observation: &Observation) -> Vec<Drift> {
         if resource.r#type == "output" && observation.changes.iter().any(|other| other.r#type != "output") {
             return None;
         }
-        Some(Drift { resource: resource.resource.clone(), drift, revertible: true, fields: shown(resource), changed_by: None, changed_at: None })
+        Some(Drift {
+            resource: resource.resource.clone(),
+            drift,
+            revertible: true,
+            fields: shown(resource),
+            changed_by: None,
+            changed_at: None,
+        })
     });
     revertible.chain(observation.adopt_only.iter().cloned()).collect()
 }
 
 fn shown(resource: &ResourceChange) -> Vec<DriftField> {
-    let field = |field: &Field| DriftField { path: field.path.clone(), desired: field.after.clone(), observed: field.before.clone() };
+    let field = |field: &Field| DriftField {
+        path: field.path.clone(),
+        desired: field.after.clone(),
+        observed: field.before.clone(),
+    };
     let known: Vec<DriftField> = resource.fields.iter().filter(|field| !field.unknown).map(field).collect();
     if resource.change == Change::Create { vec![] } else { known }
 }
@@ -44,8 +55,19 @@ pub(super) fn adopt_only(plan: &PlanJson, changes: &[ResourceChange], seal: &Sea
                 _ => return None,
             };
             // Here *before* is what was applied and *after* is what was observed.
-            let fields = fields(&raw.change, seal, redactor).into_iter().map(|f| DriftField { path: f.path, desired: f.before, observed: f.after });
-            Some(Drift { resource: raw.address.clone(), drift, revertible: false, fields: fields.collect(), changed_by: None, changed_at: None })
+            let fields = fields(&raw.change, seal, redactor).into_iter().map(|f| DriftField {
+                path: f.path,
+                desired: f.before,
+                observed: f.after,
+            });
+            Some(Drift {
+                resource: raw.address.clone(),
+                drift,
+                revertible: false,
+                fields: fields.collect(),
+                changed_by: None,
+                changed_at: None,
+            })
         })
         .collect()
 }

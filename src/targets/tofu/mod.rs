@@ -35,7 +35,8 @@ use crate::{
 };
 
 /// The environment that a connection gives to a process, by (environment, connection, whether for apply).
-pub type Credentials = Arc<dyn Fn(&InstanceId, &str, bool) -> Result<BTreeMap<String, SecretString>, String> + Send + Sync>;
+pub type Credentials =
+    Arc<dyn Fn(&InstanceId, &str, bool) -> Result<BTreeMap<String, SecretString>, String> + Send + Sync>;
 
 /// How the program is run.
 #[derive(Clone)]
@@ -112,8 +113,14 @@ impl Tofu {
         let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
         match backends.get(place) {
             Some(other) if other != id => {
-                let message = format!("`{id}` and `{other}` keep their state in the same place ({}); give each its own key, prefix or workspace", place.rsplit_once(' ').map_or(place, |(shown, _)| shown));
-                Err(TargetError { retry: crate::model::Retry::WhenInputChanges, ..TargetError::new("state-shared", message) })
+                let message = format!(
+                    "`{id}` and `{other}` keep their state in the same place ({}); give each its own key, prefix or workspace",
+                    place.rsplit_once(' ').map_or(place, |(shown, _)| shown)
+                );
+                Err(TargetError {
+                    retry: crate::model::Retry::WhenInputChanges,
+                    ..TargetError::new("state-shared", message)
+                })
             }
             Some(_) => Ok(()),
             None => {

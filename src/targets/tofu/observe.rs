@@ -74,11 +74,15 @@ impl Tofu {
         let tree = self.tree_path(job);
         let held = self.path_lock(&tree).lock_owned().await;
         let (laid_out, for_task, tree_for_task) = (self.data_path(job), job.clone(), tree.clone());
-        let disk = |error: std::io::Error| TargetError::new("work-tree", format!("could not write below `{}`: {error}", self.settings.data.display()));
+        let disk = |error: std::io::Error| {
+            TargetError::new("work-tree", format!("could not write below `{}`: {error}", self.settings.data.display()))
+        };
         tokio::task::spawn_blocking(move || {
             worktree::lay_out(&tree_for_task, &for_task)?;
             let private = worktree::private_folder(&laid_out);
-            private.map_err(|error| TargetError::new("work-tree", format!("could not make `{}`: {error}", laid_out.display())))
+            private.map_err(|error| {
+                TargetError::new("work-tree", format!("could not make `{}`: {error}", laid_out.display()))
+            })
         })
         .await
         .map_err(|_| TargetError::new("stopping", "the daemon is stopping"))??;
@@ -97,7 +101,12 @@ impl Tofu {
 
     /// A root module that declares no backend keeps its state under the daemon's data, by a file of ours beside it.
     fn own_backend(&self, job: &Job, root: &Path) -> std::io::Result<()> {
-        let folder = self.settings.data.join("states").join(job.instance.environment.as_str()).join(job.instance.component.as_str());
+        let folder = self
+            .settings
+            .data
+            .join("states")
+            .join(job.instance.environment.as_str())
+            .join(job.instance.component.as_str());
         worktree::private_folder(&folder)?;
         let quoted = |path: PathBuf| serde_json::Value::String(path.display().to_string()).to_string();
         let text = format!(
@@ -113,7 +122,14 @@ impl Tofu {
     }
 
     /// Runs `init` unless everything that it depends on is as it was when it last ended well.
-    async fn init(&self, job: &Job, work: &TofuWork, ready: &Ready, apply: bool, again: bool) -> Result<(), TargetError> {
+    async fn init(
+        &self,
+        job: &Job,
+        work: &TofuWork,
+        ready: &Ready,
+        apply: bool,
+        again: bool,
+    ) -> Result<(), TargetError> {
         let lock_file = ready.root.join(".terraform.lock.hcl");
         let mark = self.data_path(job).join("initialised");
         let key = self.init_key(job, work, &lock_file);
@@ -131,23 +147,29 @@ impl Tofu {
             };
             let place = self.data_path(job).join(BACKEND);
             let text: String = work.backend_config.iter().map(line).collect();
-            worktree::write(&place, text.as_bytes(), 0o600).map_err(|error| TargetError::new("work-tree", format!("could not write `{}`: {error}", place.display())))?;
+            worktree::write(&place, text.as_bytes(), 0o600).map_err(|error| {
+                TargetError::new("work-tree", format!("could not write `{}`: {error}", place.display()))
+            })?;
             arguments.push(format!("-backend-config={}", place.display()));
         }
         let cache = &self.settings.provider_cache;
-        worktree::private_folder(cache).map_err(|error| TargetError::new("provider-cache", format!("could not make `{}`: {error}", cache.display())))?;
+        worktree::private_folder(cache).map_err(|error| {
+            TargetError::new("provider-cache", format!("could not make `{}`: {error}", cache.display()))
+        })?;
         let said = self.run(job, &ready.root, &arguments, apply, Read::Lines(None)).await?;
         drop(std::fs::remove_file(self.data_path(job).join(BACKEND)));
         if said.code != Some(0) {
             return Err(failure(job, "init", said));
         }
         let key = self.init_key(job, work, &lock_file);
-        worktree::write(&mark, key.as_bytes(), 0o600).map_err(|error| TargetError::new("work-tree", format!("could not write `{}`: {error}", mark.display())))
+        worktree::write(&mark, key.as_bytes(), 0o600)
+            .map_err(|error| TargetError::new("work-tree", format!("could not write `{}`: {error}", mark.display())))
     }
 
     /// A hash over what `init` depends on: module files, lock file, backend settings, program, CLI configuration.
     fn init_key(&self, job: &Job, work: &TofuWork, lock_file: &Path) -> String {
-        let mut digester = Digester::new("init").field(self.settings.binary.as_bytes()).field(work.workspace.as_bytes());
+        let mut digester =
+            Digester::new("init").field(self.settings.binary.as_bytes()).field(work.workspace.as_bytes());
         for (path, (id, _)) in job.files.iter().filter(|(path, _)| path.contains(".tf") || path.contains(".tofu")) {
             if !path.ends_with(".tfvars") && !path.ends_with(".tfvars.json") {
                 digester = digester.field(path.as_bytes()).field(id.as_bytes());
@@ -171,7 +193,10 @@ impl Tofu {
             && let Ok(before) = std::fs::read_to_string(self.instance_path(&job.instance).join(STATE_PLACE))
             && before != place
         {
-            let message = format!("the state of `{}` would be kept elsewhere than where the last apply left it, and a plan there would create everything again; change backend and workspace back, or stop the daemon, move the state by `tofu state pull` and `tofu state push`, and remove `work/{}/{STATE_PLACE}` from its data", job.instance, job.instance);
+            let message = format!(
+                "the state of `{}` would be kept elsewhere than where the last apply left it, and a plan there would create everything again; change backend and workspace back, or stop the daemon, move the state by `tofu state pull` and `tofu state push`, and remove `work/{}/{STATE_PLACE}` from its data",
+                job.instance, job.instance
+            );
             return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("state-moved", message) });
         }
         if work.declares_backend { self.claim_backend(&place, &job.instance) } else { Ok(()) }
@@ -180,7 +205,8 @@ impl Tofu {
     /// Remembers where an apply leaves the state.
     pub(super) fn keep_state_place(&self, job: &Job, work: &TofuWork) -> Result<(), TargetError> {
         let (place, path) = (self.state_place(job, work)?, self.instance_path(&job.instance).join(STATE_PLACE));
-        worktree::write(&path, place.as_bytes(), 0o600).map_err(|error| TargetError::new("work-tree", format!("could not write `{}`: {error}", path.display())))
+        worktree::write(&path, place.as_bytes(), 0o600)
+            .map_err(|error| TargetError::new("work-tree", format!("could not write `{}`: {error}", path.display())))
     }
 
     fn state_place(&self, job: &Job, work: &TofuWork) -> Result<String, TargetError> {
@@ -192,7 +218,10 @@ impl Tofu {
         let Some(backend) = record.get("backend") else { return Ok(format!("unknown workspace={}", work.workspace)) };
         let mut config = backend["config"].clone();
         if backend["type"] == "local" && !config["path"].as_str().is_some_and(|path| path.starts_with('/')) {
-            let message = format!("`{}` keeps its state at a path relative to its root module, which is replaced with each revision; name an absolute path, another backend, or leave the backend out: the state is then kept with the daemon's data", job.instance);
+            let message = format!(
+                "`{}` keeps its state at a path relative to its root module, which is replaced with each revision; name an absolute path, another backend, or leave the backend out: the state is then kept with the daemon's data",
+                job.instance
+            );
             return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("state-relative", message) });
         }
         if let Some(map) = config.as_object_mut() {
@@ -200,14 +229,21 @@ impl Tofu {
         }
         // Settings may hold credentials, so the place is named by its hash and by what is never secret.
         let name = |key: &str| config.get(key).and_then(Value::as_str).map(|text| format!(" {key}={text}"));
-        let shown: String = ["path", "bucket", "prefix", "key", "schema_name"].iter().filter_map(|key| name(key)).collect();
+        let shown: String =
+            ["path", "bucket", "prefix", "key", "schema_name"].iter().filter_map(|key| name(key)).collect();
         let digest = self.seal.seal(&config);
         let sort = backend["type"].as_str().unwrap_or("unknown");
         Ok(format!("{sort}{shown} workspace={} {digest}", work.workspace))
     }
 
     /// Plans, and reads the plan where it found something.
-    pub(super) async fn plan(&self, job: &Job, work: &TofuWork, ready: &Ready, apply: bool) -> Result<Observation, TargetError> {
+    pub(super) async fn plan(
+        &self,
+        job: &Job,
+        work: &TofuWork,
+        ready: &Ready,
+        apply: bool,
+    ) -> Result<Observation, TargetError> {
         let variables = self.variables(job, work)?;
         let mut said = self.plan_once(job, work, ready, apply).await?;
         if said.code != Some(0) && said.code != Some(2) && said.errors.iter().any(needs_init) {
@@ -221,7 +257,11 @@ impl Tofu {
             Some(2) => true,
             _ => return Err(failure(job, "plan", said)),
         };
-        let mut observation = if found { self.show(job, ready, apply).await? } else { Observation { holds_anything: true, ..Observation::default() } };
+        let mut observation = if found {
+            self.show(job, ready, apply).await?
+        } else {
+            Observation { holds_anything: true, ..Observation::default() }
+        };
         observation.warnings = said.warnings;
         if !found && job.consumed {
             observation.outputs = self.read_outputs(job, ready, apply).await?;
@@ -236,14 +276,21 @@ impl Tofu {
         }
         let file = Private(self.data_path(job).join(VARIABLES));
         let text = serde_json::to_vec(&work.variables).expect("a map of JSON values is JSON");
-        worktree::write(&file.0, &text, 0o600).map_err(|error| TargetError::new("work-tree", format!("could not write `{}`: {error}", file.0.display())))?;
+        worktree::write(&file.0, &text, 0o600).map_err(|error| {
+            TargetError::new("work-tree", format!("could not write `{}`: {error}", file.0.display()))
+        })?;
         Ok(Some(file))
     }
 
     async fn plan_once(&self, job: &Job, work: &TofuWork, ready: &Ready, apply: bool) -> Result<Said, TargetError> {
-        let mut arguments: Vec<String> = ["plan", "-json", "-input=false", "-detailed-exitcode", "-concise"].map(str::to_owned).into();
+        let mut arguments: Vec<String> =
+            ["plan", "-json", "-input=false", "-detailed-exitcode", "-concise"].map(str::to_owned).into();
         arguments.push(format!("-out={}", ready.plan.display()));
-        arguments.push(if apply { format!("-lock-timeout={}s", self.settings.lock_timeout.as_secs()) } else { "-lock=false".into() });
+        arguments.push(if apply {
+            format!("-lock-timeout={}s", self.settings.lock_timeout.as_secs())
+        } else {
+            "-lock=false".into()
+        });
         for path in &work.var_files {
             arguments.push(format!("-var-file={}", self.tree_path(job).join(path).display()));
         }
@@ -259,7 +306,10 @@ impl Tofu {
         if said.code != Some(0) {
             return Err(failure(job, "show", said));
         }
-        let unreadable = |why: String| TargetError { retry: Retry::Never, ..TargetError::new("plan-unreadable", format!("the plan of `{}` could not be read: {why}", job.instance)) };
+        let unreadable = |why: String| TargetError {
+            retry: Retry::Never,
+            ..TargetError::new("plan-unreadable", format!("the plan of `{}` could not be read: {why}", job.instance))
+        };
         let json: PlanJson = serde_json::from_slice(&said.stdout).map_err(|error| unreadable(error.to_string()))?;
         plan::observation(&json, &self.seal, &self.redactor).map_err(unreadable)
     }
@@ -267,5 +317,7 @@ impl Tofu {
 
 fn needs_init(diagnostic: &crate::port::Diagnostic) -> bool {
     let text = format!("{} {}", diagnostic.summary, diagnostic.detail);
-    ["tofu init", "initialization required", "not installed", "Module not installed"].iter().any(|sign| text.contains(sign))
+    ["tofu init", "initialization required", "not installed", "Module not installed"]
+        .iter()
+        .any(|sign| text.contains(sign))
 }

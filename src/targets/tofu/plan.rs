@@ -64,7 +64,8 @@ struct StateResource {
 impl Module {
     /// Data sources are only read, so they hold nothing.
     fn holds_anything(&self) -> bool {
-        self.resources.iter().any(|resource| resource.mode == "managed") || self.child_modules.iter().any(Self::holds_anything)
+        self.resources.iter().any(|resource| resource.mode == "managed")
+            || self.child_modules.iter().any(Self::holds_anything)
     }
 }
 
@@ -112,10 +113,54 @@ pub fn observation(plan: &PlanJson, seal: &Seal, redactor: &Redactor) -> Result<
         return Err("it is incomplete".into());
     }
     // Everything marked is learnt first, because a module may copy a secret into a place that is not marked.
-    for raw in plan.resource_changes.iter().chain(&plan.resource_drift).map(|raw| &raw.change).chain(plan.output_changes.values()) {
+    for raw in plan
+        .resource_changes
+        .iter()
+        .chain(&plan.resource_drift)
+        .map(|raw| &raw.change)
+        .chain(plan.output_changes.values())
+    {
         learn(&raw.before, &raw.before_sensitive, redactor);
         learn(&raw.after, &raw.after_sensitive, redactor);
     }
+    let mut changes = resource_changes(plan, seal, redactor);
+    let mut outputs = BTreeMap::new();
+    for (name, raw) in &plan.output_changes {
+        let sensitive = has_mark(&raw.after_sensitive) || has_mark(&raw.before_sensitive);
+        let unknown = has_mark(&raw.after_unknown);
+        if let Some(change) = change(&raw.actions) {
+            let fields = fields(raw, seal, redactor);
+            changes.push(ResourceChange {
+                resource: format!("output {name}"),
+                r#type: "output".into(),
+                change,
+                reverts_drift: false,
+                protected: false,
+                fields,
+            });
+        }
+        if raw.actions != ["delete"] {
+            outputs.insert(name.clone(), Output { value: (!unknown).then(|| raw.after.clone()), sensitive });
+        }
+    }
+    changes.sort_by(|one, two| (one.r#type == "output", &one.resource).cmp(&(two.r#type == "output", &two.resource)));
+    let holds_anything = plan
+        .prior_state
+        .as_ref()
+        .and_then(|state| state.values.as_ref())
+        .and_then(|values| values.root_module.as_ref())
+        .is_some_and(Module::holds_anything);
+    Ok(Observation {
+        adopt_only: drift::adopt_only(plan, &changes, seal, redactor),
+        changes,
+        outputs,
+        holds_anything,
+        serial: None,
+        warnings: vec![],
+    })
+}
+
+fn resource_changes(plan: &PlanJson, seal: &Seal, redactor: &Redactor) -> Vec<ResourceChange> {
     let mut changes = vec![];
     for raw in plan.resource_changes.iter().filter(|raw| raw.mode != "data") {
         let moved = raw.previous_address.as_ref().filter(|from| **from != raw.address);
@@ -128,26 +173,29 @@ pub fn observation(plan: &PlanJson, seal: &Seal, redactor: &Redactor) -> Result<
         let deposed = raw.deposed.as_ref().map(|key| format!(" (deposed {key})")).unwrap_or_default();
         let mut fields = fields(&raw.change, seal, redactor);
         if let Some(from) = moved {
-            fields.insert(0, Field { path: "".into(), before: Some(from.clone().into()), after: Some(raw.address.clone().into()), sensitive: false, unknown: false, sealed: None });
+            fields.insert(
+                0,
+                Field {
+                    path: "".into(),
+                    before: Some(from.clone().into()),
+                    after: Some(raw.address.clone().into()),
+                    sensitive: false,
+                    unknown: false,
+                    sealed: None,
+                },
+            );
         }
         let resource = format!("{}{deposed}", raw.address);
-        changes.push(ResourceChange { resource, r#type: raw.sort.clone(), change, reverts_drift: false, protected: false, fields });
+        changes.push(ResourceChange {
+            resource,
+            r#type: raw.sort.clone(),
+            change,
+            reverts_drift: false,
+            protected: false,
+            fields,
+        });
     }
-    let mut outputs = BTreeMap::new();
-    for (name, raw) in &plan.output_changes {
-        let sensitive = has_mark(&raw.after_sensitive) || has_mark(&raw.before_sensitive);
-        let unknown = has_mark(&raw.after_unknown);
-        if let Some(change) = change(&raw.actions) {
-            let fields = fields(raw, seal, redactor);
-            changes.push(ResourceChange { resource: format!("output {name}"), r#type: "output".into(), change, reverts_drift: false, protected: false, fields });
-        }
-        if raw.actions != ["delete"] {
-            outputs.insert(name.clone(), Output { value: (!unknown).then(|| raw.after.clone()), sensitive });
-        }
-    }
-    changes.sort_by(|one, two| (one.r#type == "output", &one.resource).cmp(&(two.r#type == "output", &two.resource)));
-    let holds_anything = plan.prior_state.as_ref().and_then(|state| state.values.as_ref()).and_then(|values| values.root_module.as_ref()).is_some_and(Module::holds_anything);
-    Ok(Observation { adopt_only: drift::adopt_only(plan, &changes, seal, redactor), changes, outputs, holds_anything, serial: None, warnings: vec![] })
+    changes
 }
 
 fn change(actions: &[String]) -> Option<Change> {
@@ -168,8 +216,12 @@ fn change(actions: &[String]) -> Option<Change> {
 fn learn(value: &Value, mark: &Value, redactor: &Redactor) {
     match (mark, value) {
         (Value::Bool(true), _) => redactor.learn(value),
-        (Value::Object(marks), Value::Object(map)) => marks.iter().for_each(|(key, mark)| map.get(key).into_iter().for_each(|value| learn(value, mark, redactor))),
-        (Value::Array(marks), Value::Array(items)) => marks.iter().zip(items).for_each(|(mark, value)| learn(value, mark, redactor)),
+        (Value::Object(marks), Value::Object(map)) => {
+            marks.iter().for_each(|(key, mark)| map.get(key).into_iter().for_each(|value| learn(value, mark, redactor)))
+        }
+        (Value::Array(marks), Value::Array(items)) => {
+            marks.iter().zip(items).for_each(|(mark, value)| learn(value, mark, redactor))
+        }
         _ => {}
     }
 }
@@ -187,7 +239,13 @@ fn has_mark(mark: &Value) -> bool {
 /// The fields that differ, with sensitive values masked and unknown ones marked.
 pub(super) fn fields(raw: &RawChange, seal: &Seal, redactor: &Redactor) -> Vec<Field> {
     let mut walk = Walk { seal, redactor, found: vec![] };
-    let sides = Sides { before: &raw.before, after: &raw.after, unknown: &raw.after_unknown, masked_before: &raw.before_sensitive, masked_after: &raw.after_sensitive };
+    let sides = Sides {
+        before: &raw.before,
+        after: &raw.after,
+        unknown: &raw.after_unknown,
+        masked_before: &raw.before_sensitive,
+        masked_after: &raw.after_sensitive,
+    };
     walk.compare(String::new(), &sides);
     walk.found
 }
@@ -227,12 +285,18 @@ impl Walk<'_> {
         let keys: Vec<String> = match (sides.before, sides.after, sides.unknown) {
             _ if whole_masked || whole_unknown => vec![],
             (Value::Object(_) | Value::Null, Value::Object(_), _) | (Value::Object(_), Value::Null, _) => {
-                let mut keys: Vec<String> = [sides.before, sides.after, sides.unknown].iter().filter_map(|v| v.as_object()).flat_map(|map| map.keys().cloned()).collect();
+                let mut keys: Vec<String> = [sides.before, sides.after, sides.unknown]
+                    .iter()
+                    .filter_map(|v| v.as_object())
+                    .flat_map(|map| map.keys().cloned())
+                    .collect();
                 keys.sort();
                 keys.dedup();
                 keys
             }
-            (Value::Array(one), Value::Array(two), _) => (0..one.len().max(two.len())).map(|at| at.to_string()).collect(),
+            (Value::Array(one), Value::Array(two), _) => {
+                (0..one.len().max(two.len())).map(|at| at.to_string()).collect()
+            }
             _ => vec![],
         };
         if keys.is_empty() || self.found.len() >= FIELDS_MAX {
@@ -251,7 +315,11 @@ impl Walk<'_> {
     }
 
     fn leaf(&mut self, path: String, sides: &Sides<'_>, masked: bool, unknown: bool) {
-        let masked = masked || has_mark(sides.masked_before) || has_mark(sides.masked_after) || self.redactor.touches(sides.before) || self.redactor.touches(sides.after);
+        let masked = masked
+            || has_mark(sides.masked_before)
+            || has_mark(sides.masked_after)
+            || self.redactor.touches(sides.before)
+            || self.redactor.touches(sides.after);
         if sides.before == sides.after && !unknown {
             return;
         }
@@ -287,12 +355,25 @@ pub fn action(id: &InstanceId, observation: &Observation, protect: &[String], dr
     let mut resources = observation.changes.clone();
     for resource in &mut resources {
         let now = resource.resource.split(" (deposed ").next().unwrap_or_default().to_owned();
-        let before = resource.fields.iter().find(|field| field.path.is_empty()).and_then(|field| field.before.as_ref()).and_then(Value::as_str).unwrap_or_default().to_owned();
-        resource.protected = protect.iter().any(|entry| protects(entry, &now) || (!before.is_empty() && protects(entry, &before)));
+        let before = resource
+            .fields
+            .iter()
+            .find(|field| field.path.is_empty())
+            .and_then(|field| field.before.as_ref())
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned();
+        resource.protected =
+            protect.iter().any(|entry| protects(entry, &now) || (!before.is_empty() && protects(entry, &before)));
         resource.reverts_drift = drifted.contains(&resource.resource);
     }
     let digest = action_digest(id, &resources);
-    Some(Action { digest, r#do: "tofu.apply".into(), precondition: Overwrite { serial: observation.serial }, resources })
+    Some(Action {
+        digest,
+        r#do: "tofu.apply".into(),
+        precondition: Overwrite { serial: observation.serial },
+        resources,
+    })
 }
 
 /// Over the target, the arguments and what they overwrite (R2.2).
@@ -337,7 +418,9 @@ mod tests {
 
     #[test]
     fn an_unknown_action_is_taken_for_the_worst() {
-        let plan = read(json!({"format_version": "1.9", "resource_changes": [{"address": "a.b", "change": {"actions": ["transmogrify"]}}]}));
+        let plan = read(
+            json!({"format_version": "1.9", "resource_changes": [{"address": "a.b", "change": {"actions": ["transmogrify"]}}]}),
+        );
         assert_eq!(plan.changes[0].change, Change::Replace);
     }
 

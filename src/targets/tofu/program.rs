@@ -87,7 +87,14 @@ pub(super) enum Read {
 
 impl Tofu {
     /// Runs the program on an instance, in a slot of its own.
-    pub(super) async fn run(&self, job: &Job, folder: &Path, arguments: &[String], apply: bool, read: Read) -> Result<Said, TargetError> {
+    pub(super) async fn run(
+        &self,
+        job: &Job,
+        folder: &Path,
+        arguments: &[String],
+        apply: bool,
+        read: Read,
+    ) -> Result<Said, TargetError> {
         let mut environment = self.environment(job, apply)?;
         if folder.join(".terraform.lock.hcl").exists() {
             environment.insert("TF_PLUGIN_CACHE_DIR".into(), self.settings.provider_cache.display().to_string().into());
@@ -112,7 +119,10 @@ impl Tofu {
     }
 
     fn not_started(&self, error: &std::io::Error) -> TargetError {
-        let message = format!("could not start `{}`: {error}; install OpenTofu 1.10 or set `tofu.binary` (`evenkeel doctor` checks it)", self.settings.binary);
+        let message = format!(
+            "could not start `{}`: {error}; install OpenTofu 1.10 or set `tofu.binary` (`evenkeel doctor` checks it)",
+            self.settings.binary
+        );
         TargetError::new("tofu-missing", message)
     }
 
@@ -134,9 +144,8 @@ impl Tofu {
         let crate::port::Work::Tofu(work) = &job.work;
         set("TF_WORKSPACE", work.workspace.clone());
         if let Some(connection) = &job.connection {
-            let given = (self.settings.credentials)(&job.instance, connection, apply).map_err(|why| {
-                TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("connection", why) }
-            })?;
+            let given = (self.settings.credentials)(&job.instance, connection, apply)
+                .map_err(|why| TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("connection", why) })?;
             environment.extend(given);
         }
         Ok(environment)
@@ -191,13 +200,21 @@ async fn stop(child: &mut Child) {
     }
 }
 
-async fn lines(stdout: impl AsyncRead + Unpin, redactor: &Redactor, progress: Option<Progress>) -> Result<Said, String> {
+async fn lines(
+    stdout: impl AsyncRead + Unpin,
+    redactor: &Redactor,
+    progress: Option<Progress>,
+) -> Result<Said, String> {
     let mut said = Said::default();
     let mut reader = BufReader::new(stdout);
     let mut line = Vec::new();
     loop {
         line.clear();
-        let count = (&mut reader).take(LINE_BYTES_MAX as u64).read_until(b'\n', &mut line).await.map_err(|error| format!("could not be read: {error}"))?;
+        let count = (&mut reader)
+            .take(LINE_BYTES_MAX as u64)
+            .read_until(b'\n', &mut line)
+            .await
+            .map_err(|error| format!("could not be read: {error}"))?;
         if count == 0 {
             return Ok(said);
         }
@@ -229,7 +246,11 @@ async fn lines(stdout: impl AsyncRead + Unpin, redactor: &Redactor, progress: Op
 
 async fn answer(stdout: impl AsyncRead + Unpin) -> Result<Said, String> {
     let mut said = Said::default();
-    stdout.take(ANSWER_BYTES_MAX + 1).read_to_end(&mut said.stdout).await.map_err(|error| format!("could not be read: {error}"))?;
+    stdout
+        .take(ANSWER_BYTES_MAX + 1)
+        .read_to_end(&mut said.stdout)
+        .await
+        .map_err(|error| format!("could not be read: {error}"))?;
     if said.stdout.len() as u64 > ANSWER_BYTES_MAX {
         return Err(format!("printed more than {ANSWER_BYTES_MAX} bytes"));
     }
@@ -252,7 +273,9 @@ async fn tail(mut stderr: impl AsyncRead + Unpin) -> String {
 pub(super) fn failure(job: &Job, what: &str, said: Said) -> TargetError {
     let lock = said.errors.iter().find(|d| d.summary.contains("acquiring the state lock"));
     if let Some(lock) = lock {
-        let part = |name: &str| lock.detail.lines().find_map(|line| line.trim().strip_prefix(name)).map_or("unknown", str::trim).to_owned();
+        let part = |name: &str| {
+            lock.detail.lines().find_map(|line| line.trim().strip_prefix(name)).map_or("unknown", str::trim).to_owned()
+        };
         let message = format!(
             "the state of `{}` is locked by {} since {} ({}, lock {})",
             job.instance,
@@ -265,11 +288,16 @@ pub(super) fn failure(job: &Job, what: &str, said: Said) -> TargetError {
     }
     let mut diagnostics = said.errors;
     if diagnostics.is_empty() && !said.stderr.trim().is_empty() {
-        let summary = said.stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned();
+        let summary =
+            said.stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned();
         diagnostics.push(Diagnostic { summary, detail: String::new(), address: None, place: None });
     }
     let code = said.code.unwrap_or(-1);
-    let message = if diagnostics.is_empty() { format!("`tofu {what}` of `{}` ended with {code}", job.instance) } else { format!("`tofu {what}` of `{}` failed", job.instance) };
+    let message = if diagnostics.is_empty() {
+        format!("`tofu {what}` of `{}` ended with {code}", job.instance)
+    } else {
+        format!("`tofu {what}` of `{}` failed", job.instance)
+    };
     let mut error = TargetError { diagnostics, ..TargetError::new("tofu-failed", message) };
     if error.diagnostics.iter().any(|d| d.place.is_some() && d.address.is_none()) {
         // The module itself is wrong, and another attempt with the same content ends the same.
@@ -280,7 +308,11 @@ pub(super) fn failure(job: &Job, what: &str, said: Said) -> TargetError {
 
 /// Where a program stands, so that starting it needs no search in a copy of this process.
 fn located(binary: &str) -> PathBuf {
-    let found = || std::env::split_paths(&std::env::var_os("PATH")?).map(|folder| folder.join(binary)).find(|place| place.is_absolute() && place.is_file());
+    let found = || {
+        std::env::split_paths(&std::env::var_os("PATH")?)
+            .map(|folder| folder.join(binary))
+            .find(|place| place.is_absolute() && place.is_file())
+    };
     if binary.contains('/') { binary.into() } else { found().unwrap_or_else(|| binary.into()) }
 }
 
@@ -295,8 +327,14 @@ pub async fn version(binary: &str) -> Result<String, String> {
         .env("CHECKPOINT_DISABLE", "1")
         .stdin(Stdio::null())
         .output();
-    let output = tokio::time::timeout(Duration::from_secs(20), output).await.map_err(|_| format!("`{binary} version` did not end"))?;
+    let output = tokio::time::timeout(Duration::from_secs(20), output)
+        .await
+        .map_err(|_| format!("`{binary} version` did not end"))?;
     let output = output.map_err(|error| format!("could not start `{binary}`: {error}"))?;
-    let answer: Value = serde_json::from_slice(&output.stdout).map_err(|_| format!("`{binary} version -json` did not answer in JSON"))?;
-    answer["terraform_version"].as_str().map(str::to_owned).ok_or_else(|| format!("`{binary}` does not say its version"))
+    let answer: Value = serde_json::from_slice(&output.stdout)
+        .map_err(|_| format!("`{binary} version -json` did not answer in JSON"))?;
+    answer["terraform_version"]
+        .as_str()
+        .map(str::to_owned)
+        .ok_or_else(|| format!("`{binary}` does not say its version"))
 }

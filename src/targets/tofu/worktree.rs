@@ -19,11 +19,15 @@ const STARTED: &str = ".evenkeel-started";
 /// Makes the tree hold the closure of a job, and answers whether anything changed. Blocks.
 pub(super) fn lay_out(tree: &Path, job: &Job) -> Result<bool, TargetError> {
     let failed = |attempt: &str, path: &Path, error: &dyn std::fmt::Display| {
-        TargetError::new("work-tree", format!("could not {attempt} `{}` for `{}`: {error}", path.display(), job.instance))
+        TargetError::new(
+            "work-tree",
+            format!("could not {attempt} `{}` for `{}`: {error}", path.display(), job.instance),
+        )
     };
     private_folder(tree).map_err(|error| failed("make", tree, &error))?;
     let manifest = tree.join(MANIFEST);
-    let before: BTreeMap<String, (String, bool)> = fs::read(&manifest).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+    let before: BTreeMap<String, (String, bool)> =
+        fs::read(&manifest).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
     if before == job.files {
         return Ok(false);
     }
@@ -41,7 +45,9 @@ pub(super) fn lay_out(tree: &Path, job: &Job) -> Result<bool, TargetError> {
     write(&tree.join(STARTED), b"", 0o600).map_err(|error| failed("write", &tree.join(STARTED), &error))?;
     for path in before.keys().filter(|path| !job.files.contains_key(*path)) {
         match fs::remove_file(tree.join(path)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &tree.join(path), &error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("remove", &tree.join(path), &error));
+            }
             _ => {}
         }
     }
@@ -53,7 +59,11 @@ pub(super) fn lay_out(tree: &Path, job: &Job) -> Result<bool, TargetError> {
         let content = content(&*job.content, path).map_err(|error| failed("read", Path::new(path), &error))?;
         if let Some(folder) = place.parent() {
             // A file of an earlier closure may stand where a folder does now.
-            for above in folder.ancestors().take_while(|above| above.starts_with(tree) && *above != tree).filter(|above| above.is_file()) {
+            for above in folder
+                .ancestors()
+                .take_while(|above| above.starts_with(tree) && *above != tree)
+                .filter(|above| above.is_file())
+            {
                 fs::remove_file(above).map_err(|error| failed("remove", above, &error))?;
             }
             fs::create_dir_all(folder).map_err(|error| failed("make", folder, &error))?;

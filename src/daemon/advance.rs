@@ -1,0 +1,233 @@
+//! What is pending at head, its plan, and how *applied* advances (R1.4, R1.5).
+//!
+//! Decides by what is recorded. *Race:* anything moves while head is planned: then nothing advances by that plan.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{Daemon, Error, Head, Wake, decide::Stalled, planning::Scope};
+use crate::{
+    desired::schema::Component,
+    journal::Status as RunStatus,
+    model::{ComponentName, EnvironmentName, InstanceId, RunId},
+    plan::{Applied, Guards, Observed, Plan},
+    port::{Job, RecordedOutput, Use},
+};
+
+impl Daemon {
+    /// What the plan of an environment at head depends on, so that it is not made again while nothing changed.
+    pub(super) async fn plan_key(
+        &self,
+        head: &Head,
+        environment: &EnvironmentName,
+        pending: &BTreeSet<InstanceId>,
+    ) -> Result<String, Error> {
+        let applied = self.store().all_applied().await?;
+        let parts: Vec<String> = applied
+            .iter()
+            .filter(|(id, _)| id.environment == *environment)
+            .map(|(id, record)| format!("{id} {}", record.at))
+            .collect();
+        Ok(format!("{} {pending:?} {parts:?}", head.revision))
+    }
+
+    pub(super) async fn is_planned(
+        &self,
+        head: &Head,
+        environment: &EnvironmentName,
+        pending: &BTreeSet<InstanceId>,
+    ) -> Result<bool, Error> {
+        let key = self.plan_key(head, environment, pending).await?;
+        Ok(self.planned_for.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(environment) == Some(&key))
+    }
+
+    /// The instances of an environment whose head is not what is applied.
+    pub(super) async fn pending(
+        &self,
+        head: &Head,
+        environment: &EnvironmentName,
+    ) -> Result<BTreeSet<InstanceId>, Error> {
+        let applied = self.store().all_applied().await?;
+        let stalled: BTreeMap<String, Stalled> = self.store().list("stalled").await?.into_iter().collect();
+        Ok(head
+            .environment(environment)
+            .filter(|instance| instance.problems.is_empty())
+            .filter(|instance| stalled.contains_key(&instance.id.to_string()) || is_pending(instance, &applied))
+            .map(|instance| instance.id.clone())
+            .collect())
+    }
+
+    /// Plans what waits at head, shows it, and lets *applied* advance where there is nothing to do (R1.5).
+    pub(super) async fn plan_head(self: &Arc<Self>, environment: &EnvironmentName) -> Result<Option<Plan>, Error> {
+        let Some(head) = self.head() else { return Ok(None) };
+        let pending = self.pending(&head, environment).await?;
+        let open = self.store().open_runs().await?;
+        let instances: BTreeSet<InstanceId> = pending
+            .into_iter()
+            .filter(|id| {
+                !open.iter().any(|run| run.holds(id) && run.by_merge && run.instances[id].status != RunStatus::Waiting)
+            })
+            .collect();
+        if instances.is_empty() {
+            return Ok(None);
+        }
+        let key = self.plan_key(&head, environment, &instances).await?;
+        let before = self.store().all_applied().await?;
+        let scope = Scope { instances: instances.clone(), r#use: Use::Head, because: "head".into(), base: None };
+        let (plan, outcomes) = self.plan_environment(environment, &head, &scope).await?;
+        let stalled: BTreeMap<String, Stalled> = self.store().list("stalled").await?.into_iter().collect();
+        let mut advanced = false;
+        for instance in &plan.instances {
+            let outcome = &outcomes[&instance.id];
+            self.note_pending(&head, instance).await?;
+            let nothing = instance.digest.is_some() && instance.actions.is_empty() && instance.problem.is_none();
+            let still = nothing
+                && instances.contains(&instance.id)
+                && self.is_as_planned(&head, &instance.id, &before, &outcome.inputs).await?;
+            if still
+                && !outcome.first_contact
+                && !stalled.contains_key(&instance.id.to_string())
+                && let Some(job) = &outcome.job
+            {
+                self.record_applied(&head, &instance.id, outcome.inputs.clone(), job, None).await?;
+                self.store()
+                    .audit(self.now(), "evenkeel", "advance", &instance.id.to_string(), "nothing to do")
+                    .await?;
+                tracing::info!(instance = %instance.id, revision = head.revision.short(), "nothing to do: applied advances to head");
+                advanced = true;
+            }
+        }
+        if advanced {
+            self.queue.wake(Wake::Decide(environment.clone()), "applied advanced");
+        }
+        if plan.has_work() {
+            self.store().keep_plan(&format!("head/{environment}"), &plan, self.now()).await?;
+            self.show_head_plan(&head, &plan).await?;
+        }
+        if plan.instances.iter().all(|instance| instance.problem.is_none()) {
+            self.planned_for.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(environment.clone(), key);
+        }
+        Ok(Some(plan))
+    }
+
+    /// Whether nothing moved while an instance was planned: head, what is applied, its inputs as they are recorded, and
+    /// no run holds it.
+    async fn is_as_planned(
+        &self,
+        head: &Head,
+        id: &InstanceId,
+        before: &BTreeMap<InstanceId, Applied>,
+        inputs: &BTreeMap<String, RecordedOutput>,
+    ) -> Result<bool, Error> {
+        let mut now = BTreeMap::new();
+        for upstream in sources(id, inputs) {
+            now.extend(self.store().applied(&upstream).await?.map(|record| (upstream, record)));
+        }
+        let same_head = self.head().is_some_and(|now| now.revision == head.revision);
+        let same_record =
+            self.store().applied(id).await?.map(|record| record.at) == before.get(id).map(|record| record.at);
+        let recorded = inputs.iter().all(|(key, value)| {
+            let upstream = key
+                .split_once(".outputs.")
+                .and_then(|(component, name)| Some((InstanceId::new(&id.environment, &component.parse().ok()?), name)));
+            upstream.is_some_and(|(upstream, name)| {
+                now.get(&upstream).and_then(|record| record.outputs.get(name)) == Some(value)
+            })
+        });
+        let held = self.store().open_runs().await?.iter().any(|run| run.holds(id));
+        Ok(same_head && same_record && recorded && !held)
+    }
+
+    /// Records what head would change, for `status` and `explain`.
+    async fn note_pending(&self, head: &Head, instance: &crate::plan::InstancePlan) -> Result<(), Error> {
+        let mut observed =
+            self.store().observed(&instance.id).await?.unwrap_or_else(|| Observed::new(self.now(), None));
+        observed.head = Some(head.revision.clone());
+        observed.pending = instance.actions.iter().flat_map(|action| action.resources.clone()).collect();
+        observed.waiting_on.clone_from(&instance.waiting_on);
+        if observed.against.is_none() {
+            observed.at = self.now();
+            observed.error = instance
+                .problem
+                .as_ref()
+                .map(|says| crate::plan::ObservedError { kind: "plan-failed".into(), says: says.clone() });
+        }
+        self.store().set_observed(&instance.id, &observed).await?;
+        Ok(())
+    }
+
+    /// Records that an instance is what head says.
+    pub(super) async fn record_applied(
+        self: &Arc<Self>,
+        head: &Head,
+        id: &InstanceId,
+        inputs: BTreeMap<String, RecordedOutput>,
+        job: &Job,
+        run: Option<RunId>,
+    ) -> Result<(), Error> {
+        let Some(instance) = head.instance(id) else { return Ok(()) };
+        let (Some(spec), Some(digest)) = (&instance.spec, instance.digest) else { return Ok(()) };
+        let outputs = self.hands.target.outputs(job).await?;
+        let outputs = outputs
+            .iter()
+            .filter_map(|(name, output)| Some((name.clone(), output.record(&self.hands.seal)?)))
+            .collect();
+        let applied = Applied {
+            revision: head.revision.clone(),
+            digest,
+            spec: (**spec).clone(),
+            files: instance.closure.files.clone(),
+            declares_backend: instance.closure.declares_backend,
+            inputs,
+            outputs,
+            guards: Guards { protect: spec.protect.clone(), since: Some(head.revision.clone()) },
+            run,
+            at: self.now(),
+        };
+        let fresh = Observed::new(self.now(), Some(head.revision.clone()));
+        Ok(self.store().advance(id, &applied, &fresh).await?)
+    }
+
+    /// Takes over what a merge changed of an applied instance without changing what it is made from: guards, drift
+    /// policy, checks, edges. A merge that changes more doesn't loosen a guard (R3.4).
+    pub(super) async fn loosen_guards(&self, head: &Head, environment: &EnvironmentName) -> Result<(), Error> {
+        let applied = self.store().all_applied().await?;
+        for instance in head.environment(environment) {
+            let (Some(mut record), Some(spec), Some(digest)) =
+                (applied.get(&instance.id).cloned(), &instance.spec, instance.digest)
+            else {
+                continue;
+            };
+            // What it is made from stays as it was applied, with the revision that holds it.
+            let loosened = Component { tofu: record.spec.tofu.clone(), ..(**spec).clone() };
+            if record.digest == digest && record.spec != loosened {
+                record.spec = loosened;
+                record.guards = Guards { protect: spec.protect.clone(), since: Some(head.revision.clone()) };
+                self.store().set_applied(&instance.id, &record).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What an instance's inputs come from.
+pub(super) fn sources(id: &InstanceId, inputs: &BTreeMap<String, RecordedOutput>) -> BTreeSet<InstanceId> {
+    let of = |key: &String| Some(InstanceId::new(&id.environment, &key.split_once(".outputs.")?.0.parse().ok()?));
+    inputs.keys().filter_map(of).collect()
+}
+
+/// Whether digest or inputs at head differ from what is applied (R1.4).
+pub(super) fn is_pending(instance: &crate::desired::Instance, applied: &BTreeMap<InstanceId, Applied>) -> bool {
+    let Some(record) = applied.get(&instance.id) else { return true };
+    if Some(record.digest) != instance.digest {
+        return true;
+    }
+    record.inputs.iter().any(|(key, value)| {
+        let Some((component, name)) = key.split_once(".outputs.") else { return false };
+        let Ok(component) = component.parse::<ComponentName>() else { return false };
+        let upstream = InstanceId::new(&instance.id.environment, &component);
+        applied.get(&upstream).and_then(|upstream| upstream.outputs.get(name)).is_some_and(|now| now != value)
+    })
+}

@@ -1,0 +1,279 @@
+//! Everything before an effect: the run lock, what comes first, a plan under the target's lock, and whether that is what
+//! was approved (R2.4, R2.7, R3.3, R3.4).
+//!
+//! Decides whether an instance of a run may go on; changes nothing but the run lock and the journal's `planned`.
+//! *Race:* a newer run of the instance appears while this one waits for the lock: the older one ends as superseded.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use super::{
+    Daemon, Error,
+    advance::{is_pending, sources},
+    inputs::declared_job,
+    planning::protect,
+    run::Driven,
+};
+use crate::{
+    check,
+    desired::schema::Deferred,
+    journal::{Approved, Event, Run},
+    model::{Action, InstanceId, Retry, WaitingOn},
+    plan::{self, Applied, InstancePlan, Plan},
+    port::{Job, Prepared, RecordedOutput, Use},
+    remedy, render,
+    targets::tofu,
+};
+
+/// How often what another machine may mend is tried before the instance is stalled.
+const ATTEMPTS_MAX: u32 = 3;
+
+/// An instance that is ready for its effect.
+pub(super) struct Ready {
+    pub(super) job: Job,
+    pub(super) prepared: Prepared,
+    pub(super) inputs: BTreeMap<String, RecordedOutput>,
+    pub(super) actions: Vec<Action>,
+}
+
+/// Why an instance does not get to its effect.
+pub(super) enum Stop {
+    Waits(WaitingOn, String),
+    Fails(String),
+    /// Nothing is to do.
+    Nothing(Box<Job>, BTreeMap<String, RecordedOutput>),
+    Error(Error),
+    /// The daemon stops; the run is taken up again.
+    Leaves,
+    /// A newer run takes its place.
+    Superseded(String),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Target(error) => Self::Fails(error.line()),
+            other => Self::Error(other),
+        }
+    }
+}
+
+impl From<crate::store::Error> for Stop {
+    fn from(error: crate::store::Error) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+impl Daemon {
+    /// Everything before the effect.
+    pub(super) async fn prepare(self: &Arc<Self>, driven: &Driven, id: &InstanceId) -> Result<Ready, Stop> {
+        let run = driven.run.lock().await.clone();
+        self.take(&run, id).await?;
+        let applied = self.store().applied(id).await?;
+        let (job, inputs) = self.job(driven, &run, id, applied.as_ref()).await?;
+        let prepared = self.prepare_job(&job).await?;
+        let observation = &prepared.observation;
+        let instance = driven.head.instance(id);
+        let declared = |instance: Option<&Arc<crate::desired::Instance>>| {
+            instance.and_then(|i| i.spec.as_ref()).map(|s| s.protect.clone()).unwrap_or_default()
+        };
+        let mut guards = match (run.remediation.is_some(), &applied) {
+            (true, Some(applied)) => applied.guards.protect.clone(),
+            _ => protect(applied.as_ref(), &declared(instance), instance.and_then(|i| i.digest)),
+        };
+        // Tightening counts from its merge, also for a run that was authorised before (R3.4).
+        guards.extend(declared(self.head().as_ref().and_then(|head| head.instance(id))));
+        let actions: Vec<Action> = tofu::plan::action(id, observation, &guards, &[]).into_iter().collect();
+        self.record(driven, id, Event::Planned { digest: actions.first().map(|action| action.digest) }, None).await?;
+        if applied.is_none() && run.by_merge && observation.holds_anything && !self.store().begun(id).await? {
+            let says = "the target already holds something that was never applied from here; look at the plan and say `/apply`".to_owned();
+            return Err(Stop::Waits(WaitingOn::FirstContact, says));
+        }
+        if actions.is_empty() {
+            return Err(Stop::Nothing(Box::new(job), inputs));
+        }
+        self.approve(driven, &run, id, &actions).await?;
+        self.guard(driven, id, &actions).await?;
+        Ok(Ready { job, prepared, inputs, actions })
+    }
+
+    /// Takes the run lock, behind a run whose effect is in flight.
+    async fn take(self: &Arc<Self>, run: &Run, id: &InstanceId) -> Result<(), Stop> {
+        loop {
+            let changed = self.run_changed.notified();
+            if self.stopping() {
+                return Err(Stop::Leaves);
+            }
+            let same_sort = |newer: &&Run| newer.remediation.is_some() == run.remediation.is_some();
+            if let Some(newer) = self
+                .store()
+                .runs_after(run.id)
+                .await?
+                .iter()
+                .filter(same_sort)
+                .find(|newer| newer.instances.contains_key(id))
+            {
+                return Err(Stop::Superseded(format!("superseded by run {}", newer.id)));
+            }
+            if self
+                .head()
+                .and_then(|head| head.desired.environments.get(&id.environment).map(|e| e.suspend))
+                .unwrap_or(false)
+            {
+                return Err(Stop::Waits(WaitingOn::Suspended, format!("`{}` is suspended", id.environment)));
+            }
+            if self.store().lock_instance(id, run.id).await? == run.id {
+                return Ok(());
+            }
+            tokio::select! {
+                () = changed => {}
+                () = self.stop.cancelled() => {}
+                () = tokio::time::sleep(Duration::from_secs(5)) => {}
+            }
+        }
+    }
+
+    /// The job of an instance: as declared, or as applied for a remediation.
+    async fn job(
+        self: &Arc<Self>,
+        driven: &Driven,
+        run: &Run,
+        id: &InstanceId,
+        applied: Option<&Applied>,
+    ) -> Result<(Job, BTreeMap<String, RecordedOutput>), Stop> {
+        if run.remediation.is_some() {
+            let Some(record) = applied else {
+                return Err(Stop::Fails(format!("`{id}` is not applied, so there is nothing to return to")));
+            };
+            return Ok((self.applied_job(id, record, &driven.head).await?, record.inputs.clone()));
+        }
+        let head = &driven.head;
+        let Some(instance) = head.instance(id) else {
+            return Err(Stop::Fails(format!("`{id}` is not declared at `{}`", head.revision.short())));
+        };
+        if let Some(problem) = instance.problems.first() {
+            return Err(Stop::Fails(format!("its declaration has a problem: {problem}")));
+        }
+        if let Some(on) = self.promotion(head, id).await? {
+            let says = render::comment::waiting(&on);
+            return Err(Stop::Waits(on, says));
+        }
+        // What comes first is measured by the branch as it is now, not as it was when this run was authorised.
+        let now = self.head().unwrap_or_else(|| Arc::clone(head));
+        let stalled = self.stalled().await?;
+        let mut applied = BTreeMap::new();
+        for upstream in &instance.upstreams {
+            let Some(record) = self.store().applied(upstream).await? else { continue };
+            for source in sources(upstream, &record.inputs) {
+                applied.extend(self.store().applied(&source).await?.map(|record| (source, record)));
+            }
+            applied.insert(upstream.clone(), record);
+        }
+        let behind = |upstream: &&InstanceId| {
+            let declared = now.instance(upstream);
+            stalled.contains_key(*upstream)
+                || declared.is_none_or(|declared| !declared.problems.is_empty() || is_pending(declared, &applied))
+        };
+        if let Some(upstream) = instance.upstreams.iter().find(behind) {
+            return Err(Stop::Waits(
+                WaitingOn::Upstream { instance: upstream.clone() },
+                format!("`{upstream}` comes first, and is not what the branch says yet"),
+            ));
+        }
+        let inputs = self.inputs(head, id, &instance.references, &BTreeMap::new()).await?;
+        if let Some(on) = inputs.waiting_on.first() {
+            return Err(Stop::Waits(on.clone(), render::comment::waiting(on)));
+        }
+        let job = declared_job(instance, Use::Head, Arc::clone(&head.content), &inputs, head.consumed(id))
+            .map_err(|error| Stop::Fails(error.line()))?;
+        Ok((job, inputs.recorded))
+    }
+
+    pub(super) async fn prepare_job(self: &Arc<Self>, job: &Job) -> Result<Prepared, Stop> {
+        let mut attempt = 0;
+        loop {
+            match self.hands.target.prepare(job).await {
+                Ok(prepared) => return Ok(prepared),
+                Err(error) => match error.retry {
+                    Retry::After(backoff) if attempt + 1 < ATTEMPTS_MAX => {
+                        attempt += 1;
+                        tokio::select! {
+                            () = tokio::time::sleep(backoff.wait(attempt).std()) => {}
+                            () = self.stop.cancelled() => return Err(Stop::Leaves),
+                        }
+                    }
+                    _ => return Err(Stop::Fails(error.line())),
+                },
+            }
+        }
+    }
+
+    /// Whether what would be done is what was approved (R2.4).
+    async fn approve(
+        self: &Arc<Self>,
+        driven: &Driven,
+        run: &Run,
+        id: &InstanceId,
+        actions: &[Action],
+    ) -> Result<(), Stop> {
+        let digest = InstancePlan::digest_of(actions);
+        let waits = |says: String| Stop::Waits(WaitingOn::Approval { digest }, says);
+        match self.store().approved(run.id, id).await?.unwrap_or(Approved::Unknown) {
+            Approved::Declaration => Ok(()),
+            Approved::Actions { actions: approved } => plan::covers(&approved, actions)
+                .map_err(|gap| waits(format!("{}; look at the new plan and say `/apply`", gap.0))),
+            Approved::Unknown => {
+                let deferred =
+                    driven.head.desired.environments.get(&run.environment).map(|e| e.deferred).unwrap_or_default();
+                match deferred {
+                    Deferred::Apply => Ok(()),
+                    Deferred::Wait => Err(waits(
+                        "its plan was not known when the run was approved; now it is, and waits for `/apply`".into(),
+                    )),
+                }
+            }
+            Approved::Remediation => {
+                let name = run.remediation.clone().unwrap_or_default();
+                let Ok(name) = name.parse() else { return Err(Stop::Fails("the remediation has no name".into())) };
+                let Some((remediation, _)) = driven.head.desired.remediations.get(&name) else {
+                    return Err(Stop::Fails(format!("the remediation `{name}` is not there any more")));
+                };
+                let mut stored = BTreeMap::new();
+                for action in &remediation.actions {
+                    if let Some(known) = self.store().get::<Action>("action", &action.digest.to_string()).await? {
+                        stored.insert(action.digest, known);
+                    }
+                }
+                remedy::lets_through(remediation, id, &|digest| stored.get(digest).cloned(), actions)
+                    .map_err(Stop::Fails)
+            }
+        }
+    }
+
+    /// The independent checker, `protect` and the limits of one run.
+    async fn guard(self: &Arc<Self>, driven: &Driven, id: &InstanceId, actions: &[Action]) -> Result<(), Stop> {
+        let head = self.head().unwrap_or_else(|| Arc::clone(&driven.head));
+        let limits = head.desired.environments.get(&id.environment).map(|e| e.limits.clone()).unwrap_or_default();
+        let instance = InstancePlan {
+            id: id.clone(),
+            kind: "tofu".into(),
+            digest: Some(InstancePlan::digest_of(actions)),
+            order: 1,
+            after: vec![],
+            waiting_on: vec![],
+            actions: actions.to_vec(),
+            problem: None,
+        };
+        let summary = instance.summary();
+        let whole = Plan::new(id.environment.clone(), driven.head.revision.clone(), None, "run".into(), vec![instance]);
+        if let Some(note) = check::plan(&whole, &limits).into_iter().find(|note| note.fatal) {
+            return Err(Stop::Fails(note.says));
+        }
+        let mut spent = driven.spent.lock().await;
+        let together = spent.iter().filter(|(other, _)| *other != id).fold(summary, |sum, (_, other)| sum.plus(other));
+        if let Some(says) = check::within(&together, &limits).into_iter().next() {
+            return Err(Stop::Fails(format!("{says}; raise the limit in a pull request of its own, or change less")));
+        }
+        spent.insert(id.clone(), summary);
+        Ok(())
+    }
+}

@@ -1,0 +1,166 @@
+//! Remediations that were merged: which run, which wait and why, which are spent (R4.1, R4.2).
+//!
+//! A remediation is a filter, never a source of arguments. *Race:* its branch is edited and merged at once: what counts is
+//! the file at head.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Daemon, Error, Head, decide::Authorised};
+use crate::{
+    authority,
+    desired::schema::{Remediation, Verb},
+    journal::Approved,
+    model::{ComponentName, EnvironmentName, InstanceId, PullNumber, Revision, RunId},
+    remedy,
+};
+
+/// A merged remediation and what came of it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Merged {
+    /// The commit that added it.
+    pub(super) commit: Option<Revision>,
+    /// The run that runs it.
+    pub(super) run: Option<RunId>,
+    /// Why it waits.
+    pub(super) waits: Option<String>,
+    /// Whether it is spent.
+    pub(super) spent: bool,
+    /// The pull request that brought it.
+    pub(super) pull: Option<PullNumber>,
+}
+
+impl Daemon {
+    /// Makes runs of merged remediations that may run, and says why others wait.
+    pub(super) async fn take_remediations(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        environment: &EnvironmentName,
+    ) -> Result<(), Error> {
+        let now = self.now();
+        for (name, (remediation, file)) in
+            head.desired.remediations.iter().filter(|(_, (r, _))| r.environment == *environment)
+        {
+            let path = format!("{}/{file}", self.settings.root);
+            let Some(commit) = self.hands.mirror.added_by(&head.revision, &path).await? else { continue };
+            let key = format!("{environment}/{name}");
+            let mut merged: Merged = self.store().get("remediation", &key).await?.unwrap_or_default();
+            // Spent by name and the commit that added it: the same file added again is another remediation.
+            if merged.commit.as_ref() == Some(&commit) && (merged.spent || merged.run.is_some()) {
+                continue;
+            }
+            if merged.commit.as_ref() != Some(&commit) {
+                merged = Merged { commit: Some(commit.clone()), ..Merged::default() };
+            }
+            // A date that somebody moved does not make it an authority for longer.
+            let expires_at = remediation
+                .expires_at
+                .min(remediation.observed_at + chrono::Duration::days(remedy::EXPIRES_AFTER_DAYS + 1));
+            let over = if expires_at < now {
+                Some(format!("it expired at {expires_at}"))
+            } else {
+                remediation
+                    .actions
+                    .is_empty()
+                    .then(|| "every action was cut from it, so there is nothing to run".to_owned())
+            };
+            if let Some(says) = over {
+                merged.spent = true;
+                merged.waits = Some(says);
+                self.store().put("remediation", &key, now, &merged).await?;
+                continue;
+            }
+            if let Err(error) = self.take_remediation(head, name, remediation, &commit, merged).await {
+                tracing::warn!(%name, error = crate::error_chain(&error), "could not take a merged remediation up; it is tried again");
+            }
+        }
+        Ok(())
+    }
+
+    async fn take_remediation(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        name: &ComponentName,
+        remediation: &Remediation,
+        commit: &Revision,
+        mut merged: Merged,
+    ) -> Result<(), Error> {
+        let environment = &remediation.environment;
+        let pull = self.pull_merged_as(commit).await?;
+        let who = match pull.as_ref().and_then(|pull| pull.merged_by.clone()) {
+            Some(login) => Some(self.person(head, &login).await?),
+            None => None,
+        };
+        let state_repo = head.desired.state_repo.as_deref();
+        merged.pull = pull.as_ref().map(|pull| pull.number);
+        let refused = match &who {
+            Some(who) if authority::may(state_repo, who, Verb::Apply, environment) => None,
+            Some(who) => Some(authority::refusal(state_repo, who, Verb::Apply, environment)),
+            None => Some(format!(
+                "it did not come by a pull request, so nobody's word stands for it; say `evenkeel apply {environment} --remediation {name}`"
+            )),
+        };
+        merged.waits = refused.clone();
+        if let Some(says) = refused {
+            if let Some(number) = merged.pull {
+                let says = format!("Merged and waiting: {says} Somebody who may says `/apply` here.");
+                self.say_on(number, &format!("remediation-waits name={name}"), &says, None).await?;
+            }
+        } else if let Some(who) = who {
+            let because = format!(
+                "the merge of {} by {}",
+                merged.pull.map_or_else(|| "a remediation".into(), |n| n.to_string()),
+                who.name().replace("user:", "@")
+            );
+            merged.run = Some(self.run_remediation(head, name, remediation, because, who.name(), merged.pull).await?);
+        }
+        self.store().put("remediation", &format!("{environment}/{name}"), self.now(), &merged).await?;
+        Ok(())
+    }
+
+    /// Makes the run of a merged remediation.
+    pub(super) async fn run_remediation(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        name: &ComponentName,
+        remediation: &Remediation,
+        because: String,
+        principal: String,
+        pull: Option<PullNumber>,
+    ) -> Result<RunId, Error> {
+        let instances: BTreeSet<InstanceId> = remediation
+            .actions
+            .iter()
+            .map(|action| action.instance.clone())
+            .filter(|id| id.environment == remediation.environment)
+            .collect();
+        let approved = instances.iter().map(|id| (id.clone(), Approved::Remediation)).collect();
+        let authorised = Authorised {
+            environment: remediation.environment.clone(),
+            instances,
+            approved,
+            because,
+            principal,
+            by_merge: false,
+            pull,
+            remediation: Some(name.to_string()),
+        };
+        self.create_run(head, authorised).await
+    }
+
+    /// The remediations that are merged and not spent, by environment.
+    pub(super) async fn held(&self, environment: &EnvironmentName) -> Result<Vec<(String, Merged)>, Error> {
+        let all: Vec<(String, Merged)> = self.store().list("remediation").await?;
+        Ok(all
+            .into_iter()
+            .filter(|(key, merged)| key.starts_with(&format!("{environment}/")) && !merged.spent)
+            .collect())
+    }
+}
+
+/// The path of a remediation's file in the repository.
+pub(super) fn remediation_path(root: &str, environment: &EnvironmentName, name: &str) -> String {
+    format!("{root}/{}", remedy::path(environment, name))
+}

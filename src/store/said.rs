@@ -1,0 +1,230 @@
+//! The outbox and the audit: what is said to others, and what is written down for them.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use sqlx::Row;
+
+use super::{Error, Store, decode, encode, parse_stamp, stamp, statement};
+use crate::model::{Digester, PullNumber, Revision};
+
+impl Store {
+    /// Puts something into the outbox under a name. What was said under that name and is the same is not said again;
+    /// what differs takes its place.
+    ///
+    /// # Errors
+    /// When the store can't be written.
+    pub async fn say(&self, name: &str, outgoing: &Outgoing, at: DateTime<Utc>) -> Result<(), Error> {
+        let attempt = "put something into the outbox";
+        sqlx::query(
+            "INSERT INTO outbox (name, created_at, next_at, document) VALUES (?1, ?2, ?2, ?3)
+             ON CONFLICT (name) DO UPDATE SET document = excluded.document, next_at = excluded.next_at, attempts = 0, sent_at = NULL, failed = NULL
+             WHERE outbox.document <> excluded.document",
+        )
+        .bind(name)
+        .bind(stamp(at))
+        .bind(encode(attempt, outgoing)?)
+        .execute(&self.pool)
+        .await
+        .map_err(statement(attempt))?;
+        Ok(())
+    }
+
+    /// What is to be said now, oldest first, with how often it was tried.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn unsaid(&self, now: DateTime<Utc>, limit: u32) -> Result<Vec<(i64, u32, Outgoing)>, Error> {
+        let attempt = "list the outbox";
+        let rows = sqlx::query(
+            "SELECT id, attempts, document FROM outbox WHERE sent_at IS NULL AND next_at <= ? ORDER BY id LIMIT ?",
+        )
+        .bind(stamp(now))
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(statement(attempt))?;
+        rows.iter().map(|row| Ok((row.get(0), row.get(1), decode(attempt, row.get(2))?))).collect()
+    }
+
+    /// When the next thing in the outbox is due, if there is any.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn next_unsaid(&self) -> Result<Option<DateTime<Utc>>, Error> {
+        let attempt = "list the outbox";
+        let row = sqlx::query("SELECT min(next_at) FROM outbox WHERE sent_at IS NULL")
+            .fetch_one(&self.pool)
+            .await
+            .map_err(statement(attempt))?;
+        let at: Option<String> = row.get(0);
+        at.map(|at| parse_stamp(attempt, &at)).transpose()
+    }
+
+    /// Marks something as said, unless it was replaced meanwhile.
+    ///
+    /// # Errors
+    /// When the store can't be written.
+    pub async fn said(&self, id: i64, outgoing: &Outgoing, at: DateTime<Utc>) -> Result<(), Error> {
+        let attempt = "mark the outbox";
+        sqlx::query("UPDATE outbox SET sent_at = ? WHERE id = ? AND document = ?")
+            .bind(stamp(at))
+            .bind(id)
+            .bind(encode(attempt, outgoing)?)
+            .execute(&self.pool)
+            .await
+            .map_err(statement(attempt))?;
+        Ok(())
+    }
+
+    /// Records that something could not be said; without a next time it is given up.
+    ///
+    /// # Errors
+    /// When the store can't be written.
+    pub async fn unsayable(
+        &self,
+        id: i64,
+        outgoing: &Outgoing,
+        why: &str,
+        next: Option<DateTime<Utc>>,
+        now: DateTime<Utc>,
+    ) -> Result<(), Error> {
+        let attempt = "mark the outbox";
+        sqlx::query("UPDATE outbox SET attempts = attempts + 1, failed = ?, next_at = coalesce(?, next_at), sent_at = ? WHERE id = ? AND document = ?")
+            .bind(why)
+            .bind(next.map(stamp))
+            .bind(if next.is_none() { Some(stamp(now)) } else { None })
+            .bind(id)
+            .bind(encode(attempt, outgoing)?)
+            .execute(&self.pool)
+            .await
+            .map_err(statement(attempt))?;
+        Ok(())
+    }
+
+    /// Appends to the audit; each entry carries the hash of the one before.
+    ///
+    /// # Errors
+    /// When the store can't be written.
+    pub async fn audit(
+        &self,
+        at: DateTime<Utc>,
+        principal: &str,
+        action: &str,
+        subject: &str,
+        detail: &str,
+    ) -> Result<(), Error> {
+        let attempt = "append to the audit";
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(statement(attempt))?;
+        let row = sqlx::query("SELECT hash FROM audit ORDER BY seq DESC LIMIT 1")
+            .fetch_optional(&mut *transaction)
+            .await
+            .map_err(statement(attempt))?;
+        let before: String = row.map(|row| row.get(0)).unwrap_or_default();
+        let at = stamp(at);
+        let hash = audit_hash(&before, &at, [principal, action, subject, detail]);
+        sqlx::query("INSERT INTO audit (at, principal, action, subject, detail, hash) VALUES (?, ?, ?, ?, ?, ?)")
+            .bind(&at)
+            .bind(principal)
+            .bind(action)
+            .bind(subject)
+            .bind(detail)
+            .bind(hash)
+            .execute(&mut *transaction)
+            .await
+            .map_err(statement(attempt))?;
+        transaction.commit().await.map_err(statement(attempt))
+    }
+
+    /// The audit, oldest first, and the number of the first entry whose hash does not fit.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn audit_entries(&self) -> Result<(Vec<AuditEntry>, Option<i64>), Error> {
+        let attempt = "read the audit";
+        let rows = sqlx::query("SELECT seq, at, principal, action, subject, detail, hash FROM audit ORDER BY seq")
+            .fetch_all(&self.pool)
+            .await
+            .map_err(statement(attempt))?;
+        let (mut before, mut broken) = (String::new(), None);
+        let mut entries = vec![];
+        for row in rows {
+            let at: String = row.get(1);
+            let entry = AuditEntry {
+                seq: row.get(0),
+                at: parse_stamp(attempt, &at)?,
+                principal: row.get(2),
+                action: row.get(3),
+                subject: row.get(4),
+                detail: row.get(5),
+                hash: row.get(6),
+            };
+            if broken.is_none()
+                && audit_hash(&before, &at, [&entry.principal, &entry.action, &entry.subject, &entry.detail])
+                    != entry.hash
+            {
+                broken = Some(entry.seq);
+            }
+            before.clone_from(&entry.hash);
+            entries.push(entry);
+        }
+        Ok((entries, broken))
+    }
+}
+
+/// Something to be said to the forge.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "camelCase")]
+pub enum Outgoing {
+    /// A comment, found again by its marker and edited in place.
+    Comment {
+        /// The pull request.
+        pull: PullNumber,
+        /// The hidden line.
+        marker: String,
+        /// The text, with the marker in it.
+        body: String,
+        /// A marker whose other comments are outdated by this one.
+        outdates: Option<String>,
+    },
+    /// A commit status.
+    Status {
+        /// The commit.
+        revision: Revision,
+        /// `evenkeel/plan`.
+        context: String,
+        /// `pending`, `success`, `failure`, `error`.
+        state: String,
+        /// At most 140 characters.
+        description: String,
+    },
+}
+
+/// One entry of the audit.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditEntry {
+    /// Its number.
+    pub seq: i64,
+    /// When.
+    pub at: DateTime<Utc>,
+    /// Who.
+    pub principal: String,
+    /// What: `apply`, `refused`.
+    pub action: String,
+    /// On what.
+    pub subject: String,
+    /// More.
+    pub detail: String,
+    /// The hash over this entry and the hash before.
+    pub hash: String,
+}
+
+fn audit_hash(before: &str, at: &str, fields: [&str; 4]) -> String {
+    fields
+        .iter()
+        .fold(Digester::new("audit").field(before.as_bytes()).field(at.as_bytes()), |d, field| {
+            d.field(field.as_bytes())
+        })
+        .finish()
+        .to_string()
+}
