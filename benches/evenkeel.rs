@@ -22,6 +22,7 @@ use evenkeel::{
     desired::Loader,
     forge::{Forge, Settings, seed},
     git::Mirror,
+    port::Repository,
 };
 use serde_json::{Value, json};
 

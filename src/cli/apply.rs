@@ -14,6 +14,7 @@ use crate::{
     journal::{Run, RunState, Status},
     model::{ComponentName, InstanceId, RunId},
     plan::Plan,
+    render::plain,
     server::{Ask, Started},
 };
 
@@ -169,7 +170,7 @@ async fn follow(global: &Global, client: &Client, id: RunId) -> Result<Run, Fail
 
 fn finish(global: &Global, run: &Run, says: &str) {
     if global.output == Format::Text {
-        output::text(&format!("Run {}: {}", run.id, says.replace('`', "")));
+        output::text(&format!("Run {}: {}", run.id, plain(says)));
     }
 }
 

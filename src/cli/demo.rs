@@ -19,7 +19,8 @@ use crate::{
     git::{Mirror, Tokens},
     model::{PullNumber, Verdict},
     plan::Plan,
-    render::terminal::Colour,
+    port::Repository,
+    render::{plain, terminal::Colour},
 };
 
 /// How long any step may take; a demo that waits longer has failed.
@@ -401,7 +402,7 @@ impl Stage {
         let refusal = self.answer(pull, "@mira is not allowed").await?;
         self.told(
             since,
-            &format!("mira says /apply staging: \"{}\"", refusal.lines().next().unwrap_or_default().replace('`', "")),
+            &format!("mira says /apply staging: \"{}\"", plain(refusal.lines().next().unwrap_or_default())),
         );
         expect(self.world("staging/backend/release") == "1.4.1", "nothing was applied for mira")?;
         let since = Instant::now();
@@ -449,7 +450,7 @@ impl Stage {
             .flatten()
             .rev()
             .map(|run| {
-                let text = |name: &str| run[name].as_str().unwrap_or_default().replace('`', "");
+                let text = |name: &str| plain(run[name].as_str().unwrap_or_default());
                 let because = text("because").split("](").next().unwrap_or_default().trim_start_matches('[').to_owned();
                 vec![
                     format!("run {}", run["id"]),
@@ -470,7 +471,8 @@ impl Stage {
             .unwrap_or_default();
         let memory =
             memory.lines().find_map(|line| line.strip_prefix("VmRSS:")).map_or("unknown", str::trim).to_owned();
-        let store = std::fs::metadata(self.place("data/evenkeel.db")).map_or(0, |known| known.len()) / 1024;
+        let size = |name: &str| std::fs::metadata(self.place(name)).map_or(0, |known| known.len());
+        let store = (size("data/evenkeel.db") + size("data/evenkeel.db-wal")) / 1024;
         output::text(&indent(&format!(
             "{} and {}\n{writes} writes to the world, none twice · daemon {memory} · store {store} KiB · {:.1} s in all\n",
             self.page(drifted),

@@ -1,13 +1,16 @@
 //! `evenkeel doctor`: whether everything that the configuration needs is there, and how to mend what is not.
 
-use std::{os::unix::fs::PermissionsExt, time::Duration};
+use std::{collections::BTreeSet, os::unix::fs::PermissionsExt, sync::Arc, time::Duration};
 
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 
 use super::{Done, Format, Global, client, output, workbench};
-use crate::{config::Config, git::Mirror, store::Store, targets::tofu};
+use crate::{
+    config::Config, desired::Desired, git::Mirror, model::EnvironmentName, port::Repository, store::Store,
+    targets::tofu,
+};
 
 /// Check every program, credential, path and permission that the configuration needs.
 #[derive(Args, Debug)]
@@ -91,9 +94,9 @@ async fn examine(config: &Config, findings: &mut Vec<Finding>) {
         });
     }
     data(config, findings).await;
-    repository(config, findings).await;
+    let desired = repository(config, findings).await;
     forge(config, findings).await;
-    connections(config, findings);
+    connections(config, desired.as_deref(), findings);
     findings.push(match tokio::net::TcpListener::bind(config.listen).await {
         Ok(_) => well("listen", format!("{} is free", config.listen)),
         Err(_) if answers(config).await => well("listen", format!("a daemon answers at {}", config.listen)),
@@ -167,8 +170,8 @@ async fn data(config: &Config, findings: &mut Vec<Finding>) {
     }
 }
 
-async fn repository(config: &Config, findings: &mut Vec<Finding>) {
-    let Ok(folder) = tempfile::tempdir() else { return };
+async fn repository(config: &Config, findings: &mut Vec<Finding>) -> Option<Arc<Desired>> {
+    let folder = tempfile::tempdir().ok()?;
     let what = "repository";
     if let (Ok(Some(crate::github::Auth::Token(token))), true) =
         (workbench::auth(config), config.repository.url.starts_with("http"))
@@ -184,15 +187,21 @@ async fn repository(config: &Config, findings: &mut Vec<Finding>) {
                     format!("`{}` has no branch `{}`", config.repository.url, config.repository.branch),
                     "push it, or set `repository.branch`",
                 ));
-                return;
+                return None;
             }
             Err(error) => Err(error),
         },
-        Err(error) => Err(error),
+        Err(error) => Err(error.into()),
     };
     match fetched {
         Err(error) => {
-            findings.push(ill(what, crate::error_chain(&error), "check the address, the network and the token"))
+            let hint = match config.repository.url.split_once("://") {
+                Some(("http" | "https" | "file", _)) => "check the address, the network and the token",
+                Some(_) => "name it by `https://`, or by a path on this machine; no other way is supported",
+                None => "is there a git repository at this path?",
+            };
+            findings.push(ill(what, error.to_string(), hint));
+            None
         }
         Ok((revision, files)) => {
             findings.push(well(what, format!("`{}` is at {}", config.repository.branch, revision.short())));
@@ -211,6 +220,7 @@ async fn repository(config: &Config, findings: &mut Vec<Finding>) {
                     "`evenkeel validate` in a checkout shows all",
                 ),
             });
+            Some(desired)
         }
     }
 }
@@ -251,19 +261,30 @@ async fn forge(config: &Config, findings: &mut Vec<Finding>) {
     }
 }
 
-fn connections(config: &Config, findings: &mut Vec<Finding>) {
+/// Every connection that the configuration has or a declaration names, for both of its uses.
+fn connections(config: &Config, desired: Option<&Desired>, findings: &mut Vec<Finding>) {
+    let declared: BTreeSet<&EnvironmentName> = desired.iter().flat_map(|desired| desired.environments.keys()).collect();
+    let mut pairs: BTreeSet<(EnvironmentName, String)> = BTreeSet::new();
     for (environment, all) in &config.connections {
-        for name in all.keys() {
-            let Ok(environment_name) = environment.parse() else { continue };
-            let Ok(component) = "doctor".parse() else { continue };
-            let id = crate::model::InstanceId::new(&environment_name, &component);
-            for apply in [false, true] {
-                let what = format!("connection {environment}/{name} ({})", if apply { "apply" } else { "plan" });
-                findings.push(match config.credentials(&id, name, apply, &crate::model::Redactor::default()) {
-                    Ok(given) => well(&what, format!("{} variables", given.len())),
-                    Err(why) => ill(&what, why, "complete it in the configuration"),
-                });
-            }
+        let environments: Vec<EnvironmentName> = match environment.parse() {
+            Ok(environment) => vec![environment],
+            Err(_) => declared.iter().map(|environment| (*environment).clone()).collect(),
+        };
+        pairs.extend(environments.iter().flat_map(|one| all.keys().map(|name| (one.clone(), name.clone()))));
+    }
+    for instance in desired.iter().flat_map(|desired| desired.instances.values()) {
+        let tofu = instance.spec.as_ref().and_then(|spec| spec.tofu.as_ref());
+        pairs.extend(tofu.and_then(|tofu| tofu.connection.clone()).map(|name| (instance.id.environment.clone(), name)));
+    }
+    let Ok(component) = "doctor".parse() else { return };
+    for (environment, name) in pairs {
+        let id = crate::model::InstanceId::new(&environment, &component);
+        for apply in [false, true] {
+            let what = format!("connection {environment}/{name} ({})", if apply { "apply" } else { "plan" });
+            findings.push(match config.credentials(&id, &name, apply, &crate::model::Redactor::default()) {
+                Ok(given) => well(&what, format!("{} variables", given.len())),
+                Err(why) => ill(&what, why, "complete it under `connections` in the configuration"),
+            });
         }
     }
 }

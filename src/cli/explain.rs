@@ -5,7 +5,7 @@ use clap::Args;
 use super::{Done, Format, Global, client::Client, output, runs, status};
 use crate::{
     model::{Verdict, WaitingOn},
-    render::{comment, diff, value},
+    render::{comment, diff, differs, plain},
     server::Explained,
 };
 
@@ -76,12 +76,8 @@ fn differences(found: &Explained) -> String {
                 if drift.revertible { "" } else { " (no apply would change it)" }
             ));
             for field in &drift.fields {
-                text.push_str(&format!(
-                    "    {}  {} → {}\n",
-                    field.path,
-                    value(field.desired.as_ref()),
-                    value(field.observed.as_ref())
-                ));
+                let how = differs(field.desired.as_ref(), field.observed.as_ref());
+                text.push_str(&format!("    {}  {how}\n", field.path));
             }
         }
     }
@@ -124,7 +120,7 @@ fn history(found: &Explained) -> String {
                 vec![
                     format!("  {}", r.at.format("%H:%M:%S%.3f")),
                     format!("run {}", r.run),
-                    r.event.to_string().replace('`', ""),
+                    plain(&r.event.to_string()),
                 ]
             })
             .collect();
@@ -155,9 +151,9 @@ fn why(found: &Explained) -> String {
                 "What is declared differs from what is applied, and `onMerge: wait` leaves it to somebody's word (R3.1): `/apply {0}` on its pull request, or `evenkeel apply {0}`.",
                 instance.environment
             ),
-            Some(on) => format!("It waits for {}. {reason}", comment::waiting(on)),
+            Some(on) => format!("It waits: {}. {reason}", comment::waiting(on)),
             None => format!("A run is under way or about to begin. {reason}"),
         },
     };
-    says.replace('`', "").trim().to_owned()
+    plain(&says).trim().to_owned()
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{Done, Failure, Format, Global, client::Client, output};
 use crate::{
     journal::{JournalRecord, Run, RunInstance, RunState, Status},
-    render::ago,
+    render::{ago, plain},
 };
 
 /// Show runs.
@@ -51,7 +51,7 @@ pub(super) fn says(instance: &RunInstance) -> String {
         Status::Skipped => colour.warn("not tried"),
         Status::Superseded => colour.dim("superseded"),
     };
-    if instance.says.is_empty() { word } else { format!("{word}: {}", instance.says.replace('`', "")) }
+    if instance.says.is_empty() { word } else { format!("{word}: {}", plain(&instance.says)) }
 }
 
 fn state(run: &Run) -> String {
@@ -77,7 +77,7 @@ pub(super) async fn runs(global: &Global, args: &Runs) -> Done {
             run.environment,
             run.revision.short(),
             state(&run),
-            run.because.replace('`', "")
+            plain(&run.because)
         );
         let mut instances: Vec<_> = run.instances.iter().collect();
         instances.sort_by_key(|(id, instance)| (instance.order, (*id).clone()));
@@ -85,7 +85,7 @@ pub(super) async fn runs(global: &Global, args: &Runs) -> Done {
             &instances.iter().map(|(id, i)| vec![i.order.to_string(), id.to_string(), says(i)]).collect::<Vec<_>>(),
         ));
         if let RunState::Ended { says } = &run.state {
-            text.push_str(&format!("\n{}\n", says.replace('`', "")));
+            text.push_str(&format!("\n{}\n", plain(says)));
         }
         output::text(&text);
         return Ok(0);
@@ -115,7 +115,7 @@ pub(super) async fn runs(global: &Global, args: &Runs) -> Done {
                 format!("{done}/{}", run.instances.len()),
                 took,
                 format!("{} ago", ago((now - run.created_at).num_seconds())),
-                run.because.replace('`', ""),
+                plain(&run.because),
             ]
         })
         .collect();
@@ -146,7 +146,7 @@ pub(super) async fn journal(global: &Global, args: &Journal) -> Done {
                 record.at.format("%Y-%m-%d %H:%M:%S%.3f").to_string(),
                 format!("run {}", record.run),
                 record.instance.to_string(),
-                record.event.to_string().replace('`', ""),
+                plain(&record.event.to_string()),
             ]
         })
         .collect();

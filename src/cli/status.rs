@@ -7,7 +7,7 @@ use super::{Done, Format, Global, client::Client, output};
 use crate::{
     daemon::{InstanceStatus, Status},
     model::Verdict,
-    render::{ago, terminal::Colour, value},
+    render::{ago, differs, terminal::Colour},
 };
 
 /// Show what is said of every instance.
@@ -70,13 +70,8 @@ pub(super) fn lines(status: &Status) -> String {
                 ));
             }
             for field in drift.fields.iter().take(20) {
-                text.push_str(&format!(
-                    "  {}  {}  {} → {}\n",
-                    drift.resource,
-                    field.path,
-                    value(field.desired.as_ref()),
-                    value(field.observed.as_ref())
-                ));
+                let how = differs(field.desired.as_ref(), field.observed.as_ref());
+                text.push_str(&format!("  {}  {}  {how}\n", drift.resource, field.path));
             }
         }
     }

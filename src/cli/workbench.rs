@@ -94,7 +94,7 @@ pub(crate) async fn daemon(config: &Config, redactor: Redactor) -> Result<Arc<Da
     let seal = Arc::new(store.seal().await?);
     let targets = Targets::new(tofu::Tofu::new(tofu_settings(config, &redactor), Arc::clone(&seal), redactor.clone()));
     let hands = Hands {
-        mirror: Mirror::open(&config.data.join("mirror.git"), &config.repository.url)?,
+        repository: Arc::new(Mirror::open(&config.data.join("mirror.git"), &config.repository.url)?),
         forge: forge(config)?,
         target: Arc::new(targets),
         clock: Arc::new(SystemClock),
@@ -151,7 +151,7 @@ pub(crate) async fn offline(
     let desired = desired::load(&*files, &below);
     let revision: Revision = "0".repeat(40).parse()?;
     let hands = Hands {
-        mirror: Mirror::open(&folder.path().join("mirror.git"), &root.display().to_string())?,
+        repository: Arc::new(Mirror::open(&folder.path().join("mirror.git"), &root.display().to_string())?),
         forge: None,
         target: Arc::new(Targets::new(tofu::Tofu::new(settings_of_tofu, Arc::clone(&seal), redactor.clone()))),
         clock: Arc::new(SystemClock),

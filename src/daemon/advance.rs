@@ -187,7 +187,9 @@ impl Daemon {
             at: self.now(),
         };
         let fresh = Observed::new(self.now(), Some(head.revision.clone()));
-        Ok(self.store().advance(id, &applied, &fresh).await?)
+        self.store().advance(id, &applied, &fresh).await?;
+        self.due_changed.notify_one();
+        Ok(())
     }
 
     /// Takes over what a merge changed of an applied instance without changing what it is made from: guards, drift

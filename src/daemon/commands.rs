@@ -48,16 +48,7 @@ impl Daemon {
         }
         let changed = self.changed_by(seen).await?;
         if seen.pull.open {
-            let meant: BTreeSet<InstanceId> =
-                self.select(head, command.selector.as_ref(), &changed).await?.intersection(&changed).cloned().collect();
-            if meant.is_empty() && command.selector.is_some() {
-                return Err(Error::Refused(format!(
-                    "Nothing was applied: {}",
-                    matched_nothing(head, command.selector.as_ref())
-                )));
-            }
-            self.allow(head, who, Verb::Apply, &environments(&meant))?;
-            return Err(Error::Refused("Nothing was applied: this pull request is not merged, and what is applied is what is on the branch. Merge it, then say `/apply` again.".into()));
+            return Err(self.not_merged(head, who, command, &changed).await);
         }
         if seen.pull.merged_as.is_none() {
             return Err(Error::Refused(
@@ -105,6 +96,32 @@ impl Daemon {
         let said: Vec<String> =
             started.iter().map(|(environment, run)| format!("Run {run} applies `{environment}`.")).collect();
         Ok(said.join(" "))
+    }
+
+    /// Why nothing is applied from a pull request that is still open.
+    async fn not_merged(
+        &self,
+        head: &Head,
+        who: &Principal,
+        command: &Command,
+        changed: &BTreeSet<InstanceId>,
+    ) -> Error {
+        let refusal = async {
+            let selected = self.select(head, command.selector.as_ref(), changed).await?;
+            let meant: BTreeSet<InstanceId> = selected.intersection(changed).cloned().collect();
+            if let Some(selector) = command.selector.as_ref().filter(|_| meant.is_empty()) {
+                return Ok(if selected.is_empty() {
+                    format!("Nothing was applied: {}", matched_nothing(head, Some(selector)))
+                } else {
+                    format!(
+                        "Nothing was applied: this pull request changes nothing in `{selector}`, and it is not merged."
+                    )
+                });
+            }
+            self.allow(head, who, Verb::Apply, &environments(&meant))?;
+            Ok("Nothing was applied: this pull request is not merged, and what is applied is what is on the branch. Merge it, then say `/apply` again.".into())
+        };
+        refusal.await.map_or_else(|error| error, Error::Refused)
     }
 
     /// A selection that leaves out a pending upstream is refused (R6.1).

@@ -37,7 +37,7 @@ impl Daemon {
         let own = forge.own_login().await?;
         let birth = self.birth().await?;
         for written in forge.list_comments(seen.pull.number).await? {
-            if written.author.eq_ignore_ascii_case(&own) || written.body.contains("<!-- evenkeel:") {
+            if written.author.eq_ignore_ascii_case(&own) {
                 continue;
             }
             let id = format!("comment/{}", written.id);
@@ -62,6 +62,9 @@ impl Daemon {
         if commands.is_empty() {
             return Ok(());
         }
+        // What was merged before it was said counts, whether or not its event has come.
+        let newest = self.head_with(head, seen).await?;
+        let head = &newest;
         if written.created_at < birth {
             if seen.pull.open {
                 self.answer(seen, written, "This comment is older than what Evenkeel remembers, so it was not obeyed; say it again if it still holds.").await?;
@@ -106,6 +109,17 @@ impl Daemon {
             self.answer(seen, written, &answers.join("\n\n")).await?;
         }
         Ok(())
+    }
+
+    /// The head, fetched anew where the merge of a pull request is not in it yet.
+    async fn head_with(self: &Arc<Self>, head: &Arc<Head>, seen: &Seen) -> Result<Arc<Head>, Error> {
+        let Some(merged) = &seen.pull.merged_as else { return Ok(Arc::clone(head)) };
+        let head = self.head().unwrap_or_else(|| Arc::clone(head));
+        if self.hands.repository.contains(&head.revision, merged).await? {
+            return Ok(head);
+        }
+        self.look_at_git().await?;
+        Ok(self.head().unwrap_or(head))
     }
 
     async fn answer(self: &Arc<Self>, seen: &Seen, to: &Comment, says: &str) -> Result<(), Error> {

@@ -128,7 +128,7 @@ impl Daemon {
         for id in instances {
             for (number, commit) in &merged {
                 if let Some(applied) = applied.get(id)
-                    && self.hands.mirror.contains(&applied.revision, commit).await?
+                    && self.hands.repository.contains(&applied.revision, commit).await?
                 {
                     break;
                 }
@@ -157,7 +157,7 @@ impl Daemon {
     /// The merged pull requests along the branch, newest first, with the commit that each was merged as.
     pub(super) async fn merged_pulls(&self, head: &Head) -> Result<Vec<(PullNumber, Revision)>, Error> {
         let seen: Vec<(String, Seen)> = self.store().list("pull").await?;
-        let commits = self.hands.mirror.first_parents(None, &head.revision).await?;
+        let commits = self.hands.repository.first_parents(None, &head.revision).await?;
         let at = |revision: &Revision| commits.iter().position(|commit| commit.revision == *revision);
         let mut merged: Vec<(usize, PullNumber, Revision)> = seen
             .iter()

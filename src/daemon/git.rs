@@ -10,8 +10,9 @@ use notify::Watcher;
 use super::{Daemon, Error, Head, Wake};
 use crate::{
     desired::Desired,
-    git::{RevisionFiles, Tokens},
-    model::Revision,
+    git::Tokens,
+    model::{Retry, Revision},
+    port::{Files, RepositoryError},
 };
 
 impl Daemon {
@@ -69,19 +70,16 @@ impl Daemon {
     async fn fetch_head(&self) -> Result<Revision, Error> {
         self.use_git_token().await?;
         let name = format!("refs/heads/{}", self.settings.branch);
-        let found = self.hands.mirror.fetch(&name).await?;
+        let found = self.hands.repository.fetch(&name).await?;
         found.ok_or_else(|| {
-            crate::git::Error::NoBranch {
-                branch: self.settings.branch.clone(),
-                url: self.hands.mirror.url().to_owned(),
-            }
-            .into()
+            let message = format!("there is no branch `{}` in {}", self.settings.branch, self.hands.repository.url());
+            RepositoryError { kind: "git-no-branch", message, retry: Retry::WhenInputChanges }.into()
         })
     }
 
     /// Makes git use the forge's token for the repository's address.
     pub(super) async fn use_git_token(&self) -> Result<(), Error> {
-        let url = self.hands.mirror.url();
+        let url = self.hands.repository.url();
         if let Some(forge) = &self.hands.forge
             && url.starts_with("http")
             && let Some(token) = forge.git_token().await?
@@ -92,17 +90,14 @@ impl Daemon {
     }
 
     /// Loads what a revision says.
-    pub(super) async fn load(
-        self: &Arc<Self>,
-        revision: &Revision,
-    ) -> Result<(Arc<Desired>, Arc<RevisionFiles>), Error> {
-        let content = self.hands.mirror.files(revision).await?;
+    pub(super) async fn load(self: &Arc<Self>, revision: &Revision) -> Result<(Arc<Desired>, Arc<dyn Files>), Error> {
+        let content = self.hands.repository.files(revision).await?;
         let (daemon, files) = (Arc::clone(self), Arc::clone(&content));
         let loading = tokio::task::spawn_blocking(move || {
             let mut loader = daemon.loader.lock().unwrap_or_else(PoisonError::into_inner);
             loader.load(&*files, &daemon.settings.root)
         });
-        let desired = loading.await.map_err(|_| crate::git::Error::Interrupted)?;
+        let desired = loading.await.map_err(|_| RepositoryError::from(crate::git::Error::Interrupted))?;
         Ok((desired, content))
     }
 }

@@ -154,7 +154,7 @@ impl Daemon {
         inputs: &Inputs,
         head: &Head,
     ) -> Result<Job, Error> {
-        let content: Arc<dyn Files> = self.hands.mirror.files(&applied.revision).await?;
+        let content: Arc<dyn Files> = self.hands.repository.files(&applied.revision).await?;
         let made = Made { spec: &applied.spec, files: &applied.files, declares_backend: applied.declares_backend };
         Ok(job(id, Use::Applied, content, &made, inputs, head.consumed(id))?)
     }

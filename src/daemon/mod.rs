@@ -44,9 +44,8 @@ pub use wake::{Queue, Wake};
 
 use crate::{
     desired::{Desired, Instance, Loader},
-    git::Mirror,
     model::{EnvironmentName, InstanceId, Redactor, Revision, Seal},
-    port::{Clock, Files, Forge, ForgeError, Target, TargetError},
+    port::{Clock, Files, Forge, ForgeError, Repository, Target, TargetError},
     store::{self, Store},
 };
 
@@ -72,7 +71,7 @@ pub enum Error {
     #[error(transparent)]
     Store(#[from] store::Error),
     #[error(transparent)]
-    Git(#[from] crate::git::Error),
+    Repository(#[from] crate::port::RepositoryError),
     #[error(transparent)]
     Forge(#[from] ForgeError),
     #[error(transparent)]
@@ -128,7 +127,7 @@ pub struct Hands {
     /// What it remembers.
     pub store: Store,
     /// The state repo.
-    pub mirror: Mirror,
+    pub repository: Arc<dyn Repository>,
     /// The world.
     pub target: Arc<dyn Target>,
     /// Where people are.
@@ -156,6 +155,8 @@ pub struct Daemon {
     loader: Mutex<Loader>,
     driving: Mutex<BTreeSet<crate::model::RunId>>,
     run_changed: tokio::sync::Notify,
+    /// Something new may be due.
+    due_changed: tokio::sync::Notify,
     deciding: tokio::sync::Mutex<()>,
     /// Held while a run's document is taken up or superseded, so that only one of the two happens.
     taking_up: tokio::sync::Mutex<()>,
@@ -179,6 +180,7 @@ impl Daemon {
             loader: Mutex::default(),
             driving: Mutex::default(),
             run_changed: tokio::sync::Notify::new(),
+            due_changed: tokio::sync::Notify::new(),
             deciding: tokio::sync::Mutex::default(),
             taking_up: tokio::sync::Mutex::default(),
             planned_for: Mutex::default(),

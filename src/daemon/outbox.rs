@@ -107,6 +107,11 @@ impl Daemon {
         let context = format!("evenkeel/apply/{}", run.environment);
         let all = run.instances.values().all(|instance| instance.status == Status::Applied);
         let RunState::Ended { says } = &run.state else { return Ok(()) };
+        // What a newer run still has to do is not told by an older one that it took the place of.
+        let newer = self.store().runs_after(run.id).await?;
+        if newer.iter().any(|newer| newer.environment == run.environment && newer.pull == run.pull) {
+            return Ok(());
+        }
         let (state, says) = if all {
             ("success", format!("run {}: applied", run.id))
         } else {

@@ -4,19 +4,23 @@
 //! Decides whether an instance of a run may go on; changes nothing but the run lock and the journal's `planned`.
 //! *Race:* a newer run of the instance appears while this one waits for the lock: the older one ends as superseded.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     Daemon, Error,
     advance::{is_pending, sources},
     inputs::declared_job,
-    planning::protect,
+    planning::{Scope, protect},
     run::Driven,
 };
 use crate::{
     check,
     desired::schema::Deferred,
-    journal::{Approved, Event, Run},
+    journal::{Approved, Event, Run, Status},
     model::{Action, InstanceId, Retry, WaitingOn},
     plan::{self, Applied, InstancePlan, Plan},
     port::{Job, Prepared, RecordedOutput, Use},
@@ -64,6 +68,54 @@ impl From<crate::store::Error> for Stop {
 }
 
 impl Daemon {
+    /// Why a run may not have its first effect: what is known of it as a whole passes a limit, or is blocked by a fatal
+    /// note (R2.6, R3.3). What nobody was shown a plan of is planned for this; what can't be known yet is counted when
+    /// its turn comes.
+    pub(super) async fn blocked(self: &Arc<Self>, driven: &Driven) -> Result<Option<String>, Error> {
+        let run = driven.run.lock().await.clone();
+        if !run.instances.values().all(|instance| instance.status == Status::New) {
+            return Ok(None);
+        }
+        let (mut unseen, mut instances) = (BTreeSet::new(), vec![]);
+        for id in run.instances.keys() {
+            let actions = match self.store().approved(run.id, id).await? {
+                Some(Approved::Actions { actions }) => actions,
+                Some(Approved::Declaration) => {
+                    unseen.insert(id.clone());
+                    continue;
+                }
+                Some(Approved::Remediation) => self.remedied(driven, &run, id).await?,
+                Some(Approved::Unknown) | None => continue,
+            };
+            instances.push(whole(id, actions));
+        }
+        if !unseen.is_empty() {
+            let scope =
+                Scope { instances: unseen.clone(), r#use: Use::Head, because: format!("run {}", run.id), base: None };
+            let (plan, _) = self.plan_environment(&run.environment, &driven.head, &scope).await?;
+            let seen = plan.instances.into_iter().filter(|instance| unseen.contains(&instance.id));
+            instances.extend(seen.map(|instance| whole(&instance.id, instance.actions)));
+        }
+        let head = self.head().unwrap_or_else(|| Arc::clone(&driven.head));
+        let limits = head.desired.environments.get(&run.environment).map(|e| e.limits.clone()).unwrap_or_default();
+        let plan = Plan::new(run.environment.clone(), run.revision.clone(), None, "run".into(), instances);
+        let fatal = check::plan(&plan, &limits).into_iter().find(|note| note.fatal).map(|note| note.says);
+        let over = check::within(&plan.summary, &limits).into_iter().next();
+        let over = over.map(|says| format!("{says}; raise the limit in a pull request of its own, or change less"));
+        Ok(fatal.or(over))
+    }
+
+    /// The actions that a remediation lets through for an instance, as they were stored when it was proposed.
+    async fn remedied(&self, driven: &Driven, run: &Run, id: &InstanceId) -> Result<Vec<Action>, Error> {
+        let name = run.remediation.as_ref().and_then(|name| name.parse().ok());
+        let found = name.and_then(|name| driven.head.desired.remediations.get(&name));
+        let mut actions = vec![];
+        for action in found.iter().flat_map(|(remediation, _)| &remediation.actions).filter(|a| a.instance == *id) {
+            actions.extend(self.store().get::<Action>("action", &action.digest.to_string()).await?);
+        }
+        Ok(actions)
+    }
+
     /// Everything before the effect.
     pub(super) async fn prepare(self: &Arc<Self>, driven: &Driven, id: &InstanceId) -> Result<Ready, Stop> {
         let run = driven.run.lock().await.clone();
@@ -253,16 +305,7 @@ impl Daemon {
     async fn guard(self: &Arc<Self>, driven: &Driven, id: &InstanceId, actions: &[Action]) -> Result<(), Stop> {
         let head = self.head().unwrap_or_else(|| Arc::clone(&driven.head));
         let limits = head.desired.environments.get(&id.environment).map(|e| e.limits.clone()).unwrap_or_default();
-        let instance = InstancePlan {
-            id: id.clone(),
-            kind: "tofu".into(),
-            digest: Some(InstancePlan::digest_of(actions)),
-            order: 1,
-            after: vec![],
-            waiting_on: vec![],
-            actions: actions.to_vec(),
-            problem: None,
-        };
+        let instance = whole(id, actions.to_vec());
         let summary = instance.summary();
         let whole = Plan::new(id.environment.clone(), driven.head.revision.clone(), None, "run".into(), vec![instance]);
         if let Some(note) = check::plan(&whole, &limits).into_iter().find(|note| note.fatal) {
@@ -275,5 +318,20 @@ impl Daemon {
         }
         spent.insert(id.clone(), summary);
         Ok(())
+    }
+}
+
+/// An instance's actions as a plan of their own, which depends on nothing.
+fn whole(id: &InstanceId, actions: Vec<Action>) -> InstancePlan {
+    let digest = Some(InstancePlan::digest_of(&actions));
+    InstancePlan {
+        id: id.clone(),
+        kind: "tofu".into(),
+        digest,
+        order: 1,
+        after: vec![],
+        waiting_on: vec![],
+        actions,
+        problem: None,
     }
 }

@@ -158,14 +158,14 @@ impl Daemon {
         let title = comment::proposal_title(group);
         self.use_git_token().await?;
         let branch = group.branch();
-        let there = self.hands.mirror.fetch(&format!("refs/heads/{branch}")).await?;
+        let there = self.hands.repository.fetch(&format!("refs/heads/{branch}")).await?;
         if there.is_some()
             && there != known.as_ref().map(|known| known.pushed.clone())
             && known.as_ref().is_some_and(|known| !known.declined)
         {
             return Ok(());
         }
-        let pushed = self.hands.mirror.push(&branch, &head.revision, there.as_ref(), files, &title).await?;
+        let pushed = self.hands.repository.push(&branch, &head.revision, there.as_ref(), files, &title).await?;
         let body = self.hands.redactor.redact(&comment::proposal(
             group,
             &path,
@@ -231,7 +231,7 @@ impl Daemon {
             let root = key.rsplit('/').next().unwrap_or(key);
             self.say_on(proposal.pull, "healed", &comment::healed(environment, root), None).await?;
             forge.close_pull(proposal.pull).await?;
-            self.hands.mirror.delete_branch(&pull.branch).await?;
+            self.hands.repository.delete_branch(&pull.branch).await?;
         }
         self.store().remove("proposal", key).await?;
         Ok(())

@@ -16,10 +16,9 @@ use crate::{
     authority::Level,
     check,
     desired::schema::Forks,
-    git::Merged,
     model::{EnvironmentName, InstanceId, PullNumber, Revision},
     plan::Plan,
-    port::{Pull, Use},
+    port::{Merged, Pull, Use},
     render::comment,
 };
 
@@ -194,11 +193,11 @@ impl Daemon {
     /// Plans the merge of a pull request into the present base; answers the environments that it changes.
     async fn plan_merge(self: &Arc<Self>, base: &Arc<Head>, pull: &Pull) -> Result<BTreeSet<EnvironmentName>, Error> {
         self.use_git_token().await?;
-        let fetched = self.hands.mirror.fetch(&format!("refs/pull/{}/head", pull.number.0)).await?;
+        let fetched = self.hands.repository.fetch(&format!("refs/pull/{}/head", pull.number.0)).await?;
         if fetched.as_ref() != Some(&pull.head) {
             return Err(Error::Refused(format!("{} moved while it was looked at", pull.number)));
         }
-        let merged = match self.hands.mirror.merge(&base.revision, &pull.head).await? {
+        let merged = match self.hands.repository.merge(&base.revision, &pull.head).await? {
             Merged::Clean(merged) => merged,
             Merged::Conflict(paths) => {
                 let says = format!(
@@ -206,6 +205,8 @@ impl Daemon {
                     paths.iter().take(3).cloned().collect::<Vec<_>>().join(", ")
                 );
                 self.say_status(&pull.head, "evenkeel/plan", "failure", &says).await?;
+                let what = "conflict";
+                self.say_on(pull.number, what, &comment::conflict(&says, what), Some("plan env=".into())).await?;
                 return Ok(BTreeSet::new());
             }
         };
@@ -285,12 +286,17 @@ impl Daemon {
 }
 
 fn summary(plan: &Plan) -> String {
-    let count = plan.summary.changes();
+    let found = &plan.summary;
     let unknown =
         plan.instances.iter().filter(|instance| instance.digest.is_none() && instance.problem.is_none()).count();
-    match (count, unknown) {
-        (0, 0) => "nothing to change".into(),
-        (count, 0) => format!("{count} to change"),
-        (count, unknown) => format!("{count} to change, {unknown} known later"),
-    }
+    let counted = [
+        (found.update, "to change"),
+        (found.create, "to create"),
+        (found.replace, "to replace"),
+        (found.destroy, "to destroy"),
+        (unknown as u64, "known later"),
+    ];
+    let parts: Vec<String> =
+        counted.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+    if parts.is_empty() { "nothing to change".into() } else { parts.join(", ") }
 }

@@ -44,7 +44,7 @@ impl Daemon {
             head.desired.remediations.iter().filter(|(_, (r, _))| r.environment == *environment)
         {
             let path = format!("{}/{file}", self.settings.root);
-            let Some(commit) = self.hands.mirror.added_by(&head.revision, &path).await? else { continue };
+            let Some(commit) = self.hands.repository.added_by(&head.revision, &path).await? else { continue };
             let key = format!("{environment}/{name}");
             let mut merged: Merged = self.store().get("remediation", &key).await?.unwrap_or_default();
             // Spent by name and the commit that added it: the same file added again is another remediation.

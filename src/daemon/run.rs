@@ -84,7 +84,14 @@ impl Daemon {
             said_at: std::sync::Mutex::new(DateTime::UNIX_EPOCH),
             spent: Mutex::default(),
         });
-        self.drive_instances(&driven).await?;
+        if let Some(says) = self.blocked(&driven).await? {
+            let waiting: Vec<InstanceId> = driven.run.lock().await.instances.keys().cloned().collect();
+            for id in waiting {
+                self.fail(&driven, &id, says.clone()).await?;
+            }
+        } else {
+            self.drive_instances(&driven).await?;
+        }
         let mut run = driven.run.lock().await;
         self.conclude(&mut run).await
     }
@@ -263,14 +270,17 @@ impl Daemon {
         if let Err(stop) = self.settle(driven, id, job, inputs).await {
             return self.fail(driven, id, stop.line()).await;
         }
-        let spec = driven.head.instance(id).and_then(|instance| instance.spec.clone());
-        if let Some(spec) = spec {
-            let failed = self.failed_checks(id, &spec).await?;
-            if !failed.is_empty() {
-                return self.fail(driven, id, format!("it was applied, and {}", failed.join("; "))).await;
-            }
+        if let Some(says) = self.silent_checks(driven, id).await? {
+            return self.fail(driven, id, format!("it was applied, and {says}")).await;
         }
         self.record(driven, id, Event::Applied { changed: true }, None).await
+    }
+
+    /// The checks of an instance that do not answer, in a sentence.
+    async fn silent_checks(self: &Arc<Self>, driven: &Driven, id: &InstanceId) -> Result<Option<String>, Error> {
+        let Some(spec) = driven.head.instance(id).and_then(|instance| instance.spec.clone()) else { return Ok(None) };
+        let failed = self.failed_checks(id, &spec).await?;
+        Ok((!failed.is_empty()).then(|| failed.join("; ")))
     }
 
     /// Records what is applied now; a remediation leaves that record as it is.
@@ -308,6 +318,9 @@ impl Daemon {
     ) -> Result<Status, Error> {
         if let Err(error) = self.settle(driven, id, job, inputs).await {
             return self.fail(driven, id, error.line()).await;
+        }
+        if let Some(says) = self.silent_checks(driven, id).await? {
+            return self.fail(driven, id, format!("nothing was to be applied, and {says}")).await;
         }
         self.record(driven, id, Event::Applied { changed: false }, None).await
     }

@@ -51,7 +51,10 @@ pub(super) async fn timers(daemon: Arc<Daemon>) {
             Err(error) => tracing::warn!(error = crate::error_chain(&error), "could not read the outbox"),
         }
         let sleep = (next - daemon.now()).to_std().unwrap_or_default().clamp(SLEEP_MIN, SLEEP_MAX);
-        tokio::time::sleep(sleep).await;
+        tokio::select! {
+            () = tokio::time::sleep(sleep) => {}
+            () = daemon.due_changed.notified() => {}
+        }
     }
 }
 

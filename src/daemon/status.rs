@@ -128,28 +128,7 @@ impl Daemon {
             };
             instances.push(self.one(id, Some(instance), &known, &applied));
         }
-        let complete = head.as_ref().is_some_and(|head| head.desired.complete);
-        for (id, record) in applied.iter().filter(|(id, _)| !declared.contains_key(*id)) {
-            let known = Known {
-                applied: Some(record),
-                observed: observed.get(id),
-                runs: &runs,
-                stalled: stalled.get(id),
-                suspended: false,
-                now,
-            };
-            let mut status = self.one(id, None, &known, &applied);
-            (status.verdict, status.reason) = match (&head, complete) {
-                (None, _) => (Verdict::Unknown, Some("the state repo has not been read".into())),
-                (Some(_), true) => {
-                    (Verdict::Orphaned, Some("applied and no longer declared; nothing is destroyed by itself".into()))
-                }
-                (Some(_), false) => {
-                    (Verdict::Stalled, Some("may have been removed: a file of the state repo can't be read".into()))
-                }
-            };
-            instances.push(status);
-        }
+        self.add_undeclared(&head, &applied, &observed, &runs, &stalled, &mut instances);
         instances.sort_by(|one, two| one.id.cmp(&two.id));
         let problems = head.as_ref().map(|head| head.desired.problems.clone()).unwrap_or_default();
         let mut verdict = instances.iter().map(|instance| instance.verdict).min().unwrap_or(Verdict::Unknown);
@@ -165,6 +144,53 @@ impl Daemon {
             instances,
             problems,
         })
+    }
+
+    /// What is not declared any more, and was applied or begun.
+    fn add_undeclared(
+        &self,
+        head: &Option<Arc<super::Head>>,
+        applied: &BTreeMap<InstanceId, Applied>,
+        observed: &BTreeMap<InstanceId, Observed>,
+        runs: &[Run],
+        stalled: &BTreeMap<InstanceId, super::decide::Stalled>,
+        instances: &mut Vec<InstanceStatus>,
+    ) {
+        let now = self.now();
+        let is_declared = |id: &InstanceId| head.as_ref().is_some_and(|head| head.instance(id).is_some());
+        let complete = head.as_ref().is_some_and(|head| head.desired.complete);
+        for (id, record) in applied.iter().filter(|(id, _)| !is_declared(id)) {
+            let known = Known {
+                applied: Some(record),
+                observed: observed.get(id),
+                runs,
+                stalled: stalled.get(id),
+                suspended: false,
+                now,
+            };
+            let mut status = self.one(id, None, &known, applied);
+            (status.verdict, status.reason) = match (head, complete) {
+                (None, _) => (Verdict::Unknown, Some("the state repo has not been read".into())),
+                (Some(_), true) => {
+                    (Verdict::Orphaned, Some("applied and no longer declared; nothing is destroyed by itself".into()))
+                }
+                (Some(_), false) => {
+                    (Verdict::Stalled, Some("may have been removed: a file of the state repo can't be read".into()))
+                }
+            };
+            instances.push(status);
+        }
+        for (id, known) in stalled.iter().filter(|(id, _)| !is_declared(id) && !applied.contains_key(*id)) {
+            let of =
+                Known { applied: None, observed: observed.get(id), runs, stalled: Some(known), suspended: false, now };
+            let mut status = self.one(id, None, &of, applied);
+            status.verdict = Verdict::Stalled;
+            status.reason = Some(format!(
+                "run {} began to change it and failed, and it is no longer declared; what it made is still there: declare it again, or remove that by hand",
+                known.run
+            ));
+            instances.push(status);
+        }
     }
 
     fn one(

@@ -184,6 +184,10 @@ impl Assembly {
         let at = document.spec.get("dependsOn").map_or(document.name_at, |node| node.at);
         self.places.insert(document.name.clone(), (Arc::clone(&document.file), at));
         let mut problems = vec![];
+        let unread = |name: &ComponentName| {
+            let message = format!("`{name}`, which it uses, may be declared in a file that can't be read");
+            Problem::new("stalled", &document.file, document.name_at, message).hint("mend that file first")
+        };
         for reference in &instance.references {
             if reference.component == instance.id.component {
                 continue; // its own outputs, in its checks
@@ -191,6 +195,8 @@ impl Assembly {
             let upstream = InstanceId::new(&environment, &reference.component);
             if known.has(&upstream) {
                 instance.upstreams.insert(upstream);
+            } else if !self.desired.complete && !known.components().contains(&&reference.component) {
+                problems.push(unread(&reference.component));
             } else {
                 let at = find_reference(&document.spec, reference).unwrap_or(document.name_at);
                 let message = format!("`{}` is used here and there is no `{upstream}`", reference.component);
@@ -212,6 +218,8 @@ impl Assembly {
                     "{}: `dependsOn: {name}` is ignored in `{environment}`, where there is no `{name}`",
                     instance.id
                 ));
+            } else if !self.desired.complete {
+                problems.push(unread(&name));
             } else {
                 let message = format!("there is no component `{name}`");
                 problems.push(
@@ -226,8 +234,7 @@ impl Assembly {
             .and_then(|e| e.after.as_ref())
             .map(|after| InstanceId::new(after.environment(), &instance.id.component));
         instance.after = after.filter(|after| known.has(after));
-        instance.problems.extend(problems.iter().cloned());
-        self.problems.extend(problems);
+        instance.problems.extend(problems);
         self.problems.extend(instance.problems.iter().filter(|p| p.kind != "stalled").cloned());
     }
 

@@ -42,6 +42,8 @@ pub(super) struct File {
     pub(super) name: Arc<str>,
     pub(super) documents: Vec<Arc<Document>>,
     pub(super) problems: Vec<Problem>,
+    /// Whether everything in it was read as it stands, so that what is not here was removed.
+    pub(super) whole: bool,
     pub(super) text: Arc<[u8]>,
 }
 
@@ -59,19 +61,29 @@ pub(super) fn read_file(files: &dyn Files, root: &str, path: &str) -> File {
         Ok(bytes) => bytes,
         Err((kind, why)) => {
             let problem = Problem::new(kind, &name, Place::default(), why).hint("replace the link by the file");
-            return File { name, documents: vec![], problems: vec![problem], text: Arc::new([]) };
+            return File { name, documents: vec![], problems: vec![problem], whole: false, text: Arc::new([]) };
         }
     };
     let (nodes, mut problems) = node::read(&name, &bytes);
+    let whole = problems.is_empty();
+    let starts: Vec<u32> = nodes.iter().map(|node| node.at.line).collect();
     let text = String::from_utf8_lossy(&bytes);
     let mut documents = vec![];
-    for node in nodes {
+    for (index, node) in nodes.into_iter().enumerate() {
+        // A key that stands twice makes its own document doubtful, and not the others of the file.
+        let ends = starts.get(index + 1).copied().unwrap_or(u32::MAX);
+        let within = |problem: &mut Problem| {
+            ["duplicate-key", "yaml-trap", "key", "tag"].contains(&&*problem.kind)
+                && (starts[index]..ends).contains(&problem.line)
+        };
+        let own: Vec<Problem> = problems.extract_if(.., within).collect();
         match document(&name, node) {
             Ok(mut document) => {
+                document.problems.splice(0..0, own);
                 document.problems = document.problems.into_iter().map(|problem| problem.quote(&text)).collect();
                 documents.push(Arc::new(document));
             }
-            Err(found) => problems.extend(found.into_iter().map(|problem| problem.quote(&text))),
+            Err(found) => problems.extend(own.into_iter().chain(found).map(|problem| problem.quote(&text))),
         }
     }
     if documents.is_empty() && problems.is_empty() {
@@ -80,7 +92,7 @@ pub(super) fn read_file(files: &dyn Files, root: &str, path: &str) -> File {
                 .hint("remove it, or write a declaration"),
         );
     }
-    File { name, documents, problems, text: bytes }
+    File { name, documents, whole: whole && problems.is_empty(), problems, text: bytes }
 }
 
 /// The bytes of a file, through links that stay inside the repository.

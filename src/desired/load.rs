@@ -131,9 +131,9 @@ impl Loader {
         let mut assembly = Assembly::new(Desired { complete: true, files: folder.count, ..Desired::default() });
         let read = folder.files();
         assembly.problems.extend(folder.problems.iter().cloned());
-        for file in read.iter().filter(|file| !file.problems.is_empty()) {
+        for file in &read {
             assembly.problems.extend(file.problems.iter().cloned());
-            assembly.desired.complete = false;
+            assembly.desired.complete &= file.whole;
         }
         if read.is_empty() && assembly.problems.is_empty() {
             let problem = Problem::new("empty", &root.into(), Place::default(), format!("no declarations in `{root}`"));

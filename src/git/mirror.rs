@@ -5,36 +5,18 @@ use std::{
     sync::Arc,
 };
 
-use chrono::{DateTime, Utc};
-use git2::{FetchOptions, FileMode, Oid, PushOptions, Repository, Signature, build::TreeUpdateBuilder};
+use async_trait::async_trait;
+use chrono::DateTime;
+use git2::{FetchOptions, FileMode, Oid, PushOptions, Signature, build::TreeUpdateBuilder};
 
 use super::{Error, RevisionFiles};
-use crate::model::Revision;
+use crate::{
+    model::Revision,
+    port::{Commit, Files, Merged, Repository, RepositoryError},
+};
 
 /// The most commits that a walk along first parents looks at.
 const COMMITS_MAX: usize = 1000;
-
-/// A commit, as far as anybody asks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Commit {
-    /// Its id.
-    pub revision: Revision,
-    /// The first line of its message.
-    pub subject: String,
-    /// The name of its author.
-    pub author: String,
-    /// When it was committed.
-    pub at: DateTime<Utc>,
-}
-
-/// What came of a merge.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Merged {
-    /// A commit of the mirror alone, with the merged content.
-    Clean(Revision),
-    /// The paths that differ on both sides.
-    Conflict(Vec<String>),
-}
 
 /// The bare mirror of one repository. Clones share the folder.
 #[derive(Clone, Debug)]
@@ -63,34 +45,32 @@ impl Mirror {
     pub fn open(folder: &Path, url: &str) -> Result<Self, Error> {
         super::register();
         std::fs::create_dir_all(folder).map_err(Error::Io)?;
-        if Repository::open_bare(folder).is_err() {
-            Repository::init_bare(folder).map_err(inside("make the repository"))?;
+        if git2::Repository::open_bare(folder).is_err() {
+            git2::Repository::init_bare(folder).map_err(inside("make the repository"))?;
         }
         Ok(Self { folder: Arc::new(folder.to_owned()), url: url.into() })
     }
 
-    /// The address of the repository.
-    pub fn url(&self) -> &str {
-        &self.url
-    }
-
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Self, &Repository) -> Result<T, Error> + Send + 'static,
+        work: impl FnOnce(&Self, &git2::Repository) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let mirror = self.clone();
         let task = tokio::task::spawn_blocking(move || {
-            let repository = Repository::open_bare(&*mirror.folder).map_err(inside("open the repository"))?;
+            let repository = git2::Repository::open_bare(&*mirror.folder).map_err(inside("open the repository"))?;
             work(&mirror, &repository)
         });
         task.await.map_err(|_| Error::Interrupted)?
     }
+}
 
-    /// Fetches one ref, and answers the commit that it names; nothing where the remote has no such ref.
-    ///
-    /// # Errors
-    /// When the remote can't be reached or refuses.
-    pub async fn fetch(&self, name: &str) -> Result<Option<Revision>, Error> {
+#[async_trait]
+impl Repository for Mirror {
+    fn url(&self) -> &str {
+        &self.url
+    }
+
+    async fn fetch(&self, name: &str) -> Result<Option<Revision>, RepositoryError> {
         let name = name.to_owned();
         self.blocking(move |mirror, repository| {
             let failed = |source| Error::Remote { attempt: "fetch from", url: mirror.url.to_string(), source };
@@ -114,27 +94,21 @@ impl Mirror {
             Ok(listed.map(revision))
         })
         .await
+        .map_err(RepositoryError::from)
     }
 
-    /// The content of a revision that was fetched.
-    ///
-    /// # Errors
-    /// When the mirror does not have it.
-    pub async fn files(&self, of: &Revision) -> Result<Arc<RevisionFiles>, Error> {
+    async fn files(&self, of: &Revision) -> Result<Arc<dyn Files>, RepositoryError> {
         let of = of.clone();
         self.blocking(move |mirror, repository| {
             let tree = repository.find_commit(oid(&of)).map_err(inside("find the commit"))?.tree_id();
-            let own = Repository::open_bare(&*mirror.folder).map_err(inside("open the repository"))?;
-            Ok(Arc::new(RevisionFiles::new(own, tree)))
+            let own = git2::Repository::open_bare(&*mirror.folder).map_err(inside("open the repository"))?;
+            Ok(Arc::new(RevisionFiles::new(own, tree)) as Arc<dyn Files>)
         })
         .await
+        .map_err(RepositoryError::from)
     }
 
-    /// The merge of two revisions, as a commit that only the mirror has.
-    ///
-    /// # Errors
-    /// When the mirror can't be read or written.
-    pub async fn merge(&self, base: &Revision, head: &Revision) -> Result<Merged, Error> {
+    async fn merge(&self, base: &Revision, head: &Revision) -> Result<Merged, RepositoryError> {
         let (base, head) = (base.clone(), head.clone());
         self.blocking(move |_, repository| {
             let failed = inside("merge");
@@ -165,13 +139,10 @@ impl Mirror {
             Ok(Merged::Clean(revision(id)))
         })
         .await
+        .map_err(RepositoryError::from)
     }
 
-    /// The commits from `after` (exclusive) to `to`, newest first, along first parents.
-    ///
-    /// # Errors
-    /// When the mirror does not have them.
-    pub async fn first_parents(&self, after: Option<&Revision>, to: &Revision) -> Result<Vec<Commit>, Error> {
+    async fn first_parents(&self, after: Option<&Revision>, to: &Revision) -> Result<Vec<Commit>, RepositoryError> {
         let (after, to) = (after.map(oid), oid(to));
         self.blocking(move |_, repository| {
             let mut commits = vec![];
@@ -192,13 +163,10 @@ impl Mirror {
             Ok(commits)
         })
         .await
+        .map_err(RepositoryError::from)
     }
 
-    /// The commit along first parents that added a file, if the revision has it.
-    ///
-    /// # Errors
-    /// When the mirror does not have the revision.
-    pub async fn added_by(&self, of: &Revision, path: &str) -> Result<Option<Revision>, Error> {
+    async fn added_by(&self, of: &Revision, path: &str) -> Result<Option<Revision>, RepositoryError> {
         let (mut id, path) = (oid(of), PathBuf::from(path));
         self.blocking(move |_, repository| {
             let has = |id: Oid| -> Result<bool, Error> {
@@ -219,13 +187,10 @@ impl Mirror {
             Ok(Some(revision(id)))
         })
         .await
+        .map_err(RepositoryError::from)
     }
 
-    /// Whether one revision is among the ancestors of another, or the same.
-    ///
-    /// # Errors
-    /// When the mirror can't be read.
-    pub async fn contains(&self, descendant: &Revision, ancestor: &Revision) -> Result<bool, Error> {
+    async fn contains(&self, descendant: &Revision, ancestor: &Revision) -> Result<bool, RepositoryError> {
         let (descendant, ancestor) = (oid(descendant), oid(ancestor));
         self.blocking(move |_, repository| {
             if repository.find_commit(ancestor).is_err() {
@@ -235,22 +200,17 @@ impl Mirror {
                 || repository.graph_descendant_of(descendant, ancestor).map_err(inside("compare commits"))?)
         })
         .await
+        .map_err(RepositoryError::from)
     }
 
-    /// Makes a commit on top of `base` and pushes it as the head of `branch`.
-    ///
-    /// The branch is expected at `expected` (nothing: it does not exist); files without content are removed.
-    ///
-    /// # Errors
-    /// [`Error::Moved`] when the branch is elsewhere; else when the remote can't be reached or refuses.
-    pub async fn push(
+    async fn push(
         &self,
         branch: &str,
         base: &Revision,
         expected: Option<&Revision>,
         files: Vec<(String, Option<String>)>,
         message: &str,
-    ) -> Result<Revision, Error> {
+    ) -> Result<Revision, RepositoryError> {
         let (branch, base, expected, message) = (branch.to_owned(), oid(base), expected.cloned(), message.to_owned());
         self.blocking(move |mirror, repository| {
             let failed = inside("commit");
@@ -291,13 +251,10 @@ impl Mirror {
             Ok(revision(id))
         })
         .await
+        .map_err(RepositoryError::from)
     }
 
-    /// Removes a branch of the remote, if it is there.
-    ///
-    /// # Errors
-    /// When the remote can't be reached or refuses.
-    pub async fn delete_branch(&self, branch: &str) -> Result<(), Error> {
+    async fn delete_branch(&self, branch: &str) -> Result<(), RepositoryError> {
         let name = format!("refs/heads/{branch}");
         self.blocking(move |mirror, repository| {
             let refused = |source| Error::Remote { attempt: "push to", url: mirror.url.to_string(), source };
@@ -309,5 +266,6 @@ impl Mirror {
             Ok(())
         })
         .await
+        .map_err(RepositoryError::from)
     }
 }

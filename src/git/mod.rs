@@ -11,7 +11,7 @@ mod mirror;
 mod tree;
 
 pub use http::{Tokens, register};
-pub use mirror::{Commit, Merged, Mirror};
+pub use mirror::Mirror;
 pub use tree::{RevisionFiles, WorkingFiles};
 
 use crate::model::{Backoff, Retry};
@@ -28,14 +28,6 @@ pub enum Error {
         url: String,
         /// What libgit2 says.
         source: git2::Error,
-    },
-    /// The branch is not there.
-    #[error("there is no branch `{branch}` in {url}")]
-    NoBranch {
-        /// The branch.
-        branch: String,
-        /// The address, without credentials.
-        url: String,
     },
     /// Somebody else moved the branch.
     #[error("`{branch}` is not where it was expected")]
@@ -64,7 +56,6 @@ impl Error {
     pub fn retry(&self) -> Retry {
         match self {
             Self::Remote { .. } | Self::Moved { .. } | Self::Interrupted | Self::Io(_) => Retry::After(Backoff::REMOTE),
-            Self::NoBranch { .. } => Retry::WhenInputChanges,
             Self::Mirror { .. } => Retry::After(Backoff::REMOTE),
         }
     }
@@ -72,11 +63,16 @@ impl Error {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Remote { .. } => "git-remote",
-            Self::NoBranch { .. } => "git-no-branch",
             Self::Moved { .. } => "git-moved",
             Self::Mirror { .. } => "git-mirror",
             Self::Io(_) => "git-io",
             Self::Interrupted => "git-interrupted",
         }
+    }
+}
+
+impl From<Error> for crate::port::RepositoryError {
+    fn from(error: Error) -> Self {
+        Self { kind: error.kind(), message: crate::error_chain(&error), retry: error.retry() }
     }
 }

@@ -98,6 +98,11 @@ fn details(instance: &InstancePlan) -> String {
     )
 }
 
+/// A pull request that can't be merged, and so not planned.
+pub fn conflict(says: &str, what: &str) -> String {
+    close(format!("Not planned: {says}. Rebase it on the branch, or merge the branch into it."), what)
+}
+
 /// The plan of one environment.
 pub fn plan(plan: &Plan, notes: &[Note], what: &str) -> String {
     let mut body = title(plan);
@@ -144,7 +149,9 @@ pub fn plan(plan: &Plan, notes: &[Note], what: &str) -> String {
     if !waits.is_empty() {
         body.push_str(&format!("\nWaits for: {}\n\n", waits.join(" · ")));
     }
-    if plan.has_work() {
+    if plan.instances.iter().any(|instance| instance.problem.is_some()) {
+        body.push_str("This plan is not complete, so it can't be applied; mend what stands above.\n");
+    } else if plan.has_work() {
         let digest = plan.digest.short();
         body.push_str(&format!("Digest `{digest}`. Apply with `/apply {}` once it is merged.\n", plan.environment));
     } else {

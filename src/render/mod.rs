@@ -50,6 +50,15 @@ pub fn counts(resources: &[&ResourceChange]) -> String {
     if parts.is_empty() { "nothing to change".into() } else { parts.join(", ") }
 }
 
+/// How a field differs, in a line; of what is masked no more than that (R2.3).
+pub fn differs(desired: Option<&Value>, observed: Option<&Value>) -> String {
+    let masked = |value: Option<&Value>| value.and_then(Value::as_str) == Some(crate::model::change::MASKED);
+    if masked(desired) && masked(observed) {
+        return "changed (masked)".into();
+    }
+    format!("{} → {}", value(desired), value(observed))
+}
+
 /// The lines of a diff for one resource, for a ```diff fence.
 pub fn diff(resource: &ResourceChange) -> Vec<String> {
     let sign = match resource.change {
@@ -74,6 +83,22 @@ pub fn diff(resource: &ResourceChange) -> Vec<String> {
         }
     }
     lines
+}
+
+/// What is said on pull requests, for a terminal: without code marks, and links by their words alone.
+pub fn plain(text: &str) -> String {
+    let mut rest = text;
+    let mut plain = String::new();
+    while let Some((before, (words, after))) =
+        rest.split_once('[').and_then(|(before, link)| Some((before, link.split_once("](")?)))
+    {
+        let Some((_, after)) = after.split_once(')') else { break };
+        plain.push_str(before);
+        plain.push_str(words);
+        rest = after;
+    }
+    plain.push_str(rest);
+    plain.replace('`', "")
 }
 
 /// `in 5 s`, `3 h ago`: a length of time in its largest unit.

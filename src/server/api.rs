@@ -214,6 +214,8 @@ async fn plan(
     Caller(who): Caller,
     Part(Json(ask)): Part<Json<Ask>>,
 ) -> Result<Json<Vec<Plan>>, Refusal> {
+    // A push whose event was lost counts all the same.
+    door.daemon.read_head().await?;
     Ok(Json(door.daemon.plan_now(selector(&ask)?.as_ref(), &who).await?))
 }
 
@@ -223,6 +225,7 @@ async fn apply(
     Part(Json(ask)): Part<Json<Ask>>,
 ) -> Result<Json<Started>, Refusal> {
     let daemon: &Arc<crate::daemon::Daemon> = &door.daemon;
+    daemon.read_head().await?;
     match daemon.apply_now(selector(&ask)?.as_ref(), &ask.digests, ask.remediation.as_ref(), &who).await {
         Ok(runs) => Ok(Json(Started { runs })),
         Err(error) => {

@@ -64,7 +64,7 @@ pub struct Tofu {
     settings: Settings,
     seal: Arc<Seal>,
     redactor: Redactor,
-    slots: Semaphore,
+    slots: Arc<Semaphore>,
     /// One lock for each work tree.
     paths: Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>,
     /// Which instance keeps its state where.
@@ -76,7 +76,7 @@ impl Tofu {
     pub fn new(settings: Settings, seal: Arc<Seal>, redactor: Redactor) -> Self {
         remove_left_values(&settings.data.join("work"));
         Self {
-            slots: Semaphore::new(settings.parallel.max(1)),
+            slots: Arc::new(Semaphore::new(settings.parallel.max(1))),
             settings,
             seal,
             redactor,

@@ -6,10 +6,13 @@
 //! *Invariant:* variables stand in a file outside of the module, readable by the owner alone, and are removed
 //! afterwards; they come last on the command line, so that nothing in the repository beats them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde_json::Value;
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit};
 
 use super::{
     Tofu,
@@ -44,6 +47,8 @@ pub(super) struct Ready {
     pub(super) root: PathBuf,
     pub(super) plan: PathBuf,
     _held: OwnedMutexGuard<()>,
+    /// One for all processes of a look: what began ends before others begin.
+    _slot: OwnedSemaphorePermit,
 }
 
 impl Drop for Ready {
@@ -73,6 +78,8 @@ impl Tofu {
     pub(super) async fn ready(&self, job: &Job, work: &TofuWork, apply: bool) -> Result<Ready, TargetError> {
         let tree = self.tree_path(job);
         let held = self.path_lock(&tree).lock_owned().await;
+        let slot = Arc::clone(&self.slots).acquire_owned().await;
+        let slot = slot.map_err(|_| TargetError::new("stopping", "the daemon is stopping"))?;
         let (laid_out, for_task, tree_for_task) = (self.data_path(job), job.clone(), tree.clone());
         let disk = |error: std::io::Error| {
             TargetError::new("work-tree", format!("could not write below `{}`: {error}", self.settings.data.display()))
@@ -88,7 +95,7 @@ impl Tofu {
         .map_err(|_| TargetError::new("stopping", "the daemon is stopping"))??;
         let root = tree.join(&work.root);
         let data = self.data_path(job);
-        let ready = Ready { plan: data.join(PLAN), root, _held: held };
+        let ready = Ready { plan: data.join(PLAN), root, _held: held, _slot: slot };
         if work.declares_backend {
             drop(std::fs::remove_file(ready.root.join(OWN_BACKEND)));
         } else {

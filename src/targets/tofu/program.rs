@@ -86,7 +86,7 @@ pub(super) enum Read {
 }
 
 impl Tofu {
-    /// Runs the program on an instance, in a slot of its own.
+    /// Runs the program on an instance that is ready and holds a slot.
     pub(super) async fn run(
         &self,
         job: &Job,
@@ -99,7 +99,6 @@ impl Tofu {
         if folder.join(".terraform.lock.hcl").exists() {
             environment.insert("TF_PLUGIN_CACHE_DIR".into(), self.settings.provider_cache.display().to_string().into());
         }
-        let _slot = self.slots.acquire().await.map_err(|_| TargetError::new("stopping", "the daemon is stopping"))?;
         let mut command = Command::new(located(&self.settings.binary));
         command.args(arguments).current_dir(folder).env_clear();
         for (name, value) in &environment {

@@ -3,6 +3,8 @@
 //! Decides nothing. The traits speak in the words of the house, so that a simulated world can stand behind them.
 //! *Invariant:* no third party's type appears in a signature here.
 
+mod repository;
+
 use std::{any::Any, collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
@@ -10,6 +12,8 @@ use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+pub use repository::{Commit, Merged, Repository, RepositoryError};
 
 use crate::model::{Backoff, Drift, InstanceId, PullNumber, ResourceChange, Retry, Revision, Seal};
 
