@@ -23,6 +23,7 @@ pub mod port;
 pub mod remedy;
 pub mod render;
 pub mod server;
+pub mod sim;
 pub mod store;
 pub mod targets;
 pub mod telemetry;

@@ -252,7 +252,33 @@ impl Daemon {
         self.tasks.wait().await;
     }
 
-    async fn begin(self: &Arc<Self>) {
+    /// Looks at everything that is hinted at, one thing after the other, until nothing is left: for a world whose time
+    /// stands still meanwhile.
+    pub async fn come_to_rest(self: &Arc<Self>) {
+        while let Some((wake, because)) = self.queue.next_now() {
+            if let Err(error) = self.look(&wake, &because).await {
+                tracing::warn!(?wake, because, error = crate::error_chain(&error), "a look failed");
+            }
+            self.queue.done(&wake);
+        }
+    }
+
+    /// Hints at everything that a timer would at this moment.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn poll(self: &Arc<Self>) -> Result<(), Error> {
+        self.queue.wake(Wake::Git, "poll");
+        if self.hands.forge.is_some() {
+            self.queue.wake(Wake::Pulls, "poll");
+        }
+        self.queue.wake(Wake::Outbox, "poll");
+        self.wake_everything().await?;
+        self.wake_due(self.now()).await.map(drop)
+    }
+
+    /// Takes up what was under way, and hints at what there is to look at.
+    pub async fn begin(self: &Arc<Self>) {
         if let Err(error) = self.recover().await {
             tracing::error!(error = crate::error_chain(&error), "could not take up the runs that were under way");
         }

@@ -60,7 +60,7 @@ pub(super) async fn timers(daemon: Arc<Daemon>) {
 
 impl Daemon {
     /// Wakes every decision and every open run: what an error stopped goes on, without anybody's event.
-    async fn wake_everything(self: &Arc<Self>) -> Result<(), super::Error> {
+    pub(super) async fn wake_everything(self: &Arc<Self>) -> Result<(), super::Error> {
         let Some(head) = self.head() else { return Ok(()) };
         for environment in head.desired.environments.keys() {
             self.queue.wake(Wake::Decide(environment.clone()), "poll");
@@ -73,7 +73,7 @@ impl Daemon {
     }
 
     /// Wakes the instances whose drift is due to be looked for; answers when the next one is.
-    async fn wake_due(self: &Arc<Self>, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, super::Error> {
+    pub(super) async fn wake_due(self: &Arc<Self>, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, super::Error> {
         let Some(head) = self.head() else { return Ok(None) };
         let applied = self.store().all_applied().await?;
         let observed = self.store().all_observed().await?;

@@ -73,18 +73,22 @@ impl Queue {
         self.changed.notify_waiters();
     }
 
+    /// The next hint, if there is one; it counts as running until [`Queue::done`].
+    pub fn next_now(&self) -> Option<(Wake, String)> {
+        let mut state = self.state();
+        let (wake, because) = state.waiting.pop_first()?;
+        state.running.insert(wake.clone());
+        Some((wake, because))
+    }
+
     /// The next hint; it counts as running until [`Queue::done`].
     pub async fn next(&self) -> (Wake, String) {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            {
-                let mut state = self.state();
-                if let Some((wake, because)) = state.waiting.pop_first() {
-                    state.running.insert(wake.clone());
-                    return (wake, because);
-                }
+            if let Some(next) = self.next_now() {
+                return next;
             }
             changed.await;
         }

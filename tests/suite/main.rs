@@ -3,6 +3,7 @@
 
 mod api;
 mod declarations;
+mod scenarios;
 mod schemas;
 mod store;
 mod support;

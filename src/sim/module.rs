@@ -1,0 +1,84 @@
+//! The little language of root modules in the simulated world, a line each:
+//!
+//! ```text
+//! gateway.content = 10.0.0.1        a field of a resource
+//! gateway.zone = eu !               a field that can only be changed by replacing the resource
+//! backend.via = ${var.gateway}      a field that takes a variable
+//! gateway.id = ?                    a field that is known once the resource is there
+//! out address = gateway.content     an output
+//! secret out token = gateway.token  an output that may not be shown
+//! ```
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+/// A field of a resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FieldSpec {
+    /// Its value; absent where only the resource itself will know it.
+    pub(super) value: Option<String>,
+    /// Whether a change replaces the resource.
+    pub(super) replaces: bool,
+}
+
+/// An output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct OutputSpec {
+    pub(super) resource: String,
+    pub(super) field: String,
+    pub(super) secret: bool,
+}
+
+/// A root module with its variables filled in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Module {
+    pub(super) resources: BTreeMap<String, BTreeMap<String, FieldSpec>>,
+    pub(super) outputs: BTreeMap<String, OutputSpec>,
+}
+
+impl Module {
+    /// Reads a module.
+    ///
+    /// # Errors
+    /// The first line that can't be read, in a sentence.
+    pub fn read(text: &str, variables: &BTreeMap<String, Value>) -> Result<Self, String> {
+        let mut module = Self::default();
+        for (number, line) in text.lines().enumerate() {
+            let line = line.split('#').next().unwrap_or_default().trim();
+            if line.is_empty() || line.starts_with("terraform") || line.starts_with("module") || line == "}" {
+                continue;
+            }
+            module.line(line, variables).map_err(|why| format!("main.tf:{}: {why}", number + 1))?;
+        }
+        Ok(module)
+    }
+
+    fn line(&mut self, line: &str, variables: &BTreeMap<String, Value>) -> Result<(), String> {
+        let (left, right) = line.split_once('=').ok_or_else(|| format!("`{line}` is not an assignment"))?;
+        let (left, right) = (left.trim(), right.trim());
+        let (secret, name) = match (left.strip_prefix("secret out "), left.strip_prefix("out ")) {
+            (Some(name), _) => (true, Some(name)),
+            (None, name) => (false, name),
+        };
+        if let Some(name) = name {
+            let (resource, field) = right.split_once('.').ok_or_else(|| format!("`{right}` is not RESOURCE.FIELD"))?;
+            let output = OutputSpec { resource: resource.into(), field: field.into(), secret };
+            self.outputs.insert(name.trim().into(), output);
+            return Ok(());
+        }
+        let (resource, field) = left.split_once('.').ok_or_else(|| format!("`{left}` is not RESOURCE.FIELD"))?;
+        let (right, replaces) = right.strip_suffix('!').map_or((right, false), |right| (right.trim(), true));
+        let value = if right == "?" { None } else { Some(filled(right, variables)?) };
+        self.resources.entry(resource.into()).or_default().insert(field.into(), FieldSpec { value, replaces });
+        Ok(())
+    }
+}
+
+fn filled(text: &str, variables: &BTreeMap<String, Value>) -> Result<String, String> {
+    let Some((before, rest)) = text.split_once("${var.") else { return Ok(text.to_owned()) };
+    let (name, after) = rest.split_once('}').ok_or_else(|| format!("`{text}` does not end"))?;
+    let value = variables.get(name).ok_or_else(|| format!("No value for required variable `{name}`"))?;
+    let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    Ok(format!("{before}{value}{}", filled(after, variables)?))
+}

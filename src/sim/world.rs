@@ -1,0 +1,428 @@
+//! The world and the tool that changes it: states with serials, things that somebody else may change, faults.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use serde_json::Value;
+
+use super::{
+    held,
+    module::{FieldSpec, Module, OutputSpec},
+};
+use crate::{
+    model::{Change, Drift, DriftField, DriftKind, Field, InstanceId, PullNumber, ResourceChange, Retry, Seal, change},
+    port::{Job, Observation, Output, Prepared, Progress, Target, TargetError, TofuWork, Work},
+};
+
+type Fields = BTreeMap<String, String>;
+
+/// What goes wrong with an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Its state can't be reached.
+    OutOfReach(String),
+    /// Somebody holds its lock.
+    Locked(String),
+    /// A resource refuses every change.
+    Refuses {
+        /// The resource.
+        resource: String,
+        /// What the provider says.
+        says: String,
+    },
+}
+
+/// A state as the tool keeps it.
+#[derive(Clone, Debug, Default)]
+struct TofuState {
+    serial: u64,
+    resources: BTreeMap<String, Fields>,
+    outputs: BTreeMap<String, String>,
+}
+
+#[derive(Default)]
+struct State {
+    states: BTreeMap<String, TofuState>,
+    live: BTreeMap<String, BTreeMap<String, Fields>>,
+    faults: BTreeMap<InstanceId, Fault>,
+    silent: BTreeSet<String>,
+    /// What was done, in order, since somebody asked last.
+    effects: Vec<String>,
+    made: u64,
+}
+
+/// The world. Clones are the same one.
+#[derive(Clone)]
+pub struct World {
+    state: Arc<Mutex<State>>,
+    seal: Arc<Seal>,
+}
+
+/// Where an instance keeps its state: by the `key` of its backend's settings, else by its own name.
+fn place(job: &Job) -> String {
+    let Work::Tofu(work) = &job.work;
+    work.backend_config.get("key").and_then(Value::as_str).map_or_else(|| job.instance.to_string(), str::to_owned)
+}
+
+fn module(job: &Job, work: &TofuWork) -> Result<Module, TargetError> {
+    let path = format!("{}/main.tf", work.root);
+    let unreadable = |why: String| TargetError {
+        retry: Retry::WhenInputChanges,
+        ..TargetError::new("tofu-failed", format!("`tofu plan` of `{}` failed: {why}", job.instance))
+    };
+    let content = job.content.read(&path).map_err(|error| unreadable(error.to_string()))?;
+    Module::read(&String::from_utf8_lossy(&content), &work.variables).map_err(unreadable)
+}
+
+impl World {
+    /// An empty world.
+    pub fn new(seal: Arc<Seal>) -> Self {
+        Self { state: Arc::default(), seal }
+    }
+
+    /// Changes a thing behind everybody's back; without a value it is gone.
+    pub fn meddle(&self, place: &str, resource: &str, field: &str, value: Option<&str>) {
+        let mut state = held(&self.state);
+        let things = state.live.entry(place.to_owned()).or_default();
+        match value {
+            Some(value) => {
+                drop(things.entry(resource.to_owned()).or_default().insert(field.to_owned(), value.to_owned()))
+            }
+            None => drop(things.remove(resource)),
+        }
+    }
+
+    /// Puts a thing into a state and into the world, as somebody's tool of old did.
+    pub fn hold(&self, place: &str, resource: &str, field: &str, value: &str) {
+        self.meddle(place, resource, field, Some(value));
+        let mut state = held(&self.state);
+        let kept = state.states.entry(place.to_owned()).or_default();
+        kept.serial += 1;
+        kept.resources.entry(resource.to_owned()).or_default().insert(field.to_owned(), value.to_owned());
+    }
+
+    /// Makes something go wrong with an instance, or right again.
+    pub fn set_fault(&self, id: &InstanceId, fault: Option<Fault>) {
+        let mut state = held(&self.state);
+        match fault {
+            Some(fault) => drop(state.faults.insert(id.clone(), fault)),
+            None => drop(state.faults.remove(id)),
+        }
+    }
+
+    /// Makes an address silent, or answer again.
+    pub fn silence(&self, address: &str, silent: bool) {
+        let mut state = held(&self.state);
+        state.silent.remove(address);
+        if silent {
+            state.silent.insert(address.to_owned());
+        }
+    }
+
+    /// What was done since this was asked last, in order.
+    pub fn effects(&self) -> Vec<String> {
+        std::mem::take(&mut held(&self.state).effects)
+    }
+
+    /// Everything that is there, `place resource.field = value`.
+    pub fn things(&self) -> Vec<String> {
+        let state = held(&self.state);
+        let lines = state.live.iter().flat_map(|(place, things)| {
+            things.iter().flat_map(move |(name, fields)| {
+                fields.iter().map(move |(field, value)| format!("{place} {name}.{field} = {value}"))
+            })
+        });
+        lines.collect()
+    }
+
+    fn look(&self, job: &Job, work: &TofuWork) -> Result<Observation, TargetError> {
+        let state = held(&self.state);
+        if let Some(Fault::OutOfReach(why)) = state.faults.get(&job.instance) {
+            return Err(TargetError::new(
+                "state-out-of-reach",
+                format!("the state of `{}` can't be reached: {why}", job.instance),
+            ));
+        }
+        let (module, place) = (module(job, work)?, place(job));
+        let kept = state.states.get(&place).cloned().unwrap_or_default();
+        let live = state.live.get(&place).cloned().unwrap_or_default();
+        let mut changes = resource_changes(&module, &kept, &live);
+        let (outputs, output_changes) = self.outputs(&module, &kept, &live, &changes);
+        changes.extend(output_changes);
+        let adopt_only = kept.resources.keys().filter(|name| !changes.iter().any(|change| change.resource == **name));
+        let adopt_only = adopt_only
+            .filter_map(|name| meddled(name, &kept.resources[name], live.get(name)?, module.resources.get(name)?))
+            .collect();
+        Ok(Observation {
+            changes,
+            adopt_only,
+            outputs,
+            holds_anything: !kept.resources.is_empty(),
+            serial: Some(kept.serial),
+            warnings: vec![],
+        })
+    }
+
+    fn outputs(
+        &self,
+        module: &Module,
+        kept: &TofuState,
+        live: &BTreeMap<String, Fields>,
+        changes: &[ResourceChange],
+    ) -> (BTreeMap<String, Output>, Vec<ResourceChange>) {
+        let (mut outputs, mut found) = (BTreeMap::new(), vec![]);
+        for (name, spec) in &module.outputs {
+            let OutputSpec { resource, field, secret } = spec;
+            let remade = changes.iter().any(|change| {
+                change.resource == *resource && matches!(change.change, Change::Create | Change::Replace)
+            });
+            let value = match module.resources.get(resource).and_then(|fields| fields.get(field)) {
+                Some(FieldSpec { value: Some(value), .. }) => Some(value.clone()),
+                _ if remade => None,
+                _ => live.get(resource).and_then(|fields| fields.get(field)).cloned(),
+            };
+            let before = kept.outputs.get(name);
+            if before != value.as_ref() {
+                found.push(self.output_change(name, before, value.as_ref(), *secret));
+            }
+            outputs.insert(name.clone(), Output { value: value.map(Value::from), sensitive: *secret });
+        }
+        for (name, before) in kept.outputs.iter().filter(|(name, _)| !module.outputs.contains_key(*name)) {
+            let mut gone = self.output_change(name, Some(before), None, false);
+            gone.change = Change::Destroy;
+            gone.fields.iter_mut().for_each(|field| (field.after, field.unknown) = (None, false));
+            found.push(gone);
+        }
+        (outputs, found)
+    }
+
+    fn output_change(
+        &self,
+        name: &str,
+        before: Option<&String>,
+        after: Option<&String>,
+        secret: bool,
+    ) -> ResourceChange {
+        let shown = |value: &String| if secret { change::MASKED.into() } else { Value::from(value.as_str()) };
+        let seal = |value: Option<&String>| self.seal.seal(&value.map_or(Value::Null, |value| value.as_str().into()));
+        let unknown = after.is_none();
+        let field = Field {
+            path: String::new(),
+            before: before.map(shown),
+            after: Some(after.map_or_else(|| change::KNOWN_AFTER_APPLY.into(), shown)),
+            sensitive: secret,
+            unknown,
+            sealed: secret.then(|| (seal(before), seal(after))),
+        };
+        let change = if before.is_some() { Change::Update } else { Change::Create };
+        ResourceChange {
+            resource: format!("output {name}"),
+            r#type: "output".into(),
+            change,
+            reverts_drift: false,
+            protected: false,
+            fields: vec![field],
+        }
+    }
+
+    fn make(&self, job: &Job, work: &TofuWork, changes: &[ResourceChange]) -> Result<(), TargetError> {
+        let (module, place) = (module(job, work)?, place(job));
+        let mut state = held(&self.state);
+        let refuses = match state.faults.get(&job.instance) {
+            Some(Fault::Refuses { resource, says }) => Some((resource.clone(), says.clone())),
+            _ => None,
+        };
+        state.states.entry(place.clone()).or_default().serial += 1;
+        for change in changes.iter().filter(|change| change.r#type != "output") {
+            let name = &change.resource;
+            if let Some((_, says)) = refuses.as_ref().filter(|(resource, _)| resource == name) {
+                let message = format!("`tofu apply` of `{}` failed: {name}: {says}", job.instance);
+                return Err(TargetError {
+                    retry: Retry::WhenInputChanges,
+                    effect_may_have_begun: true,
+                    ..TargetError::new("apply-failed", message)
+                });
+            }
+            state.effects.push(format!("{} {place} {name}", change.change.verb()));
+            let fields = match change.change {
+                Change::Destroy => None,
+                _ => {
+                    state.made += u64::from(change.change != Change::Update);
+                    let (made, old) = (
+                        state.made,
+                        state.live.get(&place).and_then(|things| things.get(name)).cloned().unwrap_or_default(),
+                    );
+                    Some(made_fields(&module.resources[name], &old, made, change.change == Change::Update))
+                }
+            };
+            let State { states, live, .. } = &mut *state;
+            let (things, kept) =
+                (live.entry(place.clone()).or_default(), &mut states.entry(place.clone()).or_default().resources);
+            match fields {
+                Some(fields) => {
+                    things.insert(name.clone(), fields.clone());
+                    kept.insert(name.clone(), fields);
+                }
+                None => {
+                    things.remove(name);
+                    kept.remove(name);
+                }
+            }
+        }
+        let live = state.live.get(&place).cloned().unwrap_or_default();
+        let value = |spec: &OutputSpec| live.get(&spec.resource).and_then(|fields| fields.get(&spec.field)).cloned();
+        let outputs = module.outputs.iter().filter_map(|(name, spec)| Some((name.clone(), value(spec)?))).collect();
+        state.states.entry(place).or_default().outputs = outputs;
+        Ok(())
+    }
+}
+
+fn field(name: &str, before: Option<&String>, spec: &FieldSpec) -> Field {
+    Field {
+        path: format!("/{name}"),
+        before: before.map(|value| value.as_str().into()),
+        after: Some(
+            spec.value.as_ref().map_or_else(|| change::KNOWN_AFTER_APPLY.into(), |value| value.as_str().into()),
+        ),
+        sensitive: false,
+        unknown: spec.value.is_none(),
+        sealed: None,
+    }
+}
+
+fn resource_changes(module: &Module, kept: &TofuState, live: &BTreeMap<String, Fields>) -> Vec<ResourceChange> {
+    let mut changes = vec![];
+    let mut push = |resource: &str, change: Change, fields: Vec<Field>| {
+        changes.push(ResourceChange {
+            resource: resource.to_owned(),
+            r#type: "thing".into(),
+            change,
+            reverts_drift: false,
+            protected: false,
+            fields,
+        });
+    };
+    for (name, specs) in &module.resources {
+        let there = live.get(name).filter(|_| kept.resources.contains_key(name));
+        let Some(there) = there else {
+            push(name, Change::Create, specs.iter().map(|(key, spec)| field(key, None, spec)).collect());
+            continue;
+        };
+        let differs = |(key, spec): &(&String, &FieldSpec)| {
+            spec.value.as_ref().is_some_and(|value| there.get(*key) != Some(value))
+        };
+        let different: Vec<(&String, &FieldSpec)> = specs.iter().filter(differs).collect();
+        if different.is_empty() {
+            continue;
+        }
+        let replaces = different.iter().any(|(_, spec)| spec.replaces);
+        let shown = specs.iter().filter(|(key, spec)| differs(&(key, spec)) || replaces && spec.value.is_none());
+        push(
+            name,
+            if replaces { Change::Replace } else { Change::Update },
+            shown.map(|(key, spec)| field(key, there.get(key), spec)).collect(),
+        );
+    }
+    for name in kept.resources.keys().filter(|name| !module.resources.contains_key(*name)) {
+        if let Some(there) = live.get(name) {
+            let gone = |(key, value): (&String, &String)| Field {
+                path: format!("/{key}"),
+                before: Some(value.as_str().into()),
+                after: None,
+                sensitive: false,
+                unknown: false,
+                sealed: None,
+            };
+            push(name, Change::Destroy, there.iter().map(gone).collect());
+        }
+    }
+    changes
+}
+
+/// What somebody changed of a thing that the module does not set.
+fn meddled(name: &str, kept: &Fields, live: &Fields, specs: &BTreeMap<String, FieldSpec>) -> Option<Drift> {
+    let keys: BTreeSet<&String> =
+        kept.keys().chain(live.keys()).filter(|key| specs.get(*key).is_none_or(|spec| spec.value.is_none())).collect();
+    let shown = |value: Option<&String>| value.map(|value| Value::from(value.as_str()));
+    let fields: Vec<DriftField> = keys
+        .into_iter()
+        .filter(|key| kept.get(*key) != live.get(*key))
+        .map(|key| DriftField {
+            path: format!("/{key}"),
+            desired: shown(kept.get(key)),
+            observed: shown(live.get(key)),
+        })
+        .collect();
+    (!fields.is_empty()).then(|| Drift {
+        resource: name.to_owned(),
+        drift: DriftKind::Changed,
+        revertible: false,
+        fields,
+        changed_by: None,
+        changed_at: None,
+    })
+}
+
+fn made_fields(specs: &BTreeMap<String, FieldSpec>, old: &Fields, made: u64, keeps: bool) -> Fields {
+    let value = |(key, spec): (&String, &FieldSpec)| {
+        let fresh = || format!("id-{made}");
+        let value = spec
+            .value
+            .clone()
+            .unwrap_or_else(|| if keeps { old.get(key).cloned().unwrap_or_else(fresh) } else { fresh() });
+        (key.clone(), value)
+    };
+    specs.iter().map(value).collect()
+}
+
+#[async_trait]
+impl Target for World {
+    async fn observe(&self, job: &Job) -> Result<Observation, TargetError> {
+        let Work::Tofu(work) = &job.work;
+        self.look(job, work)
+    }
+    async fn prepare(&self, job: &Job) -> Result<Prepared, TargetError> {
+        let Work::Tofu(work) = &job.work;
+        if let Some(Fault::Locked(by)) = held(&self.state).faults.get(&job.instance) {
+            let message = format!("the state of `{}` is locked by {by}", job.instance);
+            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("state-locked", message) });
+        }
+        let observation = self.look(job, work)?;
+        let serial = observation.serial.unwrap_or(0);
+        Ok(Prepared { observation, ticket: Box::new(serial) })
+    }
+    async fn apply(&self, job: &Job, prepared: Prepared, _: Progress) -> Result<(), TargetError> {
+        let Work::Tofu(work) = &job.work;
+        let planned = prepared.ticket.downcast::<u64>().map_or(0, |serial| *serial);
+        let now = held(&self.state).states.get(&place(job)).map_or(0, |state| state.serial);
+        if planned != now {
+            return Err(TargetError::new(
+                "plan-stale",
+                format!("the state of `{}` changed between plan and apply; nothing was applied", job.instance),
+            ));
+        }
+        self.make(job, work, &prepared.observation.changes)
+    }
+    async fn outputs(&self, job: &Job) -> Result<BTreeMap<String, Output>, TargetError> {
+        let Work::Tofu(work) = &job.work;
+        let module = module(job, work)?;
+        let kept = held(&self.state).states.get(&place(job)).cloned().unwrap_or_default();
+        let sensitive = |name: &String| module.outputs.get(name).is_some_and(|output| output.secret);
+        Ok(kept
+            .outputs
+            .iter()
+            .map(|(name, value)| {
+                (name.clone(), Output { value: Some(value.as_str().into()), sensitive: sensitive(name) })
+            })
+            .collect())
+    }
+    async fn forget_pull(&self, _: PullNumber) {}
+    async fn probe(&self, http: Option<&str>, tcp: Option<&str>, _: Duration) -> Result<(), String> {
+        let address = http.or(tcp).unwrap_or_default();
+        if held(&self.state).silent.contains(address) { Err(format!("{address} did not answer")) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,352 @@
+//! The simulated world with a daemon in it, and what a script may do there.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use chrono::{DateTime, Utc};
+use evenkeel::{
+    authority::{LOCAL_TOKEN, Principal},
+    daemon::{Daemon, Hands, Settings},
+    model::{Redactor, Seal},
+    sim::{Clock, Fault, Forge, Repository, World},
+    store::Store,
+};
+
+const STATE_REPO: &str = r#"apiVersion: evenkeel.dev/v1alpha1
+kind: StateRepo
+metadata: { name: acme }
+spec:
+  teams: { platform: { github: acme/platform }, dba: { users: [noor] } }
+  permissions:
+    - { allow: [plan, drift, help], to: ["permission:write"] }
+    - { allow: [apply, revert, adopt, snooze, suspend, resume], to: ["team:platform", "token:local"] }
+    - { allow: [confirm, destroy, forget], to: ["team:platform"] }
+  defaults: { drift: { every: 15m } }
+"#;
+
+pub(super) struct Stage {
+    clock: Arc<Clock>,
+    repository: Repository,
+    forge: Forge,
+    world: World,
+    store: Store,
+    seal: Arc<Seal>,
+    daemon: Arc<Daemon>,
+    /// Files that the next commit takes.
+    staged: Vec<(String, Option<String>)>,
+    /// What was seen before, line by line.
+    seen: BTreeMap<String, String>,
+}
+
+type Done = Result<Vec<String>, String>;
+
+fn two<'t>(text: &'t str, between: &str) -> Result<(&'t str, &'t str), String> {
+    text.split_once(between).ok_or_else(|| format!("`{between}` is missing"))
+}
+
+fn number(text: &str) -> Result<u64, String> {
+    text.trim_start_matches('#').parse().map_err(|_| format!("`{text}` is no number"))
+}
+
+impl Stage {
+    pub(super) async fn new() -> Self {
+        let at: DateTime<Utc> = "2026-11-20T09:00:00Z".parse().unwrap();
+        let clock = Arc::new(Clock::new(at));
+        let repository = Repository::new(Arc::clone(&clock) as _);
+        let people = [("lin", "write"), ("mira", "write"), ("noor", "write"), ("guest", "read"), ("evenkeel", "admin")];
+        let forge =
+            Forge::new(repository.clone(), Arc::clone(&clock) as _, &people, &[("acme/platform", &["lin", "noor"])]);
+        let seal = Arc::new(Seal::new(b"a key that every run of the scenarios has".to_vec()));
+        let world = World::new(Arc::clone(&seal));
+        let store = Store::in_memory().await.unwrap();
+        let staged = vec![("state-repo/staterepo.yaml".to_owned(), Some(STATE_REPO.to_owned()))];
+        let daemon = start(&repository, &forge, &world, &store, &clock, &seal);
+        Self { clock, repository, forge, world, store, seal, daemon, staged, seen: BTreeMap::new() }
+    }
+
+    /// Does what a line says, lets the daemon come to rest, and answers what changed.
+    pub(super) async fn run(&mut self, command: &str, block: &[String]) -> Done {
+        let (word, rest) = command.split_once(' ').unwrap_or((command, ""));
+        let said = self.act(word, rest, block).await?;
+        if matches!(word, "environment" | "component" | "module" | "file" | "remove" | "show") {
+            return Ok(said);
+        }
+        // Every comment and event of the real forge comes with an event, and a poll finds what events lose.
+        self.daemon.poll().await.map_err(|error| error.to_string())?;
+        self.daemon.come_to_rest().await;
+        self.daemon.poll().await.map_err(|error| error.to_string())?;
+        self.daemon.come_to_rest().await;
+        Ok(said.into_iter().chain(self.changes().await).collect())
+    }
+
+    async fn act(&mut self, word: &str, rest: &str, block: &[String]) -> Done {
+        let indented = || block.iter().map(|line| format!("  {line}\n")).collect::<String>();
+        match word {
+            "environment" => {
+                let (name, spec) = rest.split_once(' ').unwrap_or((rest, ""));
+                let text = format!(
+                    "apiVersion: evenkeel.dev/v1alpha1\nkind: Environment\nmetadata: {{ name: {name} }}\nspec: {{ {spec} }}\n"
+                );
+                self.staged.push((format!("state-repo/environments/{name}.yaml"), Some(text)));
+            }
+            "component" => {
+                let (name, environments) = two(rest, " in ")?;
+                let tofu = if block.iter().any(|line| line.starts_with("tofu:")) {
+                    String::new()
+                } else {
+                    format!("  tofu: {{ root: tf/{name} }}\n")
+                };
+                let more = block
+                    .iter()
+                    .find(|line| line.starts_with("metadata:"))
+                    .map(|line| line["metadata:".len()..].trim())
+                    .unwrap_or_default();
+                let spec = indented()
+                    .lines()
+                    .filter(|line| !line.trim_start().starts_with("metadata:"))
+                    .map(|line| format!("{line}\n"))
+                    .collect::<String>();
+                let text = format!(
+                    "apiVersion: evenkeel.dev/v1alpha1\nkind: Component\nmetadata: {{ name: {name}, {more} }}\nspec:\n  environments: [{environments}]\n{tofu}{spec}"
+                );
+                self.staged.push((format!("state-repo/components/{name}.yaml"), Some(text)));
+            }
+            "module" => self
+                .staged
+                .push((format!("tf/{rest}/main.tf"), Some(block.iter().map(|line| format!("{line}\n")).collect()))),
+            "file" => self.staged.push((rest.to_owned(), Some(block.iter().map(|line| format!("{line}\n")).collect()))),
+            "remove" => self.staged.push((rest.to_owned(), None)),
+            "start" => self.daemon.begin().await,
+            "push" => {
+                let (who, subject) = two(rest.strip_prefix("by ").unwrap_or(rest), ": ")?;
+                let files = std::mem::take(&mut self.staged);
+                self.repository.commit("main", who, subject, &files).ok_or("no such branch")?;
+            }
+            "open" => {
+                let (who, title) = two(rest.strip_prefix("by ").unwrap_or(rest), ": ")?;
+                let branch = title.to_lowercase().replace(' ', "-");
+                let files = std::mem::take(&mut self.staged);
+                self.repository.commit(&branch, who, title, &files).ok_or("no such branch")?;
+                self.forge.open(who, &branch, title, "", false).ok_or("no such branch")?;
+            }
+            "commit" => {
+                let (pull, more) = two(rest.strip_prefix("on ").unwrap_or(rest), " by ")?;
+                let (who, subject) = two(more, ": ")?;
+                let number = number(pull)?;
+                let pull = self
+                    .forge
+                    .pulls()
+                    .into_iter()
+                    .find(|pull| pull.number.0 == number)
+                    .ok_or("no such pull request")?;
+                let files = std::mem::take(&mut self.staged);
+                self.repository.commit(&pull.branch, who, subject, &files).ok_or("no such branch")?;
+            }
+            "merge" => {
+                let (pull, who) = two(rest, " by ")?;
+                self.forge.merge(number(pull)?, who)?;
+            }
+            "close" => self.forge.close(number(rest)?),
+            "comment" => {
+                let (pull, more) = two(rest.strip_prefix("on ").unwrap_or(rest), " by ")?;
+                let (who, text) = two(more, ": ")?;
+                self.forge.comment(number(pull)?, who, &text.replace("\\n", "\n"));
+            }
+            "review" => {
+                let (pull, who) = two(rest, " by ")?;
+                self.forge.review(number(pull)?, who, true);
+            }
+            "meddle" | "hold" => {
+                let (place, more) = two(rest, " ")?;
+                if let Some(resource) = more.strip_suffix(" gone") {
+                    self.world.meddle(place, resource, "", None);
+                } else {
+                    let (left, value) = two(more, " = ")?;
+                    let (resource, field) = two(left, ".")?;
+                    if word == "hold" {
+                        self.world.hold(place, resource, field, value)
+                    } else {
+                        self.world.meddle(place, resource, field, Some(value))
+                    }
+                }
+            }
+            "fault" => {
+                let (id, what) = two(rest, " ")?;
+                let fault = match what.split_once(": ") {
+                    Some(("out of reach", why)) => Some(Fault::OutOfReach(why.into())),
+                    Some(("locked", by)) => Some(Fault::Locked(by.into())),
+                    Some((refuses, says)) => Some(Fault::Refuses {
+                        resource: refuses.trim_start_matches("refuses ").into(),
+                        says: says.into(),
+                    }),
+                    None => None,
+                };
+                self.world.set_fault(&id.parse().map_err(|_| "no instance")?, fault);
+            }
+            "silence" => self.world.silence(rest, true),
+            "answer" => self.world.silence(rest, false),
+            "wait" => {
+                let by: evenkeel::model::Duration = rest.parse().map_err(|_| format!("`{rest}` is no duration"))?;
+                self.clock.forward(chrono::Duration::from_std(by.std()).unwrap());
+            }
+            "look" => {
+                let selector = if rest.is_empty() { None } else { Some(rest.parse().map_err(|_| "no selector")?) };
+                return Ok(self
+                    .daemon
+                    .drift_of(selector.as_ref(), &local())
+                    .await
+                    .err()
+                    .map(|error| error.to_string())
+                    .into_iter()
+                    .collect());
+            }
+            "apply" => {
+                let selector = rest.parse().map_err(|_| "no selector")?;
+                let digests: Vec<String> = match self.daemon.plan_now(Some(&selector), &local()).await {
+                    Ok(plans) => plans.iter().map(|plan| plan.digest.to_string()).collect(),
+                    Err(error) => return Ok(vec![error.to_string()]),
+                };
+                let done = self.daemon.apply_now(Some(&selector), &digests, None, &local()).await;
+                return Ok(done.err().map(|error| error.to_string()).into_iter().collect());
+            }
+            "restart" => {
+                self.daemon = start(&self.repository, &self.forge, &self.world, &self.store, &self.clock, &self.seal);
+                self.daemon.begin().await;
+            }
+            "lose" => {
+                self.store = Store::in_memory().await.unwrap();
+                self.daemon = start(&self.repository, &self.forge, &self.world, &self.store, &self.clock, &self.seal);
+                self.daemon.begin().await;
+            }
+            "show" => return self.show(rest).await,
+            other => return Err(format!("`{other}` is no command")),
+        }
+        Ok(vec![])
+    }
+
+    async fn show(&self, what: &str) -> Done {
+        let (word, rest) = what.split_once(' ').unwrap_or((what, ""));
+        match word {
+            "world" => Ok(self.world.things()),
+            "comments" => {
+                let all = self.forge.comments(number(rest)?);
+                Ok(all
+                    .iter()
+                    .flat_map(|(c, folded)| {
+                        std::iter::once(format!("@{}{}", c.author, if *folded { " (folded)" } else { "" }))
+                            .chain(text(&c.body).map(|line| format!("  {line}")))
+                    })
+                    .collect())
+            }
+            "file" => {
+                let (branch, path) = two(rest, " ")?;
+                let found = self.repository.text(&format!("refs/heads/{branch}"), path).ok_or("no such file")?;
+                Ok(found.lines().map(str::to_owned).collect())
+            }
+            "branch" => Ok(self
+                .forge
+                .pulls()
+                .iter()
+                .filter(|pull| rest == pull.number.0.to_string())
+                .map(|pull| pull.branch.clone())
+                .collect()),
+            other => Err(format!("`show {other}` is nothing")),
+        }
+    }
+
+    /// What is to be seen, line by line.
+    async fn sight(&self) -> BTreeMap<String, String> {
+        let mut sight = BTreeMap::new();
+        let status = self.daemon.status().await.unwrap();
+        if let Some(reason) = &status.reason {
+            sight.insert("1 repository".into(), format!("the repository: {reason}"));
+        }
+        for instance in status.instances {
+            sight.insert(
+                format!("1 {}", instance.id),
+                [format!("{}: {}", instance.id, instance.verdict.words()), instance.says()]
+                    .into_iter()
+                    .filter(|part| !part.is_empty())
+                    .collect::<Vec<_>>()
+                    .join(" · "),
+            );
+        }
+        for pull in self.forge.pulls() {
+            let n = pull.number.0;
+            let state = match (&pull.merged_by, pull.open) {
+                (Some(by), _) => format!("merged by @{by}"),
+                (None, true) => "open".into(),
+                (None, false) => "closed".into(),
+            };
+            sight.insert(format!("2 {n:03}"), format!("#{n} {state}: {} (@{})", pull.title, pull.author));
+            for (context, word, says) in self.forge.statuses(&pull.head) {
+                sight.insert(format!("3 {n:03} {context}"), format!("#{n} {context} {word}: {says}"));
+            }
+            for (comment, folded) in self.forge.comments(n) {
+                if comment.author == "evenkeel" {
+                    let mark = if folded { " (folded)" } else { "" };
+                    let shown: Vec<String> = if comment.body.starts_with("###") {
+                        text(&comment.body).take(1).collect()
+                    } else {
+                        text(&comment.body).collect()
+                    };
+                    sight.insert(
+                        format!("4 {n:03} {:05}", comment.id),
+                        format!("#{n} @evenkeel{mark}: {}", shown.join(" / ")),
+                    );
+                }
+            }
+        }
+        sight
+    }
+
+    async fn changes(&mut self) -> Vec<String> {
+        let now = self.sight().await;
+        let mut lines: Vec<String> =
+            self.world.effects().into_iter().map(|effect| format!("world: {effect}")).collect();
+        lines.extend(now.iter().filter(|(key, line)| self.seen.get(*key) != Some(line)).map(|(_, line)| line.clone()));
+        lines.extend(
+            self.seen
+                .keys()
+                .filter(|key| key.starts_with('1') && !now.contains_key(*key))
+                .map(|key| format!("{}: gone", &key[2..])),
+        );
+        self.seen = now;
+        if lines.is_empty() { vec!["nothing".into()] } else { lines }
+    }
+}
+
+fn local() -> Principal {
+    Principal::Token { name: LOCAL_TOKEN.into() }
+}
+
+/// The lines of a text that are not empty, without our marker.
+fn text(body: &str) -> impl Iterator<Item = String> + '_ {
+    body.lines().map(str::trim_end).filter(|line| !line.is_empty() && !line.starts_with("<!--")).map(str::to_owned)
+}
+
+fn start(
+    repository: &Repository,
+    forge: &Forge,
+    world: &World,
+    store: &Store,
+    clock: &Arc<Clock>,
+    seal: &Arc<Seal>,
+) -> Arc<Daemon> {
+    let hands = Hands {
+        store: store.clone(),
+        repository: Arc::new(repository.clone()),
+        target: Arc::new(world.clone()),
+        forge: Some(Arc::new(forge.clone())),
+        clock: Arc::clone(clock) as _,
+        seal: Arc::clone(seal),
+        redactor: Redactor::default(),
+    };
+    let settings = Settings {
+        branch: "main".into(),
+        root: "state-repo".into(),
+        poll: std::time::Duration::from_secs(60),
+        watch: None,
+        holder: "scenario".into(),
+    };
+    Daemon::new(settings, hands)
+}
