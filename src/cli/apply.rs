@@ -182,13 +182,8 @@ pub(super) async fn propose(global: &Global, args: &Propose) -> Done {
         Format::Text if proposals.is_empty() => output::text("Nothing drifted, so nothing is proposed."),
         Format::Text => {
             for one in &proposals {
-                let state = if one["proposal"]["declined"] == true {
-                    "closed by somebody, and not proposed again until it changes"
-                } else {
-                    "open"
-                };
                 output::text(&format!(
-                    "#{}   {}   {state}",
+                    "#{}   {}   open",
                     one["proposal"]["pull"],
                     one["root"].as_str().unwrap_or_default()
                 ));

@@ -124,7 +124,9 @@ fn one(rest: &str) -> Option<Result<Command, Unclear>> {
     if let Some(option) = words.iter().find(|word| word.starts_with("--")) {
         return Some(Err(Unclear(format!("`{option}` is not an option of `/{name}`; leave it out."))));
     }
-    let digest = words.last().copied().filter(|word| is_digest(word)).map(str::to_owned);
+    // Behind a selector nothing else can stand, so there a digest needs no digit in it.
+    let digest = words.last().copied().filter(|word| is_digest(word) || words.len() == 2 && is_hex(word));
+    let digest = digest.map(str::to_owned);
     if digest.is_some() {
         words.pop();
     }
@@ -145,11 +147,14 @@ fn one(rest: &str) -> Option<Result<Command, Unclear>> {
     Some(Ok(Command { verb, selector, digest }))
 }
 
-/// Six or more hex digits, one of them a digit, so that it is no name.
+/// Six or more hex digits.
+fn is_hex(word: &str) -> bool {
+    (6..=64).contains(&word.len()) && word.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Hex digits, one of them a digit, so that it is no name.
 fn is_digest(word: &str) -> bool {
-    (6..=64).contains(&word.len())
-        && word.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
-        && word.bytes().any(|c| c.is_ascii_digit())
+    is_hex(word) && word.bytes().any(|c| c.is_ascii_digit())
 }
 
 /// What `/help` answers.

@@ -80,10 +80,14 @@ impl Daemon {
                 )
                 .await;
         }
+        let before_merge = self.was_before_merge(seen, written).await?;
         let mut answers = vec![];
         for command in commands {
             let says = match command {
                 Err(command::Unclear(says)) => says,
+                Ok(command) if before_merge && command.verb == Verb::Apply => {
+                    "Nothing was applied: this was said before the merge and read after it; say `/apply` again.".into()
+                }
                 Ok(command) => match self.obey(head, seen, written, &command).await {
                     Ok(says) => says,
                     Err(Error::Refused(says)) => {
@@ -120,6 +124,14 @@ impl Daemon {
         }
         self.look_at_git().await?;
         Ok(self.head().unwrap_or(head))
+    }
+
+    /// Whether something was said on a pull request before it was merged, and is read only now: it may have meant what
+    /// was not merged then.
+    async fn was_before_merge(&self, seen: &Seen, written: &Comment) -> Result<bool, Error> {
+        let Some(merged) = &seen.pull.merged_as else { return Ok(false) };
+        let commit = self.hands.repository.first_parents(None, merged).await?.into_iter().next();
+        Ok(commit.is_some_and(|commit| written.created_at < commit.at))
     }
 
     async fn answer(self: &Arc<Self>, seen: &Seen, to: &Comment, says: &str) -> Result<(), Error> {

@@ -92,6 +92,7 @@ impl Daemon {
                 !held && !failed
             })
             .collect();
+        let fresh = without_stalled_upstreams(head, fresh, &stalled);
         if fresh.is_empty() {
             return Ok(());
         }
@@ -289,4 +290,23 @@ impl Daemon {
 /// What plans on a pull request are kept under.
 pub(super) fn pull_subject(number: PullNumber, environment: &EnvironmentName) -> String {
     format!("pull/{}/{environment}", number.0)
+}
+
+/// What can be applied before its upstreams are mended, or with them.
+fn without_stalled_upstreams(
+    head: &Head,
+    mut fresh: BTreeSet<InstanceId>,
+    stalled: &BTreeMap<String, Stalled>,
+) -> BTreeSet<InstanceId> {
+    loop {
+        let blocked = |id: &&InstanceId| {
+            let upstreams = head.instance(id).map(|instance| &instance.upstreams);
+            upstreams.into_iter().flatten().any(|up| stalled.contains_key(&up.to_string()) && !fresh.contains(up))
+        };
+        let blocked: Vec<InstanceId> = fresh.iter().filter(blocked).cloned().collect();
+        if blocked.is_empty() {
+            return fresh;
+        }
+        fresh.retain(|id| !blocked.contains(id));
+    }
 }

@@ -26,6 +26,7 @@ mod recovery;
 mod remediation;
 mod run;
 mod schedule;
+pub mod snooze;
 mod status;
 pub mod wake;
 

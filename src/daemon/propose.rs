@@ -4,11 +4,18 @@
 //! observation changes (R4.5). *Race:* somebody merges while we update: the push is refused, since the branch moved or
 //! is gone, and the next look sees the merge.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Daemon, Error, Head, Wake, pass, remediation::remediation_path};
+use super::{
+    Daemon, Error, Head, Wake, pass,
+    remediation::remediation_path,
+    snooze::{SNOOZE, Snooze},
+};
 use crate::{
     desired::schema::DriftMode,
     model::{Digest, EnvironmentName, InstanceId, PullNumber, Revision},
@@ -31,8 +38,9 @@ pub(super) struct Proposal {
     pub(super) pushed: Revision,
     /// The instances that it is about.
     pub(super) instances: BTreeSet<InstanceId>,
-    /// Whether somebody closed it unmerged.
-    pub(super) declined: bool,
+    /// The actions that it proposes.
+    #[serde(default)]
+    pub(super) actions: BTreeMap<InstanceId, Digest>,
 }
 
 impl Daemon {
@@ -63,6 +71,7 @@ impl Daemon {
         let observed = self.store().all_observed().await?;
         let open = self.store().open_runs().await?;
         let stalled = self.stalled().await?;
+        let snoozes = self.snoozes().await?;
         let mut held: BTreeSet<InstanceId> = BTreeSet::new();
         for (key, merged) in self.held(environment).await? {
             let name = key.rsplit('/').next().and_then(|name| name.parse().ok());
@@ -80,6 +89,7 @@ impl Daemon {
                 || held.contains(id)
                 || open.iter().any(|run| run.holds(id))
                 || observed.error.is_some()
+                || snoozes.get(id).is_some_and(|snooze| snooze.holds(observed, self.now()))
                 || self.mode(head, id) != DriftMode::Propose
             {
                 continue;
@@ -109,7 +119,7 @@ impl Daemon {
             return Ok(true);
         }
         if known.digest == group.digest {
-            if !pull.open && !known.declined {
+            if !pull.open {
                 self.proposal_closed(&pull).await?;
             }
             return Ok(true);
@@ -159,10 +169,7 @@ impl Daemon {
         self.use_git_token().await?;
         let branch = group.branch();
         let there = self.hands.repository.fetch(&format!("refs/heads/{branch}")).await?;
-        if there.is_some()
-            && there != known.as_ref().map(|known| known.pushed.clone())
-            && known.as_ref().is_some_and(|known| !known.declined)
-        {
+        if there.is_some() && there != known.as_ref().map(|known| known.pushed.clone()) && known.is_some() {
             return Ok(());
         }
         let pushed = self.hands.repository.push(&branch, &head.revision, there.as_ref(), files, &title).await?;
@@ -173,7 +180,9 @@ impl Daemon {
         ));
         let pull = forge.ensure_pull(&branch, &self.settings.branch, &title, &body).await?;
         let instances = group.drifted.iter().map(|one| one.id.clone()).collect();
-        let proposal = Proposal { pull, digest: group.digest, name, pushed, instances, declined: false };
+        let actions = group.drifted.iter().map(|one| (one.id.clone(), one.action.digest)).collect();
+        let proposal = Proposal { pull, digest: group.digest, name, pushed, instances, actions };
+        self.keep_proposed(&proposal.name, &proposal.actions).await?;
         self.store().put("proposal", &key, now, &proposal).await?;
         self.store().audit(now, "evenkeel", "propose", &format!("pull/{}", pull.0), &title).await?;
         tracing::info!(%key, pull = pull.0, "drift proposed");
@@ -189,7 +198,7 @@ impl Daemon {
             let merged: Option<super::remediation::Merged> =
                 self.store().get("remediation", &format!("{}/{name}", group.environment)).await?;
             let on_branch = name.parse().is_ok_and(|name| head.desired.remediations.contains_key(&name));
-            if (merged.is_none() && !on_branch) || known.is_some_and(|known| known.name == name && !known.declined) {
+            if (merged.is_none() && !on_branch) || known.is_some_and(|known| known.name == name) {
                 return Ok(name);
             }
         }
@@ -243,12 +252,13 @@ impl Daemon {
             return Ok(());
         }
         let known: Vec<(String, Proposal)> = self.store().list("proposal").await?;
-        for (key, mut proposal) in
-            known.into_iter().filter(|(_, proposal)| proposal.pull == pull.number && !proposal.declined)
-        {
-            proposal.declined = true;
-            self.store().put("proposal", &key, self.now(), &proposal).await?;
-            self.store().audit(self.now(), "somebody", "decline", &format!("pull/{}", pull.number.0), &key).await?;
+        for (key, proposal) in known.into_iter().filter(|(_, proposal)| proposal.pull == pull.number) {
+            for (id, action) in proposal.actions {
+                let because = format!("closed {}", pull.number);
+                let snooze = Snooze { action, until: self.now() + SNOOZE, by: "somebody".into(), because };
+                self.snooze(&id, &snooze).await?;
+            }
+            self.store().remove("proposal", &key).await?;
         }
         Ok(())
     }

@@ -16,9 +16,10 @@ use crate::{
     authority::Level,
     check,
     desired::schema::Forks,
-    model::{EnvironmentName, InstanceId, PullNumber, Revision},
+    model::{Action, ComponentName, EnvironmentName, InstanceId, PullNumber, Revision},
     plan::Plan,
     port::{Merged, Pull, Use},
+    remedy,
     render::comment,
 };
 
@@ -48,6 +49,8 @@ impl Seen {
     }
 }
 
+/// How old a change has to be until one look at it has seen all of it; clocks of two machines differ a little.
+const SETTLED_AFTER: chrono::Duration = chrono::Duration::seconds(5);
 /// How long a pull request that is over is looked at again at start.
 const LATELY_DAYS: i64 = 7;
 
@@ -145,8 +148,10 @@ impl Daemon {
             self.proposal_closed(&seen.pull).await?;
         }
         self.read_comments(&head, &seen).await?;
+        // A forge counts in seconds: what was said in the second of this look may not have been read.
+        let looked = (self.now() - updated_at > SETTLED_AFTER).then_some(updated_at);
         if let Some(now) = self.seen(number).await? {
-            self.remember(&Seen { looked: Some(updated_at), ..now }).await?;
+            self.remember(&Seen { looked, ..now }).await?;
         }
         Ok(())
     }
@@ -159,6 +164,12 @@ impl Daemon {
         }
         if self.is_proposal(&pull).await? {
             self.say_status(&pull.head, "evenkeel/plan", "success", "the plan stands in the description").await?;
+        } else if let Some(name) = self.proposal_name(&pull).await? {
+            let (state, says) = match self.edited(&pull, &name).await? {
+                Some(says) => ("failure", says),
+                None => ("success", "what is left of the plan in the description runs".into()),
+            };
+            self.say_status(&pull.head, "evenkeel/plan", state, &says).await?;
         } else if let Some(why) = self.not_planned(head, &pull, seen.again).await? {
             self.say_status(&pull.head, "evenkeel/plan", "error", &why).await?;
         } else {
@@ -175,6 +186,35 @@ impl Daemon {
     async fn is_proposal(&self, pull: &Pull) -> Result<bool, Error> {
         let known: Vec<(String, super::propose::Proposal)> = self.store().list("proposal").await?;
         Ok(known.iter().any(|(_, proposal)| proposal.pull == pull.number && proposal.pushed == pull.head))
+    }
+
+    /// The name of the remediation that a pull request of ours proposes.
+    async fn proposal_name(&self, pull: &Pull) -> Result<Option<String>, Error> {
+        let known: Vec<(String, super::propose::Proposal)> = self.store().list("proposal").await?;
+        let own = known.into_iter().find(|(_, proposal)| proposal.pull == pull.number);
+        Ok(own.map(|(_, proposal)| proposal.name))
+    }
+
+    /// What somebody's commits did to a remediation beyond cutting actions from it (R4.1).
+    async fn edited(self: &Arc<Self>, pull: &Pull, name: &str) -> Result<Option<String>, Error> {
+        self.use_git_token().await?;
+        let fetched = self.hands.repository.fetch(&format!("refs/pull/{}/head", pull.number.0)).await?;
+        let Some(fetched) = fetched.filter(|fetched| *fetched == pull.head) else { return Ok(None) };
+        let (desired, _) = self.load(&fetched).await?;
+        let found = name.parse().ok().and_then(|name: ComponentName| desired.remediations.get(&name).cloned());
+        let Some((remediation, _)) = found else {
+            return Ok(Some(format!("the remediation `{name}` can't be read any more")));
+        };
+        for action in &remediation.actions {
+            let stored: Option<Action> = self.store().get("action", &action.digest.to_string()).await?;
+            if stored.is_none_or(|stored| action.resources != remedy::shown(&stored)) {
+                let id = &action.instance;
+                return Ok(Some(format!(
+                    "the action of `{id}` was edited; whole actions may be cut, and nothing else"
+                )));
+            }
+        }
+        Ok(None)
     }
 
     /// Why a pull request is not planned: planning runs code of whoever wrote it (R3.8).

@@ -53,6 +53,10 @@ impl Daemon {
             }
             if merged.commit.as_ref() != Some(&commit) {
                 merged = Merged { commit: Some(commit.clone()), ..Merged::default() };
+                let pull = self.pull_merged_as(&commit).await?;
+                let by =
+                    pull.and_then(|pull| pull.merged_by).map_or_else(|| "somebody".into(), |by| format!("user:{by}"));
+                self.snooze_cuts(name.as_str(), remediation, &by).await?;
             }
             // A date that somebody moved does not make it an authority for longer.
             let expires_at = remediation

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{Daemon, Error, advance::is_pending};
+use super::{Daemon, Error, advance::is_pending, snooze::Snooze};
 use crate::{
     desired::Instance,
     journal::Run,
@@ -46,6 +46,9 @@ pub struct InstanceStatus {
     pub reason: Option<String>,
     /// The run that holds it.
     pub run: Option<RunId>,
+    /// The no that was said to its drift, while it holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snoozed: Option<Snooze>,
     /// What woke it last.
     pub woken_by: Option<String>,
 }
@@ -73,7 +76,15 @@ impl InstanceStatus {
             return reason.clone();
         }
         match self.verdict {
-            Verdict::Drifted => drift_counts(&self.drift),
+            Verdict::Drifted => match &self.snoozed {
+                Some(snooze) => format!(
+                    "{}; snoozed until {} ({})",
+                    drift_counts(&self.drift),
+                    snooze.until.format("%Y-%m-%d"),
+                    snooze.because
+                ),
+                None => drift_counts(&self.drift),
+            },
             Verdict::Pending => {
                 let resources: Vec<&ResourceChange> = self.pending.iter().collect();
                 let waits: Vec<String> =
@@ -110,6 +121,7 @@ impl Daemon {
         let observed = self.store().all_observed().await?;
         let runs = self.store().open_runs().await?;
         let stalled = self.stalled().await?;
+        let snoozes = self.snoozes().await?;
         let now = self.now();
         let mut instances = vec![];
         let declared = head.as_ref().map(|head| head.desired.instances.clone()).unwrap_or_default();
@@ -123,6 +135,7 @@ impl Daemon {
                 observed: observed.get(id),
                 runs: &runs,
                 stalled: stalled.get(id),
+                all_stalled: &stalled,
                 suspended,
                 now,
             };
@@ -130,6 +143,11 @@ impl Daemon {
         }
         self.add_undeclared(&head, &applied, &observed, &runs, &stalled, &mut instances);
         instances.sort_by(|one, two| one.id.cmp(&two.id));
+        for instance in &mut instances {
+            let holds =
+                |snooze: &&Snooze| observed.get(&instance.id).is_some_and(|observed| snooze.holds(observed, now));
+            instance.snoozed = snoozes.get(&instance.id).filter(holds).cloned();
+        }
         let problems = head.as_ref().map(|head| head.desired.problems.clone()).unwrap_or_default();
         let mut verdict = instances.iter().map(|instance| instance.verdict).min().unwrap_or(Verdict::Unknown);
         if head.is_none() {
@@ -165,6 +183,7 @@ impl Daemon {
                 observed: observed.get(id),
                 runs,
                 stalled: stalled.get(id),
+                all_stalled: &stalled,
                 suspended: false,
                 now,
             };
@@ -181,8 +200,15 @@ impl Daemon {
             instances.push(status);
         }
         for (id, known) in stalled.iter().filter(|(id, _)| !is_declared(id) && !applied.contains_key(*id)) {
-            let of =
-                Known { applied: None, observed: observed.get(id), runs, stalled: Some(known), suspended: false, now };
+            let of = Known {
+                applied: None,
+                observed: observed.get(id),
+                runs,
+                stalled: Some(known),
+                all_stalled: stalled,
+                suspended: false,
+                now,
+            };
             let mut status = self.one(id, None, &of, applied);
             status.verdict = Verdict::Stalled;
             status.reason = Some(format!(
@@ -208,7 +234,12 @@ impl Daemon {
         if let Some(on) = run.and_then(|run| run.instances[id].waiting_on.clone()) {
             waiting_on = vec![on];
         } else if pending && run.is_none() && waiting_on.is_empty() {
-            waiting_on.push(WaitingOn::Apply);
+            let upstreams = instance.map(|instance| &instance.upstreams);
+            let stalled = upstreams.into_iter().flatten().find(|upstream| known.all_stalled.contains_key(*upstream));
+            waiting_on.push(match stalled {
+                Some(upstream) => WaitingOn::Upstream { instance: upstream.clone() },
+                None => WaitingOn::Apply,
+            });
         }
         InstanceStatus {
             id: id.clone(),
@@ -224,6 +255,7 @@ impl Daemon {
             waiting_on: if verdict == Verdict::Pending { waiting_on } else { vec![] },
             reason,
             run: run.map(|run| run.id),
+            snoozed: None,
             woken_by: self.queue.last(id),
         }
     }
@@ -234,6 +266,7 @@ struct Known<'a> {
     observed: Option<&'a Observed>,
     runs: &'a [Run],
     stalled: Option<&'a super::decide::Stalled>,
+    all_stalled: &'a BTreeMap<InstanceId, super::decide::Stalled>,
     suspended: bool,
     now: DateTime<Utc>,
 }

@@ -124,7 +124,8 @@ fn trim(at: DateTime<Utc>) -> DateTime<Utc> {
 }
 
 /// An action as its file shows it.
-fn shown(action: &Action) -> Vec<RemediationResource> {
+/// The resources of an action as a remediation shows them.
+pub fn shown(action: &Action) -> Vec<RemediationResource> {
     action.resources.iter().filter(|r| r.r#type != "output").map(resource).collect()
 }
 

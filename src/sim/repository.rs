@@ -140,6 +140,13 @@ impl Repository {
         held(&self.state).refs.get(name).cloned()
     }
 
+    /// The paths of all files at a ref.
+    pub fn paths(&self, name: &str) -> Vec<String> {
+        let state = held(&self.state);
+        let commit = state.refs.get(name).and_then(|at| state.commits.get(at));
+        commit.map(|commit| commit.tree.keys().cloned().collect()).unwrap_or_default()
+    }
+
     /// The text of a file at a ref.
     pub fn text(&self, name: &str, path: &str) -> Option<String> {
         let state = held(&self.state);

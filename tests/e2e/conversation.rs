@@ -142,7 +142,7 @@ async fn r4_1_a_remediation_whose_world_moved_is_refused_and_a_closed_one_is_not
     assert_eq!(closed["state"], "closed");
     stage
         .until("the no is noted", async || {
-            stage.run(&["propose", "staging"]).1.contains("closed by somebody").then_some(())
+            stage.run(&["status"]).1.contains(&format!("(closed #{second})")).then_some(())
         })
         .await;
     std::fs::write(stage.place("world/release"), "tampered once more").unwrap();

@@ -66,6 +66,7 @@ impl Stage {
     /// Does what a line says, lets the daemon come to rest, and answers what changed.
     pub(super) async fn run(&mut self, command: &str, block: &[String]) -> Done {
         let (word, rest) = command.split_once(' ').unwrap_or((command, ""));
+        self.clock.forward(chrono::Duration::seconds(1));
         let said = self.act(word, rest, block).await?;
         if matches!(word, "environment" | "component" | "module" | "file" | "remove" | "show") {
             return Ok(said);
@@ -140,6 +141,17 @@ impl Stage {
                     .ok_or("no such pull request")?;
                 let files = std::mem::take(&mut self.staged);
                 self.repository.commit(&pull.branch, who, subject, &files).ok_or("no such branch")?;
+            }
+            "cut" | "edit" => {
+                let (pull, more) = two(rest.strip_prefix("on ").unwrap_or(rest), " by ")?;
+                let (who, what) = two(more, ": ")?;
+                let (branch, path, text) = self.remediation(number(pull)?)?;
+                let text = match what.split_once(" -> ") {
+                    Some((old, new)) if text.contains(old) => text.replace(old, new),
+                    Some((old, _)) => return Err(format!("`{old}` is not in the file")),
+                    None => without_action(&text, what),
+                };
+                self.repository.commit(&branch, who, word, &[(path, Some(text))]).ok_or("no such branch")?;
             }
             "merge" => {
                 let (pull, who) = two(rest, " by ")?;
@@ -223,6 +235,18 @@ impl Stage {
         Ok(vec![])
     }
 
+    /// The branch, path and text of the remediation that a pull request adds.
+    fn remediation(&self, number: u64) -> Result<(String, String, String), String> {
+        let pull = self.forge.pulls().into_iter().find(|pull| pull.number.0 == number).ok_or("no such pull request")?;
+        let name = format!("refs/heads/{}", pull.branch);
+        let on_main = self.repository.paths("refs/heads/main");
+        let mut paths = self.repository.paths(&name).into_iter();
+        let path =
+            paths.find(|path| path.contains("/remediations/") && !on_main.contains(path)).ok_or("no remediation")?;
+        let text = self.repository.text(&name, &path).ok_or("no such file")?;
+        Ok((pull.branch, path, text))
+    }
+
     async fn show(&self, what: &str) -> Done {
         let (word, rest) = what.split_once(' ').unwrap_or((what, ""));
         match word {
@@ -237,6 +261,7 @@ impl Stage {
                     })
                     .collect())
             }
+            "remediation" => Ok(self.remediation(number(rest)?)?.2.lines().map(str::to_owned).collect()),
             "file" => {
                 let (branch, path) = two(rest, " ")?;
                 let found = self.repository.text(&format!("refs/heads/{branch}"), path).ok_or("no such file")?;
@@ -349,4 +374,18 @@ fn start(
         holder: "scenario".into(),
     };
     Daemon::new(settings, hands)
+}
+
+/// A remediation without the action of an instance.
+fn without_action(text: &str, instance: &str) -> String {
+    let begin = |line: &str| line.trim_start().starts_with("- digest:");
+    let mut parts: Vec<Vec<&str>> = vec![vec![]];
+    for line in text.lines() {
+        if begin(line) {
+            parts.push(vec![]);
+        }
+        parts.last_mut().unwrap().push(line);
+    }
+    parts.retain(|part| !part.iter().any(|line| line.trim() == format!("instance: {instance}")));
+    parts.concat().join("\n") + "\n"
 }

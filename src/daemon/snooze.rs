@@ -1,0 +1,74 @@
+//! Drift that somebody said no to (R4.5): by closing its pull request, by cutting its action, or by a word.
+//!
+//! Decides how long a no holds: until the observation is another one, or its time is over. What is snoozed is still
+//! drift, and is shown with who said so.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Duration, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::{Daemon, Error, pass};
+use crate::{
+    desired::schema::Remediation,
+    model::{Digest, InstanceId},
+    plan::Observed,
+};
+
+/// How long a no holds where nobody says.
+pub(super) const SNOOZE: Duration = Duration::days(30);
+
+/// A no to the drift of one instance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Snooze {
+    /// The action that would revert it: another observation has another one.
+    pub action: Digest,
+    /// Until when it holds.
+    pub until: DateTime<Utc>,
+    /// Who said so, as far as that is known.
+    pub by: String,
+    /// By what: "closed #12".
+    pub because: String,
+}
+
+impl Snooze {
+    /// Whether it is about what is observed, and not over.
+    pub(super) fn holds(&self, observed: &Observed, now: DateTime<Utc>) -> bool {
+        self.until > now && pass::revert(observed).is_some_and(|action| action.digest == self.action)
+    }
+}
+
+impl Daemon {
+    /// Every no that was said, over or not.
+    pub(super) async fn snoozes(&self) -> Result<BTreeMap<InstanceId, Snooze>, Error> {
+        let all: Vec<(String, Snooze)> = self.store().list("snooze").await?;
+        Ok(all.into_iter().filter_map(|(id, snooze)| Some((id.parse().ok()?, snooze))).collect())
+    }
+
+    pub(super) async fn snooze(&self, id: &InstanceId, snooze: &Snooze) -> Result<(), Error> {
+        let now = self.now();
+        self.store().put("snooze", &id.to_string(), now, snooze).await?;
+        self.store().audit(now, &snooze.by, "snooze", &id.to_string(), &snooze.because).await?;
+        tracing::info!(instance = %id, until = %snooze.until, because = snooze.because, "drift snoozed");
+        Ok(())
+    }
+
+    /// Remembers the actions that a remediation was proposed with, so that what was cut from it is known.
+    pub(super) async fn keep_proposed(&self, name: &str, actions: &BTreeMap<InstanceId, Digest>) -> Result<(), Error> {
+        Ok(self.store().put("proposed", name, self.now(), actions).await?)
+    }
+
+    /// Snoozes the drift whose actions were cut from a remediation before it was merged.
+    pub(super) async fn snooze_cuts(&self, name: &str, remediation: &Remediation, by: &str) -> Result<(), Error> {
+        let proposed: Option<BTreeMap<InstanceId, Digest>> = self.store().get("proposed", name).await?;
+        for (id, action) in proposed.into_iter().flatten() {
+            if !remediation.actions.iter().any(|left| left.instance == id) {
+                let because = format!("cut from the remediation `{name}`");
+                let snooze = Snooze { action, until: self.now() + SNOOZE, by: by.to_owned(), because };
+                self.snooze(&id, &snooze).await?;
+            }
+        }
+        Ok(())
+    }
+}
