@@ -498,13 +498,17 @@ async fn bare(stage: &Stage, name: &str, commands: &'static [&'static [&'static 
                 let folder = root.join(format!("tf/m{n}"));
                 for arguments in commands {
                     let _slot = slots.acquire().await.unwrap();
-                    let output = tokio::process::Command::new("tofu")
+                    let mut command = tokio::process::Command::new("tofu");
+                    // Without a lock file an `init` replaces what stands in the cache under whoever uses it.
+                    if folder.join(".terraform.lock.hcl").exists() {
+                        command.env("TF_PLUGIN_CACHE_DIR", &cache);
+                    }
+                    let output = command
                         .args(*arguments)
                         .current_dir(&folder)
                         .envs(&environment)
                         .env("WORLD_ROOT", &world)
                         .env("TF_IN_AUTOMATION", "1")
-                        .env("TF_PLUGIN_CACHE_DIR", &cache)
                         .env("CHECKPOINT_DISABLE", "1")
                         .output()
                         .await

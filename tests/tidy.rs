@@ -211,6 +211,15 @@ fn the_documents_name_what_is_there() {
             }
         }
     }
+    for path in files("tests/scenarios", ".txt") {
+        let text = std::fs::read_to_string(path).unwrap();
+        for word in text.lines().filter(|line| line.starts_with('#')).flat_map(|line| line.split([' ', ',', ':', ';']))
+        {
+            if let Some(rule) = word.strip_prefix('R') {
+                *tests.entry(rule.trim_end_matches('.').to_owned()).or_default() += 1;
+            }
+        }
+    }
     let untested: Vec<&str> = rules
         .lines()
         .filter_map(|line| line.strip_prefix("- **R")?.split("**").next())

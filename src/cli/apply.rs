@@ -153,7 +153,9 @@ async fn follow(global: &Global, client: &Client, id: RunId) -> Result<Run, Fail
                 shown.insert(instance.clone(), now);
             }
         }
-        let stuck = run.instances.values().all(|i| i.status.ended() || i.status == Status::Waiting);
+        // Where all have ended, the run is about to say so.
+        let stuck = run.instances.values().any(|i| i.status == Status::Waiting)
+            && run.instances.values().all(|i| i.status.ended() || i.status == Status::Waiting);
         match &run.state {
             RunState::Ended { says } => {
                 finish(global, &run, says);

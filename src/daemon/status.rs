@@ -183,7 +183,7 @@ impl Daemon {
                 observed: observed.get(id),
                 runs,
                 stalled: stalled.get(id),
-                all_stalled: &stalled,
+                all_stalled: stalled,
                 suspended: false,
                 now,
             };
