@@ -3,6 +3,8 @@
 //! Decides by the permissions of the base branch: the first line that matches wins, and nothing is allowed by default.
 //! Never asks the forge; what is known of a person comes in.
 
+pub mod guards;
+
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};

@@ -4,6 +4,7 @@ use clap::Args;
 
 use super::{Done, Format, Global, client::Client, output, runs, status};
 use crate::{
+    authority::guards::Held,
     model::{Verdict, WaitingOn},
     render::{comment, diff, differs, plain},
     server::Explained,
@@ -52,12 +53,18 @@ fn text(found: &Explained) -> String {
             },
         ],
     ];
-    if let Some(guards) = &found.guards {
-        let since = guards.since.as_ref().map(|revision| format!(" since {}", revision.short())).unwrap_or_default();
-        rows.push(vec![
-            "protects".into(),
-            if guards.protect.is_empty() { "nothing".into() } else { format!("{}{since}", guards.protect.join(", ")) },
-        ]);
+    if let Some(protect) = found.guards.protect.as_ref().filter(|protect| !protect.guard.is_empty()) {
+        rows.push(vec!["protects".into(), format!("{} since {}", protect.guard.join(", "), protect.since.short())]);
+    }
+    if let Some(Held { guard: limits, since }) = &found.guards.limits {
+        let changes = limits.changes.map(|changes| format!(", {changes} changes")).unwrap_or_default();
+        let says = format!(
+            "{} destroys, {} replaces{changes} in one run, since {}",
+            limits.destroys,
+            limits.replaces,
+            since.short()
+        );
+        rows.push(vec!["limits".into(), says]);
     }
     text.push_str(&output::table(&rows));
     text + &differences(found) + &history(found)

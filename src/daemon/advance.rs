@@ -12,7 +12,7 @@ use crate::{
     desired::schema::Component,
     journal::Status as RunStatus,
     model::{ComponentName, EnvironmentName, InstanceId, RunId},
-    plan::{Applied, Guards, Observed, Plan},
+    plan::{Applied, Observed, Plan},
     port::{Job, RecordedOutput, Use},
 };
 
@@ -75,7 +75,8 @@ impl Daemon {
         }
         let key = self.plan_key(&head, environment, &instances).await?;
         let before = self.store().all_applied().await?;
-        let scope = Scope { instances: instances.clone(), r#use: Use::Head, because: "head".into(), base: None };
+        let scope =
+            Scope { instances: instances.clone(), r#use: Use::Head, because: "head".into(), base: None, guards: None };
         let (plan, outcomes) = self.plan_environment(environment, &head, &scope).await?;
         let stalled: BTreeMap<String, Stalled> = self.store().list("stalled").await?.into_iter().collect();
         let mut advanced = false;
@@ -182,7 +183,6 @@ impl Daemon {
             declares_backend: instance.closure.declares_backend,
             inputs,
             outputs,
-            guards: Guards { protect: spec.protect.clone(), since: Some(head.revision.clone()) },
             run,
             at: self.now(),
         };
@@ -192,9 +192,9 @@ impl Daemon {
         Ok(())
     }
 
-    /// Takes over what a merge changed of an applied instance without changing what it is made from: guards, drift
-    /// policy, checks, edges. A merge that changes more doesn't loosen a guard (R3.4).
-    pub(super) async fn loosen_guards(&self, head: &Head, environment: &EnvironmentName) -> Result<(), Error> {
+    /// Takes over what a merge changed of an applied instance without changing what it is made from: drift policy,
+    /// checks, edges.
+    pub(super) async fn take_over_policy(&self, head: &Head, environment: &EnvironmentName) -> Result<(), Error> {
         let applied = self.store().all_applied().await?;
         for instance in head.environment(environment) {
             let (Some(mut record), Some(spec), Some(digest)) =
@@ -206,7 +206,6 @@ impl Daemon {
             let loosened = Component { tofu: record.spec.tofu.clone(), ..(**spec).clone() };
             if record.digest == digest && record.spec != loosened {
                 record.spec = loosened;
-                record.guards = Guards { protect: spec.protect.clone(), since: Some(head.revision.clone()) };
                 self.store().set_applied(&instance.id, &record).await?;
             }
         }

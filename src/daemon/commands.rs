@@ -73,11 +73,7 @@ impl Daemon {
             self.upstreams_selected(head, &environment, &pending).await?;
             let shown =
                 self.store().last_plan(&pull_subject(seen.pull.number, &environment), Some(written.created_at)).await?;
-            let Some((plan, _)) = shown else {
-                return Err(Error::Refused(format!(
-                    "Nothing was applied: no plan of `{environment}` was posted here before this comment. It is being made; say `/apply` again when it stands."
-                )));
-            };
+            let Some((plan, _)) = shown else { return Err(self.no_plan_here(head, seen, &environment).await?) };
             pinned(&plan, command.digest.as_deref())?;
             pending.extend(downstream(head, &plan, &selected));
             let because = format!("[`/apply`](#issuecomment-{}) of @{}", written.id, written.author);
@@ -96,6 +92,21 @@ impl Daemon {
         let said: Vec<String> =
             started.iter().map(|(environment, run)| format!("Run {run} applies `{environment}`.")).collect();
         Ok(said.join(" "))
+    }
+
+    /// Why a command on a pull request without a plan of an environment is refused: another one carries it (R6.6).
+    async fn no_plan_here(&self, head: &Head, seen: &Seen, environment: &EnvironmentName) -> Result<Error, Error> {
+        for (number, _) in self.merged_pulls(head).await? {
+            let carries = self.store().last_plan(&pull_subject(number, environment), None).await?.is_some();
+            if carries && number != seen.pull.number {
+                return Ok(Error::Refused(format!(
+                    "Nothing was applied: the plan of `{environment}` stands on {number}; say `/apply {environment}` there."
+                )));
+            }
+        }
+        Ok(Error::Refused(format!(
+            "Nothing was applied: no plan of `{environment}` was posted here before this comment. Say `/plan {environment}`, and `/apply` when it stands."
+        )))
     }
 
     /// Why nothing is applied from a pull request that is still open.
@@ -153,7 +164,7 @@ impl Daemon {
         who: &Principal,
         pull: Option<PullNumber>,
     ) -> Result<RunId, Error> {
-        let limits = head.desired.environments.get(&plan.environment).map(|e| e.limits.clone()).unwrap_or_default();
+        let limits = self.guards(head).await?.limits(&plan.environment);
         if head.desired.environments.get(&plan.environment).is_some_and(|e| e.suspend) {
             return Err(Error::Refused(format!(
                 "Nothing was applied: `{}` is suspended (`suspend: true` in its declaration).",
@@ -282,7 +293,7 @@ impl Daemon {
         for environment in environments(&selected) {
             let instances: BTreeSet<InstanceId> =
                 self.pending(&head, &environment).await?.intersection(&selected).cloned().collect();
-            let scope = Scope { instances, r#use: Use::Head, because: "head".into(), base: None };
+            let scope = Scope { instances, r#use: Use::Head, because: "head".into(), base: None, guards: None };
             let (plan, _) = self.plan_environment(&environment, &head, &scope).await?;
             self.store().keep_plan(&format!("head/{environment}"), &plan, self.now()).await?;
             plans.push(plan);

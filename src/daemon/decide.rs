@@ -50,7 +50,7 @@ impl Daemon {
         let _turn = self.deciding.lock().await;
         let Some(head) = self.head() else { return Ok(()) };
         let Some(declared) = head.desired.environments.get(environment).cloned() else { return Ok(()) };
-        self.loosen_guards(&head, environment).await?;
+        self.take_over_policy(&head, environment).await?;
         if declared.suspend || self.stopping() || self.token(environment).await?.is_none() {
             return Ok(());
         }

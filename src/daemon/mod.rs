@@ -15,6 +15,7 @@ mod commands;
 mod conversation;
 mod decide;
 mod git;
+mod guards;
 mod inputs;
 mod outbox;
 mod pass;

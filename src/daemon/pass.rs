@@ -77,7 +77,10 @@ impl Daemon {
             Err(error) => return Err(error),
         };
         match looked {
-            Ok(observation) => self.compare(id, applied, &observation, &mut observed),
+            Ok(observation) => {
+                let protect = self.guards(head).await?.protect(id);
+                self.compare(id, applied, &observation, &protect, &mut observed);
+            }
             Err(error) => observed.error = Some(unknown(&error)),
         }
         if observed.error.is_none() {
@@ -87,7 +90,14 @@ impl Daemon {
         Ok(observed)
     }
 
-    fn compare(&self, id: &InstanceId, applied: &Applied, observation: &Observation, observed: &mut Observed) {
+    fn compare(
+        &self,
+        id: &InstanceId,
+        applied: &Applied,
+        observation: &Observation,
+        protect: &[String],
+        observed: &mut Observed,
+    ) {
         let strict = applied.spec.drift.strict.unwrap_or(false);
         observed.drift = tofu::drift::of(observation);
         observed.warnings.clone_from(&observation.warnings);
@@ -114,7 +124,7 @@ impl Daemon {
             }
         }
         let drifted: Vec<String> = observed.drift.iter().map(|drift| drift.resource.clone()).collect();
-        observed.revert = tofu::plan::action(id, observation, &applied.guards.protect, &drifted);
+        observed.revert = tofu::plan::action(id, observation, protect, &drifted);
         if !strict && observed.revert.is_none() {
             // Adopt-only drift is told in the warnings and does not count.
             let (output, rest): (Vec<Drift>, Vec<Drift>) = std::mem::take(&mut observed.drift)

@@ -18,6 +18,7 @@ use super::{
     inputs::{Planned, declared_job},
 };
 use crate::{
+    authority::guards::InForce,
     model::{EnvironmentName, InstanceId, Revision, WaitingOn},
     plan::{Applied, InstancePlan, Plan, order},
     port::{Job, Output, RecordedOutput, Use},
@@ -35,6 +36,8 @@ pub struct Scope {
     pub because: String,
     /// The revision that it is planned against, for a pull request.
     pub base: Option<Revision>,
+    /// The guards that hold for it; those in force where it is no pull request.
+    pub guards: Option<InForce>,
 }
 
 /// What is known of one instance after it was planned.
@@ -64,6 +67,10 @@ impl Daemon {
     ) -> Result<(Plan, BTreeMap<InstanceId, Arc<Outcome>>), Error> {
         let applied = Arc::new(self.store().all_applied().await?);
         let observed = self.store().all_observed().await?;
+        let guards = match &scope.guards {
+            Some(guards) => guards.clone(),
+            None => self.guards(head).await?,
+        };
         let considered = with_downstream(head, environment, &scope.instances);
         let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> =
             considered.iter().filter_map(|id| Some((id.clone(), head.instance(id)?.upstreams.clone()))).collect();
@@ -73,6 +80,7 @@ impl Daemon {
             let upstreams: Vec<(InstanceId, Planning)> =
                 edges[id].iter().filter_map(|up| Some((up.clone(), plannings.get(up)?.clone()))).collect();
             let asked = scope.instances.contains(id);
+            let protect = guards.protect(id);
             let drifted: Vec<String> =
                 observed.get(id).map(|o| o.drift.iter().map(|d| d.resource.clone()).collect()).unwrap_or_default();
             let (daemon, head, applied, id_for_task, step, r#use) =
@@ -99,6 +107,7 @@ impl Daemon {
                     r#use,
                     applied: applied.get(&id_for_task),
                     drifted: &drifted,
+                    protect: &protect,
                     blocked,
                 };
                 Arc::new(daemon.plan_instance(&head, asked, &planned).await)
@@ -178,9 +187,7 @@ impl Daemon {
                 return Outcome { plan: Some(plan), ..none };
             }
         };
-        let declared = instance.spec.as_ref().map(|spec| spec.protect.clone()).unwrap_or_default();
-        let protect = protect(asked.applied, &declared, instance.digest);
-        plan.actions = tofu::plan::action(id, &observation, &protect, asked.drifted).into_iter().collect();
+        plan.actions = tofu::plan::action(id, &observation, asked.protect, asked.drifted).into_iter().collect();
         plan.digest = Some(InstancePlan::digest_of(&plan.actions));
         let first_contact =
             asked.applied.is_none() && observation.holds_anything && !self.store().begun(id).await.unwrap_or(false);
@@ -207,23 +214,8 @@ struct Asked<'a> {
     r#use: Use,
     applied: Option<&'a Applied>,
     drifted: &'a [String],
+    protect: &'a [String],
     blocked: Option<InstanceId>,
-}
-
-/// The guards in force (R3.4): tightening counts at once; loosening counts once a merge brings nothing else with it,
-/// which is when the component digest is the applied one.
-pub(super) fn protect(
-    applied: Option<&Applied>,
-    declared: &[String],
-    digest: Option<crate::model::Digest>,
-) -> Vec<String> {
-    let mut protect = declared.to_vec();
-    if let Some(applied) = applied
-        && Some(applied.digest) != digest
-    {
-        protect.extend(applied.guards.protect.iter().filter(|entry| !declared.contains(entry)).cloned());
-    }
-    protect
 }
 
 /// The instances and everything downstream of them by references.

@@ -14,7 +14,7 @@ use super::{
     Daemon, Error,
     advance::{is_pending, sources},
     inputs::declared_job,
-    planning::{Scope, protect},
+    planning::Scope,
     run::Driven,
 };
 use crate::{
@@ -90,14 +90,19 @@ impl Daemon {
             instances.push(whole(id, actions));
         }
         if !unseen.is_empty() {
-            let scope =
-                Scope { instances: unseen.clone(), r#use: Use::Head, because: format!("run {}", run.id), base: None };
+            let scope = Scope {
+                instances: unseen.clone(),
+                r#use: Use::Head,
+                because: format!("run {}", run.id),
+                base: None,
+                guards: None,
+            };
             let (plan, _) = self.plan_environment(&run.environment, &driven.head, &scope).await?;
             let seen = plan.instances.into_iter().filter(|instance| unseen.contains(&instance.id));
             instances.extend(seen.map(|instance| whole(&instance.id, instance.actions)));
         }
         let head = self.head().unwrap_or_else(|| Arc::clone(&driven.head));
-        let limits = head.desired.environments.get(&run.environment).map(|e| e.limits.clone()).unwrap_or_default();
+        let limits = self.guards(&head).await?.limits(&run.environment);
         let plan = Plan::new(run.environment.clone(), run.revision.clone(), None, "run".into(), instances);
         let fatal = check::plan(&plan, &limits).into_iter().find(|note| note.fatal).map(|note| note.says);
         let over = check::within(&plan.summary, &limits).into_iter().next();
@@ -124,16 +129,11 @@ impl Daemon {
         let (job, inputs) = self.job(driven, &run, id, applied.as_ref()).await?;
         let prepared = self.prepare_job(&job).await?;
         let observation = &prepared.observation;
-        let instance = driven.head.instance(id);
-        let declared = |instance: Option<&Arc<crate::desired::Instance>>| {
-            instance.and_then(|i| i.spec.as_ref()).map(|s| s.protect.clone()).unwrap_or_default()
+        // What counts is what is in force now, also for a run that was authorised before (R3.4).
+        let guards = match self.head() {
+            Some(head) => self.guards(&head).await?.protect(id),
+            None => self.guards(&driven.head).await?.protect(id),
         };
-        let mut guards = match (run.remediation.is_some(), &applied) {
-            (true, Some(applied)) => applied.guards.protect.clone(),
-            _ => protect(applied.as_ref(), &declared(instance), instance.and_then(|i| i.digest)),
-        };
-        // Tightening counts from its merge, also for a run that was authorised before (R3.4).
-        guards.extend(declared(self.head().as_ref().and_then(|head| head.instance(id))));
         let actions: Vec<Action> = tofu::plan::action(id, observation, &guards, &[]).into_iter().collect();
         self.record(driven, id, Event::Planned { digest: actions.first().map(|action| action.digest) }, None).await?;
         if applied.is_none() && run.by_merge && observation.holds_anything && !self.store().begun(id).await? {
@@ -304,7 +304,7 @@ impl Daemon {
     /// The independent checker, `protect` and the limits of one run.
     async fn guard(self: &Arc<Self>, driven: &Driven, id: &InstanceId, actions: &[Action]) -> Result<(), Stop> {
         let head = self.head().unwrap_or_else(|| Arc::clone(&driven.head));
-        let limits = head.desired.environments.get(&id.environment).map(|e| e.limits.clone()).unwrap_or_default();
+        let limits = self.guards(&head).await?.limits(&id.environment);
         let instance = whole(id, actions.to_vec());
         let summary = instance.summary();
         let whole = Plan::new(id.environment.clone(), driven.head.revision.clone(), None, "run".into(), vec![instance]);

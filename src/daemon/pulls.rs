@@ -273,11 +273,14 @@ impl Daemon {
         pull: &Pull,
         changed: BTreeMap<EnvironmentName, BTreeSet<InstanceId>>,
     ) -> Result<BTreeSet<EnvironmentName>, Error> {
+        // The guards as they would be once this is merged as one commit (R3.4).
+        let (guards, unsplit) = self.guards(base).await?.after(Some(&base.desired), &merged.desired, &merged.revision);
         let scope = |instances: BTreeSet<InstanceId>| Scope {
             instances,
             r#use: Use::Pull(pull.number),
             because: format!("pullRequest/{}", pull.number.0),
             base: Some(base.revision.clone()),
+            guards: Some(guards.clone()),
         };
         let plans = futures::future::join_all(changed.into_iter().map(|(environment, instances)| {
             let scope = scope(instances);
@@ -288,11 +291,10 @@ impl Daemon {
         if let Some(first) = merged.desired.problems.first() {
             blocked.push(format!("{} in the declarations; the first: {first}", merged.desired.problems.len()));
         }
+        blocked.extend(unsplit);
         for plan in plans {
             let plan = self.of_pull_head(plan?, &pull.head);
-            let limits =
-                merged.desired.environments.get(&plan.environment).map(|e| e.limits.clone()).unwrap_or_default();
-            let notes = check::plan(&plan, &limits);
+            let notes = check::plan(&plan, &guards.limits(&plan.environment));
             blocked.extend(notes.iter().filter(|note| note.fatal).map(|note| note.says.clone()));
             blocked.extend(
                 plan.instances.iter().filter_map(|i| i.problem.as_ref().map(|why| format!("`{}`: {why}", i.id))),

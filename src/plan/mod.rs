@@ -12,4 +12,4 @@ pub mod record;
 pub use coverage::{Gap, covers};
 pub use document::{InstancePlan, Plan, Summary};
 pub use order::{Order, order};
-pub use record::{Applied, Guards, Observed, ObservedError};
+pub use record::{Applied, Observed, ObservedError};

@@ -11,16 +11,6 @@ use crate::{
     port::RecordedOutput,
 };
 
-/// What protects an instance, as recorded apart from what is applied (R3.4).
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Guards {
-    /// Addresses that no run may destroy or replace.
-    pub protect: Vec<String>,
-    /// The revision since which they hold.
-    pub since: Option<Revision>,
-}
-
 /// What is applied (R1.1), with everything that a drift pass needs, so that it depends on nothing else.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -39,8 +29,6 @@ pub struct Applied {
     pub inputs: BTreeMap<String, RecordedOutput>,
     /// The recorded outputs.
     pub outputs: BTreeMap<String, RecordedOutput>,
-    /// The guards in force.
-    pub guards: Guards,
     /// The run that applied it; none where there was nothing to do.
     pub run: Option<RunId>,
     /// When.

@@ -13,8 +13,9 @@ use serde_json::{Value, json};
 
 use super::{Caller, Part, Reader, Refusal, Shared};
 use crate::{
+    authority::guards::Held,
     daemon::{InstanceStatus, Status},
-    desired::Selector,
+    desired::{Selector, schema::Limits},
     journal::{JournalRecord, Run},
     model::{ComponentName, RunId},
     plan::Plan,
@@ -63,6 +64,15 @@ pub struct Started {
     pub runs: Vec<RunId>,
 }
 
+/// The guards in force for an instance, and since when (R3.4).
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Guards {
+    /// The limits of one run of its environment.
+    pub limits: Option<Held<Limits>>,
+    /// Addresses that no run may destroy, replace, forget or move.
+    pub protect: Option<Held<Vec<String>>>,
+}
+
 /// One instance with its history.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -74,7 +84,7 @@ pub struct Explained {
     /// What it depends on.
     pub upstreams: Vec<crate::model::InstanceId>,
     /// The guards in force.
-    pub guards: Option<crate::plan::Guards>,
+    pub guards: Guards,
     /// What it was given, masked.
     pub inputs: Value,
     /// Warnings of the last pass.
@@ -127,11 +137,17 @@ async fn instance(
         .and_then(|head| head.instance(&id))
         .map(|i| i.upstreams.iter().cloned().collect())
         .unwrap_or_default();
+    let mut guards = Guards::default();
+    if let Some(head) = &head {
+        let now = door.daemon.guards(head).await?;
+        guards.limits = now.limits.get(&id.environment).cloned();
+        guards.protect = now.protect.get(&id).cloned();
+    }
     Ok(Json(Explained {
         instance,
         head: status.revision,
         upstreams,
-        guards: applied.as_ref().map(|applied| applied.guards.clone()),
+        guards,
         inputs: json!(applied.map(|applied| applied.inputs).unwrap_or_default()),
         warnings: observed.map(|observed| observed.warnings).unwrap_or_default(),
         runs,

@@ -1,0 +1,113 @@
+//! The guards in force (R3.4): what protects, as it counts, which is not always as it is declared.
+//!
+//! Decides at each commit along the branch, alone: what tightens counts at once; what loosens counts if the commit
+//! changes nothing else of what it guards, and not otherwise. Never looks at what is applied.
+//! *Invariant:* two commits that loosen and use what was loosened are judged one by one, in their order.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    desired::{Desired, schema::Limits},
+    model::{EnvironmentName, InstanceId, Revision},
+};
+
+/// A guard, and the commit since which it holds.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Held<T> {
+    /// The guard.
+    pub guard: T,
+    /// The commit.
+    pub since: Revision,
+}
+
+/// The guards in force.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InForce {
+    /// The last commit that was judged.
+    pub revision: Option<Revision>,
+    /// The limits of each environment.
+    pub limits: BTreeMap<EnvironmentName, Held<Limits>>,
+    /// The protected addresses of each instance.
+    pub protect: BTreeMap<InstanceId, Held<Vec<String>>>,
+}
+
+impl InForce {
+    /// The limits of one run of an environment.
+    pub fn limits(&self, environment: &EnvironmentName) -> Limits {
+        self.limits.get(environment).map(|held| held.guard.clone()).unwrap_or_default()
+    }
+
+    /// The addresses of an instance that no run may destroy, replace, forget or move.
+    pub fn protect(&self, id: &InstanceId) -> Vec<String> {
+        self.protect.get(id).map(|held| held.guard.clone()).unwrap_or_default()
+    }
+
+    /// The guards after one more commit, and each loosening in it that does not count, in a sentence. Without a commit
+    /// before, everything counts as it is declared.
+    pub fn after(&self, before: Option<&Desired>, commit: &Desired, revision: &Revision) -> (Self, Vec<String>) {
+        let mut next = Self { revision: Some(revision.clone()), ..self.clone() };
+        let mut refused = vec![];
+        for (name, environment) in &commit.environments {
+            let declared = &environment.limits;
+            let known = before.and_then(|_| self.limits.get(name)).map(|held| &held.guard);
+            let guard = match known {
+                Some(known) if !alone(before, commit, name) => {
+                    let counts = tighter(known, declared);
+                    if counts != *declared {
+                        refused.push(format!("`limits` of `{name}` are loosened together with changes of what they guard: split in two pull requests"));
+                    }
+                    counts
+                }
+                _ => declared.clone(),
+            };
+            if known != Some(&guard) {
+                next.limits.insert(name.clone(), Held { guard, since: revision.clone() });
+            }
+        }
+        for (id, instance) in &commit.instances {
+            let Some(spec) = &instance.spec else { continue };
+            let known = before.and_then(|_| self.protect.get(id)).map(|held| &held.guard);
+            let same = before
+                .and_then(|before| before.instances.get(id))
+                .is_some_and(|before| before.digest.is_some() && before.digest == instance.digest);
+            let mut guard = spec.protect.clone();
+            if let Some(known) = known.filter(|_| !same) {
+                let lifted: Vec<String> = known.iter().filter(|entry| !guard.contains(entry)).cloned().collect();
+                if let Some(first) = lifted.first() {
+                    refused.push(format!("`protect` of `{id}` is lifted from `{first}` together with a change of it: split in two pull requests"));
+                }
+                guard.extend(lifted);
+            }
+            if known != Some(&guard) {
+                next.protect.insert(id.clone(), Held { guard, since: revision.clone() });
+            }
+        }
+        (next, refused)
+    }
+}
+
+/// Whether a commit leaves every instance of an environment what it was.
+fn alone(before: Option<&Desired>, commit: &Desired, environment: &EnvironmentName) -> bool {
+    let digests = |desired: &Desired| -> BTreeMap<InstanceId, _> {
+        let own = desired.instances.iter().filter(|(id, _)| id.environment == *environment);
+        own.map(|(id, instance)| (id.clone(), instance.digest)).collect()
+    };
+    before.is_some_and(|before| {
+        let now = digests(commit);
+        now.values().all(Option::is_some) && digests(before) == now
+    })
+}
+
+fn tighter(one: &Limits, two: &Limits) -> Limits {
+    let Limits { destroys, replaces, changes } = two;
+    let both = |one: Option<u64>, two: Option<u64>| one.into_iter().chain(two).min();
+    Limits {
+        destroys: one.destroys.min(*destroys),
+        replaces: one.replaces.min(*replaces),
+        changes: both(one.changes, *changes),
+    }
+}
