@@ -51,6 +51,9 @@ impl Daemon {
         }
         let drifted = before.is_some_and(|before| !before.drift.is_empty()) || !observed.drift.is_empty();
         self.store().set_observed(id, &observed).await?;
+        if !observed.failed_checks.is_empty() {
+            self.store().restart_soak(id, self.now()).await?;
+        }
         if drifted {
             self.queue.wake(Wake::Propose(id.environment.clone()), "drift");
         }

@@ -11,6 +11,7 @@ use std::{
     sync::Arc,
 };
 
+use chrono::{DateTime, Utc};
 use futures::future::{FutureExt, Shared, join_all};
 
 use super::{
@@ -19,6 +20,7 @@ use super::{
 };
 use crate::{
     authority::guards::InForce,
+    desired::schema::After,
     model::{EnvironmentName, InstanceId, Revision, WaitingOn},
     plan::{Applied, InstancePlan, Plan, order},
     port::{Job, Output, RecordedOutput, Use},
@@ -198,12 +200,31 @@ impl Daemon {
         Outcome { plan: Some(plan), outputs, inputs: inputs.recorded, job: Some(job), first_contact }
     }
 
-    /// The instance of an earlier environment that has to be applied first (R3.5).
+    /// What has to be applied in an earlier environment first, and stay healthy there (R3.5): the same component, and
+    /// those that it depends on, with the digests that they have at this revision. That they once had them is a recorded
+    /// fact, which later merges don't undo.
     pub(super) async fn promotion(self: &Arc<Self>, head: &Head, id: &InstanceId) -> Result<Option<WaitingOn>, Error> {
-        let Some(after) = head.instance(id).and_then(|instance| instance.after.clone()) else { return Ok(None) };
-        let declared = head.instance(&after).and_then(|instance| instance.digest);
-        let there = self.store().applied(&after).await?.map(|applied| applied.digest);
-        Ok((there.is_none() || there != declared).then_some(WaitingOn::Promotion { instance: after }))
+        let Some(instance) = head.instance(id) else { return Ok(None) };
+        let environment = head.desired.environments.get(&id.environment);
+        let soak = environment.and_then(|environment| environment.after.as_ref()).map(After::soak).unwrap_or_default();
+        let soak = chrono::Duration::from_std(soak).unwrap_or(chrono::Duration::MAX);
+        let upstreams = instance.upstreams.iter().filter_map(|upstream| head.instance(upstream));
+        let stalled = self.stalled().await?;
+        for after in upstreams.chain([instance]).filter_map(|instance| instance.after.as_ref()) {
+            let waits = Some(WaitingOn::Promotion { instance: after.clone() });
+            let Some(digest) = head.instance(after).and_then(|instance| instance.digest) else { return Ok(waits) };
+            let spans = self.store().had_applied(after, digest).await?;
+            let lasted = |(since, until): &(DateTime<Utc>, Option<DateTime<Utc>>)| until.unwrap_or(self.now()) - since;
+            let is_ill = stalled.contains_key(after) && spans.iter().any(|(_, until)| until.is_none());
+            if !is_ill && spans.iter().any(|span| lasted(span) >= soak) {
+                continue;
+            }
+            return Ok(match spans.iter().find(|(_, until)| until.is_none()).filter(|_| !is_ill) {
+                Some((since, _)) => Some(WaitingOn::Soak { instance: after.clone(), until: *since + soak }),
+                None => waits,
+            });
+        }
+        Ok(None)
     }
 }
 

@@ -8,6 +8,7 @@
 mod assemble;
 pub mod closure;
 mod document;
+mod environment;
 mod folder;
 pub mod hcl;
 mod instance;

@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use super::environment::{After, AfterWith, Deferred, Environment, Limits, OnMerge};
 use crate::model::{Change, ComponentName, Digest, Duration, EnvironmentName};
 
 /// The version that each document names.
@@ -147,103 +148,6 @@ pub enum DriftMode {
     /// A pull request proposes to revert it.
     #[default]
     Propose,
-}
-
-/// A stage of the world, such as `staging`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-not-supported-yet" = {
-    "kubernetes": "Kubernetes comes with its own kind of component",
-    "applyBeforeMerge": "claims come with policies",
-    "autoMerge": "claims come with policies",
-    "windows": "windows come with schedules",
-    "freeze": "freezes come with schedules",
-    "budget": "budgets come with policies"
-}))]
-pub struct Environment {
-    /// The environment whose instances have to be applied first.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub after: Option<After>,
-    /// Whether a merge is applied by itself.
-    #[serde(default)]
-    pub on_merge: OnMerge,
-    /// What happens to a part of a plan that was wholly unknown when it was approved.
-    #[serde(default)]
-    pub deferred: Deferred,
-    /// What one run may do at most.
-    #[serde(default)]
-    pub limits: Limits,
-    /// Observed and never acted on.
-    #[serde(default)]
-    pub suspend: bool,
-}
-
-/// `staging`, or `{environment: staging}`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub enum After {
-    /// The name alone.
-    Name(EnvironmentName),
-    /// With conditions.
-    With(AfterWith),
-}
-
-/// The environment that comes first, with conditions.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-not-supported-yet" = {"soak": "soaking comes with the rules of promotion"}))]
-pub struct AfterWith {
-    /// The environment that comes first.
-    pub environment: EnvironmentName,
-}
-
-impl After {
-    /// The environment that comes first.
-    pub fn environment(&self) -> &EnvironmentName {
-        match self {
-            Self::Name(name) => name,
-            Self::With(with) => &with.environment,
-        }
-    }
-}
-
-/// Whether a merge is applied by itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub enum OnMerge {
-    /// The merge is the authority.
-    Apply,
-    /// Somebody says `/apply`.
-    #[default]
-    Wait,
-}
-
-/// What happens to a part of a plan that was wholly unknown when it was approved.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub enum Deferred {
-    /// It waits for `/apply` once it is known.
-    #[default]
-    Wait,
-    /// It goes on.
-    Apply,
-}
-
-/// What one run may do at most; it is stopped before its first effect.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-#[schemars(extend("x-not-supported-yet" = {
-    "moves": "moves come with Citus", "moveBytes": "moves come with Citus"
-}))]
-#[derive(Default)]
-pub struct Limits {
-    /// Resources destroyed.
-    pub destroys: u64,
-    /// Resources replaced.
-    pub replaces: u64,
-    /// Resources changed in any way.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub changes: Option<u64>,
 }
 
 /// A part of the world, written once and instantiated in each of its environments.

@@ -1,5 +1,6 @@
 //! Verdicts, what an instance waits on, and when to try again.
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{Digest, Duration, InstanceId};
@@ -65,6 +66,13 @@ pub enum WaitingOn {
     Promotion {
         /// The instance that comes first.
         instance: InstanceId,
+    },
+    /// The same component of an earlier environment has to stay healthy for a while (R3.5).
+    Soak {
+        /// The instance that comes first.
+        instance: InstanceId,
+        /// Until when.
+        until: DateTime<Utc>,
     },
     /// Somebody's `/apply`: the environment says `onMerge: wait`.
     Apply,

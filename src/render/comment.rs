@@ -53,6 +53,9 @@ pub fn waiting(on: &WaitingOn) -> String {
         WaitingOn::Promotion { instance } => {
             format!("`{instance}` has to be applied first, with what it has at this revision")
         }
+        WaitingOn::Soak { instance, until } => {
+            format!("`{instance}` has to stay healthy until {}", until.format("%Y-%m-%d %H:%M UTC"))
+        }
         WaitingOn::Apply => "somebody's `/apply`".into(),
         WaitingOn::Approval { digest } => {
             format!("somebody's `/apply`: plan `{}` was not covered by what was approved", digest.short())

@@ -18,6 +18,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
+pub use records::Span;
 pub use said::{AuditEntry, Outgoing};
 
 use crate::{

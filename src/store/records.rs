@@ -7,9 +7,12 @@ use sqlx::{Row, SqliteExecutor};
 
 use super::{Error, Store, decode, encode, parse_stamp, stamp, statement};
 use crate::{
-    model::InstanceId,
+    model::{Digest, InstanceId},
     plan::{Applied, Observed, Plan},
 };
+
+/// From when until when.
+pub type Span = (DateTime<Utc>, Option<DateTime<Utc>>);
 
 async fn set_applied(store: impl SqliteExecutor<'_>, id: &InstanceId, applied: &Applied) -> Result<(), Error> {
     let attempt = "record what is applied";
@@ -116,7 +119,58 @@ impl Store {
             .execute(&mut *transaction)
             .await
             .map_err(statement(attempt))?;
+        sqlx::query("UPDATE had_applied SET until = ?1 WHERE instance = ?2 AND until IS NULL AND digest <> ?3")
+            .bind(stamp(applied.at))
+            .bind(id.to_string())
+            .bind(String::from(applied.digest))
+            .execute(&mut *transaction)
+            .await
+            .map_err(statement(attempt))?;
+        sqlx::query(
+            "INSERT INTO had_applied (instance, digest, since) SELECT ?1, ?2, ?3
+             WHERE NOT EXISTS (SELECT 1 FROM had_applied WHERE instance = ?1 AND digest = ?2 AND until IS NULL)",
+        )
+        .bind(id.to_string())
+        .bind(String::from(applied.digest))
+        .bind(stamp(applied.at))
+        .execute(&mut *transaction)
+        .await
+        .map_err(statement(attempt))?;
         transaction.commit().await.map_err(statement(attempt))
+    }
+
+    /// From when until when an instance had a component digest applied, the newest first; without an end while it has.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn had_applied(&self, id: &InstanceId, digest: Digest) -> Result<Vec<Span>, Error> {
+        let attempt = "read what was applied";
+        let rows =
+            sqlx::query("SELECT since, until FROM had_applied WHERE instance = ? AND digest = ? ORDER BY since DESC")
+                .bind(id.to_string())
+                .bind(String::from(digest))
+                .fetch_all(&self.pool)
+                .await
+                .map_err(statement(attempt))?;
+        let span = |row: &sqlx::sqlite::SqliteRow| -> Result<Span, Error> {
+            let until: Option<String> = row.get(1);
+            Ok((parse_stamp(attempt, row.get(0))?, until.map(|until| parse_stamp(attempt, &until)).transpose()?))
+        };
+        rows.iter().map(span).collect()
+    }
+
+    /// Begins the time anew for which an instance has stayed healthy with what it has applied.
+    ///
+    /// # Errors
+    /// When the store can't be written.
+    pub async fn restart_soak(&self, id: &InstanceId, now: DateTime<Utc>) -> Result<(), Error> {
+        sqlx::query("UPDATE had_applied SET since = ? WHERE instance = ? AND until IS NULL")
+            .bind(stamp(now))
+            .bind(id.to_string())
+            .execute(&self.pool)
+            .await
+            .map_err(statement("record that an instance is not healthy"))?;
+        Ok(())
     }
 
     /// Records an observation in place of the one before.

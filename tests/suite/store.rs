@@ -224,3 +224,28 @@ async fn what_is_old_and_over_is_forgotten_and_nothing_else() {
     assert!(store.receive("delivery/1", at(1), &"push").await.unwrap());
     assert_eq!(store.audit_entries().await.unwrap().0.len(), 1);
 }
+
+#[tokio::test]
+async fn r3_5_what_was_applied_is_a_fact_with_its_time() {
+    let (store, _folder) = on_disk().await;
+    let id: InstanceId = "dev/a".parse().unwrap();
+    let (one, two) = (Digest::of_json(&serde_json::json!(1)), Digest::of_json(&serde_json::json!(2)));
+    let applied = |digest: Digest, seconds: i64| -> evenkeel::plan::Applied {
+        serde_json::from_value(serde_json::json!({
+            "revision": "a".repeat(40), "digest": digest, "spec": {"environments": ["dev"], "tofu": {"root": "tf"}}, "files": {},
+            "declaresBackend": false, "inputs": {}, "outputs": {}, "run": null, "at": at(seconds)
+        }))
+        .unwrap()
+    };
+    let observed = |seconds| evenkeel::plan::Observed::new(at(seconds), None);
+    store.advance(&id, &applied(one, 0), &observed(0)).await.unwrap();
+    // Applied again without another content, the time goes on; what is not healthy begins it anew.
+    store.advance(&id, &applied(one, 10), &observed(10)).await.unwrap();
+    assert_eq!(store.had_applied(&id, one).await.unwrap(), [(at(0), None)]);
+    store.restart_soak(&id, at(20)).await.unwrap();
+    store.advance(&id, &applied(two, 30), &observed(30)).await.unwrap();
+    assert_eq!(store.had_applied(&id, one).await.unwrap(), [(at(20), Some(at(30)))]);
+    assert_eq!(store.had_applied(&id, two).await.unwrap(), [(at(30), None)]);
+    store.advance(&id, &applied(one, 40), &observed(40)).await.unwrap();
+    assert_eq!(store.had_applied(&id, one).await.unwrap(), [(at(40), None), (at(20), Some(at(30)))]);
+}
