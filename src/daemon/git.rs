@@ -45,6 +45,7 @@ impl Daemon {
             "head"
         );
         let head = Arc::new(Head { revision, desired, content });
+        self.note_history(&head).await?;
         let before = self.head.write().unwrap_or_else(PoisonError::into_inner).replace(Arc::clone(&head));
         let applied = self.store().all_applied().await?;
         for (id, instance) in &head.desired.instances {

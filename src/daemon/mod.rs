@@ -16,6 +16,7 @@ mod conversation;
 mod decide;
 mod git;
 mod guards;
+mod history;
 mod inputs;
 mod outbox;
 mod pass;

@@ -192,12 +192,18 @@ impl Daemon {
         plan.actions = tofu::plan::action(id, &observation, asked.protect, asked.drifted).into_iter().collect();
         plan.digest = Some(InstancePlan::digest_of(&plan.actions));
         let first_contact =
-            asked.applied.is_none() && observation.holds_anything && !self.store().begun(id).await.unwrap_or(false);
+            asked.applied.is_none() && self.is_first_contact(id, observation.holds_anything).await.unwrap_or(true);
         if first_contact {
             plan.waiting_on.push(WaitingOn::FirstContact);
         }
         let outputs = (!observation.changes.is_empty() || asked.applied.is_none()).then_some(observation.outputs);
         Outcome { plan: Some(plan), outputs, inputs: inputs.recorded, job: Some(job), first_contact }
+    }
+
+    /// Whether what a target holds was made by somebody else (R1.6), or may have been made by a daemon whose store is
+    /// lost (R1.7).
+    pub(super) async fn is_first_contact(&self, id: &InstanceId, holds_anything: bool) -> Result<bool, Error> {
+        Ok((holds_anything || self.history_lost().await?) && !self.store().begun(id).await?)
     }
 
     /// What has to be applied in an earlier environment first, and stay healthy there (R3.5): the same component, and

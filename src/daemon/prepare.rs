@@ -136,8 +136,13 @@ impl Daemon {
         };
         let actions: Vec<Action> = tofu::plan::action(id, observation, &guards, &[]).into_iter().collect();
         self.record(driven, id, Event::Planned { digest: actions.first().map(|action| action.digest) }, None).await?;
-        if applied.is_none() && run.by_merge && observation.holds_anything && !self.store().begun(id).await? {
-            let says = "the target already holds something that was never applied from here; look at the plan and say `/apply`".to_owned();
+        if applied.is_none() && run.by_merge && self.is_first_contact(id, observation.holds_anything).await? {
+            let says = if observation.holds_anything {
+                "the target already holds something that was never applied from here; look at the plan and say `/apply`"
+            } else {
+                "this store has no history of a repository that was applied before: restore the store, or look at the plan and say `/apply`"
+            };
+            let says = says.to_owned();
             return Err(Stop::Waits(WaitingOn::FirstContact, says));
         }
         if actions.is_empty() {

@@ -318,6 +318,15 @@ impl Forge for GitHub {
         Ok(())
     }
 
+    async fn has_own_status(&self, revision: &Revision) -> Result<bool, ForgeError> {
+        let own = self.own_login().await?;
+        let route = self.route(&format!("commits/{revision}/statuses"));
+        let all: Vec<wire::Status> = self.pages("read the statuses of a commit", &route, 1).await?;
+        let by_us =
+            |status: &wire::Status| status.creator.as_ref().is_some_and(|by| by.login.eq_ignore_ascii_case(&own));
+        Ok(all.iter().any(|status| status.context.starts_with("evenkeel/") && by_us(status)))
+    }
+
     async fn ensure_pull(&self, branch: &str, base: &str, title: &str, body: &str) -> Result<PullNumber, ForgeError> {
         let attempt = "open a pull request";
         let route = self.route(&format!("pulls?state=open&head={}:{}", encode(&self.owner), encode(branch)));

@@ -115,3 +115,9 @@ pub(super) struct Installation {
     pub(super) id: u64,
     pub(super) app_slug: String,
 }
+
+#[derive(Deserialize)]
+pub(super) struct Status {
+    pub(super) context: String,
+    pub(super) creator: Option<User>,
+}

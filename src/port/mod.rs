@@ -427,6 +427,11 @@ pub trait Forge: Send + Sync {
         state: &str,
         description: &str,
     ) -> Result<(), ForgeError>;
+    /// Whether a commit carries a status of ours.
+    ///
+    /// # Errors
+    /// When the forge does not answer.
+    async fn has_own_status(&self, revision: &Revision) -> Result<bool, ForgeError>;
     /// Opens a pull request from a branch, or makes the open one say this.
     ///
     /// # Errors

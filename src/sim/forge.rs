@@ -272,6 +272,9 @@ impl port::Forge for Forge {
             .insert((revision.clone(), context.to_owned()), (state.to_owned(), description.to_owned()));
         Ok(())
     }
+    async fn has_own_status(&self, revision: &Revision) -> Result<bool, ForgeError> {
+        Ok(self.asked()?.statuses.keys().any(|(of, _)| of == revision))
+    }
     async fn ensure_pull(&self, branch: &str, _base: &str, title: &str, body: &str) -> Result<PullNumber, ForgeError> {
         self.look();
         {

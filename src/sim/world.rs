@@ -105,6 +105,13 @@ impl World {
         kept.resources.entry(resource.to_owned()).or_default().insert(field.to_owned(), value.to_owned());
     }
 
+    /// Removes a state and everything that it holds.
+    pub fn wipe(&self, place: &str) {
+        let mut state = held(&self.state);
+        state.states.remove(place);
+        state.live.remove(place);
+    }
+
     /// Makes something go wrong with an instance, or right again.
     pub fn set_fault(&self, id: &InstanceId, fault: Option<Fault>) {
         let mut state = held(&self.state);

@@ -194,6 +194,7 @@ impl Stage {
                 };
                 self.world.set_fault(&id.parse().map_err(|_| "no instance")?, fault);
             }
+            "wipe" => self.world.wipe(rest),
             "silence" => self.world.silence(rest, true),
             "answer" => self.world.silence(rest, false),
             "wait" => {
