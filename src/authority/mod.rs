@@ -102,6 +102,14 @@ pub fn may(state_repo: Option<&StateRepo>, who: &Principal, verb: Verb, environm
     state_repo.permissions.iter().filter(covers).any(|line| line.to.iter().any(|to| who.is(to)))
 }
 
+/// To whom a command is allowed in an environment, as the lines of the permissions say.
+pub fn allowed<'r>(state_repo: &'r StateRepo, verb: Verb, environment: &EnvironmentName) -> BTreeSet<&'r str> {
+    let covers = |line: &&Permission| {
+        line.allow.contains(&verb) && line.environments.as_ref().is_none_or(|names| names.contains(environment))
+    };
+    state_repo.permissions.iter().filter(covers).flat_map(|line| line.to.iter().map(String::as_str)).collect()
+}
+
 /// A refusal in one sentence: who, what, where, and who may.
 pub fn refusal(state_repo: Option<&StateRepo>, who: &Principal, verb: Verb, environment: &EnvironmentName) -> String {
     let Some(state_repo) = state_repo else {
@@ -110,14 +118,7 @@ pub fn refusal(state_repo: Option<&StateRepo>, who: &Principal, verb: Verb, envi
             verb.word()
         );
     };
-    let allowed: BTreeSet<&str> = state_repo
-        .permissions
-        .iter()
-        .filter(|line| {
-            line.allow.contains(&verb) && line.environments.as_ref().is_none_or(|names| names.contains(environment))
-        })
-        .flat_map(|line| line.to.iter().map(String::as_str))
-        .collect();
+    let allowed = allowed(state_repo, verb, environment);
     let who_may = match allowed.len() {
         0 => "nobody is; add a line to `permissions` in the StateRepo".to_owned(),
         _ => format!("{} may", allowed.into_iter().map(|to| format!("`{to}`")).collect::<Vec<_>>().join(", ")),

@@ -17,6 +17,7 @@ mod runs;
 mod serve;
 mod status;
 mod validate;
+mod who_can;
 mod workbench;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -77,6 +78,8 @@ enum Command {
     Graph(graph::Graph),
     /// Print the JSON Schemas of the declarations
     Schema(validate::Schema),
+    /// Show who may give a command
+    WhoCan(who_can::WhoCan),
     /// Check every program, credential, path and permission that the configuration needs
     Doctor(doctor::Doctor),
     /// Run the embedded forge, to try everything without GitHub
@@ -156,6 +159,7 @@ async fn run(cli: Cli) -> Done {
         Command::Journal(args) => runs::journal(global, &args).await,
         Command::Audit(args) => runs::audit(global, &args).await,
         Command::Graph(args) => graph::run(global, &args),
+        Command::WhoCan(args) => who_can::run(global, &args),
         Command::Doctor(args) => doctor::run(global, &args).await,
         Command::Forge(args) => forge::run(args).await,
         Command::Demo(args) => demo::run(args).await,

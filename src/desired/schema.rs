@@ -84,6 +84,31 @@ pub enum Verb {
 }
 
 impl Verb {
+    /// The words of all commands.
+    pub fn words() -> impl Iterator<Item = &'static str> {
+        [
+            "plan",
+            "apply",
+            "drift",
+            "help",
+            "rebalance",
+            "rotate",
+            "approve-policy",
+            "revert",
+            "adopt",
+            "snooze",
+            "suspend",
+            "resume",
+            "cancel",
+            "unlock",
+            "release",
+            "confirm",
+            "destroy",
+            "forget",
+        ]
+        .into_iter()
+    }
+
     /// The word after the slash.
     pub fn word(self) -> String {
         serde_json::to_value(self).ok().and_then(|v| v.as_str().map(str::to_owned)).expect("a unit variant is a string")

@@ -1,0 +1,87 @@
+//! `evenkeel who-can`: whom the permissions of a checkout allow a command, and in which lines.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use clap::Args;
+use serde_json::json;
+
+use super::{Done, Failure, Format, Global, output, validate};
+use crate::{
+    authority,
+    desired::{
+        schema::{StateRepo, Verb},
+        validate::nearest,
+    },
+    model::EnvironmentName,
+};
+
+/// Show who may give a command.
+#[derive(Args, Debug)]
+pub(crate) struct WhoCan {
+    /// The command, such as `apply`
+    command: String,
+    /// Where: an environment, or an instance of it
+    place: String,
+    /// The folder of the declarations; the nearest `state-repo` above the working directory where it is not given
+    #[arg(long, value_name = "FOLDER")]
+    state_repo: Option<PathBuf>,
+}
+
+fn usage(says: String, near: Option<&str>, hint: &str) -> Failure {
+    let hint = near.map_or_else(|| hint.to_owned(), |near| format!("did you mean `{near}`?"));
+    Failure { code: 64, ..Failure::new(says).hint(hint) }
+}
+
+pub(super) fn run(global: &Global, args: &WhoCan) -> Done {
+    let word = args.command.trim_start_matches('/');
+    let verb: Verb = serde_json::from_value(word.into()).map_err(|_| {
+        usage(
+            format!("`{word}` is not a command"),
+            nearest(word, Verb::words()),
+            "`/help` on a pull request lists them",
+        )
+    })?;
+    let desired = validate::load(args.state_repo.as_deref())?;
+    let name = args.place.split('/').next().unwrap_or_default();
+    let names = || desired.environments.keys().map(EnvironmentName::as_str);
+    let environment = desired.environments.keys().find(|known| known.as_str() == name).ok_or_else(|| {
+        let hint = format!("the environments are {}", names().collect::<Vec<_>>().join(", "));
+        usage(format!("there is no environment `{name}`"), nearest(name, names()), &hint)
+    })?;
+    let state_repo = desired.state_repo.as_deref().ok_or_else(|| {
+        Failure::new("the StateRepo can't be read, and without it nobody may do anything")
+            .hint("`evenkeel validate` says what is wrong")
+    })?;
+    let allowed = authority::allowed(state_repo, verb, environment);
+    if global.output != Format::Text {
+        let people: Vec<_> = allowed.iter().map(|to| json!({"to": to, "is": meaning(state_repo, to)})).collect();
+        let answer = json!({"verb": word, "environment": environment, "allowed": people});
+        output::answer(global.output, "who-can", &answer)?;
+        return Ok(0);
+    }
+    if allowed.is_empty() {
+        output::text(&format!("No line of the permissions allows {word} in {environment}."));
+        output::note("Only whoever can read the daemon's data on its machine (token:local) may.");
+        return Ok(0);
+    }
+    let rows: Vec<Vec<String>> =
+        allowed.iter().map(|to| vec![format!("  {to}"), meaning(state_repo, to).unwrap_or_default()]).collect();
+    output::text(&format!("In {environment}, {word} is allowed to any of\n{}", output::table(&rows)));
+    output::note("and to whoever can read the daemon's data on its machine (token:local).");
+    Ok(0)
+}
+
+/// Who is behind a principal, as far as the declarations say.
+fn meaning(state_repo: &StateRepo, to: &str) -> Option<String> {
+    match to.split_once(':')? {
+        ("team", name) => {
+            let team = state_repo.teams.get(name)?;
+            let users: BTreeSet<String> = team.users.iter().map(|user| format!("@{user}")).collect();
+            let github = team.github.iter().map(|team| format!("the GitHub team {team}"));
+            Some(github.chain(users).collect::<Vec<_>>().join(", "))
+        }
+        ("permission", word) => Some(format!("whoever has the permission `{word}` or more on the repository")),
+        ("token", _) => Some("the API token of that name in the daemon's configuration".into()),
+        _ => None,
+    }
+}
