@@ -12,6 +12,7 @@ use super::{
     Daemon, Error, Head,
     conversation::{environments, matched_nothing},
     decide::{Authorised, pull_subject},
+    looking::Look,
     planning::Scope,
     pulls::{OWN_BRANCHES, Seen},
     remediation::Merged,
@@ -374,6 +375,13 @@ impl Daemon {
         self.resume_remediation(head, name, &remediation, who, merged).await
     }
 
+    /// Looks at instances, and lets nothing be proposed before the last look has ended.
+    pub(super) async fn look_at_all(self: &Arc<Self>, ids: &BTreeSet<InstanceId>) -> Result<(), Error> {
+        let _looks: Vec<Look> = ids.iter().map(|id| Look::new(self, id)).collect();
+        let passes = futures::future::join_all(ids.iter().map(|id| self.pass(id))).await;
+        passes.into_iter().find_map(Result::err).map_or(Ok(()), Err)
+    }
+
     /// Looks at instances now, for the API.
     pub async fn drift_of(
         self: &Arc<Self>,
@@ -386,8 +394,7 @@ impl Daemon {
             return Err(Error::Refused(matched_nothing(&head, selector)));
         }
         self.allow(&head, who, Verb::Drift, &environments(&selected))?;
-        let passes = futures::future::join_all(selected.iter().map(|id| self.pass(id))).await;
-        passes.into_iter().find_map(Result::err).map_or(Ok(()), Err)?;
+        self.look_at_all(&selected).await?;
         for environment in environments(&selected) {
             self.plan_head(&environment).await?;
         }

@@ -255,7 +255,7 @@ impl Daemon {
             return Err(Error::Refused(matched_nothing(head, command.selector.as_ref())));
         }
         self.allow(head, who, Verb::Drift, &environments(&selected))?;
-        futures::future::join_all(selected.iter().map(|id| self.pass(id))).await;
+        self.look_at_all(&selected).await?;
         let mut rows = vec![];
         for status in self.status().await?.instances.into_iter().filter(|status| selected.contains(&status.id)) {
             rows.push((status.id.clone(), status.verdict, status.says()));

@@ -18,6 +18,7 @@ mod git;
 mod guards;
 mod history;
 mod inputs;
+mod looking;
 mod outbox;
 mod pass;
 mod planning;
@@ -166,6 +167,7 @@ pub struct Daemon {
     /// For which head and applied records an environment's head was planned without a problem.
     planned_for: Mutex<BTreeMap<EnvironmentName, String>>,
     proposing: tokio::sync::Mutex<()>,
+    looking: looking::Looking,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -188,6 +190,7 @@ impl Daemon {
             taking_up: tokio::sync::Mutex::default(),
             planned_for: Mutex::default(),
             proposing: tokio::sync::Mutex::default(),
+            looking: looking::Looking::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         })

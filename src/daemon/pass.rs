@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Daemon, Error, Head, Wake};
+use super::{Daemon, Error, Head, Wake, looking::Look};
 use crate::{
     desired::schema::{Check, Component},
     journal::Status as RunStatus,
@@ -25,6 +25,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
 impl Daemon {
     /// Looks at one instance; answers what was observed, or nothing where a run is changing it.
     pub(super) async fn pass(self: &Arc<Self>, id: &InstanceId) -> Result<Option<Observed>, Error> {
+        let _look = Look::new(self, id);
         let Some(head) = self.head() else { return Ok(None) };
         let Some(applied) = self.store().applied(id).await? else {
             self.queue.wake(Wake::Plan(id.environment.clone()), "not applied yet");

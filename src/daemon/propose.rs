@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     desired::schema::DriftMode,
-    model::{Digest, EnvironmentName, InstanceId, PullNumber, Revision},
+    model::{Action, ComponentName, Digest, EnvironmentName, InstanceId, PullNumber, Revision},
     port::Pull,
     remedy::{self, Drifted, Group},
     render::comment,
@@ -41,6 +41,29 @@ pub(super) struct Proposal {
     /// The actions that it proposes.
     #[serde(default)]
     pub(super) actions: BTreeMap<InstanceId, Digest>,
+    /// The actions that somebody cut from it, for as long as the observation is the same.
+    #[serde(default)]
+    pub(super) cuts: BTreeMap<InstanceId, Digest>,
+    /// Whether somebody's commits are on its branch: then we write on top of it.
+    #[serde(default)]
+    pub(super) shared: bool,
+}
+
+/// Where the proposal of a group stands.
+enum Stand {
+    /// It is merged, says what there is to say, or is somebody's work that is left alone.
+    Settled,
+    /// Nobody but us wrote on its branch.
+    Ours,
+    /// Somebody cut actions from it.
+    Cut { cuts: BTreeMap<InstanceId, Digest>, onto: Revision },
+}
+
+/// How a proposal is written.
+struct Written {
+    cuts: BTreeMap<InstanceId, Digest>,
+    /// On top of somebody's commits.
+    onto: Option<Revision>,
 }
 
 impl Daemon {
@@ -52,16 +75,21 @@ impl Daemon {
         if declared.suspend || self.stopping() || self.token(environment).await?.is_none() {
             return Ok(());
         }
-        let groups = remedy::groups(environment, self.drifted(&head, environment).await?);
-        for group in &groups {
-            self.propose_group(&head, group).await?;
+        let drifted = self.drifted(&head, environment).await?;
+        // While a cause may just be found, its consequences would be taken for causes.
+        let causes = drifted.iter().flat_map(|one| one.upstreams.iter().chain([&one.id]));
+        if self.looking.holds_back(environment, &causes.cloned().collect(), &self.queue) {
+            return Ok(());
         }
-        let roots: BTreeSet<String> = groups.iter().map(|group| format!("{environment}/{}", group.root)).collect();
+        let groups = remedy::groups(environment, drifted);
         let known: Vec<(String, Proposal)> = self.store().list("proposal").await?;
-        for (key, proposal) in
-            known.into_iter().filter(|(key, _)| key.starts_with(&format!("{environment}/")) && !roots.contains(key))
-        {
-            self.withdraw(environment, &key, &proposal).await?;
+        let known: Vec<_> = known.into_iter().filter(|(key, _)| key.starts_with(&format!("{environment}/"))).collect();
+        for group in &groups {
+            self.propose_group(&head, group, &known).await?;
+        }
+        let roots: BTreeSet<String> = groups.iter().map(Group::key).collect();
+        for (key, proposal) in known.into_iter().filter(|(key, _)| !roots.contains(key)) {
+            self.withdraw(environment, &key, &proposal, &groups).await?;
         }
         Ok(())
     }
@@ -108,46 +136,136 @@ impl Daemon {
         own.or(default).unwrap_or_default()
     }
 
-    /// Whether nothing is to be written about a group: it was merged, stands as it is, or somebody works on its branch.
-    async fn is_settled(self: &Arc<Self>, group: &Group, key: &str, known: &Proposal) -> Result<bool, Error> {
-        let Some(forge) = self.hands.forge.clone() else { return Ok(true) };
+    /// Where the proposal of a group stands: whether there is anything to write, and what somebody cut from it.
+    async fn stand(self: &Arc<Self>, group: &Group, known: &Proposal) -> Result<Stand, Error> {
+        let Some(forge) = self.hands.forge.clone() else { return Ok(Stand::Settled) };
         let pull = forge.get_pull(known.pull).await?;
         if pull.merged_as.is_some() {
             // Merged: the remediation decides now, and a later drift is another proposal.
-            self.store().remove("proposal", key).await?;
+            self.store().remove("proposal", &group.key()).await?;
             self.queue.wake(Wake::Git, "a remediation was merged");
-            return Ok(true);
+            return Ok(Stand::Settled);
         }
         if known.digest == group.digest {
             if !pull.open {
                 self.proposal_closed(&pull).await?;
             }
-            return Ok(true);
+            return Ok(Stand::Settled);
         }
-        if pull.open && pull.head != known.pushed {
-            tracing::info!(key, "the proposal's branch has somebody's commits and is left alone");
-            return Ok(true);
+        if !pull.open {
+            return Ok(Stand::Ours);
         }
-        Ok(false)
+        if pull.head == known.pushed {
+            let on_top = Stand::Cut { cuts: BTreeMap::new(), onto: pull.head };
+            return Ok(if known.shared { on_top } else { Stand::Ours });
+        }
+        match self.cuts(&pull, known).await? {
+            Ok(cuts) => Ok(Stand::Cut { cuts, onto: pull.head }),
+            Err(why) => {
+                tracing::info!(
+                    pull = pull.number.0,
+                    why,
+                    "the proposal's branch has somebody's commits and is left alone"
+                );
+                Ok(Stand::Settled)
+            }
+        }
     }
 
-    async fn propose_group(self: &Arc<Self>, head: &Arc<Head>, group: &Group) -> Result<(), Error> {
-        let Some(forge) = self.hands.forge.clone() else { return Ok(()) };
-        let key = format!("{}/{}", group.environment, group.root);
-        let known: Option<Proposal> = self.store().get("proposal", &key).await?;
-        if let Some(known) = &known
-            && self.is_settled(group, &key, known).await?
-        {
-            return Ok(());
+    /// What somebody's commits cut from a proposal; in a sentence, what else they did (R4.1).
+    pub(super) async fn cuts(
+        self: &Arc<Self>,
+        pull: &Pull,
+        known: &Proposal,
+    ) -> Result<Result<BTreeMap<InstanceId, Digest>, String>, Error> {
+        self.use_git_token().await?;
+        let fetched = self.hands.repository.fetch(&format!("refs/pull/{}/head", pull.number.0)).await?;
+        let Some(fetched) = fetched.filter(|fetched| *fetched == pull.head) else {
+            return Err(Error::Refused(format!("{} moved while it was looked at", pull.number)));
+        };
+        let (desired, _) = self.load(&fetched).await?;
+        let found = known.name.parse().ok().and_then(|name: ComponentName| desired.remediations.get(&name).cloned());
+        let Some((remediation, _)) = found else {
+            return Ok(Err(format!("the remediation `{}` can't be read any more", known.name)));
+        };
+        for action in &remediation.actions {
+            let stored: Option<Action> = self.store().get("action", &action.digest.to_string()).await?;
+            if stored.is_none_or(|stored| action.resources != remedy::shown(&stored)) {
+                let id = &action.instance;
+                return Ok(Err(format!("the action of `{id}` was edited; whole actions may be cut, and nothing else")));
+            }
+        }
+        let left = |id: &InstanceId| remediation.actions.iter().any(|action| action.instance == *id);
+        Ok(Ok(known.actions.iter().filter(|(id, _)| !left(id)).map(|(id, digest)| (id.clone(), *digest)).collect()))
+    }
+
+    /// What was cut from proposals that this group takes the place of.
+    async fn cuts_before(
+        self: &Arc<Self>,
+        group: &Group,
+        known: &[(String, Proposal)],
+    ) -> Result<BTreeMap<InstanceId, Digest>, Error> {
+        let Some(forge) = self.hands.forge.clone() else { return Ok(BTreeMap::new()) };
+        let mut all = BTreeMap::new();
+        for (key, before) in known {
+            if *key != group.key() && group.drifted.iter().any(|one| before.instances.contains(&one.id)) {
+                all.extend(before.cuts.clone());
+                let pull = forge.get_pull(before.pull).await?;
+                if pull.open && pull.head != before.pushed {
+                    all.extend(self.cuts(&pull, before).await?.unwrap_or_default());
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    async fn propose_group(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        group: &Group,
+        all: &[(String, Proposal)],
+    ) -> Result<(), Error> {
+        let known = all.iter().find(|(key, _)| *key == group.key()).map(|(_, proposal)| proposal);
+        let mut cuts = known.map(|known| known.cuts.clone()).unwrap_or_default();
+        let mut onto = None;
+        match known {
+            None => cuts.extend(self.cuts_before(group, all).await?),
+            Some(known) => match self.stand(group, known).await? {
+                Stand::Settled => return Ok(()),
+                Stand::Ours => {}
+                Stand::Cut { cuts: more, onto: theirs } => {
+                    cuts.extend(more);
+                    onto = Some(theirs);
+                }
+            },
         }
         for one in &group.drifted {
             self.store().put("action", &one.action.digest.to_string(), self.now(), &one.action).await?;
         }
-        let now = self.now();
+        // A cut holds for the observation that it was made for.
+        cuts.retain(|id, digest| group.drifted.iter().any(|one| one.id == *id && one.action.digest == *digest));
+        let left = group.without(&cuts.keys().cloned().collect());
+        if left.drifted.is_empty() {
+            return Ok(());
+        }
+        self.write_proposal(head, group, &left, known, Written { cuts, onto }).await
+    }
+
+    /// Writes the branch and the pull request of what is left of a group.
+    async fn write_proposal(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        whole: &Group,
+        group: &Group,
+        known: Option<&Proposal>,
+        written: Written,
+    ) -> Result<(), Error> {
+        let Some(forge) = self.hands.forge.clone() else { return Ok(()) };
+        let (key, now) = (whole.key(), self.now());
         let observed = self.store().all_observed().await?;
         let observed_at =
             group.drifted.iter().filter_map(|one| observed.get(&one.id)).map(|o| o.at).max().unwrap_or(now);
-        let name = self.fresh_name(head, group, known.as_ref()).await?;
+        let name = self.fresh_name(head, whole, known, written.onto.is_some()).await?;
         let remediation = group.remediation("drift", observed_at, now);
         let text = remedy::write(&name, &remediation).map_err(Error::Refused)?;
         let path = remediation_path(&self.settings.root, &group.environment, &name);
@@ -158,31 +276,30 @@ impl Daemon {
             )));
         }
         let mut files = vec![(path.clone(), Some(text))];
-        files.extend(
-            self.spent_files(head, &group.environment)
-                .await?
-                .into_iter()
-                .filter(|spent| *spent != path)
-                .map(|spent| (spent, None)),
-        );
+        let spent = self.spent_files(head, &group.environment).await?;
+        files.extend(spent.into_iter().filter(|spent| *spent != path).map(|spent| (spent, None)));
         let title = comment::proposal_title(group);
         self.use_git_token().await?;
-        let branch = group.branch();
+        let branch = whole.branch();
         let there = self.hands.repository.fetch(&format!("refs/heads/{branch}")).await?;
-        if there.is_some() && there != known.as_ref().map(|known| known.pushed.clone()) && known.is_some() {
+        let expected = written.onto.clone().or_else(|| known.map(|known| known.pushed.clone()));
+        if there.is_some() && there != expected && known.is_some() {
             return Ok(());
         }
-        let pushed = self.hands.repository.push(&branch, &head.revision, there.as_ref(), files, &title).await?;
+        let base = written.onto.as_ref().unwrap_or(&head.revision);
+        let pushed = self.hands.repository.push(&branch, base, there.as_ref(), files, &title).await?;
         let body = self.hands.redactor.redact(&comment::proposal(
             group,
             &path,
             &format!("at {}", observed_at.format("%Y-%m-%d %H:%M UTC")),
         ));
         let pull = forge.ensure_pull(&branch, &self.settings.branch, &title, &body).await?;
-        let instances = group.drifted.iter().map(|one| one.id.clone()).collect();
+        let instances = whole.drifted.iter().map(|one| one.id.clone()).collect();
         let actions = group.drifted.iter().map(|one| (one.id.clone(), one.action.digest)).collect();
-        let proposal = Proposal { pull, digest: group.digest, name, pushed, instances, actions };
-        self.keep_proposed(&proposal.name, &proposal.actions).await?;
+        let shared = written.onto.is_some();
+        let proposal =
+            Proposal { pull, digest: whole.digest, name, pushed, instances, actions, cuts: written.cuts, shared };
+        self.keep_proposed(&proposal).await?;
         self.store().put("proposal", &key, now, &proposal).await?;
         self.store().audit(now, "evenkeel", "propose", &format!("pull/{}", pull.0), &title).await?;
         tracing::info!(%key, pull = pull.0, "drift proposed");
@@ -191,7 +308,16 @@ impl Daemon {
     }
 
     /// A name that no remediation on the branch or in the store has, so that the same drift twice on one day is two.
-    async fn fresh_name(&self, head: &Head, group: &Group, known: Option<&Proposal>) -> Result<String, Error> {
+    async fn fresh_name(
+        &self,
+        head: &Head,
+        group: &Group,
+        known: Option<&Proposal>,
+        same: bool,
+    ) -> Result<String, Error> {
+        if let Some(known) = known.filter(|_| same) {
+            return Ok(known.name.clone());
+        }
         let base = group.name(self.now());
         for number in 1.. {
             let name = if number == 1 { base.clone() } else { format!("{base}-{number}") };
@@ -218,29 +344,47 @@ impl Daemon {
         Ok(files)
     }
 
-    /// Closes a proposal whose drift is gone. What is not known is not gone.
+    /// Closes a proposal whose drift is gone, is snoozed, or is part of another proposal now. What is not known is not
+    /// gone.
     async fn withdraw(
         self: &Arc<Self>,
         environment: &EnvironmentName,
         key: &str,
         proposal: &Proposal,
+        groups: &[Group],
     ) -> Result<(), Error> {
         let Some(forge) = self.hands.forge.clone() else { return Ok(()) };
         let observed = self.store().all_observed().await?;
+        let snoozes = self.snoozes().await?;
         let open = self.store().open_runs().await?;
-        let settled = |id: &InstanceId| {
-            observed.get(id).is_some_and(|o| o.error.is_none() && pass::revert(o).is_none())
-                && !open.iter().any(|run| run.holds(id))
+        let is_free = |id: &InstanceId| {
+            observed.get(id).is_some_and(|observed| observed.error.is_none()) && !open.iter().any(|run| run.holds(id))
         };
-        if !proposal.instances.iter().all(settled) {
-            return Ok(());
-        }
+        let drifts = |id: &InstanceId| observed.get(id).is_some_and(|observed| pass::revert(observed).is_some());
+        let snoozed = |id: &InstanceId| {
+            observed.get(id).zip(snoozes.get(id)).is_some_and(|(observed, snooze)| snooze.holds(observed, self.now()))
+        };
+        let root = key.rsplit('/').next().unwrap_or(key);
+        let elsewhere =
+            groups.iter().find(|group| group.drifted.iter().any(|one| proposal.instances.contains(&one.id)));
+        let says = match elsewhere {
+            Some(group) => {
+                let other: Option<Proposal> = self.store().get("proposal", &group.key()).await?;
+                let Some(other) = other else { return Ok(()) };
+                comment::regrouped(environment, root, group, other.pull)
+            }
+            None if !proposal.instances.iter().all(|id| is_free(id) && (!drifts(id) || snoozed(id))) => return Ok(()),
+            None if proposal.instances.iter().any(snoozed) => comment::snoozed(environment, root),
+            None => comment::healed(environment, root),
+        };
         let pull = forge.get_pull(proposal.pull).await?;
         if pull.open {
-            let root = key.rsplit('/').next().unwrap_or(key);
-            self.say_on(proposal.pull, "healed", &comment::healed(environment, root), None).await?;
+            self.say_on(proposal.pull, "withdrawn", &says, None).await?;
             forge.close_pull(proposal.pull).await?;
-            self.hands.repository.delete_branch(&pull.branch).await?;
+            // What somebody else committed is theirs.
+            if pull.head == proposal.pushed && !proposal.shared {
+                self.hands.repository.delete_branch(&pull.branch).await?;
+            }
         }
         self.store().remove("proposal", key).await?;
         Ok(())

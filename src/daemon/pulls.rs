@@ -11,15 +11,14 @@ use std::{
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{Daemon, Error, Head, Wake, decide::pull_subject, planning::Scope};
+use super::{Daemon, Error, Head, Wake, decide::pull_subject, planning::Scope, propose::Proposal};
 use crate::{
     authority::Level,
     check,
     desired::schema::Forks,
-    model::{Action, ComponentName, EnvironmentName, InstanceId, PullNumber, Revision},
+    model::{EnvironmentName, InstanceId, PullNumber, Revision},
     plan::Plan,
     port::{Merged, Pull, Use},
-    remedy,
     render::comment,
 };
 
@@ -162,12 +161,15 @@ impl Daemon {
         if (seen.planned.as_ref() == Some(&now) && !seen.again) || pull.draft {
             return Ok(());
         }
-        if self.is_proposal(&pull).await? {
-            self.say_status(&pull.head, "evenkeel/plan", "success", "the plan stands in the description").await?;
-        } else if let Some(name) = self.proposal_name(&pull).await? {
-            let (state, says) = match self.edited(&pull, &name).await? {
-                Some(says) => ("failure", says),
-                None => ("success", "what is left of the plan in the description runs".into()),
+        if let Some(proposal) = self.proposal_of(pull.number).await? {
+            // The description of one with nobody else's commits is its plan.
+            let (state, says) = if proposal.pushed == pull.head {
+                ("success", "the plan stands in the description".into())
+            } else {
+                match self.cuts(&pull, &proposal).await? {
+                    Err(says) => ("failure", says),
+                    Ok(_) => ("success", "what is left of the plan in the description runs".into()),
+                }
             };
             self.say_status(&pull.head, "evenkeel/plan", state, &says).await?;
         } else if let Some(why) = self.not_planned(head, &pull, seen.again).await? {
@@ -182,39 +184,10 @@ impl Daemon {
         self.remember(seen).await
     }
 
-    /// Whether a pull request is one of ours with nobody else's commits: its description is its plan.
-    async fn is_proposal(&self, pull: &Pull) -> Result<bool, Error> {
-        let known: Vec<(String, super::propose::Proposal)> = self.store().list("proposal").await?;
-        Ok(known.iter().any(|(_, proposal)| proposal.pull == pull.number && proposal.pushed == pull.head))
-    }
-
-    /// The name of the remediation that a pull request of ours proposes.
-    async fn proposal_name(&self, pull: &Pull) -> Result<Option<String>, Error> {
-        let known: Vec<(String, super::propose::Proposal)> = self.store().list("proposal").await?;
-        let own = known.into_iter().find(|(_, proposal)| proposal.pull == pull.number);
-        Ok(own.map(|(_, proposal)| proposal.name))
-    }
-
-    /// What somebody's commits did to a remediation beyond cutting actions from it (R4.1).
-    async fn edited(self: &Arc<Self>, pull: &Pull, name: &str) -> Result<Option<String>, Error> {
-        self.use_git_token().await?;
-        let fetched = self.hands.repository.fetch(&format!("refs/pull/{}/head", pull.number.0)).await?;
-        let Some(fetched) = fetched.filter(|fetched| *fetched == pull.head) else { return Ok(None) };
-        let (desired, _) = self.load(&fetched).await?;
-        let found = name.parse().ok().and_then(|name: ComponentName| desired.remediations.get(&name).cloned());
-        let Some((remediation, _)) = found else {
-            return Ok(Some(format!("the remediation `{name}` can't be read any more")));
-        };
-        for action in &remediation.actions {
-            let stored: Option<Action> = self.store().get("action", &action.digest.to_string()).await?;
-            if stored.is_none_or(|stored| action.resources != remedy::shown(&stored)) {
-                let id = &action.instance;
-                return Ok(Some(format!(
-                    "the action of `{id}` was edited; whole actions may be cut, and nothing else"
-                )));
-            }
-        }
-        Ok(None)
+    /// The proposal that a pull request of ours is.
+    pub(super) async fn proposal_of(&self, number: PullNumber) -> Result<Option<Proposal>, Error> {
+        let known: Vec<(String, Proposal)> = self.store().list("proposal").await?;
+        Ok(known.into_iter().map(|(_, proposal)| proposal).find(|proposal| proposal.pull == number))
     }
 
     /// Why a pull request is not planned: planning runs code of whoever wrote it (R3.8).

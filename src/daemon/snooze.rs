@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Duration, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{Daemon, Error, pass};
+use super::{Daemon, Error, pass, propose::Proposal};
 use crate::{
     desired::schema::Remediation,
     model::{Digest, InstanceId},
@@ -55,8 +55,9 @@ impl Daemon {
     }
 
     /// Remembers the actions that a remediation was proposed with, so that what was cut from it is known.
-    pub(super) async fn keep_proposed(&self, name: &str, actions: &BTreeMap<InstanceId, Digest>) -> Result<(), Error> {
-        Ok(self.store().put("proposed", name, self.now(), actions).await?)
+    pub(super) async fn keep_proposed(&self, proposal: &Proposal) -> Result<(), Error> {
+        let all: BTreeMap<&InstanceId, &Digest> = proposal.actions.iter().chain(&proposal.cuts).collect();
+        Ok(self.store().put("proposed", &proposal.name, self.now(), &all).await?)
     }
 
     /// Snoozes the drift whose actions were cut from a remediation before it was merged.

@@ -122,6 +122,12 @@ impl Queue {
         }
     }
 
+    /// Whether a hint waits.
+    pub fn waits(&self, wake: &Wake) -> bool {
+        let state = self.state();
+        state.waiting.contains_key(wake) || state.again.contains_key(wake)
+    }
+
     /// What woke an instance last.
     pub fn last(&self, id: &InstanceId) -> Option<String> {
         self.state().last.get(id).cloned()

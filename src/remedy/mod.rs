@@ -78,6 +78,16 @@ pub fn groups(environment: &EnvironmentName, drifted: Vec<Drifted>) -> Vec<Group
 }
 
 impl Group {
+    /// What its proposal is kept under: one for each cause.
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.environment, self.root)
+    }
+    /// What is left of it without some instances, and without what depends on them.
+    pub fn without(&self, cut: &BTreeSet<InstanceId>) -> Self {
+        let mut left = self.clone();
+        left.drifted.retain(|one| !cut.contains(&one.id) && one.upstreams.is_disjoint(cut));
+        left
+    }
     /// The branch of its pull request: one for each cause.
     pub fn branch(&self) -> String {
         branch(&self.environment, &self.root)
@@ -123,7 +133,6 @@ fn trim(at: DateTime<Utc>) -> DateTime<Utc> {
     DateTime::from_timestamp(at.timestamp(), 0).unwrap_or(at)
 }
 
-/// An action as its file shows it.
 /// The resources of an action as a remediation shows them.
 pub fn shown(action: &Action) -> Vec<RemediationResource> {
     action.resources.iter().filter(|r| r.r#type != "output").map(resource).collect()

@@ -4,7 +4,7 @@ use super::{counts, diff};
 use crate::{
     check::Note,
     journal::{Run, RunState, Status},
-    model::{Change, Digest, EnvironmentName, InstanceId, Problem, ResourceChange, Verdict, WaitingOn},
+    model::{Change, Digest, EnvironmentName, InstanceId, Problem, PullNumber, ResourceChange, Verdict, WaitingOn},
     plan::{InstancePlan, Plan},
     remedy::Group,
 };
@@ -304,7 +304,23 @@ pub fn proposal_marker(environment: &EnvironmentName, root: &str, drift: &Digest
 
 /// Why a remediation pull request closes itself.
 pub fn healed(environment: &EnvironmentName, root: &str) -> String {
-    close(format!("The drift in `{environment}/{root}` is gone, so there is nothing to revert."), "healed")
+    let says = format!("The drift in `{environment}/{root}` is gone, so there is nothing to revert.");
+    close(says, "withdrawn")
+}
+
+/// Why a remediation pull request closes itself while its drift is there.
+pub fn snoozed(environment: &EnvironmentName, root: &str) -> String {
+    let says = format!("The drift in `{environment}/{root}` is snoozed, so nothing is proposed.");
+    close(says, "withdrawn")
+}
+
+/// Why a remediation pull request closes itself in favour of another.
+pub fn regrouped(environment: &EnvironmentName, root: &str, group: &Group, other: PullNumber) -> String {
+    let says = format!(
+        "The drift in `{environment}/{root}` has another cause now, `{environment}/{}`: one pull request is about all of it, {other}.",
+        group.root
+    );
+    close(says, "withdrawn")
 }
 
 /// What `/drift` answers.
