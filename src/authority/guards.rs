@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::Rights;
 use crate::{
     desired::{Desired, schema::Limits},
     model::{EnvironmentName, InstanceId, Revision},
@@ -33,6 +34,10 @@ pub struct InForce {
     pub limits: BTreeMap<EnvironmentName, Held<Limits>>,
     /// The protected addresses of each instance.
     pub protect: BTreeMap<InstanceId, Held<Vec<String>>>,
+    /// Who may do what in each environment: as it is declared, and as it was before where that was changed together with
+    /// what it guards; all of it holds.
+    #[serde(default)]
+    pub rights: BTreeMap<EnvironmentName, Vec<Held<Rights>>>,
 }
 
 impl InForce {
@@ -44,6 +49,11 @@ impl InForce {
     /// The addresses of an instance that no run may destroy, replace, forget or move.
     pub fn protect(&self, id: &InstanceId) -> Vec<String> {
         self.protect.get(id).map(|held| held.guard.clone()).unwrap_or_default()
+    }
+
+    /// Who may do what in an environment.
+    pub fn rights(&self, environment: &EnvironmentName) -> Vec<Rights> {
+        self.rights.get(environment).into_iter().flatten().map(|held| held.guard.clone()).collect()
     }
 
     /// The guards after one more commit, and each loosening in it that does not count, in a sentence. Without a commit
@@ -68,6 +78,7 @@ impl InForce {
                 next.limits.insert(name.clone(), Held { guard, since: revision.clone() });
             }
         }
+        refused.extend(next.judge_rights(before, commit, revision));
         for (id, instance) in &commit.instances {
             let Some(spec) = &instance.spec else { continue };
             let known = before.and_then(|_| self.protect.get(id)).map(|held| &held.guard);
@@ -87,6 +98,29 @@ impl InForce {
             }
         }
         (next, refused)
+    }
+}
+
+impl InForce {
+    /// Takes over who may do what, as a commit says it.
+    fn judge_rights(&mut self, before: Option<&Desired>, commit: &Desired, revision: &Revision) -> Vec<String> {
+        let Some(state_repo) = &commit.state_repo else { return vec![] };
+        let mut refused = vec![];
+        for name in commit.environments.keys() {
+            let declared = Held { guard: Rights::of(state_repo, name), since: revision.clone() };
+            let known = self.rights.entry(name.clone()).or_default();
+            let is_same = known.last().is_some_and(|last| last.guard == declared.guard);
+            if known.is_empty() || before.is_none() || alone(before, commit, name) {
+                let same = known.last().filter(|_| is_same).cloned();
+                *known = vec![same.unwrap_or(declared)];
+            } else if !is_same {
+                known.push(declared);
+                refused.push(format!(
+                    "who may do what in `{name}` is changed together with what that guards: split in two pull requests"
+                ));
+            }
+        }
+        refused
     }
 }
 

@@ -1,16 +1,18 @@
 //! Who may do what (R3).
 //!
-//! Decides by the permissions of the base branch: the first line that matches wins, and nothing is allowed by default.
-//! Never asks the forge; what is known of a person comes in.
+//! Decides by the permissions of the base branch that are in force: the first line that matches wins, and nothing is
+//! allowed by default. Never asks the forge; what is known of a person comes in.
 
+pub mod approvals;
 pub mod guards;
+pub mod paths;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    desired::schema::{Permission, StateRepo, Verb},
+    desired::schema::{Approvals, Permission, StateRepo, Team, Verb},
     model::EnvironmentName,
 };
 
@@ -73,7 +75,13 @@ impl Principal {
         }
     }
 
-    fn is(&self, to: &str) -> bool {
+    /// Whether it is the owner of the daemon's data directory.
+    fn is_local(&self) -> bool {
+        matches!(self, Self::Token { name } if name == LOCAL_TOKEN)
+    }
+
+    /// Whether a word of the permissions means them: `team:platform`, `user:lin`, `permission:write`, `token:ops`.
+    pub fn is(&self, to: &str) -> bool {
         match (self, to.split_once(':')) {
             (Self::User { login, .. }, Some(("user", name))) => login.eq_ignore_ascii_case(name),
             (Self::User { teams, .. }, Some(("team", name))) => teams.contains(name),
@@ -90,35 +98,75 @@ impl Principal {
 /// and change everything that the daemon keeps, so it may do what any person may.
 pub const LOCAL_TOKEN: &str = "local";
 
-/// Whether somebody may give a command in an environment.
-pub fn may(state_repo: Option<&StateRepo>, who: &Principal, verb: Verb, environment: &EnvironmentName) -> bool {
-    if matches!(who, Principal::Token { name } if name == LOCAL_TOKEN) {
-        return true;
-    }
-    let Some(state_repo) = state_repo else { return false };
-    let covers = |line: &&Permission| {
-        line.allow.contains(&verb) && line.environments.as_ref().is_none_or(|names| names.contains(environment))
-    };
-    state_repo.permissions.iter().filter(covers).any(|line| line.to.iter().any(|to| who.is(to)))
+/// Who may do what in one environment, as one revision says it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rights {
+    /// The teams that the lines name.
+    pub teams: BTreeMap<String, Team>,
+    /// The lines that concern the environment, in their order.
+    pub lines: Vec<Permission>,
 }
 
-/// To whom a command is allowed in an environment, as the lines of the permissions say.
-pub fn allowed<'r>(state_repo: &'r StateRepo, verb: Verb, environment: &EnvironmentName) -> BTreeSet<&'r str> {
-    let covers = |line: &&Permission| {
-        line.allow.contains(&verb) && line.environments.as_ref().is_none_or(|names| names.contains(environment))
-    };
-    state_repo.permissions.iter().filter(covers).flat_map(|line| line.to.iter().map(String::as_str)).collect()
+impl Rights {
+    /// What a state repo says of an environment.
+    pub fn of(state_repo: &StateRepo, environment: &EnvironmentName) -> Self {
+        let concerns = |line: &&Permission| line.environments.as_ref().is_none_or(|names| names.contains(environment));
+        let lines: Vec<Permission> = state_repo
+            .permissions
+            .iter()
+            .filter(concerns)
+            .map(|line| Permission { environments: None, ..line.clone() })
+            .collect();
+        let named = |name: &String| {
+            let mut words =
+                lines.iter().flat_map(|line| line.to.iter().chain(line.approvals.iter().flat_map(|a| &a.from)));
+            words.any(|to| to.strip_prefix("team:") == Some(name))
+        };
+        let teams = state_repo.teams.iter().filter(|(name, _)| named(name));
+        Self { teams: teams.map(|(name, team)| (name.clone(), team.clone())).collect(), lines }
+    }
+
+    /// The first line that allows a command to somebody. The owner of the data directory is held to the first line that
+    /// allows it to anybody, for what it needs.
+    fn line(&self, who: &Principal, verb: Verb) -> Option<&Permission> {
+        let mut lines = self.lines.iter().filter(|line| line.allow.contains(&verb));
+        lines.find(|line| who.is_local() || line.to.iter().any(|to| who.is(to)))
+    }
+
+    /// To whom a command is allowed.
+    pub fn allowed(&self, verb: Verb) -> BTreeSet<&str> {
+        let lines = self.lines.iter().filter(|line| line.allow.contains(&verb));
+        lines.flat_map(|line| line.to.iter().map(String::as_str)).collect()
+    }
+
+    /// The approvals that a command needs, by the first line that asks for any.
+    pub fn approvals(&self, verb: Verb) -> Option<&Approvals> {
+        self.lines.iter().filter(|line| line.allow.contains(&verb)).find_map(|line| line.approvals.as_ref())
+    }
+}
+
+/// Whether somebody may give a command, and the approvals that it needs: all of what is in force has to allow it. Nothing
+/// where it is not allowed.
+pub fn permit<'r>(rights: &'r [Rights], who: &Principal, verb: Verb) -> Option<Vec<&'r Approvals>> {
+    let allowed = !rights.is_empty() && rights.iter().all(|rights| rights.line(who, verb).is_some());
+    if !allowed && !who.is_local() {
+        return None;
+    }
+    let lines = rights.iter().filter_map(|rights| rights.line(who, verb));
+    Some(lines.filter_map(|line| line.approvals.as_ref()).collect())
 }
 
 /// A refusal in one sentence: who, what, where, and who may.
-pub fn refusal(state_repo: Option<&StateRepo>, who: &Principal, verb: Verb, environment: &EnvironmentName) -> String {
-    let Some(state_repo) = state_repo else {
+pub fn refusal(rights: &[Rights], who: &Principal, verb: Verb, environment: &EnvironmentName) -> String {
+    let Some((last, before)) = rights.split_last() else {
         return format!(
             "`/{}` is refused: the StateRepo on the base branch can't be read, and without it nobody may do anything; `evenkeel validate` says what is wrong",
             verb.word()
         );
     };
-    let allowed = allowed(state_repo, verb, environment);
+    let mut allowed = last.allowed(verb);
+    before.iter().for_each(|rights| allowed = allowed.intersection(&rights.allowed(verb)).copied().collect());
     let who_may = match allowed.len() {
         0 => "nobody is; add a line to `permissions` in the StateRepo".to_owned(),
         _ => format!("{} may", allowed.into_iter().map(|to| format!("`{to}`")).collect::<Vec<_>>().join(", ")),
@@ -152,18 +200,31 @@ mod tests {
     #[test]
     fn r3_8_nothing_is_allowed_by_default() {
         let repo = state_repo();
-        let staging = "staging".parse().unwrap();
-        let production = "production".parse().unwrap();
+        let rights = |environment: &str| [Rights::of(&repo, &environment.parse().unwrap())];
+        let (staging, production) = (rights("staging"), rights("production"));
+        let may = |rights: &[Rights], who: &Principal, verb| permit(rights, who, verb).is_some();
         let lin = user("lin", Level::Write, &["platform"]);
         let eve = user("eve", Level::Write, &[]);
-        assert!(may(Some(&repo), &lin, Verb::Apply, &staging));
-        assert!(!may(Some(&repo), &lin, Verb::Apply, &production));
-        assert!(!may(Some(&repo), &eve, Verb::Apply, &staging));
-        assert!(may(Some(&repo), &eve, Verb::Plan, &production));
-        assert!(!may(Some(&repo), &user("guest", Level::Read, &[]), Verb::Plan, &staging));
-        assert!(!may(None, &lin, Verb::Apply, &staging));
-        assert!(may(Some(&repo), &Principal::Token { name: "ops".into() }, Verb::Apply, &staging));
-        assert!(!may(Some(&repo), &Principal::Token { name: "other".into() }, Verb::Apply, &staging));
-        insta::assert_snapshot!(refusal(Some(&repo), &eve, Verb::Apply, &staging), @"@eve is not allowed to `/apply` in `staging`: `team:platform`, `token:ops` may.");
+        assert!(may(&staging, &lin, Verb::Apply));
+        assert!(!may(&production, &lin, Verb::Apply));
+        assert!(!may(&staging, &eve, Verb::Apply));
+        assert!(may(&production, &eve, Verb::Plan));
+        assert!(!may(&staging, &user("guest", Level::Read, &[]), Verb::Plan));
+        assert!(!may(&[], &lin, Verb::Apply));
+        assert!(may(&staging, &Principal::Token { name: "ops".into() }, Verb::Apply));
+        assert!(!may(&staging, &Principal::Token { name: "other".into() }, Verb::Apply));
+        // What is in force besides, because it was loosened together with what it guards, holds as well.
+        assert!(!may(&[staging[0].clone(), production[0].clone()], &lin, Verb::Apply));
+        insta::assert_snapshot!(refusal(&staging, &eve, Verb::Apply, &"staging".parse().unwrap()), @"@eve is not allowed to `/apply` in `staging`: `team:platform`, `token:ops` may.");
+    }
+
+    #[test]
+    fn r3_6_the_owner_of_the_data_needs_the_approvals_that_anybody_needs() {
+        let mut repo = state_repo();
+        repo.permissions[1].approvals = Some(Approvals { count: 2, from: vec!["team:platform".into()] });
+        let staging = [Rights::of(&repo, &"staging".parse().unwrap())];
+        let local = Principal::Token { name: LOCAL_TOKEN.into() };
+        assert_eq!(permit(&staging, &local, Verb::Apply).unwrap()[0].count, 2);
+        assert_eq!(permit(&staging, &local, Verb::Drift), Some(vec![]));
     }
 }

@@ -43,6 +43,9 @@ pub(crate) struct Apply {
 /// Look at the world now and open pull requests that revert what drifted.
 #[derive(Args, Debug)]
 pub(crate) struct Propose {
+    /// Put what is pending to review, instead of what drifted
+    #[arg(long)]
+    apply: bool,
     /// Which instances, such as `staging`; all where it is not given
     selector: Vec<String>,
 }
@@ -178,7 +181,7 @@ fn finish(global: &Global, run: &Run, says: &str) {
 
 pub(super) async fn propose(global: &Global, args: &Propose) -> Done {
     let chosen = selector(&args.selector)?;
-    let ask = Ask { selector: chosen.map(|selector| selector.to_string()), ..Ask::default() };
+    let ask = Ask { selector: chosen.map(|selector| selector.to_string()), apply: args.apply, ..Ask::default() };
     let proposals: Vec<Value> = Client::new(global)?.post("/api/v1/propose", &ask).await?;
     match global.output {
         Format::Text if proposals.is_empty() => output::text("Nothing drifted, so nothing is proposed."),
@@ -187,7 +190,7 @@ pub(super) async fn propose(global: &Global, args: &Propose) -> Done {
                 output::text(&format!(
                     "#{}   {}   open",
                     one["proposal"]["pull"],
-                    one["root"].as_str().unwrap_or_default()
+                    one["root"].as_str().unwrap_or("what is pending")
                 ));
             }
         }

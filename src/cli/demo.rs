@@ -406,7 +406,11 @@ impl Stage {
         );
         expect(self.world("staging/backend/release") == "1.4.1", "nothing was applied for mira")?;
         let since = Instant::now();
-        self.say("lin", pull, "/apply staging").await?;
+        // Within seconds of a plan people have to say which one they mean.
+        let plan = self.answer(pull, "### Plan for `staging`").await?;
+        let digest = plan.split("Digest `").nth(1).and_then(|rest| rest.split('`').next()).unwrap_or_default();
+        let command = format!("/apply staging {digest}");
+        self.say("lin", pull, &command).await?;
         self.until("staging follows", async |stage| {
             Ok((stage.world("staging/backend/release") == "1.4.2").then_some(()))
         })
@@ -415,7 +419,7 @@ impl Stage {
         self.told(
             since,
             &format!(
-                "lin says /apply staging: {}",
+                "lin says {command}: {}",
                 applied.lines().next().unwrap_or_default().trim_start_matches("### ").replace('`', "")
             ),
         );

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{Done, Failure, Format, Global, output, validate};
 use crate::{
-    authority,
+    authority::Rights,
     desired::{
         schema::{StateRepo, Verb},
         validate::nearest,
@@ -52,10 +52,12 @@ pub(super) fn run(global: &Global, args: &WhoCan) -> Done {
         Failure::new("the StateRepo can't be read, and without it nobody may do anything")
             .hint("`evenkeel validate` says what is wrong")
     })?;
-    let allowed = authority::allowed(state_repo, verb, environment);
+    let rights = Rights::of(state_repo, environment);
+    let allowed = rights.allowed(verb);
+    let needs = rights.approvals(verb);
     if global.output != Format::Text {
         let people: Vec<_> = allowed.iter().map(|to| json!({"to": to, "is": meaning(state_repo, to)})).collect();
-        let answer = json!({"verb": word, "environment": environment, "allowed": people});
+        let answer = json!({"verb": word, "environment": environment, "allowed": people, "approvals": needs});
         output::answer(global.output, "who-can", &answer)?;
         return Ok(0);
     }
@@ -67,6 +69,10 @@ pub(super) fn run(global: &Global, args: &WhoCan) -> Done {
     let rows: Vec<Vec<String>> =
         allowed.iter().map(|to| vec![format!("  {to}"), meaning(state_repo, to).unwrap_or_default()]).collect();
     output::text(&format!("In {environment}, {word} is allowed to any of\n{}", output::table(&rows)));
+    if let Some(needs) = needs {
+        let whom = if needs.from.is_empty() { "anybody".into() } else { needs.from.join(" or ") };
+        output::text(&format!("and needs {} approving reviews by {whom} on the pull request (R3.6).", needs.count));
+    }
     output::note("and to whoever can read the daemon's data on its machine (token:local).");
     Ok(0)
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Daemon, Error, Head,
+    Daemon, Error, Head, SETTLED,
     conversation::{environments, matched_nothing},
     decide::{Authorised, pull_subject},
     looking::Look,
@@ -23,7 +23,7 @@ use crate::{
     command::Command,
     desired::{
         Selector,
-        schema::{Remediation, Verb},
+        schema::{Direction, Remediation, Verb},
     },
     journal::Approved,
     model::{ComponentName, EnvironmentName, InstanceId, PullNumber, RunId},
@@ -63,7 +63,7 @@ impl Daemon {
         if selected.is_empty() {
             return Err(Error::Refused(matched_nothing(head, command.selector.as_ref())));
         }
-        self.allow(head, who, Verb::Apply, &environments(&selected))?;
+        self.allow(head, who, Verb::Apply, &environments(&selected)).await?;
         let mut started = vec![];
         for environment in environments(&selected) {
             let mut pending: BTreeSet<InstanceId> =
@@ -74,8 +74,14 @@ impl Daemon {
             self.upstreams_selected(head, &environment, &pending).await?;
             let shown =
                 self.store().last_plan(&pull_subject(seen.pull.number, &environment), Some(written.created_at)).await?;
-            let Some((plan, _)) = shown else { return Err(self.no_plan_here(head, seen, &environment).await?) };
+            let Some((plan, at)) = shown else { return Err(self.no_plan_here(head, seen, &environment).await?) };
             pinned(&plan, command.digest.as_deref())?;
+            if command.digest.is_none() && written.created_at - at < SETTLED {
+                return Err(Error::Refused(format!(
+                    "Nothing was applied: the plan of `{environment}` just changed; look at it and repeat, or say `/apply {environment} {}` to mean just that one.",
+                    plan.digest.short()
+                )));
+            }
             pending.extend(downstream(head, &plan, &selected));
             let because = format!("[`/apply`](#issuecomment-{}) of @{}", written.id, written.author);
             started.push((
@@ -112,7 +118,7 @@ impl Daemon {
 
     /// Why nothing is applied from a pull request that is still open.
     async fn not_merged(
-        &self,
+        self: &Arc<Self>,
         head: &Head,
         who: &Principal,
         command: &Command,
@@ -130,14 +136,14 @@ impl Daemon {
                     )
                 });
             }
-            self.allow(head, who, Verb::Apply, &environments(&meant))?;
+            self.allow(head, who, Verb::Apply, &environments(&meant)).await?;
             Ok("Nothing was applied: this pull request is not merged, and what is applied is what is on the branch. Merge it, then say `/apply` again.".into())
         };
         refusal.await.map_or_else(|error| error, Error::Refused)
     }
 
     /// A selection that leaves out a pending upstream is refused (R6.1).
-    async fn upstreams_selected(
+    pub(super) async fn upstreams_selected(
         &self,
         head: &Head,
         environment: &EnvironmentName,
@@ -200,6 +206,9 @@ impl Daemon {
                 "Nothing was applied: {says}. Raise the limit in a pull request of its own, or change less."
             )));
         }
+        if let Some(says) = self.lacking(head, who, Verb::Apply, plan, &instances).await? {
+            return Err(Error::Refused(format!("Nothing was applied: {says}.")));
+        }
         let approved: BTreeMap<InstanceId, Approved> = instances
             .iter()
             .map(|id| {
@@ -257,9 +266,12 @@ impl Daemon {
                 if merged.pull != Some(seen.pull.number) || merged.run.is_some() {
                     continue;
                 }
-                self.allow(head, who, Verb::Apply, &BTreeSet::from([environment.clone()]))?;
+                self.allow(head, who, Verb::Apply, &BTreeSet::from([environment.clone()])).await?;
+                if let Some(says) = self.lacking_on_remediation(head, who, environment, &seen.pull).await? {
+                    return Err(Error::Refused(format!("Nothing was applied: {says}.")));
+                }
                 let run = self.resume_remediation(head, &name, &remediation, who, merged).await?;
-                return Ok(format!("Run {run} reverts the drift."));
+                return Ok(format!("Run {run} does what was merged here."));
             }
         }
         Err(Error::Refused("There is nothing to apply here: the remediation is spent, or its run is under way.".into()))
@@ -278,6 +290,7 @@ impl Daemon {
             .await?;
         merged.run = Some(run);
         merged.waits = None;
+        merged.spent = remediation.direction == Direction::Apply;
         self.store().put("remediation", &format!("{}/{name}", remediation.environment), self.now(), &merged).await?;
         Ok(run)
     }
@@ -289,7 +302,7 @@ impl Daemon {
         if selected.is_empty() {
             return Err(Error::Refused(matched_nothing(&head, selector)));
         }
-        self.allow(&head, who, Verb::Plan, &environments(&selected))?;
+        self.allow(&head, who, Verb::Plan, &environments(&selected)).await?;
         let mut plans = vec![];
         for environment in environments(&selected) {
             let instances: BTreeSet<InstanceId> =
@@ -318,7 +331,7 @@ impl Daemon {
         if selected.is_empty() {
             return Err(Error::Refused(matched_nothing(&head, selector)));
         }
-        self.allow(&head, who, Verb::Apply, &environments(&selected))?;
+        self.allow(&head, who, Verb::Apply, &environments(&selected)).await?;
         let mut runs = vec![];
         for environment in environments(&selected) {
             let mut pending: BTreeSet<InstanceId> =
@@ -365,13 +378,19 @@ impl Daemon {
         let Some((remediation, _)) = head.desired.remediations.get(name) else {
             return Err(Error::Refused(format!("there is no remediation `{name}` on the branch")));
         };
-        self.allow(head, who, Verb::Apply, &BTreeSet::from([remediation.environment.clone()]))?;
+        self.allow(head, who, Verb::Apply, &BTreeSet::from([remediation.environment.clone()])).await?;
         let merged: Merged =
             self.store().get("remediation", &format!("{}/{name}", remediation.environment)).await?.unwrap_or_default();
         if merged.spent || merged.run.is_some() {
             return Err(Error::Refused(format!("the remediation `{name}` is spent, or its run is under way")));
         }
         let remediation = Arc::clone(remediation);
+        if let Some(number) = merged.pull
+            && let Some(seen) = self.seen(number).await?
+            && let Some(says) = self.lacking_on_remediation(head, who, &remediation.environment, &seen.pull).await?
+        {
+            return Err(Error::Refused(says));
+        }
         self.resume_remediation(head, name, &remediation, who, merged).await
     }
 
@@ -393,7 +412,7 @@ impl Daemon {
         if selected.is_empty() {
             return Err(Error::Refused(matched_nothing(&head, selector)));
         }
-        self.allow(&head, who, Verb::Drift, &environments(&selected))?;
+        self.allow(&head, who, Verb::Drift, &environments(&selected)).await?;
         self.look_at_all(&selected).await?;
         for environment in environments(&selected) {
             self.plan_head(&environment).await?;

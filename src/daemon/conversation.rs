@@ -148,16 +148,14 @@ impl Daemon {
         let who = self.person(head, &written.author).await?;
         match command.verb {
             Verb::Help => {
-                let environments: BTreeSet<EnvironmentName> = head
-                    .desired
-                    .environments
-                    .keys()
-                    .filter(|e| authority::may(head.desired.state_repo.as_deref(), &who, Verb::Help, e))
-                    .cloned()
-                    .collect();
-                let all =
-                    head.desired.environments.keys().take(usize::from(environments.is_empty())).cloned().collect();
-                self.allow(head, &who, Verb::Help, &all)?;
+                let mut refused = None;
+                for environment in head.desired.environments.keys() {
+                    match self.allow(head, &who, Verb::Help, &BTreeSet::from([environment.clone()])).await {
+                        Ok(()) => return Ok(command::help()),
+                        Err(error) => refused = Some(error),
+                    }
+                }
+                refused.map_or(Ok(()), Err)?;
                 Ok(command::help())
             }
             Verb::Plan => self.plan_again(head, seen, &who, command).await,
@@ -167,18 +165,20 @@ impl Daemon {
         }
     }
 
-    pub(super) fn allow(
-        &self,
+    pub(super) async fn allow(
+        self: &Arc<Self>,
         head: &Head,
         who: &Principal,
         verb: Verb,
         environments: &BTreeSet<EnvironmentName>,
     ) -> Result<(), Error> {
-        let state_repo = head.desired.state_repo.as_deref();
-        match environments.iter().find(|environment| !authority::may(state_repo, who, verb, environment)) {
-            Some(environment) => Err(Error::Refused(authority::refusal(state_repo, who, verb, environment))),
-            None => Ok(()),
+        for environment in environments {
+            let rights = self.rights(head, environment).await?;
+            if authority::permit(&rights, who, verb).is_none() {
+                return Err(Error::Refused(authority::refusal(&rights, who, verb, environment)));
+            }
         }
+        Ok(())
     }
 
     async fn plan_again(
@@ -196,7 +196,7 @@ impl Daemon {
         if command.selector.is_none() && !seen.environments.is_empty() {
             asked.retain(|environment| seen.environments.contains(environment));
         }
-        self.allow(head, who, Verb::Plan, &asked)?;
+        self.allow(head, who, Verb::Plan, &asked).await?;
         if !seen.pull.open {
             return Err(Error::Refused("This pull request is over; its plan at head is shown when it changes.".into()));
         }
@@ -254,7 +254,7 @@ impl Daemon {
         if selected.is_empty() {
             return Err(Error::Refused(matched_nothing(head, command.selector.as_ref())));
         }
-        self.allow(head, who, Verb::Drift, &environments(&selected))?;
+        self.allow(head, who, Verb::Drift, &environments(&selected)).await?;
         self.look_at_all(&selected).await?;
         let mut rows = vec![];
         for status in self.status().await?.instances.into_iter().filter(|status| selected.contains(&status.id)) {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{Daemon, Error, Head, Wake, pulls::Seen};
 use crate::{
     authority::{self, Principal},
-    desired::schema::OnMerge,
+    desired::schema::{OnMerge, Team},
     journal::{Approved, Event, Run, RunInstance, RunState, Status as RunStatus},
     model::{Digest, EnvironmentName, InstanceId, PullNumber, Revision, RunId},
     plan::order,
@@ -138,8 +138,7 @@ impl Daemon {
                 };
                 let Some(shown) = plan.instance(id) else { continue };
                 // A later commit without a pull request changed it again: that commit is the declaration (R6.7).
-                let (then, _) = self.load(commit).await?;
-                if then.instances.get(id).and_then(|i| i.digest) != head.instance(id).and_then(|i| i.digest) {
+                if !self.is_as_merged(head, id, commit).await? {
                     break;
                 }
                 let what = if shown.digest.is_some() {
@@ -266,20 +265,38 @@ impl Daemon {
         Ok(())
     }
 
+    /// Each team, by all of its definitions that are in force.
+    async fn teams(self: &Arc<Self>, head: &Head) -> Result<BTreeMap<String, Vec<Team>>, Error> {
+        let mut teams: BTreeMap<String, Vec<Team>> = BTreeMap::new();
+        let declared = head.desired.state_repo.iter().flat_map(|repo| repo.teams.clone());
+        let held = self.guards(head).await?.rights.into_values().flatten().flat_map(|held| held.guard.teams);
+        for (name, team) in declared.chain(held) {
+            let known = teams.entry(name).or_default();
+            if !known.contains(&team) {
+                known.push(team);
+            }
+        }
+        Ok(teams)
+    }
+
     /// Somebody on the forge, as far as permissions ask.
-    pub(super) async fn person(&self, head: &Head, login: &str) -> Result<Principal, Error> {
+    pub(super) async fn person(self: &Arc<Self>, head: &Head, login: &str) -> Result<Principal, Error> {
         let Some(forge) = &self.hands.forge else {
             return Err(Error::Refused("there is no forge to ask who somebody is".into()));
         };
         let level = authority::Level::parse(&forge.get_permission(login).await?);
         let mut teams = BTreeSet::new();
-        for (name, team) in head.desired.state_repo.as_ref().map(|repo| repo.teams.clone()).unwrap_or_default() {
-            let listed = team.users.iter().any(|user| user.eq_ignore_ascii_case(login));
-            let member = match &team.github {
-                Some(team) if !listed => forge.is_member(team, login).await?,
-                _ => false,
-            };
-            if listed || member {
+        for (name, definitions) in self.teams(head).await? {
+            let mut is_in = true;
+            for team in definitions {
+                let listed = team.users.iter().any(|user| user.eq_ignore_ascii_case(login));
+                let member = match &team.github {
+                    Some(team) if !listed => forge.is_member(team, login).await?,
+                    _ => false,
+                };
+                is_in &= listed || member;
+            }
+            if is_in {
                 teams.insert(name);
             }
         }

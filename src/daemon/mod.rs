@@ -11,6 +11,7 @@
 //! left alone until it ended (R5.2).
 
 mod advance;
+mod approvals;
 mod commands;
 mod conversation;
 mod decide;
@@ -24,6 +25,7 @@ mod pass;
 mod planning;
 mod prepare;
 mod propose;
+mod propose_apply;
 mod pulls;
 mod recovery;
 mod remediation;
@@ -376,6 +378,9 @@ impl Drop for Look<'_> {
 
 /// How long a lease lasts; it is renewed whenever the environment is acted on.
 const LEASE: chrono::Duration = chrono::Duration::minutes(2);
+
+/// A plan that is newer than this was not read by whoever answers it (R6.3).
+const SETTLED: chrono::Duration = chrono::Duration::seconds(30);
 
 /// The clock of this machine.
 pub struct SystemClock;

@@ -8,6 +8,7 @@ use chrono::Duration;
 
 use super::{Daemon, Error, Wake, decide::pull_subject};
 use crate::{
+    desired::schema::Verb,
     journal::{Run, RunState, Status},
     model::{EnvironmentName, PullNumber, Revision},
     port::ForgeError,
@@ -177,7 +178,13 @@ impl Daemon {
     ) -> Result<(), Error> {
         let topic = format!("plan env={}", plan.environment);
         let marker = format!("{topic} digest={}", plan.digest);
-        let body = comment::plan(plan, notes, &marker);
+        let mut notes = notes.to_vec();
+        if let Some(head) = self.head() {
+            let rights = self.rights(&head, &plan.environment).await?;
+            let needs = rights.iter().rev().find_map(|rights| rights.approvals(Verb::Apply)).cloned();
+            notes.extend(needs.filter(|_| plan.has_work()).map(|needs| comment::needs(&plan.environment, &needs)));
+        }
+        let body = comment::plan(plan, &notes, &marker);
         self.say_on(number, &marker, &body, Some(format!("evenkeel:{topic} "))).await
     }
 }

@@ -294,12 +294,7 @@ impl Daemon {
                 let Some((remediation, _)) = driven.head.desired.remediations.get(&name) else {
                     return Err(Stop::Fails(format!("the remediation `{name}` is not there any more")));
                 };
-                let mut stored = BTreeMap::new();
-                for action in &remediation.actions {
-                    if let Some(known) = self.store().get::<Action>("action", &action.digest.to_string()).await? {
-                        stored.insert(action.digest, known);
-                    }
-                }
+                let stored = self.stored_actions(remediation).await?;
                 remedy::lets_through(remediation, id, &|digest| stored.get(digest).cloned(), actions)
                     .map_err(Stop::Fails)
             }

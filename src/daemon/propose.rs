@@ -17,8 +17,8 @@ use super::{
     snooze::{SNOOZE, Snooze},
 };
 use crate::{
-    desired::schema::DriftMode,
-    model::{Action, ComponentName, Digest, EnvironmentName, InstanceId, PullNumber, Revision},
+    desired::schema::{Direction, DriftMode},
+    model::{ComponentName, Digest, EnvironmentName, InstanceId, PullNumber, Revision},
     port::Pull,
     remedy::{self, Drifted, Group},
     render::comment,
@@ -104,6 +104,7 @@ impl Daemon {
         for (key, merged) in self.held(environment).await? {
             let name = key.rsplit('/').next().and_then(|name| name.parse().ok());
             if let Some((remediation, _)) = name.and_then(|name| head.desired.remediations.get(&name))
+                && remediation.direction == Direction::Revert
                 && (merged.waits.is_some() || merged.run.is_some())
             {
                 held.extend(remediation.actions.iter().map(|action| action.instance.clone()));
@@ -188,12 +189,9 @@ impl Daemon {
         let Some((remediation, _)) = found else {
             return Ok(Err(format!("the remediation `{}` can't be read any more", known.name)));
         };
-        for action in &remediation.actions {
-            let stored: Option<Action> = self.store().get("action", &action.digest.to_string()).await?;
-            if stored.is_none_or(|stored| action.resources != remedy::shown(&stored)) {
-                let id = &action.instance;
-                return Ok(Err(format!("the action of `{id}` was edited; whole actions may be cut, and nothing else")));
-            }
+        let stored = self.stored_actions(&remediation).await?;
+        if let Some(says) = remedy::edited(&remediation, &|digest| stored.get(digest).cloned()) {
+            return Ok(Err(says));
         }
         let left = |id: &InstanceId| remediation.actions.iter().any(|action| action.instance == *id);
         Ok(Ok(known.actions.iter().filter(|(id, _)| !left(id)).map(|(id, digest)| (id.clone(), *digest)).collect()))

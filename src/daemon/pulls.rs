@@ -37,6 +37,9 @@ pub(super) struct Seen {
     /// Whether somebody asked for a new plan.
     #[serde(default)]
     pub(super) again: bool,
+    /// Whether approvals of protected paths are lacking, which may be given without another commit.
+    #[serde(default)]
+    pub(super) lacks: bool,
     /// When it had last changed when a look at it ended well.
     #[serde(default)]
     pub(super) looked: Option<DateTime<Utc>>,
@@ -44,7 +47,7 @@ pub(super) struct Seen {
 
 impl Seen {
     fn new(pull: Pull) -> Self {
-        Self { pull, planned: None, environments: BTreeSet::new(), again: false, looked: None }
+        Self { pull, planned: None, environments: BTreeSet::new(), again: false, lacks: false, looked: None }
     }
 }
 
@@ -158,7 +161,7 @@ impl Daemon {
     async fn plan_pull(self: &Arc<Self>, head: &Arc<Head>, seen: &mut Seen) -> Result<(), Error> {
         let pull = seen.pull.clone();
         let now = (pull.head.clone(), head.revision.clone());
-        if (seen.planned.as_ref() == Some(&now) && !seen.again) || pull.draft {
+        if (seen.planned.as_ref() == Some(&now) && !seen.again && !seen.lacks) || pull.draft {
             return Ok(());
         }
         if let Some(proposal) = self.proposal_of(pull.number).await? {
@@ -176,7 +179,7 @@ impl Daemon {
             self.say_status(&pull.head, "evenkeel/plan", "error", &why).await?;
         } else {
             self.say_status(&pull.head, "evenkeel/plan", "pending", "planning").await?;
-            seen.environments = self.plan_merge(head, &pull).await?;
+            (seen.environments, seen.lacks) = self.plan_merge(head, &pull).await?;
         }
         // Planning takes a while, and the pull request may have been merged meanwhile: what was seen since stays.
         let fresh = self.seen(pull.number).await?.map_or(pull, |seen| seen.pull);
@@ -203,8 +206,13 @@ impl Daemon {
         }))
     }
 
-    /// Plans the merge of a pull request into the present base; answers the environments that it changes.
-    async fn plan_merge(self: &Arc<Self>, base: &Arc<Head>, pull: &Pull) -> Result<BTreeSet<EnvironmentName>, Error> {
+    /// Plans the merge of a pull request into the present base; answers the environments that it changes, and whether
+    /// approvals of protected paths are lacking.
+    async fn plan_merge(
+        self: &Arc<Self>,
+        base: &Arc<Head>,
+        pull: &Pull,
+    ) -> Result<(BTreeSet<EnvironmentName>, bool), Error> {
         self.use_git_token().await?;
         let fetched = self.hands.repository.fetch(&format!("refs/pull/{}/head", pull.number.0)).await?;
         if fetched.as_ref() != Some(&pull.head) {
@@ -220,10 +228,11 @@ impl Daemon {
                 self.say_status(&pull.head, "evenkeel/plan", "failure", &says).await?;
                 let what = "conflict";
                 self.say_on(pull.number, what, &comment::conflict(&says, what), Some("plan env=".into())).await?;
-                return Ok(BTreeSet::new());
+                return Ok((BTreeSet::new(), false));
             }
         };
         let (desired, content) = self.load(&merged).await?;
+        let lacks = self.lacking_for_paths(base, &content, pull).await?;
         let merged = Arc::new(Head { revision: merged, desired, content });
         if !merged.desired.problems.is_empty() {
             // One bad file never hides the others: what can be planned is planned all the same.
@@ -236,7 +245,8 @@ impl Daemon {
                 changed.entry(id.environment.clone()).or_default().insert(id.clone());
             }
         }
-        self.plan_changes(base, &merged, pull, changed).await
+        let lacking = lacks.is_some();
+        Ok((self.plan_changes(base, &merged, pull, changed, lacks).await?, lacking))
     }
 
     async fn plan_changes(
@@ -245,6 +255,7 @@ impl Daemon {
         merged: &Arc<Head>,
         pull: &Pull,
         changed: BTreeMap<EnvironmentName, BTreeSet<InstanceId>>,
+        lacks: Option<String>,
     ) -> Result<BTreeSet<EnvironmentName>, Error> {
         // The guards as they would be once this is merged as one commit (R3.4).
         let (guards, unsplit) = self.guards(base).await?.after(Some(&base.desired), &merged.desired, &merged.revision);
@@ -264,7 +275,7 @@ impl Daemon {
         if let Some(first) = merged.desired.problems.first() {
             blocked.push(format!("{} in the declarations; the first: {first}", merged.desired.problems.len()));
         }
-        blocked.extend(unsplit);
+        blocked.extend(unsplit.into_iter().chain(lacks));
         for plan in plans {
             let plan = self.of_pull_head(plan?, &pull.head);
             let notes = check::plan(&plan, &guards.limits(&plan.environment));

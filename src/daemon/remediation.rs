@@ -3,16 +3,18 @@
 //! A remediation is a filter, never a source of arguments. *Race:* its branch is edited and merged at once: what counts is
 //! the file at head.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Daemon, Error, Head, decide::Authorised};
 use crate::{
-    authority,
-    desired::schema::{Remediation, Verb},
+    desired::schema::{Direction, Remediation, Verb},
     journal::Approved,
-    model::{ComponentName, EnvironmentName, InstanceId, PullNumber, Revision, RunId},
+    model::{Action, ComponentName, Digest, EnvironmentName, InstanceId, PullNumber, Revision, RunId},
     remedy,
 };
 
@@ -97,19 +99,26 @@ impl Daemon {
             Some(login) => Some(self.person(head, &login).await?),
             None => None,
         };
-        let state_repo = head.desired.state_repo.as_deref();
         merged.pull = pull.as_ref().map(|pull| pull.number);
-        let refused = match &who {
-            Some(who) if authority::may(state_repo, who, Verb::Apply, environment) => None,
-            Some(who) => Some(authority::refusal(state_repo, who, Verb::Apply, environment)),
-            None => Some(format!(
+        let refused = match (&who, &pull) {
+            (Some(who), Some(pull)) => {
+                match self.allow(head, who, Verb::Apply, &BTreeSet::from([environment.clone()])).await {
+                    Err(Error::Refused(says)) => Some(format!("{says} Somebody who may says `/apply` here.")),
+                    Err(error) => return Err(error),
+                    Ok(()) => self
+                        .lacking_on_remediation(head, who, environment, pull)
+                        .await?
+                        .map(|says| format!("{says}. It runs as soon as they are there.")),
+                }
+            }
+            _ => Some(format!(
                 "it did not come by a pull request, so nobody's word stands for it; say `evenkeel apply {environment} --remediation {name}`"
             )),
         };
         merged.waits = refused.clone();
         if let Some(says) = refused {
             if let Some(number) = merged.pull {
-                let says = format!("Merged and waiting: {says} Somebody who may says `/apply` here.");
+                let says = format!("Merged and waiting: {says}");
                 self.say_on(number, &format!("remediation-waits name={name}"), &says, None).await?;
             }
         } else if let Some(who) = who {
@@ -118,7 +127,12 @@ impl Daemon {
                 merged.pull.map_or_else(|| "a remediation".into(), |n| n.to_string()),
                 who.name().replace("user:", "@")
             );
-            merged.run = Some(self.run_remediation(head, name, remediation, because, who.name(), merged.pull).await?);
+            match self.run_remediation(head, name, remediation, because, who.name(), merged.pull).await {
+                Ok(run) => merged.run = Some(run),
+                Err(Error::Refused(says)) => (merged.waits, merged.spent) = (Some(says), true),
+                Err(error) => return Err(error),
+            }
+            merged.spent |= remediation.direction == Direction::Apply;
         }
         self.store().put("remediation", &format!("{environment}/{name}"), self.now(), &merged).await?;
         Ok(())
@@ -140,7 +154,20 @@ impl Daemon {
             .map(|action| action.instance.clone())
             .filter(|id| id.environment == remediation.environment)
             .collect();
-        let approved = instances.iter().map(|id| (id.clone(), Approved::Remediation)).collect();
+        let mut approved: BTreeMap<InstanceId, Approved> =
+            instances.iter().map(|id| (id.clone(), Approved::Remediation)).collect();
+        let applies = remediation.direction == Direction::Apply;
+        if applies {
+            // What was reviewed is what may run, as it was proposed.
+            let stored = self.stored_actions(remediation).await?;
+            if let Some(says) = remedy::edited(remediation, &|digest| stored.get(digest).cloned()) {
+                return Err(Error::Refused(format!("Nothing was applied: {says}.")));
+            }
+            for action in &remediation.actions {
+                let actions = stored.get(&action.digest).cloned().into_iter().collect();
+                approved.insert(action.instance.clone(), Approved::Actions { actions });
+            }
+        }
         let authorised = Authorised {
             environment: remediation.environment.clone(),
             instances,
@@ -149,9 +176,20 @@ impl Daemon {
             principal,
             by_merge: false,
             pull,
-            remediation: Some(name.to_string()),
+            remediation: (!applies).then(|| name.to_string()),
         };
         self.create_run(head, authorised).await
+    }
+
+    /// The actions of a remediation, as they were stored when it was proposed.
+    pub(super) async fn stored_actions(&self, remediation: &Remediation) -> Result<BTreeMap<Digest, Action>, Error> {
+        let mut stored = BTreeMap::new();
+        for action in &remediation.actions {
+            if let Some(known) = self.store().get::<Action>("action", &action.digest.to_string()).await? {
+                stored.insert(action.digest, known);
+            }
+        }
+        Ok(stored)
     }
 
     /// The remediations that are merged and not spent, by environment.

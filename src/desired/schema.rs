@@ -25,7 +25,6 @@ pub const KINDS: [&str; 5] = ["StateRepo", "Environment", "Component", "Schedule
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-not-supported-yet" = {
-    "protectedPaths": "approvals come with the rules of authority",
     "rules": "rules for events come with Pub/Sub",
     "notifications": "notifications come later"
 }))]
@@ -39,9 +38,27 @@ pub struct StateRepo {
     /// What holds where a component says nothing.
     #[serde(default)]
     pub defaults: Defaults,
+    /// Paths whose change needs approvals, whatever it does.
+    #[serde(default)]
+    pub protected_paths: Vec<ProtectedPaths>,
     /// Whether pull requests from forks are planned.
     #[serde(default)]
     pub forks: Forks,
+}
+
+/// Paths whose change needs approvals, whatever it does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProtectedPaths {
+    /// Relative to the root of the repository; `*` stands for any text without a slash, `**` for any text.
+    #[schemars(length(min = 1))]
+    pub paths: Vec<String>,
+    /// How many approvals.
+    #[schemars(range(min = 1))]
+    pub approvals: u32,
+    /// Of whom, any of; of anybody where it is not set.
+    #[serde(default)]
+    pub from: Vec<String>,
 }
 
 /// A group of people.
@@ -118,7 +135,6 @@ impl Verb {
 /// One line of the permissions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-not-supported-yet" = {"approvals": "approvals come with the rules of authority"}))]
 pub struct Permission {
     /// Which commands.
     pub allow: Vec<Verb>,
@@ -127,6 +143,21 @@ pub struct Permission {
     /// In which environments; in all where it is not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environments: Option<Vec<EnvironmentName>>,
+    /// The reviews that have to stand on the pull request first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approvals: Option<Approvals>,
+}
+
+/// Reviews of a pull request that a command needs (R3.6).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Approvals {
+    /// How many, never the author's.
+    #[schemars(range(min = 1))]
+    pub count: u32,
+    /// Of whom, any of; of anybody where it is not set.
+    #[serde(default)]
+    pub from: Vec<String>,
 }
 
 /// What holds where a component says nothing.
@@ -324,6 +355,8 @@ pub struct Remediation {
 pub enum Direction {
     /// The world returns to what was applied.
     Revert,
+    /// What is pending is applied.
+    Apply,
 }
 
 /// One action of a remediation.

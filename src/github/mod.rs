@@ -19,7 +19,7 @@ use tokio::sync::OnceCell;
 
 use crate::{
     model::{Backoff, PullNumber, Retry, Revision},
-    port::{Comment, Forge, ForgeError, Pull},
+    port::{Comment, Forge, ForgeError, Pull, Review},
 };
 
 /// The longest wait for a connection, and for the next bytes.
@@ -252,6 +252,12 @@ impl Forge for GitHub {
         let raw: Vec<wire::Comment> =
             self.pages("list comments", &self.route(&format!("issues/{}/comments", number.0)), PAGES_MAX).await?;
         Ok(raw.into_iter().map(wire::Comment::into_comment).collect())
+    }
+
+    async fn list_reviews(&self, number: PullNumber) -> Result<Vec<Review>, ForgeError> {
+        let raw: Vec<wire::Review> =
+            self.pages("list reviews", &self.route(&format!("pulls/{}/reviews", number.0)), PAGES_MAX).await?;
+        Ok(raw.into_iter().filter_map(wire::Review::into_review).collect())
     }
 
     async fn ensure_comment(&self, number: PullNumber, marker: &str, body: &str) -> Result<u64, ForgeError> {

@@ -111,6 +111,29 @@ impl Comment {
 }
 
 #[derive(Deserialize)]
+pub(super) struct Review {
+    user: Option<User>,
+    state: String,
+    commit_id: Option<String>,
+    submitted_at: Option<At>,
+}
+
+impl Review {
+    /// Nothing where it is about a commit that is gone, or not submitted yet.
+    pub(super) fn into_review(self) -> Option<port::Review> {
+        let approves = self.state.eq_ignore_ascii_case("APPROVED");
+        let takes_back = ["CHANGES_REQUESTED", "DISMISSED"].iter().any(|word| self.state.eq_ignore_ascii_case(word));
+        Some(port::Review {
+            author: self.user?.login,
+            approves,
+            says_something: approves || takes_back,
+            head: self.commit_id?.parse().ok()?,
+            at: self.submitted_at?,
+        })
+    }
+}
+
+#[derive(Deserialize)]
 pub(super) struct Installation {
     pub(super) id: u64,
     pub(super) app_slug: String,

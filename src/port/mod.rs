@@ -369,6 +369,21 @@ pub struct Comment {
     pub updated_at: DateTime<Utc>,
 }
 
+/// A review of a pull request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Review {
+    /// Who gave it.
+    pub author: String,
+    /// Whether it approves.
+    pub approves: bool,
+    /// Whether it approves or takes that back; a mere comment does neither.
+    pub says_something: bool,
+    /// The head that it is about.
+    pub head: Revision,
+    /// When it was given.
+    pub at: DateTime<Utc>,
+}
+
 /// A forge that did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 #[error("could not {attempt}: {why}")]
@@ -406,6 +421,11 @@ pub trait Forge: Send + Sync {
     /// # Errors
     /// When the forge does not answer.
     async fn list_comments(&self, number: PullNumber) -> Result<Vec<Comment>, ForgeError>;
+    /// The reviews of a pull request, oldest first.
+    ///
+    /// # Errors
+    /// When the forge does not answer.
+    async fn list_reviews(&self, number: PullNumber) -> Result<Vec<Review>, ForgeError>;
     /// Makes the comment with this marker say this: edits ours if it is there, writes it else.
     ///
     /// # Errors

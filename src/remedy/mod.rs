@@ -99,24 +99,57 @@ impl Group {
     }
     /// The document.
     pub fn remediation(&self, because: &str, observed_at: DateTime<Utc>, now: DateTime<Utc>) -> Remediation {
-        let digests: BTreeMap<&InstanceId, Digest> =
-            self.drifted.iter().map(|one| (&one.id, one.action.digest)).collect();
-        let action = |one: &Drifted| RemediationAction {
-            digest: one.action.digest,
-            after: one.upstreams.iter().filter_map(|up| digests.get(up).copied()).collect(),
-            instance: one.id.clone(),
-            r#do: one.action.r#do.clone(),
-            resources: shown(&one.action),
-        };
-        Remediation {
-            environment: self.environment.clone(),
-            direction: Direction::Revert,
-            because: because.to_owned(),
-            observed_at: trim(observed_at),
-            expires_at: trim(now) + chrono::Duration::days(EXPIRES_AFTER_DAYS),
-            actions: self.drifted.iter().map(action).collect(),
-        }
+        let actions = self.drifted.iter().map(|one| (&one.id, &one.action, &one.upstreams));
+        let written = Written { direction: Direction::Revert, because, observed_at, now };
+        remediation(&self.environment, written, actions)
     }
+}
+
+/// How a remediation is written.
+#[derive(Clone, Copy)]
+pub struct Written<'w> {
+    /// What merging it does.
+    pub direction: Direction,
+    /// What it is written for.
+    pub because: &'w str,
+    /// When the world was observed.
+    pub observed_at: DateTime<Utc>,
+    /// When it is written.
+    pub now: DateTime<Utc>,
+}
+
+/// The document of actions, each with its instance and what that comes after.
+pub fn remediation<'a>(
+    environment: &EnvironmentName,
+    written: Written<'_>,
+    actions: impl Iterator<Item = (&'a InstanceId, &'a Action, &'a BTreeSet<InstanceId>)> + Clone,
+) -> Remediation {
+    let digests: BTreeMap<&InstanceId, Digest> = actions.clone().map(|(id, action, _)| (id, action.digest)).collect();
+    let action = |(id, action, upstreams): (&InstanceId, &Action, &BTreeSet<InstanceId>)| RemediationAction {
+        digest: action.digest,
+        after: upstreams.iter().filter_map(|up| digests.get(up).copied()).collect(),
+        instance: id.clone(),
+        r#do: action.r#do.clone(),
+        resources: shown(action),
+    };
+    Remediation {
+        environment: environment.clone(),
+        direction: written.direction,
+        because: written.because.to_owned(),
+        observed_at: trim(written.observed_at),
+        expires_at: trim(written.now) + chrono::Duration::days(EXPIRES_AFTER_DAYS),
+        actions: actions.map(action).collect(),
+    }
+}
+
+/// What was done to a file of a remediation beyond cutting whole actions, in a sentence; `stored` are the actions as they
+/// were proposed.
+pub fn edited(remediation: &Remediation, stored: &dyn Fn(&Digest) -> Option<Action>) -> Option<String> {
+    let is_edited =
+        |action: &&RemediationAction| stored(&action.digest).is_none_or(|stored| action.resources != shown(&stored));
+    remediation.actions.iter().find(is_edited).map(|action| {
+        format!("the action of `{}` was edited; whole actions may be cut, and nothing else", action.instance)
+    })
 }
 
 /// The branch of the pull request for a cause.

@@ -3,6 +3,7 @@
 use super::{counts, diff};
 use crate::{
     check::Note,
+    desired::schema::Approvals,
     journal::{Run, RunState, Status},
     model::{Change, Digest, EnvironmentName, InstanceId, Problem, PullNumber, ResourceChange, Verdict, WaitingOn},
     plan::{InstancePlan, Plan},
@@ -108,6 +109,45 @@ pub fn conflict(says: &str, what: &str) -> String {
 
 /// The plan of one environment.
 pub fn plan(plan: &Plan, notes: &[Note], what: &str) -> String {
+    let mut body = plan_table(plan);
+    for note in notes {
+        body.push_str(&format!("{} {}.\n", if note.fatal { "**Blocked:**" } else { "**Note:**" }, note.says));
+    }
+    body.push_str(&plan_waits(plan));
+    if plan.instances.iter().any(|instance| instance.problem.is_some()) {
+        body.push_str("This plan is not complete, so it can't be applied; mend what stands above.\n");
+    } else if plan.has_work() {
+        let digest = plan.digest.short();
+        body.push_str(&format!("Digest `{digest}`. Apply with `/apply {}` once it is merged.\n", plan.environment));
+    } else {
+        body.push_str(&format!("Nothing would change in `{}`.\n", plan.environment));
+    }
+    close(body, what)
+}
+
+/// The approvals that an apply needs, as a note of its plan.
+pub fn needs(environment: &EnvironmentName, needs: &Approvals) -> Note {
+    let s = if needs.count == 1 { "" } else { "s" };
+    let whom = match needs.from.len() {
+        0 => String::new(),
+        _ => format!(" by {}", needs.from.iter().map(|to| format!("`{to}`")).collect::<Vec<_>>().join(" or ")),
+    };
+    let says = format!("`/apply {environment}` needs {} approving review{s}{whom}, given to this plan", needs.count);
+    Note { fatal: false, says }
+}
+
+/// The description of a pull request that puts what is pending to review.
+pub fn proposed_apply(plan: &Plan, path: &str) -> String {
+    let mut body = format!(
+        "This is pending and came by no pull request. Merging this applies it: the actions in `{path}` are planned afresh and run as far as they are covered by what stands here. Reviews of this pull request are the approvals. Delete a whole action from the file to leave it pending.\n\n"
+    );
+    body.push_str(&plan_table(plan));
+    body.push_str(&plan_waits(plan));
+    close(body, &format!("apply env={} digest={}", plan.environment, plan.digest))
+}
+
+/// What a plan does, in order, with its differences.
+fn plan_table(plan: &Plan) -> String {
     let mut body = title(plan);
     body.push_str("\n\n| order | component | what | changes |\n|---|---|---|---|\n");
     for instance in &plan.instances {
@@ -139,9 +179,10 @@ pub fn plan(plan: &Plan, notes: &[Note], what: &str) -> String {
             ));
         }
     }
-    for note in notes {
-        body.push_str(&format!("{} {}.\n", if note.fatal { "**Blocked:**" } else { "**Note:**" }, note.says));
-    }
+    body
+}
+
+fn plan_waits(plan: &Plan) -> String {
     let waits: Vec<String> = plan
         .instances
         .iter()
@@ -149,18 +190,7 @@ pub fn plan(plan: &Plan, notes: &[Note], what: &str) -> String {
         .filter(|(_, on)| !matches!(on, WaitingOn::KnownAfter { .. }))
         .map(|(i, on)| format!("`{}`: {}", i.id.component, waiting(on)))
         .collect();
-    if !waits.is_empty() {
-        body.push_str(&format!("\nWaits for: {}\n\n", waits.join(" · ")));
-    }
-    if plan.instances.iter().any(|instance| instance.problem.is_some()) {
-        body.push_str("This plan is not complete, so it can't be applied; mend what stands above.\n");
-    } else if plan.has_work() {
-        let digest = plan.digest.short();
-        body.push_str(&format!("Digest `{digest}`. Apply with `/apply {}` once it is merged.\n", plan.environment));
-    } else {
-        body.push_str(&format!("Nothing would change in `{}`.\n", plan.environment));
-    }
-    close(body, what)
+    if waits.is_empty() { String::new() } else { format!("\nWaits for: {}\n\n", waits.join(" · ")) }
 }
 
 fn list(names: &[&str]) -> String {

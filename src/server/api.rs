@@ -55,6 +55,8 @@ pub struct Ask {
     pub digests: Vec<String>,
     /// A merged remediation that waits.
     pub remediation: Option<ComponentName>,
+    /// Of `propose`: what is pending, and not what drifted.
+    pub apply: bool,
 }
 
 /// What `apply` answers.
@@ -265,6 +267,11 @@ async fn propose(
             "there is no forge to propose on; configure `github`".into(),
         ));
     }
+    if ask.apply {
+        door.daemon.read_head().await?;
+        let pulls = door.daemon.propose_apply(selector(&ask)?.as_ref(), &who).await?;
+        return Ok(Json(pulls.iter().map(|pull| json!({"root": null, "proposal": {"pull": pull}})).collect()));
+    }
     let selected = door.daemon.drift_of(selector(&ask)?.as_ref(), &who).await?;
     door.daemon.proposals_settled(&selected).await?;
     let proposals: Vec<(String, Value)> = door.daemon.hands.store.list("proposal").await?;
@@ -277,7 +284,8 @@ pub fn openapi() -> Value {
     let ask = json!({"required": true, "content": {"application/json": {"schema": {"type": "object", "additionalProperties": false, "properties": {
         "selector": {"type": ["string", "null"], "description": "such as `staging` or `kind:tofu and not production`"},
         "digests": {"type": "array", "items": {"type": "string"}, "description": "the plans that were shown"},
-        "remediation": {"type": ["string", "null"], "description": "a merged remediation that waits"}}}}}});
+        "remediation": {"type": ["string", "null"], "description": "a merged remediation that waits"},
+        "apply": {"type": "boolean", "description": "of `propose`: what is pending, and not what drifted"}}}}}});
     let post = |summary: &str| json!({"post": {"summary": summary, "security": [{"token": []}], "requestBody": ask, "responses": {"200": {"description": "as JSON"}, "401": {"description": "a token is needed"}, "409": {"description": "refused, in a sentence"}}}});
     json!({
         "openapi": "3.1.0",

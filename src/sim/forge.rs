@@ -6,36 +6,20 @@ use std::{
 };
 
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 
 use super::{Repository, held};
 use crate::{
     model::{Backoff, PullNumber, Retry, Revision},
-    port::{self, Comment, ForgeError, Pull},
+    port::{self, Comment, ForgeError, Pull, Review},
 };
-
-/// A review of a pull request.
-#[derive(Clone, Debug)]
-pub struct Review {
-    /// The pull request.
-    pub pull: PullNumber,
-    /// Who.
-    pub author: String,
-    /// Whether it approves.
-    pub approves: bool,
-    /// The head that it was about.
-    pub head: Revision,
-    /// When.
-    pub at: DateTime<Utc>,
-}
 
 #[derive(Default)]
 struct State {
     pulls: BTreeMap<u64, Pull>,
     comments: BTreeMap<u64, Vec<Comment>>,
     outdated: BTreeSet<u64>,
-    reviews: Vec<Review>,
+    reviews: Vec<(u64, Review)>,
     statuses: BTreeMap<(Revision, String), (String, String)>,
     people: BTreeMap<String, String>,
     teams: BTreeMap<String, BTreeSet<String>>,
@@ -185,8 +169,11 @@ impl Forge {
         self.look();
         let mut state = held(&self.state);
         let Some(head) = state.pulls.get(&number).map(|pull| pull.head.clone()) else { return };
-        let review = Review { pull: PullNumber(number), author: author.into(), approves, head, at: self.clock.now() };
-        state.reviews.push(review);
+        let at = self.clock.now();
+        state.reviews.push((number, Review { author: author.into(), approves, says_something: true, head, at }));
+        if let Some(pull) = state.pulls.get_mut(&number) {
+            pull.updated_at = at;
+        }
     }
 
     /// All pull requests, by number.
@@ -231,6 +218,10 @@ impl port::Forge for Forge {
     }
     async fn list_comments(&self, number: PullNumber) -> Result<Vec<Comment>, ForgeError> {
         Ok(self.asked()?.comments.get(&number.0).cloned().unwrap_or_default())
+    }
+    async fn list_reviews(&self, number: PullNumber) -> Result<Vec<Review>, ForgeError> {
+        let state = self.asked()?;
+        Ok(state.reviews.iter().filter(|(of, _)| *of == number.0).map(|(_, review)| review.clone()).collect())
     }
     async fn ensure_comment(&self, number: PullNumber, marker: &str, body: &str) -> Result<u64, ForgeError> {
         let now = self.clock.now();

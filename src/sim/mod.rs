@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Duration, Utc};
 
-pub use forge::{Forge, Review};
+pub use forge::Forge;
 pub use module::Module;
 pub use repository::Repository;
 pub use world::{Fault, World};

@@ -58,7 +58,11 @@ async fn r6_1_a_pull_request_is_planned_and_r6_10_each_refusal_is_a_sentence() {
     stage.say("lin", pull, "/apply staging 123456").await;
     stage.comment(pull, "not `123456`").await;
     assert_eq!(stage.world("release"), "1");
+    // Whoever answers within seconds has not read, unless they say which plan they mean.
     stage.say("lin", pull, "/apply staging").await;
+    stage.comment(pull, "the plan of `staging` just changed; look at it and repeat").await;
+    assert_eq!(stage.world("release"), "1");
+    stage.say_apply("lin", pull, "staging").await;
     stage.comment(pull, "### Applied · `staging`").await;
     assert_eq!(stage.world("release"), "2");
     stage.check(pull, "evenkeel/apply/staging", "success").await;
@@ -113,7 +117,7 @@ async fn atlantis_2390_what_a_later_push_drops_is_not_applied() {
     stage.comment(pull, "· 1 to change").await;
     stage.merge("lin", pull).await;
     stage.verdict("staging/app", Verdict::Pending).await;
-    stage.say("lin", pull, "/apply").await;
+    stage.say_apply("lin", pull, "staging").await;
     stage.comment(pull, "### Applied · `staging`").await;
     assert_eq!((stage.world("release").as_str(), stage.world("second").as_str()), ("2", "1"));
     assert_eq!(stage.writes().iter().filter(|line| line.ends_with("second")).count(), 1);

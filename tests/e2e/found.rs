@@ -101,7 +101,7 @@ async fn r6_6_apply_right_after_a_merge_and_after_a_lost_event_means_the_branch_
     let pull = stage.pull("two", &[module("a", &file("a", "2"))]).await;
     stage.comment(pull, "### Plan for `dev`").await;
     stage.merge("lin", pull).await;
-    stage.say("lin", pull, "/apply dev").await;
+    stage.say_apply("lin", pull, "dev").await;
     stage.comment(pull, "### Applied · `dev`").await;
     assert_eq!(stage.world("a"), "2");
     // Pushed past the forge, so that nobody hears of it, and the poll is an hour away.

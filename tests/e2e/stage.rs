@@ -359,6 +359,15 @@ impl Stage {
         assert_eq!(status, 201, "{answer}");
     }
 
+    /// Applies the plan that was posted last, by its digest: whoever says it within seconds means just that one (R6.3).
+    pub(crate) async fn say_apply(&self, user: &str, pull: u64, environment: &str) {
+        let plans = format!("### Plan for `{environment}`");
+        let all = self.comments(pull).await;
+        let plan = all.iter().rev().find(|body| body.starts_with(&plans)).expect("a plan stands");
+        let digest = plan.split("Digest `").nth(1).and_then(|rest| rest.split('`').next()).expect("with its digest");
+        self.say(user, pull, &format!("/apply {environment} {digest}")).await;
+    }
+
     pub(crate) async fn comments(&self, pull: u64) -> Vec<String> {
         let (_, all) =
             self.forge("lin", reqwest::Method::GET, &format!("issues/{pull}/comments?per_page=100"), Value::Null).await;

@@ -159,12 +159,20 @@ impl Stage {
             }
             "close" => self.forge.close(number(rest)?),
             "comment" => {
+                let at_once = rest.strip_prefix("at once ");
+                if at_once.is_none() {
+                    // People read before they answer (R6.3).
+                    self.clock.forward(chrono::Duration::seconds(30));
+                }
+                let rest = at_once.unwrap_or(rest);
                 let (pull, more) = two(rest.strip_prefix("on ").unwrap_or(rest), " by ")?;
                 let (who, text) = two(more, ": ")?;
+                let text = self.filled(number(pull)?, text);
                 self.forge.comment(number(pull)?, who, &text.replace("\\n", "\n"));
             }
             "review" => {
                 let (pull, who) = two(rest, " by ")?;
+                self.clock.forward(chrono::Duration::seconds(30));
                 self.forge.review(number(pull)?, who, true);
             }
             "meddle" | "hold" => {
@@ -221,6 +229,11 @@ impl Stage {
                 let done = self.daemon.apply_now(Some(&selector), &digests, None, &local()).await;
                 return Ok(done.err().map(|error| error.to_string()).into_iter().collect());
             }
+            "propose" => {
+                let selector = rest.parse().map_err(|_| "no selector")?;
+                let done = self.daemon.propose_apply(Some(&selector), &local()).await;
+                return Ok(done.err().map(|error| error.to_string()).into_iter().collect());
+            }
             "restart" => {
                 self.daemon = start(&self.repository, &self.forge, &self.world, &self.store, &self.clock, &self.seal);
                 self.daemon.begin().await;
@@ -234,6 +247,16 @@ impl Stage {
             other => return Err(format!("`{other}` is no command")),
         }
         Ok(vec![])
+    }
+
+    /// A comment with `DIGEST` in place of the digest of the last plan.
+    fn filled(&self, number: u64, text: &str) -> String {
+        let comments = self.forge.comments(number);
+        let mut plans = comments.iter().rev().filter_map(|(comment, _)| comment.body.split_once("Digest `"));
+        match plans.next() {
+            Some((_, rest)) => text.replace("DIGEST", rest.split('`').next().unwrap_or_default()),
+            None => text.to_owned(),
+        }
     }
 
     /// The branch, path and text of the remediation that a pull request adds.
