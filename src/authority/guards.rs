@@ -81,9 +81,11 @@ impl InForce {
         refused.extend(next.judge_rights(before, commit, revision));
         for (id, instance) in &commit.instances {
             let Some(spec) = &instance.spec else { continue };
-            let known = before.and_then(|_| self.protect.get(id)).map(|held| &held.guard);
+            let former = |id| self.protect.get(id).map(|held| (id, &held.guard));
+            let known = before.and_then(|_| former(id).or_else(|| former(instance.renamed_from.as_ref()?)));
+            let (name, known) = (known.map_or(id, |(name, _)| name), known.map(|(_, guard)| guard));
             let same = before
-                .and_then(|before| before.instances.get(id))
+                .and_then(|before| before.instances.get(name))
                 .is_some_and(|before| before.digest.is_some() && before.digest == instance.digest);
             let mut guard = spec.protect.clone();
             if let Some(known) = known.filter(|_| !same) {
@@ -93,7 +95,7 @@ impl InForce {
                 }
                 guard.extend(lifted);
             }
-            if known != Some(&guard) {
+            if known != Some(&guard) || name != id {
                 next.protect.insert(id.clone(), Held { guard, since: revision.clone() });
             }
         }

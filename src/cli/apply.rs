@@ -84,7 +84,7 @@ pub(super) async fn run(global: &Global, args: &Apply) -> Done {
             return Ok(0);
         }
         ask.digests = plans.iter().map(|plan| plan.digest.to_string()).collect();
-        if !args.yes && !confirmed()? {
+        if !args.yes && !confirmed("Apply this?")? {
             return Err(Failure::new("nothing was applied"));
         }
     }
@@ -104,8 +104,14 @@ pub(super) async fn run(global: &Global, args: &Apply) -> Done {
         );
         return Ok(0);
     }
+    follow_all(global, "apply", &started.runs).await
+}
+
+/// Shows runs until they end or wait for somebody.
+pub(super) async fn follow_all(global: &Global, command: &str, runs: &[RunId]) -> Done {
+    let client = Client::new(global)?;
     let (mut code, mut ended) = (0, vec![]);
-    for id in &started.runs {
+    for id in runs {
         let run = follow(global, &client, *id).await?;
         let all = run.instances.values().all(|instance| instance.status == Status::Applied);
         code = code.max(match (&run.state, all) {
@@ -116,18 +122,18 @@ pub(super) async fn run(global: &Global, args: &Apply) -> Done {
         ended.push(run);
     }
     if global.output != Format::Text {
-        output::answer(global.output, "apply", &json!({"runs": ended}))?;
+        output::answer(global.output, command, &json!({"runs": ended}))?;
     }
     Ok(code)
 }
 
-fn confirmed() -> Result<bool, Failure> {
+pub(super) fn confirmed(question: &str) -> Result<bool, Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(
-            Failure::new("nothing was applied: there is no terminal to ask on").hint("look at the plan and say --yes")
+            Failure::new("nothing was done: there is no terminal to ask on").hint("look at the plan and say --yes")
         );
     }
-    eprint_flush("Apply this? [y/N] ");
+    eprint_flush(&format!("{question} [y/N] "));
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

@@ -14,6 +14,7 @@ mod graph;
 mod output;
 mod plan;
 mod runs;
+mod say;
 mod serve;
 mod status;
 mod validate;
@@ -25,6 +26,8 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use output::Format;
+
+use crate::desired::schema::Verb;
 
 /// An event-driven GitOps reconciler: one git repository says what the world should be.
 #[derive(Parser, Debug)]
@@ -68,6 +71,22 @@ enum Command {
     Apply(apply::Apply),
     /// Look at the world now and open pull requests that revert what drifted
     Propose(apply::Propose),
+    /// Propose to return the world to what was applied
+    Revert(say::Words),
+    /// Propose to declare what was observed
+    Adopt(say::Words),
+    /// Leave the drift that is observed alone for a while
+    Snooze(say::Snooze),
+    /// Observe, and do nothing
+    Suspend(say::Words),
+    /// Act again on what was suspended
+    Resume(say::Words),
+    /// Say that another target than before is the right one
+    Confirm(say::Words),
+    /// Destroy what is applied and no longer declared
+    Destroy(say::Destroy),
+    /// Let go of what is applied and no longer declared; what it made stays
+    Forget(say::Words),
     /// Show runs
     Runs(runs::Runs),
     /// Show what happened, in order
@@ -155,6 +174,14 @@ async fn run(cli: Cli) -> Done {
         Command::Explain(args) => explain::run(global, &args).await,
         Command::Apply(args) => apply::run(global, &args).await,
         Command::Propose(args) => apply::propose(global, &args).await,
+        Command::Revert(args) => say::run(global, Verb::Revert, &args).await,
+        Command::Adopt(args) => say::run(global, Verb::Adopt, &args).await,
+        Command::Snooze(args) => say::snooze(global, &args).await,
+        Command::Suspend(args) => say::run(global, Verb::Suspend, &args).await,
+        Command::Resume(args) => say::run(global, Verb::Resume, &args).await,
+        Command::Confirm(args) => say::run(global, Verb::Confirm, &args).await,
+        Command::Destroy(args) => say::destroy(global, &args).await,
+        Command::Forget(args) => say::run(global, Verb::Forget, &args).await,
         Command::Runs(args) => runs::runs(global, &args).await,
         Command::Journal(args) => runs::journal(global, &args).await,
         Command::Audit(args) => runs::audit(global, &args).await,

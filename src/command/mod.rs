@@ -7,7 +7,10 @@ use std::ops::Range;
 
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 
-use crate::desired::{schema::Verb, select::Selector, validate::nearest};
+use crate::{
+    desired::{schema::Verb, select::Selector, validate::nearest},
+    model::Duration,
+};
 
 /// GitHub's limit for a comment; a longer one did not come from a person.
 pub const COMMENT_BYTES_MAX: usize = 65_536;
@@ -15,24 +18,23 @@ pub const COMMENT_BYTES_MAX: usize = 65_536;
 const COMMANDS_MAX: usize = 20;
 
 /// The commands that are there.
-pub const VERBS: [Verb; 4] = [Verb::Plan, Verb::Apply, Verb::Drift, Verb::Help];
-/// The commands that a later version brings.
-const LATER: [Verb; 14] = [
-    Verb::Rebalance,
-    Verb::Rotate,
-    Verb::ApprovePolicy,
+pub const VERBS: [Verb; 12] = [
+    Verb::Plan,
+    Verb::Apply,
+    Verb::Drift,
     Verb::Revert,
     Verb::Adopt,
     Verb::Snooze,
     Verb::Suspend,
     Verb::Resume,
-    Verb::Cancel,
-    Verb::Unlock,
-    Verb::Release,
     Verb::Confirm,
     Verb::Destroy,
     Verb::Forget,
+    Verb::Help,
 ];
+/// The commands that a later version brings.
+const LATER: [Verb; 6] =
+    [Verb::Rebalance, Verb::Rotate, Verb::ApprovePolicy, Verb::Cancel, Verb::Unlock, Verb::Release];
 
 /// Something that somebody asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +45,8 @@ pub struct Command {
     pub selector: Option<Selector>,
     /// The digest of the plan that is meant, or its beginning.
     pub digest: Option<String>,
+    /// For how long, of `/snooze`.
+    pub lasting: Option<Duration>,
 }
 
 /// A line that begins like a command and is none, with the sentence that answers it.
@@ -124,14 +128,20 @@ fn one(rest: &str) -> Option<Result<Command, Unclear>> {
     if let Some(option) = words.iter().find(|word| word.starts_with("--")) {
         return Some(Err(Unclear(format!("`{option}` is not an option of `/{name}`; leave it out."))));
     }
+    let lasting = words.last().filter(|_| verb == Verb::Snooze).and_then(|word| word.parse::<Duration>().ok());
+    if lasting.is_some() {
+        words.pop();
+    }
     // Behind a selector nothing else can stand, so there a digest needs no digit in it.
     let digest = words.last().copied().filter(|word| is_digest(word) || words.len() == 2 && is_hex(word));
     let digest = digest.map(str::to_owned);
     if digest.is_some() {
         words.pop();
     }
-    if digest.is_some() && verb != Verb::Apply {
-        return Some(Err(Unclear(format!("a digest belongs to `/apply`; `/{name}` takes a selector alone."))));
+    if digest.is_some() && !matches!(verb, Verb::Apply | Verb::Destroy) {
+        return Some(Err(Unclear(format!(
+            "a digest belongs to `/apply` and `/destroy`; `/{name}` takes a selector alone."
+        ))));
     }
     let selector = match words.join(" ") {
         text if text.is_empty() => None,
@@ -144,7 +154,7 @@ fn one(rest: &str) -> Option<Result<Command, Unclear>> {
             }
         },
     };
-    Some(Ok(Command { verb, selector, digest }))
+    Some(Ok(Command { verb, selector, digest, lasting }))
 }
 
 /// Six or more hex digits.
@@ -163,6 +173,14 @@ pub fn help() -> String {
         Verb::Plan => "| `/plan [SELECTOR]` | plan again and show what would be done |",
         Verb::Apply => "| `/apply [SELECTOR] [DIGEST]` | apply the plan that was posted last |",
         Verb::Drift => "| `/drift [SELECTOR]` | look at the world now and say what drifted |",
+        Verb::Revert => "| `/revert [SELECTOR]` | propose to return the world to what was applied |",
+        Verb::Adopt => "| `/adopt [SELECTOR]` | propose to declare what was observed |",
+        Verb::Snooze => "| `/snooze [SELECTOR] [14d]` | leave this drift alone, 30 days or as long as you say |",
+        Verb::Suspend => "| `/suspend [SELECTOR]` | observe, and do nothing |",
+        Verb::Resume => "| `/resume [SELECTOR]` | act again |",
+        Verb::Confirm => "| `/confirm SELECTOR` | another target than before is the right one |",
+        Verb::Destroy => "| `/destroy SELECTOR [DIGEST]` | destroy what is no longer declared |",
+        Verb::Forget => "| `/forget SELECTOR` | let go of what is no longer declared |",
         Verb::Help => "| `/help` | this |",
         _ => "",
     };

@@ -51,11 +51,13 @@ impl Daemon {
     ) -> Result<BTreeSet<InstanceId>, Error> {
         let applied = self.store().all_applied().await?;
         let stalled: BTreeMap<String, Stalled> = self.store().list("stalled").await?.into_iter().collect();
+        let gone = self.to_destroy(head, environment).await?;
         Ok(head
             .environment(environment)
             .filter(|instance| instance.problems.is_empty())
             .filter(|instance| stalled.contains_key(&instance.id.to_string()) || is_pending(instance, &applied))
             .map(|instance| instance.id.clone())
+            .chain(gone)
             .collect())
     }
 
@@ -82,6 +84,15 @@ impl Daemon {
         let mut advanced = false;
         for instance in &plan.instances {
             let outcome = &outcomes[&instance.id];
+            if head.instance(&instance.id).is_none() {
+                if instance.digest.is_some() && instance.actions.is_empty() {
+                    self.let_go(&instance.id).await?;
+                    self.store()
+                        .audit(self.now(), "evenkeel", "let-go", &instance.id.to_string(), "nothing is left of it")
+                        .await?;
+                }
+                continue;
+            }
             self.note_pending(&head, instance).await?;
             let nothing = instance.digest.is_some() && instance.actions.is_empty() && instance.problem.is_none();
             let still = nothing

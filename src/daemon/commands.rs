@@ -172,11 +172,9 @@ impl Daemon {
         pull: Option<PullNumber>,
     ) -> Result<RunId, Error> {
         let limits = self.guards(head).await?.limits(&plan.environment);
-        if head.desired.environments.get(&plan.environment).is_some_and(|e| e.suspend) {
-            return Err(Error::Refused(format!(
-                "Nothing was applied: `{}` is suspended (`suspend: true` in its declaration).",
-                plan.environment
-            )));
+        let suspensions = self.suspensions(Some(head)).await?;
+        if let Some(says) = instances.iter().find_map(|id| suspensions.instance(id)) {
+            return Err(Error::Refused(format!("Nothing was applied: {says}.")));
         }
         let chosen: Vec<_> =
             plan.instances.iter().filter(|instance| instances.contains(&instance.id)).cloned().collect();
@@ -230,8 +228,9 @@ impl Daemon {
             by_merge: false,
             pull,
             remediation: None,
+            destroys: false,
         };
-        self.create_run(head, authorised).await
+        self.create_runs(head, authorised).await
     }
 
     /// Whether a pull request proposes a remediation, or brought one.

@@ -161,7 +161,7 @@ impl Daemon {
             Verb::Plan => self.plan_again(head, seen, &who, command).await,
             Verb::Drift => self.drift_now(head, seen, &who, command).await,
             Verb::Apply => self.apply_pull(head, seen, written, &who, command).await,
-            other => Err(Error::Refused(format!("`/{}` is not there yet; `/help` lists what there is.", other.word()))),
+            _ => self.obey_word(head, command, &who, Some(seen)).await.map(|said| said.says),
         }
     }
 
@@ -219,6 +219,11 @@ impl Daemon {
         for environment in head.desired.environments.keys() {
             pending.extend(self.pending(head, environment).await?);
         }
+        for id in self.orphans(head).await?.into_keys() {
+            if !head.desired.environments.contains_key(&id.environment) {
+                pending.extend(self.to_destroy(head, &id.environment).await?);
+            }
+        }
         let selects = |instance: &crate::desired::Instance| {
             let candidate = Candidate {
                 id: &instance.id,
@@ -230,13 +235,21 @@ impl Daemon {
             };
             selector.is_none_or(|selector| selector.selects(&candidate))
         };
-        Ok(head
+        let mut selected: BTreeSet<InstanceId> = head
             .desired
             .instances
             .values()
             .filter(|instance| selects(instance))
             .map(|instance| instance.id.clone())
-            .collect())
+            .collect();
+        for id in pending.iter().filter(|id| head.instance(id).is_none()) {
+            let is_changed = changed.contains(id);
+            let selects = |selector: &Selector| selector.selects(&undeclared(id, is_changed, true));
+            if selector.is_none_or(selects) {
+                selected.insert(id.clone());
+            }
+        }
+        Ok(selected)
     }
 
     async fn drift_now(
@@ -293,6 +306,12 @@ impl Daemon {
         let all: Vec<(String, Stalled)> = self.store().list("stalled").await?;
         Ok(all.into_iter().filter_map(|(id, stalled)| Some((id.parse().ok()?, stalled))).collect())
     }
+}
+
+/// What a selector is asked about where nothing is declared.
+pub(super) fn undeclared(id: &InstanceId, changed: bool, pending: bool) -> Candidate<'_> {
+    static NONE: BTreeMap<String, String> = BTreeMap::new();
+    Candidate { id, kind: "tofu", labels: &NONE, changed, drifted: false, pending }
 }
 
 pub(super) fn environments(ids: &BTreeSet<InstanceId>) -> BTreeSet<EnvironmentName> {

@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Daemon, Error, Head, Wake, pulls::Seen};
+use super::{Daemon, Error, Head, Wake, orphans::users, pulls::Seen};
 use crate::{
     authority::{self, Principal},
     desired::schema::{OnMerge, Team},
@@ -42,6 +42,8 @@ pub(super) struct Authorised {
     pub(super) by_merge: bool,
     pub(super) pull: Option<PullNumber>,
     pub(super) remediation: Option<String>,
+    /// Whether it destroys what is no longer declared.
+    pub(super) destroys: bool,
 }
 
 impl Daemon {
@@ -51,7 +53,10 @@ impl Daemon {
         let Some(head) = self.head() else { return Ok(()) };
         let Some(declared) = head.desired.environments.get(environment).cloned() else { return Ok(()) };
         self.take_over_policy(&head, environment).await?;
-        if declared.suspend || self.stopping() || self.token(environment).await?.is_none() {
+        if self.suspensions(Some(&head)).await?.environment(environment).is_some()
+            || self.stopping()
+            || self.token(environment).await?.is_none()
+        {
             return Ok(());
         }
         self.take_remediations(&head, environment).await?;
@@ -92,7 +97,12 @@ impl Daemon {
                 !held && !failed
             })
             .collect();
-        let fresh = without_stalled_upstreams(head, fresh, &stalled);
+        let suspensions = self.suspensions(Some(head)).await?;
+        let mut fresh = without_stalled_upstreams(head, fresh, &stalled);
+        fresh.retain(|id| suspensions.instance(id).is_none());
+        if self.waits_for_word(head, environment) {
+            fresh.retain(|id| head.instance(id).is_some());
+        }
         if fresh.is_empty() {
             return Ok(());
         }
@@ -110,8 +120,9 @@ impl Daemon {
             by_merge: true,
             pull,
             remediation: None,
+            destroys: false,
         };
-        self.create_run(head, authorised).await.map(drop)
+        self.create_runs(head, authorised).await.map(drop)
     }
 
     /// What was shown of each instance on the merged pull requests since it was applied last, the newest first.
@@ -170,17 +181,52 @@ impl Daemon {
         Ok(merged.into_iter().map(|(_, number, revision)| (number, revision)).collect())
     }
 
+    /// Makes a run of what is declared, and another of what is to be destroyed.
+    pub(super) async fn create_runs(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        authorised: Authorised,
+    ) -> Result<RunId, Error> {
+        let (declared, gone): (BTreeSet<InstanceId>, BTreeSet<InstanceId>) =
+            authorised.instances.iter().cloned().partition(|id| head.instance(id).is_some());
+        let of = |ids: &BTreeSet<InstanceId>, destroys: bool| Authorised {
+            environment: authorised.environment.clone(),
+            instances: ids.clone(),
+            approved: authorised
+                .approved
+                .iter()
+                .filter(|(id, _)| ids.contains(*id))
+                .map(|(id, what)| (id.clone(), what.clone()))
+                .collect(),
+            because: authorised.because.clone(),
+            principal: authorised.principal.clone(),
+            remediation: authorised.remediation.clone(),
+            destroys,
+            ..authorised
+        };
+        let first = if declared.is_empty() { None } else { Some(self.create_run(head, of(&declared, false)).await?) };
+        if gone.is_empty() {
+            return first.ok_or_else(|| Error::Refused("there is nothing to do".into()));
+        }
+        let second = self.create_run(head, of(&gone, true)).await?;
+        Ok(first.unwrap_or(second))
+    }
+
     /// Numbers a run, takes the place of runs that wait for the same instances (R5.3), and starts it.
     pub(super) async fn create_run(self: &Arc<Self>, head: &Arc<Head>, authorised: Authorised) -> Result<RunId, Error> {
-        let Authorised { environment, instances, approved, because, principal, by_merge, pull, remediation } =
+        let Authorised { environment, instances, approved, because, principal, by_merge, pull, remediation, destroys } =
             authorised;
-        let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> = instances
-            .iter()
-            .map(|id| (id.clone(), head.instance(id).map(|i| i.upstreams.clone()).unwrap_or_default()))
-            .collect();
+        let applied = self.store().all_applied().await?;
+        let first = |id: &InstanceId| match head.instance(id) {
+            Some(instance) => instance.upstreams.clone(),
+            None => users(id, &applied),
+        };
+        let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> =
+            instances.iter().map(|id| (id.clone(), first(id).intersection(&instances).cloned().collect())).collect();
         let rows = order(&edges).into_iter().map(|(id, order)| {
             let digest = head.instance(&id).and_then(|instance| instance.digest);
-            (id, RunInstance { order, digest, ..RunInstance::default() })
+            let after = edges[&id].clone();
+            (id, RunInstance { order, digest, after, ..RunInstance::default() })
         });
         let mut run = Run {
             id: RunId(0),
@@ -192,6 +238,7 @@ impl Daemon {
             by_merge,
             pull,
             remediation,
+            destroys,
             instances: rows.collect(),
             created_at: self.now(),
             ended_at: None,
@@ -240,7 +287,12 @@ impl Daemon {
         Ok(())
     }
 
-    async fn end_waiting(self: &Arc<Self>, mut run: Run, ids: Vec<InstanceId>, says: &str) -> Result<(), Error> {
+    pub(super) async fn end_waiting(
+        self: &Arc<Self>,
+        mut run: Run,
+        ids: Vec<InstanceId>,
+        says: &str,
+    ) -> Result<(), Error> {
         let _turn = self.taking_up.lock().await;
         if self.driving.lock().unwrap_or_else(std::sync::PoisonError::into_inner).contains(&run.id) {
             return Ok(());

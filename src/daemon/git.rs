@@ -46,6 +46,7 @@ impl Daemon {
         );
         let head = Arc::new(Head { revision, desired, content });
         self.note_history(&head).await?;
+        self.take_over_names(&head).await?;
         let before = self.head.write().unwrap_or_else(PoisonError::into_inner).replace(Arc::clone(&head));
         let applied = self.store().all_applied().await?;
         for (id, instance) in &head.desired.instances {

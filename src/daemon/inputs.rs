@@ -80,7 +80,12 @@ impl Daemon {
                 }
                 continue;
             }
-            let Some(record) = self.store().applied(&upstream).await? else {
+            let former = head.instance(&upstream).and_then(|instance| instance.renamed_from.as_ref());
+            let mut record = self.store().applied(&upstream).await?;
+            if let (None, Some(former)) = (&record, former) {
+                record = self.store().applied(former).await?;
+            }
+            let Some(record) = record else {
                 inputs.wait(WaitingOn::Upstream { instance: upstream.clone() });
                 continue;
             };
@@ -145,6 +150,17 @@ impl Daemon {
             inputs.put(&upstream, name, value);
         }
         self.applied_job_with(id, applied, &inputs, head).await
+    }
+
+    /// The job of destroying what is applied (R1.9): from its own checkout, with the inputs that were recorded.
+    pub(super) async fn destroy_job(self: &Arc<Self>, id: &InstanceId, head: &Head) -> Result<Job, Error> {
+        let Some(applied) = self.store().applied(id).await? else {
+            return Err(Error::Refused(format!("`{id}` is not applied, so there is nothing to destroy")));
+        };
+        let mut job = self.applied_job(id, &applied, head).await?;
+        let Work::Tofu(work) = &mut job.work;
+        (work.destroy, job.consumed) = (true, false);
+        Ok(job)
     }
 
     async fn applied_job_with(
@@ -228,6 +244,7 @@ fn job(
         variables: fill(&tofu.variables)?,
         backend_config: fill(&tofu.backend_config)?,
         declares_backend: made.declares_backend,
+        destroy: false,
     };
     Ok(Job {
         instance: id.clone(),
@@ -236,6 +253,7 @@ fn job(
         files: made.files.clone(),
         connection: tofu.connection.clone(),
         consumed,
+        formerly: None,
         work: Work::Tofu(work),
     })
 }

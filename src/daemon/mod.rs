@@ -18,8 +18,10 @@ mod decide;
 mod git;
 mod guards;
 mod history;
+mod identity;
 mod inputs;
 mod looking;
+mod orphans;
 mod outbox;
 mod pass;
 mod planning;
@@ -29,11 +31,14 @@ mod propose_apply;
 mod pulls;
 mod recovery;
 mod remediation;
+mod rename;
 mod run;
 mod schedule;
 pub mod snooze;
 mod status;
+mod suspension;
 pub mod wake;
+mod words;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -47,6 +52,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use planning::Scope;
 pub use status::{InstanceStatus, Status};
 pub use wake::{Queue, Wake};
+pub use words::Said;
 
 use crate::{
     desired::{Desired, Instance, Loader},

@@ -176,10 +176,11 @@ impl Daemon {
         plan: &crate::plan::Plan,
         notes: &[crate::check::Note],
     ) -> Result<(), Error> {
-        let topic = format!("plan env={}", plan.environment);
+        let destroys = plan.because == comment::DESTROY;
+        let topic = format!("{} env={}", if destroys { "destroy" } else { "plan" }, plan.environment);
         let marker = format!("{topic} digest={}", plan.digest);
         let mut notes = notes.to_vec();
-        if let Some(head) = self.head() {
+        if let Some(head) = self.head().filter(|_| !destroys) {
             let rights = self.rights(&head, &plan.environment).await?;
             let needs = rights.iter().rev().find_map(|rights| rights.approvals(Verb::Apply)).cloned();
             notes.extend(needs.filter(|_| plan.has_work()).map(|needs| comment::needs(&plan.environment, &needs)));

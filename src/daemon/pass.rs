@@ -82,6 +82,11 @@ impl Daemon {
         };
         match looked {
             Ok(observation) => {
+                if let Err(error) = self.identify(id, &observation, true).await {
+                    let Error::Target(error) = error else { return Err(error) };
+                    observed.error = Some(unknown(&error));
+                    return Ok(observed);
+                }
                 let protect = self.guards(head).await?.protect(id);
                 self.compare(id, applied, &observation, &protect, &mut observed);
             }

@@ -17,6 +17,7 @@ use futures::future::{FutureExt, Shared, join_all};
 use super::{
     Daemon, Error, Head,
     inputs::{Planned, declared_job},
+    orphans::users,
 };
 use crate::{
     authority::guards::InForce,
@@ -43,7 +44,7 @@ pub struct Scope {
 }
 
 /// What is known of one instance after it was planned.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(super) struct Outcome {
     /// Its plan; absent where it is not affected.
     pub(super) plan: Option<InstancePlan>,
@@ -74,8 +75,13 @@ impl Daemon {
             None => self.guards(head).await?,
         };
         let considered = with_downstream(head, environment, &scope.instances);
+        let first = |id: &InstanceId| match head.instance(id) {
+            Some(instance) => instance.upstreams.clone(),
+            // What is to go comes after everything that uses it.
+            None => users(id, &applied).intersection(&considered).cloned().collect(),
+        };
         let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> =
-            considered.iter().filter_map(|id| Some((id.clone(), head.instance(id)?.upstreams.clone()))).collect();
+            considered.iter().map(|id| (id.clone(), first(id))).collect();
         let ordered = order(&edges);
         let mut plannings: BTreeMap<InstanceId, Planning> = BTreeMap::new();
         for (id, step) in &ordered {
@@ -87,7 +93,12 @@ impl Daemon {
                 observed.get(id).map(|o| o.drift.iter().map(|d| d.resource.clone()).collect()).unwrap_or_default();
             let (daemon, head, applied, id_for_task, step, r#use) =
                 (Arc::clone(self), Arc::clone(head), Arc::clone(&applied), id.clone(), *step, scope.r#use);
+            let after: Vec<InstanceId> = edges[id].iter().cloned().collect();
             let planning = async move {
+                if head.instance(&id_for_task).is_none() {
+                    let plan = InstancePlan { order: step, after, ..daemon.plan_destroy(&head, &id_for_task).await };
+                    return Arc::new(Outcome { plan: Some(plan), ..Outcome::default() });
+                }
                 let mut planned = Planned::new();
                 let mut blocked = None;
                 for (upstream, planning) in upstreams {
@@ -102,12 +113,15 @@ impl Daemon {
                         blocked = blocked.or_else(|| planned.keys().last().cloned());
                     }
                 }
+                let formerly = head.instance(&id_for_task).and_then(|instance| instance.renamed_from.clone());
+                let formerly = formerly.filter(|old| !applied.contains_key(&id_for_task) && applied.contains_key(old));
                 let asked = Asked {
                     id: &id_for_task,
                     step,
                     asked,
                     r#use,
-                    applied: applied.get(&id_for_task),
+                    applied: applied.get(&id_for_task).or_else(|| applied.get(formerly.as_ref()?)),
+                    formerly,
                     drifted: &drifted,
                     protect: &protect,
                     blocked,
@@ -133,7 +147,7 @@ impl Daemon {
 
     async fn plan_instance(self: &Arc<Self>, head: &Arc<Head>, asked: Asked<'_>, planned: &Planned) -> Outcome {
         let id = asked.id;
-        let none = Outcome { plan: None, outputs: None, inputs: BTreeMap::new(), job: None, first_contact: false };
+        let none = Outcome::default();
         let Some(instance) = head.instance(id) else { return none };
         let mut plan = InstancePlan {
             id: id.clone(),
@@ -179,7 +193,10 @@ impl Daemon {
         }
         let job = declared_job(instance, asked.r#use, Arc::clone(&head.content), &inputs, head.consumed(id));
         let looked = match job {
-            Ok(job) => self.hands.target.observe(&job).await.map(|observation| (job, observation)),
+            Ok(job) => {
+                let job = Job { formerly: asked.formerly.clone(), ..job };
+                self.hands.target.observe(&job).await.map(|observation| (job, observation))
+            }
             Err(error) => Err(error),
         };
         let (job, observation) = match looked {
@@ -189,6 +206,11 @@ impl Daemon {
                 return Outcome { plan: Some(plan), ..none };
             }
         };
+        let name = asked.formerly.as_ref().unwrap_or(id);
+        if let Err(error) = self.identify(name, &observation, asked.applied.is_some()).await {
+            plan.problem = Some(crate::error_chain(&error));
+            return Outcome { plan: Some(plan), ..none };
+        }
         plan.actions = tofu::plan::action(id, &observation, asked.protect, asked.drifted).into_iter().collect();
         plan.digest = Some(InstancePlan::digest_of(&plan.actions));
         let first_contact =
@@ -243,6 +265,8 @@ struct Asked<'a> {
     drifted: &'a [String],
     protect: &'a [String],
     blocked: Option<InstanceId>,
+    /// The name that it has until this is merged.
+    formerly: Option<InstanceId>,
 }
 
 /// The instances and everything downstream of them by references.

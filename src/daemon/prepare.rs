@@ -13,6 +13,7 @@ use std::{
 use super::{
     Daemon, Error,
     advance::{is_pending, sources},
+    identity,
     inputs::declared_job,
     planning::Scope,
     run::Driven,
@@ -129,6 +130,12 @@ impl Daemon {
         let (job, inputs) = self.job(driven, &run, id, applied.as_ref()).await?;
         let prepared = self.prepare_job(&job).await?;
         let observation = &prepared.observation;
+        match self.identify(id, observation, applied.is_some()).await {
+            Err(Error::Target(error)) if error.kind == identity::ANOTHER => {
+                return Err(Stop::Waits(WaitingOn::Confirm, error.line()));
+            }
+            done => done?,
+        }
         // What counts is what is in force now, also for a run that was authorised before (R3.4).
         let guards = match self.head() {
             Some(head) => self.guards(&head).await?.protect(id),
@@ -171,12 +178,8 @@ impl Daemon {
             {
                 return Err(Stop::Superseded(format!("superseded by run {}", newer.id)));
             }
-            if self
-                .head()
-                .and_then(|head| head.desired.environments.get(&id.environment).map(|e| e.suspend))
-                .unwrap_or(false)
-            {
-                return Err(Stop::Waits(WaitingOn::Suspended, format!("`{}` is suspended", id.environment)));
+            if let Some(says) = self.suspensions(self.head().as_deref()).await?.instance(id) {
+                return Err(Stop::Waits(WaitingOn::Suspended, says));
             }
             if self.store().lock_instance(id, run.id).await? == run.id {
                 return Ok(());
@@ -197,6 +200,9 @@ impl Daemon {
         id: &InstanceId,
         applied: Option<&Applied>,
     ) -> Result<(Job, BTreeMap<String, RecordedOutput>), Stop> {
+        if run.destroys {
+            return self.job_of_destroying(driven, run, id).await;
+        }
         if run.remediation.is_some() {
             let Some(record) = applied else {
                 return Err(Stop::Fails(format!("`{id}` is not applied, so there is nothing to return to")));
@@ -243,6 +249,24 @@ impl Daemon {
         let job = declared_job(instance, Use::Head, Arc::clone(&head.content), &inputs, head.consumed(id))
             .map_err(|error| Stop::Fails(error.line()))?;
         Ok((job, inputs.recorded))
+    }
+
+    /// The job of destroying an orphan, if it still is one and nothing uses it.
+    async fn job_of_destroying(
+        self: &Arc<Self>,
+        driven: &Driven,
+        run: &Run,
+        id: &InstanceId,
+    ) -> Result<(Job, BTreeMap<String, RecordedOutput>), Stop> {
+        let now = self.head().unwrap_or_else(|| Arc::clone(&driven.head));
+        if !self.orphans(&now).await?.contains_key(id) {
+            let says = "it is declared, or a file that may declare it can't be read; nothing was destroyed";
+            return Err(Stop::Fails(says.into()));
+        }
+        if let Some((user, says)) = self.in_use(&now, id, &run.instances.keys().cloned().collect()).await? {
+            return Err(Stop::Waits(WaitingOn::Upstream { instance: user }, says));
+        }
+        Ok((self.destroy_job(id, &now).await?, BTreeMap::new()))
     }
 
     pub(super) async fn prepare_job(self: &Arc<Self>, job: &Job) -> Result<Prepared, Stop> {

@@ -71,8 +71,13 @@ impl Daemon {
     pub(super) async fn propose(self: &Arc<Self>, environment: &EnvironmentName) -> Result<(), Error> {
         let _turn = self.proposing.lock().await;
         let (Some(head), Some(_)) = (self.head(), &self.hands.forge) else { return Ok(()) };
-        let Some(declared) = head.desired.environments.get(environment) else { return Ok(()) };
-        if declared.suspend || self.stopping() || self.token(environment).await?.is_none() {
+        let suspensions = self.suspensions(Some(&head)).await?;
+        let is_declared = head.desired.environments.contains_key(environment);
+        if !is_declared
+            || suspensions.environment(environment).is_some()
+            || self.stopping()
+            || self.token(environment).await?.is_none()
+        {
             return Ok(());
         }
         let drifted = self.drifted(&head, environment).await?;
@@ -100,6 +105,7 @@ impl Daemon {
         let open = self.store().open_runs().await?;
         let stalled = self.stalled().await?;
         let snoozes = self.snoozes().await?;
+        let suspensions = self.suspensions(Some(head)).await?;
         let mut held: BTreeSet<InstanceId> = BTreeSet::new();
         for (key, merged) in self.held(environment).await? {
             let name = key.rsplit('/').next().and_then(|name| name.parse().ok());
@@ -114,7 +120,8 @@ impl Daemon {
         for (id, observed) in observed.iter().filter(|(id, _)| id.environment == *environment) {
             let Some(instance) = head.instance(id) else { continue };
             // What a failed run left behind is that run's business, not drift to be proposed (R5.1).
-            if stalled.contains_key(id)
+            if suspensions.instance(id).is_some()
+                || stalled.contains_key(id)
                 || held.contains(id)
                 || open.iter().any(|run| run.holds(id))
                 || observed.error.is_some()

@@ -246,6 +246,11 @@ impl Daemon {
             }
         }
         let lacking = lacks.is_some();
+        for id in self.orphans(&merged).await?.into_keys().filter(|id| base.instance(id).is_some()) {
+            if self.to_destroy(&merged, &id.environment).await?.contains(&id) {
+                changed.entry(id.environment.clone()).or_default().insert(id);
+            }
+        }
         Ok((self.plan_changes(base, &merged, pull, changed, lacks).await?, lacking))
     }
 
@@ -273,7 +278,10 @@ impl Daemon {
         .await;
         let (mut lines, mut blocked, mut environments) = (vec![], vec![], BTreeSet::new());
         if let Some(first) = merged.desired.problems.first() {
-            blocked.push(format!("{} in the declarations; the first: {first}", merged.desired.problems.len()));
+            blocked.push(match merged.desired.problems.len() {
+                1 => format!("a problem in the declarations: {first}"),
+                n => format!("{n} problems in the declarations; the first: {first}"),
+            });
         }
         blocked.extend(unsplit.into_iter().chain(lacks));
         for plan in plans {
@@ -290,11 +298,7 @@ impl Daemon {
             self.say_status(&pull.head, &context, "pending", "applied after the merge").await?;
             environments.insert(plan.environment.clone());
         }
-        let removed: Vec<String> =
-            base.desired.instances.keys().filter(|id| merged.instance(id).is_none()).map(ToString::to_string).collect();
-        if !removed.is_empty() {
-            lines.push(format!("{} no longer declared, kept as orphans", removed.join(", ")));
-        }
+        lines.extend(self.removed(base, merged).await?);
         match blocked.first() {
             Some(first) => self.say_status(&pull.head, "evenkeel/plan", "failure", first).await?,
             None if lines.is_empty() => {
@@ -303,6 +307,29 @@ impl Daemon {
             None => self.say_status(&pull.head, "evenkeel/plan", "success", &lines.join("; ")).await?,
         }
         Ok(environments)
+    }
+
+    /// What becomes of what a pull request removes, where nothing is destroyed.
+    async fn removed(self: &Arc<Self>, base: &Head, merged: &Head) -> Result<Vec<String>, Error> {
+        let renamed: BTreeMap<&InstanceId, &InstanceId> = merged
+            .desired
+            .instances
+            .values()
+            .filter_map(|instance| Some((instance.renamed_from.as_ref()?, &instance.id)))
+            .collect();
+        let (mut orphans, mut lines) = (vec![], vec![]);
+        for id in base.desired.instances.keys().filter(|id| merged.instance(id).is_none()) {
+            match renamed.get(id) {
+                Some(new) => lines.push(format!("{id} renamed to {}", new.component)),
+                None if self.to_destroy(merged, &id.environment).await?.contains(id) => {}
+                None if merged.desired.complete => orphans.push(id.to_string()),
+                None => lines.push(format!("{id} may have been removed: a file can't be read")),
+            }
+        }
+        if !orphans.is_empty() {
+            lines.push(format!("{} no longer declared, kept as orphans", orphans.join(", ")));
+        }
+        Ok(lines)
     }
 
     /// People know a pull request by its own head, not by the merge that was planned; the digest is the same.

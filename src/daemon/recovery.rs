@@ -41,6 +41,9 @@ impl Daemon {
 
     /// The job of an effect that was begun; what came in its way since then is no reason not to look.
     async fn begun_job(self: &Arc<Self>, driven: &Driven, run: &Run, id: &InstanceId) -> Result<Job, Error> {
+        if run.destroys {
+            return self.destroy_job(id, &driven.head).await;
+        }
         if run.remediation.is_some() {
             let record = self
                 .store()

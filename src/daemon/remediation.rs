@@ -177,6 +177,7 @@ impl Daemon {
             by_merge: false,
             pull,
             remediation: (!applies).then(|| name.to_string()),
+            destroys: false,
         };
         self.create_run(head, authorised).await
     }

@@ -109,10 +109,8 @@ impl Daemon {
 
     async fn drive_instances(self: &Arc<Self>, driven: &Arc<Driven>) -> Result<(), Error> {
         let instances = driven.run.lock().await.instances.clone();
-        let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> = instances
-            .keys()
-            .map(|id| (id.clone(), driven.head.instance(id).map(|i| i.upstreams.clone()).unwrap_or_default()))
-            .collect();
+        let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> =
+            instances.iter().map(|(id, instance)| (id.clone(), instance.after.clone())).collect();
         let mut steps: BTreeMap<InstanceId, Step> = BTreeMap::new();
         for (id, _) in order(&edges) {
             let upstreams: Vec<(InstanceId, Step)> =
@@ -259,6 +257,9 @@ impl Daemon {
                     .await;
             }
         };
+        if let Err(error) = self.identify(id, &again, true).await {
+            return self.fail(driven, id, format!("it was applied, and {}", crate::error_chain(&error))).await;
+        }
         if let Some(left) = again.changes.first() {
             let says = format!(
                 "it was applied, and a fresh plan would still {} `{}`; a value that differs on every plan (a time, a random one) has to be ignored or fixed in the module",
@@ -296,6 +297,9 @@ impl Daemon {
             Error::Target(error) => error,
             other => TargetError::new("record", crate::error_chain(&other)),
         };
+        if run.destroys {
+            return self.let_go(id).await.map_err(refused);
+        }
         if run.remediation.is_none() {
             return self.record_applied(&driven.head, id, inputs, job, Some(run.id)).await.map_err(refused);
         }
@@ -463,6 +467,9 @@ fn ended(run: &Run) -> String {
             "{} failed. The drift is still there; the next look at the world proposes what would revert it now.",
             failed.join(", ")
         );
+    }
+    if !failed.is_empty() && run.destroys {
+        return format!("{} failed. What is left of it is still an orphan; say `/destroy` again.", failed.join(", "));
     }
     if !failed.is_empty() {
         return format!(

@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, sync::Arc};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{Daemon, Error, advance::is_pending, snooze::Snooze};
+use super::{Daemon, Error, advance::is_pending, identity::ANOTHER, snooze::Snooze};
 use crate::{
-    desired::Instance,
+    desired::{Instance, schema::OnDelete},
     journal::Run,
     model::{
         ComponentName, Drift, EnvironmentName, InstanceId, Problem, ResourceChange, Revision, RunId, Verdict, WaitingOn,
@@ -122,14 +122,12 @@ impl Daemon {
         let runs = self.store().open_runs().await?;
         let stalled = self.stalled().await?;
         let snoozes = self.snoozes().await?;
+        let suspensions = self.suspensions(head.as_deref()).await?;
         let now = self.now();
         let mut instances = vec![];
         let declared = head.as_ref().map(|head| head.desired.instances.clone()).unwrap_or_default();
         for (id, instance) in &declared {
-            let suspended = head
-                .as_ref()
-                .and_then(|head| head.desired.environments.get(&id.environment))
-                .is_some_and(|e| e.suspend);
+            let suspended = suspensions.instance(id);
             let known = Known {
                 applied: applied.get(id),
                 observed: observed.get(id),
@@ -184,14 +182,30 @@ impl Daemon {
                 runs,
                 stalled: stalled.get(id),
                 all_stalled: stalled,
-                suspended: false,
+                suspended: None,
                 now,
             };
             let mut status = self.one(id, None, &known, applied);
+            let under_way = runs.iter().find(|run| run.holds(id));
+            let failed = stalled.get(id).filter(|_| under_way.is_none());
             (status.verdict, status.reason) = match (head, complete) {
                 (None, _) => (Verdict::Unknown, Some("the state repo has not been read".into())),
+                (Some(_), true) if under_way.is_some() => (status.verdict, status.reason),
                 (Some(_), true) => {
-                    (Verdict::Orphaned, Some("applied and no longer declared; nothing is destroyed by itself".into()))
+                    let says = match (failed, record.spec.on_delete) {
+                        (Some(failed), _) => format!(
+                            "applied and no longer declared; destroying it failed in run {}: {}",
+                            failed.run, failed.says
+                        ),
+                        (None, OnDelete::Destroy) => format!(
+                            "applied and no longer declared; `onDelete: destroy` waits for `/apply {}`",
+                            id.environment
+                        ),
+                        (None, OnDelete::Orphan) => {
+                            format!("applied and no longer declared; it stays until `/destroy {id}` or `/forget {id}`")
+                        }
+                    };
+                    (Verdict::Orphaned, Some(says))
                 }
                 (Some(_), false) => {
                     (Verdict::Stalled, Some("may have been removed: a file of the state repo can't be read".into()))
@@ -206,7 +220,7 @@ impl Daemon {
                 runs,
                 stalled: Some(known),
                 all_stalled: stalled,
-                suspended: false,
+                suspended: None,
                 now,
             };
             let mut status = self.one(id, None, &of, applied);
@@ -267,7 +281,7 @@ struct Known<'a> {
     runs: &'a [Run],
     stalled: Option<&'a super::decide::Stalled>,
     all_stalled: &'a BTreeMap<InstanceId, super::decide::Stalled>,
-    suspended: bool,
+    suspended: Option<String>,
     now: DateTime<Utc>,
 }
 
@@ -281,6 +295,9 @@ impl Known<'_> {
     ) -> (Verdict, Option<String>) {
         if let Some(problem) = instance.and_then(|instance| instance.problems.first()) {
             return (Verdict::Stalled, Some(problem.to_string()));
+        }
+        if let Some(error) = self.observed.and_then(|observed| observed.error.as_ref()).filter(|e| e.kind == ANOTHER) {
+            return (Verdict::Unknown, Some(error.says.clone()));
         }
         if let Some(run) = run {
             let instance = &run.instances[id];
@@ -306,8 +323,8 @@ impl Known<'_> {
         if self.observed.is_some_and(|observed| !observed.drift.is_empty()) {
             return (Verdict::Drifted, None);
         }
-        if self.suspended {
-            return (Verdict::Suspended, None);
+        if let Some(says) = &self.suspended {
+            return (Verdict::Suspended, Some(says.clone()));
         }
         if pending {
             return (Verdict::Pending, None);

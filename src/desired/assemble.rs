@@ -227,6 +227,15 @@ impl Assembly {
                 );
             }
         }
+        if let Some((old, at)) = &document.renamed_from
+            && known.has(&InstanceId::new(&environment, old))
+        {
+            let message = format!("it is renamed from `{old}`, which is still declared in `{environment}`");
+            problems.push(
+                Problem::new("renamed-twice", &document.file, *at, message)
+                    .hint("remove the old component, or `renamedFrom`"),
+            );
+        }
         let after = self
             .desired
             .environments

@@ -30,6 +30,8 @@ pub(super) struct Document {
     pub(super) name: ComponentName,
     pub(super) name_at: Place,
     pub(super) labels: Arc<BTreeMap<String, String>>,
+    /// The name that it had before, with its place.
+    pub(super) renamed_from: Option<(ComponentName, Place)>,
     pub(super) spec: Node,
     /// What is wrong with this document alone.
     pub(super) problems: Vec<Problem>,
@@ -164,9 +166,14 @@ fn document(file: &Arc<str>, node: Node) -> Result<Document, Vec<Problem>> {
     let spec = node.get("spec").cloned().unwrap_or(Node { value: node::Kind::Null, at: node.at });
     let labels = node.get("metadata").and_then(|m| m.get("labels")).map(Node::to_json);
     let labels = labels.and_then(|labels| serde_json::from_value(labels).ok()).unwrap_or_default();
+    let renamed_from = node
+        .get("metadata")
+        .and_then(|m| m.get("renamedFrom"))
+        .and_then(|old| Some((old.text()?.parse().ok()?, old.at)));
     let mut document = Document {
         file: Arc::clone(file),
         kind,
+        renamed_from,
         name,
         name_at: name_node.at,
         labels: Arc::new(labels),

@@ -31,6 +31,8 @@ pub struct Instance {
     pub spec: Option<Arc<Component>>,
     /// For selectors.
     pub labels: Arc<BTreeMap<String, String>>,
+    /// The name that it had before (R1.10).
+    pub renamed_from: Option<InstanceId>,
     /// The outputs that it uses, of other components.
     pub references: BTreeSet<Reference>,
     /// What has to be applied before it.
@@ -76,6 +78,7 @@ pub(super) fn resolve_instance(document: &Arc<Document>, environment: &Environme
         kind: if document.spec.get("tofu").is_some() { "tofu" } else { "unknown" },
         spec: None,
         labels: Arc::clone(&document.labels),
+        renamed_from: document.renamed_from.as_ref().map(|(old, _)| InstanceId::new(environment, old)),
         references: BTreeSet::new(),
         upstreams: BTreeSet::new(),
         after: None,

@@ -211,8 +211,7 @@ pub enum DriftMode {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-not-supported-yet" = {
     "kubernetes": "this kind of component comes later", "citus": "this kind of component comes later",
-    "secret": "this kind of component comes later", "onDelete": "orphans are kept; destroying comes with `/destroy`",
-    "hooks": "hooks come later"
+    "secret": "this kind of component comes later", "hooks": "hooks come later"
 }))]
 pub struct Component {
     /// Where it is instantiated.
@@ -233,9 +232,23 @@ pub struct Component {
     /// How drift is looked for.
     #[serde(default)]
     pub drift: DriftPolicy,
+    /// What happens to what was applied, once it is no longer declared.
+    #[serde(default)]
+    pub on_delete: OnDelete,
     /// Merge patches (RFC 7396) on this spec, by environment; lists whose items have a `name` merge by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub overrides: BTreeMap<EnvironmentName, Value>,
+}
+
+/// What happens to what was applied, once it is no longer declared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum OnDelete {
+    /// It stays, until somebody destroys or forgets it.
+    #[default]
+    Orphan,
+    /// It is destroyed, dependents first.
+    Destroy,
 }
 
 /// An OpenTofu root module.
@@ -417,7 +430,6 @@ pub struct RemediationField {
 /// What every document has.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-not-supported-yet" = {"renamedFrom": "renaming comes with the rules of identity"}))]
 pub struct Metadata {
     /// The name, unique among its kind.
     #[schemars(with = "String", extend("format" = "evenkeel-name"))]
@@ -425,6 +437,10 @@ pub struct Metadata {
     /// For selectors.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// The name that a component had before: its records move to the new one when this is merged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", extend("format" = "evenkeel-name"))]
+    pub renamed_from: Option<ComponentName>,
 }
 
 /// A document of one kind; only its schema is used.

@@ -87,6 +87,20 @@ impl Selector {
     }
 }
 
+impl Selector {
+    /// As people write it: `staging/network` where it is that.
+    pub fn short(&self) -> String {
+        match self {
+            Self::Environment(name) => name.to_string(),
+            Self::And(one, two) => match (&**one, &**two) {
+                (Self::Environment(environment), Self::Component(component)) => format!("{environment}/{component}"),
+                _ => self.to_string(),
+            },
+            _ => self.to_string(),
+        }
+    }
+}
+
 impl FromStr for Selector {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self, Error> {

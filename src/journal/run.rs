@@ -1,6 +1,6 @@
 //! A run and where it stands (R5), and the journal's record.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,9 @@ pub struct Run {
     pub pull: Option<PullNumber>,
     /// The remediation that it runs, which filters it.
     pub remediation: Option<String>,
+    /// Whether it destroys what is no longer declared (R1.9).
+    #[serde(default)]
+    pub destroys: bool,
     /// Its instances.
     pub instances: BTreeMap<InstanceId, RunInstance>,
     /// When it was authorised.
@@ -62,6 +65,9 @@ pub struct RunInstance {
     pub digest: Option<Digest>,
     /// Its step.
     pub order: usize,
+    /// What comes first, among the instances of the run.
+    #[serde(default)]
+    pub after: BTreeSet<InstanceId>,
     /// In a sentence, where there is something to say.
     pub says: String,
     /// Whether anything was changed.

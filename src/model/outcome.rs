@@ -83,8 +83,10 @@ pub enum WaitingOn {
     },
     /// Somebody's `/apply`: the target already holds something that Evenkeel never applied (R1.6).
     FirstContact,
-    /// Somebody to say `suspend: false`.
+    /// Somebody's `/resume`, or another declaration.
     Suspended,
+    /// Somebody's `/confirm`: the target is not the one that was applied (R1.8).
+    Confirm,
 }
 
 /// When the same attempt may succeed.

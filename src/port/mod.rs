@@ -123,6 +123,8 @@ pub struct Job {
     pub connection: Option<String>,
     /// Whether another instance consumes its outputs.
     pub consumed: bool,
+    /// The name that it had until this is merged, under which the daemon keeps what it keeps for it (R1.10).
+    pub formerly: Option<InstanceId>,
     /// What is to be looked at.
     pub work: Work,
 }
@@ -155,6 +157,8 @@ pub struct TofuWork {
     pub backend_config: BTreeMap<String, Value>,
     /// Whether the root module says where its state is kept.
     pub declares_backend: bool,
+    /// Whether everything is to go (R1.9).
+    pub destroy: bool,
 }
 
 /// What was seen of one instance.
@@ -170,6 +174,8 @@ pub struct Observation {
     pub holds_anything: bool,
     /// The serial of the state that was read.
     pub serial: Option<u64>,
+    /// Which target it is, as far as it says: the lineage of a state (R1.8). Nothing where there is none yet.
+    pub identity: Option<String>,
     /// Warnings of the tool.
     pub warnings: Vec<String>,
 }
@@ -312,6 +318,13 @@ pub trait Target: Send + Sync {
     async fn outputs(&self, job: &Job) -> Result<BTreeMap<String, Output>, TargetError>;
     /// Forgets the work trees of a pull request that is over.
     async fn forget_pull(&self, pull: PullNumber);
+    /// Moves what the daemon keeps for an instance to another name; nothing happens where that was done before.
+    ///
+    /// # Errors
+    /// When it can't be moved.
+    async fn rename(&self, from: &InstanceId, to: &InstanceId) -> Result<(), TargetError>;
+    /// Forgets where an instance kept its state; the state itself stays where it is.
+    async fn let_go(&self, id: &InstanceId);
     /// Asks `host:port` or an address whether it answers.
     ///
     /// # Errors

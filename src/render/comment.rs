@@ -34,6 +34,9 @@ fn close(mut body: String, what: &str) -> String {
     format!("{}\n{}", body.trim_end(), marker(what))
 }
 
+/// What a plan that destroys orphans is made for.
+pub const DESTROY: &str = "destroy";
+
 fn title(plan: &Plan) -> String {
     let mut parts: Vec<String> = vec![];
     let summary = &plan.summary;
@@ -43,7 +46,8 @@ fn title(plan: &Plan) -> String {
         parts.push(format!("{} to replace", summary.replace));
     }
     parts.push(format!("{} to destroy", summary.destroy));
-    format!("### Plan for `{}` at `{}` · {}", plan.environment, plan.revision.short(), parts.join(", "))
+    let what = if plan.because == DESTROY { "Plan to destroy in" } else { "Plan for" };
+    format!("### {what} `{}` at `{}` · {}", plan.environment, plan.revision.short(), parts.join(", "))
 }
 
 /// What an instance waits on, for the table.
@@ -64,7 +68,8 @@ pub fn waiting(on: &WaitingOn) -> String {
         WaitingOn::FirstContact => {
             "somebody's `/apply`: the target already holds something that was never applied from here".into()
         }
-        WaitingOn::Suspended => "its environment to be resumed (`suspend: true`)".into(),
+        WaitingOn::Suspended => "somebody's `/resume`, or a declaration without `suspend: true`".into(),
+        WaitingOn::Confirm => "somebody's `/confirm`: the target is not the one that was applied".into(),
     }
 }
 
@@ -116,6 +121,8 @@ pub fn plan(plan: &Plan, notes: &[Note], what: &str) -> String {
     body.push_str(&plan_waits(plan));
     if plan.instances.iter().any(|instance| instance.problem.is_some()) {
         body.push_str("This plan is not complete, so it can't be applied; mend what stands above.\n");
+    } else if plan.because == DESTROY {
+        body.push_str(&format!("Digest `{}`. `/destroy` with it does this, and no more.\n", plan.digest.short()));
     } else if plan.has_work() {
         let digest = plan.digest.short();
         body.push_str(&format!("Digest `{digest}`. Apply with `/apply {}` once it is merged.\n", plan.environment));
@@ -191,6 +198,14 @@ fn plan_waits(plan: &Plan) -> String {
         .map(|(i, on)| format!("`{}`: {}", i.id.component, waiting(on)))
         .collect();
     if waits.is_empty() { String::new() } else { format!("\nWaits for: {}\n\n", waits.join(" · ")) }
+}
+
+/// Names in backticks, the first few of many.
+pub fn names(names: impl Iterator<Item = String>) -> String {
+    const SHOWN: usize = 5;
+    let all: Vec<String> = names.map(|name| format!("`{name}`")).collect();
+    let more = if all.len() > SHOWN { format!(" and {} more", all.len() - SHOWN) } else { String::new() };
+    format!("{}{more}", all.into_iter().take(SHOWN).collect::<Vec<_>>().join(", "))
 }
 
 fn list(names: &[&str]) -> String {

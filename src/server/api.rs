@@ -14,10 +14,14 @@ use serde_json::{Value, json};
 use super::{Caller, Part, Reader, Refusal, Shared};
 use crate::{
     authority::guards::Held,
-    daemon::{InstanceStatus, Status},
-    desired::{Selector, schema::Limits},
+    command::Command,
+    daemon::{InstanceStatus, Said, Status},
+    desired::{
+        Selector,
+        schema::{Limits, Verb},
+    },
     journal::{JournalRecord, Run},
-    model::{ComponentName, RunId},
+    model::{ComponentName, Duration, RunId},
     plan::Plan,
     store::AuditEntry,
 };
@@ -42,6 +46,7 @@ pub(super) fn routes() -> Router<Shared> {
         .route("/api/v1/plan", post(plan))
         .route("/api/v1/apply", post(apply))
         .route("/api/v1/propose", post(propose))
+        .route("/api/v1/commands/{verb}", post(command))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
 }
 
@@ -57,6 +62,8 @@ pub struct Ask {
     pub remediation: Option<ComponentName>,
     /// Of `propose`: what is pending, and not what drifted.
     pub apply: bool,
+    /// Of `snooze`: for how long.
+    pub lasting: Option<Duration>,
 }
 
 /// What `apply` answers.
@@ -278,6 +285,30 @@ async fn propose(
     Ok(Json(proposals.into_iter().map(|(root, proposal)| json!({"root": root, "proposal": proposal})).collect()))
 }
 
+async fn command(
+    State(door): State<Shared>,
+    Caller(who): Caller,
+    Path(verb): Path<String>,
+    Part(Json(ask)): Part<Json<Ask>>,
+) -> Result<Json<Said>, Refusal> {
+    let known = |verb: &Verb| !matches!(verb, Verb::Plan | Verb::Apply | Verb::Drift | Verb::Help);
+    let Some(verb) = serde_json::from_value::<Verb>(verb.as_str().into()).ok().filter(known) else {
+        return Err(Refusal(StatusCode::NOT_FOUND, "no-command", format!("there is no command `{verb}`")));
+    };
+    door.daemon.read_head().await?;
+    let digest = ask.digests.first().cloned();
+    let command = Command { verb, selector: selector(&ask)?, digest, lasting: ask.lasting };
+    match door.daemon.say_word(&command, &who).await {
+        Ok(said) => Ok(Json(said)),
+        Err(error) => {
+            if let crate::daemon::Error::Refused(says) = &error {
+                door.daemon.hands.store.audit(door.daemon.now(), &who.name(), "refused", "api", says).await?;
+            }
+            Err(error.into())
+        }
+    }
+}
+
 /// The API's description.
 pub fn openapi() -> Value {
     let get = |summary: &str| json!({"get": {"summary": summary, "responses": {"200": {"description": "as JSON"}, "401": {"description": "a token is needed"}}}});
@@ -285,6 +316,7 @@ pub fn openapi() -> Value {
         "selector": {"type": ["string", "null"], "description": "such as `staging` or `kind:tofu and not production`"},
         "digests": {"type": "array", "items": {"type": "string"}, "description": "the plans that were shown"},
         "remediation": {"type": ["string", "null"], "description": "a merged remediation that waits"},
+        "lasting": {"type": ["string", "null"], "description": "of `snooze`: for how long, such as `14d`"},
         "apply": {"type": "boolean", "description": "of `propose`: what is pending, and not what drifted"}}}}}});
     let post = |summary: &str| json!({"post": {"summary": summary, "security": [{"token": []}], "requestBody": ask, "responses": {"200": {"description": "as JSON"}, "401": {"description": "a token is needed"}, "409": {"description": "refused, in a sentence"}}}});
     json!({
@@ -303,6 +335,7 @@ pub fn openapi() -> Value {
             "/api/v1/drift": post("Look at the world now"),
             "/api/v1/plan": post("Plan what is pending; changes nothing"),
             "/api/v1/apply": post("Apply plans that were shown"),
+            "/api/v1/commands/{verb}": post("Another command of a comment: revert, adopt, snooze, suspend, resume, confirm, destroy, forget"),
             "/api/v1/propose": post("Look at the world now and propose to revert what drifted"),
         }
     })

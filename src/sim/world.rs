@@ -40,6 +40,8 @@ pub enum Fault {
 #[derive(Clone, Debug, Default)]
 struct TofuState {
     serial: u64,
+    /// That of each new state is another one.
+    lineage: String,
     resources: BTreeMap<String, Fields>,
     outputs: BTreeMap<String, String>,
 }
@@ -53,6 +55,7 @@ struct State {
     /// What was done, in order, since somebody asked last.
     effects: Vec<String>,
     made: u64,
+    lineages: u64,
 }
 
 /// The world. Clones are the same one.
@@ -65,7 +68,8 @@ pub struct World {
 /// Where an instance keeps its state: by the `key` of its backend's settings, else by its own name.
 fn place(job: &Job) -> String {
     let Work::Tofu(work) = &job.work;
-    work.backend_config.get("key").and_then(Value::as_str).map_or_else(|| job.instance.to_string(), str::to_owned)
+    let name = job.formerly.as_ref().unwrap_or(&job.instance);
+    work.backend_config.get("key").and_then(Value::as_str).map_or_else(|| name.to_string(), str::to_owned)
 }
 
 fn module(job: &Job, work: &TofuWork) -> Result<Module, TargetError> {
@@ -76,6 +80,18 @@ fn module(job: &Job, work: &TofuWork) -> Result<Module, TargetError> {
     };
     let content = job.content.read(&path).map_err(|error| unreadable(error.to_string()))?;
     Module::read(&String::from_utf8_lossy(&content), &work.variables).map_err(unreadable)
+}
+
+impl State {
+    /// The state at a place, made where there is none.
+    fn state_of(&mut self, place: &str) -> &mut TofuState {
+        if !self.states.contains_key(place) {
+            self.lineages += 1;
+            let lineage = format!("{:08}", self.lineages);
+            self.states.insert(place.to_owned(), TofuState { lineage, ..TofuState::default() });
+        }
+        self.states.entry(place.to_owned()).or_default()
+    }
 }
 
 impl World {
@@ -100,7 +116,7 @@ impl World {
     pub fn hold(&self, place: &str, resource: &str, field: &str, value: &str) {
         self.meddle(place, resource, field, Some(value));
         let mut state = held(&self.state);
-        let kept = state.states.entry(place.to_owned()).or_default();
+        let kept = state.state_of(place);
         kept.serial += 1;
         kept.resources.entry(resource.to_owned()).or_default().insert(field.to_owned(), value.to_owned());
     }
@@ -157,6 +173,19 @@ impl World {
         let (module, place) = (module(job, work)?, place(job));
         let kept = state.states.get(&place).cloned().unwrap_or_default();
         let live = state.live.get(&place).cloned().unwrap_or_default();
+        if work.destroy {
+            let nothing = Module::default();
+            let changes = resource_changes(&nothing, &kept, &live);
+            let holds_anything = !kept.resources.is_empty();
+            let identity = Some(kept.lineage).filter(|lineage| !lineage.is_empty());
+            return Ok(Observation {
+                changes,
+                holds_anything,
+                identity,
+                serial: Some(kept.serial),
+                ..Default::default()
+            });
+        }
         let mut changes = resource_changes(&module, &kept, &live);
         let (outputs, output_changes) = self.outputs(&module, &kept, &live, &changes);
         changes.extend(output_changes);
@@ -170,6 +199,7 @@ impl World {
             outputs,
             holds_anything: !kept.resources.is_empty(),
             serial: Some(kept.serial),
+            identity: Some(kept.lineage).filter(|lineage| !lineage.is_empty()),
             warnings: vec![],
         })
     }
@@ -243,7 +273,7 @@ impl World {
             Some(Fault::Refuses { resource, says }) => Some((resource.clone(), says.clone())),
             _ => None,
         };
-        state.states.entry(place.clone()).or_default().serial += 1;
+        state.state_of(&place).serial += 1;
         for change in changes.iter().filter(|change| change.r#type != "output") {
             let name = &change.resource;
             if let Some((_, says)) = refuses.as_ref().filter(|(resource, _)| resource == name) {
@@ -428,6 +458,18 @@ impl Target for World {
             .collect())
     }
     async fn forget_pull(&self, _: PullNumber) {}
+    async fn rename(&self, from: &InstanceId, to: &InstanceId) -> Result<(), TargetError> {
+        let mut state = held(&self.state);
+        let (from, to) = (from.to_string(), to.to_string());
+        if let Some(kept) = state.states.remove(&from) {
+            state.states.insert(to.clone(), kept);
+        }
+        if let Some(things) = state.live.remove(&from) {
+            state.live.insert(to, things);
+        }
+        Ok(())
+    }
+    async fn let_go(&self, _: &InstanceId) {}
     async fn probe(&self, http: Option<&str>, tcp: Option<&str>, _: Duration) -> Result<(), String> {
         let address = http.or(tcp).unwrap_or_default();
         if held(&self.state).silent.contains(address) { Err(format!("{address} did not answer")) } else { Ok(()) }

@@ -11,6 +11,9 @@ use crate::{
     plan::{Applied, Observed, Plan},
 };
 
+/// The sorts of records that are kept by the name of an instance.
+const OF_INSTANCES: [&str; 5] = ["stalled", "snooze", "identity", "suspended", "reverted"];
+
 /// From when until when.
 pub type Span = (DateTime<Utc>, Option<DateTime<Utc>>);
 
@@ -157,6 +160,58 @@ impl Store {
             Ok((parse_stamp(attempt, row.get(0))?, until.map(|until| parse_stamp(attempt, &until)).transpose()?))
         };
         rows.iter().map(span).collect()
+    }
+
+    /// Forgets an instance that is destroyed or let go; that it was applied stays a fact.
+    ///
+    /// # Errors
+    /// When the store can't be written; then nothing of it is forgotten.
+    pub async fn let_go(&self, id: &InstanceId, now: DateTime<Utc>) -> Result<(), Error> {
+        let attempt = "forget an instance";
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(statement(attempt))?;
+        let sorts = OF_INSTANCES.map(|sort| format!("'{sort}'")).join(", ");
+        let records = format!("DELETE FROM records WHERE sort IN ({sorts}) AND name = ?");
+        for sql in [
+            "DELETE FROM applied WHERE instance = ?",
+            "DELETE FROM observations WHERE instance = ?",
+            "DELETE FROM begun WHERE instance = ?",
+        ] {
+            sqlx::query(sql).bind(id.to_string()).execute(&mut *transaction).await.map_err(statement(attempt))?;
+        }
+        sqlx::query(sqlx::AssertSqlSafe(records))
+            .bind(id.to_string())
+            .execute(&mut *transaction)
+            .await
+            .map_err(statement(attempt))?;
+        sqlx::query("UPDATE had_applied SET until = ? WHERE instance = ? AND until IS NULL")
+            .bind(stamp(now))
+            .bind(id.to_string())
+            .execute(&mut *transaction)
+            .await
+            .map_err(statement(attempt))?;
+        transaction.commit().await.map_err(statement(attempt))
+    }
+
+    /// Moves what is remembered of an instance to another name.
+    ///
+    /// # Errors
+    /// When the store can't be written; then nothing is moved.
+    pub async fn rename(&self, from: &InstanceId, to: &InstanceId) -> Result<(), Error> {
+        let attempt = "rename an instance";
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(statement(attempt))?;
+        let sorts = OF_INSTANCES.map(|sort| format!("'{sort}'")).join(", ");
+        let tables = ["applied", "observations", "begun", "had_applied"]
+            .map(|table| format!("UPDATE OR REPLACE {table} SET instance = ?2 WHERE instance = ?1"));
+        let records = format!("UPDATE OR REPLACE records SET name = ?2 WHERE sort IN ({sorts}) AND name = ?1");
+        for sql in tables.into_iter().chain([records]) {
+            sqlx::query(sqlx::AssertSqlSafe(sql))
+                .bind(from.to_string())
+                .bind(to.to_string())
+                .execute(&mut *transaction)
+                .await
+                .map_err(statement(attempt))?;
+        }
+        transaction.commit().await.map_err(statement(attempt))
     }
 
     /// Begins the time anew for which an instance has stayed healthy with what it has applied.

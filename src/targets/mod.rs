@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, time::Duration};
 use async_trait::async_trait;
 
 use crate::{
-    model::PullNumber,
+    model::{InstanceId, PullNumber},
     port::{Job, Observation, Output, Prepared, Progress, Target, TargetError, Work},
 };
 
@@ -51,6 +51,12 @@ impl Target for Targets {
     }
     async fn forget_pull(&self, pull: PullNumber) {
         self.tofu.forget_pull(pull).await;
+    }
+    async fn rename(&self, from: &InstanceId, to: &InstanceId) -> Result<(), TargetError> {
+        self.tofu.rename(from, to)
+    }
+    async fn let_go(&self, id: &InstanceId) {
+        self.tofu.let_go(id);
     }
     async fn probe(&self, http: Option<&str>, tcp: Option<&str>, timeout: Duration) -> Result<(), String> {
         probe::probe(http, tcp, timeout).await

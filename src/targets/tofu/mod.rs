@@ -14,6 +14,7 @@ pub mod drift;
 mod observe;
 pub mod plan;
 mod program;
+mod rename;
 mod verify;
 mod worktree;
 

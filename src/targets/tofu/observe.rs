@@ -11,6 +11,7 @@ use std::{
     sync::Arc,
 };
 
+use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit};
 
@@ -21,7 +22,7 @@ use super::{
     worktree,
 };
 use crate::{
-    model::{Digester, Retry},
+    model::{Digester, InstanceId, Retry},
     port::{Job, Observation, TargetError, TofuWork},
 };
 
@@ -112,8 +113,8 @@ impl Tofu {
             .settings
             .data
             .join("states")
-            .join(job.instance.environment.as_str())
-            .join(job.instance.component.as_str());
+            .join(kept_as(job).environment.as_str())
+            .join(kept_as(job).component.as_str());
         worktree::private_folder(&folder)?;
         let quoted = |path: PathBuf| serde_json::Value::String(path.display().to_string()).to_string();
         let text = format!(
@@ -197,7 +198,7 @@ impl Tofu {
     fn claim(&self, job: &Job, work: &TofuWork) -> Result<(), TargetError> {
         let place = self.state_place(job, work)?;
         if job.r#use != crate::port::Use::Applied
-            && let Ok(before) = std::fs::read_to_string(self.instance_path(&job.instance).join(STATE_PLACE))
+            && let Ok(before) = std::fs::read_to_string(self.instance_path(kept_as(job)).join(STATE_PLACE))
             && before != place
         {
             let message = format!(
@@ -206,7 +207,7 @@ impl Tofu {
             );
             return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("state-moved", message) });
         }
-        if work.declares_backend { self.claim_backend(&place, &job.instance) } else { Ok(()) }
+        if work.declares_backend { self.claim_backend(&place, kept_as(job)) } else { Ok(()) }
     }
 
     /// Remembers where an apply leaves the state.
@@ -270,6 +271,9 @@ impl Tofu {
             Observation { holds_anything: true, ..Observation::default() }
         };
         observation.warnings = said.warnings;
+        observation.identity = lineage(&ready.plan).map_err(|why| {
+            TargetError::new("plan-unreadable", format!("the plan of `{}` could not be read: {why}", job.instance))
+        })?;
         if !found && job.consumed {
             observation.outputs = self.read_outputs(job, ready, apply).await?;
         }
@@ -298,6 +302,9 @@ impl Tofu {
         } else {
             "-lock=false".into()
         });
+        if work.destroy {
+            arguments.push("-destroy".into());
+        }
         for path in &work.var_files {
             arguments.push(format!("-var-file={}", self.tree_path(job).join(path).display()));
         }
@@ -320,6 +327,26 @@ impl Tofu {
         let json: PlanJson = serde_json::from_slice(&said.stdout).map_err(|error| unreadable(error.to_string()))?;
         plan::observation(&json, &self.seal, &self.redactor).map_err(unreadable)
     }
+}
+
+/// The name under which the daemon keeps what it keeps for an instance.
+fn kept_as(job: &Job) -> &InstanceId {
+    job.formerly.as_ref().unwrap_or(&job.instance)
+}
+
+#[derive(Deserialize)]
+struct Lineage {
+    lineage: String,
+}
+
+/// The lineage of the state that a saved plan was made from: that of each new state is another one. Nothing where there
+/// is no state yet, or where it is encrypted.
+fn lineage(plan: &Path) -> Result<Option<String>, String> {
+    let file = std::fs::File::open(plan).map_err(|error| error.to_string())?;
+    let mut archive = zip::ZipArchive::new(file).map_err(|error| error.to_string())?;
+    let Ok(state) = archive.by_name("tfstate") else { return Ok(None) };
+    let found: Option<Lineage> = serde_json::from_reader(state).ok();
+    Ok(found.map(|found| found.lineage).filter(|lineage| !lineage.is_empty()))
 }
 
 fn needs_init(diagnostic: &crate::port::Diagnostic) -> bool {

@@ -156,6 +156,7 @@ pub fn observation(plan: &PlanJson, seal: &Seal, redactor: &Redactor) -> Result<
         outputs,
         holds_anything,
         serial: None,
+        identity: None,
         warnings: vec![],
     })
 }

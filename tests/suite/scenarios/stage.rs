@@ -19,7 +19,7 @@ spec:
   permissions:
     - { allow: [plan, drift, help], to: ["permission:write"] }
     - { allow: [apply, revert, adopt, snooze, suspend, resume], to: ["team:platform", "token:local"] }
-    - { allow: [confirm, destroy, forget], to: ["team:platform"] }
+    - { allow: [confirm, destroy, forget], to: ["team:platform", "token:local"] }
   defaults: { drift: { every: 15m } }
 "#;
 
@@ -233,6 +233,16 @@ impl Stage {
                 let selector = rest.parse().map_err(|_| "no selector")?;
                 let done = self.daemon.propose_apply(Some(&selector), &local()).await;
                 return Ok(done.err().map(|error| error.to_string()).into_iter().collect());
+            }
+            "say" => {
+                let parsed = evenkeel::command::parse(&format!("/{rest}")).into_iter().next().ok_or("no command")?;
+                let command = parsed.map_err(|unclear| unclear.0)?;
+                return Ok(match self.daemon.say_word(&command, &local()).await {
+                    Ok(said) => std::iter::once(said.says)
+                        .chain(said.plans.iter().map(|plan| format!("digest {}", plan.digest.short())))
+                        .collect(),
+                    Err(error) => vec![error.to_string()],
+                });
             }
             "restart" => {
                 self.daemon = start(&self.repository, &self.forge, &self.world, &self.store, &self.clock, &self.seal);

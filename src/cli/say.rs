@@ -1,0 +1,90 @@
+//! The commands of comments that have no other subcommand (R6.9): `suspend`, `snooze`, `destroy` and the like.
+
+use clap::Args;
+
+use super::{
+    Done, Failure, Format, Global,
+    apply::{confirmed, follow_all},
+    client::Client,
+    drift::selector,
+    output, plan,
+};
+use crate::{daemon::Said, desired::schema::Verb, model::Duration, render::plain, server::Ask};
+
+/// What is meant.
+#[derive(Args, Debug)]
+pub(crate) struct Words {
+    /// Which instances, such as `staging/network`
+    #[arg(required = true)]
+    selector: Vec<String>,
+}
+
+/// Leave the drift that is observed alone for a while.
+#[derive(Args, Debug)]
+pub(crate) struct Snooze {
+    #[command(flatten)]
+    words: Words,
+    /// For how long, such as `14d`; 30 days where it is not given
+    #[arg(long = "for", value_name = "DURATION")]
+    lasting: Option<Duration>,
+}
+
+/// Destroy what is applied and no longer declared.
+#[derive(Args, Debug)]
+pub(crate) struct Destroy {
+    #[command(flatten)]
+    words: Words,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
+
+async fn ask(global: &Global, verb: Verb, ask: &Ask) -> Result<Said, Failure> {
+    Client::new(global)?.post(&format!("/api/v1/commands/{}", verb.word()), ask).await
+}
+
+fn ask_for(words: &Words) -> Result<Ask, Failure> {
+    let selector = selector(&words.selector)?.map(|selector| selector.to_string());
+    Ok(Ask { selector, ..Ask::default() })
+}
+
+fn tell(global: &Global, verb: Verb, said: &Said) -> Result<(), Failure> {
+    match global.output {
+        Format::Text => output::text(&plain(&said.says)),
+        format => output::answer(format, &verb.word(), &serde_json::to_value(said)?)?,
+    }
+    Ok(())
+}
+
+pub(super) async fn run(global: &Global, verb: Verb, words: &Words) -> Done {
+    let said = ask(global, verb, &ask_for(words)?).await?;
+    tell(global, verb, &said)?;
+    Ok(0)
+}
+
+pub(super) async fn snooze(global: &Global, args: &Snooze) -> Done {
+    let said = ask(global, Verb::Snooze, &Ask { lasting: args.lasting, ..ask_for(&args.words)? }).await?;
+    tell(global, Verb::Snooze, &said)?;
+    Ok(0)
+}
+
+pub(super) async fn destroy(global: &Global, args: &Destroy) -> Done {
+    let first = ask_for(&args.words)?;
+    let shown = ask(global, Verb::Destroy, &first).await?;
+    let digests: Vec<String> = shown.plans.iter().map(|plan| plan.digest.to_string()).collect();
+    if global.output == Format::Text {
+        output::note(shown.plans.iter().map(plan::text).collect::<Vec<_>>().join("\n").trim_end());
+    }
+    if digests.len() > 1 {
+        let says = "that is of more than one environment";
+        return Err(Failure { code: 64, ..Failure::new(says).hint("destroy one environment after the other") });
+    }
+    if !args.yes && !confirmed("Destroy this?")? {
+        return Err(Failure::new("nothing was destroyed"));
+    }
+    let said = ask(global, Verb::Destroy, &Ask { digests, ..first }).await?;
+    if global.output == Format::Text {
+        tell(global, Verb::Destroy, &said)?;
+    }
+    follow_all(global, "destroy", &said.runs).await
+}
