@@ -3,6 +3,7 @@
 //! Decides nothing. The traits speak in the words of the house, so that a simulated world can stand behind them.
 //! *Invariant:* no third party's type appears in a signature here.
 
+mod overlay;
 mod repository;
 
 use std::{any::Any, collections::BTreeMap, fmt, sync::Arc, time::Duration};
@@ -13,6 +14,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use overlay::Overlay;
 pub use repository::{Commit, Merged, Repository, RepositoryError};
 
 use crate::model::{Backoff, Drift, InstanceId, PullNumber, ResourceChange, Retry, Revision, Seal};
@@ -174,6 +176,8 @@ pub struct Observation {
     pub holds_anything: bool,
     /// The serial of the state that was read.
     pub serial: Option<u64>,
+    /// The variables that attributes come straight from, by resource and attribute.
+    pub origins: BTreeMap<String, BTreeMap<String, String>>,
     /// Which target it is, as far as it says: the lineage of a state (R1.8). Nothing where there is none yet.
     pub identity: Option<String>,
     /// Warnings of the tool.

@@ -20,6 +20,8 @@ pub(super) struct FieldSpec {
     pub(super) value: Option<String>,
     /// Whether a change replaces the resource.
     pub(super) replaces: bool,
+    /// The variable that it refers to and to nothing else.
+    pub(super) origin: Option<String>,
 }
 
 /// An output.
@@ -70,7 +72,9 @@ impl Module {
         let (resource, field) = left.split_once('.').ok_or_else(|| format!("`{left}` is not RESOURCE.FIELD"))?;
         let (right, replaces) = right.strip_suffix('!').map_or((right, false), |right| (right.trim(), true));
         let value = if right == "?" { None } else { Some(filled(right, variables)?) };
-        self.resources.entry(resource.into()).or_default().insert(field.into(), FieldSpec { value, replaces });
+        // As tofu tells it: a text with one variable in it looks like the variable itself.
+        let origin = right.split_once("${var.").and_then(|(_, rest)| rest.split_once('}')).map(|(name, _)| name.to_owned());
+        self.resources.entry(resource.into()).or_default().insert(field.into(), FieldSpec { value, replaces, origin });
         Ok(())
     }
 }

@@ -193,7 +193,9 @@ impl World {
         let adopt_only = adopt_only
             .filter_map(|name| meddled(name, &kept.resources[name], live.get(name)?, module.resources.get(name)?))
             .collect();
+        let origins = origins(&module, &changes);
         Ok(Observation {
+            origins,
             changes,
             adopt_only,
             outputs,
@@ -378,6 +380,18 @@ fn resource_changes(module: &Module, kept: &TofuState, live: &BTreeMap<String, F
         }
     }
     changes
+}
+
+fn origins(module: &Module, changes: &[ResourceChange]) -> BTreeMap<String, BTreeMap<String, String>> {
+    let of = |change: &ResourceChange| {
+        let specs = module.resources.get(&change.resource)?;
+        let found = change.fields.iter().filter_map(|field| {
+            let name = field.path.trim_start_matches('/');
+            Some((name.to_owned(), specs.get(name)?.origin.clone()?))
+        });
+        Some((change.resource.clone(), found.collect()))
+    };
+    changes.iter().filter_map(of).collect()
 }
 
 /// What somebody changed of a thing that the module does not set.

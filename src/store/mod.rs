@@ -14,7 +14,7 @@ use std::{path::Path, str::FromStr, time::Duration};
 use chrono::{DateTime, Utc};
 use serde::{Serialize, de::DeserializeOwned};
 use sqlx::{
-    Row, SqlitePool,
+    Connection, Row, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
@@ -142,10 +142,15 @@ impl Store {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT);
+        // The mode stays with the file. It is set by one connection alone, because SQLite refuses it at once, and does
+        // not wait, where two of a pool ask for it side by side.
+        let opened = |source| Error::Open { path: shown.clone(), source };
+        let first = options.clone().journal_mode(SqliteJournalMode::Wal);
+        let first = SqliteConnection::connect_with(&first).await.map_err(opened)?;
+        first.close().await.map_err(opened)?;
         Self::connect(options, CONNECTIONS_MAX, &shown).await
     }
 

@@ -249,3 +249,14 @@ async fn r3_5_what_was_applied_is_a_fact_with_its_time() {
     store.advance(&id, &applied(one, 40), &observed(40)).await.unwrap();
     assert_eq!(store.had_applied(&id, one).await.unwrap(), [(at(40), None), (at(20), Some(at(30)))]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fresh_store_opens_however_its_connections_meet() {
+    for _ in 0..20 {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("evenkeel.db");
+        let store = Store::open(&path).await.unwrap();
+        store.check().await.unwrap();
+        store.close().await;
+    }
+}

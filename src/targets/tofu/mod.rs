@@ -12,6 +12,7 @@
 mod apply;
 pub mod drift;
 mod observe;
+mod origin;
 pub mod plan;
 mod program;
 mod rename;

@@ -1,7 +1,7 @@
 //! The plan JSON of tofu to changes, and changes to an action. Pure.
 //!
 //! Decides which values may be shown. Reads by allow-list: `variables`, `prior_state`, `planned_values` and
-//! `configuration` are never looked at for values. A value that the plan marks sensitive is masked here, before it
+//! `configuration` are never looked at for values; the last one says where they come from. A value that the plan marks sensitive is masked here, before it
 //! leaves this folder; what stands for it in a digest is an HMAC (R2.3).
 
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::drift;
+use super::{drift, origin};
 use crate::{
     model::{
         Action, Change, Digest, Field, InstanceId, Overwrite, Redactor, ResourceChange, Seal,
@@ -31,6 +31,9 @@ pub struct PlanJson {
     output_changes: BTreeMap<String, RawChange>,
     #[serde(default)]
     prior_state: Option<PriorState>,
+    /// Read for where attributes come from, never for values.
+    #[serde(default)]
+    configuration: Value,
     #[serde(default)]
     errored: bool,
 }
@@ -152,6 +155,7 @@ pub fn observation(plan: &PlanJson, seal: &Seal, redactor: &Redactor) -> Result<
         .is_some_and(Module::holds_anything);
     Ok(Observation {
         adopt_only: drift::adopt_only(plan, &changes, seal, redactor),
+        origins: origin::of(&plan.configuration, &changes),
         changes,
         outputs,
         holds_anything,
