@@ -10,6 +10,7 @@
 //! takes the place of what still waits (R5.3). *Race:* a drift pass during a run: what the run still has to touch is
 //! left alone until it ended (R5.2).
 
+mod adopt;
 mod advance;
 mod approvals;
 mod commands;

@@ -12,7 +12,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Daemon, Error, Head, Wake, pass,
+    Daemon, Error, Head, Wake,
+    adopt::Edits,
+    pass,
     remediation::remediation_path,
     snooze::{SNOOZE, Snooze},
 };
@@ -47,6 +49,9 @@ pub(super) struct Proposal {
     /// Whether somebody's commits are on its branch: then we write on top of it.
     #[serde(default)]
     pub(super) shared: bool,
+    /// Whether it edits the declarations (R4.3).
+    #[serde(default)]
+    pub(super) adopts: bool,
 }
 
 /// Where the proposal of a group stands.
@@ -64,6 +69,8 @@ struct Written {
     cuts: BTreeMap<InstanceId, Digest>,
     /// On top of somebody's commits.
     onto: Option<Revision>,
+    /// The edits of the declarations, where it adopts.
+    edits: Option<Edits>,
 }
 
 impl Daemon {
@@ -100,7 +107,11 @@ impl Daemon {
     }
 
     /// The instances whose drift is to be proposed: observed, revertible, not held by a run or a merged remediation.
-    async fn drifted(self: &Arc<Self>, head: &Head, environment: &EnvironmentName) -> Result<Vec<Drifted>, Error> {
+    pub(super) async fn drifted(
+        self: &Arc<Self>,
+        head: &Head,
+        environment: &EnvironmentName,
+    ) -> Result<Vec<Drifted>, Error> {
         let observed = self.store().all_observed().await?;
         let open = self.store().open_runs().await?;
         let stalled = self.stalled().await?;
@@ -145,16 +156,16 @@ impl Daemon {
     }
 
     /// Where the proposal of a group stands: whether there is anything to write, and what somebody cut from it.
-    async fn stand(self: &Arc<Self>, group: &Group, known: &Proposal) -> Result<Stand, Error> {
+    async fn stand(self: &Arc<Self>, group: &Group, known: &Proposal, adopts: bool) -> Result<Stand, Error> {
         let Some(forge) = self.hands.forge.clone() else { return Ok(Stand::Settled) };
         let pull = forge.get_pull(known.pull).await?;
         if pull.merged_as.is_some() {
             // Merged: the remediation decides now, and a later drift is another proposal.
-            self.store().remove("proposal", &group.key()).await?;
+            self.drop_proposal(&group.key()).await?;
             self.queue.wake(Wake::Git, "a remediation was merged");
             return Ok(Stand::Settled);
         }
-        if known.digest == group.digest {
+        if known.digest == group.digest && known.adopts == adopts {
             if !pull.open {
                 self.proposal_closed(&pull).await?;
             }
@@ -166,6 +177,10 @@ impl Daemon {
         if pull.head == known.pushed {
             let on_top = Stand::Cut { cuts: BTreeMap::new(), onto: pull.head };
             return Ok(if known.shared { on_top } else { Stand::Ours });
+        }
+        if known.adopts {
+            tracing::info!(pull = pull.number.0, "the proposal's branch has somebody's commits and is left alone");
+            return Ok(Stand::Settled);
         }
         match self.cuts(&pull, known).await? {
             Ok(cuts) => Ok(Stand::Cut { cuts, onto: pull.head }),
@@ -233,9 +248,10 @@ impl Daemon {
         let known = all.iter().find(|(key, _)| *key == group.key()).map(|(_, proposal)| proposal);
         let mut cuts = known.map(|known| known.cuts.clone()).unwrap_or_default();
         let mut onto = None;
+        let adopts = self.adopts(&group.key()).await?;
         match known {
             None => cuts.extend(self.cuts_before(group, all).await?),
-            Some(known) => match self.stand(group, known).await? {
+            Some(known) => match self.stand(group, known, adopts).await? {
                 Stand::Settled => return Ok(()),
                 Stand::Ours => {}
                 Stand::Cut { cuts: more, onto: theirs } => {
@@ -253,7 +269,21 @@ impl Daemon {
         if left.drifted.is_empty() {
             return Ok(());
         }
-        self.write_proposal(head, group, &left, known, Written { cuts, onto }).await
+        let mut edits = None;
+        if adopts {
+            match self.adopt(head, group).await? {
+                Ok(found) => edits = Some(found),
+                Err(why) => {
+                    self.store().remove("direction", &group.key()).await?;
+                    if let Some(known) = known {
+                        let says = format!("Not adopted any more: {why}. Merging this reverts the drift.");
+                        self.say_on(known.pull, "not-adopted", &says, None).await?;
+                    }
+                }
+            }
+        }
+        let left = if edits.is_some() { group.clone() } else { left };
+        self.write_proposal(head, group, &left, known, Written { cuts, onto, edits }).await
     }
 
     /// Writes the branch and the pull request of what is left of a group.
@@ -283,7 +313,13 @@ impl Daemon {
         let mut files = vec![(path.clone(), Some(text))];
         let spent = self.spent_files(head, &group.environment).await?;
         files.extend(spent.into_iter().filter(|spent| *spent != path).map(|spent| (spent, None)));
-        let title = comment::proposal_title(group);
+        let adopts = written.edits.is_some();
+        let edited: Vec<String> = written.edits.iter().flat_map(|edits| edits.keys().cloned()).collect();
+        if let Some(edits) = written.edits {
+            files = edits.into_iter().map(|(path, text)| (path, Some(text))).collect();
+            files.extend(written.onto.as_ref().map(|_| (path.clone(), None)));
+        }
+        let title = comment::proposal_title(group, adopts);
         self.use_git_token().await?;
         let branch = whole.branch();
         let there = self.hands.repository.fetch(&format!("refs/heads/{branch}")).await?;
@@ -293,17 +329,28 @@ impl Daemon {
         }
         let base = written.onto.as_ref().unwrap_or(&head.revision);
         let pushed = self.hands.repository.push(&branch, base, there.as_ref(), files, &title).await?;
-        let body = self.hands.redactor.redact(&comment::proposal(
-            group,
-            &path,
-            &format!("at {}", observed_at.format("%Y-%m-%d %H:%M UTC")),
-        ));
+        let observed = format!("at {}", observed_at.format("%Y-%m-%d %H:%M UTC"));
+        let body = if adopts {
+            comment::adoption(group, &edited, &observed)
+        } else {
+            comment::proposal(group, &path, &observed)
+        };
+        let body = self.hands.redactor.redact(&body);
         let pull = forge.ensure_pull(&branch, &self.settings.branch, &title, &body).await?;
         let instances = whole.drifted.iter().map(|one| one.id.clone()).collect();
         let actions = group.drifted.iter().map(|one| (one.id.clone(), one.action.digest)).collect();
         let shared = written.onto.is_some();
-        let proposal =
-            Proposal { pull, digest: whole.digest, name, pushed, instances, actions, cuts: written.cuts, shared };
+        let proposal = Proposal {
+            pull,
+            digest: whole.digest,
+            name,
+            pushed,
+            instances,
+            actions,
+            cuts: written.cuts,
+            shared,
+            adopts,
+        };
         self.keep_proposed(&proposal).await?;
         self.store().put("proposal", &key, now, &proposal).await?;
         self.store().audit(now, "evenkeel", "propose", &format!("pull/{}", pull.0), &title).await?;
@@ -391,7 +438,7 @@ impl Daemon {
                 self.hands.repository.delete_branch(&pull.branch).await?;
             }
         }
-        self.store().remove("proposal", key).await?;
+        self.drop_proposal(key).await?;
         Ok(())
     }
 
@@ -407,7 +454,7 @@ impl Daemon {
                 let snooze = Snooze { action, until: self.now() + SNOOZE, by: "somebody".into(), because };
                 self.snooze(&id, &snooze).await?;
             }
-            self.store().remove("proposal", &key).await?;
+            self.drop_proposal(&key).await?;
         }
         Ok(())
     }

@@ -164,7 +164,7 @@ impl Daemon {
         if (seen.planned.as_ref() == Some(&now) && !seen.again && !seen.lacks) || pull.draft {
             return Ok(());
         }
-        if let Some(proposal) = self.proposal_of(pull.number).await? {
+        if let Some(proposal) = self.proposal_of(pull.number).await?.filter(|proposal| !proposal.adopts) {
             // The description of one with nobody else's commits is its plan.
             let (state, says) = if proposal.pushed == pull.head {
                 ("success", "the plan stands in the description".into())

@@ -67,6 +67,7 @@ impl Daemon {
             Verb::Resume => self.resume(head, &meant, selector, who).await?,
             Verb::Snooze => self.snooze_now(&meant, command, who).await?,
             Verb::Confirm => self.confirm(&meant, who).await?,
+            Verb::Adopt | Verb::Revert => self.turn(head, &meant, command.verb, who).await?,
             Verb::Forget => self.forget(head, &meant, who).await?,
             Verb::Destroy => {
                 let digests: Vec<String> = command.digest.iter().cloned().collect();

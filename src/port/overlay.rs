@@ -22,7 +22,9 @@ impl Overlay {
     fn seen(&self, path: &str, entry: Entry) -> Entry {
         let below = format!("{path}/");
         let id = match (self.edits.get(path), entry.sort) {
-            (Some(bytes), Sort::File | Sort::Program) => format!("edited-{}", Digester::new("file").field(bytes).finish()),
+            (Some(bytes), Sort::File | Sort::Program) => {
+                format!("edited-{}", Digester::new("file").field(bytes).finish())
+            }
             (None, Sort::Folder) if path.is_empty() || self.edits.keys().any(|edited| edited.starts_with(&below)) => {
                 String::new()
             }

@@ -4,6 +4,8 @@
 //! lets through. The file is a filter, never a source of arguments.
 //! Never proposes what no apply would change.
 
+pub mod adopt;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};

@@ -294,10 +294,11 @@ pub fn run(run: &Run) -> String {
 }
 
 /// The title of a remediation pull request.
-pub fn proposal_title(group: &Group) -> String {
+pub fn proposal_title(group: &Group, adopts: bool) -> String {
     let count = group.drifted.len();
     let more = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
-    format!("Revert drift in {}/{}{more}", group.environment, group.root)
+    let what = if adopts { "Adopt" } else { "Revert" };
+    format!("{what} drift in {}/{}{more}", group.environment, group.root)
 }
 
 /// The description of a remediation pull request.
@@ -306,6 +307,26 @@ pub fn proposal(group: &Group, path: &str, observed: &str) -> String {
         "The world no longer is what was applied in `{}`. Merging this returns it: the actions in `{path}` are planned afresh and run, and no others. Delete a whole action from the file to leave that drift alone.\n\nSeen {observed}.\n\n",
         group.environment
     );
+    body.push_str(&drift_diffs(group));
+    body.push_str("`-` is what was observed, `+` is what was applied and would be again. Closing this unmerged leaves the drift as it is; `/adopt` makes this declare what was observed instead, where that can be done.\n");
+    close(body, &proposal_marker(&group.environment, group.root.as_str(), &group.digest))
+}
+
+/// The description of a pull request that declares what was observed.
+pub fn adoption(group: &Group, files: &[String], observed: &str) -> String {
+    let files = names(files.iter().cloned());
+    let mut body = format!(
+        "The world no longer is what was applied in `{}`. Merging this declares what was observed, in {files}; nothing else is made from something else, and a plan of it is empty.\n\nSeen {observed}.\n\n",
+        group.environment
+    );
+    body.push_str(&drift_diffs(group));
+    body.push_str("`-` is what was observed and would be declared, `+` is what was applied. `/revert` makes this return the world instead.\n");
+    close(body, &proposal_marker(&group.environment, group.root.as_str(), &group.digest))
+}
+
+/// What drifted, instance by instance.
+fn drift_diffs(group: &Group) -> String {
+    let mut body = String::new();
     for one in &group.drifted {
         let resources: Vec<&ResourceChange> = one.action.resources.iter().collect();
         body.push_str(&format!("**`{}`**: {}\n\n````diff\n", one.id, drift_counts(&resources)));
@@ -323,8 +344,7 @@ pub fn proposal(group: &Group, path: &str, observed: &str) -> String {
         }
         body.push_str("\n````\n\n");
     }
-    body.push_str("`-` is what was observed, `+` is what was applied and would be again. Closing this unmerged leaves the drift as it is.\n");
-    close(body, &proposal_marker(&group.environment, group.root.as_str(), &group.digest))
+    body
 }
 
 fn drift_counts(resources: &[&ResourceChange]) -> String {

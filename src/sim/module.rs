@@ -73,7 +73,8 @@ impl Module {
         let (right, replaces) = right.strip_suffix('!').map_or((right, false), |right| (right.trim(), true));
         let value = if right == "?" { None } else { Some(filled(right, variables)?) };
         // As tofu tells it: a text with one variable in it looks like the variable itself.
-        let origin = right.split_once("${var.").and_then(|(_, rest)| rest.split_once('}')).map(|(name, _)| name.to_owned());
+        let origin =
+            right.split_once("${var.").and_then(|(_, rest)| rest.split_once('}')).map(|(name, _)| name.to_owned());
         self.resources.entry(resource.into()).or_default().insert(field.into(), FieldSpec { value, replaces, origin });
         Ok(())
     }

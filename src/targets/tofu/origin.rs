@@ -89,7 +89,14 @@ mod tests {
         assert_eq!(of("thing.a", "size").as_deref(), Some("size"));
         assert_eq!(of("thing.a[\"x.y]\"]", "size").as_deref(), Some("size"));
         assert_eq!(of("module.net[0].thing.b", "cidr").as_deref(), Some("range"));
-        for (address, attribute) in [("thing.a", "name"), ("thing.a", "zone"), ("thing.a", "tag"), ("module.net.thing.b", "x"), ("thing.c", "size"), ("module.gone.thing.b", "cidr")] {
+        for (address, attribute) in [
+            ("thing.a", "name"),
+            ("thing.a", "zone"),
+            ("thing.a", "tag"),
+            ("module.net.thing.b", "x"),
+            ("thing.c", "size"),
+            ("module.gone.thing.b", "cidr"),
+        ] {
             assert_eq!(of(address, attribute), None, "{address} {attribute}");
         }
     }
