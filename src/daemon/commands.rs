@@ -72,6 +72,11 @@ impl Daemon {
                 continue;
             }
             self.upstreams_selected(head, &environment, &pending).await?;
+            if let Some(number) = self.carrier(head, &environment, &pending).await?.filter(|n| *n != seen.pull.number) {
+                return Err(Error::Refused(format!(
+                    "Nothing was applied: superseded by {number}, which carries the plan of all that is pending in `{environment}`; say `/apply {environment}` there."
+                )));
+            }
             let shown =
                 self.store().last_plan(&pull_subject(seen.pull.number, &environment), Some(written.created_at)).await?;
             let Some((plan, at)) = shown else { return Err(self.no_plan_here(head, seen, &environment).await?) };
@@ -229,6 +234,7 @@ impl Daemon {
             pull,
             remediation: None,
             destroys: false,
+            by_drift: false,
         };
         self.create_runs(head, authorised).await
     }

@@ -321,7 +321,9 @@ pub(super) fn environments(ids: &BTreeSet<InstanceId>) -> BTreeSet<EnvironmentNa
 pub(super) fn matched_nothing(head: &Head, selector: Option<&Selector>) -> String {
     let names: Vec<String> = head.desired.environments.keys().map(|name| format!("`{name}`")).collect();
     match selector {
-        Some(selector) => format!("`{selector}` matches no instance; the environments are {}.", names.join(", ")),
+        Some(selector) => {
+            format!("`{}` matches no instance; the environments are {}.", selector.short(), names.join(", "))
+        }
         None => "There is no instance to look at.".into(),
     }
 }

@@ -44,6 +44,8 @@ pub(super) struct Authorised {
     pub(super) remediation: Option<String>,
     /// Whether it destroys what is no longer declared.
     pub(super) destroys: bool,
+    /// Whether it reverts drift by the declaration's own word.
+    pub(super) by_drift: bool,
 }
 
 impl Daemon {
@@ -89,9 +91,7 @@ impl Daemon {
             .into_iter()
             .filter(|id| {
                 let digest = head.instance(id).and_then(|instance| instance.digest);
-                let held = open
-                    .iter()
-                    .any(|run| run.holds(id) && run.remediation.is_none() && run.instances[id].digest == digest);
+                let held = open.iter().any(|run| run.holds(id) && !run.reverts() && run.instances[id].digest == digest);
                 // After a failure only another content is a newer merge; the same one waits for `/apply`.
                 let failed = stalled.get(&id.to_string()).is_some_and(|stalled| stalled.digest == digest);
                 !held && !failed
@@ -121,6 +121,7 @@ impl Daemon {
             pull,
             remediation: None,
             destroys: false,
+            by_drift: false,
         };
         self.create_runs(head, authorised).await.map(drop)
     }
@@ -214,8 +215,18 @@ impl Daemon {
 
     /// Numbers a run, takes the place of runs that wait for the same instances (R5.3), and starts it.
     pub(super) async fn create_run(self: &Arc<Self>, head: &Arc<Head>, authorised: Authorised) -> Result<RunId, Error> {
-        let Authorised { environment, instances, approved, because, principal, by_merge, pull, remediation, destroys } =
-            authorised;
+        let Authorised {
+            environment,
+            instances,
+            approved,
+            because,
+            principal,
+            by_merge,
+            pull,
+            remediation,
+            destroys,
+            by_drift,
+        } = authorised;
         let applied = self.store().all_applied().await?;
         let first = |id: &InstanceId| match head.instance(id) {
             Some(instance) => instance.upstreams.clone(),
@@ -238,6 +249,7 @@ impl Daemon {
             by_merge,
             pull,
             remediation,
+            by_drift,
             destroys,
             instances: rows.collect(),
             created_at: self.now(),
@@ -264,7 +276,7 @@ impl Daemon {
     /// driven finds the newer one by itself, before it takes an instance.
     async fn supersede(self: &Arc<Self>, newer: &Run) -> Result<(), Error> {
         for older in self.store().open_runs().await? {
-            if older.id < newer.id && older.remediation.is_some() == newer.remediation.is_some() {
+            if older.id < newer.id && older.reverts() == newer.reverts() {
                 let ids = older.instances.keys().filter(|id| newer.instances.contains_key(*id)).cloned().collect();
                 self.end_waiting(older, ids, &format!("superseded by run {}", newer.id)).await?;
             }

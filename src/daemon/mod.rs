@@ -33,6 +33,7 @@ mod pulls;
 mod recovery;
 mod remediation;
 mod rename;
+mod repair;
 mod run;
 mod schedule;
 pub mod snooze;

@@ -192,6 +192,7 @@ impl Daemon {
             pull,
             remediation: None,
             destroys: true,
+            by_drift: false,
         };
         self.create_run(head, authorised).await
     }

@@ -2,17 +2,20 @@
 //!
 //! *Race:* a text is replaced while it is being sent: the newer one stays unsent and follows.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use chrono::Duration;
 
 use super::{Daemon, Error, Wake, decide::pull_subject};
 use crate::{
-    desired::schema::Verb,
+    desired::{Desired, schema::Verb},
     journal::{Run, RunState, Status},
-    model::{EnvironmentName, PullNumber, Revision},
+    model::{EnvironmentName, InstanceId, PullNumber, Revision},
     port::ForgeError,
-    render::comment,
+    render::comment::{self, Concerned},
     store::Outgoing,
 };
 
@@ -20,6 +23,9 @@ use crate::{
 const BATCH: u32 = 50;
 /// How often a message is tried before it is given up; the waits grow to five minutes, so this is most of a day.
 const ATTEMPTS_MAX: u32 = 200;
+
+/// How far back what is pending is looked for.
+const PENDING_COMMITS_MAX: usize = 50;
 
 impl Daemon {
     /// Says what is due.
@@ -158,13 +164,95 @@ impl Daemon {
             if !shown.instances.iter().any(|i| plan.instance(&i.id).is_some()) {
                 continue;
             }
-            if shown.digest == plan.digest {
-                return Ok(());
-            }
-            if self.store().keep_plan(&subject, plan, self.now()).await? {
-                self.say_plan(number, plan, &[]).await?;
+            let concerned = self.pending_set(head, environment, plan).await?;
+            self.say_superseded(environment, number, &concerned).await?;
+            if shown.digest != plan.digest && self.store().keep_plan(&subject, plan, self.now()).await? {
+                let note = comment::concerns(&concerned, number);
+                self.say_plan(number, plan, &note.into_iter().collect::<Vec<_>>()).await?;
             }
             return Ok(());
+        }
+        Ok(())
+    }
+
+    /// The pull request that carries the plan of what is pending: the newest that changed any of it (R6.6).
+    pub(super) async fn carrier(
+        self: &Arc<Self>,
+        head: &super::Head,
+        environment: &EnvironmentName,
+        pending: &BTreeSet<InstanceId>,
+    ) -> Result<Option<PullNumber>, Error> {
+        for (number, commit) in self.merged_pulls(head).await? {
+            let plan = self.store().last_plan(&pull_subject(number, environment), None).await?;
+            let Some((plan, _)) = plan else { continue };
+            for id in pending.iter().filter(|id| plan.instance(id).is_some()) {
+                let applied = self.store().applied(id).await?;
+                let is_past = match &applied {
+                    Some(applied) => self.hands.repository.contains(&applied.revision, &commit).await?,
+                    None => false,
+                };
+                if !is_past {
+                    return Ok(Some(number));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Everything along the branch that changed what a plan is about and is not applied: pull requests, and commits that
+    /// came by none; the newest first.
+    async fn pending_set(
+        self: &Arc<Self>,
+        head: &super::Head,
+        environment: &EnvironmentName,
+        plan: &crate::plan::Plan,
+    ) -> Result<Vec<Concerned>, Error> {
+        let merged: BTreeMap<Revision, PullNumber> =
+            self.merged_pulls(head).await?.into_iter().map(|(number, commit)| (commit, number)).collect();
+        let ids: Vec<&InstanceId> = plan.instances.iter().map(|instance| &instance.id).collect();
+        let applied = self.store().all_applied().await?;
+        let mut concerned = vec![];
+        let commits = self.hands.repository.first_parents(None, &head.revision).await?;
+        let mut after = Arc::clone(&head.desired);
+        for (at, commit) in commits.iter().enumerate().take(PENDING_COMMITS_MAX) {
+            let is_past = ids.iter().filter_map(|id| applied.get(*id)).all(|record| record.revision == commit.revision);
+            if is_past && ids.iter().any(|id| applied.contains_key(*id)) {
+                break;
+            }
+            let before = match commits.get(at + 1) {
+                Some(parent) => self.load(&parent.revision).await?.0,
+                None => Arc::default(),
+            };
+            let digest = |desired: &Desired, id: &InstanceId| desired.instances.get(id).and_then(|i| i.digest);
+            if ids.iter().any(|id| digest(&before, id) != digest(&after, id)) {
+                let number = merged.get(&commit.revision).copied();
+                let shown = match number {
+                    Some(number) => self.store().last_plan(&pull_subject(number, environment), None).await?.is_some(),
+                    None => false,
+                };
+                concerned.push(Concerned {
+                    pull: number,
+                    commit: commit.revision.clone(),
+                    subject: commit.subject.clone(),
+                    shown,
+                });
+            }
+            after = before;
+        }
+        Ok(concerned)
+    }
+
+    /// Says on older pull requests that their plan is part of a newer one's.
+    async fn say_superseded(
+        self: &Arc<Self>,
+        environment: &EnvironmentName,
+        carrier: PullNumber,
+        concerned: &[Concerned],
+    ) -> Result<(), Error> {
+        for older in concerned.iter().filter(|one| one.shown).filter_map(|one| one.pull).filter(|n| *n != carrier) {
+            let marker = format!("superseded env={environment}");
+            let says = comment::superseded(environment, carrier, &marker);
+            self.say_on(older, &marker, &says, Some(format!("evenkeel:plan env={environment} "))).await?;
         }
         Ok(())
     }

@@ -52,6 +52,9 @@ impl Daemon {
         }
         let drifted = before.is_some_and(|before| !before.drift.is_empty()) || !observed.drift.is_empty();
         self.store().set_observed(id, &observed).await?;
+        if observed.error.is_none() {
+            self.end_snooze(id, &observed).await?;
+        }
         if !observed.failed_checks.is_empty() {
             self.store().restart_soak(id, self.now()).await?;
         }

@@ -155,6 +155,11 @@ impl Daemon {
         if actions.is_empty() {
             return Err(Stop::Nothing(Box::new(job), inputs));
         }
+        if run.by_merge
+            && let Some(says) = self.undoes_snoozed(id, &actions).await?
+        {
+            return Err(Stop::Waits(WaitingOn::Approval { digest: InstancePlan::digest_of(&actions) }, says));
+        }
         self.approve(driven, &run, id, &actions).await?;
         self.guard(driven, id, &actions).await?;
         Ok(Ready { job, prepared, inputs, actions })
@@ -167,7 +172,7 @@ impl Daemon {
             if self.stopping() {
                 return Err(Stop::Leaves);
             }
-            let same_sort = |newer: &&Run| newer.remediation.is_some() == run.remediation.is_some();
+            let same_sort = |newer: &&Run| newer.reverts() == run.reverts();
             if let Some(newer) = self
                 .store()
                 .runs_after(run.id)
@@ -203,7 +208,7 @@ impl Daemon {
         if run.destroys {
             return self.job_of_destroying(driven, run, id).await;
         }
-        if run.remediation.is_some() {
+        if run.reverts() {
             let Some(record) = applied else {
                 return Err(Stop::Fails(format!("`{id}` is not applied, so there is nothing to return to")));
             };

@@ -77,7 +77,7 @@ impl Daemon {
     /// Brings the proposals of an environment in line with its drift.
     pub(super) async fn propose(self: &Arc<Self>, environment: &EnvironmentName) -> Result<(), Error> {
         let _turn = self.proposing.lock().await;
-        let (Some(head), Some(_)) = (self.head(), &self.hands.forge) else { return Ok(()) };
+        let Some(head) = self.head() else { return Ok(()) };
         let suspensions = self.suspensions(Some(&head)).await?;
         let is_declared = head.desired.environments.contains_key(environment);
         if !is_declared
@@ -87,10 +87,22 @@ impl Daemon {
         {
             return Ok(());
         }
-        let drifted = self.drifted(&head, environment).await?;
+        let mut drifted = self.drifted(&head, environment).await?;
         // While a cause may just be found, its consequences would be taken for causes.
         let causes = drifted.iter().flat_map(|one| one.upstreams.iter().chain([&one.id]));
         if self.looking.holds_back(environment, &causes.cloned().collect(), &self.queue) {
+            return Ok(());
+        }
+        let mut repaired = vec![];
+        for one in std::mem::take(&mut drifted) {
+            match self.remedy_for(&head, &one.id, &one.action).await? {
+                DriftMode::Report => {}
+                DriftMode::Propose => drifted.push(one),
+                DriftMode::Revert => repaired.push(one),
+            }
+        }
+        self.repair(&head, environment, repaired).await?;
+        if self.hands.forge.is_none() {
             return Ok(());
         }
         let groups = remedy::groups(environment, drifted);
@@ -137,7 +149,7 @@ impl Daemon {
                 || open.iter().any(|run| run.holds(id))
                 || observed.error.is_some()
                 || snoozes.get(id).is_some_and(|snooze| snooze.holds(observed, self.now()))
-                || self.mode(head, id) != DriftMode::Propose
+                || self.mode(head, id) == DriftMode::Report
             {
                 continue;
             }

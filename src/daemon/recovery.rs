@@ -44,7 +44,7 @@ impl Daemon {
         if run.destroys {
             return self.destroy_job(id, &driven.head).await;
         }
-        if run.remediation.is_some() {
+        if run.reverts() {
             let record = self
                 .store()
                 .applied(id)

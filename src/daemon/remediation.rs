@@ -178,6 +178,7 @@ impl Daemon {
             pull,
             remediation: (!applies).then(|| name.to_string()),
             destroys: false,
+            by_drift: false,
         };
         self.create_run(head, authorised).await
     }

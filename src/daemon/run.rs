@@ -300,7 +300,7 @@ impl Daemon {
         if run.destroys {
             return self.let_go(id).await.map_err(refused);
         }
-        if run.remediation.is_none() {
+        if !run.reverts() {
             return self.record_applied(&driven.head, id, inputs, job, Some(run.id)).await.map_err(refused);
         }
         if let Some(mut observed) = self.store().observed(id).await? {
@@ -363,7 +363,7 @@ impl Daemon {
             says: says.clone(),
             digest: run.instances.get(id).and_then(|instance| instance.digest),
         };
-        if run.remediation.is_none() {
+        if !run.reverts() {
             self.store().put("stalled", &id.to_string(), self.now(), &stalled).await?;
         }
         tracing::warn!(instance = %id, run = run.id.0, says, "stalled");
@@ -425,6 +425,10 @@ impl Daemon {
                 merged.run = Some(run.id);
                 self.store().put("remediation", &key, self.now(), &merged).await?;
             }
+            if run.reverts() {
+                // What head would do is another thing in the world as it is now.
+                self.planned_for.lock().unwrap_or_else(PoisonError::into_inner).remove(&run.environment);
+            }
             self.say_statuses(run).await?;
             self.queue.wake(Wake::Propose(run.environment.clone()), "a run ended");
             self.wake_after(run);
@@ -462,7 +466,7 @@ fn ended(run: &Run) -> String {
             .collect::<Vec<_>>()
     };
     let failed = of(Status::Failed);
-    if !failed.is_empty() && run.remediation.is_some() {
+    if !failed.is_empty() && run.reverts() {
         return format!(
             "{} failed. The drift is still there; the next look at the world proposes what would revert it now.",
             failed.join(", ")

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{Daemon, Error, pass, propose::Proposal};
 use crate::{
     desired::schema::Remediation,
-    model::{Digest, InstanceId},
+    model::{Action, Digest, InstanceId},
     plan::Observed,
 };
 
@@ -52,6 +52,31 @@ impl Daemon {
         self.store().audit(now, &snooze.by, "snooze", &id.to_string(), &snooze.because).await?;
         tracing::info!(instance = %id, until = %snooze.until, because = snooze.because, "drift snoozed");
         Ok(())
+    }
+
+    /// Forgets a no to drift that is not what is observed any more, healed or another one.
+    pub(super) async fn end_snooze(&self, id: &InstanceId, observed: &Observed) -> Result<(), Error> {
+        let known: Option<Snooze> = self.store().get("snooze", &id.to_string()).await?;
+        if known.is_some_and(|snooze| pass::revert(observed).is_none_or(|action| action.digest != snooze.action)) {
+            self.store().remove("snooze", &id.to_string()).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether actions undo drift that somebody said no to: a merge alone is no authority for that (R3.7).
+    pub(super) async fn undoes_snoozed(&self, id: &InstanceId, actions: &[Action]) -> Result<Option<String>, Error> {
+        let (Some(snooze), Some(observed)) = (self.snoozes().await?.remove(id), self.store().observed(id).await?)
+        else {
+            return Ok(None);
+        };
+        let drifted = |resource: &str| observed.drift.iter().any(|drift| drift.resource == resource);
+        let undone = actions.iter().flat_map(|action| &action.resources).find(|change| drifted(&change.resource));
+        Ok(undone.filter(|_| snooze.holds(&observed, self.now())).map(|change| {
+            format!(
+                "it would undo the drift of `{}`, which is snoozed ({}); look at the plan and say `/apply` if that is meant",
+                change.resource, snooze.because
+            )
+        }))
     }
 
     /// Remembers the actions that a remediation was proposed with, so that what was cut from it is known.

@@ -204,6 +204,9 @@ pub enum DriftMode {
     /// A pull request proposes to revert it.
     #[default]
     Propose,
+    /// It is reverted by itself where nothing has to be destroyed or replaced, and proposed else; what drifts for the
+    /// third time within an hour is proposed as well.
+    Revert,
 }
 
 /// A part of the world, written once and instantiated in each of its environments.

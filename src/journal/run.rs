@@ -43,6 +43,9 @@ pub struct Run {
     pub pull: Option<PullNumber>,
     /// The remediation that it runs, which filters it.
     pub remediation: Option<String>,
+    /// Whether it reverts drift by the declaration's own word (`drift.mode: revert`).
+    #[serde(default)]
+    pub by_drift: bool,
     /// Whether it destroys what is no longer declared (R1.9).
     #[serde(default)]
     pub destroys: bool,
@@ -113,6 +116,11 @@ pub enum Approved {
 }
 
 impl Run {
+    /// Whether it returns to what is applied, and leaves head alone.
+    pub fn reverts(&self) -> bool {
+        self.remediation.is_some() || self.by_drift
+    }
+
     /// Whether an instance of it has not ended.
     pub fn holds(&self, id: &InstanceId) -> bool {
         matches!(self.state, RunState::Open) && self.instances.get(id).is_some_and(|instance| !instance.status.ended())

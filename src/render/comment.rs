@@ -5,7 +5,9 @@ use crate::{
     check::Note,
     desired::schema::Approvals,
     journal::{Run, RunState, Status},
-    model::{Change, Digest, EnvironmentName, InstanceId, Problem, PullNumber, ResourceChange, Verdict, WaitingOn},
+    model::{
+        Change, Digest, EnvironmentName, InstanceId, Problem, PullNumber, ResourceChange, Revision, Verdict, WaitingOn,
+    },
     plan::{InstancePlan, Plan},
     remedy::Group,
 };
@@ -130,6 +132,39 @@ pub fn plan(plan: &Plan, notes: &[Note], what: &str) -> String {
         body.push_str(&format!("Nothing would change in `{}`.\n", plan.environment));
     }
     close(body, what)
+}
+
+/// A commit along the branch that is part of what is pending.
+pub struct Concerned {
+    /// The pull request that it is the merge of.
+    pub pull: Option<PullNumber>,
+    /// The commit.
+    pub commit: Revision,
+    /// Its first line.
+    pub subject: String,
+    /// Whether a plan stands on its pull request.
+    pub shown: bool,
+}
+
+/// What a plan of all that is pending is about, where that is more than its own pull request.
+pub fn concerns(all: &[Concerned], carrier: PullNumber) -> Option<Note> {
+    let others = all.iter().filter(|one| one.pull != Some(carrier));
+    let named: Vec<String> = others
+        .map(|one| match one.pull {
+            Some(number) => number.to_string(),
+            None => format!("`{}` ({})", one.commit.short(), one_line(&one.subject)),
+        })
+        .collect();
+    let says = format!("this is all that is pending, and also concerns {}", named.join(", "));
+    (!named.is_empty()).then_some(Note { fatal: false, says })
+}
+
+/// What an older pull request says of a plan that a newer one carries.
+pub fn superseded(environment: &EnvironmentName, carrier: PullNumber, what: &str) -> String {
+    let says = format!(
+        "The plan of `{environment}` is superseded by {carrier}, which carries all that is pending there; say `/apply {environment}` there."
+    );
+    close(says, what)
 }
 
 /// The approvals that an apply needs, as a note of its plan.

@@ -1,0 +1,100 @@
+//! Drift that is reverted by the declaration's own word (`drift.mode: revert`, R3.1).
+//!
+//! Never destroys or replaces: that is proposed. *Brake:* what drifts for the third time within an hour is somebody's or
+//! something's will; it is no longer reverted, and proposed.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use chrono::{DateTime, Duration, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::{Daemon, Error, Head, decide::Authorised};
+use crate::{
+    desired::schema::DriftMode,
+    journal::Approved,
+    model::{Action, Change, EnvironmentName, InstanceId},
+    remedy::{self, Drifted},
+};
+
+/// How long a revert is remembered.
+const MEMORY: Duration = Duration::hours(1);
+/// How often a field is reverted within that time.
+const REVERTS_MAX: usize = 2;
+
+/// When which fields of an instance were reverted by themselves.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Reverted(BTreeMap<String, Vec<DateTime<Utc>>>);
+
+fn fields(action: &Action) -> impl Iterator<Item = String> + '_ {
+    let named = |resource: &crate::model::ResourceChange| {
+        let name = resource.resource.clone();
+        let whole = resource.fields.is_empty().then(|| name.clone());
+        let each: Vec<String> = resource.fields.iter().map(|field| format!("{name} {}", field.path)).collect();
+        whole.into_iter().chain(each)
+    };
+    action.resources.iter().filter(|resource| resource.r#type != "output").flat_map(named)
+}
+
+impl Daemon {
+    /// What is done about the drift of an instance, by its declaration and by what it is.
+    pub(super) async fn remedy_for(&self, head: &Head, id: &InstanceId, action: &Action) -> Result<DriftMode, Error> {
+        let mode = self.mode(head, id);
+        if mode != DriftMode::Revert {
+            return Ok(mode);
+        }
+        let spares = |change: Change| matches!(change, Change::Create | Change::Update);
+        let harmless =
+            action.resources.iter().filter(|r| r.r#type != "output").all(|r| spares(r.change) && !r.protected);
+        let reverted: Reverted = self.store().get("reverted", &id.to_string()).await?.unwrap_or_default();
+        let lately = |at: &&DateTime<Utc>| **at > self.now() - MEMORY;
+        let often = |field: String| {
+            reverted.0.get(&field).is_some_and(|times| times.iter().filter(lately).count() >= REVERTS_MAX)
+        };
+        let brakes = fields(action).any(often);
+        Ok(if harmless && !brakes { DriftMode::Revert } else { DriftMode::Propose })
+    }
+
+    /// Starts the reverts that need nobody's word.
+    pub(super) async fn repair(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        environment: &EnvironmentName,
+        drifted: Vec<Drifted>,
+    ) -> Result<(), Error> {
+        for group in remedy::groups(environment, drifted) {
+            for one in &group.drifted {
+                self.note_revert(&one.id, &one.action).await?;
+            }
+            let approved = group
+                .drifted
+                .iter()
+                .map(|one| (one.id.clone(), Approved::Actions { actions: vec![one.action.clone()] }))
+                .collect();
+            let authorised = Authorised {
+                environment: environment.clone(),
+                instances: group.drifted.iter().map(|one| one.id.clone()).collect(),
+                approved,
+                because: "the declaration (`drift.mode: revert`)".into(),
+                principal: "declaration".into(),
+                by_merge: false,
+                pull: None,
+                remediation: None,
+                destroys: false,
+                by_drift: true,
+            };
+            self.create_run(head, authorised).await?;
+        }
+        Ok(())
+    }
+
+    async fn note_revert(&self, id: &InstanceId, action: &Action) -> Result<(), Error> {
+        let now = self.now();
+        let mut reverted: Reverted = self.store().get("reverted", &id.to_string()).await?.unwrap_or_default();
+        reverted.0.values_mut().for_each(|times| times.retain(|at| *at > now - MEMORY));
+        reverted.0.retain(|_, times| !times.is_empty());
+        for field in fields(action) {
+            reverted.0.entry(field).or_default().push(now);
+        }
+        Ok(self.store().put("reverted", &id.to_string(), now, &reverted).await?)
+    }
+}
