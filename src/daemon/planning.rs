@@ -16,15 +16,15 @@ use futures::future::{FutureExt, Shared, join_all};
 
 use super::{
     Daemon, Error, Head,
-    inputs::{Planned, declared_job},
+    inputs::{Inputs, Planned, declared_job},
     orphans::users,
 };
 use crate::{
     authority::guards::InForce,
-    desired::schema::After,
+    desired::{Instance, schema::After},
     model::{EnvironmentName, InstanceId, Revision, WaitingOn},
     plan::{Applied, InstancePlan, Plan, order},
-    port::{Job, Output, RecordedOutput, Use},
+    port::{Job, Observation, Output, RecordedOutput, Use},
     targets::tofu,
 };
 
@@ -99,20 +99,7 @@ impl Daemon {
                     let plan = InstancePlan { order: step, after, ..daemon.plan_destroy(&head, &id_for_task).await };
                     return Arc::new(Outcome { plan: Some(plan), ..Outcome::default() });
                 }
-                let mut planned = Planned::new();
-                let mut blocked = None;
-                for (upstream, planning) in upstreams {
-                    let outcome = planning.await;
-                    if outcome.plan.as_ref().is_some_and(|plan| plan.problem.is_some()) {
-                        blocked = Some(upstream.clone());
-                    }
-                    if let Some(outputs) = &outcome.outputs {
-                        planned.insert(upstream, outputs.clone());
-                    } else if outcome.plan.as_ref().is_some_and(|plan| plan.digest.is_none()) {
-                        planned.insert(upstream, BTreeMap::new());
-                        blocked = blocked.or_else(|| planned.keys().last().cloned());
-                    }
-                }
+                let (planned, blocked) = upstream_plans(upstreams).await;
                 let formerly = head.instance(&id_for_task).and_then(|instance| instance.renamed_from.clone());
                 let formerly = formerly.filter(|old| !applied.contains_key(&id_for_task) && applied.contains_key(old));
                 let asked = Asked {
@@ -133,13 +120,7 @@ impl Daemon {
         }
         let outcomes: Vec<(InstanceId, Arc<Outcome>)> =
             join_all(plannings.into_iter().map(|(id, planning)| async move { (id, planning.await) })).await;
-        let mut instances: Vec<InstancePlan> =
-            outcomes.iter().filter_map(|(_, outcome)| outcome.plan.clone()).collect();
-        let ids: BTreeSet<InstanceId> = instances.iter().map(|instance| instance.id.clone()).collect();
-        for instance in &mut instances {
-            instance.after.retain(|upstream| ids.contains(upstream));
-        }
-        renumber(&mut instances);
+        let instances = in_order(outcomes.iter().filter_map(|(_, outcome)| outcome.plan.clone()).collect());
         let plan =
             Plan::new(environment.clone(), head.revision.clone(), scope.base.clone(), scope.because.clone(), instances);
         Ok((plan, outcomes.into_iter().collect()))
@@ -191,26 +172,16 @@ impl Daemon {
                 return Outcome { plan: Some(plan), ..none };
             }
         }
-        let job = declared_job(instance, asked.r#use, Arc::clone(&head.content), &inputs, head.consumed(id));
-        let looked = match job {
-            Ok(job) => {
-                let job = Job { formerly: asked.formerly.clone(), ..job };
-                self.hands.target.observe(&job).await.map(|observation| (job, observation))
-            }
-            Err(error) => Err(error),
-        };
-        let (job, observation) = match looked {
+        let (job, observation) = match self.look_at_declared(head, instance, &asked, &inputs).await {
             Ok(looked) => looked,
             Err(error) => {
-                plan.problem = Some(error.line());
+                plan.problem = Some(match error {
+                    Error::Target(error) => error.line(),
+                    other => crate::error_chain(&other),
+                });
                 return Outcome { plan: Some(plan), ..none };
             }
         };
-        let name = asked.formerly.as_ref().unwrap_or(id);
-        if let Err(error) = self.identify(name, &observation, asked.applied.is_some()).await {
-            plan.problem = Some(crate::error_chain(&error));
-            return Outcome { plan: Some(plan), ..none };
-        }
         plan.actions = tofu::plan::action(id, &observation, asked.protect, asked.drifted).into_iter().collect();
         plan.digest = Some(InstancePlan::digest_of(&plan.actions));
         let first_contact =
@@ -220,6 +191,21 @@ impl Daemon {
         }
         let outputs = (!observation.changes.is_empty() || asked.applied.is_none()).then_some(observation.outputs);
         Outcome { plan: Some(plan), outputs, inputs: inputs.recorded, job: Some(job), first_contact }
+    }
+
+    async fn look_at_declared(
+        self: &Arc<Self>,
+        head: &Head,
+        instance: &Instance,
+        asked: &Asked<'_>,
+        inputs: &Inputs,
+    ) -> Result<(Job, Observation), Error> {
+        let job = declared_job(instance, asked.r#use, Arc::clone(&head.content), inputs, head.consumed(asked.id))?;
+        let job = Job { formerly: asked.formerly.clone(), ..job };
+        let observation = self.hands.target.observe(&job).await?;
+        let name = asked.formerly.as_ref().unwrap_or(asked.id);
+        self.identify(name, &observation, asked.applied.is_some()).await?;
+        Ok((job, observation))
     }
 
     /// Whether what a target holds was made by somebody else (R1.6), or may have been made by a daemon whose store is
@@ -269,6 +255,25 @@ struct Asked<'a> {
     formerly: Option<InstanceId>,
 }
 
+/// What the plans of upstreams bring, and the first that leaves things open.
+async fn upstream_plans(upstreams: Vec<(InstanceId, Planning)>) -> (Planned, Option<InstanceId>) {
+    let mut planned = Planned::new();
+    let mut blocked = None;
+    for (upstream, planning) in upstreams {
+        let outcome = planning.await;
+        if outcome.plan.as_ref().is_some_and(|plan| plan.problem.is_some()) {
+            blocked = Some(upstream.clone());
+        }
+        if let Some(outputs) = &outcome.outputs {
+            planned.insert(upstream, outputs.clone());
+        } else if outcome.plan.as_ref().is_some_and(|plan| plan.digest.is_none()) {
+            planned.insert(upstream, BTreeMap::new());
+            blocked = blocked.or_else(|| planned.keys().last().cloned());
+        }
+    }
+    (planned, blocked)
+}
+
 /// The instances and everything downstream of them by references.
 pub(super) fn with_downstream(
     head: &Head,
@@ -294,13 +299,18 @@ pub(super) fn with_downstream(
     }
 }
 
-/// Numbers the steps of the instances that are in the plan, from 1.
-fn renumber(instances: &mut [InstancePlan]) {
+/// The instances that are in a plan, in order: each after those of the plan alone, with its step from 1.
+fn in_order(mut instances: Vec<InstancePlan>) -> Vec<InstancePlan> {
+    let ids: BTreeSet<InstanceId> = instances.iter().map(|instance| instance.id.clone()).collect();
+    for instance in &mut instances {
+        instance.after.retain(|upstream| ids.contains(upstream));
+    }
     let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> =
         instances.iter().map(|i| (i.id.clone(), i.after.iter().cloned().collect())).collect();
     let steps: BTreeMap<InstanceId, usize> = order(&edges).into_iter().collect();
-    for instance in instances.iter_mut() {
+    for instance in &mut instances {
         instance.order = steps[&instance.id];
     }
     instances.sort_by(|one, two| (one.order, &one.id).cmp(&(two.order, &two.id)));
+    instances
 }

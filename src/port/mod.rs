@@ -3,6 +3,7 @@
 //! Decides nothing. The traits speak in the words of the house, so that a simulated world can stand behind them.
 //! *Invariant:* no third party's type appears in a signature here.
 
+mod forge;
 mod overlay;
 mod repository;
 
@@ -10,14 +11,14 @@ use std::{any::Any, collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use forge::{Comment, Forge, ForgeError, Pull, Review};
 pub use overlay::Overlay;
 pub use repository::{Commit, Merged, Repository, RepositoryError};
 
-use crate::model::{Backoff, Drift, InstanceId, PullNumber, ResourceChange, Retry, Revision, Seal};
+use crate::model::{Backoff, Drift, InstanceId, PullNumber, ResourceChange, Retry, Seal};
 
 /// The content of one revision or of a working tree; it never changes under its reader.
 pub trait Files: Send + Sync {
@@ -334,166 +335,6 @@ pub trait Target: Send + Sync {
     /// # Errors
     /// In one line, why it does not.
     async fn probe(&self, http: Option<&str>, tcp: Option<&str>, timeout: Duration) -> Result<(), String>;
-}
-
-/// A pull request, as far as anybody asks.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Pull {
-    /// Its number.
-    pub number: PullNumber,
-    /// Whether it is open.
-    pub open: bool,
-    /// Whether it is a draft.
-    pub draft: bool,
-    /// Its title.
-    pub title: String,
-    /// Its description.
-    pub body: String,
-    /// Who opened it.
-    pub author: String,
-    /// The branch that it is to be merged into.
-    pub base: String,
-    /// Its own branch.
-    pub branch: String,
-    /// The head of its own branch.
-    pub head: Revision,
-    /// Whether its branch lies in another repository.
-    pub fork: bool,
-    /// The commit that it was merged as.
-    pub merged_as: Option<Revision>,
-    /// Who merged it.
-    pub merged_by: Option<String>,
-    /// When it last changed in any way.
-    pub updated_at: DateTime<Utc>,
-}
-
-/// A comment on a pull request.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Comment {
-    /// Its id.
-    pub id: u64,
-    /// Its id for GraphQL.
-    pub node_id: String,
-    /// Who wrote it.
-    pub author: String,
-    /// What it says.
-    pub body: String,
-    /// When it was written.
-    pub created_at: DateTime<Utc>,
-    /// When it was last edited.
-    pub updated_at: DateTime<Utc>,
-}
-
-/// A review of a pull request.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Review {
-    /// Who gave it.
-    pub author: String,
-    /// Whether it approves.
-    pub approves: bool,
-    /// Whether it approves or takes that back; a mere comment does neither.
-    pub says_something: bool,
-    /// The head that it is about.
-    pub head: Revision,
-    /// When it was given.
-    pub at: DateTime<Utc>,
-}
-
-/// A forge that did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-#[error("could not {attempt}: {why}")]
-pub struct ForgeError {
-    /// "list pull requests".
-    pub attempt: String,
-    /// What the forge says.
-    pub why: String,
-    /// When the same attempt may succeed.
-    pub retry: Retry,
-    /// When the forge says that it may be asked again.
-    pub not_before: Option<DateTime<Utc>>,
-}
-
-/// What is asked of a forge. Reads are tried again; a write looks for its marker first, so that it can be.
-#[async_trait]
-pub trait Forge: Send + Sync {
-    /// The login that our comments carry.
-    ///
-    /// # Errors
-    /// When the forge does not answer.
-    async fn own_login(&self) -> Result<String, ForgeError>;
-    /// The newest pull requests, open or not, those that changed last first.
-    ///
-    /// # Errors
-    /// When the forge does not answer.
-    async fn list_pulls(&self) -> Result<Vec<Pull>, ForgeError>;
-    /// One pull request.
-    ///
-    /// # Errors
-    /// When the forge does not answer.
-    async fn get_pull(&self, number: PullNumber) -> Result<Pull, ForgeError>;
-    /// The comments of a pull request, oldest first.
-    ///
-    /// # Errors
-    /// When the forge does not answer.
-    async fn list_comments(&self, number: PullNumber) -> Result<Vec<Comment>, ForgeError>;
-    /// The reviews of a pull request, oldest first.
-    ///
-    /// # Errors
-    /// When the forge does not answer.
-    async fn list_reviews(&self, number: PullNumber) -> Result<Vec<Review>, ForgeError>;
-    /// Makes the comment with this marker say this: edits ours if it is there, writes it else.
-    ///
-    /// # Errors
-    /// When the forge does not answer.
-    async fn ensure_comment(&self, number: PullNumber, marker: &str, body: &str) -> Result<u64, ForgeError>;
-    /// Folds our comments with this marker away as outdated, except one.
-    ///
-    /// # Errors
-    /// When the forge does not answer.
-    async fn outdate_comments(&self, number: PullNumber, marker: &str, except: u64) -> Result<(), ForgeError>;
-    /// Sets a status of a commit.
-    ///
-    /// # Errors
-    /// When the forge does not answer.
-    async fn ensure_status(
-        &self,
-        revision: &Revision,
-        context: &str,
-        state: &str,
-        description: &str,
-    ) -> Result<(), ForgeError>;
-    /// Whether a commit carries a status of ours.
-    ///
-    /// # Errors
-    /// When the forge does not answer.
-    async fn has_own_status(&self, revision: &Revision) -> Result<bool, ForgeError>;
-    /// Opens a pull request from a branch, or makes the open one say this.
-    ///
-    /// # Errors
-    /// When the forge does not answer.
-    async fn ensure_pull(&self, branch: &str, base: &str, title: &str, body: &str) -> Result<PullNumber, ForgeError>;
-    /// Closes a pull request unmerged, if it is open.
-    ///
-    /// # Errors
-    /// When the forge does not answer.
-    async fn close_pull(&self, number: PullNumber) -> Result<(), ForgeError>;
-    /// What somebody may do with the repository, as the forge's word.
-    ///
-    /// # Errors
-    /// When the forge does not answer.
-    async fn get_permission(&self, login: &str) -> Result<String, ForgeError>;
-    /// Whether somebody is in a team, `organisation/team`.
-    ///
-    /// # Errors
-    /// When the forge does not answer.
-    async fn is_member(&self, team: &str, login: &str) -> Result<bool, ForgeError>;
-    /// A fresh token for git, where the forge gives one out.
-    ///
-    /// # Errors
-    /// When the forge does not answer.
-    async fn git_token(&self) -> Result<Option<SecretString>, ForgeError>;
 }
 
 /// What time it is.

@@ -34,6 +34,8 @@ pub enum Fault {
         /// What the provider says.
         says: String,
     },
+    /// A resource differs from what was asked for after every change.
+    NeverSettles(String),
 }
 
 /// A state as the tool keeps it.
@@ -187,6 +189,13 @@ impl World {
             });
         }
         let mut changes = resource_changes(&module, &kept, &live);
+        if let Some(Fault::NeverSettles(name)) = state.faults.get(&job.instance)
+            && !changes.iter().any(|change| change.resource == *name)
+        {
+            let fields = module.resources.get(name).into_iter().flatten();
+            let fields = fields.map(|(key, spec)| field(key, live.get(name).and_then(|live| live.get(key)), spec));
+            changes.push(changed(name, Change::Update, fields.collect()));
+        }
         let (outputs, output_changes) = self.outputs(&module, &kept, &live, &changes);
         changes.extend(output_changes);
         let adopt_only = kept.resources.keys().filter(|name| !changes.iter().any(|change| change.resource == **name));
@@ -333,17 +342,21 @@ fn field(name: &str, before: Option<&String>, spec: &FieldSpec) -> Field {
     }
 }
 
+fn changed(resource: &str, change: Change, fields: Vec<Field>) -> ResourceChange {
+    ResourceChange {
+        resource: resource.to_owned(),
+        r#type: "thing".into(),
+        change,
+        reverts_drift: false,
+        protected: false,
+        fields,
+    }
+}
+
 fn resource_changes(module: &Module, kept: &TofuState, live: &BTreeMap<String, Fields>) -> Vec<ResourceChange> {
     let mut changes = vec![];
     let mut push = |resource: &str, change: Change, fields: Vec<Field>| {
-        changes.push(ResourceChange {
-            resource: resource.to_owned(),
-            r#type: "thing".into(),
-            change,
-            reverts_drift: false,
-            protected: false,
-            fields,
-        });
+        changes.push(changed(resource, change, fields));
     };
     for (name, specs) in &module.resources {
         let there = live.get(name).filter(|_| kept.resources.contains_key(name));

@@ -67,9 +67,9 @@ fn unknown_fields_are_named_with_what_was_meant() {
 #[test]
 fn fields_that_are_not_enforced_yet_are_refused() {
     check(
-        component("x", "  onDelete: destroy\n"),
+        component("x", "  hooks: {}\n"),
         &[
-            "components/x.yaml:7:3: `onDelete` is not supported yet | orphans are kept; destroying comes with `/destroy` | remove it: what is accepted is enforced",
+            "components/x.yaml:7:3: `hooks` is not supported yet | hooks come later | remove it: what is accepted is enforced",
         ],
     );
     check(
@@ -91,7 +91,7 @@ fn wrong_types_values_and_units_are_named() {
         &[
             "components/x.yaml:7:14: found `good` | expected a list",
             "components/x.yaml:8:19: found `5` | expected a text | write \"5\"",
-            "components/x.yaml:8:28: found `fix` | expected one of `report`, `propose`",
+            "components/x.yaml:8:28: found `fix` | expected one of `report`, `propose`, `revert`",
             "components/x.yaml:9:44: found `1 hour` | expected a duration (such as `90d`, `1h30m` or `30s`)",
         ],
     );

@@ -194,6 +194,7 @@ impl Stage {
                 let fault = match what.split_once(": ") {
                     Some(("out of reach", why)) => Some(Fault::OutOfReach(why.into())),
                     Some(("locked", by)) => Some(Fault::Locked(by.into())),
+                    Some(("never settles", resource)) => Some(Fault::NeverSettles(resource.into())),
                     Some((refuses, says)) => Some(Fault::Refuses {
                         resource: refuses.trim_start_matches("refuses ").into(),
                         says: says.into(),
