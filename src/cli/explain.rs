@@ -5,8 +5,7 @@ use clap::Args;
 use super::{Done, Format, Global, client::Client, output, runs, status};
 use crate::{
     authority::guards::Held,
-    model::{Verdict, WaitingOn},
-    render::{comment, diff, differs, plain},
+    render::{diff, differs, plain},
     server::Explained,
 };
 
@@ -30,7 +29,7 @@ pub(super) async fn run(global: &Global, args: &Explain) -> Done {
 fn text(found: &Explained) -> String {
     let colour = output::colour();
     let instance = &found.instance;
-    let mut text = format!("{} is {}\n{}\n\n", instance.id, status::paint(instance.verdict, colour), why(found));
+    let mut text = format!("{} is {}\n{}\n\n", instance.id, status::paint(instance.verdict, colour), plain(&found.why));
     let mut rows = vec![
         vec!["head".into(), found.head.as_ref().map_or("not read".into(), |revision| revision.short().to_owned())],
         vec![
@@ -134,33 +133,4 @@ fn history(found: &Explained) -> String {
         text.push_str(&output::table(&rows));
     }
     text
-}
-
-/// Why nothing happens, in a sentence.
-fn why(found: &Explained) -> String {
-    let instance = &found.instance;
-    let reason = instance.reason.clone().unwrap_or_default();
-    let says = match instance.verdict {
-        Verdict::InSync => "Everything was observed and nothing differs, so there is nothing to do.".into(),
-        Verdict::Suspended => "Its environment says `suspend: true`: it is observed and never acted on.".into(),
-        Verdict::Unknown => {
-            format!("It could not be observed completely, and what is unknown is never acted on (R2.9): {reason}")
-        }
-        Verdict::Stalled => format!("It can't go on without a person: {reason}"),
-        Verdict::Orphaned => {
-            "It is applied and no longer declared; it stays until somebody destroys or forgets it (R1.9).".into()
-        }
-        Verdict::Drifted => {
-            "The world differs from what is applied (R1.4). Merge its remediation pull request to return it.".into()
-        }
-        Verdict::Pending => match instance.waiting_on.first() {
-            Some(WaitingOn::Apply) => format!(
-                "What is declared differs from what is applied, and `onMerge: wait` leaves it to somebody's word (R3.1): `/apply {0}` on its pull request, or `evenkeel apply {0}`.",
-                instance.environment
-            ),
-            Some(on) => format!("It waits: {}. {reason}", comment::waiting(on)),
-            None => format!("A run is under way or about to begin. {reason}"),
-        },
-    };
-    plain(&says).trim().to_owned()
 }

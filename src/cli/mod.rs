@@ -11,6 +11,7 @@ mod drift;
 mod explain;
 mod forge;
 mod graph;
+mod init;
 mod output;
 mod plan;
 mod runs;
@@ -99,6 +100,8 @@ enum Command {
     Schema(validate::Schema),
     /// Show who may give a command
     WhoCan(who_can::WhoCan),
+    /// Write a first state repo for the root modules that are there
+    Init(init::Init),
     /// Check every program, credential, path and permission that the configuration needs
     Doctor(doctor::Doctor),
     /// Run the embedded forge, to try everything without GitHub
@@ -187,6 +190,7 @@ async fn run(cli: Cli) -> Done {
         Command::Audit(args) => runs::audit(global, &args).await,
         Command::Graph(args) => graph::run(global, &args),
         Command::WhoCan(args) => who_can::run(global, &args),
+        Command::Init(args) => init::run(global, &args),
         Command::Doctor(args) => doctor::run(global, &args).await,
         Command::Forge(args) => forge::run(args).await,
         Command::Demo(args) => demo::run(args).await,

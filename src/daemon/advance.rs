@@ -159,6 +159,7 @@ impl Daemon {
         observed.head = Some(head.revision.clone());
         observed.pending = instance.actions.iter().flat_map(|action| action.resources.clone()).collect();
         observed.waiting_on.clone_from(&instance.waiting_on);
+        observed.head_problem = instance.problem.clone().filter(|_| observed.against.is_some());
         if observed.against.is_none() {
             observed.at = self.now();
             observed.error = instance

@@ -29,6 +29,7 @@ use crate::{
     model::{ComponentName, EnvironmentName, InstanceId, PullNumber, RunId},
     plan::Plan,
     port::{Comment, Use},
+    targets::tofu,
 };
 
 /// The shortest beginning of a digest that pins a plan.
@@ -176,18 +177,26 @@ impl Daemon {
         who: &Principal,
         pull: Option<PullNumber>,
     ) -> Result<RunId, Error> {
-        let limits = self.guards(head).await?.limits(&plan.environment);
         let suspensions = self.suspensions(Some(head)).await?;
         if let Some(says) = instances.iter().find_map(|id| suspensions.instance(id)) {
             return Err(Error::Refused(format!("Nothing was applied: {says}.")));
         }
-        let chosen: Vec<_> =
+        let guards = self.guards(head).await?;
+        let mut chosen: Vec<_> =
             plan.instances.iter().filter(|instance| instances.contains(&instance.id)).cloned().collect();
+        // What counts is what is protected now, not when the plan was made.
+        for instance in &mut chosen {
+            let protect = guards.protect(&instance.id);
+            for resource in instance.actions.iter_mut().flat_map(|action| &mut action.resources) {
+                resource.protected = tofu::plan::is_protected(&protect, resource);
+            }
+        }
         if let Some(problem) =
             chosen.iter().find_map(|i| i.problem.as_ref().map(|why| format!("`{}` could not be planned: {why}", i.id)))
         {
             return Err(Error::Refused(format!("Nothing was applied: {problem}")));
         }
+        let limits = guards.limits(&plan.environment);
         let part = Plan::new(
             plan.environment.clone(),
             plan.revision.clone(),

@@ -319,6 +319,9 @@ pub(super) fn environments(ids: &BTreeSet<InstanceId>) -> BTreeSet<EnvironmentNa
 }
 
 pub(super) fn matched_nothing(head: &Head, selector: Option<&Selector>) -> String {
+    if head.desired.environments.is_empty() {
+        return "Nothing is declared yet: there is no environment on the branch.".into();
+    }
     let names: Vec<String> = head.desired.environments.keys().map(|name| format!("`{name}`")).collect();
     match selector {
         Some(selector) => {

@@ -40,6 +40,7 @@ pub mod snooze;
 mod status;
 mod suspension;
 pub mod wake;
+mod why;
 mod words;
 
 use std::{

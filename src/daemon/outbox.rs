@@ -266,7 +266,10 @@ impl Daemon {
     ) -> Result<(), Error> {
         let destroys = plan.because == comment::DESTROY;
         let topic = format!("{} env={}", if destroys { "destroy" } else { "plan" }, plan.environment);
-        let marker = format!("{topic} digest={}", plan.digest);
+        // A plan that is what an earlier one was is a new comment all the same: the earlier one is folded away.
+        let stood = self.store().last_plan(&pull_subject(number, &plan.environment), None).await?;
+        let since = stood.filter(|(stood, _)| stood.digest == plan.digest).map(|(_, at)| at.timestamp_millis());
+        let marker = format!("{topic} digest={} since={}", plan.digest, since.unwrap_or_default());
         let mut notes = notes.to_vec();
         if let Some(head) = self.head().filter(|_| !destroys) {
             let rights = self.rights(&head, &plan.environment).await?;

@@ -49,6 +49,7 @@ impl Daemon {
             observed.head.clone_from(&before.head);
             observed.pending.clone_from(&before.pending);
             observed.waiting_on.clone_from(&before.waiting_on);
+            observed.head_problem.clone_from(&before.head_problem);
         }
         let drifted = before.is_some_and(|before| !before.drift.is_empty()) || !observed.drift.is_empty();
         self.store().set_observed(id, &observed).await?;

@@ -90,6 +90,14 @@ impl Daemon {
             };
             instances.push(whole(id, actions));
         }
+        // What counts is what is protected now, not when it was approved.
+        let guards = self.guards(&self.head().unwrap_or_else(|| Arc::clone(&driven.head))).await?;
+        for instance in &mut instances {
+            let protect = guards.protect(&instance.id);
+            for resource in instance.actions.iter_mut().flat_map(|action| &mut action.resources) {
+                resource.protected = tofu::plan::is_protected(&protect, resource);
+            }
+        }
         if !unseen.is_empty() {
             let scope = Scope {
                 instances: unseen.clone(),
@@ -102,8 +110,7 @@ impl Daemon {
             let seen = plan.instances.into_iter().filter(|instance| unseen.contains(&instance.id));
             instances.extend(seen.map(|instance| whole(&instance.id, instance.actions)));
         }
-        let head = self.head().unwrap_or_else(|| Arc::clone(&driven.head));
-        let limits = self.guards(&head).await?.limits(&run.environment);
+        let limits = guards.limits(&run.environment);
         let plan = Plan::new(run.environment.clone(), run.revision.clone(), None, "run".into(), instances);
         let fatal = check::plan(&plan, &limits).into_iter().find(|note| note.fatal).map(|note| note.says);
         let over = check::within(&plan.summary, &limits).into_iter().next();

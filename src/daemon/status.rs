@@ -139,6 +139,11 @@ impl Daemon {
             };
             instances.push(self.one(id, Some(instance), &known, &applied));
         }
+        if let Some(head) = &head {
+            for status in instances.iter_mut().filter(|status| status.run.is_none()) {
+                self.freshen_promotion(head, status).await?;
+            }
+        }
         self.add_undeclared(&head, &applied, &observed, &runs, &stalled, &mut instances);
         instances.sort_by(|one, two| one.id.cmp(&two.id));
         for instance in &mut instances {
@@ -160,6 +165,20 @@ impl Daemon {
             instances,
             problems,
         })
+    }
+
+    /// Says what an earlier environment has to do first as it is now, and not when it was planned.
+    async fn freshen_promotion(self: &Arc<Self>, head: &super::Head, status: &mut InstanceStatus) -> Result<(), Error> {
+        let is_promotion = |on: &WaitingOn| matches!(on, WaitingOn::Promotion { .. } | WaitingOn::Soak { .. });
+        if !status.waiting_on.iter().any(is_promotion) {
+            return Ok(());
+        }
+        status.waiting_on.retain(|on| !is_promotion(on));
+        status.waiting_on.extend(self.promotion(head, &status.id).await?);
+        if status.waiting_on.is_empty() {
+            status.waiting_on.push(WaitingOn::Apply);
+        }
+        Ok(())
     }
 
     /// What is not declared any more, and was applied or begun.
@@ -327,7 +346,8 @@ impl Known<'_> {
             return (Verdict::Suspended, Some(says.clone()));
         }
         if pending {
-            return (Verdict::Pending, None);
+            let problem = self.observed.and_then(|observed| observed.head_problem.as_ref());
+            return (Verdict::Pending, problem.map(|problem| format!("head can't be planned: {problem}")));
         }
         let age =
             self.observed.map(|observed| (self.now - observed.at).num_seconds()).filter(|seconds| *seconds > 3600);

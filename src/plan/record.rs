@@ -55,6 +55,9 @@ pub struct Observed {
     pub pending: Vec<ResourceChange>,
     /// What head waits on.
     pub waiting_on: Vec<WaitingOn>,
+    /// Why head could not be planned, while something is applied.
+    #[serde(default)]
+    pub head_problem: Option<String>,
     /// Why it could not be observed completely.
     pub error: Option<ObservedError>,
     /// Checks that did not answer.
@@ -86,6 +89,7 @@ impl Observed {
             head: None,
             pending: vec![],
             waiting_on: vec![],
+            head_problem: None,
             error: None,
             failed_checks: vec![],
             warnings: vec![],

@@ -88,6 +88,8 @@ pub struct Guards {
 pub struct Explained {
     /// What is said of it.
     pub instance: InstanceStatus,
+    /// Why nothing happens with it, in a sentence with the number of its rule.
+    pub why: String,
     /// The head of the branch.
     pub head: Option<crate::model::Revision>,
     /// What it depends on.
@@ -153,6 +155,7 @@ async fn instance(
         guards.protect = now.protect.get(&id).cloned();
     }
     Ok(Json(Explained {
+        why: door.daemon.why(&instance).await?,
         instance,
         head: status.revision,
         upstreams,

@@ -4,6 +4,7 @@
 //! fail. Never sleeps, never reads a clock, never touches a disk or a network.
 //! *Invariant:* the same script gives the same world: ids are counted, commits are hashed by their content.
 
+mod compare;
 mod forge;
 mod module;
 mod repository;

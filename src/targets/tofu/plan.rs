@@ -352,6 +352,14 @@ pub fn protects(entry: &str, address: &str) -> bool {
     fits(entry.as_bytes(), address.as_bytes())
 }
 
+/// Whether a change concerns what is protected, by the address that it has or had.
+pub fn is_protected(protect: &[String], resource: &ResourceChange) -> bool {
+    let now = resource.resource.split(" (deposed ").next().unwrap_or_default();
+    let moved = resource.fields.iter().find(|field| field.path.is_empty());
+    let before = moved.and_then(|field| field.before.as_ref()).and_then(Value::as_str).unwrap_or_default();
+    protect.iter().any(|entry| protects(entry, now) || (!before.is_empty() && protects(entry, before)))
+}
+
 /// The one action of an instance, or nothing where nothing would change.
 pub fn action(id: &InstanceId, observation: &Observation, protect: &[String], drifted: &[String]) -> Option<Action> {
     if observation.changes.is_empty() {
@@ -359,17 +367,7 @@ pub fn action(id: &InstanceId, observation: &Observation, protect: &[String], dr
     }
     let mut resources = observation.changes.clone();
     for resource in &mut resources {
-        let now = resource.resource.split(" (deposed ").next().unwrap_or_default().to_owned();
-        let before = resource
-            .fields
-            .iter()
-            .find(|field| field.path.is_empty())
-            .and_then(|field| field.before.as_ref())
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned();
-        resource.protected =
-            protect.iter().any(|entry| protects(entry, &now) || (!before.is_empty() && protects(entry, &before)));
+        resource.protected = is_protected(protect, resource);
         resource.reverts_drift = drifted.contains(&resource.resource);
     }
     let digest = action_digest(id, &resources);

@@ -71,12 +71,24 @@ impl Stage {
         if matches!(word, "environment" | "component" | "module" | "file" | "remove" | "show") {
             return Ok(said);
         }
+        // What happens to the world behind everybody's back is heard by nobody.
+        if matches!(word, "meddle" | "hold" | "wipe" | "fault" | "silence" | "answer") {
+            return Ok(said);
+        }
         // Every comment and event of the real forge comes with an event, and a poll finds what events lose.
-        self.daemon.poll().await.map_err(|error| error.to_string())?;
-        self.daemon.come_to_rest().await;
-        self.daemon.poll().await.map_err(|error| error.to_string())?;
-        self.daemon.come_to_rest().await;
-        Ok(said.into_iter().chain(self.changes().await).collect())
+        let (before, mut effects) = (self.seen.clone(), vec![]);
+        for _ in 0..2 {
+            self.daemon.poll().await.map_err(|error| error.to_string())?;
+            self.daemon.come_to_rest().await;
+            let (now, more) = (self.sight().await, self.world.effects());
+            let is_quiet = now == self.seen && more.is_empty();
+            effects.extend(more);
+            self.seen = now;
+            if is_quiet {
+                break;
+            }
+        }
+        Ok(said.into_iter().chain(self.changes(&before, effects)).collect())
     }
 
     async fn act(&mut self, word: &str, rest: &str, block: &[String]) -> Done {
@@ -286,6 +298,12 @@ impl Stage {
         let (word, rest) = what.split_once(' ').unwrap_or((what, ""));
         match word {
             "world" => Ok(self.world.things()),
+            "why" => {
+                let status = self.daemon.status().await.map_err(|error| error.to_string())?;
+                let found =
+                    status.instances.iter().find(|instance| instance.id.to_string() == rest).ok_or("no instance")?;
+                Ok(vec![self.daemon.why(found).await.map_err(|error| error.to_string())?])
+            }
             "comments" => {
                 let all = self.forge.comments(number(rest)?);
                 Ok(all
@@ -359,18 +377,12 @@ impl Stage {
         sight
     }
 
-    async fn changes(&mut self) -> Vec<String> {
-        let now = self.sight().await;
-        let mut lines: Vec<String> =
-            self.world.effects().into_iter().map(|effect| format!("world: {effect}")).collect();
-        lines.extend(now.iter().filter(|(key, line)| self.seen.get(*key) != Some(line)).map(|(_, line)| line.clone()));
-        lines.extend(
-            self.seen
-                .keys()
-                .filter(|key| key.starts_with('1') && !now.contains_key(*key))
-                .map(|key| format!("{}: gone", &key[2..])),
-        );
-        self.seen = now;
+    fn changes(&self, before: &BTreeMap<String, String>, effects: Vec<String>) -> Vec<String> {
+        let now = &self.seen;
+        let mut lines: Vec<String> = effects.into_iter().map(|effect| format!("world: {effect}")).collect();
+        lines.extend(now.iter().filter(|(key, line)| before.get(*key) != Some(line)).map(|(_, line)| line.clone()));
+        let gone = before.keys().filter(|key| key.starts_with('1') && !now.contains_key(*key));
+        lines.extend(gone.map(|key| format!("{}: gone", &key[2..])));
         if lines.is_empty() { vec!["nothing".into()] } else { lines }
     }
 }

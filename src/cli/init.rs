@@ -1,0 +1,302 @@
+//! `evenkeel init`: a first state repo for a repository that has root modules already.
+//!
+//! Finds out what can be found out: which folders are root modules, where they keep their state, and which environment
+//! each belongs to. Never overwrites, and never guesses an order: what depends on what is the reader's to add.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use serde_json::json;
+
+use super::{Done, Failure, Format, Global, output, validate};
+use crate::{desired::hcl, port::Files};
+
+/// Write a first state repo for the root modules that are there.
+#[derive(Args, Debug)]
+pub(crate) struct Init {
+    /// The repository; the one around the working directory where it is not given
+    folder: Option<PathBuf>,
+    /// The folder of the declarations, relative to the repository
+    #[arg(long, default_value = "state-repo", value_name = "FOLDER")]
+    state_repo: String,
+}
+
+/// The names of folders that are environments by convention, the earlier before the later.
+const ENVIRONMENTS: [&[&str]; 4] = [
+    &["sandbox", "dev", "develop", "development"],
+    &["test", "testing", "qa", "integration"],
+    &["stage", "staging", "preprod", "pre-production", "uat"],
+    &["prod", "production"],
+];
+/// The deepest folder that is looked into.
+const DEPTH_MAX: usize = 12;
+/// The environment of what belongs to none.
+const DEFAULT: &str = "main";
+
+/// A root module.
+#[derive(Debug, PartialEq, Eq)]
+struct Root {
+    path: String,
+    environment: Option<String>,
+    /// The name of its component: the path without the environment.
+    component: String,
+    backend: bool,
+}
+
+pub(super) fn run(global: &Global, args: &Init) -> Done {
+    let folder = match &args.folder {
+        Some(folder) => folder.clone(),
+        None => repository(&std::env::current_dir()?).ok_or_else(|| {
+            Failure::new("the working directory is in no git repository").hint("name one: `evenkeel init FOLDER`")
+        })?,
+    };
+    if !folder.is_dir() {
+        return Err(Failure::new(format!("`{}` is no folder", folder.display())));
+    }
+    let target = folder.join(&args.state_repo);
+    if target.exists() {
+        return Err(Failure::new(format!("`{}` is there already, and nothing is overwritten", target.display()))
+            .hint("remove it, or name another folder with --state-repo"));
+    }
+    let roots = roots(&crate::git::WorkingFiles::new(&folder))?;
+    if roots.is_empty() {
+        return Err(Failure::new(format!("there is no root module of OpenTofu below `{}`", folder.display())).hint(
+            "a root module is a folder with `*.tf` or `*.tofu` that names a backend or a provider, and that no other module uses",
+        ));
+    }
+    let files = state_repo(&roots, &name_of(&folder));
+    for (path, text) in &files {
+        let path = target.join(path);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        std::fs::write(path, text)?;
+    }
+    let desired = validate::load(Some(&target))?;
+    if let Some(problem) = desired.problems.first() {
+        return Err(Failure::new(format!("what was written has a problem: {problem}")));
+    }
+    if global.output != Format::Text {
+        let written: Vec<String> = files.keys().map(|path| format!("{}/{path}", args.state_repo)).collect();
+        let found: Vec<_> = roots.iter().map(|root| json!({"root": root.path, "environment": root.environment, "component": root.component, "declaresBackend": root.backend})).collect();
+        output::answer(global.output, "init", &json!({"written": written, "rootModules": found}))?;
+        return Ok(0);
+    }
+    let rows: Vec<Vec<String>> = roots
+        .iter()
+        .map(|root| {
+            let environment = root.environment.as_deref().unwrap_or(DEFAULT);
+            let state =
+                if root.backend { "its own backend" } else { "no backend: its state is kept with the daemon's data" };
+            vec![format!("  {environment}/{}", root.component), root.path.clone(), state.into()]
+        })
+        .collect();
+    output::text(&format!("Found {} root modules:\n{}", roots.len(), output::table(&rows)));
+    output::text(&format!(
+        "Wrote {} files to `{}`; `evenkeel validate` finds nothing wrong with them. Look them over, add `dependsOn` and outputs as variables where one module needs another, and commit them.",
+        files.len(),
+        target.display()
+    ));
+    Ok(0)
+}
+
+/// The repository around a folder.
+fn repository(folder: &Path) -> Option<PathBuf> {
+    folder.ancestors().find(|folder| folder.join(".git").exists()).map(Path::to_path_buf)
+}
+
+fn name_of(folder: &Path) -> String {
+    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
+    name(&folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default())
+}
+
+/// A text as a name: lower-case letters, digits and hyphens.
+fn name(text: &str) -> String {
+    let mut name = String::new();
+    for c in text.to_lowercase().chars() {
+        match c {
+            'a'..='z' | '0'..='9' => name.push(c),
+            _ if !name.is_empty() && !name.ends_with('-') => name.push('-'),
+            _ => {}
+        }
+    }
+    let name: String = name.trim_end_matches('-').chars().take(60).collect();
+    let name = name.trim_end_matches('-').to_owned();
+    match name.chars().next() {
+        None => "infra".into(),
+        Some(first) if first.is_ascii_digit() => format!("x-{name}"),
+        Some(_) => name,
+    }
+}
+
+/// The place of a folder's name among the environments, if it is one.
+fn rank(folder: &str) -> Option<usize> {
+    let folder = folder.to_lowercase();
+    ENVIRONMENTS.iter().position(|names| names.contains(&folder.as_str()))
+}
+
+/// The root modules of a repository: folders with configuration that name a backend or a provider, and that no other
+/// module uses.
+fn roots(files: &dyn Files) -> Result<Vec<Root>, Failure> {
+    let mut modules: BTreeMap<String, String> = BTreeMap::new();
+    collect(files, "", 0, &mut modules)?;
+    let used: BTreeSet<String> = modules
+        .iter()
+        .flat_map(|(folder, text)| {
+            hcl::relative_paths(text).into_iter().filter_map(move |(path, _)| crate::port::join(folder, &path))
+        })
+        .collect();
+    let is_root = |folder: &str, text: &str| {
+        !used.contains(folder)
+            && (hcl::declares_backend(text)
+                || text.contains("provider \"")
+                || text.contains("required_providers")
+                || text.contains("resource \""))
+    };
+    let mut roots: Vec<Root> = modules
+        .iter()
+        .filter(|(folder, text)| is_root(folder, text))
+        .map(|(folder, text)| {
+            let parts: Vec<&str> = folder.split('/').filter(|part| !part.is_empty()).collect();
+            let at = parts.iter().position(|part| rank(part).is_some());
+            let environment = at.map(|at| parts[at].to_lowercase());
+            Root {
+                path: if folder.is_empty() { ".".into() } else { folder.clone() },
+                component: component(&parts, at),
+                environment,
+                backend: hcl::declares_backend(text),
+            }
+        })
+        .collect();
+    disambiguate(&mut roots);
+    Ok(roots)
+}
+
+/// The name of a component: the last folder that is not the environment, and not just a word for all of them.
+fn component(parts: &[&str], environment: Option<usize>) -> String {
+    const GENERAL: [&str; 9] =
+        ["infra", "infrastructure", "terraform", "tofu", "opentofu", "environments", "envs", "live", "stacks"];
+    let own: Vec<&str> = parts
+        .iter()
+        .enumerate()
+        .filter(|(at, part)| Some(*at) != environment && !GENERAL.contains(&part.to_lowercase().as_str()))
+        .map(|(_, part)| *part)
+        .collect();
+    own.last().map_or_else(|| "main".to_owned(), |part| name(part))
+}
+
+/// Gives two root modules of one environment two names.
+fn disambiguate(roots: &mut [Root]) {
+    let mut taken: BTreeSet<(Option<String>, String)> = BTreeSet::new();
+    for root in roots {
+        if !taken.insert((root.environment.clone(), root.component.clone())) {
+            root.component = name(&root.path.replace('/', "-"));
+            taken.insert((root.environment.clone(), root.component.clone()));
+        }
+    }
+}
+
+fn collect(
+    files: &dyn Files,
+    folder: &str,
+    depth: usize,
+    modules: &mut BTreeMap<String, String>,
+) -> Result<(), Failure> {
+    if depth > DEPTH_MAX {
+        return Ok(());
+    }
+    for entry in files.list(folder).map_err(Failure::from)? {
+        let path = crate::port::join(folder, &entry.name).unwrap_or_default();
+        match entry.sort {
+            crate::port::Sort::Folder if !entry.name.starts_with('.') && entry.name != "node_modules" => {
+                collect(files, &path, depth + 1, modules)?;
+            }
+            crate::port::Sort::File if entry.name.ends_with(".tf") || entry.name.ends_with(".tofu") => {
+                let text = files.read(&path).map_err(Failure::from)?;
+                modules.entry(folder.to_owned()).or_default().push_str(&String::from_utf8_lossy(&text));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The files of a first state repo, by path.
+fn state_repo(roots: &[Root], name: &str) -> BTreeMap<String, String> {
+    let header = "apiVersion: evenkeel.dev/v1alpha1\n";
+    let mut files = BTreeMap::new();
+    let mut environments: Vec<&str> = roots.iter().map(|root| root.environment.as_deref().unwrap_or(DEFAULT)).collect();
+    environments.sort_by_key(|name| (rank(name).unwrap_or(0), name.to_string()));
+    environments.dedup();
+    files.insert(
+        "staterepo.yaml".to_owned(),
+        format!("{header}kind: StateRepo\nmetadata: {{ name: {name} }}\nspec:\n  # Who may do what; nothing is allowed by default, and the first line that matches counts.\n  permissions:\n    - {{ allow: [plan, drift, help], to: [\"permission:write\"] }}\n    - {{ allow: [apply, revert, adopt, snooze, suspend, resume], to: [\"permission:maintain\"] }}\n    - {{ allow: [confirm, destroy, forget], to: [\"permission:admin\"] }}\n  defaults:\n    drift: {{ every: 15m, mode: propose }}\n"),
+    );
+    for (at, environment) in environments.iter().enumerate() {
+        let before = at.checked_sub(1).map(|at| environments[at]);
+        let after = before
+            .filter(|before| rank(before) < rank(environment))
+            .map_or_else(String::new, |before| format!("  after: {before}\n"));
+        files.insert(
+            format!("environments/{environment}.yaml"),
+            format!("{header}kind: Environment\nmetadata: {{ name: {environment} }}\nspec:\n{after}  # A merge waits for `/apply {environment}`; `apply` lets the merge itself be the word.\n  onMerge: wait\n  # What one run may destroy or replace.\n  limits: {{ destroys: 0, replaces: 0 }}\n"),
+        );
+    }
+    let mut components: BTreeMap<&str, Vec<&Root>> = BTreeMap::new();
+    for root in roots {
+        components.entry(&root.component).or_default().push(root);
+    }
+    for (component, roots) in components {
+        let mut names: Vec<&str> = roots.iter().map(|root| root.environment.as_deref().unwrap_or(DEFAULT)).collect();
+        names.sort_by_key(|name| (rank(name).unwrap_or(0), name.to_string()));
+        let pattern = |root: &Root| match &root.environment {
+            Some(name) => root
+                .path
+                .split('/')
+                .map(|part| if part.eq_ignore_ascii_case(name) && part == name { "${environment}" } else { part })
+                .collect::<Vec<_>>()
+                .join("/"),
+            None => root.path.clone(),
+        };
+        let shared = pattern(roots[0]);
+        let same = roots.len() > 1 && roots.iter().all(|root| pattern(root) == shared);
+        let mut text = format!(
+            "{header}kind: Component\nmetadata: {{ name: {component} }}\nspec:\n  environments: [{}]\n",
+            names.join(", ")
+        );
+        let path = if same { &shared } else { &roots[0].path };
+        text.push_str(&format!("  tofu:\n    root: {path}\n"));
+        if !same && roots.len() > 1 {
+            text.push_str("  overrides:\n");
+            for root in &roots[1..] {
+                let name = root.environment.as_deref().unwrap_or(DEFAULT);
+                text.push_str(&format!("    {name}: {{ tofu: {{ root: {} }} }}\n", root.path));
+            }
+        }
+        files.insert(format!("components/{component}.yaml"), text);
+    }
+    files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_of_an_environment_is_one_and_the_rest_is_the_name() {
+        let of = |path: &str| {
+            let parts: Vec<&str> = path.split('/').collect();
+            let at = parts.iter().position(|part| rank(part).is_some());
+            (at.map(|at| parts[at].to_owned()), component(&parts, at))
+        };
+        assert_eq!(of("infra/environments/staging/network"), (Some("staging".into()), "network".into()));
+        assert_eq!(of("network/prod"), (Some("prod".into()), "network".into()));
+        assert_eq!(of("terraform"), (None, "main".into()));
+        assert_eq!(of("envs/dev"), (Some("dev".into()), "main".into()));
+        assert_eq!(name("My Repo_1"), "my-repo-1");
+        assert_eq!(name("1st"), "x-1st");
+    }
+}
