@@ -19,10 +19,16 @@ use std::{
 };
 
 use evenkeel::{
-    desired::Loader,
+    check,
+    desired::{Loader, schema::Limits},
     forge::{Forge, Settings, seed},
     git::Mirror,
-    port::Repository,
+    model::{Change, EnvironmentName, Field, InstanceId, ResourceChange},
+    plan::{InstancePlan, Plan, order},
+    port::{Observation, Repository},
+    remedy::{self, Drifted},
+    render,
+    targets::tofu,
 };
 use serde_json::{Value, json};
 
@@ -47,6 +53,9 @@ fn main() {
         let mut rows = vec![];
         if asked("loading") {
             rows.extend(told(loading().await));
+        }
+        if asked("minds") {
+            rows.extend(told(minds()));
         }
         if asked("idle") {
             rows.extend(told(start_and_idle().await));
@@ -302,6 +311,82 @@ impl Stage {
         let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     }
+}
+
+/// What is decided of 10,000 instances without looking at anything: one pass over all of them, in sync, and the plan of one
+/// that changed.
+fn minds() -> Vec<Row> {
+    const INSTANCES: usize = 10_000;
+    let id = |n: usize| -> InstanceId { format!("dev/c{n}").parse().unwrap() };
+    let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> =
+        (0..INSTANCES).map(|n| (id(n), upstreams(n).into_iter().map(&id).collect())).collect();
+    let quiet = Observation { holds_anything: true, ..Observation::default() };
+    let field = |at: usize| Field {
+        path: format!("/f{at}"),
+        before: Some("one".into()),
+        after: Some("two".into()),
+        sensitive: false,
+        unknown: false,
+        sealed: None,
+    };
+    let change = |at: usize| ResourceChange {
+        resource: format!("world_file.f{at}"),
+        r#type: "world_file".into(),
+        change: Change::Update,
+        reverts_drift: false,
+        protected: false,
+        fields: (0..5).map(field).collect(),
+    };
+    let changed =
+        Observation { changes: (0..20).map(change).collect(), holds_anything: true, ..Observation::default() };
+    let protect = ["world_file.kept".to_owned(), "module.*".to_owned()];
+    let environment: EnvironmentName = "dev".parse().unwrap();
+    let (mut passes, mut plans) = (vec![], vec![]);
+    for _ in 0..ROUNDS {
+        let since = Instant::now();
+        let mut drifted = vec![];
+        for (id, upstreams) in &edges {
+            let drift = tofu::drift::of(&quiet);
+            let names: Vec<String> = drift.iter().map(|drift| drift.resource.clone()).collect();
+            if let Some(action) = tofu::plan::action(id, &quiet, &protect, &names) {
+                drifted.push(Drifted { id: id.clone(), action, upstreams: upstreams.clone() });
+            }
+        }
+        let groups = remedy::groups(&environment, drifted);
+        let steps = order(&edges);
+        assert!(groups.is_empty() && steps.len() == INSTANCES);
+        passes.push(since.elapsed().as_secs_f64() * 1000.0);
+        let since = Instant::now();
+        let one = id(INSTANCES / 2);
+        let actions: Vec<_> = tofu::plan::action(&one, &changed, &protect, &[]).into_iter().collect();
+        let instance = InstancePlan {
+            digest: Some(InstancePlan::digest_of(&actions)),
+            id: one,
+            kind: "tofu".into(),
+            order: 1,
+            after: vec![],
+            waiting_on: vec![],
+            actions,
+            problem: None,
+        };
+        let revision = "0".repeat(40).parse().unwrap();
+        let plan = Plan::new(environment.clone(), revision, None, "head".into(), vec![instance]);
+        let notes = check::plan(&plan, &Limits::default());
+        assert!(!render::comment::plan(&plan, &notes, "plan").is_empty());
+        plans.push(since.elapsed().as_secs_f64() * 1000.0);
+    }
+    vec![
+        Row {
+            what: "a pass over 10,000 instances in sync, without looking",
+            found: format!("{:.1} ms", median(passes)),
+            bound: "200 ms".into(),
+        },
+        Row {
+            what: "the plan and comment of one changed instance among them",
+            found: format!("{:.1} ms", median(plans)),
+            bound: "10 ms".into(),
+        },
+    ]
 }
 
 fn world_file(name: &str, content: &str) -> String {

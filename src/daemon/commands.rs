@@ -27,7 +27,7 @@ use crate::{
     },
     journal::Approved,
     model::{ComponentName, EnvironmentName, InstanceId, PullNumber, RunId},
-    plan::Plan,
+    plan::{InstancePlan, Plan},
     port::{Comment, Use},
     targets::tofu,
 };
@@ -168,19 +168,13 @@ impl Daemon {
         Ok(())
     }
 
-    pub(super) async fn start(
+    /// The part of a plan that is about some instances, if it is complete and nothing that holds now forbids it.
+    async fn of_plan(
         self: &Arc<Self>,
         head: &Arc<Head>,
         plan: &Plan,
-        instances: BTreeSet<InstanceId>,
-        because: String,
-        who: &Principal,
-        pull: Option<PullNumber>,
-    ) -> Result<RunId, Error> {
-        let suspensions = self.suspensions(Some(head)).await?;
-        if let Some(says) = instances.iter().find_map(|id| suspensions.instance(id)) {
-            return Err(Error::Refused(format!("Nothing was applied: {says}.")));
-        }
+        instances: &BTreeSet<InstanceId>,
+    ) -> Result<Vec<InstancePlan>, Error> {
         let guards = self.guards(head).await?;
         let mut chosen: Vec<_> =
             plan.instances.iter().filter(|instance| instances.contains(&instance.id)).cloned().collect();
@@ -203,7 +197,8 @@ impl Daemon {
             plan.base.clone(),
             plan.because.clone(),
             chosen
-                .into_iter()
+                .iter()
+                .cloned()
                 .map(|mut i| {
                     i.after.retain(|up| instances.contains(up));
                     i
@@ -218,13 +213,30 @@ impl Daemon {
                 "Nothing was applied: {says}. Raise the limit in a pull request of its own, or change less."
             )));
         }
+        Ok(chosen)
+    }
+
+    pub(super) async fn start(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        plan: &Plan,
+        instances: BTreeSet<InstanceId>,
+        because: String,
+        who: &Principal,
+        pull: Option<PullNumber>,
+    ) -> Result<RunId, Error> {
+        let suspensions = self.suspensions(Some(head)).await?;
+        if let Some(says) = instances.iter().find_map(|id| suspensions.instance(id)) {
+            return Err(Error::Refused(format!("Nothing was applied: {says}.")));
+        }
+        let chosen = self.of_plan(head, plan, &instances).await?;
         if let Some(says) = self.lacking(head, who, Verb::Apply, plan, &instances).await? {
             return Err(Error::Refused(format!("Nothing was applied: {says}.")));
         }
         let approved: BTreeMap<InstanceId, Approved> = instances
             .iter()
             .map(|id| {
-                let what = match plan.instance(id) {
+                let what = match chosen.iter().find(|shown| shown.id == *id) {
                     Some(shown) if shown.digest.is_none() => Approved::Unknown,
                     Some(shown) => Approved::Actions { actions: shown.actions.clone() },
                     // What the plan does not show is not approved by it.

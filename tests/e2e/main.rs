@@ -8,4 +8,5 @@ mod loop_closed;
 mod published;
 mod secure;
 mod stage;
+mod traces;
 mod webhooks;

@@ -147,12 +147,14 @@ pub fn observation(plan: &PlanJson, seal: &Seal, redactor: &Redactor) -> Result<
         }
     }
     changes.sort_by(|one, two| (one.r#type == "output", &one.resource).cmp(&(two.r#type == "output", &two.resource)));
-    let holds_anything = plan
-        .prior_state
-        .as_ref()
-        .and_then(|state| state.values.as_ref())
-        .and_then(|values| values.root_module.as_ref())
-        .is_some_and(Module::holds_anything);
+    // What the state names and the world does not show any more stands in the drift, and not in the state as it was read.
+    let holds_anything = !plan.resource_drift.is_empty()
+        || plan
+            .prior_state
+            .as_ref()
+            .and_then(|state| state.values.as_ref())
+            .and_then(|values| values.root_module.as_ref())
+            .is_some_and(Module::holds_anything);
     Ok(Observation {
         adopt_only: drift::adopt_only(plan, &changes, seal, redactor),
         origins: origin::of(&plan.configuration, &changes),
