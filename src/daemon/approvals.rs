@@ -141,7 +141,7 @@ impl Daemon {
                 return Ok(None);
             }
             let plan = self.store().last_plan(&pull_subject(number, &id.environment), None).await?;
-            if !plan.is_some_and(|(plan, _)| plan.instance(id).is_some()) {
+            if plan.is_none_or(|(plan, _)| plan.instance(id).is_none()) {
                 continue;
             }
             return Ok(self.is_as_merged(head, id, &commit).await?.then_some(number));

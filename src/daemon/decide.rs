@@ -55,6 +55,7 @@ impl Daemon {
         let Some(head) = self.head() else { return Ok(()) };
         let Some(declared) = head.desired.environments.get(environment).cloned() else { return Ok(()) };
         self.take_over_policy(&head, environment).await?;
+        self.know_pulls(&head).await?;
         if self.suspensions(Some(&head)).await?.environment(environment).is_some()
             || self.stopping()
             || self.token(environment).await?.is_none()

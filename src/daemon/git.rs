@@ -25,18 +25,6 @@ impl Daemon {
         if self.head().is_some_and(|head| head.revision == revision) {
             return Ok(());
         }
-        // What was approved of a merge stands on its pull request, which has to be known before anything is decided.
-        if self.hands.forge.is_some() {
-            match self.refresh_pulls().await {
-                Ok(changed) => {
-                    changed.into_iter().for_each(|number| self.queue.wake(Wake::Pull(number), "pull request changed"))
-                }
-                Err(error) => tracing::warn!(
-                    error = crate::error_chain(&error),
-                    "could not list pull requests; going on with what is known"
-                ),
-            }
-        }
         let (desired, content) = self.load(&revision).await?;
         tracing::info!(
             revision = revision.short(),
@@ -46,6 +34,10 @@ impl Daemon {
         );
         let head = Arc::new(Head { revision, desired, content });
         self.note_history(&head).await?;
+        if let Err(error) = self.know_pulls(&head).await {
+            let error = crate::error_chain(&error);
+            tracing::warn!(error, "could not list pull requests; nothing is done by a merge until that can be");
+        }
         self.take_over_names(&head).await?;
         let before = self.head.write().unwrap_or_else(PoisonError::into_inner).replace(Arc::clone(&head));
         let applied = self.store().all_applied().await?;
@@ -66,6 +58,23 @@ impl Daemon {
                 self.wake_known_pulls().await?;
             }
         }
+        Ok(())
+    }
+
+    /// Makes sure that the pull requests were listed since a head was seen: what was approved of a merge stands there, and
+    /// a merge of which that is not known would run as if nobody had looked at it.
+    pub(super) async fn know_pulls(self: &Arc<Self>, head: &Head) -> Result<(), Error> {
+        let is_known = || {
+            let known = self.pulls_known_for.lock().unwrap_or_else(PoisonError::into_inner);
+            known.as_ref() == Some(&head.revision)
+        };
+        if self.hands.forge.is_none() || is_known() {
+            return Ok(());
+        }
+        for number in self.refresh_pulls().await? {
+            self.queue.wake(Wake::Pull(number), "pull request changed");
+        }
+        *self.pulls_known_for.lock().unwrap_or_else(PoisonError::into_inner) = Some(head.revision.clone());
         Ok(())
     }
 

@@ -177,6 +177,8 @@ pub struct Daemon {
     taking_up: tokio::sync::Mutex<()>,
     /// For which head and applied records an environment's head was planned without a problem.
     planned_for: Mutex<BTreeMap<EnvironmentName, String>>,
+    /// The head since which the pull requests were listed.
+    pulls_known_for: Mutex<Option<Revision>>,
     proposing: tokio::sync::Mutex<()>,
     looking: looking::Looking,
     stop: CancellationToken,
@@ -200,6 +202,7 @@ impl Daemon {
             deciding: tokio::sync::Mutex::default(),
             taking_up: tokio::sync::Mutex::default(),
             planned_for: Mutex::default(),
+            pulls_known_for: Mutex::default(),
             proposing: tokio::sync::Mutex::default(),
             looking: looking::Looking::default(),
             stop: CancellationToken::new(),
@@ -273,11 +276,26 @@ impl Daemon {
     /// stands still meanwhile.
     pub async fn come_to_rest(self: &Arc<Self>) {
         while let Some((wake, because)) = self.queue.next_now() {
-            if let Err(error) = self.look(&wake, &because).await {
-                tracing::warn!(?wake, because, error = crate::error_chain(&error), "a look failed");
-            }
-            self.queue.done(&wake);
+            self.look_once(wake, because).await;
         }
+    }
+
+    /// The same in an order that numbers say, where some hints come twice.
+    pub async fn come_to_rest_in_disorder(self: &Arc<Self>, numbers: &mut (dyn FnMut() -> usize + Send)) {
+        while let Some((wake, because)) = self.queue.any_now(numbers()) {
+            let again = numbers() % 4 == 0;
+            self.look_once(wake.clone(), because).await;
+            if again {
+                self.look_once(wake, "the same hint again".into()).await;
+            }
+        }
+    }
+
+    async fn look_once(self: &Arc<Self>, wake: Wake, because: String) {
+        if let Err(error) = self.look(&wake, &because).await {
+            tracing::warn!(?wake, because, error = crate::error_chain(&error), "a look failed");
+        }
+        self.queue.done(&wake);
     }
 
     /// Hints at everything that a timer would at this moment.

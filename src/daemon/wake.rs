@@ -81,6 +81,15 @@ impl Queue {
         Some((wake, because))
     }
 
+    /// Any of the hints that wait, by a number: for a world in which events come in another order.
+    pub fn any_now(&self, number: usize) -> Option<(Wake, String)> {
+        let mut state = self.state();
+        let wake = state.waiting.keys().nth(number.checked_rem(state.waiting.len())?)?.clone();
+        let because = state.waiting.remove(&wake)?;
+        state.running.insert(wake.clone());
+        Some((wake, because))
+    }
+
     /// The next hint; it counts as running until [`Queue::done`].
     pub async fn next(&self) -> (Wake, String) {
         loop {

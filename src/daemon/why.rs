@@ -48,7 +48,7 @@ impl Daemon {
                 snooze.because
             ));
         }
-        for (_, merged) in self.held_with_actions(head, id).await? {
+        if let Some((_, merged)) = self.held_with_actions(head, id).await?.into_iter().next() {
             let why = merged.waits.unwrap_or_else(|| "its run is about to begin".into());
             return Ok(format!("{says}. Its remediation is merged and waits (R4.2): {why}"));
         }

@@ -72,7 +72,7 @@ fn of_field(
     };
     match &field.before {
         _ if field.sensitive => Err(format!("`{attribute}` of `{resource}` is sensitive, and no file may say it")),
-        Some(value) if *value != Value::from(MASKED) => {
+        Some(value) if value.as_str() != Some(MASKED) => {
             Ok(Adopted { variable: variable.clone(), keys, value: value.clone() })
         }
         _ => Err(format!("`{attribute}` of `{resource}` was removed, and no value of `{variable}` says that")),

@@ -35,6 +35,8 @@ pub(super) struct Stage {
     staged: Vec<(String, Option<String>)>,
     /// What was seen before, line by line.
     seen: BTreeMap<String, String>,
+    /// The state of the numbers by which hints come in disorder and twice; none where they come in order.
+    disorder: Option<u64>,
 }
 
 type Done = Result<Vec<String>, String>;
@@ -48,7 +50,7 @@ fn number(text: &str) -> Result<u64, String> {
 }
 
 impl Stage {
-    pub(super) async fn new() -> Self {
+    pub(super) async fn new(disorder: Option<u64>) -> Self {
         let at: DateTime<Utc> = "2026-11-20T09:00:00Z".parse().unwrap();
         let clock = Arc::new(Clock::new(at));
         let repository = Repository::new(Arc::clone(&clock) as _);
@@ -60,7 +62,7 @@ impl Stage {
         let store = Store::in_memory().await.unwrap();
         let staged = vec![("state-repo/staterepo.yaml".to_owned(), Some(STATE_REPO.to_owned()))];
         let daemon = start(&repository, &forge, &world, &store, &clock, &seal);
-        Self { clock, repository, forge, world, store, seal, daemon, staged, seen: BTreeMap::new() }
+        Self { clock, repository, forge, world, store, seal, daemon, staged, seen: BTreeMap::new(), disorder }
     }
 
     /// Does what a line says, lets the daemon come to rest, and answers what changed.
@@ -79,7 +81,10 @@ impl Stage {
         let (before, mut effects) = (self.seen.clone(), vec![]);
         for _ in 0..2 {
             self.daemon.poll().await.map_err(|error| error.to_string())?;
-            self.daemon.come_to_rest().await;
+            match &mut self.disorder {
+                None => self.daemon.come_to_rest().await,
+                Some(state) => self.daemon.come_to_rest_in_disorder(&mut || next(state)).await,
+            }
             let (now, more) = (self.sight().await, self.world.effects());
             let is_quiet = now == self.seen && more.is_empty();
             effects.extend(more);
@@ -215,6 +220,10 @@ impl Stage {
                 };
                 self.world.set_fault(&id.parse().map_err(|_| "no instance")?, fault);
             }
+            "forge" => {
+                let why = rest.strip_prefix("out of reach: ").map(str::to_owned);
+                self.forge.put_out_of_reach(why);
+            }
             "wipe" => self.world.wipe(rest),
             "silence" => self.world.silence(rest, true),
             "answer" => self.world.silence(rest, false),
@@ -331,6 +340,13 @@ impl Stage {
         }
     }
 
+    /// What it came to: the verdict of each instance, and the world.
+    pub(super) async fn end(&self) -> Vec<String> {
+        let status = self.daemon.status().await.unwrap();
+        let verdicts = status.instances.iter().map(|one| format!("{}: {}", one.id, one.verdict.words()));
+        verdicts.chain(self.world.things()).collect()
+    }
+
     /// What is to be seen, line by line.
     async fn sight(&self) -> BTreeMap<String, String> {
         let mut sight = BTreeMap::new();
@@ -385,6 +401,14 @@ impl Stage {
         lines.extend(gone.map(|key| format!("{}: gone", &key[2..])));
         if lines.is_empty() { vec!["nothing".into()] } else { lines }
     }
+}
+
+/// The next of numbers that look random and are the same each time (xorshift).
+fn next(state: &mut u64) -> usize {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    usize::try_from(*state >> 33).unwrap()
 }
 
 fn local() -> Principal {
