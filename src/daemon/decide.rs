@@ -107,7 +107,19 @@ impl Daemon {
         if fresh.is_empty() {
             return Ok(());
         }
-        let (approved, pull) = self.approved_by_merge(head, environment, &fresh).await?;
+        let (mut approved, pull) = self.approved_by_merge(head, environment, &fresh).await?;
+        if let Some(number) = pull {
+            let free = |id: &InstanceId| {
+                !open.iter().any(|run| run.holds(id))
+                    && !stalled.contains_key(&id.to_string())
+                    && suspensions.instance(id).is_none()
+            };
+            let shown = self.shown_downstream(head, environment, number, &fresh).await?;
+            for (id, what) in shown.into_iter().filter(|(id, _)| free(id)) {
+                fresh.insert(id.clone());
+                approved.insert(id, what);
+            }
+        }
         let because = match pull {
             Some(pull) => format!("the merge of {pull} (`onMerge: apply`)"),
             None => format!("the merge of `{}` (`onMerge: apply`)", head.revision.short()),
@@ -165,6 +177,33 @@ impl Daemon {
             }
         }
         Ok((approved, carrier))
+    }
+
+    /// What the plan of a pull request showed downstream of what it changes, which follows in the same run.
+    async fn shown_downstream(
+        self: &Arc<Self>,
+        head: &Head,
+        environment: &EnvironmentName,
+        number: PullNumber,
+        changed: &BTreeSet<InstanceId>,
+    ) -> Result<BTreeMap<InstanceId, Approved>, Error> {
+        let mut shown = BTreeMap::new();
+        let Some((plan, _)) = self.store().last_plan(&pull_subject(number, environment), None).await? else {
+            return Ok(shown);
+        };
+        // In the order of the plan each comes after what it depends on.
+        for instance in plan.instances.iter().filter(|instance| !changed.contains(&instance.id)) {
+            let Some(declared) = head.instance(&instance.id) else { continue };
+            let follows = |up: &InstanceId| changed.contains(up) || shown.contains_key(up);
+            if declared.upstreams.iter().any(follows) && instance.problem.is_none() {
+                let what = match instance.digest {
+                    Some(_) => Approved::Actions { actions: instance.actions.clone() },
+                    None => Approved::Unknown,
+                };
+                shown.insert(instance.id.clone(), what);
+            }
+        }
+        Ok(shown)
     }
 
     /// The merged pull requests along the branch, newest first, with the commit that each was merged as.
