@@ -65,6 +65,10 @@ impl InForce {
             let declared = &environment.limits;
             let known = before.and_then(|_| self.limits.get(name)).map(|held| &held.guard);
             let guard = match known {
+                // What was refused once is not let in by a commit that says nothing about it.
+                Some(known) if before.and_then(|b| b.environments.get(name)).is_some_and(|b| b.limits == *declared) => {
+                    known.clone()
+                }
                 Some(known) if !alone(before, commit, name) => {
                     let counts = tighter(known, declared);
                     if counts != *declared {
@@ -81,20 +85,30 @@ impl InForce {
         refused.extend(next.judge_rights(before, commit, revision));
         for (id, instance) in &commit.instances {
             let Some(spec) = &instance.spec else { continue };
-            let former = |id| self.protect.get(id).map(|held| (id, &held.guard));
-            let known = before.and_then(|_| former(id).or_else(|| former(instance.renamed_from.as_ref()?)));
-            let (name, known) = (known.map_or(id, |(name, _)| name), known.map(|(_, guard)| guard));
-            let same = before
-                .and_then(|before| before.instances.get(name))
-                .is_some_and(|before| before.digest.is_some() && before.digest == instance.digest);
+            // Under a new name it keeps what protected it under the old one.
+            let was_declared = before.is_some_and(|before| before.instances.contains_key(id));
+            let former = instance.renamed_from.as_ref().filter(|_| !was_declared);
+            let of = |id: &InstanceId| before.and_then(|_| self.protect.get(id)).map(|held| held.guard.clone());
+            let mut known = of(id);
+            if let Some(old) = former.and_then(of) {
+                known.get_or_insert_default().extend(old);
+            }
+            let declared_before = before.and_then(|before| before.instances.get(former.unwrap_or(id)));
+            let same =
+                declared_before.is_some_and(|before| before.digest.is_some() && before.digest == instance.digest);
+            let says_the_same = declared_before
+                .and_then(|before| before.spec.as_ref())
+                .is_some_and(|before| before.protect == spec.protect);
             let mut guard = spec.protect.clone();
-            if let Some(known) = known.filter(|_| !same) {
+            if let Some(known) = known.as_ref().filter(|_| !same || says_the_same) {
                 let lifted: Vec<String> = known.iter().filter(|entry| !guard.contains(entry)).cloned().collect();
-                if let Some(first) = lifted.first() {
+                if let Some(first) = lifted.first().filter(|_| !says_the_same) {
                     refused.push(format!("`protect` of `{id}` is lifted from `{first}` together with a change of it: split in two pull requests"));
                 }
                 guard.extend(lifted);
             }
+            let known = known.as_ref();
+            let name = former.unwrap_or(id);
             if known != Some(&guard) || name != id {
                 next.protect.insert(id.clone(), Held { guard, since: revision.clone() });
             }
@@ -112,6 +126,10 @@ impl InForce {
             let declared = Held { guard: Rights::of(state_repo, name), since: revision.clone() };
             let known = self.rights.entry(name.clone()).or_default();
             let is_same = known.last().is_some_and(|last| last.guard == declared.guard);
+            let said_before = before.and_then(|before| before.state_repo.as_ref()).map(|repo| Rights::of(repo, name));
+            if said_before.as_ref() == Some(&declared.guard) && !known.is_empty() {
+                continue;
+            }
             if known.is_empty() || before.is_none() || alone(before, commit, name) {
                 let same = known.last().filter(|_| is_same).cloned();
                 *known = vec![same.unwrap_or(declared)];

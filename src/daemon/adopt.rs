@@ -156,7 +156,7 @@ impl Daemon {
         Ok(())
     }
 
-    fn edited(&self, head: &Head, edits: &Edits) -> Head {
+    fn with_edits(&self, head: &Head, edits: &Edits) -> Head {
         let content: Arc<dyn Files> = Arc::new(Overlay::new(Arc::clone(&head.content), edits));
         let desired = desired::load(&*content, &self.settings.root);
         Head { revision: head.revision.clone(), desired, content }
@@ -167,7 +167,7 @@ impl Daemon {
         if edits.is_empty() {
             return BTreeSet::new();
         }
-        let edited = self.edited(head, edits);
+        let edited = self.with_edits(head, edits);
         let digest = |head: &Head, id: &InstanceId| head.instance(id).and_then(|instance| instance.digest);
         let ids = head.desired.instances.keys().chain(edited.desired.instances.keys());
         ids.filter(|id| digest(head, id) != digest(&edited, id)).cloned().collect()
@@ -186,7 +186,7 @@ impl Daemon {
         ids: &BTreeSet<InstanceId>,
         edits: &Edits,
     ) -> Result<Result<(), String>, Error> {
-        let edited = self.edited(head, edits);
+        let edited = self.with_edits(head, edits);
         if edited.desired.problems.len() > head.desired.problems.len() {
             let first = edited.desired.problems.first().map(ToString::to_string).unwrap_or_default();
             return Ok(Err(format!("the edited declaration has a problem: {first}")));

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Daemon, Error, Head, Wake, decide::Stalled, planning::Scope};
+use super::{Daemon, Error, Head, Wake, decide::Stalled, planning::Scope, rename::former};
 use crate::{
     desired::schema::Component,
     journal::Status as RunStatus,
@@ -54,7 +54,7 @@ impl Daemon {
         let gone = self.to_destroy(head, environment).await?;
         Ok(head
             .environment(environment)
-            .filter(|instance| instance.problems.is_empty())
+            .filter(|instance| instance.problems.is_empty() && former(instance, &applied).is_none())
             .filter(|instance| stalled.contains_key(&instance.id.to_string()) || is_pending(instance, &applied))
             .map(|instance| instance.id.clone())
             .chain(gone)

@@ -52,6 +52,12 @@ impl Daemon {
         let has_work = |instance: &&InstancePlan| instance.digest.is_none() || !instance.actions.is_empty();
         for instance in plan.instances.iter().filter(|i| instances.contains(&i.id)).filter(has_work) {
             let Some(number) = self.changed_by_pull(head, &instance.id).await? else {
+                if verb == Verb::Destroy {
+                    return Ok(Some(format!(
+                        "`{}` needs approvals, and no pull request that removed it showed what would go; declare it again with `onDelete: destroy`, and remove it by a pull request whose reviews count",
+                        instance.id
+                    )));
+                }
                 return Ok(Some(format!(
                     "`{0}` needs approvals and was not changed by a pull request; `evenkeel propose {0} --apply` opens one whose reviews count",
                     instance.id
@@ -188,7 +194,7 @@ impl Daemon {
 }
 
 /// The paths that differ between two contents.
-fn changed_paths(before: &dyn Files, after: &dyn Files, folder: &str) -> Result<Vec<String>, FilesError> {
+pub(super) fn changed_paths(before: &dyn Files, after: &dyn Files, folder: &str) -> Result<Vec<String>, FilesError> {
     let of = |files: &dyn Files| -> Result<BTreeMap<String, (Sort, String)>, FilesError> {
         Ok(files.list(folder)?.into_iter().map(|entry| (entry.name, (entry.sort, entry.id))).collect())
     };

@@ -18,7 +18,7 @@ use super::{
     remediation::Merged,
 };
 use crate::{
-    authority::Principal,
+    authority::{Principal, permit},
     check,
     command::Command,
     desired::{
@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// The shortest beginning of a digest that pins a plan.
-const DIGEST_LENGTH_MIN: usize = 6;
+pub(super) const DIGEST_LENGTH_MIN: usize = 6;
 
 impl Daemon {
     /// `/apply` on a pull request.
@@ -405,8 +405,22 @@ impl Daemon {
             return Err(Error::Refused(format!("there is no remediation `{name}` on the branch")));
         };
         self.allow(head, who, Verb::Apply, &BTreeSet::from([remediation.environment.clone()])).await?;
+        let environment = &remediation.environment;
+        {
+            // What its merge authorises begins by itself; what is lacking is known afterwards.
+            let _turn = self.deciding.lock().await;
+            self.know_pulls(head).await?;
+            self.take_remediations(head, environment).await?;
+        }
         let merged: Merged =
-            self.store().get("remediation", &format!("{}/{name}", remediation.environment)).await?.unwrap_or_default();
+            self.store().get("remediation", &format!("{environment}/{name}")).await?.unwrap_or_default();
+        let rights = self.rights(head, environment).await?;
+        let needs = permit(&rights, who, Verb::Apply).unwrap_or_default();
+        if merged.pull.is_none() && !needs.is_empty() && !merged.spent && merged.run.is_none() {
+            return Err(Error::Refused(format!(
+                "the remediation `{name}` came by no pull request, and `{environment}` needs approvals; bring it by one"
+            )));
+        }
         if merged.spent || merged.run.is_some() {
             return Err(Error::Refused(format!("the remediation `{name}` is spent, or its run is under way")));
         }

@@ -54,6 +54,7 @@ impl Daemon {
         let _turn = self.deciding.lock().await;
         let Some(head) = self.head() else { return Ok(()) };
         let Some(declared) = head.desired.environments.get(environment).cloned() else { return Ok(()) };
+        self.take_over_names(&head).await?;
         self.take_over_policy(&head, environment).await?;
         self.know_pulls(&head).await?;
         if self.suspensions(Some(&head)).await?.environment(environment).is_some()

@@ -38,7 +38,6 @@ impl Daemon {
             let error = crate::error_chain(&error);
             tracing::warn!(error, "could not list pull requests; nothing is done by a merge until that can be");
         }
-        self.take_over_names(&head).await?;
         let before = self.head.write().unwrap_or_else(PoisonError::into_inner).replace(Arc::clone(&head));
         let applied = self.store().all_applied().await?;
         for (id, instance) in &head.desired.instances {

@@ -2,7 +2,7 @@
 //!
 //! *Race:* a push while commits are judged: the next head is judged from where this one ended.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use super::{Daemon, Error, Head};
 use crate::authority::guards::InForce;
@@ -13,14 +13,18 @@ impl Daemon {
     /// # Errors
     /// When the store or the repository can't be read.
     pub async fn guards(self: &Arc<Self>, head: &Head) -> Result<InForce, Error> {
+        let cached = self.in_force.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(cached) = cached.filter(|cached| cached.revision.as_ref() == Some(&head.revision)) {
+            return Ok(cached);
+        }
         let known: InForce = self.store().get("guards", "in-force").await?.unwrap_or_default();
         let Some(from) = known.revision.clone().filter(|from| *from != head.revision) else {
             if known.revision.is_some() {
-                return Ok(known);
+                return Ok(self.cached(known));
             }
             let (now, _) = known.after(None, &head.desired, &head.revision);
             self.store().put("guards", "in-force", self.now(), &now).await?;
-            return Ok(now);
+            return Ok(self.cached(now));
         };
         if self.hands.repository.contains(&from, &head.revision).await? {
             // An older head, such as that of a run: what was judged since then counts for it too.
@@ -46,6 +50,12 @@ impl Daemon {
             (now, before) = (next, desired);
         }
         self.store().put("guards", "in-force", self.now(), &now).await?;
-        Ok(now)
+        Ok(self.cached(now))
+    }
+
+    /// Remembers what is in force at a head, since every look asks for it.
+    fn cached(&self, now: InForce) -> InForce {
+        *self.in_force.lock().unwrap_or_else(PoisonError::into_inner) = Some(now.clone());
+        now
     }
 }

@@ -4,7 +4,7 @@
 //! A state that was lost, restored from elsewhere, or copied for another instance is another target: a plan there would
 //! create everything again, or change what belongs to somebody else.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -38,9 +38,37 @@ struct SeenInstead {
 }
 
 impl Daemon {
-    async fn identities(&self) -> Result<BTreeMap<InstanceId, Identity>, Error> {
-        let all: Vec<(String, Identity)> = self.store().list("identity").await?;
-        Ok(all.into_iter().filter_map(|(id, identity)| Some((id.parse().ok()?, identity))).collect())
+    async fn identity(&self, id: &InstanceId) -> Result<Identity, Error> {
+        Ok(self.store().get("identity", &id.to_string()).await?.unwrap_or_default())
+    }
+
+    /// Keeps what is pinned, and whose it is.
+    async fn pin(&self, id: &InstanceId, pinned: Option<String>) -> Result<(), Error> {
+        let now = self.now();
+        if let Some(old) = self.identity(id).await?.pinned.filter(|old| Some(old) != pinned.as_ref()) {
+            self.store().remove("identity-of", &old).await?;
+        }
+        if let Some(pinned) = &pinned {
+            self.store().put("identity-of", pinned, now, id).await?;
+        }
+        let name = id.to_string();
+        Ok(self.store().put("identity", &name, now, &Identity { pinned, seen: None }).await?)
+    }
+
+    /// Says that a target belongs to its instance under the name that it has now.
+    pub(super) async fn move_identity(&self, id: &InstanceId) -> Result<(), Error> {
+        match self.identity(id).await?.pinned {
+            Some(pinned) => Ok(self.store().put("identity-of", &pinned, self.now(), id).await?),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets go of the target of an instance.
+    pub(super) async fn let_go_identity(&self, id: &InstanceId) -> Result<(), Error> {
+        match self.identity(id).await?.pinned {
+            Some(pinned) => Ok(self.store().remove("identity-of", &pinned).await?),
+            None => Ok(()),
+        }
     }
 
     /// Compares the target that was observed with the one that is pinned, and pins it where none is and it is ours.
@@ -53,15 +81,27 @@ impl Daemon {
         observation: &Observation,
         is_applied: bool,
     ) -> Result<(), Error> {
-        let all = self.identities().await?;
+        self.identify_for(id, observation, is_applied, true).await
+    }
+
+    /// The same, where a pull request only asks and nothing of it may be remembered.
+    pub(super) async fn identify_for(
+        self: &Arc<Self>,
+        id: &InstanceId,
+        observation: &Observation,
+        is_applied: bool,
+        remembers: bool,
+    ) -> Result<(), Error> {
         let short = |identity: &str| identity.chars().take(8).collect::<String>();
         let refused = |kind: &'static str, message: String| -> Error {
             TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(kind, message) }.into()
         };
         let now = observation.identity.as_ref();
-        if let Some((other, _)) =
-            all.iter().find(|(other, known)| *other != id && now.is_some() && known.pinned.as_ref() == now)
-        {
+        let holder: Option<InstanceId> = match now {
+            Some(now) => self.store().get("identity-of", now).await?,
+            None => None,
+        };
+        if let Some(other) = holder.filter(|other| other != id) {
             return Err(refused(
                 SHARED,
                 format!(
@@ -69,12 +109,12 @@ impl Daemon {
                 ),
             ));
         }
-        let known = all.get(id).cloned().unwrap_or_default();
+        let known = self.identity(id).await?;
         match (&known.pinned, now) {
             (Some(pinned), now) if Some(pinned) != now => {
                 let found = now.map_or_else(|| "there is none".into(), |now| format!("it is `{}`", short(now)));
                 let seen = Identity { seen: Some(SeenInstead { identity: now.cloned() }), ..known.clone() };
-                if seen != known {
+                if seen != known && remembers {
                     self.store().put("identity", &id.to_string(), self.now(), &seen).await?;
                 }
                 Err(refused(
@@ -85,15 +125,11 @@ impl Daemon {
                     ),
                 ))
             }
-            (Some(_), _) if known.seen.is_some() => {
+            (Some(_), _) if known.seen.is_some() && remembers => {
                 self.store().put("identity", &id.to_string(), self.now(), &Identity { seen: None, ..known }).await?;
                 Ok(())
             }
-            (None, Some(now)) if is_applied => {
-                let pinned = Identity { pinned: Some(now.clone()), seen: None };
-                self.store().put("identity", &id.to_string(), self.now(), &pinned).await?;
-                Ok(())
-            }
+            (None, Some(now)) if is_applied && remembers => self.pin(id, Some(now.clone())).await,
             _ => Ok(()),
         }
     }
@@ -102,8 +138,7 @@ impl Daemon {
     pub(super) async fn confirm_identity(&self, id: &InstanceId) -> Result<bool, Error> {
         let known: Option<Identity> = self.store().get("identity", &id.to_string()).await?;
         let Some(seen) = known.and_then(|known| known.seen) else { return Ok(false) };
-        let pinned = Identity { pinned: seen.identity, seen: None };
-        self.store().put("identity", &id.to_string(), self.now(), &pinned).await?;
+        self.pin(id, seen.identity).await?;
         Ok(true)
     }
 }

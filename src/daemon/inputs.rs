@@ -13,9 +13,11 @@ use serde_json::Value;
 use super::{Daemon, Error, Head};
 use crate::{
     desired::{Instance, Reference, resolve, schema::Component},
+    journal::Run,
     model::{InstanceId, WaitingOn},
     plan::Applied,
     port::{Files, Job, Output, RecordedOutput, TargetError, TofuWork, Use, Work, join},
+    targets::tofu,
 };
 
 /// What an instance is given.
@@ -152,6 +154,23 @@ impl Daemon {
         self.applied_job_with(id, applied, &inputs, head).await
     }
 
+    /// The job of a remediation: what is applied, or the state alone where that takes over what no apply would change.
+    pub(super) async fn remedy_job(
+        self: &Arc<Self>,
+        run: &Run,
+        id: &InstanceId,
+        applied: &Applied,
+        head: &Head,
+    ) -> Result<Job, Error> {
+        let mut job = self.applied_job(id, applied, head).await?;
+        let name = run.remediation.as_ref().and_then(|name| name.parse().ok());
+        let listed = name.and_then(|name| head.desired.remediations.get(&name));
+        let mut actions = listed.iter().flat_map(|(remediation, _)| &remediation.actions);
+        let Work::Tofu(work) = &mut job.work;
+        work.refresh = actions.any(|action| action.instance == *id && action.r#do == tofu::plan::REFRESH);
+        Ok(job)
+    }
+
     /// The job of destroying what is applied (R1.9): from its own checkout, with the inputs that were recorded.
     pub(super) async fn destroy_job(self: &Arc<Self>, id: &InstanceId, head: &Head) -> Result<Job, Error> {
         let Some(applied) = self.store().applied(id).await? else {
@@ -245,6 +264,7 @@ fn job(
         backend_config: fill(&tofu.backend_config)?,
         declares_backend: made.declares_backend,
         destroy: false,
+        refresh: false,
     };
     Ok(Job {
         instance: id.clone(),

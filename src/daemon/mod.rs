@@ -14,6 +14,7 @@ mod adopt;
 mod advance;
 mod approvals;
 mod commands;
+mod conclude;
 mod conversation;
 mod decide;
 mod git;
@@ -41,6 +42,7 @@ mod status;
 mod suspension;
 pub mod wake;
 mod why;
+mod withdraw;
 mod words;
 
 use std::{
@@ -177,6 +179,8 @@ pub struct Daemon {
     taking_up: tokio::sync::Mutex<()>,
     /// For which head and applied records an environment's head was planned without a problem.
     planned_for: Mutex<BTreeMap<EnvironmentName, String>>,
+    /// The guards in force, as they were judged last.
+    in_force: Mutex<Option<crate::authority::guards::InForce>>,
     /// The head since which the pull requests were listed.
     pulls_known_for: Mutex<Option<Revision>>,
     proposing: tokio::sync::Mutex<()>,
@@ -202,6 +206,7 @@ impl Daemon {
             deciding: tokio::sync::Mutex::default(),
             taking_up: tokio::sync::Mutex::default(),
             planned_for: Mutex::default(),
+            in_force: Mutex::default(),
             pulls_known_for: Mutex::default(),
             proposing: tokio::sync::Mutex::default(),
             looking: looking::Looking::default(),
@@ -283,7 +288,7 @@ impl Daemon {
     /// The same in an order that numbers say, where some hints come twice.
     pub async fn come_to_rest_in_disorder(self: &Arc<Self>, numbers: &mut (dyn FnMut() -> usize + Send)) {
         while let Some((wake, because)) = self.queue.any_now(numbers()) {
-            let again = numbers() % 4 == 0;
+            let again = numbers().is_multiple_of(4);
             self.look_once(wake.clone(), because).await;
             if again {
                 self.look_once(wake, "the same hint again".into()).await;

@@ -8,11 +8,14 @@ use std::{
     sync::Arc,
 };
 
-use super::{Daemon, Error, Head, conversation::environments, decide::Authorised};
+use super::{Daemon, Error, Head, commands::DIGEST_LENGTH_MIN, conversation::environments, decide::Authorised};
 use crate::{
     authority::Principal,
     check,
-    desired::{Selector, schema::OnDelete},
+    desired::{
+        Selector,
+        schema::{OnDelete, Verb},
+    },
     journal::Approved,
     model::{EnvironmentName, InstanceId, PullNumber, RunId},
     plan::{Applied, InstancePlan, Plan, order},
@@ -74,7 +77,12 @@ impl Daemon {
     }
 
     /// The plan of destroying one instance.
-    pub(super) async fn plan_destroy(self: &Arc<Self>, head: &Head, id: &InstanceId) -> InstancePlan {
+    pub(super) async fn plan_destroy(
+        self: &Arc<Self>,
+        head: &Head,
+        id: &InstanceId,
+        protect: &[String],
+    ) -> InstancePlan {
         let mut plan = InstancePlan {
             id: id.clone(),
             kind: "tofu".into(),
@@ -89,8 +97,7 @@ impl Daemon {
             let job = self.destroy_job(id, head).await?;
             let observation = self.hands.target.observe(&job).await?;
             self.identify(id, &observation, true).await?;
-            let protect = self.guards(head).await?.protect(id);
-            Ok::<_, Error>(tofu::plan::action(id, &observation, &protect, &[]))
+            Ok::<_, Error>(tofu::plan::action(id, &observation, protect, &[]))
         };
         match looked.await {
             Ok(action) => {
@@ -112,9 +119,10 @@ impl Daemon {
         let applied = self.store().all_applied().await?;
         let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> =
             ids.iter().map(|id| (id.clone(), users(id, &applied).intersection(ids).cloned().collect())).collect();
+        let guards = self.guards(head).await?;
         let planned = order(&edges).into_iter().map(|(id, step)| {
-            let after = edges[&id].iter().cloned().collect();
-            async move { InstancePlan { order: step, after, ..self.plan_destroy(head, &id).await } }
+            let (after, protect) = (edges[&id].iter().cloned().collect(), guards.protect(&id));
+            async move { InstancePlan { order: step, after, ..self.plan_destroy(head, &id, &protect).await } }
         });
         let instances = futures::future::join_all(planned).await;
         Ok(Plan::new(environment.clone(), head.revision.clone(), None, comment::DESTROY.into(), instances))
@@ -142,7 +150,10 @@ impl Daemon {
             if let Some((id, why)) = plan.instances.iter().find_map(|i| Some((&i.id, i.problem.as_ref()?))) {
                 return Err(Error::Refused(format!("Nothing was destroyed: `{id}` could not be planned: {why}.")));
             }
-            if digests.iter().any(|digest| plan.digest.to_string().starts_with(digest.as_str())) {
+            let names = |digest: &String| {
+                digest.len() >= DIGEST_LENGTH_MIN && plan.digest.to_string().starts_with(digest.as_str())
+            };
+            if digests.iter().any(names) {
                 let run = self.start_destroy(head, &plan, who, pull).await?;
                 says.push(format!("Run {run} destroys what is left of {}.", list(&ids)));
                 runs.push(run);
@@ -176,6 +187,10 @@ impl Daemon {
             return Err(Error::Refused(format!(
                 "Nothing was destroyed: {says}. Raise the limit in a pull request of its own, or destroy less."
             )));
+        }
+        let ids: BTreeSet<InstanceId> = plan.instances.iter().map(|instance| instance.id.clone()).collect();
+        if let Some(says) = self.lacking(head, who, Verb::Destroy, plan, &ids).await? {
+            return Err(Error::Refused(format!("Nothing was destroyed: {says}.")));
         }
         let approved = plan
             .instances
@@ -220,6 +235,7 @@ impl Daemon {
     /// Forgets an instance that is destroyed or let go.
     pub(super) async fn let_go(self: &Arc<Self>, id: &InstanceId) -> Result<(), Error> {
         self.hands.target.let_go(id).await;
+        self.let_go_identity(id).await?;
         Ok(self.store().let_go(id, self.now()).await?)
     }
 

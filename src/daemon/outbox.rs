@@ -164,9 +164,12 @@ impl Daemon {
             if !shown.instances.iter().any(|i| plan.instance(&i.id).is_some()) {
                 continue;
             }
+            if shown.digest == plan.digest {
+                return Ok(());
+            }
             let concerned = self.pending_set(head, environment, plan).await?;
             self.say_superseded(environment, number, &concerned).await?;
-            if shown.digest != plan.digest && self.store().keep_plan(&subject, plan, self.now()).await? {
+            if self.store().keep_plan(&subject, plan, self.now()).await? {
                 let note = comment::concerns(&concerned, number);
                 self.say_plan(number, plan, &note.into_iter().collect::<Vec<_>>()).await?;
             }

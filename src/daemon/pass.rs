@@ -138,6 +138,12 @@ impl Daemon {
         }
         let drifted: Vec<String> = observed.drift.iter().map(|drift| drift.resource.clone()).collect();
         observed.revert = tofu::plan::action(id, observation, protect, &drifted);
+        if strict && observed.revert.is_none() {
+            // No apply would change it, so the state is offered to take it over.
+            let changes = tofu::drift::refreshes(&observation.adopt_only);
+            let refresh = Observation { changes, serial: observation.serial, ..Observation::default() };
+            observed.revert = tofu::plan::action(id, &refresh, &[], &[]);
+        }
         if !strict && observed.revert.is_none() {
             // Adopt-only drift is told in the warnings and does not count.
             let (output, rest): (Vec<Drift>, Vec<Drift>) = std::mem::take(&mut observed.drift)

@@ -96,7 +96,8 @@ impl Daemon {
             let after: Vec<InstanceId> = edges[id].iter().cloned().collect();
             let planning = async move {
                 if head.instance(&id_for_task).is_none() {
-                    let plan = InstancePlan { order: step, after, ..daemon.plan_destroy(&head, &id_for_task).await };
+                    let plan =
+                        InstancePlan { order: step, after, ..daemon.plan_destroy(&head, &id_for_task, &protect).await };
                     return Arc::new(Outcome { plan: Some(plan), ..Outcome::default() });
                 }
                 let (planned, blocked) = upstream_plans(upstreams).await;
@@ -204,7 +205,8 @@ impl Daemon {
         let job = Job { formerly: asked.formerly.clone(), ..job };
         let observation = self.hands.target.observe(&job).await?;
         let name = asked.formerly.as_ref().unwrap_or(asked.id);
-        self.identify(name, &observation, asked.applied.is_some()).await?;
+        let remembers = !matches!(asked.r#use, Use::Pull(_));
+        self.identify_for(name, &observation, asked.applied.is_some(), remembers).await?;
         Ok((job, observation))
     }
 

@@ -219,7 +219,7 @@ impl Daemon {
             let Some(record) = applied else {
                 return Err(Stop::Fails(format!("`{id}` is not applied, so there is nothing to return to")));
             };
-            return Ok((self.applied_job(id, record, &driven.head).await?, record.inputs.clone()));
+            return Ok((self.remedy_job(run, id, record, &driven.head).await?, record.inputs.clone()));
         }
         let head = &driven.head;
         let Some(instance) = head.instance(id) else {
@@ -312,6 +312,8 @@ impl Daemon {
         let waits = |says: String| Stop::Waits(WaitingOn::Approval { digest }, says);
         match self.store().approved(run.id, id).await?.unwrap_or(Approved::Unknown) {
             Approved::Declaration => Ok(()),
+            Approved::Actions { actions: approved } if run.by_drift => plan::covers(&approved, actions)
+                .map_err(|gap| Stop::Fails(format!("the drift changed meanwhile: {}", gap.0))),
             Approved::Actions { actions: approved } => plan::covers(&approved, actions)
                 .map_err(|gap| waits(format!("{}; look at the new plan and say `/apply`", gap.0))),
             Approved::Unknown => {
@@ -331,6 +333,9 @@ impl Daemon {
                     return Err(Stop::Fails(format!("the remediation `{name}` is not there any more")));
                 };
                 let stored = self.stored_actions(remediation).await?;
+                if let Some(says) = self.edited(name.as_str(), remediation).await? {
+                    return Err(Stop::Fails(says));
+                }
                 remedy::lets_through(remediation, id, &|digest| stored.get(digest).cloned(), actions)
                     .map_err(Stop::Fails)
             }
@@ -353,6 +358,9 @@ impl Daemon {
             return Err(Stop::Fails(format!("{says}; raise the limit in a pull request of its own, or change less")));
         }
         spent.insert(id.clone(), summary);
+        if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
+            instance.spent = Some(summary);
+        }
         Ok(())
     }
 }

@@ -11,13 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Daemon, Error, Head, Wake,
-    adopt::Edits,
-    pass,
-    remediation::remediation_path,
-    snooze::{SNOOZE, Snooze},
-};
+use super::{Daemon, Error, Head, Wake, adopt::Edits, pass, remediation::remediation_path};
 use crate::{
     desired::schema::{Direction, DriftMode},
     model::{ComponentName, Digest, EnvironmentName, InstanceId, PullNumber, Revision},
@@ -49,6 +43,9 @@ pub(super) struct Proposal {
     /// Whether somebody's commits are on its branch: then we write on top of it.
     #[serde(default)]
     pub(super) shared: bool,
+    /// Whether we are about to close it: that is nobody's no.
+    #[serde(default)]
+    pub(super) withdrawn: bool,
     /// Whether it edits the declarations (R4.3).
     #[serde(default)]
     pub(super) adopts: bool,
@@ -108,6 +105,11 @@ impl Daemon {
         let groups = remedy::groups(environment, drifted);
         let known: Vec<(String, Proposal)> = self.store().list("proposal").await?;
         let known: Vec<_> = known.into_iter().filter(|(key, _)| key.starts_with(&format!("{environment}/"))).collect();
+        // One that we were about to close when the daemon died, or its drift came back, is closed first.
+        let (gone, known): (Vec<_>, Vec<_>) = known.into_iter().partition(|(_, proposal)| proposal.withdrawn);
+        for (key, proposal) in gone {
+            self.close_withdrawn(&key, &proposal).await?;
+        }
         for group in &groups {
             self.propose_group(&head, group, &known).await?;
         }
@@ -223,8 +225,7 @@ impl Daemon {
         let Some((remediation, _)) = found else {
             return Ok(Err(format!("the remediation `{}` can't be read any more", known.name)));
         };
-        let stored = self.stored_actions(&remediation).await?;
-        if let Some(says) = remedy::edited(&remediation, &|digest| stored.get(digest).cloned()) {
+        if let Some(says) = self.edited(&known.name, &remediation).await? {
             return Ok(Err(says));
         }
         let left = |id: &InstanceId| remediation.actions.iter().any(|action| action.instance == *id);
@@ -314,14 +315,10 @@ impl Daemon {
             group.drifted.iter().filter_map(|one| observed.get(&one.id)).map(|o| o.at).max().unwrap_or(now);
         let name = self.fresh_name(head, whole, known, written.onto.is_some()).await?;
         let remediation = group.remediation("drift", observed_at, now);
+        let written_whole = whole.remediation("drift", observed_at, now);
         let text = remedy::write(&name, &remediation).map_err(Error::Refused)?;
         let path = remediation_path(&self.settings.root, &group.environment, &name);
-        if self.hands.redactor.redact(&text) != text {
-            // Values are masked where they are read; what is left is a secret in a name, and a masked name means another thing.
-            return Err(Error::Refused(format!(
-                "the drift in `{key}` can't be proposed: an address in it contains a secret"
-            )));
-        }
+        self.without_secrets(&key, &text)?;
         let mut files = vec![(path.clone(), Some(text))];
         let spent = self.spent_files(head, &group.environment).await?;
         files.extend(spent.into_iter().filter(|spent| *spent != path).map(|spent| (spent, None)));
@@ -362,13 +359,24 @@ impl Daemon {
             cuts: written.cuts,
             shared,
             adopts,
+            withdrawn: false,
         };
         self.keep_proposed(&proposal).await?;
+        self.keep_written(&proposal.name, &written_whole).await?;
         self.store().put("proposal", &key, now, &proposal).await?;
         self.store().audit(now, "evenkeel", "propose", &format!("pull/{}", pull.0), &title).await?;
         tracing::info!(%key, pull = pull.0, "drift proposed");
         self.queue.wake(Wake::Pull(pull), "proposed");
         Ok(())
+    }
+
+    /// Refuses a text with a secret in it: values are masked where they are read, so it stands in a name, and a masked name
+    /// means another thing.
+    fn without_secrets(&self, key: &str, text: &str) -> Result<(), Error> {
+        if self.hands.redactor.redact(text) == text {
+            return Ok(());
+        }
+        Err(Error::Refused(format!("the drift in `{key}` can't be proposed: an address in it contains a secret")))
     }
 
     /// A name that no remediation on the branch or in the store has, so that the same drift twice on one day is two.
@@ -406,69 +414,6 @@ impl Daemon {
             }
         }
         Ok(files)
-    }
-
-    /// Closes a proposal whose drift is gone, is snoozed, or is part of another proposal now. What is not known is not
-    /// gone.
-    async fn withdraw(
-        self: &Arc<Self>,
-        environment: &EnvironmentName,
-        key: &str,
-        proposal: &Proposal,
-        groups: &[Group],
-    ) -> Result<(), Error> {
-        let Some(forge) = self.hands.forge.clone() else { return Ok(()) };
-        let observed = self.store().all_observed().await?;
-        let snoozes = self.snoozes().await?;
-        let open = self.store().open_runs().await?;
-        let is_free = |id: &InstanceId| {
-            observed.get(id).is_some_and(|observed| observed.error.is_none()) && !open.iter().any(|run| run.holds(id))
-        };
-        let drifts = |id: &InstanceId| observed.get(id).is_some_and(|observed| pass::revert(observed).is_some());
-        let snoozed = |id: &InstanceId| {
-            observed.get(id).zip(snoozes.get(id)).is_some_and(|(observed, snooze)| snooze.holds(observed, self.now()))
-        };
-        let root = key.rsplit('/').next().unwrap_or(key);
-        let elsewhere =
-            groups.iter().find(|group| group.drifted.iter().any(|one| proposal.instances.contains(&one.id)));
-        let says = match elsewhere {
-            Some(group) => {
-                let other: Option<Proposal> = self.store().get("proposal", &group.key()).await?;
-                let Some(other) = other else { return Ok(()) };
-                comment::regrouped(environment, root, group, other.pull)
-            }
-            None if !proposal.instances.iter().all(|id| is_free(id) && (!drifts(id) || snoozed(id))) => return Ok(()),
-            None if proposal.instances.iter().any(snoozed) => comment::snoozed(environment, root),
-            None => comment::healed(environment, root),
-        };
-        let pull = forge.get_pull(proposal.pull).await?;
-        if pull.open {
-            self.say_on(proposal.pull, "withdrawn", &says, None).await?;
-            forge.close_pull(proposal.pull).await?;
-            // What somebody else committed is theirs.
-            if pull.head == proposal.pushed && !proposal.shared {
-                self.hands.repository.delete_branch(&pull.branch).await?;
-            }
-        }
-        self.drop_proposal(key).await?;
-        Ok(())
-    }
-
-    /// Notes that somebody closed a proposal unmerged: a no is remembered (R4.5).
-    pub(super) async fn proposal_closed(self: &Arc<Self>, pull: &Pull) -> Result<(), Error> {
-        if pull.merged_as.is_some() || !pull.branch.starts_with(super::pulls::OWN_BRANCHES) {
-            return Ok(());
-        }
-        let known: Vec<(String, Proposal)> = self.store().list("proposal").await?;
-        for (key, proposal) in known.into_iter().filter(|(_, proposal)| proposal.pull == pull.number) {
-            for (id, action) in proposal.actions {
-                let because = format!("closed {}", pull.number);
-                let snooze = Snooze { action, until: self.now() + SNOOZE, by: "somebody".into(), because };
-                self.snooze(&id, &snooze).await?;
-            }
-            self.drop_proposal(&key).await?;
-        }
-        Ok(())
     }
 }
 

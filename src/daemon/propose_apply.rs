@@ -15,7 +15,7 @@ use crate::{
     authority::Principal,
     desired::{
         Selector,
-        schema::{Direction, Verb},
+        schema::{Direction, Remediation, Verb},
     },
     model::{InstanceId, PullNumber},
     plan::Plan,
@@ -86,6 +86,7 @@ impl Daemon {
         let because = format!("propose by {}", who.name());
         let written = Written { direction: Direction::Apply, because: &because, observed_at: now, now };
         let remediation = remedy::remediation(&plan.environment, written, actions);
+        // The name is that of what is proposed, so that the same is proposed once.
         let name = format!("apply-{}-{}", now.format("%Y%m%d"), plan.digest.short());
         let text = remedy::write(&name, &remediation).map_err(Error::Refused)?;
         let path = remediation_path(&self.settings.root, &plan.environment, &name);
@@ -96,6 +97,9 @@ impl Daemon {
         if there.is_none() {
             let files = vec![(path.clone(), Some(text))];
             self.hands.repository.push(&branch, &head.revision, None, files, &title).await?;
+            self.keep_written(&name, &remediation).await?;
+        } else if self.store().get::<Remediation>("written", &name).await?.is_none() {
+            return Err(Error::Refused(format!("there is a branch `{branch}` that we did not make; remove it first")));
         }
         let body = self.hands.redactor.redact(&comment::proposed_apply(plan, &path));
         let pull = forge.ensure_pull(&branch, &self.settings.branch, &title, &body).await?;

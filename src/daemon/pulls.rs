@@ -11,11 +11,13 @@ use std::{
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{Daemon, Error, Head, Wake, decide::pull_subject, planning::Scope, propose::Proposal};
+use super::{
+    Daemon, Error, Head, Wake, approvals::changed_paths, decide::pull_subject, planning::Scope, propose::Proposal,
+};
 use crate::{
     authority::Level,
     check,
-    desired::schema::Forks,
+    desired::schema::{Forks, OnDelete},
     model::{EnvironmentName, InstanceId, PullNumber, Revision},
     plan::Plan,
     port::{Merged, Pull, Use},
@@ -141,7 +143,7 @@ impl Daemon {
         self.remember(&seen).await?;
         let Some(head) = self.head() else { return Ok(()) };
         if seen.pull.base != self.settings.branch {
-            return Ok(());
+            return self.remember(&Seen { looked: Some(updated_at), ..seen }).await;
         }
         if seen.pull.open {
             self.plan_pull(&head, &mut seen).await?;
@@ -164,7 +166,12 @@ impl Daemon {
         if (seen.planned.as_ref() == Some(&now) && !seen.again && !seen.lacks) || pull.draft {
             return Ok(());
         }
-        if let Some(proposal) = self.proposal_of(pull.number).await?.filter(|proposal| !proposal.adopts) {
+        let proposal = self.proposal_of(pull.number).await?.filter(|proposal| !proposal.adopts);
+        let proposal = match proposal {
+            Some(proposal) if self.says_more(head, &pull, &proposal).await? => None,
+            proposal => proposal,
+        };
+        if let Some(proposal) = proposal {
             // The description of one with nobody else's commits is its plan.
             let (state, says) = if proposal.pushed == pull.head {
                 ("success", "the plan stands in the description".into())
@@ -185,6 +192,26 @@ impl Daemon {
         let fresh = self.seen(pull.number).await?.map_or(pull, |seen| seen.pull);
         *seen = Seen { pull: fresh, planned: Some(now), again: false, ..seen.clone() };
         self.remember(seen).await
+    }
+
+    /// Whether somebody put more on the branch of a proposal than its remediation: then it is planned like any other.
+    async fn says_more(self: &Arc<Self>, base: &Head, pull: &Pull, proposal: &Proposal) -> Result<bool, Error> {
+        if proposal.pushed == pull.head && !proposal.shared {
+            return Ok(false);
+        }
+        self.use_git_token().await?;
+        let fetched = self.hands.repository.fetch(&format!("refs/pull/{}/head", pull.number.0)).await?;
+        if fetched.as_ref() != Some(&pull.head) {
+            return Err(Error::Refused(format!("{} moved while it was looked at", pull.number)));
+        }
+        let Merged::Clean(merged) = self.hands.repository.merge(&base.revision, &pull.head).await? else {
+            return Ok(true);
+        };
+        let content = self.hands.repository.files(&merged).await?;
+        let changed =
+            changed_paths(&*base.content, &*content, "").map_err(|error| Error::Refused(error.to_string()))?;
+        let own = format!("{}/remediations/", self.settings.root);
+        Ok(changed.iter().any(|path| !path.starts_with(&own)))
     }
 
     /// The proposal that a pull request of ours is.
@@ -246,8 +273,8 @@ impl Daemon {
             }
         }
         let lacking = lacks.is_some();
-        for id in self.orphans(&merged).await?.into_keys().filter(|id| base.instance(id).is_some()) {
-            if self.to_destroy(&merged, &id.environment).await?.contains(&id) {
+        for (id, record) in self.orphans(&merged).await?.into_iter().filter(|(id, _)| base.instance(id).is_some()) {
+            if record.spec.on_delete == OnDelete::Destroy {
                 changed.entry(id.environment.clone()).or_default().insert(id);
             }
         }
@@ -318,10 +345,12 @@ impl Daemon {
             .filter_map(|instance| Some((instance.renamed_from.as_ref()?, &instance.id)))
             .collect();
         let (mut orphans, mut lines) = (vec![], vec![]);
+        let applied = self.orphans(merged).await?;
+        let goes = |id: &InstanceId| applied.get(id).is_some_and(|record| record.spec.on_delete == OnDelete::Destroy);
         for id in base.desired.instances.keys().filter(|id| merged.instance(id).is_none()) {
             match renamed.get(id) {
                 Some(new) => lines.push(format!("{id} renamed to {}", new.component)),
-                None if self.to_destroy(merged, &id.environment).await?.contains(id) => {}
+                None if goes(id) => {}
                 None if merged.desired.complete => orphans.push(id.to_string()),
                 None => lines.push(format!("{id} may have been removed: a file can't be read")),
             }

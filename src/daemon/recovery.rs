@@ -50,7 +50,7 @@ impl Daemon {
                 .applied(id)
                 .await?
                 .ok_or_else(|| Error::Refused(format!("`{id}` is not applied any more")))?;
-            return self.applied_job(id, &record, &driven.head).await;
+            return self.remedy_job(run, id, &record, &driven.head).await;
         }
         let instance = driven
             .head
@@ -71,6 +71,15 @@ impl Daemon {
             said_at: std::sync::Mutex::new(DateTime::UNIX_EPOCH),
             spent: Mutex::default(),
         };
+        if run.destroys && self.store().applied(id).await?.is_none() {
+            // It was destroyed and forgotten; only that was not said any more.
+            if driven.run.lock().await.instances.get(id).is_some_and(|i| i.status == Status::Running) {
+                self.record(&driven, id, Event::Finished { outcome: Outcome::Done }, None).await?;
+            }
+            self.record(&driven, id, Event::Applied { changed: true }, None).await?;
+            *run = driven.run.lock().await.clone();
+            return Ok(());
+        }
         // An effect that failed before the daemon stopped is no authority to try again (R3.1).
         let last = self
             .store()

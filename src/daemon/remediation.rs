@@ -60,12 +60,12 @@ impl Daemon {
                     pull.and_then(|pull| pull.merged_by).map_or_else(|| "somebody".into(), |by| format!("user:{by}"));
                 self.snooze_cuts(name.as_str(), remediation, &by).await?;
             }
-            // A date that somebody moved does not make it an authority for longer.
-            let expires_at = remediation
-                .expires_at
-                .min(remediation.observed_at + chrono::Duration::days(remedy::EXPIRES_AFTER_DAYS + 1));
+            let not_as_merged = self.not_as_merged(name, remediation, &commit).await?;
+            let expires_at = remediation.expires_at;
             let over = if expires_at < now {
                 Some(format!("it expired at {expires_at}"))
+            } else if let Some(says) = not_as_merged {
+                Some(says)
             } else {
                 remediation
                     .actions
@@ -73,6 +73,11 @@ impl Daemon {
                     .then(|| "every action was cut from it, so there is nothing to run".to_owned())
             };
             if let Some(says) = over {
+                let pull = self.pull_merged_as(&commit).await?;
+                if let Some(pull) = pull.filter(|_| !remediation.actions.is_empty()) {
+                    let marker = format!("remediation-waits name={name}");
+                    self.say_on(pull.number, &marker, &format!("Nothing was run: {says}."), None).await?;
+                }
                 merged.spent = true;
                 merged.waits = Some(says);
                 self.store().put("remediation", &key, now, &merged).await?;
@@ -160,9 +165,6 @@ impl Daemon {
         if applies {
             // What was reviewed is what may run, as it was proposed.
             let stored = self.stored_actions(remediation).await?;
-            if let Some(says) = remedy::edited(remediation, &|digest| stored.get(digest).cloned()) {
-                return Err(Error::Refused(format!("Nothing was applied: {says}.")));
-            }
             for action in &remediation.actions {
                 let actions = stored.get(&action.digest).cloned().into_iter().collect();
                 approved.insert(action.instance.clone(), Approved::Actions { actions });
@@ -181,6 +183,35 @@ impl Daemon {
             by_drift: false,
         };
         self.create_run(head, authorised).await
+    }
+
+    /// Remembers a remediation as we wrote it, whole.
+    pub(super) async fn keep_written(&self, name: &str, remediation: &Remediation) -> Result<(), Error> {
+        Ok(self.store().put("written", name, self.now(), remediation).await?)
+    }
+
+    /// What somebody did to a remediation beyond cutting whole actions; one that we did not write is edited as a whole.
+    pub(super) async fn edited(&self, name: &str, remediation: &Remediation) -> Result<Option<String>, Error> {
+        let written: Option<Remediation> = self.store().get("written", name).await?;
+        Ok(match written {
+            Some(written) => remedy::edited(remediation, &written),
+            None => Some("it was not written by this daemon, so nothing stands for its actions".into()),
+        })
+    }
+
+    /// Why a merged remediation is no authority for anything: it is not what was written, or not what was merged.
+    async fn not_as_merged(
+        self: &Arc<Self>,
+        name: &ComponentName,
+        remediation: &Remediation,
+        commit: &Revision,
+    ) -> Result<Option<String>, Error> {
+        if let Some(says) = self.edited(name.as_str(), remediation).await? {
+            return Ok(Some(says));
+        }
+        let (then, _) = self.load(commit).await?;
+        let same = then.remediations.get(name).is_some_and(|(merged, _)| **merged == *remediation);
+        Ok((!same).then(|| "it was edited after it was merged".into()))
     }
 
     /// The actions of a remediation, as they were stored when it was proposed.

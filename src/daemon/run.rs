@@ -22,17 +22,18 @@ use super::{
     Daemon, Error, Head, Wake,
     decide::Stalled,
     prepare::{Ready, Stop},
-    remediation::Merged,
 };
 use crate::{
     journal::{Event, Outcome, Run, RunState, Status, next_status},
     model::{InstanceId, WaitingOn},
     plan::{Summary, order},
-    port::{Job, RecordedOutput, TargetError},
+    port::{Job, RecordedOutput, TargetError, Work},
 };
 
 /// How often a plan is tried again when the state moved under it.
 const STALE_PLANS_MAX: u32 = 3;
+/// How often what waits for somebody's word is looked at without one.
+const WORD_AGAIN: chrono::Duration = chrono::Duration::minutes(15);
 /// The comment of a run is edited at most this often while it runs.
 const PROGRESS_EVERY: chrono::Duration = chrono::Duration::seconds(5);
 
@@ -77,12 +78,14 @@ impl Daemon {
         }
         let Some(token) = self.token(&run.environment).await? else { return Ok(()) };
         let head = self.head_of(&run).await?;
+        // What it took of the limits before it waited, or before the daemon died, it took.
+        let spent = run.instances.iter().filter_map(|(id, instance)| Some((id.clone(), instance.spent?))).collect();
         let driven = Arc::new(Driven {
             run: Mutex::new(run),
             head,
             token,
             said_at: std::sync::Mutex::new(DateTime::UNIX_EPOCH),
-            spent: Mutex::default(),
+            spent: Mutex::new(spent),
         });
         if let Some(says) = self.blocked(&driven).await? {
             let waiting: Vec<InstanceId> = driven.run.lock().await.instances.keys().cloned().collect();
@@ -176,6 +179,9 @@ impl Daemon {
     }
 
     async fn attempt(self: &Arc<Self>, driven: &Driven, id: &InstanceId) -> Result<Status, Error> {
+        if self.waits_for_a_word(driven, id).await {
+            return Ok(Status::Waiting);
+        }
         let mut attempt = 0;
         loop {
             let ready = match self.prepare(driven, id).await {
@@ -187,6 +193,9 @@ impl Daemon {
                 Err(Stop::Leaves) => return Ok(Status::Waiting),
                 Err(Stop::Superseded(says)) => return self.record(driven, id, Event::Superseded { says }, None).await,
             };
+            if let Some(says) = self.not_destroyed(driven, id).await? {
+                return self.fail(driven, id, says).await;
+            }
             match self.effect(driven, id, ready).await? {
                 Effect::Ended(status) => return Ok(status),
                 Effect::Stale if attempt < STALE_PLANS_MAX => attempt += 1,
@@ -202,6 +211,31 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    /// Whether an instance waits for somebody's word and was looked at a short while ago: only a word, which makes another
+    /// run, or the world can change that.
+    async fn waits_for_a_word(&self, driven: &Driven, id: &InstanceId) -> bool {
+        driven.run.lock().await.instances.get(id).is_some_and(|instance| {
+            let on_word = matches!(instance.waiting_on, Some(WaitingOn::Approval { .. } | WaitingOn::FirstContact));
+            instance.status == Status::Waiting
+                && on_word
+                && instance.waits_since.is_some_and(|since| self.now() - since < WORD_AGAIN)
+        })
+    }
+
+    /// Why an instance is not destroyed after all: the branch is read again, because planning takes a while.
+    async fn not_destroyed(self: &Arc<Self>, driven: &Driven, id: &InstanceId) -> Result<Option<String>, Error> {
+        let run = driven.run.lock().await.clone();
+        if !run.destroys {
+            return Ok(None);
+        }
+        self.look_at_git().await?;
+        let head = self.head().unwrap_or_else(|| Arc::clone(&driven.head));
+        if !self.orphans(&head).await?.contains_key(id) {
+            return Ok(Some("it is declared again, or may be; nothing was destroyed".into()));
+        }
+        Ok(self.in_use(&head, id, &run.instances.keys().cloned().collect()).await?.map(|(_, says)| says))
     }
 
     /// The effect, between its two journal records.
@@ -303,6 +337,15 @@ impl Daemon {
         if !run.reverts() {
             return self.record_applied(&driven.head, id, inputs, job, Some(run.id)).await.map_err(refused);
         }
+        let Work::Tofu(work) = &job.work;
+        if let Some(mut record) = self.store().applied(id).await?.filter(|_| work.refresh) {
+            // The state says something else now, and so may the outputs that are made from it.
+            let live = self.hands.target.outputs(job).await?;
+            let outputs =
+                live.iter().filter_map(|(name, output)| Some((name.clone(), output.record(&self.hands.seal)?)));
+            record.outputs = outputs.collect();
+            self.store().set_applied(id, &record).await?;
+        }
         if let Some(mut observed) = self.store().observed(id).await? {
             observed.drift.clear();
             observed.revert = None;
@@ -346,6 +389,9 @@ impl Daemon {
         if matches!(on, WaitingOn::Approval { .. } | WaitingOn::FirstContact) {
             // Whoever is asked for a word has to be shown what it would be about.
             self.queue.wake(Wake::Plan(id.environment.clone()), "a run waits for a word");
+        }
+        if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
+            instance.waits_since = Some(self.now());
         }
         self.record(driven, id, Event::Waits { on: on.clone(), says }, Some(on)).await
     }
@@ -409,82 +455,9 @@ impl Daemon {
         }
         Ok(status)
     }
-
-    /// Ends a run whose instances have all ended, and says where it stands.
-    pub(super) async fn conclude(self: &Arc<Self>, run: &mut Run) -> Result<(), Error> {
-        if run.instances.values().all(|instance| instance.status.ended()) && matches!(run.state, RunState::Open) {
-            run.state = RunState::Ended { says: ended(run) };
-            run.ended_at = Some(self.now());
-            self.store().set_run(run).await?;
-            self.counters.runs_ended.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(run = run.id.0, environment = %run.environment, "run ended");
-            if let Some(name) = &run.remediation {
-                let key = format!("{}/{name}", run.environment);
-                let mut merged: Merged = self.store().get("remediation", &key).await?.unwrap_or_default();
-                merged.spent = true;
-                merged.run = Some(run.id);
-                self.store().put("remediation", &key, self.now(), &merged).await?;
-            }
-            if run.reverts() {
-                // What head would do is another thing in the world as it is now.
-                self.planned_for.lock().unwrap_or_else(PoisonError::into_inner).remove(&run.environment);
-            }
-            self.say_statuses(run).await?;
-            self.queue.wake(Wake::Propose(run.environment.clone()), "a run ended");
-            self.wake_after(run);
-        }
-        self.say_run(run).await?;
-        self.run_changed.notify_waiters();
-        Ok(())
-    }
-
-    /// What a run that ended may have made possible: its own environment, and those that come after it.
-    fn wake_after(&self, run: &Run) {
-        let Some(head) = self.head() else { return };
-        for (name, environment) in &head.desired.environments {
-            if *name == run.environment
-                || environment.after.as_ref().is_some_and(|after| *after.environment() == run.environment)
-            {
-                self.queue.wake(Wake::Decide(name.clone()), "a run ended");
-            }
-        }
-    }
 }
 
 enum Effect {
     Ended(Status),
     Stale,
-}
-
-/// How a run ended, in a sentence.
-fn ended(run: &Run) -> String {
-    let of = |status: Status| {
-        run.instances
-            .iter()
-            .filter(|(_, i)| i.status == status)
-            .map(|(id, _)| format!("`{}`", id.component))
-            .collect::<Vec<_>>()
-    };
-    let failed = of(Status::Failed);
-    if !failed.is_empty() && run.reverts() {
-        return format!(
-            "{} failed. The drift is still there; the next look at the world proposes what would revert it now.",
-            failed.join(", ")
-        );
-    }
-    if !failed.is_empty() && run.destroys {
-        return format!("{} failed. What is left of it is still an orphan; say `/destroy` again.", failed.join(", "));
-    }
-    if !failed.is_empty() {
-        return format!(
-            "{} failed. Mend it with another pull request, go back with `git revert`, or say `/apply {}` to try again.",
-            failed.join(", "),
-            run.environment
-        );
-    }
-    let superseded = of(Status::Superseded);
-    if !superseded.is_empty() {
-        return "A newer run took its place.".into();
-    }
-    "Everything it was to do is done, and a fresh plan is empty.".into()
 }

@@ -144,6 +144,12 @@ impl Daemon {
                 self.freshen_promotion(head, status).await?;
             }
         }
+        let unmoved: Vec<(String, String)> = self.store().list("unmoved").await?;
+        for (id, why) in unmoved {
+            if let Some(status) = instances.iter_mut().find(|status| status.id.to_string() == id) {
+                (status.verdict, status.reason) = (Verdict::Stalled, Some(format!("it could not be renamed: {why}")));
+            }
+        }
         self.add_undeclared(&head, &applied, &observed, &runs, &stalled, &mut instances);
         instances.sort_by(|one, two| one.id.cmp(&two.id));
         for instance in &mut instances {

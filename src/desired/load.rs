@@ -17,6 +17,7 @@ use super::{
     document::{Document, File},
     folder::Folder,
     instance::{Instance, digest, environments_of, resolve_instance},
+    node,
     schema::{Environment, Remediation, Schedule, StateRepo},
     validate::nearest,
 };
@@ -163,6 +164,12 @@ impl Loader {
         let mut before = std::mem::take(&mut self.resolved);
         let mut instances = vec![];
         for document in components {
+            let listed = match document.spec.get("environments").map(|node| &node.value) {
+                Some(node::Kind::List(items)) => items.len(),
+                _ => usize::MAX,
+            };
+            // An instance whose environment can't be read is not removed.
+            assembly.desired.complete &= environments_of(document).len() == listed;
             for (environment, at) in environments_of(document) {
                 if !broken.environments.contains(&environment) {
                     let problem = Problem::new(
@@ -176,6 +183,8 @@ impl Loader {
                         || "declare it in `environments/`".to_owned(),
                         |name| format!("did you mean `{name}`?"),
                     );
+                    // What it was meant for may look removed where it is not.
+                    assembly.desired.complete = false;
                     assembly.problems.push(problem.hint(hint));
                     continue;
                 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Event, Status};
 use crate::model::{Action, Digest, EnvironmentName, InstanceId, PullNumber, Revision, RunId, WaitingOn};
+use crate::plan::Summary;
 
 /// Where a run stands.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -77,6 +78,12 @@ pub struct RunInstance {
     pub changed: bool,
     /// What it waits on.
     pub waiting_on: Option<WaitingOn>,
+    /// When it was last found that it waits.
+    #[serde(default)]
+    pub waits_since: Option<DateTime<Utc>>,
+    /// What it took of the limits of the run.
+    #[serde(default)]
+    pub spent: Option<Summary>,
 }
 
 /// One record of the journal.

@@ -162,6 +162,8 @@ pub struct TofuWork {
     pub declares_backend: bool,
     /// Whether everything is to go (R1.9).
     pub destroy: bool,
+    /// Whether the state alone takes over what was observed, and nothing in the world is changed.
+    pub refresh: bool,
 }
 
 /// What was seen of one instance.

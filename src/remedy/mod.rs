@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 
 use crate::{
     desired::schema::{API_VERSION, Direction, Remediation, RemediationAction, RemediationField, RemediationResource},
-    model::{Action, ComponentName, Digest, Digester, EnvironmentName, InstanceId},
+    model::{Action, Change, ComponentName, Digest, Digester, EnvironmentName, InstanceId},
     plan::order,
 };
 
@@ -144,14 +144,19 @@ pub fn remediation<'a>(
     }
 }
 
-/// What was done to a file of a remediation beyond cutting whole actions, in a sentence; `stored` are the actions as they
-/// were proposed.
-pub fn edited(remediation: &Remediation, stored: &dyn Fn(&Digest) -> Option<Action>) -> Option<String> {
-    let is_edited =
-        |action: &&RemediationAction| stored(&action.digest).is_none_or(|stored| action.resources != shown(&stored));
-    remediation.actions.iter().find(is_edited).map(|action| {
-        format!("the action of `{}` was edited; whole actions may be cut, and nothing else", action.instance)
-    })
+/// What was done to a file of a remediation beyond cutting whole actions, in a sentence.
+pub fn edited(remediation: &Remediation, written: &Remediation) -> Option<String> {
+    let is_edited = |action: &&RemediationAction| !written.actions.contains(action);
+    if let Some(action) = remediation.actions.iter().find(is_edited) {
+        return Some(format!(
+            "the action of `{}` was edited; whole actions may be cut, and nothing else",
+            action.instance
+        ));
+    }
+    let same = (&remediation.environment, remediation.direction, remediation.expires_at)
+        == (&written.environment, written.direction, written.expires_at);
+    (!same)
+        .then(|| "its environment, direction or dates were edited; whole actions may be cut, and nothing else".into())
 }
 
 /// The branch of the pull request for a cause.
@@ -179,7 +184,16 @@ fn resource(resource: &crate::model::ResourceChange) -> RemediationResource {
         resource: resource.resource.clone(),
         change: resource.change,
         fields: fields
-            .map(|f| RemediationField { path: f.path.clone(), observed: f.before.clone(), desired: f.after.clone() })
+            .map(|f| match resource.change {
+                // A refresh takes over what was observed.
+                Change::Run => (&f.path, &f.after, &f.before),
+                _ => (&f.path, &f.before, &f.after),
+            })
+            .map(|(path, observed, desired)| RemediationField {
+                path: path.clone(),
+                observed: observed.clone(),
+                desired: desired.clone(),
+            })
             .collect(),
     }
 }

@@ -332,19 +332,35 @@ pub fn run(run: &Run) -> String {
 pub fn proposal_title(group: &Group, adopts: bool) -> String {
     let count = group.drifted.len();
     let more = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
-    let what = if adopts { "Adopt" } else { "Revert" };
+    let what = if adopts || is_refresh(group) { "Adopt" } else { "Revert" };
     format!("{what} drift in {}/{}{more}", group.environment, group.root)
+}
+
+/// Whether a group is of nothing but what no apply would change.
+fn is_refresh(group: &Group) -> bool {
+    group.drifted.iter().all(|one| one.action.resources.iter().all(|resource| resource.change == Change::Run))
 }
 
 /// The description of a remediation pull request.
 pub fn proposal(group: &Group, path: &str, observed: &str) -> String {
-    let mut body = format!(
-        "The world no longer is what was applied in `{}`. Merging this returns it: the actions in `{path}` are planned afresh and run, and no others. Delete a whole action from the file to leave that drift alone.\n\nSeen {observed}.\n\n",
-        group.environment
-    );
-    body.push_str(&drift_diffs(group));
-    body.push_str("`-` is what was observed, `+` is what was applied and would be again. Closing this unmerged leaves the drift as it is; `/adopt` makes this declare what was observed instead, where that can be done.\n");
-    close(body, &proposal_marker(&group.environment, group.root.as_str(), &group.digest))
+    let environment = &group.environment;
+    let (what, end) = if is_refresh(group) {
+        (
+            format!(
+                "Something in `{environment}` differs from the last apply in what the configuration does not set, so no apply would change it. Merging this lets the state take it over, by a refresh; nothing in the world is changed."
+            ),
+            "`-` is what was applied, `+` is what was observed. `drift.strict: false` leaves such differences out.\n",
+        )
+    } else {
+        (
+            format!(
+                "The world no longer is what was applied in `{environment}`. Merging this returns it: the actions in `{path}` are planned afresh and run, and no others. Delete a whole action from the file to leave that drift alone."
+            ),
+            "`-` is what was observed, `+` is what was applied and would be again. Closing this unmerged leaves the drift as it is; `/adopt` makes this declare what was observed instead, where that can be done.\n",
+        )
+    };
+    let body = format!("{what}\n\nSeen {observed}.\n\n{}{end}", drift_diffs(group));
+    close(body, &proposal_marker(environment, group.root.as_str(), &group.digest))
 }
 
 /// The description of a pull request that declares what was observed.

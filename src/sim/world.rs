@@ -202,8 +202,12 @@ impl World {
         let adopt_only = kept.resources.keys().filter(|name| !changes.iter().any(|change| change.resource == **name));
         let adopt_only = adopt_only
             .filter_map(|name| meddled(name, &kept.resources[name], live.get(name)?, module.resources.get(name)?))
-            .collect();
+            .collect::<Vec<_>>();
         let origins = origins(&module, &changes);
+        let mut adopt_only = adopt_only;
+        if work.refresh {
+            changes = crate::targets::tofu::drift::refreshes(&std::mem::take(&mut adopt_only));
+        }
         Ok(Observation {
             origins,
             changes,
@@ -286,6 +290,13 @@ impl World {
             _ => None,
         };
         state.state_of(&place).serial += 1;
+        if work.refresh {
+            let live = state.live.get(&place).cloned().unwrap_or_default();
+            let kept = &mut state.state_of(&place).resources;
+            kept.iter_mut()
+                .for_each(|(name, fields)| live.get(name).into_iter().for_each(|live| fields.clone_from(live)));
+            return Ok(());
+        }
         for change in changes.iter().filter(|change| change.r#type != "output") {
             let name = &change.resource;
             if let Some((_, says)) = refuses.as_ref().filter(|(resource, _)| resource == name) {

@@ -33,6 +33,30 @@ pub fn of(observation: &Observation) -> Vec<Drift> {
     revertible.chain(observation.adopt_only.iter().cloned()).collect()
 }
 
+/// What a refresh would write into the state: nothing in the world is changed by it.
+pub fn refreshes(adopt_only: &[Drift]) -> Vec<ResourceChange> {
+    let field = |field: &DriftField| Field {
+        path: field.path.clone(),
+        before: field.desired.clone(),
+        after: field.observed.clone(),
+        sensitive: false,
+        unknown: false,
+        sealed: None,
+    };
+    let change = |drift: &Drift| ResourceChange {
+        resource: drift.resource.clone(),
+        r#type: REFRESHED.into(),
+        change: Change::Run,
+        reverts_drift: false,
+        protected: false,
+        fields: drift.fields.iter().map(field).collect(),
+    };
+    adopt_only.iter().map(change).collect()
+}
+
+/// What stands for the type of a resource that is only looked at again.
+pub(super) const REFRESHED: &str = "refresh";
+
 fn shown(resource: &ResourceChange) -> Vec<DriftField> {
     let field = |field: &Field| DriftField {
         path: field.path.clone(),

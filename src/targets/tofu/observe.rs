@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit};
 
 use super::{
-    Tofu,
+    Tofu, drift,
     plan::{self, PlanJson},
     program::{Read, Said, failure},
     worktree,
@@ -270,6 +270,9 @@ impl Tofu {
         } else {
             Observation { holds_anything: true, ..Observation::default() }
         };
+        if work.refresh {
+            observation.changes = drift::refreshes(&std::mem::take(&mut observation.adopt_only));
+        }
         observation.warnings = said.warnings;
         observation.identity = lineage(&ready.plan).map_err(|why| {
             TargetError::new("plan-unreadable", format!("the plan of `{}` could not be read: {why}", job.instance))
@@ -304,6 +307,9 @@ impl Tofu {
         });
         if work.destroy {
             arguments.push("-destroy".into());
+        }
+        if work.refresh {
+            arguments.push("-refresh-only".into());
         }
         for path in &work.var_files {
             arguments.push(format!("-var-file={}", self.tree_path(job).join(path).display()));

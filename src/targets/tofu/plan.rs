@@ -362,6 +362,9 @@ pub fn is_protected(protect: &[String], resource: &ResourceChange) -> bool {
     protect.iter().any(|entry| protects(entry, now) || (!before.is_empty() && protects(entry, before)))
 }
 
+/// What an action does that writes what was observed into the state.
+pub const REFRESH: &str = "tofu.refresh";
+
 /// The one action of an instance, or nothing where nothing would change.
 pub fn action(id: &InstanceId, observation: &Observation, protect: &[String], drifted: &[String]) -> Option<Action> {
     if observation.changes.is_empty() {
@@ -373,9 +376,10 @@ pub fn action(id: &InstanceId, observation: &Observation, protect: &[String], dr
         resource.reverts_drift = drifted.contains(&resource.resource);
     }
     let digest = action_digest(id, &resources);
+    let refreshes = resources.iter().all(|resource| resource.r#type == drift::REFRESHED);
     Some(Action {
         digest,
-        r#do: "tofu.apply".into(),
+        r#do: if refreshes { REFRESH } else { "tofu.apply" }.into(),
         precondition: Overwrite { serial: observation.serial },
         resources,
     })

@@ -21,9 +21,15 @@ impl Tofu {
             if !old.exists() {
                 continue;
             }
-            // A work tree is made anew wherever it is missing; a state that stands in the way is somebody's.
-            if kept == "work" && new.exists() {
+            // A work tree is made anew wherever it is missing, and a folder without any state is nobody's; a state that
+            // stands in the way is somebody's.
+            if kept == "work" || kept == "states" && !holds_files(&new) {
                 drop(std::fs::remove_dir_all(&new));
+            }
+            // Copies of an earlier component of that name stay, beside those that come.
+            if kept == "state-copies" && new.exists() {
+                move_files(&old, &new).map_err(|error| TargetError::new("rename", error.to_string()))?;
+                continue;
             }
             rename(&old, &new).map_err(|why| {
                 let message = format!("could not move what is kept of `{from}` to `{to}` ({kept}): {why}");
@@ -45,6 +51,20 @@ impl Tofu {
             tracing::warn!(%error, path = %path.display(), "could not remove a work tree");
         }
     }
+}
+
+fn holds_files(folder: &Path) -> bool {
+    std::fs::read_dir(folder).into_iter().flatten().flatten().any(|entry| {
+        let path = entry.path();
+        if path.is_dir() { holds_files(&path) } else { true }
+    })
+}
+
+fn move_files(old: &Path, new: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(old)?.flatten() {
+        std::fs::rename(entry.path(), new.join(entry.file_name()))?;
+    }
+    std::fs::remove_dir(old)
 }
 
 fn rename(old: &Path, new: &Path) -> Result<(), String> {

@@ -93,7 +93,7 @@ fn every_script_comes_out_as_it_is_written() {
             "{}:{place}\n  expected: {}\n  found:    {}",
             out.display(),
             line(&expected),
-            line(&found)
+            line(found)
         ));
     }
     assert!(different.is_empty(), "{}\nUPDATE=1 writes them anew", different.join("\n"));
