@@ -33,8 +33,11 @@ pub(super) fn selector(words: &[String]) -> Result<Option<Selector>, Failure> {
     if words.is_empty() {
         Ok(None)
     } else {
+        // Several places are any of them.
+        let plain = |word: &String| !matches!(word.as_str(), "and" | "or" | "not") && !word.contains(['(', ')', ' ']);
+        let between = if words.iter().all(plain) { " or " } else { " " };
         words
-            .join(" ")
+            .join(between)
             .parse()
             .map(Some)
             .map_err(|error: crate::desired::select::Error| Failure { code: 64, ..Failure::from(error) })

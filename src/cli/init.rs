@@ -11,7 +11,7 @@ use std::{
 use clap::Args;
 use serde_json::json;
 
-use super::{Done, Failure, Format, Global, output, validate};
+use super::{Done, Failure, Format, Global, output};
 use crate::{desired::hcl, port::Files};
 
 /// Write a first state repo for the root modules that are there.
@@ -67,6 +67,11 @@ pub(super) fn run(global: &Global, args: &Init) -> Done {
             "a root module is a folder with `*.tf` or `*.tofu` that names a backend or a provider, and that no other module uses",
         ));
     }
+    let outside = Path::new(&args.state_repo).is_absolute() || args.state_repo.split('/').any(|part| part == "..");
+    if outside {
+        let says = format!("`{}` is not a folder inside the repository", args.state_repo);
+        return Err(Failure { code: 64, ..Failure::new(says) });
+    }
     let files = state_repo(&roots, &name_of(&folder));
     for (path, text) in &files {
         let path = target.join(path);
@@ -75,8 +80,10 @@ pub(super) fn run(global: &Global, args: &Init) -> Done {
         }
         std::fs::write(path, text)?;
     }
-    let desired = validate::load(Some(&target))?;
+    let desired = crate::desired::load(&crate::git::WorkingFiles::new(&folder), args.state_repo.trim_matches('/'));
     if let Some(problem) = desired.problems.first() {
+        // Nothing is left behind that does not validate.
+        std::fs::remove_dir_all(&target)?;
         return Err(Failure::new(format!("what was written has a problem: {problem}")));
     }
     if global.output != Format::Text {
@@ -94,7 +101,8 @@ pub(super) fn run(global: &Global, args: &Init) -> Done {
             vec![format!("  {environment}/{}", root.component), root.path.clone(), state.into()]
         })
         .collect();
-    output::text(&format!("Found {} root modules:\n{}", roots.len(), output::table(&rows)));
+    let s = if roots.len() == 1 { "" } else { "s" };
+    output::text(&format!("Found {} root module{s}:\n{}", roots.len(), output::table(&rows)));
     output::text(&format!(
         "Wrote {} files to `{}`; `evenkeel validate` finds nothing wrong with them. Look them over, add `dependsOn` and outputs as variables where one module needs another, and commit them.",
         files.len(),
@@ -125,8 +133,10 @@ fn name(text: &str) -> String {
     }
     let name: String = name.trim_end_matches('-').chars().take(60).collect();
     let name = name.trim_end_matches('-').to_owned();
+    const TRAPS: [&str; 9] = ["y", "n", "yes", "no", "on", "off", "true", "false", "null"];
     match name.chars().next() {
         None => "infra".into(),
+        Some(_) if TRAPS.contains(&name.as_str()) => format!("x-{name}"),
         Some(first) if first.is_ascii_digit() => format!("x-{name}"),
         Some(_) => name,
     }
@@ -224,6 +234,13 @@ fn collect(
     Ok(())
 }
 
+/// A path as YAML reads it back, whatever it is.
+fn quoted(path: &str) -> String {
+    let plain = path.chars().all(|c| c.is_ascii_alphanumeric() || "/_-.".contains(c) || "${}".contains(c));
+    let first = path.chars().next().is_some_and(|c| c.is_ascii_alphabetic());
+    if plain && first && path.contains('/') { path.to_owned() } else { json!(path).to_string() }
+}
+
 /// The files of a first state repo, by path.
 fn state_repo(roots: &[Root], name: &str) -> BTreeMap<String, String> {
     let header = "apiVersion: evenkeel.dev/v1alpha1\n";
@@ -256,10 +273,10 @@ fn state_repo(roots: &[Root], name: &str) -> BTreeMap<String, String> {
             Some(name) => root
                 .path
                 .split('/')
-                .map(|part| if part.eq_ignore_ascii_case(name) && part == name { "${environment}" } else { part })
+                .map(|part| if part == name { "${environment}".to_owned() } else { part.replace("${", "$${") })
                 .collect::<Vec<_>>()
                 .join("/"),
-            None => root.path.clone(),
+            None => root.path.replace("${", "$${"),
         };
         let shared = pattern(roots[0]);
         let same = roots.len() > 1 && roots.iter().all(|root| pattern(root) == shared);
@@ -267,13 +284,14 @@ fn state_repo(roots: &[Root], name: &str) -> BTreeMap<String, String> {
             "{header}kind: Component\nmetadata: {{ name: {component} }}\nspec:\n  environments: [{}]\n",
             names.join(", ")
         );
-        let path = if same { &shared } else { &roots[0].path };
-        text.push_str(&format!("  tofu:\n    root: {path}\n"));
+        let own = |root: &Root| root.path.replace("${", "$${");
+        let path = if same { shared } else { own(roots[0]) };
+        text.push_str(&format!("  tofu:\n    root: {}\n", quoted(&path)));
         if !same && roots.len() > 1 {
             text.push_str("  overrides:\n");
             for root in &roots[1..] {
                 let name = root.environment.as_deref().unwrap_or(DEFAULT);
-                text.push_str(&format!("    {name}: {{ tofu: {{ root: {} }} }}\n", root.path));
+                text.push_str(&format!("    {name}: {{ tofu: {{ root: {} }} }}\n", quoted(&own(root))));
             }
         }
         files.insert(format!("components/{component}.yaml"), text);

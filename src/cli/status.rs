@@ -10,6 +10,9 @@ use crate::{
     render::{ago, differs, terminal::Colour},
 };
 
+/// The longest reason in a line; `explain` says all of it.
+const SAYS_MAX: usize = 400;
+
 /// Show what is said of every instance.
 #[derive(Args, Debug)]
 pub(crate) struct StatusArgs {}
@@ -89,7 +92,12 @@ fn row(instance: &InstanceStatus, colour: Colour, now: chrono::DateTime<chrono::
         (Some(ms), _) => format!("{}.{} s", ms / 1000, ms % 1000 / 100),
         _ => String::new(),
     };
-    let mut says: String = instance.says().lines().next().unwrap_or_default().chars().take(160).collect();
+    let whole = instance.says();
+    let line = whole.lines().next().unwrap_or_default();
+    let mut says: String = line.chars().take(SAYS_MAX).collect();
+    if line.chars().count() > SAYS_MAX {
+        says.push('…');
+    }
     if says.is_empty() && instance.verdict == Verdict::InSync {
         says = format!("at {}", instance.applied.as_ref().map_or("nothing", |revision| revision.short()));
     }

@@ -48,6 +48,14 @@ pub(super) fn run(global: &Global, args: &WhoCan) -> Done {
         let hint = format!("the environments are {}", names().collect::<Vec<_>>().join(", "));
         usage(format!("there is no environment `{name}`"), nearest(name, names()), &hint)
     })?;
+    if args.place.contains('/') && !desired.instances.keys().any(|id| id.to_string() == args.place) {
+        let ids: Vec<String> = desired.instances.keys().map(ToString::to_string).collect();
+        let near = nearest(&args.place, ids.iter().map(String::as_str));
+        return Err(usage(format!("there is no instance `{}`", args.place), near, "`evenkeel graph` lists them"));
+    }
+    if !crate::command::VERBS.contains(&verb) {
+        return Err(usage(format!("`{word}` is not there yet"), None, "`/help` on a pull request lists what there is"));
+    }
     let state_repo = desired.state_repo.as_deref().ok_or_else(|| {
         Failure::new("the StateRepo can't be read, and without it nobody may do anything")
             .hint("`evenkeel validate` says what is wrong")

@@ -132,6 +132,12 @@ fn one(rest: &str) -> Option<Result<Command, Unclear>> {
     if lasting.is_some() {
         words.pop();
     }
+    let looks = |word: &&&str| verb == Verb::Snooze && word.starts_with(|c: char| c.is_ascii_digit());
+    if let Some(word) = words.last().filter(looks) {
+        return Some(Err(Unclear(format!(
+            "`{word}` is not a duration; write one such as `14d` or `12h`, of one second to ten years."
+        ))));
+    }
     // Behind a selector nothing else can stand, so there a digest needs no digit in it.
     let digest = words.last().copied().filter(|word| is_digest(word) || words.len() == 2 && is_hex(word));
     let digest = digest.map(str::to_owned);

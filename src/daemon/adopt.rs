@@ -50,7 +50,7 @@ impl Daemon {
         let about: Vec<_> = known.into_iter().filter(|(_, proposal)| !proposal.instances.is_disjoint(meant)).collect();
         if about.is_empty() {
             return Err(Error::Refused(format!(
-                "Nothing was changed: no open pull request proposes anything about the drift of {}.",
+                "Nothing was changed: there is no open pull request about drift of {}; where it has drifted, `evenkeel propose` opens one.",
                 comment::names(meant.iter().map(ToString::to_string))
             )));
         }

@@ -114,6 +114,8 @@ impl Daemon {
         if advanced {
             self.queue.wake(Wake::Decide(environment.clone()), "applied advanced");
         }
+        // What head declares decides whether drift is still to be undone.
+        self.queue.wake(Wake::Propose(environment.clone()), "head was planned");
         if plan.has_work() {
             self.store().keep_plan(&format!("head/{environment}"), &plan, self.now()).await?;
             self.show_head_plan(&head, &plan).await?;
@@ -159,6 +161,7 @@ impl Daemon {
         observed.head = Some(head.revision.clone());
         observed.pending = instance.actions.iter().flat_map(|action| action.resources.clone()).collect();
         observed.waiting_on.clone_from(&instance.waiting_on);
+        observed.planned_at = Some(self.now());
         observed.head_problem = instance.problem.clone().filter(|_| observed.against.is_some());
         if observed.against.is_none() {
             observed.at = self.now();

@@ -45,7 +45,7 @@ impl Daemon {
         who: &Principal,
         command: &Command,
     ) -> Result<String, Error> {
-        if self.is_remediation(head, seen.pull.number).await? {
+        if self.is_remediation(seen.pull.number).await? {
             return self.apply_remediation(head, seen, who).await;
         }
         let changed = self.changed_by(seen).await?;
@@ -96,6 +96,7 @@ impl Daemon {
             ));
         }
         if started.is_empty() {
+            self.none_unknown(&selected).await?;
             let names: Vec<String> = environments(&selected).iter().map(|e| format!("`{e}`")).collect();
             return Err(Error::Refused(format!(
                 "There is nothing to apply in {}: what is on the branch is what is applied.",
@@ -105,6 +106,16 @@ impl Daemon {
         let said: Vec<String> =
             started.iter().map(|(environment, run)| format!("Run {run} applies `{environment}`.")).collect();
         Ok(said.join(" "))
+    }
+
+    /// Refuses to call what could not be observed applied (R2.9).
+    async fn none_unknown(&self, selected: &BTreeSet<InstanceId>) -> Result<(), Error> {
+        for id in selected {
+            if let Some(error) = self.store().observed(id).await?.and_then(|observed| observed.error) {
+                return Err(Error::Refused(format!("Nothing was applied: `{id}` is unknown: {}.", error.says)));
+            }
+        }
+        Ok(())
     }
 
     /// Why a command on a pull request without a plan of an environment is refused: another one carries it (R6.6).
@@ -261,14 +272,13 @@ impl Daemon {
     }
 
     /// Whether a pull request proposes a remediation, or brought one.
-    pub(super) async fn is_remediation(&self, head: &Head, number: PullNumber) -> Result<bool, Error> {
-        let proposals: Vec<(String, super::propose::Proposal)> = self.store().list("proposal").await?;
+    pub(super) async fn is_remediation(&self, number: PullNumber) -> Result<bool, Error> {
         let merged: Vec<(String, Merged)> = self.store().list("remediation").await?;
-        let known = proposals.iter().any(|(_, proposal)| proposal.pull == number)
-            || merged.iter().any(|(_, merged)| merged.pull == Some(number));
-        Ok(known
-            || !head.desired.remediations.is_empty()
-                && self.seen(number).await?.is_some_and(|seen| seen.pull.branch.starts_with(OWN_BRANCHES)))
+        let proposed = self.proposal_of(number).await?.is_some_and(|proposal| !proposal.adopts);
+        let known = proposed || merged.iter().any(|(_, merged)| merged.pull == Some(number));
+        // One of ours that was planned like any other edits the declarations.
+        let is_ours = |seen: &Seen| seen.pull.branch.starts_with(OWN_BRANCHES) && seen.environments.is_empty();
+        Ok(known || self.seen(number).await?.as_ref().is_some_and(is_ours))
     }
 
     /// `/apply` on the pull request of a remediation means this remediation, never head (R4.2).
@@ -331,8 +341,12 @@ impl Daemon {
         self.allow(&head, who, Verb::Plan, &environments(&selected)).await?;
         let mut plans = vec![];
         for environment in environments(&selected) {
-            let instances: BTreeSet<InstanceId> =
+            let mut instances: BTreeSet<InstanceId> =
                 self.pending(&head, &environment).await?.intersection(&selected).cloned().collect();
+            // What could not be observed is looked at as well: that nothing is pending says nothing of it (R2.9).
+            let observed = self.store().all_observed().await?;
+            let is_unknown = |id: &&InstanceId| observed.get(*id).is_some_and(|observed| observed.error.is_some());
+            instances.extend(selected.iter().filter(|id| id.environment == environment).filter(is_unknown).cloned());
             let scope = Scope { instances, r#use: Use::Head, because: "head".into(), base: None, guards: None };
             let (plan, _) = self.plan_environment(&environment, &head, &scope).await?;
             self.store().keep_plan(&format!("head/{environment}"), &plan, self.now()).await?;
@@ -386,6 +400,7 @@ impl Daemon {
             );
         }
         if runs.is_empty() {
+            self.none_unknown(&selected).await?;
             let names: Vec<String> = environments(&selected).iter().map(|e| format!("`{e}`")).collect();
             return Err(Error::Refused(format!(
                 "there is nothing to apply in {}: what is on the branch is what is applied",

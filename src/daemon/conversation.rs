@@ -322,6 +322,12 @@ pub(super) fn matched_nothing(head: &Head, selector: Option<&Selector>) -> Strin
     if head.desired.environments.is_empty() {
         return "Nothing is declared yet: there is no environment on the branch.".into();
     }
+    match selector {
+        Some(Selector::Drifted) => return "Nothing has drifted.".into(),
+        Some(Selector::Pending) => return "Nothing is pending.".into(),
+        Some(Selector::Changed) => return "`changed` means what a pull request changes, and here is none.".into(),
+        _ => {}
+    }
     let names: Vec<String> = head.desired.environments.keys().map(|name| format!("`{name}`")).collect();
     match selector {
         Some(selector) => {

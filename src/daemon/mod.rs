@@ -371,7 +371,11 @@ impl Daemon {
     pub async fn proposals_settled(self: &Arc<Self>, instances: &BTreeSet<InstanceId>) -> Result<(), Error> {
         let environments: BTreeSet<&EnvironmentName> = instances.iter().map(|id| &id.environment).collect();
         for environment in environments {
-            self.propose(environment).await?;
+            let since = std::time::Instant::now();
+            // A look at what may be the cause ends soon, or hangs.
+            while !self.propose_now(environment).await? && since.elapsed() < PROPOSE_WAIT {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
         }
         Ok(())
     }
@@ -407,6 +411,9 @@ impl Drop for Look<'_> {
         self.daemon.queue.done(&self.wake);
     }
 }
+
+/// How long somebody who asks for proposals waits for looks at their causes.
+const PROPOSE_WAIT: Duration = Duration::from_secs(60);
 
 /// How long a lease lasts; it is renewed whenever the environment is acted on.
 const LEASE: chrono::Duration = chrono::Duration::minutes(2);

@@ -159,6 +159,13 @@ impl Daemon {
                 runs.push(run);
                 continue;
             }
+            self.may_destroy(head, &plan, who).await?;
+            if let Some(digest) = digests.first() {
+                return Err(Error::Refused(format!(
+                    "Nothing was destroyed: the plan of that is `{}`, not `{digest}`; look at it and say that.",
+                    plan.digest.short()
+                )));
+            }
             if let Some(number) = pull {
                 self.say_plan(number, &plan, &[]).await?;
             }
@@ -172,6 +179,30 @@ impl Daemon {
         Ok((says.join(" "), plans, runs))
     }
 
+    /// Whether a plan of destroying is within what holds now.
+    async fn may_destroy(self: &Arc<Self>, head: &Arc<Head>, plan: &Plan, who: &Principal) -> Result<(), Error> {
+        let environment = &plan.environment;
+        let limits = self.guards(head).await?.limits(environment);
+        if let Some(note) = check::plan(plan, &limits).into_iter().find(|note| note.fatal) {
+            return Err(Error::Refused(format!("Nothing was destroyed: {}.", note.says)));
+        }
+        if let Some(says) = check::within(&plan.summary, &limits).into_iter().next() {
+            let out = if head.desired.environments.contains_key(environment) {
+                format!("Raise `limits` of `{environment}` in a pull request of its own, or destroy less.")
+            } else {
+                format!(
+                    "`{environment}` is no longer declared, and the limits that it had still hold: declare it again with higher ones first, or `/forget` what is there."
+                )
+            };
+            return Err(Error::Refused(format!("Nothing was destroyed: {says}. {out}")));
+        }
+        let ids: BTreeSet<InstanceId> = plan.instances.iter().map(|instance| instance.id.clone()).collect();
+        match self.lacking(head, who, Verb::Destroy, plan, &ids).await? {
+            Some(says) => Err(Error::Refused(format!("Nothing was destroyed: {says}."))),
+            None => Ok(()),
+        }
+    }
+
     async fn start_destroy(
         self: &Arc<Self>,
         head: &Arc<Head>,
@@ -179,19 +210,7 @@ impl Daemon {
         who: &Principal,
         pull: Option<PullNumber>,
     ) -> Result<RunId, Error> {
-        let limits = self.guards(head).await?.limits(&plan.environment);
-        if let Some(note) = check::plan(plan, &limits).into_iter().find(|note| note.fatal) {
-            return Err(Error::Refused(format!("Nothing was destroyed: {}.", note.says)));
-        }
-        if let Some(says) = check::within(&plan.summary, &limits).into_iter().next() {
-            return Err(Error::Refused(format!(
-                "Nothing was destroyed: {says}. Raise the limit in a pull request of its own, or destroy less."
-            )));
-        }
-        let ids: BTreeSet<InstanceId> = plan.instances.iter().map(|instance| instance.id.clone()).collect();
-        if let Some(says) = self.lacking(head, who, Verb::Destroy, plan, &ids).await? {
-            return Err(Error::Refused(format!("Nothing was destroyed: {says}.")));
-        }
+        self.may_destroy(head, plan, who).await?;
         let approved = plan
             .instances
             .iter()

@@ -50,6 +50,9 @@ impl Daemon {
             observed.pending.clone_from(&before.pending);
             observed.waiting_on.clone_from(&before.waiting_on);
             observed.head_problem.clone_from(&before.head_problem);
+            // In another world head would do something else.
+            let digest = |observed: &Observed| observed.revert.as_ref().map(|action| action.digest);
+            observed.planned_at = before.planned_at.filter(|_| digest(before) == digest(&observed));
         }
         let drifted = before.is_some_and(|before| !before.drift.is_empty()) || !observed.drift.is_empty();
         self.store().set_observed(id, &observed).await?;
@@ -58,6 +61,10 @@ impl Daemon {
         }
         if !observed.failed_checks.is_empty() {
             self.store().restart_soak(id, self.now()).await?;
+        }
+        if drifted && observed.planned_at.is_none() {
+            self.planned_for.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&id.environment);
+            self.queue.wake(Wake::Plan(id.environment.clone()), "drift");
         }
         if drifted {
             self.queue.wake(Wake::Propose(id.environment.clone()), "drift");

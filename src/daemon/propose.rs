@@ -11,10 +11,14 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Daemon, Error, Head, Wake, adopt::Edits, pass, remediation::remediation_path};
+use super::{Daemon, Error, Head, Wake, adopt::Edits, advance::is_pending, pass, remediation::remediation_path};
 use crate::{
-    desired::schema::{Direction, DriftMode},
+    desired::{
+        Instance,
+        schema::{Direction, DriftMode},
+    },
     model::{ComponentName, Digest, EnvironmentName, InstanceId, PullNumber, Revision},
+    plan::{Applied, Observed},
     port::Pull,
     remedy::{self, Drifted, Group},
     render::comment,
@@ -73,8 +77,13 @@ struct Written {
 impl Daemon {
     /// Brings the proposals of an environment in line with its drift.
     pub(super) async fn propose(self: &Arc<Self>, environment: &EnvironmentName) -> Result<(), Error> {
+        self.propose_now(environment).await.map(drop)
+    }
+
+    /// The same; answers whether it was done, and not put off until a look ends.
+    pub(super) async fn propose_now(self: &Arc<Self>, environment: &EnvironmentName) -> Result<bool, Error> {
         let _turn = self.proposing.lock().await;
-        let Some(head) = self.head() else { return Ok(()) };
+        let Some(head) = self.head() else { return Ok(true) };
         let suspensions = self.suspensions(Some(&head)).await?;
         let is_declared = head.desired.environments.contains_key(environment);
         if !is_declared
@@ -82,13 +91,13 @@ impl Daemon {
             || self.stopping()
             || self.token(environment).await?.is_none()
         {
-            return Ok(());
+            return Ok(true);
         }
         let mut drifted = self.drifted(&head, environment).await?;
         // While a cause may just be found, its consequences would be taken for causes.
         let causes = drifted.iter().flat_map(|one| one.upstreams.iter().chain([&one.id]));
         if self.looking.holds_back(environment, &causes.cloned().collect(), &self.queue) {
-            return Ok(());
+            return Ok(false);
         }
         let mut repaired = vec![];
         for one in std::mem::take(&mut drifted) {
@@ -100,7 +109,7 @@ impl Daemon {
         }
         self.repair(&head, environment, repaired).await?;
         if self.hands.forge.is_none() {
-            return Ok(());
+            return Ok(false);
         }
         let groups = remedy::groups(environment, drifted);
         let known: Vec<(String, Proposal)> = self.store().list("proposal").await?;
@@ -117,7 +126,7 @@ impl Daemon {
         for (key, proposal) in known.into_iter().filter(|(key, _)| !roots.contains(key)) {
             self.withdraw(environment, &key, &proposal, &groups).await?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// The instances whose drift is to be proposed: observed, revertible, not held by a run or a merged remediation.
@@ -127,6 +136,7 @@ impl Daemon {
         environment: &EnvironmentName,
     ) -> Result<Vec<Drifted>, Error> {
         let observed = self.store().all_observed().await?;
+        let applied = self.store().all_applied().await?;
         let open = self.store().open_runs().await?;
         let stalled = self.stalled().await?;
         let snoozes = self.snoozes().await?;
@@ -153,6 +163,9 @@ impl Daemon {
                 || snoozes.get(id).is_some_and(|snooze| snooze.holds(observed, self.now()))
                 || self.mode(head, id) == DriftMode::Report
             {
+                continue;
+            }
+            if takes_over(head, instance, &applied, observed) {
                 continue;
             }
             if let Some(action) = pass::revert(observed) {
@@ -415,6 +428,27 @@ impl Daemon {
         }
         Ok(files)
     }
+}
+
+/// Whether what is pending at head declares what was observed, as after a merged adoption: then nothing is to be undone.
+/// While that is not known, nothing is proposed.
+pub(super) fn takes_over(
+    head: &Head,
+    instance: &Instance,
+    applied: &BTreeMap<InstanceId, Applied>,
+    observed: &Observed,
+) -> bool {
+    if !is_pending(instance, applied) {
+        return false;
+    }
+    let changes = |name: &str| observed.pending.iter().any(|change| change.resource == name);
+    let drifted = observed.drift.iter().filter(|drift| !drift.resource.starts_with("output "));
+    if observed.head_problem.is_some() {
+        return false;
+    }
+    observed.planned_at.is_none()
+        || observed.head.as_ref() != Some(&head.revision)
+        || !drifted.map(|drift| drift.resource.as_str()).any(changes)
 }
 
 /// Everything upstream of an instance.

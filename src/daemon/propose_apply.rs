@@ -48,6 +48,11 @@ impl Daemon {
                 continue;
             }
             self.upstreams_selected(&head, &environment, &instances).await?;
+            if let Some(number) = self.carrier(&head, &environment, &instances).await? {
+                return Err(Error::Refused(format!(
+                    "nothing was proposed: {number} carries the plan of what is pending in `{environment}`; say `/apply {environment}` there"
+                )));
+            }
             let scope = Scope { instances, r#use: Use::Head, because: "propose".into(), base: None, guards: None };
             let (plan, _) = self.plan_environment(&environment, &head, &scope).await?;
             if let Some((id, why)) = plan.instances.iter().find_map(|i| Some((&i.id, i.problem.as_ref()?))) {

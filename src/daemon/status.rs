@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Daemon, Error, advance::is_pending, identity::ANOTHER, snooze::Snooze};
 use crate::{
     desired::{Instance, schema::OnDelete},
-    journal::Run,
+    journal::{Run, Status as RunStatus},
     model::{
         ComponentName, Drift, EnvironmentName, InstanceId, Problem, ResourceChange, Revision, RunId, Verdict, WaitingOn,
     },
@@ -323,6 +323,10 @@ impl Known<'_> {
         }
         if let Some(error) = self.observed.and_then(|observed| observed.error.as_ref()).filter(|e| e.kind == ANOTHER) {
             return (Verdict::Unknown, Some(error.says.clone()));
+        }
+        let is_idle = run.is_none_or(|run| matches!(run.instances[id].status, RunStatus::New | RunStatus::Waiting));
+        if let Some(says) = self.suspended.as_ref().filter(|_| is_idle && run.is_some()) {
+            return (Verdict::Suspended, Some(says.clone()));
         }
         if let Some(run) = run {
             let instance = &run.instances[id];

@@ -4,7 +4,11 @@
 
 use std::sync::Arc;
 
-use super::{Daemon, Error, Head, InstanceStatus, propose::Proposal, remediation::Merged};
+use super::{
+    Daemon, Error, Head, InstanceStatus,
+    propose::{Proposal, takes_over},
+    remediation::Merged,
+};
 use crate::{
     desired::schema::{DriftMode, Verb},
     model::{InstanceId, Verdict, WaitingOn},
@@ -51,6 +55,15 @@ impl Daemon {
         if let Some((_, merged)) = self.held_with_actions(head, id).await?.into_iter().next() {
             let why = merged.waits.unwrap_or_else(|| "its run is about to begin".into());
             return Ok(format!("{says}. Its remediation is merged and waits (R4.2): {why}"));
+        }
+        let (applied, observed) = (self.store().all_applied().await?, self.store().observed(id).await?);
+        if let (Some(instance), Some(observed)) = (head.instance(id), observed)
+            && takes_over(head, instance, &applied, &observed)
+        {
+            return Ok(format!(
+                "{says}, and what is declared at head is what was observed: nothing is to be undone, and `/apply {}` makes it applied (R4.3).",
+                id.environment
+            ));
         }
         let known: Vec<(String, Proposal)> = self.store().list("proposal").await?;
         if let Some((_, proposal)) = known.into_iter().find(|(_, proposal)| proposal.instances.contains(id)) {

@@ -28,6 +28,9 @@ impl Daemon {
         groups: &[Group],
     ) -> Result<(), Error> {
         let Some(forge) = self.hands.forge.clone() else { return Ok(()) };
+        if forge.get_pull(proposal.pull).await?.merged_as.is_some() {
+            return self.drop_proposal(key).await;
+        }
         let observed = self.store().all_observed().await?;
         let snoozes = self.snoozes().await?;
         let open = self.store().open_runs().await?;

@@ -61,7 +61,7 @@ impl FromStr for Duration {
     fn from_str(text: &str) -> Result<Self, Malformed> {
         let malformed = || Malformed {
             found: text.chars().take(80).collect(),
-            expected: "a duration (such as `90d`, `1h30m` or `30s`)",
+            expected: "a duration (such as `90d`, `1h30m` or `30s`, of one second to ten years)",
         };
         let mut rest = text;
         let mut total: u64 = 0;

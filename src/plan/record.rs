@@ -55,6 +55,9 @@ pub struct Observed {
     pub pending: Vec<ResourceChange>,
     /// What head waits on.
     pub waiting_on: Vec<WaitingOn>,
+    /// When head was planned with the world as it was observed; absent where that has to be done again.
+    #[serde(default)]
+    pub planned_at: Option<DateTime<Utc>>,
     /// Why head could not be planned, while something is applied.
     #[serde(default)]
     pub head_problem: Option<String>,
@@ -89,6 +92,7 @@ impl Observed {
             head: None,
             pending: vec![],
             waiting_on: vec![],
+            planned_at: None,
             head_problem: None,
             error: None,
             failed_checks: vec![],

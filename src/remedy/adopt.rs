@@ -148,8 +148,18 @@ impl Declared<'_> {
         let way = if single && overridden.is_none() { &own[..] } else { &over[..] };
         let starts: Vec<usize> = nodes.iter().map(|node| node.at.line as usize).collect();
         let (before, text, after) = document(self.text, &starts, at);
-        let edited = set(text, way, variable, &value)?;
+        let edited = set(text, way, variable, &escaped(&value))?;
         Ok(format!("{before}{edited}{after}"))
+    }
+}
+
+/// A value as a declaration says it: `${` begins a reference there.
+fn escaped(value: &Value) -> Value {
+    match value {
+        Value::String(text) => text.replace("${", "$${").into(),
+        Value::Array(items) => items.iter().map(escaped).collect(),
+        Value::Object(map) => map.iter().map(|(key, value)| (key.clone(), escaped(value))).collect(),
+        other => other.clone(),
     }
 }
 
@@ -179,17 +189,24 @@ fn set(text: &str, way: &[String], key: &str, value: &Value) -> Result<String, S
     let whole: Vec<String> = way.iter().cloned().chain([key.to_owned()]).collect();
     let there = (0..=whole.len()).rev().find(|length| *length == 0 || document.query_exists(&steps(&whole[..*length])));
     let there = there.unwrap_or(0);
-    let written = serde_yaml::to_value(value).map_err(|error| failed(&error))?;
     let empty = serde_yaml::Value::Mapping(serde_yaml::Mapping::new());
     // The mappings that are missing are made one within the other, and the value in the last of them.
     let mut patches = vec![];
     for at in there..whole.len() {
-        // Only a replacement writes a text so that it stays one.
         let value = if at + 1 == whole.len() { serde_yaml::Value::from(0) } else { empty.clone() };
         patches.push(Patch { route: steps(&whole[..at]), operation: Op::Add { key: whole[at].clone(), value } });
     }
-    patches.push(Patch { route: steps(&whole), operation: Op::Replace(written) });
-    let edited = apply_yaml_patches(&document, &patches).map_err(|error| failed(&error))?.source().to_owned();
+    let made = match &patches[..] {
+        [] => document,
+        patches => apply_yaml_patches(&document, patches).map_err(|error| failed(&error))?,
+    };
+    // JSON is YAML in every style, and a text stays a text in it.
+    let place = made.query_exact(&steps(&whole)).map_err(|error| failed(&error))?;
+    let Some((from, to)) = place.map(|place| place.location.byte_span) else {
+        return Err(failed(&format!("`{key}` has no value")));
+    };
+    let mut edited = made.source().to_owned();
+    edited.replace_range(from..to, &value.to_string());
     let (nodes, problems) = node::read(&"component.yaml".into(), edited.as_bytes());
     let read = whole
         .iter()
@@ -281,6 +298,39 @@ mod tests {
         insta::assert_snapshot!(edit(&single, tofu.clone(), &adopted("size", &[], json!(3))).unwrap());
         let over = FILE.replace("---\nkind: Component\nmetadata: { name: other }", "  overrides:\n    staging: { tofu: { variables: { size: 2 } } }  # small\n---\nkind: Component\nmetadata: { name: other }");
         insta::assert_snapshot!(edit(&over, tofu, &adopted("size", &[], json!("3"))).unwrap());
+    }
+
+    #[test]
+    fn r4_3_any_value_is_read_back_as_it_was_observed_in_every_style() {
+        let flow = FILE.replace(
+            "    variables:\n      region: eu   # never us\n      size: 1\n",
+            "    variables: { region: \"eu\", size: \"1\" } # flow\n",
+        );
+        let tofu = json!({"root": "tf/network", "variables": {"region": "eu", "size": "1"}});
+        for text in [FILE, &flow, &flow.replace("[staging, production]", "[staging]")] {
+            for value in [
+                json!("large"),
+                json!("yes"),
+                json!("a\n"),
+                json!("a: b # c"),
+                json!("a${x}b"),
+                json!("'\"\\"),
+                json!(3),
+                json!([1, "no"]),
+                json!({"a": {"b": null}}),
+                json!(""),
+                json!("0x1F"),
+            ] {
+                let edited = edit(text, tofu.clone(), &adopted("size", &[], value.clone())).unwrap();
+                assert!(edited.contains("# never us") || edited.contains("# flow"), "{edited}");
+                let (nodes, problems) = node::read(&"x".into(), edited.as_bytes());
+                assert!(problems.is_empty() && nodes.len() == 3, "{edited}");
+                let spec = nodes[1].get("spec").unwrap().to_json();
+                let own = &spec["tofu"]["variables"]["size"];
+                let found = spec.pointer("/overrides/staging/tofu/variables/size").unwrap_or(own);
+                assert_eq!(*found, escaped(&value), "{edited}");
+            }
+        }
     }
 
     #[test]

@@ -367,12 +367,22 @@ pub fn proposal(group: &Group, path: &str, observed: &str) -> String {
 pub fn adoption(group: &Group, files: &[String], observed: &str) -> String {
     let files = names(files.iter().cloned());
     let mut body = format!(
-        "The world no longer is what was applied in `{}`. Merging this declares what was observed, in {files}; nothing else is made from something else, and a plan of it is empty.\n\nSeen {observed}.\n\n",
+        "The world no longer is what was applied in `{}`. Merging this declares what was observed, in {files}. No other instance is changed by it, and no resource.\n\nSeen {observed}.\n\n",
         group.environment
     );
-    body.push_str(&drift_diffs(group));
-    body.push_str("`-` is what was observed and would be declared, `+` is what was applied. `/revert` makes this return the world instead.\n");
+    body.push_str(&drift_diffs(&turned(group)));
+    body.push_str("`-` is what was applied, `+` is what was observed and would be declared. `/revert` makes this return the world instead.\n");
     close(body, &proposal_marker(&group.environment, group.root.as_str(), &group.digest))
+}
+
+/// A group with what was applied before what was observed.
+fn turned(group: &Group) -> Group {
+    let mut turned = group.clone();
+    let resources = turned.drifted.iter_mut().flat_map(|one| &mut one.action.resources);
+    for field in resources.flat_map(|resource| &mut resource.fields) {
+        std::mem::swap(&mut field.before, &mut field.after);
+    }
+    turned
 }
 
 /// What drifted, instance by instance.

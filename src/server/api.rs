@@ -285,7 +285,12 @@ async fn propose(
     let selected = door.daemon.drift_of(selector(&ask)?.as_ref(), &who).await?;
     door.daemon.proposals_settled(&selected).await?;
     let proposals: Vec<(String, Value)> = door.daemon.hands.store.list("proposal").await?;
-    Ok(Json(proposals.into_iter().map(|(root, proposal)| json!({"root": root, "proposal": proposal})).collect()))
+    let concerns = |proposal: &Value| {
+        let ids = proposal["instances"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        ids.filter_map(|id| id.parse().ok()).any(|id| selected.contains(&id))
+    };
+    let proposals = proposals.into_iter().filter(|(_, proposal)| concerns(proposal));
+    Ok(Json(proposals.map(|(root, proposal)| json!({"root": root, "proposal": proposal})).collect()))
 }
 
 async fn command(

@@ -92,7 +92,7 @@ fn wrong_types_values_and_units_are_named() {
             "components/x.yaml:7:14: found `good` | expected a list",
             "components/x.yaml:8:19: found `5` | expected a text | write \"5\"",
             "components/x.yaml:8:28: found `fix` | expected one of `report`, `propose`, `revert`",
-            "components/x.yaml:9:44: found `1 hour` | expected a duration (such as `90d`, `1h30m` or `30s`)",
+            "components/x.yaml:9:44: found `1 hour` | expected a duration (such as `90d`, `1h30m` or `30s`, of one second to ten years)",
         ],
     );
 }
