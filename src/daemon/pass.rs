@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Daemon, Error, Head, Wake, looking::Look};
+use super::{Daemon, Error, Head, Wake, advance::is_pending, looking::Look};
 use crate::{
     desired::schema::{Check, Component},
     journal::Status as RunStatus,
@@ -62,7 +62,7 @@ impl Daemon {
         if !observed.failed_checks.is_empty() {
             self.store().restart_soak(id, self.now()).await?;
         }
-        if drifted && observed.planned_at.is_none() {
+        if drifted && observed.planned_at.is_none() && self.is_pending_now(&head, id).await? {
             self.planned_for.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&id.environment);
             self.queue.wake(Wake::Plan(id.environment.clone()), "drift");
         }
@@ -70,6 +70,11 @@ impl Daemon {
             self.queue.wake(Wake::Propose(id.environment.clone()), "drift");
         }
         Ok(Some(observed))
+    }
+
+    async fn is_pending_now(&self, head: &Head, id: &InstanceId) -> Result<bool, Error> {
+        let applied = self.store().all_applied().await?;
+        Ok(head.instance(id).is_some_and(|instance| is_pending(instance, &applied)))
     }
 
     /// Whether an effect on an instance is under way.

@@ -151,7 +151,7 @@ impl Daemon {
                 held.extend(remediation.actions.iter().map(|action| action.instance.clone()));
             }
         }
-        let mut drifted = vec![];
+        let (mut drifted, mut undecided) = (vec![], BTreeSet::new());
         for (id, observed) in observed.iter().filter(|(id, _)| id.environment == *environment) {
             let Some(instance) = head.instance(id) else { continue };
             // What a failed run left behind is that run's business, not drift to be proposed (R5.1).
@@ -165,13 +165,19 @@ impl Daemon {
             {
                 continue;
             }
-            if takes_over(head, instance, &applied, observed) {
-                continue;
+            let Some(action) = pass::revert(observed) else { continue };
+            match takes_over(head, instance, &applied, observed) {
+                Some(false) => {}
+                Some(true) => continue,
+                None => {
+                    undecided.insert(id.clone());
+                    continue;
+                }
             }
-            if let Some(action) = pass::revert(observed) {
-                drifted.push(Drifted { id: id.clone(), action, upstreams: upstreams(head, &instance.id) });
-            }
+            drifted.push(Drifted { id: id.clone(), action, upstreams: upstreams(head, &instance.id) });
         }
+        // Whether a cause is proposed decides what its consequences are part of.
+        drifted.retain(|one| one.upstreams.is_disjoint(&undecided));
         Ok(drifted)
     }
 
@@ -431,24 +437,22 @@ impl Daemon {
 }
 
 /// Whether what is pending at head declares what was observed, as after a merged adoption: then nothing is to be undone.
-/// While that is not known, nothing is proposed.
+/// Nothing while head was not planned with the world as it was observed.
 pub(super) fn takes_over(
     head: &Head,
     instance: &Instance,
     applied: &BTreeMap<InstanceId, Applied>,
     observed: &Observed,
-) -> bool {
-    if !is_pending(instance, applied) {
-        return false;
+) -> Option<bool> {
+    if !is_pending(instance, applied) || observed.head_problem.is_some() {
+        return Some(false);
+    }
+    if observed.planned_at.is_none() || observed.head.as_ref() != Some(&head.revision) {
+        return None;
     }
     let changes = |name: &str| observed.pending.iter().any(|change| change.resource == name);
     let drifted = observed.drift.iter().filter(|drift| !drift.resource.starts_with("output "));
-    if observed.head_problem.is_some() {
-        return false;
-    }
-    observed.planned_at.is_none()
-        || observed.head.as_ref() != Some(&head.revision)
-        || !drifted.map(|drift| drift.resource.as_str()).any(changes)
+    Some(!drifted.map(|drift| drift.resource.as_str()).any(changes))
 }
 
 /// Everything upstream of an instance.

@@ -58,7 +58,7 @@ impl Daemon {
         }
         let (applied, observed) = (self.store().all_applied().await?, self.store().observed(id).await?);
         if let (Some(instance), Some(observed)) = (head.instance(id), observed)
-            && takes_over(head, instance, &applied, &observed)
+            && takes_over(head, instance, &applied, &observed) == Some(true)
         {
             return Ok(format!(
                 "{says}, and what is declared at head is what was observed: nothing is to be undone, and `/apply {}` makes it applied (R4.3).",
