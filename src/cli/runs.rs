@@ -49,7 +49,8 @@ pub(super) fn says(instance: &RunInstance) -> String {
         Status::Applied => colour.good("nothing to do"),
         Status::Failed => colour.bad("failed"),
         Status::Skipped => colour.warn("not tried"),
-        Status::Superseded => colour.dim("superseded"),
+        // It says itself by what.
+        Status::Superseded => return colour.dim(&plain(&instance.says)),
     };
     if instance.says.is_empty() { word } else { format!("{word}: {}", plain(&instance.says)) }
 }

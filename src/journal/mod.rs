@@ -214,7 +214,8 @@ impl fmt::Display for Event {
             Self::Applied { changed: false } => f.write_str("nothing to do"),
             Self::Failed { says } => write!(f, "failed: {says}"),
             Self::Skipped { says } => write!(f, "was not tried: {says}"),
-            Self::Superseded { says } => write!(f, "superseded: {says}"),
+            // It says itself by what.
+            Self::Superseded { says } => f.write_str(says),
         }
     }
 }
