@@ -37,6 +37,14 @@ pub struct Given {
     pub covers: bool,
 }
 
+/// What is asked for: "2 approving reviews by `team:platform`".
+pub fn asked(needs: &Approvals) -> String {
+    let s = if needs.count == 1 { "" } else { "s" };
+    let from: Vec<String> = needs.from.iter().map(|to| format!("`{to}`")).collect();
+    let whom = if from.is_empty() { String::new() } else { format!(" by {}", from.join(" or ")) };
+    format!("{} approving review{s}{whom}", needs.count)
+}
+
 /// What is lacking, in a sentence; nothing where all that is needed was given.
 pub fn lacking(needs: &[&Approvals], pull: PullNumber, head: &Revision, given: &[Given]) -> Option<String> {
     needs.iter().find_map(|needs| {
@@ -46,10 +54,6 @@ pub fn lacking(needs: &[&Approvals], pull: PullNumber, head: &Revision, given: &
         if counts >= needs.count as usize {
             return None;
         }
-        let whom = match needs.from.len() {
-            0 => String::new(),
-            _ => format!(" by {}", needs.from.iter().map(|to| format!("`{to}`")).collect::<Vec<_>>().join(" or ")),
-        };
         let stale: Vec<String> = from
             .iter()
             .filter(|one| one.head != *head || !one.covers)
@@ -60,7 +64,6 @@ pub fn lacking(needs: &[&Approvals], pull: PullNumber, head: &Revision, given: &
             })
             .collect();
         let stale = if stale.is_empty() { String::new() } else { format!(" ({})", stale.join(", ")) };
-        let s = if needs.count == 1 { "" } else { "s" };
-        Some(format!("{pull} needs {} approving review{s}{whom} and has {counts}{stale}", needs.count))
+        Some(format!("{pull} needs {} and has {counts}{stale}", asked(needs)))
     })
 }

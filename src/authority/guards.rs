@@ -109,7 +109,8 @@ impl InForce {
             }
             let known = known.as_ref();
             let name = former.unwrap_or(id);
-            if known != Some(&guard) || name != id {
+            // What was never protected is not remembered.
+            if (known != Some(&guard) || name != id) && (known.is_some() || !guard.is_empty()) {
                 next.protect.insert(id.clone(), Held { guard, since: revision.clone() });
             }
         }

@@ -7,12 +7,13 @@ use serde_json::json;
 
 use super::{Done, Failure, Format, Global, output, validate};
 use crate::{
-    authority::Rights,
+    authority::{Rights, approvals::asked},
     desired::{
         schema::{StateRepo, Verb},
         validate::nearest,
     },
     model::EnvironmentName,
+    render::plain,
 };
 
 /// Show who may give a command.
@@ -78,8 +79,7 @@ pub(super) fn run(global: &Global, args: &WhoCan) -> Done {
         allowed.iter().map(|to| vec![format!("  {to}"), meaning(state_repo, to).unwrap_or_default()]).collect();
     output::text(&format!("In {environment}, {word} is allowed to any of\n{}", output::table(&rows)));
     if let Some(needs) = needs {
-        let whom = if needs.from.is_empty() { "anybody".into() } else { needs.from.join(" or ") };
-        output::text(&format!("and needs {} approving reviews by {whom} on the pull request (R3.6).", needs.count));
+        output::text(&plain(&format!("and needs {} on the pull request (R3.6).", asked(needs))));
     }
     output::note("and to whoever can read the daemon's data on its machine (token:local).");
     Ok(0)

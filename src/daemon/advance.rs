@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Daemon, Error, Head, Wake, decide::Stalled, planning::Scope, rename::former};
+use super::{Daemon, Error, Head, Wake, decide::Stalled, orphans::to_destroy, planning::Scope, rename::former};
 use crate::{
     desired::schema::Component,
     journal::Status as RunStatus,
@@ -51,14 +51,14 @@ impl Daemon {
     ) -> Result<BTreeSet<InstanceId>, Error> {
         let applied = self.store().all_applied().await?;
         let stalled: BTreeMap<String, Stalled> = self.store().list("stalled").await?.into_iter().collect();
-        let gone = self.to_destroy(head, environment).await?;
-        Ok(head
+        let mut pending: BTreeSet<InstanceId> = head
             .environment(environment)
             .filter(|instance| instance.problems.is_empty() && former(instance, &applied).is_none())
             .filter(|instance| stalled.contains_key(&instance.id.to_string()) || is_pending(instance, &applied))
             .map(|instance| instance.id.clone())
-            .chain(gone)
-            .collect())
+            .collect();
+        pending.extend(to_destroy(head, applied).into_iter().filter(|id| id.environment == *environment));
+        Ok(pending)
     }
 
     /// Plans what waits at head, shows it, and lets *applied* advance where there is nothing to do (R1.5).

@@ -191,10 +191,7 @@ impl Daemon {
             plan.instances.iter().filter(|instance| instances.contains(&instance.id)).cloned().collect();
         // What counts is what is protected now, not when the plan was made.
         for instance in &mut chosen {
-            let protect = guards.protect(&instance.id);
-            for resource in instance.actions.iter_mut().flat_map(|action| &mut action.resources) {
-                resource.protected = tofu::plan::is_protected(&protect, resource);
-            }
+            tofu::plan::mark_protected(&guards.protect(&instance.id), &mut instance.actions);
         }
         if let Some(problem) =
             chosen.iter().find_map(|i| i.problem.as_ref().map(|why| format!("`{}` could not be planned: {why}", i.id)))
@@ -331,14 +328,25 @@ impl Daemon {
         Ok(run)
     }
 
-    /// What would be done now, for the API: by environment, of what a selector means and is pending.
-    pub async fn plan_now(self: &Arc<Self>, selector: Option<&Selector>, who: &Principal) -> Result<Vec<Plan>, Error> {
+    /// The head, and what a selector means there, if it means anything and the command is allowed on all of it.
+    pub(super) async fn chosen(
+        self: &Arc<Self>,
+        selector: Option<&Selector>,
+        verb: Verb,
+        who: &Principal,
+    ) -> Result<(Arc<Head>, BTreeSet<InstanceId>), Error> {
         let head = self.head().ok_or_else(|| Error::Refused(self.no_head()))?;
         let selected = self.select(&head, selector, &BTreeSet::new()).await?;
         if selected.is_empty() {
             return Err(Error::Refused(matched_nothing(&head, selector)));
         }
-        self.allow(&head, who, Verb::Plan, &environments(&selected)).await?;
+        self.allow(&head, who, verb, &environments(&selected)).await?;
+        Ok((head, selected))
+    }
+
+    /// What would be done now, for the API: by environment, of what a selector means and is pending.
+    pub async fn plan_now(self: &Arc<Self>, selector: Option<&Selector>, who: &Principal) -> Result<Vec<Plan>, Error> {
+        let (head, selected) = self.chosen(selector, Verb::Plan, who).await?;
         let mut plans = vec![];
         for environment in environments(&selected) {
             let mut instances: BTreeSet<InstanceId> =
@@ -367,11 +375,7 @@ impl Daemon {
         if let Some(name) = remediation {
             return self.apply_named_remediation(&head, name, who).await.map(|run| vec![run]);
         }
-        let selected = self.select(&head, selector, &BTreeSet::new()).await?;
-        if selected.is_empty() {
-            return Err(Error::Refused(matched_nothing(&head, selector)));
-        }
-        self.allow(&head, who, Verb::Apply, &environments(&selected)).await?;
+        let (head, selected) = self.chosen(selector, Verb::Apply, who).await?;
         let mut runs = vec![];
         for environment in environments(&selected) {
             let mut pending: BTreeSet<InstanceId> =
@@ -462,12 +466,7 @@ impl Daemon {
         selector: Option<&Selector>,
         who: &Principal,
     ) -> Result<BTreeSet<InstanceId>, Error> {
-        let head = self.head().ok_or_else(|| Error::Refused(self.no_head()))?;
-        let selected = self.select(&head, selector, &BTreeSet::new()).await?;
-        if selected.is_empty() {
-            return Err(Error::Refused(matched_nothing(&head, selector)));
-        }
-        self.allow(&head, who, Verb::Drift, &environments(&selected)).await?;
+        let (_, selected) = self.chosen(selector, Verb::Drift, who).await?;
         self.look_at_all(&selected).await?;
         for environment in environments(&selected) {
             self.plan_head(&environment).await?;

@@ -13,6 +13,7 @@ use std::{
 use super::{
     Daemon, Error, Head, Wake,
     decide::{Stalled, pull_subject},
+    orphans::to_destroy,
     pulls::Seen,
 };
 use crate::{
@@ -219,11 +220,8 @@ impl Daemon {
         for environment in head.desired.environments.keys() {
             pending.extend(self.pending(head, environment).await?);
         }
-        for id in self.orphans(head).await?.into_keys() {
-            if !head.desired.environments.contains_key(&id.environment) {
-                pending.extend(self.to_destroy(head, &id.environment).await?);
-            }
-        }
+        // Those of an environment that is no longer declared as well.
+        pending.extend(to_destroy(head, self.store().all_applied().await?));
         let selects = |instance: &crate::desired::Instance| {
             let candidate = Candidate {
                 id: &instance.id,

@@ -8,6 +8,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use tokio::sync::Notify;
+
 use super::{Daemon, Queue, Wake};
 use crate::model::{EnvironmentName, InstanceId};
 
@@ -17,9 +19,9 @@ struct State {
     postponed: BTreeSet<EnvironmentName>,
 }
 
-/// The looks that are under way.
+/// The looks that are under way, and the end of each.
 #[derive(Default)]
-pub(super) struct Looking(Mutex<State>);
+pub(super) struct Looking(Mutex<State>, pub(super) Notify);
 
 /// A look, for as long as it lives.
 pub(super) struct Look(Arc<Daemon>, InstanceId);
@@ -57,8 +59,10 @@ impl Drop for Look {
                 state.looks.remove(&self.1);
             }
         }
-        if state.postponed.remove(&self.1.environment) {
-            drop(state);
+        let postponed = state.postponed.remove(&self.1.environment);
+        drop(state);
+        self.0.looking.1.notify_waiters();
+        if postponed {
             self.0.queue.wake(Wake::Propose(self.1.environment.clone()), "a look ended");
         }
     }

@@ -371,10 +371,15 @@ impl Daemon {
     pub async fn proposals_settled(self: &Arc<Self>, instances: &BTreeSet<InstanceId>) -> Result<(), Error> {
         let environments: BTreeSet<&EnvironmentName> = instances.iter().map(|id| &id.environment).collect();
         for environment in environments {
-            let since = std::time::Instant::now();
+            let until = tokio::time::Instant::now() + PROPOSE_WAIT;
             // A look at what may be the cause ends soon, or hangs.
-            while !self.propose_now(environment).await? && since.elapsed() < PROPOSE_WAIT {
-                tokio::time::sleep(Duration::from_millis(100)).await;
+            loop {
+                let ended = self.looking.1.notified();
+                tokio::pin!(ended);
+                ended.as_mut().enable();
+                if self.propose_now(environment).await? || tokio::time::timeout_at(until, ended).await.is_err() {
+                    break;
+                }
             }
         }
         Ok(())

@@ -33,28 +33,27 @@ pub(super) fn users(id: &InstanceId, applied: &BTreeMap<InstanceId, Applied>) ->
     others.filter(|(_, record)| uses(record)).map(|(other, _)| other.clone()).collect()
 }
 
+/// What of this is applied and surely no longer declared.
+fn orphans_of(head: &Head, mut applied: BTreeMap<InstanceId, Applied>) -> BTreeMap<InstanceId, Applied> {
+    if !head.desired.complete {
+        return BTreeMap::new();
+    }
+    let renamed: BTreeSet<&InstanceId> =
+        head.desired.instances.values().filter_map(|instance| instance.renamed_from.as_ref()).collect();
+    applied.retain(|id, _| head.instance(id).is_none() && !renamed.contains(id));
+    applied
+}
+
+/// The orphans among these that go by their own declaration (`onDelete: destroy`).
+pub(super) fn to_destroy(head: &Head, applied: BTreeMap<InstanceId, Applied>) -> BTreeSet<InstanceId> {
+    let goes = |(id, record): (InstanceId, Applied)| (record.spec.on_delete == OnDelete::Destroy).then_some(id);
+    orphans_of(head, applied).into_iter().filter_map(goes).collect()
+}
+
 impl Daemon {
     /// What is applied and surely no longer declared.
     pub(super) async fn orphans(&self, head: &Head) -> Result<BTreeMap<InstanceId, Applied>, Error> {
-        if !head.desired.complete {
-            return Ok(BTreeMap::new());
-        }
-        let renamed: BTreeSet<&InstanceId> =
-            head.desired.instances.values().filter_map(|instance| instance.renamed_from.as_ref()).collect();
-        let mut applied = self.store().all_applied().await?;
-        applied.retain(|id, _| head.instance(id).is_none() && !renamed.contains(id));
-        Ok(applied)
-    }
-
-    /// The orphans of an environment that go by their own declaration (`onDelete: destroy`).
-    pub(super) async fn to_destroy(
-        &self,
-        head: &Head,
-        environment: &EnvironmentName,
-    ) -> Result<BTreeSet<InstanceId>, Error> {
-        let mut orphans = self.orphans(head).await?;
-        orphans.retain(|id, record| id.environment == *environment && record.spec.on_delete == OnDelete::Destroy);
-        Ok(orphans.into_keys().collect())
+        Ok(orphans_of(head, self.store().all_applied().await?))
     }
 
     /// Why an instance can't be destroyed now, in a sentence.

@@ -16,6 +16,7 @@ use futures::future::{FutureExt, Shared, join_all};
 
 use super::{
     Daemon, Error, Head,
+    decide::Stalled,
     inputs::{Inputs, Planned, declared_job},
     orphans::users,
 };
@@ -220,12 +221,21 @@ impl Daemon {
     /// those that it depends on, with the digests that they have at this revision. That they once had them is a recorded
     /// fact, which later merges don't undo.
     pub(super) async fn promotion(self: &Arc<Self>, head: &Head, id: &InstanceId) -> Result<Option<WaitingOn>, Error> {
+        self.promotion_with(head, id, &self.stalled().await?).await
+    }
+
+    /// The same, by who asks it of many instances.
+    pub(super) async fn promotion_with(
+        self: &Arc<Self>,
+        head: &Head,
+        id: &InstanceId,
+        stalled: &BTreeMap<InstanceId, Stalled>,
+    ) -> Result<Option<WaitingOn>, Error> {
         let Some(instance) = head.instance(id) else { return Ok(None) };
         let environment = head.desired.environments.get(&id.environment);
         let soak = environment.and_then(|environment| environment.after.as_ref()).map(After::soak).unwrap_or_default();
         let soak = chrono::Duration::from_std(soak).unwrap_or(chrono::Duration::MAX);
         let upstreams = instance.upstreams.iter().filter_map(|upstream| head.instance(upstream));
-        let stalled = self.stalled().await?;
         for after in upstreams.chain([instance]).filter_map(|instance| instance.after.as_ref()) {
             let waits = Some(WaitingOn::Promotion { instance: after.clone() });
             let Some(digest) = head.instance(after).and_then(|instance| instance.digest) else { return Ok(waits) };

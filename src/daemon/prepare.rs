@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    Daemon, Error,
+    Daemon, Error, Head,
     advance::{is_pending, sources},
     identity,
     inputs::declared_job,
@@ -93,10 +93,7 @@ impl Daemon {
         // What counts is what is protected now, not when it was approved.
         let guards = self.guards(&self.head().unwrap_or_else(|| Arc::clone(&driven.head))).await?;
         for instance in &mut instances {
-            let protect = guards.protect(&instance.id);
-            for resource in instance.actions.iter_mut().flat_map(|action| &mut action.resources) {
-                resource.protected = tofu::plan::is_protected(&protect, resource);
-            }
+            tofu::plan::mark_protected(&guards.protect(&instance.id), &mut instance.actions);
         }
         if !unseen.is_empty() {
             let scope = Scope {
@@ -169,6 +166,11 @@ impl Daemon {
         }
         self.approve(driven, &run, id, &actions).await?;
         self.guard(driven, id, &actions).await?;
+        if run.destroys {
+            // Planning takes a while, and somebody may have declared it again.
+            self.look_at_git().await?;
+            self.still_orphaned(driven, &run, id).await?;
+        }
         Ok(Ready { job, prepared, inputs, actions })
     }
 
@@ -270,6 +272,12 @@ impl Daemon {
         run: &Run,
         id: &InstanceId,
     ) -> Result<(Job, BTreeMap<String, RecordedOutput>), Stop> {
+        let now = self.still_orphaned(driven, run, id).await?;
+        Ok((self.destroy_job(id, &now).await?, BTreeMap::new()))
+    }
+
+    /// The head, if an instance that a run destroys is an orphan there and nothing uses it.
+    async fn still_orphaned(self: &Arc<Self>, driven: &Driven, run: &Run, id: &InstanceId) -> Result<Arc<Head>, Stop> {
         let now = self.head().unwrap_or_else(|| Arc::clone(&driven.head));
         if !self.orphans(&now).await?.contains_key(id) {
             let says = "it is declared, or a file that may declare it can't be read; nothing was destroyed";
@@ -278,7 +286,7 @@ impl Daemon {
         if let Some((user, says)) = self.in_use(&now, id, &run.instances.keys().cloned().collect()).await? {
             return Err(Stop::Waits(WaitingOn::Upstream { instance: user }, says));
         }
-        Ok((self.destroy_job(id, &now).await?, BTreeMap::new()))
+        Ok(now)
     }
 
     pub(super) async fn prepare_job(self: &Arc<Self>, job: &Job) -> Result<Prepared, Stop> {

@@ -109,7 +109,7 @@ impl Daemon {
         }
         self.repair(&head, environment, repaired).await?;
         if self.hands.forge.is_none() {
-            return Ok(false);
+            return Ok(true);
         }
         let groups = remedy::groups(environment, drifted);
         let known: Vec<(String, Proposal)> = self.store().list("proposal").await?;
@@ -380,7 +380,6 @@ impl Daemon {
             adopts,
             withdrawn: false,
         };
-        self.keep_proposed(&proposal).await?;
         self.keep_written(&proposal.name, &written_whole).await?;
         self.store().put("proposal", &key, now, &proposal).await?;
         self.store().audit(now, "evenkeel", "propose", &format!("pull/{}", pull.0), &title).await?;

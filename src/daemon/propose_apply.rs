@@ -5,12 +5,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{
-    Daemon, Error, Wake,
-    conversation::{environments, matched_nothing},
-    planning::Scope,
-    remediation::remediation_path,
-};
+use super::{Daemon, Error, Wake, conversation::environments, planning::Scope, remediation::remediation_path};
 use crate::{
     authority::Principal,
     desired::{
@@ -34,12 +29,7 @@ impl Daemon {
         selector: Option<&Selector>,
         who: &Principal,
     ) -> Result<Vec<PullNumber>, Error> {
-        let head = self.head().ok_or_else(|| Error::Refused(self.no_head()))?;
-        let selected = self.select(&head, selector, &BTreeSet::new()).await?;
-        if selected.is_empty() {
-            return Err(Error::Refused(matched_nothing(&head, selector)));
-        }
-        self.allow(&head, who, Verb::Plan, &environments(&selected)).await?;
+        let (head, selected) = self.chosen(selector, Verb::Plan, who).await?;
         let mut pulls = vec![];
         for environment in environments(&selected) {
             let pending = self.pending(&head, &environment).await?;

@@ -193,9 +193,6 @@ impl Daemon {
                 Err(Stop::Leaves) => return Ok(Status::Waiting),
                 Err(Stop::Superseded(says)) => return self.record(driven, id, Event::Superseded { says }, None).await,
             };
-            if let Some(says) = self.not_destroyed(driven, id).await? {
-                return self.fail(driven, id, says).await;
-            }
             match self.effect(driven, id, ready).await? {
                 Effect::Ended(status) => return Ok(status),
                 Effect::Stale if attempt < STALE_PLANS_MAX => attempt += 1,
@@ -222,20 +219,6 @@ impl Daemon {
                 && on_word
                 && instance.waits_since.is_some_and(|since| self.now() - since < WORD_AGAIN)
         })
-    }
-
-    /// Why an instance is not destroyed after all: the branch is read again, because planning takes a while.
-    async fn not_destroyed(self: &Arc<Self>, driven: &Driven, id: &InstanceId) -> Result<Option<String>, Error> {
-        let run = driven.run.lock().await.clone();
-        if !run.destroys {
-            return Ok(None);
-        }
-        self.look_at_git().await?;
-        let head = self.head().unwrap_or_else(|| Arc::clone(&driven.head));
-        if !self.orphans(&head).await?.contains_key(id) {
-            return Ok(Some("it is declared again, or may be; nothing was destroyed".into()));
-        }
-        Ok(self.in_use(&head, id, &run.instances.keys().cloned().collect()).await?.map(|(_, says)| says))
     }
 
     /// The effect, between its two journal records.

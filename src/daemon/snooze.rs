@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Duration, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{Daemon, Error, pass, propose::Proposal};
+use super::{Daemon, Error, pass};
 use crate::{
-    desired::schema::Remediation,
+    desired::schema::{Direction, Remediation, RemediationAction},
     model::{Action, Digest, InstanceId},
     plan::Observed,
 };
@@ -79,16 +79,11 @@ impl Daemon {
         }))
     }
 
-    /// Remembers the actions that a remediation was proposed with, so that what was cut from it is known.
-    pub(super) async fn keep_proposed(&self, proposal: &Proposal) -> Result<(), Error> {
-        let all: BTreeMap<&InstanceId, &Digest> = proposal.actions.iter().chain(&proposal.cuts).collect();
-        Ok(self.store().put("proposed", &proposal.name, self.now(), &all).await?)
-    }
-
     /// Snoozes the drift whose actions were cut from a remediation before it was merged.
     pub(super) async fn snooze_cuts(&self, name: &str, remediation: &Remediation, by: &str) -> Result<(), Error> {
-        let proposed: Option<BTreeMap<InstanceId, Digest>> = self.store().get("proposed", name).await?;
-        for (id, action) in proposed.into_iter().flatten() {
+        let written: Option<Remediation> = self.store().get("written", name).await?;
+        let written = written.filter(|written| written.direction == Direction::Revert);
+        for RemediationAction { instance: id, digest: action, .. } in written.into_iter().flat_map(|one| one.actions) {
             if !remediation.actions.iter().any(|left| left.instance == id) {
                 let because = format!("cut from the remediation `{name}`");
                 let snooze = Snooze { action, until: self.now() + SNOOZE, by: by.to_owned(), because };

@@ -141,7 +141,7 @@ impl Daemon {
         }
         if let Some(head) = &head {
             for status in instances.iter_mut().filter(|status| status.run.is_none()) {
-                self.freshen_promotion(head, status).await?;
+                self.freshen_promotion(head, status, &stalled).await?;
             }
         }
         let unmoved: Vec<(String, String)> = self.store().list("unmoved").await?;
@@ -174,13 +174,18 @@ impl Daemon {
     }
 
     /// Says what an earlier environment has to do first as it is now, and not when it was planned.
-    async fn freshen_promotion(self: &Arc<Self>, head: &super::Head, status: &mut InstanceStatus) -> Result<(), Error> {
+    async fn freshen_promotion(
+        self: &Arc<Self>,
+        head: &super::Head,
+        status: &mut InstanceStatus,
+        stalled: &BTreeMap<InstanceId, super::decide::Stalled>,
+    ) -> Result<(), Error> {
         let is_promotion = |on: &WaitingOn| matches!(on, WaitingOn::Promotion { .. } | WaitingOn::Soak { .. });
         if !status.waiting_on.iter().any(is_promotion) {
             return Ok(());
         }
         status.waiting_on.retain(|on| !is_promotion(on));
-        status.waiting_on.extend(self.promotion(head, &status.id).await?);
+        status.waiting_on.extend(self.promotion_with(head, &status.id, stalled).await?);
         if status.waiting_on.is_empty() {
             status.waiting_on.push(WaitingOn::Apply);
         }

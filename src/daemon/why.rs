@@ -10,6 +10,7 @@ use super::{
     remediation::Merged,
 };
 use crate::{
+    authority::approvals::asked,
     desired::schema::{DriftMode, Verb},
     model::{InstanceId, Verdict, WaitingOn},
     render::comment,
@@ -125,7 +126,7 @@ impl Daemon {
                 let needs = self.rights(head, environment).await?;
                 let needs = needs.iter().rev().find_map(|rights| rights.approvals(Verb::Apply)).cloned();
                 let approvals = needs.map_or_else(String::new, |needs| {
-                    format!(" It needs {} approving reviews of the pull request that changed it (R3.6).", needs.count)
+                    format!(" It needs {}, on the pull request that changed it (R3.6).", asked(&needs))
                 });
                 format!(
                     "What is declared differs from what is applied, and `onMerge: wait` leaves it to somebody's word (R3.1): `/apply {environment}` on its pull request, or `evenkeel apply {environment}`.{approvals} `evenkeel who-can apply {environment}` says who may."

@@ -2,6 +2,7 @@
 
 use super::{counts, diff};
 use crate::{
+    authority::approvals,
     check::Note,
     desired::schema::Approvals,
     journal::{Run, RunState, Status},
@@ -169,12 +170,7 @@ pub fn superseded(environment: &EnvironmentName, carrier: PullNumber, what: &str
 
 /// The approvals that an apply needs, as a note of its plan.
 pub fn needs(environment: &EnvironmentName, needs: &Approvals) -> Note {
-    let s = if needs.count == 1 { "" } else { "s" };
-    let whom = match needs.from.len() {
-        0 => String::new(),
-        _ => format!(" by {}", needs.from.iter().map(|to| format!("`{to}`")).collect::<Vec<_>>().join(" or ")),
-    };
-    let says = format!("`/apply {environment}` needs {} approving review{s}{whom}, given to this plan", needs.count);
+    let says = format!("`/apply {environment}` needs {}, given to this plan", approvals::asked(needs));
     Note { fatal: false, says }
 }
 
@@ -244,11 +240,8 @@ pub fn names(names: impl Iterator<Item = String>) -> String {
 }
 
 fn list(names: &[&str]) -> String {
-    const SHOWN: usize = 5;
-    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
     let were = if names.len() == 1 { "was" } else { "were" };
-    let more = if names.len() > SHOWN { format!(" and {} more", names.len() - SHOWN) } else { String::new() };
-    format!("{}{more} {were}", shown.join(", "))
+    format!("{} {were}", self::names(names.iter().map(|name| (*name).to_owned())))
 }
 
 /// What is wrong with the declarations of a pull request.

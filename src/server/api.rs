@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{Caller, Part, Reader, Refusal, Shared};
 use crate::{
-    authority::guards::Held,
+    authority::{Principal, guards::Held},
     command::Command,
     daemon::{InstanceStatus, Said, Status},
     desired::{
@@ -254,15 +254,20 @@ async fn apply(
 ) -> Result<Json<Started>, Refusal> {
     let daemon: &Arc<crate::daemon::Daemon> = &door.daemon;
     daemon.read_head().await?;
-    match daemon.apply_now(selector(&ask)?.as_ref(), &ask.digests, ask.remediation.as_ref(), &who).await {
-        Ok(runs) => Ok(Json(Started { runs })),
-        Err(error) => {
-            if let crate::daemon::Error::Refused(says) = &error {
-                daemon.hands.store.audit(daemon.now(), &who.name(), "refused", "api", says).await?;
-            }
-            Err(error.into())
-        }
+    let done = daemon.apply_now(selector(&ask)?.as_ref(), &ask.digests, ask.remediation.as_ref(), &who).await;
+    Ok(Json(Started { runs: audited(daemon, &who, done).await? }))
+}
+
+/// What came of a command; a refusal stands in the audit.
+async fn audited<T>(
+    daemon: &Arc<crate::daemon::Daemon>,
+    who: &Principal,
+    done: Result<T, crate::daemon::Error>,
+) -> Result<T, Refusal> {
+    if let Err(crate::daemon::Error::Refused(says)) = &done {
+        daemon.hands.store.audit(daemon.now(), &who.name(), "refused", "api", says).await?;
     }
+    Ok(done?)
 }
 
 async fn propose(
@@ -306,15 +311,8 @@ async fn command(
     door.daemon.read_head().await?;
     let digest = ask.digests.first().cloned();
     let command = Command { verb, selector: selector(&ask)?, digest, lasting: ask.lasting };
-    match door.daemon.say_word(&command, &who).await {
-        Ok(said) => Ok(Json(said)),
-        Err(error) => {
-            if let crate::daemon::Error::Refused(says) = &error {
-                door.daemon.hands.store.audit(door.daemon.now(), &who.name(), "refused", "api", says).await?;
-            }
-            Err(error.into())
-        }
-    }
+    let done = door.daemon.say_word(&command, &who).await;
+    Ok(Json(audited(&door.daemon, &who, done).await?))
 }
 
 /// The API's description.

@@ -362,6 +362,13 @@ pub fn is_protected(protect: &[String], resource: &ResourceChange) -> bool {
     protect.iter().any(|entry| protects(entry, now) || (!before.is_empty() && protects(entry, before)))
 }
 
+/// Marks what is protected now, whenever the actions were planned.
+pub fn mark_protected<'a>(protect: &[String], actions: impl IntoIterator<Item = &'a mut Action>) {
+    for resource in actions.into_iter().flat_map(|action| &mut action.resources) {
+        resource.protected = is_protected(protect, resource);
+    }
+}
+
 /// What an action does that writes what was observed into the state.
 pub const REFRESH: &str = "tofu.refresh";
 
