@@ -35,6 +35,9 @@ pub struct Config {
     /// Where the API listens.
     #[serde(default = "listen")]
     pub listen: SocketAddr,
+    /// How long a daemon that does not answer keeps another from taking over.
+    #[serde(default = "lease")]
+    pub lease: Duration,
     /// (environment, connection) to credentials; `"*"` for all environments.
     #[serde(default)]
     pub connections: BTreeMap<String, BTreeMap<String, Connection>>,
@@ -55,6 +58,10 @@ fn sqlite() -> String {
 
 fn listen() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 7654))
+}
+
+fn lease() -> Duration {
+    Duration::seconds(120)
 }
 
 /// The state repo.

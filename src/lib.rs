@@ -2,7 +2,7 @@
 //!
 //! The floors, from the top; an upper one may use a lower one, never the reverse (`tests/tidy.rs`):
 //! doors (`cli`, `server`, `config`, `telemetry`), conductors (`daemon`), hands (`targets`, `git`, `github`, `forge`,
-//! `store`), minds (`desired`, `plan`, `authority`, `remedy`, `check`, `journal`, `command`, `render`, `calendar`),
+//! `store`, `supervisor`), minds (`desired`, `plan`, `authority`, `remedy`, `check`, `journal`, `command`, `render`, `calendar`),
 //! words (`model`, `port`).
 
 pub mod authority;
@@ -25,6 +25,7 @@ pub mod render;
 pub mod server;
 pub mod sim;
 pub mod store;
+pub mod supervisor;
 pub mod targets;
 pub mod telemetry;
 

@@ -10,7 +10,7 @@ use std::{
 const FLOORS: [(u8, &[&str]); 5] = [
     (0, &["model", "port"]),
     (1, &["desired", "plan", "authority", "remedy", "check", "journal", "command", "render", "calendar"]),
-    (2, &["targets", "git", "github", "forge", "store", "sim"]),
+    (2, &["targets", "git", "github", "forge", "store", "supervisor", "sim"]),
     (3, &["daemon"]),
     (4, &["cli", "server", "config", "telemetry"]),
 ];

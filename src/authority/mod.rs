@@ -75,6 +75,14 @@ impl Principal {
         }
     }
 
+    /// As people are spoken of: `@lin`, `token:local`.
+    pub fn mention(&self) -> String {
+        match self {
+            Self::User { login, .. } => format!("@{login}"),
+            _ => self.name(),
+        }
+    }
+
     /// Whether it is the owner of the daemon's data directory.
     fn is_local(&self) -> bool {
         matches!(self, Self::Token { name } if name == LOCAL_TOKEN)

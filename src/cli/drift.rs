@@ -58,6 +58,7 @@ pub(super) async fn run(global: &Global, args: &DriftArgs) -> Done {
         output::note("No daemon answers; looking with its store.");
         let _only = workbench::only_one(&config.data)?;
         let daemon = workbench::daemon(config, Redactor::default()).await?;
+        daemon.take_lease().await?;
         daemon.read_head().await?;
         let selected = daemon.drift_of(chosen.as_ref(), &workbench::owner()).await?;
         let mut found = daemon.status().await?;

@@ -18,6 +18,7 @@ mod runs;
 mod say;
 mod serve;
 mod status;
+mod supervise;
 mod validate;
 mod who_can;
 mod workbench;
@@ -58,6 +59,8 @@ pub(crate) struct Global {
 enum Command {
     /// Run the daemon
     Serve(serve::Serve),
+    /// Run the daemon as the first process of a container
+    Supervise(supervise::Supervise),
     /// Check the declarations of a state repo
     Validate(validate::Validate),
     /// Look at the world now and say what drifted
@@ -88,6 +91,10 @@ enum Command {
     Destroy(say::Destroy),
     /// Let go of what is applied and no longer declared; what it made stays
     Forget(say::Words),
+    /// End runs at their next safe point
+    Cancel(say::Words),
+    /// Release the lock of a target that nobody works on any more
+    Unlock(say::Words),
     /// Show runs
     Runs(runs::Runs),
     /// Show what happened, in order
@@ -169,6 +176,7 @@ async fn run(cli: Cli) -> Done {
     let global = &cli.global;
     match cli.command {
         Command::Serve(args) => serve::run(global, args).await,
+        Command::Supervise(args) => supervise::run(args).await,
         Command::Validate(args) => validate::run(global, &args),
         Command::Schema(args) => validate::schema(global, &args),
         Command::Drift(args) => drift::run(global, &args).await,
@@ -185,6 +193,8 @@ async fn run(cli: Cli) -> Done {
         Command::Confirm(args) => say::run(global, Verb::Confirm, &args).await,
         Command::Destroy(args) => say::destroy(global, &args).await,
         Command::Forget(args) => say::run(global, Verb::Forget, &args).await,
+        Command::Cancel(args) => say::run(global, Verb::Cancel, &args).await,
+        Command::Unlock(args) => say::run(global, Verb::Unlock, &args).await,
         Command::Runs(args) => runs::runs(global, &args).await,
         Command::Journal(args) => runs::journal(global, &args).await,
         Command::Audit(args) => runs::audit(global, &args).await,

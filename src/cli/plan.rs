@@ -39,6 +39,7 @@ pub(super) async fn run(global: &Global, args: &PlanArgs) -> Done {
         output::note("No daemon answers; planning with its store.");
         let _only = workbench::only_one(&config.data)?;
         let daemon = workbench::daemon(config, Redactor::default()).await?;
+        daemon.take_lease().await?;
         daemon.read_head().await?;
         (daemon.plan_now(chosen.as_ref(), &workbench::owner()).await?, "applied")
     } else {

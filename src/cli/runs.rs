@@ -49,8 +49,8 @@ pub(super) fn says(instance: &RunInstance) -> String {
         Status::Applied => colour.good("nothing to do"),
         Status::Failed => colour.bad("failed"),
         Status::Skipped => colour.warn("not tried"),
-        // It says itself by what.
-        Status::Superseded => return colour.dim(&plain(&instance.says)),
+        // It says itself by what, or by whom.
+        Status::Superseded | Status::Cancelled => return colour.dim(&plain(&instance.says)),
     };
     if instance.says.is_empty() { word } else { format!("{word}: {}", plain(&instance.says)) }
 }

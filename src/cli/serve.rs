@@ -1,11 +1,13 @@
 //! `evenkeel serve`: the daemon.
 
 use clap::Args;
+use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Done, Failure, Global, client, output, status, workbench};
 use crate::{
+    config::Config,
     model::Redactor,
     server::{self, Door},
     telemetry,
@@ -25,7 +27,7 @@ pub(super) async fn run(global: &Global, args: Serve) -> Done {
     })?;
     let redactor = Redactor::default();
     telemetry::start(&config.telemetry, &redactor);
-    let _only = workbench::only_one(&config.data)?;
+    let mut alone = workbench::Alone::new(&config.data)?;
     let daemon = workbench::daemon(&config, redactor).await?;
     let stopper = std::sync::Arc::clone(&daemon);
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -37,12 +39,61 @@ pub(super) async fn run(global: &Global, args: Serve) -> Done {
         tracing::info!("stopping: nothing new is started, and what is under way ends");
         stopper.stop();
     });
+    // A second daemon on the same data waits until the first is dead, or renews its lease no more.
+    if !daemon.wait_for_lease(|| alone.is()).await? {
+        return Ok(0);
+    }
     if args.once {
         daemon.once().await;
         let all = daemon.status().await?;
         status::print(global, &all, "serve")?;
         return Ok(all.verdict.exit_code());
     }
+    let (tokens, secret) = (tokens(&config)?, webhook_secret(&config)?);
+    let listener = match TcpListener::bind(config.listen).await {
+        Err(error) if alone.is() => {
+            return Err(Failure::new(format!("could not listen on {}: {error}", config.listen))
+                .hint("is another daemon running? `listen` names another address"));
+        }
+        listener => listener.ok(),
+    };
+    tokio::spawn(async move {
+        while !alone.is() {
+            tokio::time::sleep(AGAIN_EVERY).await;
+        }
+        std::future::pending::<()>().await;
+    });
+    let door = Door { daemon: std::sync::Arc::clone(&daemon), tokens, webhook_secret: secret };
+    let (at, url) = (config.listen, config.repository.url.clone());
+    let serving = tokio::spawn(async move {
+        let listener = match listener {
+            Some(listener) => listener,
+            // The daemon that was taken over from is stopped, and still holds the address.
+            None => loop {
+                match TcpListener::bind(at).await {
+                    Ok(listener) => break listener,
+                    Err(_) => tokio::time::sleep(AGAIN_EVERY).await,
+                }
+            },
+        };
+        tracing::info!(address = %listener.local_addr()?, repository = url, "evenkeel listens");
+        server::serve(listener, door).await
+    });
+    daemon.serve().await;
+    if daemon.is_fenced() {
+        return Err(Failure::new("another daemon has taken over, because this one did not renew its lease")
+            .hint("it was stopped or very slow; start it again and it waits for its turn"));
+    }
+    // One that never could listen waits for ever.
+    if let Ok(Ok(Err(error))) = tokio::time::timeout(AGAIN_EVERY, serving).await {
+        output::note(&format!("Error: the API stopped: {error}"));
+    }
+    daemon.hands.store.close().await;
+    Ok(0)
+}
+
+/// The tokens of the API by name: the one of this machine, and those of the configuration.
+fn tokens(config: &Config) -> Result<Vec<(String, SecretString)>, Failure> {
     let mut tokens = vec![(crate::authority::LOCAL_TOKEN.to_owned(), server::local_token(&config.data)?)];
     for (name, token) in &config.tokens {
         let text = std::fs::read_to_string(&token.file).map_err(|error| {
@@ -50,34 +101,25 @@ pub(super) async fn run(global: &Global, args: Serve) -> Done {
         })?;
         tokens.push((name.clone(), text.trim().to_owned().into()));
     }
-    let secret = match config.github.as_ref().and_then(|github| github.webhook_secret_file.clone()) {
-        None => None,
-        Some(path) => {
-            let text = std::fs::read_to_string(&path).map_err(|error| {
-                Failure::new(format!("could not read `github.webhookSecretFile` `{}`: {error}", path.display()))
-            })?;
-            if text.trim().is_empty() {
-                return Err(Failure::new(format!("`github.webhookSecretFile` `{}` is empty", path.display()))
-                    .hint("an empty secret would let anybody in"));
-            }
-            Some(text.trim().to_owned().into())
-        }
-    };
-    let listener = TcpListener::bind(config.listen).await.map_err(|error| {
-        Failure::new(format!("could not listen on {}: {error}", config.listen))
-            .hint("is another daemon running? `listen` names another address")
-    })?;
-    let address = listener.local_addr()?;
-    tracing::info!(%address, repository = config.repository.url, "evenkeel listens");
-    let door = Door { daemon: std::sync::Arc::clone(&daemon), tokens, webhook_secret: secret };
-    let serving = tokio::spawn(server::serve(listener, door));
-    daemon.serve().await;
-    if let Ok(Err(error)) = serving.await {
-        output::note(&format!("Error: the API stopped: {error}"));
-    }
-    daemon.hands.store.close().await;
-    Ok(0)
+    Ok(tokens)
 }
+
+fn webhook_secret(config: &Config) -> Result<Option<SecretString>, Failure> {
+    let Some(path) = config.github.as_ref().and_then(|github| github.webhook_secret_file.as_ref()) else {
+        return Ok(None);
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Failure::new(format!("could not read `github.webhookSecretFile` `{}`: {error}", path.display()))
+    })?;
+    if text.trim().is_empty() {
+        return Err(Failure::new(format!("`github.webhookSecretFile` `{}` is empty", path.display()))
+            .hint("an empty secret would let anybody in"));
+    }
+    Ok(Some(text.trim().to_owned().into()))
+}
+
+/// How often what another process still holds is tried again.
+const AGAIN_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Starts a daemon of its own for the demo, whose log stands in its folder.
 pub(super) fn start(folder: &std::path::Path) -> Result<tokio::process::Child, Failure> {

@@ -17,6 +17,11 @@ use crate::{
     targets::{Targets, tofu},
 };
 
+/// This very program, also where its file was replaced since it was started.
+fn supervisor() -> std::path::PathBuf {
+    "/proc/self/exe".into()
+}
+
 /// The tofu target of a configuration.
 pub(crate) fn tofu_settings(config: &Config, redactor: &Redactor) -> tofu::Settings {
     let (for_credentials, redactor) = (config.clone(), redactor.clone());
@@ -25,6 +30,7 @@ pub(crate) fn tofu_settings(config: &Config, redactor: &Redactor) -> tofu::Setti
         parallel: config.tofu.parallel,
         data: config.data.clone(),
         provider_cache: config.tofu.provider_cache.clone().unwrap_or_else(|| config.data.join("providers")),
+        supervisor: supervisor(),
         timeout: config.tofu.timeout.std(),
         lock_timeout: config.tofu.lock_timeout.std(),
         cli_config: std::env::var_os("TF_CLI_CONFIG_FILE").map(Into::into),
@@ -74,15 +80,35 @@ pub(crate) fn make_data(data: &Path) -> Result<(), Failure> {
     std::fs::set_permissions(data, std::fs::Permissions::from_mode(0o700)).map_err(failed)
 }
 
+/// The lock of a folder of data: whoever has it knows that no other process of this machine works there.
+pub(crate) struct Alone {
+    file: std::fs::File,
+    held: bool,
+}
+
+impl Alone {
+    /// The lock of a folder, not yet held.
+    pub(crate) fn new(data: &Path) -> Result<Self, Failure> {
+        make_data(data)?;
+        let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(data.join("lock"))?;
+        Ok(Self { file, held: false })
+    }
+    /// Takes the lock if it is free; answers whether it is held.
+    pub(crate) fn is(&mut self) -> bool {
+        let free = || rustix::fs::flock(&self.file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok();
+        self.held = self.held || free();
+        self.held
+    }
+}
+
 /// Keeps a second daemon, or a command that looks with the store, off the same data.
-pub(crate) fn only_one(data: &Path) -> Result<std::fs::File, Failure> {
-    make_data(data)?;
-    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(data.join("lock"))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-        Failure::new(format!("another daemon works on `{}`", data.display()))
-            .hint("stop it first, or give this one another `data`; --server names its address")
-    })?;
-    Ok(file)
+pub(crate) fn only_one(data: &Path) -> Result<Alone, Failure> {
+    let mut alone = Alone::new(data)?;
+    if alone.is() {
+        return Ok(alone);
+    }
+    Err(Failure::new(format!("another daemon works on `{}`", data.display()))
+        .hint("stop it first, or give this one another `data`; --server names its address"))
 }
 
 /// A daemon of a configuration that has not looked at anything yet.
@@ -106,13 +132,13 @@ pub(crate) async fn daemon(config: &Config, redactor: Redactor) -> Result<Arc<Da
 }
 
 fn settings(config: &Config) -> Settings {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     Settings {
         branch: config.repository.branch.clone(),
         root: config.repository.path.trim_matches('/').to_owned(),
         poll: config.repository.poll.std(),
         watch: config.local_repository(),
-        holder: format!("{host}:{}", config.data.display()),
+        holder: crate::supervisor::Who::me().to_string(),
+        lease: config.lease.std(),
     }
 }
 
@@ -139,6 +165,7 @@ pub(crate) async fn offline(
                 parallel: 4,
                 data: folder.path().to_owned(),
                 provider_cache: folder.path().join("providers"),
+                supervisor: supervisor(),
                 timeout: std::time::Duration::from_secs(3600),
                 lock_timeout: std::time::Duration::from_secs(30),
                 cli_config: std::env::var_os("TF_CLI_CONFIG_FILE").map(Into::into),
@@ -165,6 +192,7 @@ pub(crate) async fn offline(
         poll: std::time::Duration::from_secs(60),
         watch: None,
         holder: "offline".into(),
+        lease: std::time::Duration::from_secs(60),
     };
     let daemon = Daemon::new(settings, hands);
     daemon.set_head(Head { revision, desired, content: files });

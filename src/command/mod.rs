@@ -18,7 +18,7 @@ pub const COMMENT_BYTES_MAX: usize = 65_536;
 const COMMANDS_MAX: usize = 20;
 
 /// The commands that are there.
-pub const VERBS: [Verb; 12] = [
+pub const VERBS: [Verb; 14] = [
     Verb::Plan,
     Verb::Apply,
     Verb::Drift,
@@ -30,11 +30,12 @@ pub const VERBS: [Verb; 12] = [
     Verb::Confirm,
     Verb::Destroy,
     Verb::Forget,
+    Verb::Cancel,
+    Verb::Unlock,
     Verb::Help,
 ];
 /// The commands that a later version brings.
-const LATER: [Verb; 6] =
-    [Verb::Rebalance, Verb::Rotate, Verb::ApprovePolicy, Verb::Cancel, Verb::Unlock, Verb::Release];
+const LATER: [Verb; 4] = [Verb::Rebalance, Verb::Rotate, Verb::ApprovePolicy, Verb::Release];
 
 /// Something that somebody asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,6 +188,8 @@ pub fn help() -> String {
         Verb::Confirm => "| `/confirm SELECTOR` | another target than before is the right one |",
         Verb::Destroy => "| `/destroy SELECTOR [DIGEST]` | destroy what is no longer declared |",
         Verb::Forget => "| `/forget SELECTOR` | let go of what is no longer declared |",
+        Verb::Cancel => "| `/cancel [SELECTOR]` | end a run at its next safe point |",
+        Verb::Unlock => "| `/unlock SELECTOR` | release a state lock that nobody is behind any more |",
         Verb::Help => "| `/help` | this |",
         _ => "",
     };

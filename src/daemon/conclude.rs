@@ -22,6 +22,7 @@ impl Daemon {
                 self.store().put("remediation", &key, self.now(), &merged).await?;
             }
             self.store().set_run(run).await?;
+            self.forget_cancelled(run).await?;
             self.counters.runs_ended.fetch_add(1, Ordering::Relaxed);
             tracing::info!(run = run.id.0, environment = %run.environment, "run ended");
             if run.reverts() {
@@ -75,6 +76,17 @@ fn ended(run: &Run) -> String {
             failed.join(", "),
             run.environment
         );
+    }
+    let cancelled = of(Status::Cancelled);
+    if !cancelled.is_empty() {
+        let by = run.instances.values().find(|i| i.status == Status::Cancelled).map_or("", |i| i.says.as_str());
+        let done = of(Status::Applied);
+        let done = if done.is_empty() {
+            "Nothing else was begun".to_owned()
+        } else {
+            format!("{} stays applied", done.join(", "))
+        };
+        return format!("{} {by}. {done}; say `/apply {}` to go on.", cancelled.join(", "), run.environment);
     }
     let superseded = of(Status::Superseded);
     if !superseded.is_empty() {

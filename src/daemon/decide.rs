@@ -30,6 +30,9 @@ pub(super) struct Stalled {
     pub(super) says: String,
     /// The component digest that it could not apply.
     pub(super) digest: Option<Digest>,
+    /// Whether somebody said so, rather than that it failed (R5.5).
+    #[serde(default)]
+    pub(super) cancelled: bool,
 }
 
 /// A run that is to be made.
@@ -57,10 +60,7 @@ impl Daemon {
         self.take_over_names(&head).await?;
         self.take_over_policy(&head, environment).await?;
         self.know_pulls(&head).await?;
-        if self.suspensions(Some(&head)).await?.environment(environment).is_some()
-            || self.stopping()
-            || self.token(environment).await?.is_none()
-        {
+        if self.suspensions(Some(&head)).await?.environment(environment).is_some() || self.stopping() {
             return Ok(());
         }
         self.take_remediations(&head, environment).await?;
@@ -350,7 +350,6 @@ impl Daemon {
         if self.driving.lock().unwrap_or_else(std::sync::PoisonError::into_inner).contains(&run.id) {
             return Ok(());
         }
-        let token = self.token(&run.environment).await?.unwrap_or(0);
         let mut ended = false;
         for id in ids {
             let Some(instance) =
@@ -361,7 +360,7 @@ impl Daemon {
             instance.status = RunStatus::Superseded;
             says.clone_into(&mut instance.says);
             instance.waiting_on = None;
-            self.store().append(&run, &id, token, &Event::Superseded { says: says.to_owned() }, self.now()).await?;
+            self.store().append(&run, &id, &Event::Superseded { says: says.to_owned() }, self.now()).await?;
             ended = true;
         }
         if ended {

@@ -13,6 +13,7 @@
 mod adopt;
 mod advance;
 mod approvals;
+mod cancel;
 mod commands;
 mod conclude;
 mod conversation;
@@ -22,6 +23,7 @@ mod guards;
 mod history;
 mod identity;
 mod inputs;
+mod lease;
 mod looking;
 mod orphans;
 mod outbox;
@@ -77,8 +79,10 @@ pub struct Settings {
     pub poll: Duration,
     /// The folder of the repository, where it is local, to be watched.
     pub watch: Option<PathBuf>,
-    /// Who holds the leases.
+    /// As whom the lease is held: another name for each process that ever was.
     pub holder: String,
+    /// How long a lease lasts that is not renewed.
+    pub lease: Duration,
 }
 
 /// What a conductor could not do.
@@ -186,6 +190,8 @@ pub struct Daemon {
     proposing: tokio::sync::Mutex<()>,
     looking: looking::Looking,
     stop: CancellationToken,
+    /// Another daemon has taken over.
+    fenced: std::sync::atomic::AtomicBool,
     tasks: TaskTracker,
 }
 
@@ -211,6 +217,7 @@ impl Daemon {
             proposing: tokio::sync::Mutex::default(),
             looking: looking::Looking::default(),
             stop: CancellationToken::new(),
+            fenced: std::sync::atomic::AtomicBool::default(),
             tasks: TaskTracker::new(),
         })
     }
@@ -253,12 +260,16 @@ impl Daemon {
     pub async fn serve(self: &Arc<Self>) {
         self.begin().await;
         let timers = tokio::spawn(schedule::timers(Arc::clone(self)));
+        let keeper = tokio::spawn(Arc::clone(self).keep_lease());
         let watcher = git::watch(self);
         self.work().await;
         drop(watcher);
         timers.abort();
         self.tasks.close();
-        self.tasks.wait().await;
+        if !self.is_fenced() {
+            self.tasks.wait().await;
+        }
+        keeper.abort();
     }
 
     /// Works until nothing is left to do, and stops.
@@ -343,6 +354,7 @@ impl Daemon {
                 // Even a look that panics is over, and its thing may be looked at again.
                 let look = Look { daemon: &daemon, wake };
                 if let Err(error) = daemon.look(&look.wake, &because).await {
+                    daemon.heed(&error);
                     tracing::warn!(wake = ?look.wake, because, error = daemon.hands.redactor.redact(&crate::error_chain(&error)), "a look failed; the timers bring it back");
                 }
             });
@@ -397,12 +409,6 @@ impl Daemon {
     pub fn set_head(&self, head: Head) {
         *self.head.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(head));
     }
-
-    /// The fencing token of an environment's lease; nothing while another daemon holds it.
-    async fn token(&self, environment: &EnvironmentName) -> Result<Option<i64>, Error> {
-        let now = self.now();
-        Ok(self.store().lease(environment.as_str(), &self.settings.holder, now, now + LEASE).await?)
-    }
 }
 
 /// A look that is under way.
@@ -419,9 +425,6 @@ impl Drop for Look<'_> {
 
 /// How long somebody who asks for proposals waits for looks at their causes.
 const PROPOSE_WAIT: Duration = Duration::from_secs(60);
-
-/// How long a lease lasts; it is renewed whenever the environment is acted on.
-const LEASE: chrono::Duration = chrono::Duration::minutes(2);
 
 /// A plan that is newer than this was not read by whoever answers it (R6.3).
 const SETTLED: chrono::Duration = chrono::Duration::seconds(30);

@@ -51,6 +51,8 @@ pub(super) enum Stop {
     Leaves,
     /// A newer run takes its place.
     Superseded(String),
+    /// Somebody said so.
+    Cancelled(String),
 }
 
 impl From<Error> for Stop {
@@ -194,6 +196,9 @@ impl Daemon {
             }
             if let Some(says) = self.suspensions(self.head().as_deref()).await?.instance(id) {
                 return Err(Stop::Waits(WaitingOn::Suspended, says));
+            }
+            if let Some(says) = self.cancelled(run.id, id).await? {
+                return Err(Stop::Cancelled(says));
             }
             if self.store().lock_instance(id, run.id).await? == run.id {
                 return Ok(());

@@ -86,11 +86,7 @@ impl Daemon {
         let Some(head) = self.head() else { return Ok(true) };
         let suspensions = self.suspensions(Some(&head)).await?;
         let is_declared = head.desired.environments.contains_key(environment);
-        if !is_declared
-            || suspensions.environment(environment).is_some()
-            || self.stopping()
-            || self.token(environment).await?.is_none()
-        {
+        if !is_declared || suspensions.environment(environment).is_some() || self.stopping() {
             return Ok(true);
         }
         let mut drifted = self.drifted(&head, environment).await?;

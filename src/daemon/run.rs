@@ -27,7 +27,7 @@ use crate::{
     journal::{Event, Outcome, Run, RunState, Status, next_status},
     model::{InstanceId, WaitingOn},
     plan::{Summary, order},
-    port::{Job, RecordedOutput, TargetError, Work},
+    port::{Fence, Job, RecordedOutput, TargetError, Work},
 };
 
 /// How often a plan is tried again when the state moved under it.
@@ -43,7 +43,6 @@ type Step = Shared<Pin<Box<dyn Future<Output = Status> + Send>>>;
 pub(super) struct Driven {
     pub(super) run: Mutex<Run>,
     pub(super) head: Arc<Head>,
-    pub(super) token: i64,
     pub(super) said_at: std::sync::Mutex<DateTime<Utc>>,
     /// What each instance took of the limits.
     pub(super) spent: Mutex<BTreeMap<InstanceId, Summary>>,
@@ -76,14 +75,12 @@ impl Daemon {
         if matches!(run.state, RunState::Ended { .. }) || self.stopping() {
             return Ok(());
         }
-        let Some(token) = self.token(&run.environment).await? else { return Ok(()) };
         let head = self.head_of(&run).await?;
         // What it took of the limits before it waited, or before the daemon died, it took.
         let spent = run.instances.iter().filter_map(|(id, instance)| Some((id.clone(), instance.spent?))).collect();
         let driven = Arc::new(Driven {
             run: Mutex::new(run),
             head,
-            token,
             said_at: std::sync::Mutex::new(DateTime::UNIX_EPOCH),
             spent: Mutex::new(spent),
         });
@@ -131,7 +128,7 @@ impl Daemon {
                         in_the_way = Some((upstream, status));
                     }
                 }
-                let task = tokio::spawn(async move { daemon.step(&driven, &id_for_task, in_the_way).await });
+                let task = tokio::spawn(async move { daemon.step(&driven, &id_for_task, status, in_the_way).await });
                 task.await.unwrap_or(Status::Waiting)
             };
             let step: Pin<Box<dyn Future<Output = Status> + Send>> = Box::pin(step);
@@ -146,6 +143,7 @@ impl Daemon {
         self: &Arc<Self>,
         driven: &Driven,
         id: &InstanceId,
+        status: Status,
         in_the_way: Option<(InstanceId, Status)>,
     ) -> Status {
         let done = match in_the_way {
@@ -167,18 +165,28 @@ impl Daemon {
                 )
                 .await
             }
-            None => self.attempt(driven, id).await,
+            None => self.attempt(driven, id, status).await,
         };
         match done {
             Ok(status) => status,
             Err(error) => {
+                self.heed(&error);
                 tracing::error!(instance = %id, error = crate::error_chain(&error), "a run could not go on; it is taken up again");
                 driven.run.lock().await.instances.get(id).map_or(Status::Waiting, |instance| instance.status)
             }
         }
     }
 
-    async fn attempt(self: &Arc<Self>, driven: &Driven, id: &InstanceId) -> Result<Status, Error> {
+    async fn attempt(self: &Arc<Self>, driven: &Driven, id: &InstanceId, status: Status) -> Result<Status, Error> {
+        if matches!(status, Status::Running | Status::Effected)
+            && let Effect::Ended(status) = self.take_up(driven, id, status).await?
+        {
+            return Ok(status);
+        }
+        let run = driven.run.lock().await.id;
+        if let Some(says) = self.cancelled(run, id).await? {
+            return self.end_cancelled(driven, id, says).await;
+        }
         if self.waits_for_a_word(driven, id).await {
             return Ok(Status::Waiting);
         }
@@ -191,6 +199,7 @@ impl Daemon {
                 Err(Stop::Nothing(job, inputs)) => return self.nothing(driven, id, &job, inputs).await,
                 Err(Stop::Error(error)) => return Err(error),
                 Err(Stop::Leaves) => return Ok(Status::Waiting),
+                Err(Stop::Cancelled(says)) => return self.end_cancelled(driven, id, says).await,
                 Err(Stop::Superseded(says)) => return self.record(driven, id, Event::Superseded { says }, None).await,
             };
             match self.effect(driven, id, ready).await? {
@@ -227,24 +236,46 @@ impl Daemon {
         if self.stopping() {
             return Ok(Effect::Ended(Status::Waiting));
         }
+        let run = driven.run.lock().await.clone();
+        if let Some(says) = self.cancelled(run.id, id).await? {
+            return self.end_cancelled(driven, id, says).await.map(Effect::Ended);
+        }
+        let fence = Fence { run: run.id, token: self.store().token(&run.environment).await? };
         self.record(driven, id, Event::Started { digest: actions[0].digest }, None).await?;
         tracing::info!(instance = %id, action = actions[0].digest.short(), "action started");
-        let instance = id.clone();
-        let progress: crate::port::Progress = Arc::new(move |line| tracing::info!(%instance, line, "progress"));
-        let done = self.hands.target.apply(&job, prepared, progress).await;
+        let done = self.hands.target.apply(&job, prepared, fence, Self::progress(id)).await;
+        self.finish(driven, id, done, &job, inputs).await
+    }
+
+    /// Records how an effect ended, and looks whether it did what it was to do.
+    pub(super) async fn finish(
+        self: &Arc<Self>,
+        driven: &Driven,
+        id: &InstanceId,
+        done: Result<(), TargetError>,
+        job: &Job,
+        inputs: BTreeMap<String, RecordedOutput>,
+    ) -> Result<Effect, Error> {
         match done {
             Ok(()) => {
                 self.counters.actions_applied.fetch_add(1, Ordering::Relaxed);
                 self.record(driven, id, Event::Finished { outcome: Outcome::Done }, None).await?;
-                self.verify(driven, id, &job, inputs).await.map(Effect::Ended)
+                self.verify(driven, id, job, inputs).await.map(Effect::Ended)
             }
             Err(error) if error.kind == "plan-stale" => {
                 self.record(driven, id, Event::Finished { outcome: Outcome::Refused { says: error.line() } }, None)
                     .await?;
                 Ok(Effect::Stale)
             }
+            Err(error) if error.kind == "fenced" => Err(Error::Target(error)),
             Err(error) => {
                 self.counters.actions_failed.fetch_add(1, Ordering::Relaxed);
+                let run = driven.run.lock().await.id;
+                if let Some(says) = self.cancelled(run, id).await? {
+                    let outcome = Outcome::Interrupted { says: format!("{says}; {}", error.line()) };
+                    self.record(driven, id, Event::Finished { outcome }, None).await?;
+                    return self.end_cancelled(driven, id, says).await.map(Effect::Ended);
+                }
                 self.record(driven, id, Event::Finished { outcome: Outcome::Failed { says: error.line() } }, None)
                     .await?;
                 if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
@@ -256,7 +287,7 @@ impl Daemon {
     }
 
     /// Planning again is empty over what the run was to do, and the checks answer (R2.8).
-    async fn verify(
+    pub(super) async fn verify(
         self: &Arc<Self>,
         driven: &Driven,
         id: &InstanceId,
@@ -386,17 +417,26 @@ impl Daemon {
         says: String,
     ) -> Result<Status, Error> {
         let says = self.hands.redactor.redact(&says);
+        self.stall(driven, id, &says, false).await?;
+        self.record(driven, id, Event::Failed { says }, None).await
+    }
+
+    /// Remembers that an instance does not go on until somebody's word or another content (R5.1).
+    pub(super) async fn stall(
+        &self,
+        driven: &Driven,
+        id: &InstanceId,
+        says: &str,
+        cancelled: bool,
+    ) -> Result<(), Error> {
         let run = driven.run.lock().await.clone();
-        let stalled = Stalled {
-            run: run.id,
-            says: says.clone(),
-            digest: run.instances.get(id).and_then(|instance| instance.digest),
-        };
+        let digest = run.instances.get(id).and_then(|instance| instance.digest);
         if !run.reverts() {
+            let stalled = Stalled { run: run.id, says: says.to_owned(), digest, cancelled };
             self.store().put("stalled", &id.to_string(), self.now(), &stalled).await?;
         }
         tracing::warn!(instance = %id, run = run.id.0, says, "stalled");
-        self.record(driven, id, Event::Failed { says }, None).await
+        Ok(())
     }
 
     /// Journals an event, and brings the run's document and comment up to date.
@@ -416,11 +456,12 @@ impl Daemon {
                 Event::Waits { says, .. }
                 | Event::Failed { says }
                 | Event::Skipped { says }
+                | Event::Cancelled { says }
                 | Event::Superseded { says } => says.clone(),
                 _ => String::new(),
             };
         }
-        let status = self.store().append(&next, id, driven.token, &event, self.now()).await?;
+        let status = self.store().append(&next, id, &event, self.now()).await?;
         *run = next;
         if status.ended() || status == Status::Waiting {
             self.run_changed.notify_waiters();
@@ -440,7 +481,10 @@ impl Daemon {
     }
 }
 
-enum Effect {
+/// What became of an effect.
+pub(super) enum Effect {
+    /// The instance stands so now.
     Ended(Status),
+    /// It has to be planned again.
     Stale,
 }

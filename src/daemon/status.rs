@@ -343,7 +343,8 @@ impl Known<'_> {
             return (Verdict::Pending, Some(says));
         }
         if let Some(stalled) = self.stalled {
-            return (Verdict::Stalled, Some(format!("run {} failed: {}", stalled.run, stalled.says)));
+            let how = if stalled.cancelled { "was" } else { "failed:" };
+            return (Verdict::Stalled, Some(format!("run {} {how} {}", stalled.run, stalled.says)));
         }
         if let Some(error) = self.observed.and_then(|observed| observed.error.as_ref()) {
             return (Verdict::Unknown, Some(error.says.clone()));

@@ -69,6 +69,8 @@ impl Daemon {
             Verb::Confirm => self.confirm(&meant, who).await?,
             Verb::Adopt | Verb::Revert => self.turn(head, &meant, command.verb, who).await?,
             Verb::Forget => self.forget(head, &meant, who).await?,
+            Verb::Cancel => self.cancel(&meant, who).await?,
+            Verb::Unlock => self.unlock(head, &meant, who).await?,
             Verb::Destroy => {
                 let digests: Vec<String> = command.digest.iter().cloned().collect();
                 let Some(selector) = selector else { return Err(say_what(command)) };

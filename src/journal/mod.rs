@@ -59,6 +59,11 @@ pub enum Event {
         /// In a sentence.
         says: String,
     },
+    /// Somebody said so (R5.5).
+    Cancelled {
+        /// In a sentence.
+        says: String,
+    },
 }
 
 /// How an effect ended.
@@ -107,12 +112,14 @@ pub enum Status {
     Skipped,
     /// A newer run took its place.
     Superseded,
+    /// Somebody cancelled it.
+    Cancelled,
 }
 
 impl Status {
     /// Whether nothing follows.
     pub fn ended(self) -> bool {
-        matches!(self, Self::Applied | Self::Failed | Self::Skipped | Self::Superseded)
+        matches!(self, Self::Applied | Self::Failed | Self::Skipped | Self::Superseded | Self::Cancelled)
     }
 }
 
@@ -129,7 +136,8 @@ pub struct Illegal {
 }
 
 impl Event {
-    fn name(&self) -> &'static str {
+    /// As it stands in JSON.
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Planned { .. } => "planned",
             Self::Waits { .. } => "waits",
@@ -139,6 +147,7 @@ impl Event {
             Self::Failed { .. } => "failed",
             Self::Skipped { .. } => "skipped",
             Self::Superseded { .. } => "superseded",
+            Self::Cancelled { .. } => "cancelled",
         }
     }
 }
@@ -148,7 +157,7 @@ impl Event {
 /// # Errors
 /// When the event can't follow.
 pub fn next_status(instance: &InstanceId, status: Status, event: &Event) -> Result<Status, Illegal> {
-    use Status::{Applied, Effected, Failed, New, Planned, Running, Skipped, Superseded, Waiting};
+    use Status::{Applied, Cancelled, Effected, Failed, New, Planned, Running, Skipped, Superseded, Waiting};
     let next = match (status, event) {
         (New | Waiting | Planned | Effected, Event::Planned { .. }) => Planned,
         (New | Planned | Waiting, Event::Waits { .. }) => Waiting,
@@ -163,6 +172,7 @@ pub fn next_status(instance: &InstanceId, status: Status, event: &Event) -> Resu
         (Effected, Event::Waits { .. }) => Waiting,
         (New | Waiting | Planned, Event::Skipped { .. }) => Skipped,
         (New | Waiting | Planned, Event::Superseded { .. }) => Superseded,
+        (New | Waiting | Planned | Effected, Event::Cancelled { .. }) => Cancelled,
         _ => return Err(Illegal { instance: instance.clone(), status, event: event.name().to_owned() }),
     };
     Ok(next)
@@ -214,8 +224,8 @@ impl fmt::Display for Event {
             Self::Applied { changed: false } => f.write_str("nothing to do"),
             Self::Failed { says } => write!(f, "failed: {says}"),
             Self::Skipped { says } => write!(f, "was not tried: {says}"),
-            // It says itself by what.
-            Self::Superseded { says } => f.write_str(says),
+            // It says itself by what, or by whom.
+            Self::Superseded { says } | Self::Cancelled { says } => f.write_str(says),
         }
     }
 }

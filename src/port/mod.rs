@@ -18,7 +18,7 @@ pub use forge::{Comment, Forge, ForgeError, Pull, Review};
 pub use overlay::Overlay;
 pub use repository::{Commit, Merged, Repository, RepositoryError};
 
-use crate::model::{Backoff, Drift, InstanceId, PullNumber, ResourceChange, Retry, Seal};
+use crate::model::{Backoff, Drift, InstanceId, PullNumber, ResourceChange, Retry, RunId, Seal};
 
 /// The content of one revision or of a working tree; it never changes under its reader.
 pub trait Files: Send + Sync {
@@ -289,6 +289,44 @@ impl TargetError {
     }
 }
 
+/// Under whose order an effect is done: what recovery finds it by, and what a newer holder of the lease takes away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fence {
+    /// The run.
+    pub run: RunId,
+    /// The fencing token of its environment.
+    pub token: i64,
+}
+
+/// What became of an effect that was begun before the daemon died.
+#[derive(Debug)]
+pub enum Attached {
+    /// It went on without the daemon, and ended so.
+    Ended(Result<(), TargetError>),
+    /// Nobody is left who would know: the world has to be looked at.
+    Gone,
+}
+
+/// Where a simulated crash may come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cut {
+    /// After something was made durable in the store.
+    AfterWrite,
+    /// Before something is changed in the world.
+    BeforeEffect,
+    /// In the middle, where what runs it is lost as well.
+    InEffect,
+    /// After it was.
+    AfterEffect,
+}
+
+/// Hears of each place where a crash may come, and may let nothing come after it.
+#[async_trait]
+pub trait Boundary: Send + Sync {
+    /// A place is reached; does not return where the crash is to come here.
+    async fn pass(&self, cut: Cut, what: &str);
+}
+
 /// A plan that stands ready on this machine, made under the lock with the credentials of apply.
 pub struct Prepared {
     /// What it would do.
@@ -313,11 +351,26 @@ pub trait Target: Send + Sync {
     /// # Errors
     /// When it could not be planned completely.
     async fn prepare(&self, job: &Job) -> Result<Prepared, TargetError>;
-    /// Does what was prepared, if its precondition still holds.
+    /// Does what was prepared, if its precondition and its fence still hold.
     ///
     /// # Errors
     /// What the target says; it may have done a part.
-    async fn apply(&self, job: &Job, prepared: Prepared, progress: Progress) -> Result<(), TargetError>;
+    async fn apply(&self, job: &Job, prepared: Prepared, fence: Fence, progress: Progress) -> Result<(), TargetError>;
+    /// Waits for an effect that was begun under a fence before the daemon died.
+    ///
+    /// # Errors
+    /// When it can't be told what became of it.
+    async fn attach(&self, id: &InstanceId, fence: Fence, progress: Progress) -> Result<Attached, TargetError>;
+    /// Asks an effect that is in flight to end as soon as it safely can; answers whether there was one.
+    ///
+    /// # Errors
+    /// When it can't be asked.
+    async fn interrupt(&self, id: &InstanceId) -> Result<bool, TargetError>;
+    /// Releases the target's own lock, whoever has it; answers whose it was, or nothing where there was none.
+    ///
+    /// # Errors
+    /// When it can't be released.
+    async fn unlock(&self, job: &Job) -> Result<Option<String>, TargetError>;
     /// The live outputs.
     ///
     /// # Errors

@@ -307,6 +307,7 @@ pub fn run(run: &Run) -> String {
             Status::Failed => "**failed**",
             Status::Skipped => "not tried",
             Status::Superseded => "superseded",
+            Status::Cancelled => "cancelled",
         };
         body.push_str(&format!(
             "| {} | `{}` | {state} | {} |\n",

@@ -8,10 +8,13 @@ use std::{
 use async_trait::async_trait;
 use secrecy::SecretString;
 
-use super::{Repository, held};
+use super::{
+    Repository, held,
+    life::{Life, pass},
+};
 use crate::{
     model::{Backoff, PullNumber, Retry, Revision},
-    port::{self, Comment, ForgeError, Pull, Review},
+    port::{self, Comment, Cut, ForgeError, Pull, Review},
 };
 
 #[derive(Default)]
@@ -33,6 +36,7 @@ pub struct Forge {
     state: Arc<Mutex<State>>,
     repository: Repository,
     clock: Arc<dyn port::Clock>,
+    life: Option<Arc<Life>>,
 }
 
 /// The login under which the daemon writes.
@@ -55,7 +59,7 @@ impl Forge {
         people: &[(&str, &str)],
         teams: &[(&str, &[&str])],
     ) -> Self {
-        let forge = Self { state: Arc::default(), repository, clock };
+        let forge = Self { state: Arc::default(), repository, clock, life: None };
         let mut state = held(&forge.state);
         state.people =
             people.iter().map(|(login, permission)| ((*login).to_owned(), (*permission).to_owned())).collect();
@@ -65,6 +69,11 @@ impl Forge {
             .collect();
         drop(state);
         forge
+    }
+
+    /// The same forge, in the hands of a daemon with a life.
+    pub fn in_life(&self, life: Arc<Life>) -> Self {
+        Self { life: Some(life), ..self.clone() }
     }
 
     /// Makes every question fail with this, or none.
@@ -176,6 +185,25 @@ impl Forge {
         }
     }
 
+    /// Says something under a marker, in place of what was said under it.
+    fn say(&self, number: PullNumber, marker: &str, body: &str) -> Result<u64, ForgeError> {
+        let now = self.clock.now();
+        {
+            let mut state = self.asked()?;
+            let all = state.comments.entry(number.0).or_default();
+            if let Some(ours) =
+                all.iter_mut().rev().find(|c| c.author == OWN_LOGIN && c.body.trim_end().ends_with(marker))
+            {
+                if ours.body != body {
+                    (ours.body, ours.updated_at) = (body.to_owned(), now);
+                }
+                return Ok(ours.id);
+            }
+        }
+        self.comment(number.0, OWN_LOGIN, body);
+        Ok(held(&self.state).next_id)
+    }
+
     /// All pull requests, by number.
     pub fn pulls(&self) -> Vec<Pull> {
         held(&self.state).pulls.values().cloned().collect()
@@ -224,21 +252,11 @@ impl port::Forge for Forge {
         Ok(state.reviews.iter().filter(|(of, _)| *of == number.0).map(|(_, review)| review.clone()).collect())
     }
     async fn ensure_comment(&self, number: PullNumber, marker: &str, body: &str) -> Result<u64, ForgeError> {
-        let now = self.clock.now();
-        {
-            let mut state = self.asked()?;
-            let all = state.comments.entry(number.0).or_default();
-            if let Some(ours) =
-                all.iter_mut().rev().find(|c| c.author == OWN_LOGIN && c.body.trim_end().ends_with(marker))
-            {
-                if ours.body != body {
-                    (ours.body, ours.updated_at) = (body.to_owned(), now);
-                }
-                return Ok(ours.id);
-            }
-        }
-        self.comment(number.0, OWN_LOGIN, body);
-        Ok(held(&self.state).next_id)
+        let what = format!("comment {number} {marker}");
+        pass(self.life.as_ref(), Cut::BeforeEffect, &what).await;
+        let said = self.say(number, marker, body)?;
+        pass(self.life.as_ref(), Cut::AfterEffect, &what).await;
+        Ok(said)
     }
     async fn outdate_comments(&self, number: PullNumber, marker: &str, except: u64) -> Result<(), ForgeError> {
         let mut state = self.asked()?;
@@ -258,9 +276,12 @@ impl port::Forge for Forge {
         state: &str,
         description: &str,
     ) -> Result<(), ForgeError> {
+        let what = format!("status {context} {state}");
+        pass(self.life.as_ref(), Cut::BeforeEffect, &what).await;
         self.asked()?
             .statuses
             .insert((revision.clone(), context.to_owned()), (state.to_owned(), description.to_owned()));
+        pass(self.life.as_ref(), Cut::AfterEffect, &what).await;
         Ok(())
     }
     async fn has_own_status(&self, revision: &Revision) -> Result<bool, ForgeError> {
@@ -268,6 +289,8 @@ impl port::Forge for Forge {
     }
     async fn ensure_pull(&self, branch: &str, _base: &str, title: &str, body: &str) -> Result<PullNumber, ForgeError> {
         self.look();
+        let what = format!("pull {branch}");
+        pass(self.life.as_ref(), Cut::BeforeEffect, &what).await;
         {
             let mut state = self.asked()?;
             let now = self.clock.now();
@@ -276,11 +299,16 @@ impl port::Forge for Forge {
                 return Ok(pull.number);
             }
         }
-        self.open(OWN_LOGIN, branch, title, body, false).ok_or_else(|| gone(PullNumber(0)))
+        let opened = self.open(OWN_LOGIN, branch, title, body, false).ok_or_else(|| gone(PullNumber(0)))?;
+        pass(self.life.as_ref(), Cut::AfterEffect, &what).await;
+        Ok(opened)
     }
     async fn close_pull(&self, number: PullNumber) -> Result<(), ForgeError> {
         drop(self.asked()?);
+        let what = format!("close {number}");
+        pass(self.life.as_ref(), Cut::BeforeEffect, &what).await;
         self.close(number.0);
+        pass(self.life.as_ref(), Cut::AfterEffect, &what).await;
         Ok(())
     }
     async fn get_permission(&self, login: &str) -> Result<String, ForgeError> {

@@ -6,6 +6,7 @@
 
 mod compare;
 mod forge;
+mod life;
 mod module;
 mod repository;
 mod world;
@@ -15,6 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use chrono::{DateTime, Duration, Utc};
 
 pub use forge::Forge;
+pub use life::{Life, Lives};
 pub use module::Module;
 pub use repository::Repository;
 pub use world::{Fault, World};

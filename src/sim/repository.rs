@@ -9,10 +9,13 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
 
-use super::held;
+use super::{
+    held,
+    life::{Life, pass},
+};
 use crate::{
     model::{Retry, Revision},
-    port::{self, Entry, Files, FilesError, Merged, RepositoryError, Sort},
+    port::{self, Cut, Entry, Files, FilesError, Merged, RepositoryError, Sort},
 };
 
 type Tree = Arc<BTreeMap<String, Arc<[u8]>>>;
@@ -38,6 +41,7 @@ struct State {
 pub struct Repository {
     state: Arc<Mutex<State>>,
     clock: Arc<dyn port::Clock>,
+    life: Option<Arc<Life>>,
 }
 
 fn missing(what: &str) -> RepositoryError {
@@ -115,7 +119,7 @@ impl State {
 impl Repository {
     /// An empty repository with an empty commit on `main`.
     pub fn new(clock: Arc<dyn port::Clock>) -> Self {
-        let repository = Self { state: Arc::default(), clock };
+        let repository = Self { state: Arc::default(), clock, life: None };
         let first = Commit {
             parents: vec![],
             tree: Tree::default(),
@@ -217,6 +221,48 @@ impl Repository {
             None => Ok(state),
         }
     }
+
+    /// The same repository, in the hands of a daemon with a life.
+    pub fn in_life(&self, life: Arc<Life>) -> Self {
+        Self { life: Some(life), ..self.clone() }
+    }
+
+    fn put(
+        &self,
+        branch: &str,
+        base: &Revision,
+        expected: Option<&Revision>,
+        files: Vec<(String, Option<String>)>,
+        message: &str,
+    ) -> Result<Revision, RepositoryError> {
+        let name = format!("refs/heads/{branch}");
+        let mut state = self.asked()?;
+        if state.refs.get(&name) != expected {
+            let message = format!("`{branch}` is not where it was expected");
+            return Err(RepositoryError {
+                kind: "git-moved",
+                message,
+                retry: Retry::After(crate::model::Backoff::REMOTE),
+            });
+        }
+        let mut tree = (*state.commit(base)?.tree).clone();
+        for (path, content) in files {
+            match content {
+                Some(text) => drop(tree.insert(path, text.into_bytes().into())),
+                None => drop(tree.remove(&path)),
+            }
+        }
+        let commit = Commit {
+            parents: vec![base.clone()],
+            tree: Arc::new(tree),
+            subject: message.into(),
+            author: "evenkeel".into(),
+            at: self.clock.now(),
+        };
+        let revision = state.add(commit);
+        state.refs.insert(name, revision.clone());
+        Ok(revision)
+    }
 }
 
 #[async_trait]
@@ -290,36 +336,17 @@ impl port::Repository for Repository {
         files: Vec<(String, Option<String>)>,
         message: &str,
     ) -> Result<Revision, RepositoryError> {
-        let name = format!("refs/heads/{branch}");
-        let mut state = self.asked()?;
-        if state.refs.get(&name) != expected {
-            let message = format!("`{branch}` is not where it was expected");
-            return Err(RepositoryError {
-                kind: "git-moved",
-                message,
-                retry: Retry::After(crate::model::Backoff::REMOTE),
-            });
-        }
-        let mut tree = (*state.commit(base)?.tree).clone();
-        for (path, content) in files {
-            match content {
-                Some(text) => drop(tree.insert(path, text.into_bytes().into())),
-                None => drop(tree.remove(&path)),
-            }
-        }
-        let commit = Commit {
-            parents: vec![base.clone()],
-            tree: Arc::new(tree),
-            subject: message.into(),
-            author: "evenkeel".into(),
-            at: self.clock.now(),
-        };
-        let revision = state.add(commit);
-        state.refs.insert(name, revision.clone());
-        Ok(revision)
+        let what = format!("push {branch}");
+        pass(self.life.as_ref(), Cut::BeforeEffect, &what).await;
+        let pushed = self.put(branch, base, expected, files, message)?;
+        pass(self.life.as_ref(), Cut::AfterEffect, &what).await;
+        Ok(pushed)
     }
     async fn delete_branch(&self, branch: &str) -> Result<(), RepositoryError> {
+        let what = format!("delete {branch}");
+        pass(self.life.as_ref(), Cut::BeforeEffect, &what).await;
         self.asked()?.refs.remove(&format!("refs/heads/{branch}"));
+        pass(self.life.as_ref(), Cut::AfterEffect, &what).await;
         Ok(())
     }
 }

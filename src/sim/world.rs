@@ -12,11 +12,13 @@ use serde_json::Value;
 use super::{
     compare::{changed, field, made_fields, meddled, origins, resource_changes},
     held,
+    life::{Life, pass},
     module::{FieldSpec, Module, OutputSpec},
 };
 use crate::{
     model::{Change, Field, InstanceId, PullNumber, ResourceChange, Retry, Seal, change},
-    port::{Job, Observation, Output, Prepared, Progress, Target, TargetError, TofuWork, Work},
+    port::{Attached, Cut, Fence, Job, Observation, Output, Prepared, Progress, Target, TargetError, TofuWork, Work},
+    store::Store,
 };
 
 pub(super) type Fields = BTreeMap<String, String>;
@@ -59,6 +61,15 @@ struct State {
     effects: Vec<String>,
     made: u64,
     lineages: u64,
+    /// What was begun last with each instance, under which fence and in which life, and how it ended.
+    begun: BTreeMap<InstanceId, Begun>,
+}
+
+#[derive(Clone)]
+struct Begun {
+    fence: Fence,
+    life: Option<Arc<Life>>,
+    ended: Option<Result<(), TargetError>>,
 }
 
 /// The world. Clones are the same one.
@@ -66,6 +77,8 @@ struct State {
 pub struct World {
     state: Arc<Mutex<State>>,
     seal: Arc<Seal>,
+    /// The life of the daemon whose hand this is, and the store whose tokens its supervisor asks for.
+    life: Option<(Arc<Life>, Store)>,
 }
 
 /// Where an instance keeps its state: by the `key` of its backend's settings, else by its own name.
@@ -100,7 +113,16 @@ impl State {
 impl World {
     /// An empty world.
     pub fn new(seal: Arc<Seal>) -> Self {
-        Self { state: Arc::default(), seal }
+        Self { state: Arc::default(), seal, life: None }
+    }
+
+    /// The same world, in the hands of a daemon with a life.
+    pub fn in_life(&self, life: Arc<Life>, store: Store) -> Self {
+        Self { life: Some((life, store)), ..self.clone() }
+    }
+
+    async fn pass(&self, cut: Cut, what: &str) {
+        pass(self.life.as_ref().map(|(life, _)| life), cut, what).await;
     }
 
     /// Changes a thing behind everybody's back; without a value it is gone.
@@ -282,15 +304,12 @@ impl World {
         }
     }
 
-    fn make(&self, job: &Job, work: &TofuWork, changes: &[ResourceChange]) -> Result<(), TargetError> {
+    /// Makes changes, one after the other, as the tool does.
+    async fn make(&self, job: &Job, work: &TofuWork, changes: &[ResourceChange]) -> Result<(), TargetError> {
         let (module, place) = (module(job, work)?, place(job));
-        let mut state = held(&self.state);
-        let refuses = match state.faults.get(&job.instance) {
-            Some(Fault::Refuses { resource, says }) => Some((resource.clone(), says.clone())),
-            _ => None,
-        };
-        state.state_of(&place).serial += 1;
+        held(&self.state).state_of(&place).serial += 1;
         if work.refresh {
+            let mut state = held(&self.state);
             let live = state.live.get(&place).cloned().unwrap_or_default();
             let kept = &mut state.state_of(&place).resources;
             kept.iter_mut()
@@ -298,45 +317,57 @@ impl World {
             return Ok(());
         }
         for change in changes.iter().filter(|change| change.r#type != "output") {
-            let name = &change.resource;
-            if let Some((_, says)) = refuses.as_ref().filter(|(resource, _)| resource == name) {
-                let message = format!("`tofu apply` of `{}` failed: {name}: {says}", job.instance);
-                return Err(TargetError {
-                    retry: Retry::WhenInputChanges,
-                    effect_may_have_begun: true,
-                    ..TargetError::new("apply-failed", message)
-                });
-            }
-            state.effects.push(format!("{} {place} {name}", change.change.verb()));
-            let fields = match change.change {
-                Change::Destroy => None,
-                _ => {
-                    state.made += u64::from(change.change != Change::Update);
-                    let (made, old) = (
-                        state.made,
-                        state.live.get(&place).and_then(|things| things.get(name)).cloned().unwrap_or_default(),
-                    );
-                    Some(made_fields(&module.resources[name], &old, made, change.change == Change::Update))
-                }
-            };
-            let State { states, live, .. } = &mut *state;
-            let (things, kept) =
-                (live.entry(place.clone()).or_default(), &mut states.entry(place.clone()).or_default().resources);
-            match fields {
-                Some(fields) => {
-                    things.insert(name.clone(), fields.clone());
-                    kept.insert(name.clone(), fields);
-                }
-                None => {
-                    things.remove(name);
-                    kept.remove(name);
-                }
-            }
+            self.make_one(job, &module, &place, change)?;
+            self.pass(Cut::InEffect, &format!("{} {place} {}", change.change.verb(), change.resource)).await;
         }
+        let mut state = held(&self.state);
         let live = state.live.get(&place).cloned().unwrap_or_default();
         let value = |spec: &OutputSpec| live.get(&spec.resource).and_then(|fields| fields.get(&spec.field)).cloned();
         let outputs = module.outputs.iter().filter_map(|(name, spec)| Some((name.clone(), value(spec)?))).collect();
         state.states.entry(place).or_default().outputs = outputs;
+        Ok(())
+    }
+
+    fn make_one(&self, job: &Job, module: &Module, place: &str, change: &ResourceChange) -> Result<(), TargetError> {
+        let mut state = held(&self.state);
+        let refuses = match state.faults.get(&job.instance) {
+            Some(Fault::Refuses { resource, says }) => Some((resource.clone(), says.clone())),
+            _ => None,
+        };
+        let name = &change.resource;
+        if let Some((_, says)) = refuses.as_ref().filter(|(resource, _)| resource == name) {
+            let message = format!("`tofu apply` of `{}` failed: {name}: {says}", job.instance);
+            return Err(TargetError {
+                retry: Retry::WhenInputChanges,
+                effect_may_have_begun: true,
+                ..TargetError::new("apply-failed", message)
+            });
+        }
+        state.effects.push(format!("{} {place} {name}", change.change.verb()));
+        let fields = match change.change {
+            Change::Destroy => None,
+            _ => {
+                state.made += u64::from(change.change != Change::Update);
+                let (made, old) = (
+                    state.made,
+                    state.live.get(place).and_then(|things| things.get(name)).cloned().unwrap_or_default(),
+                );
+                Some(made_fields(&module.resources[name], &old, made, change.change == Change::Update))
+            }
+        };
+        let State { states, live, .. } = &mut *state;
+        let (things, kept) =
+            (live.entry(place.to_owned()).or_default(), &mut states.entry(place.to_owned()).or_default().resources);
+        match fields {
+            Some(fields) => {
+                things.insert(name.clone(), fields.clone());
+                kept.insert(name.clone(), fields);
+            }
+            None => {
+                things.remove(name);
+                kept.remove(name);
+            }
+        }
         Ok(())
     }
 }
@@ -357,8 +388,15 @@ impl Target for World {
         let serial = observation.serial.unwrap_or(0);
         Ok(Prepared { observation, ticket: Box::new(serial) })
     }
-    async fn apply(&self, job: &Job, prepared: Prepared, _: Progress) -> Result<(), TargetError> {
+    async fn apply(&self, job: &Job, prepared: Prepared, fence: Fence, _: Progress) -> Result<(), TargetError> {
         let Work::Tofu(work) = &job.work;
+        let (id, what) = (&job.instance, format!("apply {}", job.instance));
+        self.pass(Cut::BeforeEffect, &what).await;
+        if let Some((_, store)) = &self.life
+            && !store.is_in_force(&id.environment, fence.token).await?
+        {
+            return Err(TargetError::new("fenced", format!("another daemon has taken over `{}`", id.environment)));
+        }
         let planned = prepared.ticket.downcast::<u64>().map_or(0, |serial| *serial);
         let now = held(&self.state).states.get(&place(job)).map_or(0, |state| state.serial);
         if planned != now {
@@ -367,7 +405,36 @@ impl Target for World {
                 format!("the state of `{}` changed between plan and apply; nothing was applied", job.instance),
             ));
         }
-        self.make(job, work, &prepared.observation.changes)
+        let life = self.life.as_ref().map(|(life, _)| Arc::clone(life));
+        let begun = Begun { fence, life, ended: None };
+        held(&self.state).begun.insert(id.clone(), begun.clone());
+        let done = self.make(job, work, &prepared.observation.changes).await;
+        held(&self.state).begun.insert(id.clone(), Begun { ended: Some(done.clone()), ..begun });
+        self.pass(Cut::AfterEffect, &what).await;
+        done
+    }
+    async fn attach(&self, id: &InstanceId, fence: Fence, _: Progress) -> Result<Attached, TargetError> {
+        loop {
+            let begun = held(&self.state).begun.get(id).cloned();
+            match begun.filter(|begun| begun.fence == fence) {
+                Some(Begun { ended: Some(ended), .. }) => return Ok(Attached::Ended(ended)),
+                Some(Begun { life: Some(life), .. }) if !life.is_host_lost() => tokio::task::yield_now().await,
+                _ => return Ok(Attached::Gone),
+            }
+        }
+    }
+    async fn interrupt(&self, _: &InstanceId) -> Result<bool, TargetError> {
+        Ok(false)
+    }
+    async fn unlock(&self, job: &Job) -> Result<Option<String>, TargetError> {
+        let mut state = held(&self.state);
+        Ok(match state.faults.get(&job.instance).cloned() {
+            Some(Fault::Locked(by)) => {
+                state.faults.remove(&job.instance);
+                Some(by)
+            }
+            _ => None,
+        })
     }
     async fn outputs(&self, job: &Job) -> Result<BTreeMap<String, Output>, TargetError> {
         let Work::Tofu(work) = &job.work;

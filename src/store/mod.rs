@@ -1,15 +1,16 @@
 //! What the daemon remembers: SQLite in WAL mode, one file, one writer at a time.
 //!
 //! Decides nothing about meaning; keeps documents and the order of the journal. Every write is durable when its call
-//! returns (`synchronous = FULL`). Never keeps a secret: what is handed in is redacted or sealed.
+//! returns (`synchronous = FULL`), and carries its writer's fencing token (`lease`). Never keeps a secret: what is handed in is redacted or sealed.
 //! *Race:* two writers: SQLite lets one wait, up to [`BUSY_TIMEOUT`].
 //! *Race:* the same delivery twice: the second insert finds the first and says so.
 
+mod lease;
 mod records;
 mod runs;
 mod said;
 
-use std::{path::Path, str::FromStr, time::Duration};
+use std::{path::Path, str::FromStr, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde::{Serialize, de::DeserializeOwned};
@@ -18,12 +19,13 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
+pub use lease::{Lease, token_in};
 pub use records::Span;
 pub use said::{AuditEntry, Outgoing};
 
 use crate::{
     model::{Backoff, Retry, Seal},
-    port::TargetError,
+    port::{Boundary, TargetError},
 };
 
 /// How long a writer waits for another.
@@ -72,6 +74,14 @@ pub enum Error {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// Somebody else has taken over.
+    #[error("could not {attempt}: another daemon has taken over from `{holder}`, or it never had the lease")]
+    Fenced {
+        /// "record a journal entry".
+        attempt: &'static str,
+        /// As whom it was tried.
+        holder: String,
+    },
     /// A journal record that can't follow the ones before.
     #[error(transparent)]
     Illegal(#[from] crate::journal::Illegal),
@@ -83,7 +93,7 @@ impl Error {
         match self {
             Self::Open { .. } | Self::Statement { .. } => Retry::After(Backoff::REMOTE),
             Self::Migrate { .. } | Self::Document { .. } => Retry::WhenInputChanges,
-            Self::Illegal(_) => Retry::Never,
+            Self::Illegal(_) | Self::Fenced { .. } => Retry::Never,
         }
     }
     /// A stable word for metrics and JSON.
@@ -94,6 +104,7 @@ impl Error {
             Self::Statement { .. } => "store-statement",
             Self::Document { .. } => "store-document",
             Self::Illegal(_) => "journal-illegal",
+            Self::Fenced { .. } => "store-fenced",
         }
     }
 }
@@ -107,9 +118,11 @@ impl From<Error> for TargetError {
 }
 
 /// The store. Clones share the connections.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Store {
     pool: SqlitePool,
+    writer: Arc<lease::Writer>,
+    boundary: Option<Arc<dyn Boundary>>,
 }
 
 fn statement(attempt: &'static str) -> impl Fn(sqlx::Error) -> Error {
@@ -154,13 +167,15 @@ impl Store {
         Self::connect(options, CONNECTIONS_MAX, &shown).await
     }
 
-    /// A store that lives in memory, for tests and the simulated world.
+    /// A store that lives in memory, for tests and the simulated world; its lease is this handle's.
     ///
     /// # Errors
     /// When SQLite refuses, which is a bug.
     pub async fn in_memory() -> Result<Self, Error> {
         let options = SqliteConnectOptions::new().in_memory(true).foreign_keys(true);
-        Self::connect(options, 1, ":memory:").await
+        let store = Self::connect(options, 1, ":memory:").await?;
+        store.take("memory", DateTime::UNIX_EPOCH, DateTime::UNIX_EPOCH, true).await?;
+        Ok(store)
     }
 
     async fn connect(options: SqliteConnectOptions, connections: u32, path: &str) -> Result<Self, Error> {
@@ -177,7 +192,7 @@ impl Store {
             .run(&pool)
             .await
             .map_err(|source| Error::Migrate { path: path.to_owned(), source })?;
-        Ok(Self { pool })
+        Ok(Self { pool, writer: Arc::default(), boundary: None })
     }
 
     /// Reads a value by name, or keeps the one that is made now.
@@ -236,7 +251,7 @@ impl Store {
     pub async fn prune(&self, now: DateTime<Utc>) -> Result<(), Error> {
         let attempt = "forget what is old";
         let old = stamp(now - KEPT);
-        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(statement(attempt))?;
+        let mut writing = self.writing(attempt, None).await?;
         let by_age = [
             // A comment that was obeyed stands on its pull request for ever, and must not be obeyed again.
             "DELETE FROM inbox WHERE received_at < ? AND id LIKE 'delivery/%'",
@@ -244,21 +259,21 @@ impl Store {
             "DELETE FROM records WHERE sort = 'action' AND at < ?",
         ];
         for sql in by_age {
-            sqlx::query(sql).bind(&old).execute(&mut *transaction).await.map_err(statement(attempt))?;
+            sqlx::query(sql).bind(&old).execute(&mut *writing.on).await.map_err(statement(attempt))?;
         }
         let plans = "DELETE FROM plans WHERE id IN (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY subject ORDER BY id DESC) AS place FROM plans) WHERE place > ?)";
-        sqlx::query(plans).bind(PLANS_KEPT).execute(&mut *transaction).await.map_err(statement(attempt))?;
+        sqlx::query(plans).bind(PLANS_KEPT).execute(&mut *writing.on).await.map_err(statement(attempt))?;
         let runs = "CREATE TEMP TABLE old_runs AS SELECT id FROM runs WHERE ended_at < ?1 AND id NOT IN (SELECT id FROM runs ORDER BY id DESC LIMIT ?2)";
-        sqlx::query(runs).bind(&old).bind(RUNS_KEPT).execute(&mut *transaction).await.map_err(statement(attempt))?;
+        sqlx::query(runs).bind(&old).bind(RUNS_KEPT).execute(&mut *writing.on).await.map_err(statement(attempt))?;
         for sql in [
             "DELETE FROM journal WHERE run IN (SELECT id FROM old_runs)",
             "DELETE FROM approved WHERE run IN (SELECT id FROM old_runs)",
             "DELETE FROM runs WHERE id IN (SELECT id FROM old_runs)",
             "DROP TABLE old_runs",
         ] {
-            sqlx::query(sql).execute(&mut *transaction).await.map_err(statement(attempt))?;
+            sqlx::query(sql).execute(&mut *writing.on).await.map_err(statement(attempt))?;
         }
-        transaction.commit().await.map_err(statement(attempt))
+        writing.commit().await
     }
 
     /// Ends all connections, so that the file is complete without its log.
@@ -272,14 +287,16 @@ impl Store {
     /// When the store can't be written.
     pub async fn receive<T: Serialize>(&self, id: &str, at: DateTime<Utc>, document: &T) -> Result<bool, Error> {
         let attempt = "keep what came in";
+        let mut writing = self.writing(attempt, None).await?;
         let done =
             sqlx::query("INSERT INTO inbox (id, received_at, document) VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING")
                 .bind(id)
                 .bind(stamp(at))
                 .bind(encode(attempt, document)?)
-                .execute(&self.pool)
+                .execute(&mut *writing.on)
                 .await
                 .map_err(statement(attempt))?;
+        writing.commit().await?;
         Ok(done.rows_affected() == 1)
     }
 
@@ -301,13 +318,15 @@ impl Store {
     /// # Errors
     /// When the store can't be written.
     pub async fn handled(&self, id: &str, at: DateTime<Utc>) -> Result<(), Error> {
+        let attempt = "mark the inbox";
+        let mut writing = self.writing(attempt, None).await?;
         sqlx::query("UPDATE inbox SET handled_at = ? WHERE id = ?")
             .bind(stamp(at))
             .bind(id)
-            .execute(&self.pool)
+            .execute(&mut *writing.on)
             .await
-            .map_err(statement("mark the inbox"))?;
-        Ok(())
+            .map_err(statement(attempt))?;
+        writing.commit().await
     }
 
     /// Keeps a small document by sort and name, in place of the one before.
@@ -322,15 +341,16 @@ impl Store {
         document: &T,
     ) -> Result<(), Error> {
         let attempt = "keep a record";
+        let mut writing = self.writing(attempt, None).await?;
         sqlx::query("INSERT INTO records (sort, name, at, document) VALUES (?, ?, ?, ?) ON CONFLICT (sort, name) DO UPDATE SET at = excluded.at, document = excluded.document")
             .bind(sort)
             .bind(name)
             .bind(stamp(at))
             .bind(encode(attempt, document)?)
-            .execute(&self.pool)
+            .execute(&mut *writing.on)
             .await
             .map_err(statement(attempt))?;
-        Ok(())
+        writing.commit().await
     }
 
     /// A small document by sort and name.
@@ -367,12 +387,14 @@ impl Store {
     /// # Errors
     /// When the store can't be written.
     pub async fn remove(&self, sort: &str, name: &str) -> Result<(), Error> {
+        let attempt = "remove a record";
+        let mut writing = self.writing(attempt, None).await?;
         sqlx::query("DELETE FROM records WHERE sort = ? AND name = ?")
             .bind(sort)
             .bind(name)
-            .execute(&self.pool)
+            .execute(&mut *writing.on)
             .await
-            .map_err(statement("remove a record"))?;
-        Ok(())
+            .map_err(statement(attempt))?;
+        writing.commit().await
     }
 }

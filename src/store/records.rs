@@ -105,7 +105,9 @@ impl Store {
     /// # Errors
     /// When the store can't be written.
     pub async fn set_applied(&self, id: &InstanceId, applied: &Applied) -> Result<(), Error> {
-        set_applied(&self.pool, id, applied).await
+        let mut writing = self.writing("record what is applied", Some(&id.environment)).await?;
+        set_applied(&mut *writing.on, id, applied).await?;
+        writing.commit().await
     }
 
     /// Records what is applied now, with a first observation against it; what was stalled is so no longer.
@@ -114,19 +116,19 @@ impl Store {
     /// When the store can't be written; then nothing of it is recorded.
     pub async fn advance(&self, id: &InstanceId, applied: &Applied, observed: &Observed) -> Result<(), Error> {
         let attempt = "record what is applied";
-        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(statement(attempt))?;
-        set_applied(&mut *transaction, id, applied).await?;
-        set_observed(&mut *transaction, id, observed).await?;
+        let mut writing = self.writing(attempt, Some(&id.environment)).await?;
+        set_applied(&mut *writing.on, id, applied).await?;
+        set_observed(&mut *writing.on, id, observed).await?;
         sqlx::query("DELETE FROM records WHERE sort = 'stalled' AND name = ?")
             .bind(id.to_string())
-            .execute(&mut *transaction)
+            .execute(&mut *writing.on)
             .await
             .map_err(statement(attempt))?;
         sqlx::query("UPDATE had_applied SET until = ?1 WHERE instance = ?2 AND until IS NULL AND digest <> ?3")
             .bind(stamp(applied.at))
             .bind(id.to_string())
             .bind(String::from(applied.digest))
-            .execute(&mut *transaction)
+            .execute(&mut *writing.on)
             .await
             .map_err(statement(attempt))?;
         sqlx::query(
@@ -136,10 +138,10 @@ impl Store {
         .bind(id.to_string())
         .bind(String::from(applied.digest))
         .bind(stamp(applied.at))
-        .execute(&mut *transaction)
+        .execute(&mut *writing.on)
         .await
         .map_err(statement(attempt))?;
-        transaction.commit().await.map_err(statement(attempt))
+        writing.commit().await
     }
 
     /// From when until when an instance had a component digest applied, the newest first; without an end while it has.
@@ -168,7 +170,7 @@ impl Store {
     /// When the store can't be written; then nothing of it is forgotten.
     pub async fn let_go(&self, id: &InstanceId, now: DateTime<Utc>) -> Result<(), Error> {
         let attempt = "forget an instance";
-        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(statement(attempt))?;
+        let mut writing = self.writing(attempt, Some(&id.environment)).await?;
         let sorts = OF_INSTANCES.map(|sort| format!("'{sort}'")).join(", ");
         let records = format!("DELETE FROM records WHERE sort IN ({sorts}) AND name = ?");
         for sql in [
@@ -176,20 +178,20 @@ impl Store {
             "DELETE FROM observations WHERE instance = ?",
             "DELETE FROM begun WHERE instance = ?",
         ] {
-            sqlx::query(sql).bind(id.to_string()).execute(&mut *transaction).await.map_err(statement(attempt))?;
+            sqlx::query(sql).bind(id.to_string()).execute(&mut *writing.on).await.map_err(statement(attempt))?;
         }
         sqlx::query(sqlx::AssertSqlSafe(records))
             .bind(id.to_string())
-            .execute(&mut *transaction)
+            .execute(&mut *writing.on)
             .await
             .map_err(statement(attempt))?;
         sqlx::query("UPDATE had_applied SET until = ? WHERE instance = ? AND until IS NULL")
             .bind(stamp(now))
             .bind(id.to_string())
-            .execute(&mut *transaction)
+            .execute(&mut *writing.on)
             .await
             .map_err(statement(attempt))?;
-        transaction.commit().await.map_err(statement(attempt))
+        writing.commit().await
     }
 
     /// Moves what is remembered of an instance to another name.
@@ -198,7 +200,7 @@ impl Store {
     /// When the store can't be written; then nothing is moved.
     pub async fn rename(&self, from: &InstanceId, to: &InstanceId) -> Result<(), Error> {
         let attempt = "rename an instance";
-        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(statement(attempt))?;
+        let mut writing = self.writing(attempt, Some(&from.environment)).await?;
         let sorts = OF_INSTANCES.map(|sort| format!("'{sort}'")).join(", ");
         let tables = ["applied", "observations", "begun", "had_applied"]
             .map(|table| format!("UPDATE OR REPLACE {table} SET instance = ?2 WHERE instance = ?1"));
@@ -207,11 +209,11 @@ impl Store {
             sqlx::query(sqlx::AssertSqlSafe(sql))
                 .bind(from.to_string())
                 .bind(to.to_string())
-                .execute(&mut *transaction)
+                .execute(&mut *writing.on)
                 .await
                 .map_err(statement(attempt))?;
         }
-        transaction.commit().await.map_err(statement(attempt))
+        writing.commit().await
     }
 
     /// Begins the time anew for which an instance has stayed healthy with what it has applied.
@@ -219,13 +221,15 @@ impl Store {
     /// # Errors
     /// When the store can't be written.
     pub async fn restart_soak(&self, id: &InstanceId, now: DateTime<Utc>) -> Result<(), Error> {
+        let attempt = "record that an instance is not healthy";
+        let mut writing = self.writing(attempt, Some(&id.environment)).await?;
         sqlx::query("UPDATE had_applied SET since = ? WHERE instance = ? AND until IS NULL")
             .bind(stamp(now))
             .bind(id.to_string())
-            .execute(&self.pool)
+            .execute(&mut *writing.on)
             .await
-            .map_err(statement("record that an instance is not healthy"))?;
-        Ok(())
+            .map_err(statement(attempt))?;
+        writing.commit().await
     }
 
     /// Records an observation in place of the one before.
@@ -233,7 +237,9 @@ impl Store {
     /// # Errors
     /// When the store can't be written.
     pub async fn set_observed(&self, id: &InstanceId, observed: &Observed) -> Result<(), Error> {
-        set_observed(&self.pool, id, observed).await
+        let mut writing = self.writing("record an observation", Some(&id.environment)).await?;
+        set_observed(&mut *writing.on, id, observed).await?;
+        writing.commit().await
     }
 
     /// Keeps a plan that is shown about a subject, unless the last one about it is the same; answers whether it is new.
@@ -247,14 +253,16 @@ impl Store {
         {
             return Ok(false);
         }
+        let mut writing = self.writing(attempt, None).await?;
         sqlx::query("INSERT INTO plans (subject, digest, planned_at, document) VALUES (?, ?, ?, ?)")
             .bind(subject)
             .bind(plan.digest.to_string())
             .bind(stamp(at))
             .bind(encode(attempt, plan)?)
-            .execute(&self.pool)
+            .execute(&mut *writing.on)
             .await
             .map_err(statement(attempt))?;
+        writing.commit().await?;
         Ok(true)
     }
 

@@ -18,19 +18,19 @@ impl Store {
     /// When the store can't be written.
     pub async fn create_run(&self, run: &mut Run, approved: &BTreeMap<InstanceId, Approved>) -> Result<(), Error> {
         let attempt = "create a run";
-        let mut transaction = self.pool.begin().await.map_err(statement(attempt))?;
+        let mut writing = self.writing(attempt, Some(&run.environment)).await?;
         let done =
             sqlx::query("INSERT INTO runs (environment, state, created_at, document) VALUES (?, 'open', ?, '{}')")
                 .bind(run.environment.as_str())
                 .bind(stamp(run.created_at))
-                .execute(&mut *transaction)
+                .execute(&mut *writing.on)
                 .await
                 .map_err(statement(attempt))?;
         run.id = RunId(done.last_insert_rowid());
         sqlx::query("UPDATE runs SET document = ? WHERE id = ?")
             .bind(encode(attempt, run)?)
             .bind(run.id.0)
-            .execute(&mut *transaction)
+            .execute(&mut *writing.on)
             .await
             .map_err(statement(attempt))?;
         for (id, approved) in approved {
@@ -38,9 +38,9 @@ impl Store {
                 .bind(run.id.0)
                 .bind(id.to_string())
                 .bind(encode(attempt, approved)?);
-            insert.execute(&mut *transaction).await.map_err(statement(attempt))?;
+            insert.execute(&mut *writing.on).await.map_err(statement(attempt))?;
         }
-        transaction.commit().await.map_err(statement(attempt))
+        writing.commit().await
     }
 
     /// What was approved of an instance when a run was authorised.
@@ -65,23 +65,23 @@ impl Store {
     pub async fn set_run(&self, run: &Run) -> Result<(), Error> {
         let attempt = "record a run";
         let ended = matches!(run.state, RunState::Ended { .. });
-        let mut transaction = self.pool.begin().await.map_err(statement(attempt))?;
+        let mut writing = self.writing(attempt, Some(&run.environment)).await?;
         sqlx::query("UPDATE runs SET state = ?, ended_at = ?, document = ? WHERE id = ?")
             .bind(if ended { "ended" } else { "open" })
             .bind(run.ended_at.map(stamp))
             .bind(encode(attempt, run)?)
             .bind(run.id.0)
-            .execute(&mut *transaction)
+            .execute(&mut *writing.on)
             .await
             .map_err(statement(attempt))?;
         if ended {
             sqlx::query("DELETE FROM run_locks WHERE run = ?")
                 .bind(run.id.0)
-                .execute(&mut *transaction)
+                .execute(&mut *writing.on)
                 .await
                 .map_err(statement(attempt))?;
         }
-        transaction.commit().await.map_err(statement(attempt))
+        writing.commit().await
     }
 
     /// Runs that did not end, oldest first.
@@ -131,17 +131,19 @@ impl Store {
     /// When the store can't be read or written.
     pub async fn lock_instance(&self, id: &InstanceId, run: RunId) -> Result<RunId, Error> {
         let attempt = "take the run lock";
+        let mut writing = self.writing(attempt, Some(&id.environment)).await?;
         sqlx::query("INSERT INTO run_locks (instance, run) VALUES (?, ?) ON CONFLICT (instance) DO NOTHING")
             .bind(id.to_string())
             .bind(run.0)
-            .execute(&self.pool)
+            .execute(&mut *writing.on)
             .await
             .map_err(statement(attempt))?;
         let row = sqlx::query("SELECT run FROM run_locks WHERE instance = ?")
             .bind(id.to_string())
-            .fetch_one(&self.pool)
+            .fetch_one(&mut *writing.on)
             .await
             .map_err(statement(attempt))?;
+        writing.commit().await?;
         Ok(RunId(row.get(0)))
     }
 
@@ -159,15 +161,6 @@ impl Store {
         rows.iter().map(|row| decode(attempt, row.get(0))).collect()
     }
 
-    /// Lets go of every instance: at start nothing of this daemon is in flight.
-    ///
-    /// # Errors
-    /// When the store can't be written.
-    pub async fn unlock_all(&self) -> Result<(), Error> {
-        sqlx::query("DELETE FROM run_locks").execute(&self.pool).await.map_err(statement("release the run locks"))?;
-        Ok(())
-    }
-
     /// Appends to the journal, if the table of `journal::next_status` allows it after what stands there, and brings the
     /// run's document up to date in the same transaction, so that neither tells what the other does not.
     ///
@@ -177,17 +170,16 @@ impl Store {
         &self,
         run: &Run,
         instance: &InstanceId,
-        token: i64,
         event: &Event,
         at: DateTime<Utc>,
     ) -> Result<Status, Error> {
         let (document, run) = (run, run.id);
         let attempt = "append to the journal";
-        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(statement(attempt))?;
+        let mut writing = self.writing(attempt, Some(&document.environment)).await?;
         let rows = sqlx::query("SELECT event FROM journal WHERE run = ? AND instance = ? ORDER BY seq")
             .bind(run.0)
             .bind(instance.to_string())
-            .fetch_all(&mut *transaction)
+            .fetch_all(&mut *writing.on)
             .await
             .map_err(statement(attempt))?;
         let events: Vec<Event> = rows.iter().map(|row| decode(attempt, row.get(0))).collect::<Result<_, _>>()?;
@@ -196,23 +188,23 @@ impl Store {
             .bind(run.0)
             .bind(instance.to_string())
             .bind(stamp(at))
-            .bind(token)
+            .bind(writing.token)
             .bind(encode(attempt, event)?)
-            .execute(&mut *transaction)
+            .execute(&mut *writing.on)
             .await
             .map_err(statement(attempt))?;
         if matches!(event, Event::Started { .. }) {
             // From here on, what the target holds is ours, whatever becomes of this run (R1.6).
             sqlx::query("INSERT INTO begun (instance) VALUES (?) ON CONFLICT (instance) DO NOTHING")
                 .bind(instance.to_string())
-                .execute(&mut *transaction)
+                .execute(&mut *writing.on)
                 .await
                 .map_err(statement(attempt))?;
         }
         sqlx::query("UPDATE runs SET document = ? WHERE id = ?")
             .bind(encode(attempt, document)?)
             .bind(run.0)
-            .execute(&mut *transaction)
+            .execute(&mut *writing.on)
             .await
             .map_err(statement(attempt))?;
         // What waits or ended holds nothing (R5.2).
@@ -220,11 +212,11 @@ impl Store {
             sqlx::query("DELETE FROM run_locks WHERE instance = ? AND run = ?")
                 .bind(instance.to_string())
                 .bind(run.0)
-                .execute(&mut *transaction)
+                .execute(&mut *writing.on)
                 .await
                 .map_err(statement(attempt))?;
         }
-        transaction.commit().await.map_err(statement(attempt))?;
+        writing.commit_as(&format!("journal {} {instance} {}", run.0, event.name())).await?;
         Ok(status)
     }
 
@@ -270,35 +262,5 @@ impl Store {
                 })
             })
             .collect()
-    }
-
-    /// Takes or renews the lease of an environment, if nobody else's holds; answers the fencing token.
-    ///
-    /// # Errors
-    /// When the store can't be read or written.
-    pub async fn lease(
-        &self,
-        environment: &str,
-        holder: &str,
-        now: DateTime<Utc>,
-        until: DateTime<Utc>,
-    ) -> Result<Option<i64>, Error> {
-        let attempt = "take the lease";
-        let row = sqlx::query(
-            "INSERT INTO leases (environment, holder, token, expires_at) VALUES (?1, ?2, 1, ?4)
-             ON CONFLICT (environment) DO UPDATE SET
-               token = CASE WHEN leases.holder = excluded.holder THEN leases.token ELSE leases.token + 1 END,
-               holder = excluded.holder, expires_at = excluded.expires_at
-             WHERE leases.holder = excluded.holder OR leases.expires_at <= ?3
-             RETURNING token",
-        )
-        .bind(environment)
-        .bind(holder)
-        .bind(stamp(now))
-        .bind(stamp(until))
-        .fetch_optional(&self.pool)
-        .await
-        .map_err(statement(attempt))?;
-        Ok(row.map(|row| row.get(0)))
     }
 }

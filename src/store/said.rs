@@ -15,6 +15,7 @@ impl Store {
     /// When the store can't be written.
     pub async fn say(&self, name: &str, outgoing: &Outgoing, at: DateTime<Utc>) -> Result<(), Error> {
         let attempt = "put something into the outbox";
+        let mut writing = self.writing(attempt, None).await?;
         sqlx::query(
             "INSERT INTO outbox (name, created_at, next_at, document) VALUES (?1, ?2, ?2, ?3)
              ON CONFLICT (name) DO UPDATE SET document = excluded.document, next_at = excluded.next_at, attempts = 0, sent_at = NULL, failed = NULL
@@ -23,10 +24,10 @@ impl Store {
         .bind(name)
         .bind(stamp(at))
         .bind(encode(attempt, outgoing)?)
-        .execute(&self.pool)
+        .execute(&mut *writing.on)
         .await
         .map_err(statement(attempt))?;
-        Ok(())
+        writing.commit().await
     }
 
     /// What is to be said now, oldest first, with how often it was tried.
@@ -66,14 +67,15 @@ impl Store {
     /// When the store can't be written.
     pub async fn said(&self, id: i64, outgoing: &Outgoing, at: DateTime<Utc>) -> Result<(), Error> {
         let attempt = "mark the outbox";
+        let mut writing = self.writing(attempt, None).await?;
         sqlx::query("UPDATE outbox SET sent_at = ? WHERE id = ? AND document = ?")
             .bind(stamp(at))
             .bind(id)
             .bind(encode(attempt, outgoing)?)
-            .execute(&self.pool)
+            .execute(&mut *writing.on)
             .await
             .map_err(statement(attempt))?;
-        Ok(())
+        writing.commit().await
     }
 
     /// Records that something could not be said; without a next time it is given up.
@@ -89,16 +91,17 @@ impl Store {
         now: DateTime<Utc>,
     ) -> Result<(), Error> {
         let attempt = "mark the outbox";
+        let mut writing = self.writing(attempt, None).await?;
         sqlx::query("UPDATE outbox SET attempts = attempts + 1, failed = ?, next_at = coalesce(?, next_at), sent_at = ? WHERE id = ? AND document = ?")
             .bind(why)
             .bind(next.map(stamp))
             .bind(if next.is_none() { Some(stamp(now)) } else { None })
             .bind(id)
             .bind(encode(attempt, outgoing)?)
-            .execute(&self.pool)
+            .execute(&mut *writing.on)
             .await
             .map_err(statement(attempt))?;
-        Ok(())
+        writing.commit().await
     }
 
     /// Appends to the audit; each entry carries the hash of the one before.
@@ -114,9 +117,9 @@ impl Store {
         detail: &str,
     ) -> Result<(), Error> {
         let attempt = "append to the audit";
-        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(statement(attempt))?;
+        let mut writing = self.writing(attempt, None).await?;
         let row = sqlx::query("SELECT hash FROM audit ORDER BY seq DESC LIMIT 1")
-            .fetch_optional(&mut *transaction)
+            .fetch_optional(&mut *writing.on)
             .await
             .map_err(statement(attempt))?;
         let before: String = row.map(|row| row.get(0)).unwrap_or_default();
@@ -129,10 +132,10 @@ impl Store {
             .bind(subject)
             .bind(detail)
             .bind(hash)
-            .execute(&mut *transaction)
+            .execute(&mut *writing.on)
             .await
             .map_err(statement(attempt))?;
-        transaction.commit().await.map_err(statement(attempt))
+        writing.commit().await
     }
 
     /// The audit, oldest first, and the number of the first entry whose hash does not fit.

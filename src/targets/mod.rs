@@ -12,7 +12,7 @@ use async_trait::async_trait;
 
 use crate::{
     model::{InstanceId, PullNumber},
-    port::{Job, Observation, Output, Prepared, Progress, Target, TargetError, Work},
+    port::{Attached, Fence, Job, Observation, Output, Prepared, Progress, Target, TargetError, Work},
 };
 
 /// All kinds of target of this machine.
@@ -39,9 +39,20 @@ impl Target for Targets {
             Work::Tofu(work) => self.tofu.prepare(job, work).await,
         }
     }
-    async fn apply(&self, job: &Job, prepared: Prepared, progress: Progress) -> Result<(), TargetError> {
+    async fn apply(&self, job: &Job, prepared: Prepared, fence: Fence, progress: Progress) -> Result<(), TargetError> {
         match &job.work {
-            Work::Tofu(work) => self.tofu.apply(job, work, prepared, progress).await,
+            Work::Tofu(work) => self.tofu.apply(job, work, prepared, fence, progress).await,
+        }
+    }
+    async fn attach(&self, id: &InstanceId, fence: Fence, progress: Progress) -> Result<Attached, TargetError> {
+        self.tofu.attach(id, fence, progress).await
+    }
+    async fn interrupt(&self, id: &InstanceId) -> Result<bool, TargetError> {
+        self.tofu.interrupt(id).await
+    }
+    async fn unlock(&self, job: &Job) -> Result<Option<String>, TargetError> {
+        match &job.work {
+            Work::Tofu(work) => self.tofu.unlock(job, work).await,
         }
     }
     async fn outputs(&self, job: &Job) -> Result<BTreeMap<String, Output>, TargetError> {

@@ -3,6 +3,7 @@
 
 mod bad_days;
 mod conversation;
+mod crashes;
 mod found;
 mod loop_closed;
 mod published;

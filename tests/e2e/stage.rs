@@ -188,12 +188,58 @@ impl Stage {
         );
     }
 
+    /// Starts another daemon on the same data, which answers elsewhere, and writes a log of its own.
+    pub(crate) fn serve_another(&self) -> (std::process::Child, u16) {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut config = self.config.clone();
+        config["listen"] = json!(format!("127.0.0.1:{port}"));
+        std::fs::write(self.place("another.yaml"), config.to_string()).unwrap();
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.place("another.log")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_evenkeel"));
+        command.arg("serve").arg("--config").arg(self.place("another.yaml")).envs(tools()).stdin(Stdio::null());
+        (command.stdout(Stdio::null()).stderr(log).spawn().unwrap(), port)
+    }
+
+    /// Sends a signal to the daemon.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.daemon.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+    }
+
+    /// The processes of this machine that work for this stage, by what they were called with.
+    pub(crate) fn processes(&self, with: &str) -> Vec<(i32, String)> {
+        let folder = self.folder.path().display().to_string();
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        let mut found: Vec<(i32, String)> = all
+            .filter_map(|entry| {
+                let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+                let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+                let line = String::from_utf8_lossy(&line).replace('\0', " ");
+                let cwd = std::fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+                let ours = line.contains(&folder) || cwd.starts_with(&folder);
+                (ours && !line.is_empty() && line.contains(with)).then_some((pid, line))
+            })
+            .collect();
+        found.sort();
+        found
+    }
+
     /// SIGKILL.
     pub(crate) fn kill(&mut self) {
         if let Some(mut daemon) = self.daemon.take() {
             drop(daemon.kill());
             drop(daemon.wait());
         }
+    }
+
+    /// Waits for the end of the daemon.
+    pub(crate) fn wait(&mut self) -> i32 {
+        self.daemon.take().unwrap().wait().unwrap().code().unwrap_or(-1)
+    }
+
+    /// What the daemon wrote into its log.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.place("daemon.log")).unwrap_or_default()
     }
 
     /// SIGTERM, and the end.

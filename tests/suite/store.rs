@@ -13,7 +13,14 @@ fn at(seconds: i64) -> DateTime<Utc> {
 
 async fn on_disk() -> (Store, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
-    (Store::open(&folder.path().join("evenkeel.db")).await.unwrap(), folder)
+    (held(&folder.path().join("evenkeel.db")).await, folder)
+}
+
+/// A store whose lease is this test's.
+async fn held(path: &std::path::Path) -> Store {
+    let store = Store::open(path).await.unwrap();
+    store.take("test", at(0), at(60), true).await.unwrap();
+    store
 }
 
 fn run() -> evenkeel::journal::Run {
@@ -38,8 +45,8 @@ async fn what_was_approved_is_kept_with_the_run() {
     assert_eq!(store.approved(run.id, &b).await.unwrap(), None);
     assert!(!store.begun(&a).await.unwrap());
     let digest = Digest::of_json(&serde_json::json!(1));
-    store.append(&run, &a, 1, &Event::Planned { digest: Some(digest) }, at(0)).await.unwrap();
-    store.append(&run, &a, 1, &Event::Started { digest }, at(0)).await.unwrap();
+    store.append(&run, &a, &Event::Planned { digest: Some(digest) }, at(0)).await.unwrap();
+    store.append(&run, &a, &Event::Started { digest }, at(0)).await.unwrap();
     assert!(store.begun(&a).await.unwrap());
 }
 
@@ -62,15 +69,15 @@ async fn r7_1_the_journal_refuses_what_cannot_follow() {
     let id: InstanceId = "dev/a".parse().unwrap();
     let digest = Digest::of_json(&serde_json::json!(1));
     let started = Event::Started { digest };
-    assert!(store.append(&run, &id, 1, &started, at(0)).await.is_err());
+    assert!(store.append(&run, &id, &started, at(0)).await.is_err());
     assert_eq!(
-        store.append(&run, &id, 1, &Event::Planned { digest: Some(digest) }, at(0)).await.unwrap(),
+        store.append(&run, &id, &Event::Planned { digest: Some(digest) }, at(0)).await.unwrap(),
         Status::Planned
     );
-    assert_eq!(store.append(&run, &id, 1, &started, at(1)).await.unwrap(), Status::Running);
-    assert!(store.append(&run, &id, 1, &started, at(1)).await.is_err());
+    assert_eq!(store.append(&run, &id, &started, at(1)).await.unwrap(), Status::Running);
+    assert!(store.append(&run, &id, &started, at(1)).await.is_err());
     assert_eq!(
-        store.append(&run, &id, 1, &Event::Finished { outcome: Outcome::Done }, at(2)).await.unwrap(),
+        store.append(&run, &id, &Event::Finished { outcome: Outcome::Done }, at(2)).await.unwrap(),
         Status::Effected
     );
     assert_eq!(store.journal(Some(run.id), 10).await.unwrap().len(), 3);
@@ -95,11 +102,63 @@ async fn r7_3_an_instance_is_held_by_one_run() {
 #[tokio::test]
 async fn r7_3_a_lease_has_one_holder_and_a_growing_token() {
     let (store, _folder) = on_disk().await;
+    let (one, two) = (store.another(None), store.another(None));
     let until = |seconds| at(seconds) + Duration::seconds(60);
-    assert_eq!(store.lease("dev", "one", at(0), until(0)).await.unwrap(), Some(1));
-    assert_eq!(store.lease("dev", "two", at(10), until(10)).await.unwrap(), None);
-    assert_eq!(store.lease("dev", "one", at(20), until(20)).await.unwrap(), Some(1), "renewing keeps the token");
-    assert_eq!(store.lease("dev", "two", at(100), until(100)).await.unwrap(), Some(2), "taking over raises it");
+    assert_eq!(store.lease().await.unwrap().unwrap().holder, "test");
+    assert_eq!(one.take("one", at(0), until(0), true).await.unwrap(), Some(2), "taking over raises the token");
+    assert_eq!(two.take("two", at(10), until(10), false).await.unwrap(), None, "somebody has it");
+    assert_eq!(one.take("one", at(20), until(20), false).await.unwrap(), Some(2), "taking it again keeps the token");
+    one.renew(until(30)).await.unwrap();
+    assert_eq!(two.take("two", at(85), until(85), false).await.unwrap(), None, "it was renewed");
+    assert_eq!(two.take("two", at(100), until(100), false).await.unwrap(), Some(3), "it is over");
+    assert_eq!(one.take("one", at(110), until(110), true).await.unwrap(), Some(4), "its holder is dead");
+}
+
+/// A writer that lost its lease is refused by the store, whatever it believes: each kind of write, in each environment.
+#[tokio::test]
+async fn r7_3_a_stale_token_writes_nothing() {
+    let (old, _folder) = on_disk().await;
+    let id: InstanceId = "dev/a".parse().unwrap();
+    let mut run = run();
+    old.create_run(&mut run, &approved()).await.unwrap();
+    let before = old.token(&id.environment).await.unwrap();
+    let new = old.another(None);
+    assert!(new.create_run(&mut run.clone(), &approved()).await.is_err(), "it has no lease at all");
+    new.take("new", at(1), at(61), true).await.unwrap();
+    let digest = Digest::of_json(&serde_json::json!(1));
+    let planned = Event::Planned { digest: Some(digest) };
+    let comment = Outgoing::Comment { pull: PullNumber(1), marker: "m".into(), body: "b".into(), outdates: None };
+    let observed = evenkeel::plan::Observed::new(at(0), None);
+    let refusals = [
+        old.create_run(&mut run.clone(), &approved()).await.err(),
+        old.set_run(&run).await.err(),
+        old.append(&run, &id, &planned, at(0)).await.err(),
+        old.lock_instance(&id, run.id).await.err(),
+        old.set_observed(&id, &observed).await.err(),
+        old.let_go(&id, at(0)).await.err(),
+        old.put("sort", "name", at(0), &1).await.err(),
+        old.remove("sort", "name").await.err(),
+        old.receive("delivery/1", at(0), &"push").await.err(),
+        old.handled("delivery/1", at(0)).await.err(),
+        old.say("name", &comment, at(0)).await.err(),
+        old.said(1, &comment, at(0)).await.err(),
+        old.audit(at(0), "lin", "apply", "dev", "").await.err(),
+        old.prune(at(0)).await.err(),
+        old.renew(at(99)).await.err(),
+    ];
+    for (n, refused) in refusals.into_iter().enumerate() {
+        assert!(matches!(refused, Some(evenkeel::store::Error::Fenced { .. })), "{n}: {refused:?}");
+    }
+    let after = new.token(&id.environment).await.unwrap();
+    assert!(after > before, "{after} {before}");
+    assert!(!new.is_in_force(&id.environment, before).await.unwrap());
+    assert!(new.is_in_force(&id.environment, after).await.unwrap());
+    new.append(&run, &id, &planned, at(2)).await.unwrap();
+    assert_eq!(new.journal(Some(run.id), 10).await.unwrap()[0].token, after);
+    // An environment that is new gets a token with its first write.
+    new.put("sort", "name", at(0), &1).await.unwrap();
+    assert_eq!(new.token(&"prod".parse().unwrap()).await.unwrap(), 1);
+    assert!(old.token(&"later".parse().unwrap()).await.is_err());
 }
 
 #[tokio::test]
@@ -157,7 +216,7 @@ async fn a_store_that_is_opened_again_is_the_same_and_a_broken_one_is_refused() 
     store.check().await.unwrap();
     store.close().await;
     std::fs::write(&path, vec![b'x'; 100_000]).unwrap();
-    let refused = Store::open(&path).await.unwrap_err();
+    let refused = Store::open(&path).await.err().unwrap();
     assert!(evenkeel::error_chain(&refused).contains("not a database"), "{}", evenkeel::error_chain(&refused));
 }
 
@@ -184,7 +243,7 @@ async fn a_store_of_the_first_schema_is_brought_up_to_date() {
         .await
         .unwrap();
     pool.close().await;
-    let store = Store::open(&path).await.unwrap();
+    let store = held(&path).await;
     let (a, b): (InstanceId, InstanceId) = ("dev/a".parse().unwrap(), "dev/b".parse().unwrap());
     assert_eq!(store.approved(RunId(1), &a).await.unwrap(), Some(Approved::Declaration));
     assert_eq!(store.approved(RunId(1), &b).await.unwrap(), Some(Approved::Actions { actions: vec![] }));
@@ -200,7 +259,7 @@ async fn what_is_old_and_over_is_forgotten_and_nothing_else() {
     for n in 0..1002 {
         let mut run = run();
         store.create_run(&mut run, &approved()).await.unwrap();
-        store.append(&run, &id, 1, &Event::Planned { digest: Some(digest) }, at(n)).await.unwrap();
+        store.append(&run, &id, &Event::Planned { digest: Some(digest) }, at(n)).await.unwrap();
         if n != 0 {
             run.state = evenkeel::journal::RunState::Ended { says: String::new() };
             run.ended_at = Some(at(n));

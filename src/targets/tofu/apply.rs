@@ -2,6 +2,7 @@
 //!
 //! *Flow:* `prepare` plans with the credentials of apply under tofu's lock and keeps the plan file; the caller decides
 //! whether it is covered; `apply` keeps a copy of the state and applies the file.
+//! The apply runs under a supervisor (`supervised`), and ends with or without the daemon.
 //! *Guarantees:* what is applied is the plan that was looked at, or nothing: tofu refuses a saved plan whose state has
 //! moved on.
 //! *Assumptions:* one run at a time prepares and applies an instance; the run lock sees to it.
@@ -13,12 +14,12 @@ use serde::Deserialize;
 use super::{
     Tofu,
     observe::{PREPARED, Private},
-    program::{Read, failure},
+    program::{Read, Said, failure},
     worktree,
 };
 use crate::{
-    model::{Digester, Retry},
-    port::{Job, Observation, Prepared, Progress, TargetError, TofuWork},
+    model::{Digester, InstanceId, Retry},
+    port::{Fence, Job, Observation, Prepared, Progress, TargetError, TofuWork},
 };
 
 /// How many copies of each instance's state are kept.
@@ -29,6 +30,24 @@ struct StateHead {
     serial: u64,
     #[expect(dead_code, reason = "a state without a lineage is not a state")]
     lineage: String,
+}
+
+/// What an apply that ended came to.
+pub(super) fn applied(id: &InstanceId, said: Said) -> Result<(), TargetError> {
+    if said.code == Some(0) {
+        return Ok(());
+    }
+    let stale = said.errors.iter().any(|d| d.summary.contains("Saved plan is stale"));
+    let mut error = failure(id, "apply", said);
+    if stale {
+        error.kind = "plan-stale";
+        error.message = format!("the state of `{id}` changed between plan and apply; nothing was applied");
+    } else if error.kind != "state-locked" {
+        error.kind = "apply-failed";
+        error.retry = Retry::WhenInputChanges;
+        error.effect_may_have_begun = true;
+    }
+    Err(error)
 }
 
 impl Tofu {
@@ -54,6 +73,7 @@ impl Tofu {
         job: &Job,
         work: &TofuWork,
         prepared: Prepared,
+        fence: Fence,
         progress: Progress,
     ) -> Result<(), TargetError> {
         let Prepared { observation: Observation { changes, .. }, ticket } = prepared;
@@ -65,39 +85,30 @@ impl Tofu {
         };
         let ready = self.ready(job, work, true).await?;
         self.keep_state_place(job, work)?;
+        // The plan belongs to the program from here on: it has to outlive whoever ordered it, and goes when that ends.
+        let input = self.spool(&job.instance).input();
+        let failed = |error: std::io::Error| {
+            TargetError::new("work-tree", format!("could not hand over the plan of `{}`: {error}", job.instance))
+        };
+        worktree::private_folder(input.parent().unwrap_or(&input)).map_err(failed)?;
+        std::fs::rename(&plan.0, &input).map_err(failed)?;
         let arguments = [
             "apply".to_owned(),
             "-json".into(),
             "-input=false".into(),
             "-auto-approve".into(),
             format!("-lock-timeout={}s", self.settings.lock_timeout.as_secs()),
-            plan.0.display().to_string(),
+            input.display().to_string(),
         ];
-        let said = self.run(job, &ready.root, &arguments, true, Read::Lines(Some(progress))).await;
-        drop(plan);
-        let said = said?;
-        if said.code == Some(0) {
-            return Ok(());
-        }
-        let stale = said.errors.iter().any(|d| d.summary.contains("Saved plan is stale"));
-        let mut error = failure(job, "apply", said);
-        if stale {
-            error.kind = "plan-stale";
-            error.message =
-                format!("the state of `{}` changed between plan and apply; nothing was applied", job.instance);
-        } else if error.kind != "state-locked" {
-            error.kind = "apply-failed";
-            error.retry = Retry::WhenInputChanges;
-            error.effect_may_have_begun = true;
-        }
-        Err(error)
+        let said = self.supervised(job, &ready.root, &arguments, Some(fence), Some(progress)).await?;
+        applied(&job.instance, said)
     }
 
     /// Keeps a copy of the state, by its content, and answers its serial; nothing where there is no state yet.
     async fn keep_state(&self, job: &Job, root: &Path) -> Result<Option<u64>, TargetError> {
         let said = self.run(job, root, &["state".to_owned(), "pull".into()], true, Read::Answer).await?;
         if said.code != Some(0) {
-            return Err(failure(job, "state pull", said));
+            return Err(failure(&job.instance, "state pull", said));
         }
         if said.stdout.trim_ascii().is_empty() {
             return Ok(None);

@@ -16,6 +16,7 @@ mod origin;
 pub mod plan;
 mod program;
 mod rename;
+mod supervised;
 mod verify;
 mod worktree;
 
@@ -51,6 +52,8 @@ pub struct Settings {
     pub data: PathBuf,
     /// The folder of providers, shared by all instances.
     pub provider_cache: PathBuf,
+    /// This program, which supervises what has an effect.
+    pub supervisor: PathBuf,
     /// How long one process may take.
     pub timeout: Duration,
     /// How long a process waits for the state lock.
@@ -159,6 +162,11 @@ impl Tofu {
 fn remove_left_values(work: &std::path::Path) {
     let below = |folder: PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     for data in below(work.to_owned()).flat_map(below).flat_map(below) {
+        if data.ends_with(supervised::SPOOL) {
+            // What nobody works on any more goes with the look.
+            drop(crate::supervisor::Spool::new(data).look());
+            continue;
+        }
         for name in observe::FILES_WITH_VALUES {
             // A folder of another sort does not have them.
             drop(std::fs::remove_file(data.join(name)));

@@ -164,10 +164,10 @@ impl Tofu {
         worktree::private_folder(cache).map_err(|error| {
             TargetError::new("provider-cache", format!("could not make `{}`: {error}", cache.display()))
         })?;
-        let said = self.run(job, &ready.root, &arguments, apply, Read::Lines(None)).await?;
+        let said = self.run(job, &ready.root, &arguments, apply, Read::Lines).await?;
         drop(std::fs::remove_file(self.data_path(job).join(BACKEND)));
         if said.code != Some(0) {
-            return Err(failure(job, "init", said));
+            return Err(failure(&job.instance, "init", said));
         }
         let key = self.init_key(job, work, &lock_file);
         worktree::write(&mark, key.as_bytes(), 0o600)
@@ -263,7 +263,7 @@ impl Tofu {
             // At head even an empty plan is read: it says whether the target holds anything already (R1.6).
             Some(0) => said.drift || job.r#use != crate::port::Use::Applied,
             Some(2) => true,
-            _ => return Err(failure(job, "plan", said)),
+            _ => return Err(failure(&job.instance, "plan", said)),
         };
         let mut observation = if found {
             self.show(job, ready, apply).await?
@@ -317,14 +317,22 @@ impl Tofu {
         if !work.variables.is_empty() {
             arguments.push(format!("-var-file={}", self.data_path(job).join(VARIABLES).display()));
         }
-        self.run(job, &ready.root, &arguments, apply, Read::Lines(None)).await
+        if !apply {
+            return self.run(job, &ready.root, &arguments, false, Read::Lines).await;
+        }
+        // It takes the lock, which it has to release whatever becomes of the daemon.
+        let mut said = self.supervised(job, &ready.root, &arguments, None, None).await?;
+        if self.release_of_the_dead(job, &ready.root, &said).await? {
+            said = self.supervised(job, &ready.root, &arguments, None, None).await?;
+        }
+        Ok(said)
     }
 
     async fn show(&self, job: &Job, ready: &Ready, apply: bool) -> Result<Observation, TargetError> {
         let arguments = ["show".to_owned(), "-json".into(), ready.plan.display().to_string()];
         let said = self.run(job, &ready.root, &arguments, apply, Read::Answer).await?;
         if said.code != Some(0) {
-            return Err(failure(job, "show", said));
+            return Err(failure(&job.instance, "show", said));
         }
         let unreadable = |why: String| TargetError {
             retry: Retry::Never,

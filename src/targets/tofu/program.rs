@@ -2,26 +2,30 @@
 //!
 //! Never joins arguments to a text, never passes on the daemon's environment beyond the allow-list, never reads more
 //! than a bound, and stops a process that takes too long the way tofu wants it: one SIGINT, a wait, then SIGKILL.
+//! *Why does it print into files?* A pipe ends with its reader: tofu would die of it in the middle, and leave its
+//! providers behind. What only looks prints into files without a name, which go with whoever holds them.
 
 use std::{
     collections::BTreeMap,
+    fs::File,
+    io::{Read as _, Seek, SeekFrom},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
+
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader},
-    process::{Child, Command},
-};
+use tokio::process::{Child, Command};
 
 use super::Tofu;
 use crate::{
-    model::{Redactor, Retry},
+    model::{InstanceId, Redactor, Retry},
     port::{Diagnostic, Job, Progress, TargetError},
+    supervisor,
 };
 
 /// The longest JSON line that is read: a diagnostic or a progress message is far below it.
@@ -29,11 +33,24 @@ const LINE_BYTES_MAX: usize = 4 << 20;
 /// The largest answer of `show -json` and `output -json`: a plan over 10,000 resources is about 10 MB.
 const ANSWER_BYTES_MAX: u64 = 512 << 20;
 /// How much of stderr is kept, its end.
-const STDERR_BYTES_MAX: usize = 16 << 10;
+const STDERR_BYTES_MAX: u64 = 16 << 10;
 /// The most diagnostics that are kept.
 const DIAGNOSTICS_MAX: usize = 50;
 /// How long a process that was asked to stop may take to write its state.
 const STOP_GRACE: Duration = Duration::from_secs(60);
+
+/// What tofu only says once it has the state lock, where it takes it.
+const UNDER_THE_LOCK: [&str; 9] = [
+    "planned_change",
+    "refresh_start",
+    "refresh_complete",
+    "resource_drift",
+    "change_summary",
+    "apply_start",
+    "apply_progress",
+    "apply_complete",
+    "apply_errored",
+];
 
 /// What one process said.
 #[derive(Default, Debug)]
@@ -43,6 +60,8 @@ pub(super) struct Said {
     pub(super) warnings: Vec<String>,
     /// Whether the world differs from the state, by a `resource_drift` message.
     pub(super) drift: bool,
+    /// When it first said something that it only says while it has the state lock, if it takes it.
+    pub(super) locked_at: Option<DateTime<Utc>>,
     pub(super) stdout: Vec<u8>,
     pub(super) stderr: String,
 }
@@ -53,6 +72,8 @@ struct Line {
     sort: Option<String>,
     #[serde(rename = "@message")]
     message: Option<String>,
+    #[serde(rename = "@timestamp")]
+    at: Option<DateTime<Utc>>,
     diagnostic: Option<RawDiagnostic>,
 }
 
@@ -79,8 +100,8 @@ struct Start {
 
 /// What is done with what a process prints.
 pub(super) enum Read {
-    /// JSON lines: diagnostics are collected, progress is told.
-    Lines(Option<Progress>),
+    /// JSON lines: diagnostics are collected.
+    Lines,
     /// One JSON answer, kept whole.
     Answer,
 }
@@ -95,29 +116,37 @@ impl Tofu {
         apply: bool,
         read: Read,
     ) -> Result<Said, TargetError> {
-        let mut environment = self.environment(job, apply)?;
-        if folder.join(".terraform.lock.hcl").exists() {
-            environment.insert("TF_PLUGIN_CACHE_DIR".into(), self.settings.provider_cache.display().to_string().into());
-        }
+        let environment = self.environment(job, folder, apply)?;
         let mut command = Command::new(located(&self.settings.binary));
         command.args(arguments).current_dir(folder).env_clear();
         for (name, value) in &environment {
             command.env(name, value.expose_secret());
         }
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(false);
-        tracing::debug!(instance = %job.instance, arguments = ?arguments.first(), "tofu starts");
+        let what = arguments.first().map_or("run", String::as_str).to_owned();
+        let disk = |error: std::io::Error| {
+            TargetError::new("work-tree", format!("could not run `tofu {what}` of `{}`: {error}", job.instance))
+        };
+        let data = self.data_path(job);
+        let (output, complaints) =
+            (tempfile::tempfile_in(&data).map_err(disk)?, tempfile::tempfile_in(&data).map_err(disk)?);
+        // One that a killed daemon left behind ends before another works on the same data.
+        command.stdin(supervisor::busy(&data.join("busy")).await.map_err(disk)?);
+        command.stdout(output.try_clone().map_err(disk)?).stderr(complaints.try_clone().map_err(disk)?);
+        command.process_group(0).kill_on_drop(false);
+        tracing::debug!(instance = %job.instance, what, "tofu starts");
         let started = std::time::Instant::now();
         let child = command.spawn().map_err(|error| self.not_started(&error))?;
-        let what = arguments.first().map_or("run", String::as_str).to_owned();
-        let said = self.listen(child, read).await.map_err(|why| {
-            let message = format!("`tofu {what}` of `{}` {why}", job.instance);
-            TargetError { effect_may_have_begun: what == "apply", ..TargetError::new("tofu-interrupted", message) }
+        // The command holds the lock that the program has, too.
+        drop(command);
+        let said = self.wait(child, output, complaints, &read).await;
+        let said = said.map_err(|why| {
+            TargetError::new("tofu-interrupted", format!("`tofu {what}` of `{}` {why}", job.instance))
         })?;
         tracing::debug!(instance = %job.instance, what, code = said.code, ms = started.elapsed().as_millis(), "tofu ended");
         Ok(said)
     }
 
-    fn not_started(&self, error: &std::io::Error) -> TargetError {
+    pub(super) fn not_started(&self, error: &dyn std::fmt::Display) -> TargetError {
         let message = format!(
             "could not start `{}`: {error}; install OpenTofu 1.10 or set `tofu.binary` (`evenkeel doctor` checks it)",
             self.settings.binary
@@ -125,13 +154,21 @@ impl Tofu {
         TargetError::new("tofu-missing", message)
     }
 
-    fn environment(&self, job: &Job, apply: bool) -> Result<BTreeMap<String, SecretString>, TargetError> {
+    pub(super) fn environment(
+        &self,
+        job: &Job,
+        folder: &Path,
+        apply: bool,
+    ) -> Result<BTreeMap<String, SecretString>, TargetError> {
         let mut environment: BTreeMap<String, SecretString> = BTreeMap::new();
         let mut set = |name: &str, value: String| drop(environment.insert(name.to_owned(), value.into()));
         for name in ["PATH", "HOME"] {
             if let Ok(value) = std::env::var(name) {
                 set(name, value);
             }
+        }
+        if folder.join(".terraform.lock.hcl").exists() {
+            set("TF_PLUGIN_CACHE_DIR", self.settings.provider_cache.display().to_string());
         }
         if let Some(path) = &self.settings.cli_config {
             set("TF_CLI_CONFIG_FILE", path.display().to_string());
@@ -150,39 +187,36 @@ impl Tofu {
         Ok(environment)
     }
 
-    async fn listen(&self, mut child: Child, read: Read) -> Result<Said, String> {
-        let stdout = child.stdout.take().expect("stdout is piped");
-        let stderr = child.stderr.take().expect("stderr is piped");
-        let redactor = self.redactor.clone();
-        let output = async {
-            match read {
-                Read::Lines(progress) => lines(stdout, &redactor, progress).await,
-                Read::Answer => answer(stdout).await,
-            }
-        };
-        let work = async { tokio::join!(output, tail(stderr)) };
+    async fn wait(&self, mut child: Child, output: File, complaints: File, read: &Read) -> Result<Said, String> {
         let limit = self.settings.timeout;
-        let (mut said, stderr) = match tokio::time::timeout(limit, work).await {
-            Ok((said, stderr)) => (said?, stderr),
+        let status: ExitStatus = match tokio::time::timeout(limit, child.wait()).await {
+            Ok(status) => status.map_err(|error| format!("could not be waited for: {error}"))?,
             Err(_) => {
                 stop(&mut child).await;
                 return Err(format!("was stopped: it took longer than {} s", limit.as_secs()));
             }
         };
-        let status: ExitStatus = match tokio::time::timeout(limit, child.wait()).await {
-            Ok(status) => status.map_err(|error| format!("could not be waited for: {error}"))?,
-            Err(_) => {
-                stop(&mut child).await;
-                return Err("closed its output and did not end".into());
+        let unreadable = |error: std::io::Error| format!("could not be read: {error}");
+        let mut said = match read {
+            Read::Lines => {
+                let mut heard = Heard::new(self.redactor.clone(), None);
+                heard.take(rewound(output).map_err(unreadable)?).map_err(unreadable)?;
+                heard.said
             }
+            Read::Answer => answer(rewound(output).map_err(unreadable)?)?,
         };
         said.code = status.code();
-        said.stderr = self.redactor.redact(&stderr);
+        said.stderr = self.redactor.redact(&tail(complaints).map_err(unreadable)?);
         if said.code.is_none() {
             return Err(format!("was killed ({status})"));
         }
         Ok(said)
     }
+}
+
+fn rewound(mut file: File) -> std::io::Result<File> {
+    file.rewind()?;
+    Ok(file)
 }
 
 /// Asks once, waits, and only then insists.
@@ -199,30 +233,48 @@ async fn stop(child: &mut Child) {
     }
 }
 
-async fn lines(
-    stdout: impl AsyncRead + Unpin,
-    redactor: &Redactor,
+/// What is heard of a process that prints JSON lines, as far as it has printed them.
+pub(super) struct Heard {
+    pub(super) said: Said,
+    redactor: Redactor,
     progress: Option<Progress>,
-) -> Result<Said, String> {
-    let mut said = Said::default();
-    let mut reader = BufReader::new(stdout);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let count = (&mut reader)
-            .take(LINE_BYTES_MAX as u64)
-            .read_until(b'\n', &mut line)
-            .await
-            .map_err(|error| format!("could not be read: {error}"))?;
-        if count == 0 {
-            return Ok(said);
+    /// The beginning of a line whose end was not printed yet.
+    begun: Vec<u8>,
+}
+
+impl Heard {
+    pub(super) fn new(redactor: Redactor, progress: Option<Progress>) -> Self {
+        Self { said: Said::default(), redactor, progress, begun: vec![] }
+    }
+
+    /// Takes what was printed since.
+    pub(super) fn take(&mut self, mut output: impl std::io::Read) -> std::io::Result<()> {
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let count = output.read(&mut buffer)?;
+            if count == 0 {
+                return Ok(());
+            }
+            for part in buffer[..count].split_inclusive(|byte| *byte == b'\n') {
+                if self.begun.len() + part.len() <= LINE_BYTES_MAX {
+                    self.begun.extend_from_slice(part);
+                }
+                if part.ends_with(b"\n") {
+                    let line = std::mem::take(&mut self.begun);
+                    self.line(&line);
+                }
+            }
         }
-        let Ok(line) = serde_json::from_slice::<Line>(&line) else { continue };
+    }
+
+    fn line(&mut self, line: &[u8]) {
+        let Ok(line) = serde_json::from_slice::<Line>(line) else { return };
+        let said = &mut self.said;
         match (line.sort.as_deref(), line.diagnostic) {
             (Some("diagnostic"), Some(raw)) => {
                 let diagnostic = Diagnostic {
-                    summary: redactor.redact(&raw.summary),
-                    detail: redactor.redact(&raw.detail),
+                    summary: self.redactor.redact(&raw.summary),
+                    detail: self.redactor.redact(&raw.detail),
                     address: raw.address,
                     place: raw.range.map(|range| format!("{}:{}", range.filename, range.start.line)),
                 };
@@ -232,10 +284,13 @@ async fn lines(
                     said.warnings.push(diagnostic.summary);
                 }
             }
-            (Some("resource_drift"), _) => said.drift = true,
-            (Some("apply_start" | "apply_complete" | "apply_errored" | "apply_progress"), _) => {
-                if let (Some(progress), Some(message)) = (&progress, line.message) {
-                    progress(redactor.redact(&message));
+            (Some(sort), _) if UNDER_THE_LOCK.contains(&sort) => {
+                said.locked_at = said.locked_at.or(line.at);
+                said.drift |= sort == "resource_drift";
+                if let (Some(progress), Some(message), true) =
+                    (&self.progress, line.message, sort.starts_with("apply_"))
+                {
+                    progress(self.redactor.redact(&message));
                 }
             }
             _ => {}
@@ -243,12 +298,11 @@ async fn lines(
     }
 }
 
-async fn answer(stdout: impl AsyncRead + Unpin) -> Result<Said, String> {
+fn answer(output: File) -> Result<Said, String> {
     let mut said = Said::default();
-    stdout
+    output
         .take(ANSWER_BYTES_MAX + 1)
         .read_to_end(&mut said.stdout)
-        .await
         .map_err(|error| format!("could not be read: {error}"))?;
     if said.stdout.len() as u64 > ANSWER_BYTES_MAX {
         return Err(format!("printed more than {ANSWER_BYTES_MAX} bytes"));
@@ -256,33 +310,44 @@ async fn answer(stdout: impl AsyncRead + Unpin) -> Result<Said, String> {
     Ok(said)
 }
 
-async fn tail(mut stderr: impl AsyncRead + Unpin) -> String {
-    let mut kept = Vec::new();
-    let mut buffer = vec![0; 8 << 10];
-    while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
-        kept.extend_from_slice(&buffer[..count]);
-        if kept.len() > STDERR_BYTES_MAX {
-            kept.drain(..kept.len() - STDERR_BYTES_MAX);
-        }
+/// The end of what a process complained about.
+pub(super) fn tail(mut complaints: File) -> std::io::Result<String> {
+    let length = complaints.metadata()?.len();
+    complaints.seek(SeekFrom::Start(length.saturating_sub(STDERR_BYTES_MAX)))?;
+    let mut kept = vec![];
+    complaints.take(STDERR_BYTES_MAX).read_to_end(&mut kept)?;
+    Ok(String::from_utf8_lossy(&kept).into_owned())
+}
+
+/// Somebody's lock of a state, as tofu tells of it.
+pub(super) struct Lock {
+    pub(super) id: String,
+    pub(super) who: String,
+    pub(super) created: String,
+    pub(super) operation: String,
+}
+
+impl Lock {
+    /// The lock that was in the way of a process, if one was.
+    pub(super) fn of(said: &Said) -> Option<Self> {
+        let found = said.errors.iter().find(|d| d.summary.contains("acquiring the state lock"))?;
+        let part = |name: &str| {
+            found.detail.lines().find_map(|line| line.trim().strip_prefix(name)).map_or("unknown", str::trim).to_owned()
+        };
+        Some(Self { id: part("ID:"), who: part("Who:"), created: part("Created:"), operation: part("Operation:") })
     }
-    String::from_utf8_lossy(&kept).into_owned()
+
+    /// When it was taken.
+    pub(super) fn created_at(&self) -> Option<DateTime<Utc>> {
+        let text = self.created.strip_suffix(" UTC")?;
+        DateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f %z").ok().map(|at| at.to_utc())
+    }
 }
 
 /// What a process that failed says, as one error.
-pub(super) fn failure(job: &Job, what: &str, said: Said) -> TargetError {
-    let lock = said.errors.iter().find(|d| d.summary.contains("acquiring the state lock"));
-    if let Some(lock) = lock {
-        let part = |name: &str| {
-            lock.detail.lines().find_map(|line| line.trim().strip_prefix(name)).map_or("unknown", str::trim).to_owned()
-        };
-        let message = format!(
-            "the state of `{}` is locked by {} since {} ({}, lock {})",
-            job.instance,
-            part("Who:"),
-            part("Created:"),
-            part("Operation:"),
-            part("ID:"),
-        );
+pub(super) fn failure(id: &InstanceId, what: &str, said: Said) -> TargetError {
+    if let Some(Lock { id: lock, who, created, operation }) = Lock::of(&said) {
+        let message = format!("the state of `{id}` is locked by {who} since {created} ({operation}, lock {lock})");
         return TargetError::new("state-locked", message);
     }
     let mut diagnostics = said.errors;
@@ -293,9 +358,9 @@ pub(super) fn failure(job: &Job, what: &str, said: Said) -> TargetError {
     }
     let code = said.code.unwrap_or(-1);
     let message = if diagnostics.is_empty() {
-        format!("`tofu {what}` of `{}` ended with {code}", job.instance)
+        format!("`tofu {what}` of `{}` ended with {code}", id)
     } else {
-        format!("`tofu {what}` of `{}` failed", job.instance)
+        format!("`tofu {what}` of `{}` failed", id)
     };
     let mut error = TargetError { diagnostics, ..TargetError::new("tofu-failed", message) };
     if error.diagnostics.iter().any(|d| d.place.is_some() && d.address.is_none()) {
@@ -306,7 +371,7 @@ pub(super) fn failure(job: &Job, what: &str, said: Said) -> TargetError {
 }
 
 /// Where a program stands, so that starting it needs no search in a copy of this process.
-fn located(binary: &str) -> PathBuf {
+pub(super) fn located(binary: &str) -> PathBuf {
     let found = || {
         std::env::split_paths(&std::env::var_os("PATH")?)
             .map(|folder| folder.join(binary))

@@ -38,7 +38,7 @@ impl Tofu {
     ) -> Result<BTreeMap<String, Output>, TargetError> {
         let said = self.run(job, &ready.root, &["output".to_owned(), "-json".into()], apply, Read::Answer).await?;
         if said.code != Some(0) {
-            return Err(failure(job, "output", said));
+            return Err(failure(&job.instance, "output", said));
         }
         let raw: BTreeMap<String, RawOutput> = serde_json::from_slice(&said.stdout).map_err(|error| {
             TargetError::new(

@@ -1,14 +1,14 @@
 //! The grammar of scripts: `#` begins a comment, `>` a command, and indented lines belong to the command above.
 
 /// A comment, an empty line, or a command with its block.
-pub(super) struct Step {
+pub(crate) struct Step {
     /// As it stands in the transcript.
-    pub(super) text: String,
-    pub(super) command: Option<String>,
-    pub(super) block: Vec<String>,
+    pub(crate) text: String,
+    pub(crate) command: Option<String>,
+    pub(crate) block: Vec<String>,
 }
 
-pub(super) fn steps(text: &str) -> Vec<Step> {
+pub(crate) fn steps(text: &str) -> Vec<Step> {
     let mut steps: Vec<Step> = vec![];
     for line in text.lines() {
         let whole = format!("{line}\n");

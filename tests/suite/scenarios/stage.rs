@@ -7,7 +7,7 @@ use evenkeel::{
     authority::{LOCAL_TOKEN, Principal},
     daemon::{Daemon, Hands, Settings},
     model::{Redactor, Seal},
-    sim::{Clock, Fault, Forge, Repository, World},
+    sim::{Clock, Fault, Forge, Life, Lives, Repository, World},
     store::Store,
 };
 
@@ -19,11 +19,11 @@ spec:
   permissions:
     - { allow: [plan, drift, help], to: ["permission:write"] }
     - { allow: [apply, revert, adopt, snooze, suspend, resume], to: ["team:platform", "token:local"] }
-    - { allow: [confirm, destroy, forget], to: ["team:platform", "token:local"] }
+    - { allow: [confirm, destroy, forget, cancel, unlock], to: ["team:platform", "token:local"] }
   defaults: { drift: { every: 15m } }
 "#;
 
-pub(super) struct Stage {
+pub(crate) struct Stage {
     clock: Arc<Clock>,
     repository: Repository,
     forge: Forge,
@@ -37,6 +37,12 @@ pub(super) struct Stage {
     seen: BTreeMap<String, String>,
     /// The state of the numbers by which hints come in disorder and twice; none where they come in order.
     disorder: Option<u64>,
+    /// Where the daemon is killed, and as what it lives now.
+    lives: Arc<Lives>,
+    life: Arc<Life>,
+    lived: u32,
+    /// Everything that was done to the world.
+    effects: Vec<String>,
 }
 
 type Done = Result<Vec<String>, String>;
@@ -50,7 +56,7 @@ fn number(text: &str) -> Result<u64, String> {
 }
 
 impl Stage {
-    pub(super) async fn new(disorder: Option<u64>) -> Self {
+    pub(crate) async fn new(disorder: Option<u64>, lives: Arc<Lives>) -> Self {
         let at: DateTime<Utc> = "2026-11-20T09:00:00Z".parse().unwrap();
         let clock = Arc::new(Clock::new(at));
         let repository = Repository::new(Arc::clone(&clock) as _);
@@ -61,15 +67,78 @@ impl Stage {
         let world = World::new(Arc::clone(&seal));
         let store = Store::in_memory().await.unwrap();
         let staged = vec![("state-repo/staterepo.yaml".to_owned(), Some(STATE_REPO.to_owned()))];
-        let daemon = start(&repository, &forge, &world, &store, &clock, &seal);
-        Self { clock, repository, forge, world, store, seal, daemon, staged, seen: BTreeMap::new(), disorder }
+        let life = lives.begin();
+        let daemon = start(&repository, &forge, &world, &store, &clock, &seal, &life, 1).await;
+        Self {
+            clock,
+            repository,
+            forge,
+            world,
+            store,
+            seal,
+            daemon,
+            staged,
+            seen: BTreeMap::new(),
+            disorder,
+            lives,
+            life,
+            lived: 1,
+            effects: vec![],
+        }
+    }
+
+    /// Another daemon, over what the one before left.
+    async fn live_again(&mut self) {
+        self.life = self.lives.begin();
+        self.lived += 1;
+        let Self { repository, forge, world, store, clock, seal, life, lived, .. } = self;
+        self.daemon = start(repository, forge, world, store, clock, seal, life, *lived).await;
+    }
+
+    /// Lets the daemon come to rest, in as many lives as it takes.
+    async fn rest(&mut self) -> Result<(), String> {
+        loop {
+            let (life, daemon) = (Arc::clone(&self.life), Arc::clone(&self.daemon));
+            let disorder = &mut self.disorder;
+            let rest = async {
+                daemon.poll().await.map_err(|error| error.to_string())?;
+                match disorder {
+                    None => daemon.come_to_rest().await,
+                    Some(state) => daemon.come_to_rest_in_disorder(&mut || next(state)).await,
+                }
+                Ok(())
+            };
+            tokio::select! {
+                biased;
+                () = life.ended() => {}
+                done = rest => return done,
+            }
+            self.live_again().await;
+            let daemon = Arc::clone(&self.daemon);
+            let life = Arc::clone(&self.life);
+            tokio::select! {
+                biased;
+                () = life.ended() => {}
+                () = async { daemon.begin().await; daemon.come_to_rest().await } => {}
+            }
+        }
     }
 
     /// Does what a line says, lets the daemon come to rest, and answers what changed.
-    pub(super) async fn run(&mut self, command: &str, block: &[String]) -> Done {
+    pub(crate) async fn run(&mut self, command: &str, block: &[String]) -> Done {
         let (word, rest) = command.split_once(' ').unwrap_or((command, ""));
         self.clock.forward(chrono::Duration::seconds(1));
-        let said = self.act(word, rest, block).await?;
+        let said = loop {
+            let life = Arc::clone(&self.life);
+            tokio::select! {
+                biased;
+                () = life.ended() => {}
+                done = self.act(word, rest, block) => break done?,
+            }
+            // Whoever asked a daemon that died asks again.
+            self.live_again().await;
+            self.rest().await?;
+        };
         if matches!(word, "environment" | "component" | "module" | "file" | "remove" | "show") {
             return Ok(said);
         }
@@ -80,13 +149,10 @@ impl Stage {
         // Every comment and event of the real forge comes with an event, and a poll finds what events lose.
         let (before, mut effects) = (self.seen.clone(), vec![]);
         for _ in 0..2 {
-            self.daemon.poll().await.map_err(|error| error.to_string())?;
-            match &mut self.disorder {
-                None => self.daemon.come_to_rest().await,
-                Some(state) => self.daemon.come_to_rest_in_disorder(&mut || next(state)).await,
-            }
+            self.rest().await?;
             let (now, more) = (self.sight().await, self.world.effects());
             let is_quiet = now == self.seen && more.is_empty();
+            self.effects.extend(more.iter().cloned());
             effects.extend(more);
             self.seen = now;
             if is_quiet {
@@ -267,12 +333,12 @@ impl Stage {
                 });
             }
             "restart" => {
-                self.daemon = start(&self.repository, &self.forge, &self.world, &self.store, &self.clock, &self.seal);
+                self.live_again().await;
                 self.daemon.begin().await;
             }
             "lose" => {
                 self.store = Store::in_memory().await.unwrap();
-                self.daemon = start(&self.repository, &self.forge, &self.world, &self.store, &self.clock, &self.seal);
+                self.live_again().await;
                 self.daemon.begin().await;
             }
             "show" => return self.show(rest).await,
@@ -340,8 +406,24 @@ impl Stage {
         }
     }
 
+    /// Everything that was done to the world, and everything that we said, with what was folded away.
+    pub(crate) fn done(&self) -> (Vec<String>, Vec<String>) {
+        let mut effects = self.effects.clone();
+        effects.sort();
+        let mut said: Vec<String> = vec![];
+        for pull in self.forge.pulls() {
+            let number = pull.number.0;
+            for (comment, folded) in self.forge.comments(number) {
+                if comment.author == "evenkeel" {
+                    said.push(format!("#{number} {}{}", if folded { "(folded) " } else { "" }, comment.body));
+                }
+            }
+        }
+        (effects, said)
+    }
+
     /// What it came to: the verdict of each instance, and the world.
-    pub(super) async fn end(&self) -> Vec<String> {
+    pub(crate) async fn end(&self) -> Vec<String> {
         let status = self.daemon.status().await.unwrap();
         let verdicts = status.instances.iter().map(|one| format!("{}: {}", one.id, one.verdict.words()));
         verdicts.chain(self.world.things()).collect()
@@ -420,19 +502,23 @@ fn text(body: &str) -> impl Iterator<Item = String> + '_ {
     body.lines().map(str::trim_end).filter(|line| !line.is_empty() && !line.starts_with("<!--")).map(str::to_owned)
 }
 
-fn start(
+#[expect(clippy::too_many_arguments, reason = "each is a part of the world")]
+async fn start(
     repository: &Repository,
     forge: &Forge,
     world: &World,
     store: &Store,
     clock: &Arc<Clock>,
     seal: &Arc<Seal>,
+    life: &Arc<Life>,
+    lived: u32,
 ) -> Arc<Daemon> {
+    let store = store.another(Some(Arc::clone(life) as _));
     let hands = Hands {
         store: store.clone(),
-        repository: Arc::new(repository.clone()),
-        target: Arc::new(world.clone()),
-        forge: Some(Arc::new(forge.clone())),
+        repository: Arc::new(repository.in_life(Arc::clone(life))),
+        target: Arc::new(world.in_life(Arc::clone(life), store)),
+        forge: Some(Arc::new(forge.in_life(Arc::clone(life)))),
         clock: Arc::clone(clock) as _,
         seal: Arc::clone(seal),
         redactor: Redactor::default(),
@@ -442,9 +528,12 @@ fn start(
         root: "state-repo".into(),
         poll: std::time::Duration::from_secs(60),
         watch: None,
-        holder: "scenario".into(),
+        holder: format!("scenario-{lived}"),
+        lease: std::time::Duration::from_secs(120),
     };
-    Daemon::new(settings, hands)
+    let daemon = Daemon::new(settings, hands);
+    daemon.take_lease().await.unwrap();
+    daemon
 }
 
 /// A remediation without the action of an instance.

@@ -1,0 +1,336 @@
+//! The process that outlives the daemon: a program with an effect runs under it, its words and its end stand on disk.
+//!
+//! Decides nothing about the effect. Each instance has one *spool*, a folder with what was ordered, who does it, what it
+//! says and how it ended. *Invariant:* the spool's lock is the standard input of the supervisor, of the program and of
+//! everything that the program starts, handed over without a gap: while it is held somebody lives, and once it is free
+//! nobody ever will. Never puts an environment, which may hold credentials, on disk.
+//! *Race:* the daemon dies between order and start: nobody holds the lock, and nothing was begun. *Race:* the daemon dies
+//! later: the next one reads the same spool. *Race:* the supervisor is killed too: the end is missing, and the next
+//! daemon looks at the world. *Race:* a daemon that lost its lease orders something: the supervisor reads the token in
+//! the store just before it starts the program, and refuses.
+
+mod first;
+mod process;
+mod proof;
+
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions},
+    io,
+    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::{Pid, Signal, kill_process},
+};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+pub use first::first;
+pub use process::supervise;
+pub use proof::Who;
+
+/// How often an end is looked for by whoever did not start the program.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How long a supervisor takes at most from its start to saying who it is.
+const BEGIN_LIMIT: Duration = Duration::from_secs(10);
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Order {
+    /// `apply`, `plan`.
+    pub what: String,
+    /// Under which run and token, where it has an effect.
+    pub fence: Option<Fence>,
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+    /// Where it runs.
+    pub folder: PathBuf,
+    /// How many seconds it may take.
+    pub seconds: u64,
+}
+
+/// What has to hold just before the program starts: the token in the store is still this one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Fence {
+    /// The store's file.
+    pub store: PathBuf,
+    /// The environment.
+    pub environment: String,
+    /// The run.
+    pub run: i64,
+    /// The token.
+    pub token: i64,
+}
+
+/// Who does it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Begun {
+    /// The supervisor.
+    pub supervisor: Who,
+    /// The program.
+    pub program: Who,
+    /// When the program was started.
+    pub at: DateTime<Utc>,
+}
+
+/// How it ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "how", rename_all = "camelCase")]
+pub enum End {
+    /// By itself.
+    Exited {
+        /// With this code.
+        code: i32,
+    },
+    /// The program could not be started.
+    NotStarted {
+        /// What the system says.
+        says: String,
+    },
+    /// It was not to be started any more.
+    Refused {
+        /// In a sentence.
+        says: String,
+    },
+    /// By a signal, or because it took too long.
+    Killed {
+        /// "was stopped: it took longer than 60 s".
+        says: String,
+    },
+}
+
+/// How a spool stands.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Standing {
+    /// Nothing was ordered here, or what was is not to be read.
+    Nothing,
+    /// Somebody works on it.
+    Alive(Order),
+    /// It ended.
+    Ended(Order, End),
+    /// It was begun or was about to be, did not end, and nobody is left.
+    Died(Order, Option<Begun>),
+}
+
+/// The folder of one instance's supervised program.
+#[derive(Clone, Debug)]
+pub struct Spool(PathBuf);
+
+impl Spool {
+    /// The spool in a folder, which need not be there.
+    pub fn new(folder: PathBuf) -> Self {
+        Self(folder)
+    }
+
+    fn lock_file(&self) -> PathBuf {
+        self.0.join("lock")
+    }
+    /// What the program prints.
+    pub fn output(&self) -> PathBuf {
+        self.0.join("out")
+    }
+    /// What it complains about.
+    pub fn complaints(&self) -> PathBuf {
+        self.0.join("err")
+    }
+    /// A file for the program alone, which goes when it ends.
+    pub fn input(&self) -> PathBuf {
+        self.0.join("input")
+    }
+
+    /// Takes the lock, if nobody works here.
+    fn lock(&self) -> io::Result<Option<File>> {
+        let file = open_lock(&self.lock_file())?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Orders something and starts a supervisor for it; waits until nobody else works here. What stood here is gone, but
+    /// for the input, which the caller has put there.
+    ///
+    /// # Errors
+    /// When the folder can't be written, or the supervisor can't be started.
+    pub async fn begin(
+        &self,
+        order: &Order,
+        supervisor: &Path,
+        environment: &BTreeMap<String, SecretString>,
+    ) -> io::Result<tokio::process::Child> {
+        private_folder(&self.0)?;
+        let lock = loop {
+            if let Some(lock) = self.lock()? {
+                break lock;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        };
+        self.keep_died()?;
+        for old in ["begun.json", "end.json", "order.json"] {
+            remove(&self.0.join(old))?;
+        }
+        let fresh = |path: PathBuf| OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path);
+        let (output, complaints) = (fresh(self.output())?, fresh(self.complaints())?);
+        keep(&self.0.join("order.json"), order)?;
+        let mut command = Command::new(supervisor);
+        command.arg0("evenkeel").arg("supervise").arg("--order").arg(&self.0).current_dir(&order.folder).env_clear();
+        command.envs(environment.iter().map(|(name, value)| (name, value.expose_secret())));
+        command.stdin(lock).stdout(output).stderr(complaints);
+        tokio::process::Command::from(command).kill_on_drop(false).spawn()
+    }
+
+    /// Keeps what tells of a program that was killed: it may have left a lock behind.
+    fn keep_died(&self) -> io::Result<()> {
+        if self.0.join("end.json").exists() || !self.0.join("begun.json").exists() {
+            return Ok(());
+        }
+        let died = self.0.join("died");
+        private_folder(&died)?;
+        ["order.json", "begun.json", "out"]
+            .iter()
+            .try_for_each(|name| std::fs::rename(self.0.join(name), died.join(name)))
+    }
+
+    /// What was ordered and begun here before, and was killed; with what it printed.
+    ///
+    /// # Errors
+    /// When the folder can't be read.
+    pub fn died(&self) -> io::Result<Option<(Order, Begun, File)>> {
+        let died = self.0.join("died");
+        let (order, begun) = (kept(&died.join("order.json"))?, kept(&died.join("begun.json"))?);
+        let (Some(order), Some(begun)) = (order, begun) else { return Ok(None) };
+        Ok(Some((order, begun, File::open(died.join("out"))?)))
+    }
+
+    /// Forgets what was killed before: it left nothing behind, or nothing any more.
+    ///
+    /// # Errors
+    /// When the folder can't be written.
+    pub fn forget_died(&self) -> io::Result<()> {
+        match std::fs::remove_dir_all(self.0.join("died")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// How it stands here.
+    ///
+    /// # Errors
+    /// When the folder can't be read.
+    pub fn look(&self) -> io::Result<Standing> {
+        if !self.lock_file().exists() {
+            return Ok(Standing::Nothing);
+        }
+        // Before anything is read: what is read without the lock may be in the middle of being replaced.
+        let is_free = self.lock()?.is_some();
+        let Some(order) = kept::<Order>(&self.0.join("order.json"))? else { return Ok(Standing::Nothing) };
+        if let Some(end) = kept::<End>(&self.0.join("end.json"))? {
+            return Ok(Standing::Ended(order, end));
+        }
+        if !is_free {
+            return Ok(Standing::Alive(order));
+        }
+        remove(&self.input())?;
+        Ok(Standing::Died(order, kept::<Begun>(&self.0.join("begun.json"))?))
+    }
+
+    /// Waits until nobody works here.
+    ///
+    /// # Errors
+    /// When the folder can't be read.
+    pub async fn ended(&self) -> io::Result<Standing> {
+        loop {
+            match self.look()? {
+                Standing::Alive(_) => tokio::time::sleep(LOOK_EVERY).await,
+                standing => return Ok(standing),
+            }
+        }
+    }
+
+    /// Asks what runs here to end as soon as it safely can; answers whether anything runs.
+    ///
+    /// # Errors
+    /// When the folder can't be read, or the supervisor does not say who it is.
+    pub async fn interrupt(&self) -> io::Result<bool> {
+        let since = std::time::Instant::now();
+        loop {
+            if !matches!(self.look()?, Standing::Alive(_)) {
+                return Ok(false);
+            }
+            let begun = kept::<Begun>(&self.0.join("begun.json"))?;
+            if let Some(who) = begun.map(|begun| begun.supervisor).filter(Who::lives)
+                && let Some(pid) = Pid::from_raw(who.pid)
+            {
+                kill_process(pid, Signal::TERM)?;
+                return Ok(true);
+            }
+            if since.elapsed() > BEGIN_LIMIT {
+                return Err(io::Error::other(format!("nobody answers for `{}`", self.0.display())));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+/// A folder for its owner alone.
+fn private_folder(folder: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(path)
+}
+
+/// Writes a document whole or not at all.
+fn keep<T: Serialize>(path: &Path, document: &T) -> io::Result<()> {
+    use io::Write;
+    let part = path.with_extension("part");
+    let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&part)?;
+    serde_json::to_writer(&mut file, document)?;
+    file.flush()?;
+    file.sync_all()?;
+    std::fs::rename(part, path)
+}
+
+fn kept<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    match std::fs::read(path) {
+        Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Locks a file that a program takes as its input for as long as it lives; waits while an earlier one has it.
+///
+/// # Errors
+/// When the file can't be made.
+pub async fn busy(file: &Path) -> io::Result<Stdio> {
+    let file = open_lock(file)?;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file.into()),
+            Err(rustix::io::Errno::WOULDBLOCK) => tokio::time::sleep(LOOK_EVERY).await,
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Who a process is, so that it can be told whether it still lives: a number alone is given to another one some day.
+
+use serde::{Deserialize, Serialize};
+
+/// A process of one boot of one machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Who {
+    /// The machine.
+    pub host: String,
+    /// Which boot of it.
+    pub boot: String,
+    /// The process.
+    pub pid: i32,
+    /// When it was started, in ticks since the boot.
+    pub started: u64,
+}
+
+impl Who {
+    /// A process of this machine that lives now.
+    pub fn of(pid: i32) -> Option<Self> {
+        Some(Self { host: host(), boot: boot(), pid, started: started(pid)? })
+    }
+
+    /// This process.
+    pub fn me() -> Self {
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        Self::of(pid).unwrap_or_else(|| Self { host: host(), boot: boot(), pid, started: 0 })
+    }
+
+    /// Whether it lives, on this machine.
+    pub fn lives(&self) -> bool {
+        self.boot == boot() && started(self.pid) == Some(self.started)
+    }
+
+    /// Whether it is certain that it does not: it was of this machine, and is gone.
+    pub fn is_dead(&self) -> bool {
+        self.host == host() && !self.lives()
+    }
+}
+
+impl std::fmt::Display for Who {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}/{}", self.host, self.pid, self.started)
+    }
+}
+
+/// The name of this machine.
+fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+fn boot() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+/// When a process was started, in ticks since the boot; nothing where there is none, or where it only waits to be
+/// buried.
+fn started(pid: i32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name stands in parentheses and may hold anything.
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+    (fields.next()? != "Z").then(|| fields.nth(18)?.parse().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_told_from_another_of_its_number() {
+        let me = Who::me();
+        assert!(me.lives() && !me.is_dead());
+        assert!(!Who { started: me.started + 1, ..me.clone() }.lives());
+        assert!(!Who { boot: "another".into(), ..me.clone() }.lives());
+        let elsewhere = Who { host: "elsewhere".into(), started: 1, ..me };
+        assert!(!elsewhere.is_dead(), "nothing is known of another machine");
+    }
+}
