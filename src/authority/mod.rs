@@ -55,6 +55,9 @@ pub enum Principal {
         level: Level,
         /// The teams of the state repo that they are in.
         teams: BTreeSet<String>,
+        /// By what they say it, where that has a name: a comment, a merge. It is obeyed once.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        word: Option<String>,
     },
     /// A token of the API.
     Token {
@@ -72,6 +75,22 @@ impl Principal {
             Self::User { login, .. } => format!("user:{login}"),
             Self::Token { name } => format!("token:{name}"),
             Self::Merge => "merge".into(),
+        }
+    }
+
+    /// The same, speaking by something that is obeyed once.
+    pub fn by(self, word: String) -> Self {
+        match self {
+            Self::User { login, level, teams, .. } => Self::User { login, level, teams, word: Some(word) },
+            other => other,
+        }
+    }
+
+    /// What it speaks by, where that has a name.
+    pub fn word(&self) -> Option<&str> {
+        match self {
+            Self::User { word, .. } => word.as_deref(),
+            _ => None,
         }
     }
 
@@ -202,7 +221,12 @@ mod tests {
     }
 
     fn user(login: &str, level: Level, teams: &[&str]) -> Principal {
-        Principal::User { login: login.into(), level, teams: teams.iter().map(|t| (*t).to_owned()).collect() }
+        Principal::User {
+            login: login.into(),
+            level,
+            teams: teams.iter().map(|t| (*t).to_owned()).collect(),
+            word: None,
+        }
     }
 
     #[test]

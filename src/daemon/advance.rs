@@ -10,7 +10,7 @@ use std::{
 use super::{Daemon, Error, Head, Wake, decide::Stalled, orphans::to_destroy, planning::Scope, rename::former};
 use crate::{
     desired::schema::Component,
-    journal::Status as RunStatus,
+    journal::{Run, Status as RunStatus},
     model::{ComponentName, EnvironmentName, InstanceId, RunId},
     plan::{Applied, Observed, Plan},
     port::{Job, RecordedOutput, Use},
@@ -30,7 +30,10 @@ impl Daemon {
             .filter(|(id, _)| id.environment == *environment)
             .map(|(id, record)| format!("{id} {}", record.at))
             .collect();
-        Ok(format!("{} {pending:?} {parts:?}", head.revision))
+        // A run that failed may have done a part, so that what is left is another plan (R5.1).
+        let stalled: Vec<(String, Stalled)> = self.store().list("stalled").await?;
+        let stalled: Vec<String> = stalled.iter().map(|(id, stalled)| format!("{id} {}", stalled.run)).collect();
+        Ok(format!("{} {pending:?} {parts:?} {stalled:?}", head.revision))
     }
 
     pub(super) async fn is_planned(
@@ -72,7 +75,12 @@ impl Daemon {
                 !open.iter().any(|run| run.holds(id) && run.by_merge && run.instances[id].status != RunStatus::Waiting)
             })
             .collect();
-        if instances.is_empty() {
+        // What somebody's word is about is planned again when that is done.
+        let in_flight = |run: &Run| {
+            let moves = |id: &InstanceId| run.holds(id) && run.instances[id].status != RunStatus::Waiting;
+            !run.by_merge && instances.iter().any(moves)
+        };
+        if instances.is_empty() || open.iter().any(in_flight) {
             return Ok(None);
         }
         let key = self.plan_key(&head, environment, &instances).await?;
@@ -203,6 +211,7 @@ impl Daemon {
         };
         let fresh = Observed::new(self.now(), Some(head.revision.clone()));
         self.store().advance(id, &applied, &fresh).await?;
+        self.end_snooze(id, &fresh).await?;
         self.due_changed.notify_one();
         Ok(())
     }

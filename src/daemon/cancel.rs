@@ -39,10 +39,10 @@ impl Daemon {
             let by = format!("cancelled by {}", who.mention());
             let mut asked = vec![];
             for id in held {
-                self.store().put(CANCEL, &name(run.id, id), self.now(), &by).await?;
                 self.store()
                     .audit(self.now(), &who.name(), "cancel", &id.to_string(), &format!("run {}", run.id))
                     .await?;
+                self.store().put(CANCEL, &name(run.id, id), self.now(), &by).await?;
                 if run.instances[id].status == Status::Running && self.hands.target.interrupt(id).await? {
                     asked.push(id.to_string());
                 }

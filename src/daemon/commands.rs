@@ -259,6 +259,7 @@ impl Daemon {
             approved,
             because,
             principal: who.name(),
+            word: who.word().map(str::to_owned),
             by_merge: false,
             pull,
             remediation: None,
@@ -319,7 +320,7 @@ impl Daemon {
         mut merged: Merged,
     ) -> Result<RunId, Error> {
         let run = self
-            .run_remediation(head, name, remediation, format!("the word of {}", who.name()), who.name(), merged.pull)
+            .run_remediation(head, name, remediation, format!("the word of {}", who.name()), who, merged.pull)
             .await?;
         merged.run = Some(run);
         merged.waits = None;

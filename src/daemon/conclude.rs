@@ -21,19 +21,22 @@ impl Daemon {
                 (merged.spent, merged.run) = (true, Some(run.id));
                 self.store().put("remediation", &key, self.now(), &merged).await?;
             }
-            self.store().set_run(run).await?;
+            // What is to be said stands in the outbox before the run has ended, so that no end goes unsaid.
+            self.say_statuses(run).await?;
+            self.say_run(run).await?;
             self.forget_cancelled(run).await?;
+            self.store().set_run(run).await?;
             self.counters.runs_ended.fetch_add(1, Ordering::Relaxed);
             tracing::info!(run = run.id.0, environment = %run.environment, "run ended");
             if run.reverts() {
                 // What head would do is another thing in the world as it is now.
                 self.planned_for.lock().unwrap_or_else(PoisonError::into_inner).remove(&run.environment);
             }
-            self.say_statuses(run).await?;
             self.queue.wake(Wake::Propose(run.environment.clone()), "a run ended");
             self.wake_after(run);
+        } else {
+            self.say_run(run).await?;
         }
-        self.say_run(run).await?;
         self.run_changed.notify_waiters();
         Ok(())
     }

@@ -43,10 +43,11 @@ impl Daemon {
             }
             let id = format!("comment/{}", written.id);
             // What was received and not handled was cut off by a crash or an error, and is read again.
-            if !self.store().receive(&id, self.now(), &written.author).await? && self.store().is_handled(&id).await? {
+            let again = !self.store().receive(&id, self.now(), &written.author).await?;
+            if again && self.store().is_handled(&id).await? {
                 continue;
             }
-            self.read_comment(head, seen, &written, birth).await?;
+            self.read_comment(head, seen, &written, birth, again).await?;
             self.store().handled(&id, self.now()).await?;
         }
         Ok(())
@@ -58,6 +59,7 @@ impl Daemon {
         seen: &Seen,
         written: &Comment,
         birth: chrono::DateTime<chrono::Utc>,
+        again: bool,
     ) -> Result<(), Error> {
         let commands = command::parse(&written.body);
         if commands.is_empty() {
@@ -83,14 +85,18 @@ impl Daemon {
         }
         let before_merge = self.was_before_merge(seen, written).await?;
         let mut answers = vec![];
-        for command in commands {
+        for (at, command) in commands.into_iter().enumerate() {
+            let word = format!("comment/{}/{at}", written.id);
+            let begun = if again { self.begun_by(written, &word, &command).await? } else { None };
             let says = match command {
                 Err(command::Unclear(says)) => says,
                 Ok(command) if before_merge && command.verb == Verb::Apply => {
                     "Nothing was applied: this was said before the merge and read after it; say `/apply` again.".into()
                 }
-                Ok(command) => match self.obey(head, seen, written, &command).await {
+                Ok(command) => match self.obey(head, seen, written, &command, &word).await {
                     Ok(says) => says,
+                    // What it refuses now, it obeyed before it died.
+                    Err(Error::Refused(_)) if begun.is_some() => begun.unwrap_or_default(),
                     Err(Error::Refused(says)) => {
                         self.store()
                             .audit(
@@ -114,6 +120,23 @@ impl Daemon {
             self.answer(seen, written, &answers.join("\n\n")).await?;
         }
         Ok(())
+    }
+
+    /// What a command did that was cut off before it was answered, in a sentence; nothing where it did nothing.
+    async fn begun_by(
+        &self,
+        written: &Comment,
+        word: &str,
+        command: &Result<Command, command::Unclear>,
+    ) -> Result<Option<String>, Error> {
+        let Ok(command) = command else { return Ok(None) };
+        let runs = self.store().runs_by_word(word).await?;
+        if !runs.is_empty() {
+            return Ok(Some(comment::begun(&runs)));
+        }
+        let (who, verb) = (format!("user:{}", written.author), command.verb.word());
+        let done = self.store().audited(&format!("comment/{}", written.id), &who, &verb).await?;
+        Ok((!done.is_empty()).then(|| format!("`/{verb}` was obeyed: {}.", comment::names(done.into_iter()))))
     }
 
     /// The head, fetched anew where the merge of a pull request is not in it yet.
@@ -145,8 +168,9 @@ impl Daemon {
         seen: &Seen,
         written: &Comment,
         command: &Command,
+        word: &str,
     ) -> Result<String, Error> {
-        let who = self.person(head, &written.author).await?;
+        let who = self.person(head, &written.author).await?.by(word.to_owned());
         match command.verb {
             Verb::Help => {
                 let mut refused = None;

@@ -42,6 +42,8 @@ pub(super) struct Authorised {
     pub(super) approved: BTreeMap<InstanceId, Approved>,
     pub(super) because: String,
     pub(super) principal: String,
+    /// The word that it is obeyed by, once; nothing where it is authorised by what is recorded.
+    pub(super) word: Option<String>,
     pub(super) by_merge: bool,
     pub(super) pull: Option<PullNumber>,
     pub(super) remediation: Option<String>,
@@ -131,6 +133,7 @@ impl Daemon {
             approved,
             because,
             principal: "merge".into(),
+            word: None,
             by_merge: true,
             pull,
             remediation: None,
@@ -242,6 +245,7 @@ impl Daemon {
                 .collect(),
             because: authorised.because.clone(),
             principal: authorised.principal.clone(),
+            word: authorised.word.clone(),
             remediation: authorised.remediation.clone(),
             destroys,
             ..authorised
@@ -262,12 +266,23 @@ impl Daemon {
             approved,
             because,
             principal,
+            word,
             by_merge,
             pull,
             remediation,
             destroys,
             by_drift,
         } = authorised;
+        let known = match &word {
+            Some(word) => self.store().runs_by_word(word).await?,
+            None => vec![],
+        };
+        if let Some(run) = known.into_iter().find(|run| run.environment == environment && run.destroys == destroys) {
+            // The daemon died after it made this run, and before it remembered that it had obeyed.
+            self.supersede(&run).await?;
+            self.queue.wake(Wake::Run(run.id), "authorised");
+            return Ok(run.id);
+        }
         let applied = self.store().all_applied().await?;
         let first = |id: &InstanceId| match head.instance(id) {
             Some(instance) => instance.upstreams.clone(),
@@ -287,6 +302,7 @@ impl Daemon {
             state: RunState::Open,
             because,
             principal,
+            word,
             by_merge,
             pull,
             remediation,
@@ -404,7 +420,7 @@ impl Daemon {
                 teams.insert(name);
             }
         }
-        Ok(Principal::User { login: login.to_owned(), level, teams })
+        Ok(Principal::User { login: login.to_owned(), level, teams, word: None })
     }
 }
 

@@ -221,6 +221,7 @@ impl Daemon {
             approved,
             because: format!("`/destroy` of {}", who.name().replace("user:", "@")),
             principal: who.name(),
+            word: who.word().map(str::to_owned),
             by_merge: false,
             pull,
             remediation: None,

@@ -176,6 +176,13 @@ impl Daemon {
         Ok(Ready { job, prepared, inputs, actions })
     }
 
+    /// By which newer run of the same sort an instance is done, in a sentence (R5.3).
+    pub(super) async fn newer_than(&self, run: &Run, id: &InstanceId) -> Result<Option<String>, Error> {
+        let newer = self.store().runs_after(run.id).await?;
+        let same = |newer: &&Run| newer.reverts() == run.reverts() && newer.instances.contains_key(id);
+        Ok(newer.iter().find(same).map(|newer| format!("superseded by run {}", newer.id)))
+    }
+
     /// Takes the run lock, behind a run whose effect is in flight.
     async fn take(self: &Arc<Self>, run: &Run, id: &InstanceId) -> Result<(), Stop> {
         loop {
@@ -183,16 +190,8 @@ impl Daemon {
             if self.stopping() {
                 return Err(Stop::Leaves);
             }
-            let same_sort = |newer: &&Run| newer.reverts() == run.reverts();
-            if let Some(newer) = self
-                .store()
-                .runs_after(run.id)
-                .await?
-                .iter()
-                .filter(same_sort)
-                .find(|newer| newer.instances.contains_key(id))
-            {
-                return Err(Stop::Superseded(format!("superseded by run {}", newer.id)));
+            if let Some(says) = self.newer_than(run, id).await? {
+                return Err(Stop::Superseded(says));
             }
             if let Some(says) = self.suspensions(self.head().as_deref()).await?.instance(id) {
                 return Err(Stop::Waits(WaitingOn::Suspended, says));

@@ -55,6 +55,19 @@ pub(super) struct Proposal {
     pub(super) adopts: bool,
 }
 
+/// What is about to be pushed to a branch of ours, so that it is known as ours whatever comes between.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Pushing {
+    /// The commit that it stands on.
+    onto: Revision,
+    /// Its subject.
+    title: String,
+}
+
+/// The sort of record of what is about to be pushed, by branch.
+const PUSHING: &str = "pushing";
+
 /// Where the proposal of a group stands.
 enum Stand {
     /// It is merged, says what there is to say, or is somebody's work that is left alone.
@@ -203,7 +216,7 @@ impl Daemon {
         if !pull.open {
             return Ok(Stand::Ours);
         }
-        if pull.head == known.pushed {
+        if pull.head == known.pushed || self.is_cut_off(&group.branch(), &pull.head).await? {
             let on_top = Stand::Cut { cuts: BTreeMap::new(), onto: pull.head };
             return Ok(if known.shared { on_top } else { Stand::Ours });
         }
@@ -348,10 +361,13 @@ impl Daemon {
         let branch = whole.branch();
         let there = self.hands.repository.fetch(&format!("refs/heads/{branch}")).await?;
         let expected = written.onto.clone().or_else(|| known.map(|known| known.pushed.clone()));
-        if there.is_some() && there != expected && known.is_some() {
+        if let Some(moved) = there.as_ref().filter(|_| there != expected && known.is_some())
+            && !self.is_cut_off(&branch, moved).await?
+        {
             return Ok(());
         }
         let base = written.onto.as_ref().unwrap_or(&head.revision);
+        self.store().put(PUSHING, &branch, now, &Pushing { onto: base.clone(), title: title.clone() }).await?;
         let pushed = self.hands.repository.push(&branch, base, there.as_ref(), files, &title).await?;
         let observed = format!("at {}", observed_at.format("%Y-%m-%d %H:%M UTC"));
         let body = if adopts {
@@ -378,10 +394,21 @@ impl Daemon {
         };
         self.keep_written(&proposal.name, &written_whole).await?;
         self.store().put("proposal", &key, now, &proposal).await?;
+        self.store().remove(PUSHING, &branch).await?;
         self.store().audit(now, "evenkeel", "propose", &format!("pull/{}", pull.0), &title).await?;
         tracing::info!(%key, pull = pull.0, "drift proposed");
         self.queue.wake(Wake::Pull(pull), "proposed");
         Ok(())
+    }
+
+    /// Whether the head of a branch is what we pushed before we died and could not remember it.
+    async fn is_cut_off(&self, branch: &str, at: &Revision) -> Result<bool, Error> {
+        let Some(pushing) = self.store().get::<Pushing>(PUSHING, branch).await? else { return Ok(false) };
+        self.use_git_token().await?;
+        self.hands.repository.fetch(&format!("refs/heads/{branch}")).await?;
+        let commits = self.hands.repository.first_parents(None, at).await?;
+        Ok(commits.first().is_some_and(|commit| commit.subject == pushing.title)
+            && commits.get(1).is_some_and(|parent| parent.revision == pushing.onto))
     }
 
     /// Refuses a text with a secret in it: values are masked where they are read, so it stands in a name, and a masked name

@@ -91,8 +91,9 @@ impl Daemon {
         let there = self.hands.repository.fetch(&format!("refs/heads/{branch}")).await?;
         if there.is_none() {
             let files = vec![(path.clone(), Some(text))];
-            self.hands.repository.push(&branch, &head.revision, None, files, &title).await?;
+            // First, so that a branch that a killed daemon pushed is known as ours.
             self.keep_written(&name, &remediation).await?;
+            self.hands.repository.push(&branch, &head.revision, None, files, &title).await?;
         } else if self.store().get::<Remediation>("written", &name).await?.is_none() {
             return Err(Error::Refused(format!("there is a branch `{branch}` that we did not make; remove it first")));
         }

@@ -116,9 +116,11 @@ impl Daemon {
                 let actions: Vec<Action> =
                     tofu::plan::action(id, &prepared.observation, &[], &[]).into_iter().collect();
                 let covered = match self.store().approved(run.id, id).await? {
-                    Some(Approved::Actions { actions: approved }) => plan::covers(&approved, &actions).is_ok(),
+                    Some(Approved::Actions { actions: approved }) => {
+                        plan::covers(&approved, &actions).map_err(|gap| gap.0)
+                    }
                     // What was begun under a filter or a deferral is compared again when the instance is planned.
-                    _ => true,
+                    _ => Ok(()),
                 };
                 recovery(actions.first().map(|action| &action.digest), covered)
             }

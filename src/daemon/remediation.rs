@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Daemon, Error, Head, decide::Authorised};
 use crate::{
+    authority::Principal,
     desired::schema::{Direction, Remediation, Verb},
-    journal::Approved,
+    journal::{Approved, RunState},
     model::{Action, ComponentName, Digest, EnvironmentName, InstanceId, PullNumber, Revision, RunId},
     remedy,
 };
@@ -101,7 +102,10 @@ impl Daemon {
         let environment = &remediation.environment;
         let pull = self.pull_merged_as(commit).await?;
         let who = match pull.as_ref().and_then(|pull| pull.merged_by.clone()) {
-            Some(login) => Some(self.person(head, &login).await?),
+            Some(login) => {
+                let word = format!("merge/{environment}/{name}/{commit}");
+                Some(self.person(head, &login).await?.by(word))
+            }
             None => None,
         };
         merged.pull = pull.as_ref().map(|pull| pull.number);
@@ -132,8 +136,13 @@ impl Daemon {
                 merged.pull.map_or_else(|| "a remediation".into(), |n| n.to_string()),
                 who.name().replace("user:", "@")
             );
-            match self.run_remediation(head, name, remediation, because, who.name(), merged.pull).await {
-                Ok(run) => merged.run = Some(run),
+            match self.run_remediation(head, name, remediation, because, &who, merged.pull).await {
+                Ok(id) => {
+                    merged.run = Some(id);
+                    // One that was made before the daemon died may have ended meanwhile.
+                    let run = self.store().run(id).await?;
+                    merged.spent = run.is_some_and(|run| matches!(run.state, RunState::Ended { .. }));
+                }
                 Err(Error::Refused(says)) => (merged.waits, merged.spent) = (Some(says), true),
                 Err(error) => return Err(error),
             }
@@ -150,7 +159,7 @@ impl Daemon {
         name: &ComponentName,
         remediation: &Remediation,
         because: String,
-        principal: String,
+        who: &Principal,
         pull: Option<PullNumber>,
     ) -> Result<RunId, Error> {
         let instances: BTreeSet<InstanceId> = remediation
@@ -175,7 +184,8 @@ impl Daemon {
             instances,
             approved,
             because,
-            principal,
+            principal: who.name(),
+            word: who.word().map(str::to_owned),
             by_merge: false,
             pull,
             remediation: (!applies).then(|| name.to_string()),

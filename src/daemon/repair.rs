@@ -76,6 +76,7 @@ impl Daemon {
                 approved,
                 because: "the declaration (`drift.mode: revert`)".into(),
                 principal: "declaration".into(),
+                word: None,
                 by_merge: false,
                 pull: None,
                 remediation: None,

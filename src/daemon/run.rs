@@ -183,11 +183,18 @@ impl Daemon {
         {
             return Ok(status);
         }
-        let run = driven.run.lock().await.id;
-        if let Some(says) = self.cancelled(run, id).await? {
+        let run = driven.run.lock().await.clone();
+        if let Some(says) = self.cancelled(run.id, id).await? {
             return self.end_cancelled(driven, id, says).await;
         }
+        if let Some(says) = self.newer_than(&run, id).await? {
+            return self.record(driven, id, Event::Superseded { says }, None).await;
+        }
         if self.waits_for_a_word(driven, id).await {
+            if !self.planned_for.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&id.environment) {
+                // The daemon died before it showed what the word would be about.
+                self.queue.wake(Wake::Plan(id.environment.clone()), "a run waits for a word");
+            }
             return Ok(Status::Waiting);
         }
         let mut attempt = 0;
@@ -259,6 +266,9 @@ impl Daemon {
         match done {
             Ok(()) => {
                 self.counters.actions_applied.fetch_add(1, Ordering::Relaxed);
+                if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
+                    instance.changed = true;
+                }
                 self.record(driven, id, Event::Finished { outcome: Outcome::Done }, None).await?;
                 self.verify(driven, id, job, inputs).await.map(Effect::Ended)
             }
@@ -271,6 +281,9 @@ impl Daemon {
             Err(error) => {
                 self.counters.actions_failed.fetch_add(1, Ordering::Relaxed);
                 let run = driven.run.lock().await.id;
+                if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
+                    instance.changed = error.effect_may_have_begun;
+                }
                 if let Some(says) = self.cancelled(run, id).await? {
                     let outcome = Outcome::Interrupted { says: format!("{says}; {}", error.line()) };
                     self.record(driven, id, Event::Finished { outcome }, None).await?;
@@ -278,9 +291,6 @@ impl Daemon {
                 }
                 self.record(driven, id, Event::Finished { outcome: Outcome::Failed { says: error.line() } }, None)
                     .await?;
-                if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
-                    instance.changed = error.effect_may_have_begun;
-                }
                 self.fail(driven, id, error.line()).await.map(Effect::Ended)
             }
         }
@@ -294,9 +304,6 @@ impl Daemon {
         job: &Job,
         inputs: BTreeMap<String, RecordedOutput>,
     ) -> Result<Status, Error> {
-        if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
-            instance.changed = true;
-        }
         let again = match self.hands.target.observe(job).await {
             Ok(again) => again,
             Err(error) => {
@@ -366,6 +373,7 @@ impl Daemon {
             observed.error = None;
             observed.at = self.now();
             self.store().set_observed(id, &observed).await?;
+            self.end_snooze(id, &observed).await.map_err(refused)?;
         }
         Ok(())
     }

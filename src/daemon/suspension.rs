@@ -108,8 +108,9 @@ impl Daemon {
             }));
         }
         for name in &names {
-            self.store().remove("suspended", name).await?;
+            // First, so that whoever says it is answered that it was done, whatever comes between.
             self.store().audit(self.now(), &who.name(), "resume", name, "").await?;
+            self.store().remove("suspended", name).await?;
         }
         for name in environments {
             self.queue.wake(Wake::Decide(name.clone()), "/resume");

@@ -201,11 +201,15 @@ pub enum Recovery {
 }
 
 /// Decides a `started` without its `finished` from a fresh plan.
-pub fn recovery(fresh: Option<&Digest>, covered: bool) -> Recovery {
+pub fn recovery(fresh: Option<&Digest>, covered: Result<(), String>) -> Recovery {
     match (fresh, covered) {
         (None, _) => Recovery::Done,
-        (Some(_), true) => Recovery::Redo,
-        (Some(_), false) => Recovery::Stalled { says: "the daemon stopped in the middle of this action, and what is left differs from what was approved; look at the plan and say `/apply`".into() },
+        (Some(_), Ok(())) => Recovery::Redo,
+        (Some(_), Err(gap)) => Recovery::Stalled {
+            says: format!(
+                "it was killed in the middle, and what is left is not what was approved: {gap}; look at the plan and say `/apply`"
+            ),
+        },
     }
 }
 
@@ -256,8 +260,8 @@ mod tests {
 
     #[test]
     fn r7_1_recovery_never_assumes() {
-        assert_eq!(recovery(None, false), Recovery::Done);
-        assert_eq!(recovery(Some(&digest()), true), Recovery::Redo);
-        assert!(matches!(recovery(Some(&digest()), false), Recovery::Stalled { .. }));
+        assert_eq!(recovery(None, Err("more".into())), Recovery::Done);
+        assert_eq!(recovery(Some(&digest()), Ok(())), Recovery::Redo);
+        assert!(matches!(recovery(Some(&digest()), Err("more".into())), Recovery::Stalled { .. }));
     }
 }

@@ -38,6 +38,9 @@ pub struct Run {
     pub because: String,
     /// Whose authority it runs under, as in the audit.
     pub principal: String,
+    /// The word that it was made by, which is obeyed once: a comment, the merge of a remediation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub word: Option<String>,
     /// Whether the merge itself is the authority.
     pub by_merge: bool,
     /// The pull request that its comment stands on.

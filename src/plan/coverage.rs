@@ -24,7 +24,8 @@ pub fn covers(approved: &[Action], fresh: &[Action]) -> Result<(), Gap> {
             match known {
                 Some(known) => covers_resource(known, resource)?,
                 // An output follows from resources; those that were approved bring theirs with them.
-                None if resource.r#type == "output" && !action.resources.iter().all(|r| r.r#type == "output") => {}
+                None if resource.r#type == "output"
+                    && (brings_outputs(action) || approved.iter().any(brings_outputs)) => {}
                 None => {
                     return Err(Gap(format!(
                         "`{}` would be {}, and was not in the plan",
@@ -36,6 +37,11 @@ pub fn covers(approved: &[Action], fresh: &[Action]) -> Result<(), Gap> {
         }
     }
     Ok(())
+}
+
+/// Whether an action changes resources, from which outputs follow; also those that were made before it was cut off.
+fn brings_outputs(action: &Action) -> bool {
+    action.resources.iter().any(|resource| resource.r#type != "output")
 }
 
 fn past(change: Change) -> &'static str {

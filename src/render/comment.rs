@@ -13,6 +13,21 @@ use crate::{
     remedy::Group,
 };
 
+/// What a word began, in a sentence.
+pub fn begun(runs: &[Run]) -> String {
+    let said = runs.iter().map(|run| {
+        if run.destroys {
+            let gone = names(run.instances.keys().map(ToString::to_string));
+            format!("Run {} destroys what is left of {gone}.", run.id)
+        } else if run.remediation.is_some() {
+            format!("Run {} does what was merged here.", run.id)
+        } else {
+            format!("Run {} applies `{}`.", run.id, run.environment)
+        }
+    });
+    said.collect::<Vec<_>>().join(" ")
+}
+
 /// GitHub refuses a body of more than 65,536 characters; the rest is for the marker.
 const BODY_LENGTH_MAX: usize = 64_000;
 /// The most lines of one instance's diff.

@@ -125,6 +125,20 @@ impl Store {
         row.map(|row| decode(attempt, row.get(0))).transpose()
     }
 
+    /// The runs that a word made.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn runs_by_word(&self, word: &str) -> Result<Vec<Run>, Error> {
+        let attempt = "read the runs of a word";
+        let rows = sqlx::query("SELECT document FROM runs WHERE json_extract(document, '$.word') = ? ORDER BY id")
+            .bind(word)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(statement(attempt))?;
+        rows.iter().map(|row| decode(attempt, row.get(0))).collect()
+    }
+
     /// Takes an instance for a run, unless another run holds it; answers who holds it now.
     ///
     /// # Errors

@@ -138,6 +138,21 @@ impl Store {
         writing.commit().await
     }
 
+    /// What somebody did by a word since something came in.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn audited(&self, since: &str, principal: &str, action: &str) -> Result<Vec<String>, Error> {
+        let rows = sqlx::query("SELECT DISTINCT subject FROM audit WHERE principal = ? AND action = ? AND at >= (SELECT received_at FROM inbox WHERE id = ?) ORDER BY subject")
+            .bind(principal)
+            .bind(action)
+            .bind(since)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(statement("read the audit"))?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
     /// The audit, oldest first, and the number of the first entry whose hash does not fit.
     ///
     /// # Errors

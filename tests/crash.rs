@@ -1,0 +1,178 @@
+//! The crash sweep: every scenario is told again and again with a daemon that is killed after journal records and before,
+//! in and after effects, and has to come to the same world, with everything done once and said once.
+//!
+//! Prints how many cuts were made. `CUT='AfterWrite journal 1 dev/a started 1' SCRIPT=r2_1 cargo test --test crash -- --nocapture`
+//! tells one script with one cut and shows its transcript.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on has failed")]
+
+#[path = "suite/scenarios/script.rs"]
+mod script;
+#[path = "suite/scenarios/stage.rs"]
+mod stage;
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use evenkeel::sim::Lives;
+use stage::Stage;
+
+/// How many tellings share the cuts of a script: each ends lives at every so many places.
+const TELLINGS: usize = 6;
+
+/// What a telling came to.
+struct Told {
+    text: String,
+    places: Vec<String>,
+    cuts: Vec<String>,
+    end: Vec<String>,
+    effects: Vec<String>,
+    said: Vec<String>,
+    stuck: Vec<String>,
+}
+
+async fn tell(path: &Path, cuts: BTreeSet<String>) -> Told {
+    let text = std::fs::read_to_string(path).unwrap();
+    let lives = Lives::new(cuts);
+    let mut stage = Stage::new(None, std::sync::Arc::clone(&lives)).await;
+    let (mut told, mut stuck) = (String::new(), vec![]);
+    for step in script::steps(&text) {
+        told.push_str(&step.text);
+        if let Some(command) = &step.command {
+            match stage.run(command, &step.block).await {
+                Ok(lines) => lines.iter().for_each(|line| told.push_str(&format!("    {line}\n"))),
+                Err(why) => {
+                    told.push_str(&format!("    {why}\n"));
+                    stuck.push(format!("`{command}`: {why}"));
+                    break;
+                }
+            }
+        }
+    }
+    let (effects, said) = stage.done();
+    stuck.extend(stage.stuck().await);
+    Told { text: told, places: lives.places(), cuts: lives.cuts(), end: stage.end().await, effects, said, stuck }
+}
+
+/// Whether a life is to end at a place.
+fn is_cut(place: &str, text: &str) -> bool {
+    // Of what never is as it should be, a part that is done is not what was approved: it stalls sooner.
+    !(text.contains("never settles") && place.starts_with("InEffect"))
+}
+
+/// How a comment of ours begins, and the line that says what it is about.
+fn gist(said: &str) -> String {
+    let begins = said.lines().next().unwrap_or_default();
+    let line = said.lines().rev().find(|line| line.starts_with("<!--")).unwrap_or_default();
+    // Runs and comments have numbers that depend on what was asked twice.
+    let short = |text: &str, keys: &[&str]| {
+        keys.iter().fold(text.to_owned(), |text, key| text.split(key).next().unwrap_or_default().to_owned())
+    };
+    if line.contains("answer to=") {
+        let refused = begins.contains("Nothing") || begins.contains("is not allowed");
+        return format!("{} an answer, {}", short(begins, &[" "]), if refused { "refused" } else { "obeyed" });
+    }
+    format!("{} {}", short(begins, &["run ", "Run ", " at `"]), short(line, &["answer to=", "run id="]))
+}
+
+/// What is wrong with a telling that was cut, next to one that was not.
+fn wrong(whole: &Told, cut: &Told) -> Vec<String> {
+    let mut wrong = vec![];
+    let mut differ = |what: &str, whole: &[String], cut: &[String]| {
+        let (mut one, mut two): (Vec<&String>, Vec<&String>) = (whole.iter().collect(), cut.iter().collect());
+        for line in whole {
+            if let Some(at) = two.iter().position(|other| *other == line) {
+                two.remove(at);
+            }
+        }
+        for line in cut {
+            if let Some(at) = one.iter().position(|other| *other == line) {
+                one.remove(at);
+            }
+        }
+        wrong.extend(one.into_iter().map(|line| format!("{what} is lost: {line}")));
+        wrong.extend(two.into_iter().map(|line| format!("{what} is too much: {line}")));
+    };
+    // Ids are given in the order in which things are made, which is another one.
+    let unnumbered = |lines: &[String]| {
+        let id = |line: &String| line.split("id-").next().unwrap_or_default().to_owned();
+        lines.iter().map(id).collect::<Vec<_>>()
+    };
+    differ("of the world", &unnumbered(&whole.end), &unnumbered(&cut.end));
+    differ("an effect", &whole.effects, &cut.effects);
+    let gists = |told: &Told| told.said.iter().map(|said| gist(said)).collect::<Vec<_>>();
+    differ("a comment", &gists(whole), &gists(cut));
+    differ("a run", &whole.stuck, &cut.stuck);
+    wrong
+}
+
+fn scripts() -> Vec<PathBuf> {
+    let wanted = std::env::var("SCRIPT").unwrap_or_default();
+    let entries = std::fs::read_dir("tests/scenarios").unwrap().flatten().map(|entry| entry.path());
+    let mut found: Vec<PathBuf> = entries
+        .filter(|path| path.extension().is_some_and(|end| end == "txt") && path.to_string_lossy().contains(&wanted))
+        .collect();
+    found.sort();
+    found
+}
+
+/// Does something with each of many things, on as many threads as there are cores.
+fn on_all<T: Sync, R: Send>(things: &[T], work: impl Fn(&tokio::runtime::Runtime, &T) -> R + Sync) -> Vec<R> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(thing) = things.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    // Whatever a life left behind ends with its runtime.
+                    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                    let result = work(&runtime, thing);
+                    done.lock().unwrap().push(result);
+                }
+            });
+        }
+    });
+    done.into_inner().unwrap()
+}
+
+#[test]
+fn r7_1_wherever_it_is_killed_it_ends_as_if_nothing_had_happened() {
+    let all = scripts();
+    if let Ok(cut) = std::env::var("CUT") {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let whole = runtime.block_on(tell(&all[0], BTreeSet::new()));
+        let told = runtime.block_on(tell(&all[0], cut.split('|').map(str::to_owned).collect()));
+        println!("{}\ncut: {:?}\n{}", told.text, told.cuts, wrong(&whole, &told).join("\n"));
+        return;
+    }
+    let since = std::time::Instant::now();
+    let wholes = on_all(&all, |runtime, path| (path.clone(), runtime.block_on(tell(path, BTreeSet::new()))));
+    let mut tellings = vec![];
+    for (path, whole) in &wholes {
+        let places: Vec<&String> = whole.places.iter().filter(|place| is_cut(place, &whole.text)).collect();
+        for telling in 0..TELLINGS {
+            let at = places.iter().skip(telling).step_by(TELLINGS).map(|place| (*place).clone());
+            tellings.push((path, whole, at.collect::<BTreeSet<String>>()));
+        }
+    }
+    let told = on_all(&tellings, |runtime, (path, whole, at)| {
+        let told = runtime.block_on(tell(path, at.clone()));
+        let wrong = wrong(whole, &told);
+        (path.display().to_string(), told.cuts, wrong)
+    });
+    let cuts: usize = told.iter().map(|(_, cuts, _)| cuts.len()).sum();
+    let places: usize = tellings.iter().map(|(_, _, at)| at.len()).sum();
+    println!("{cuts} cuts of {places} places in {:.1} s", since.elapsed().as_secs_f64());
+    let wrong: Vec<String> = told
+        .iter()
+        .filter(|(_, _, wrong)| !wrong.is_empty())
+        .map(|(path, cuts, wrong)| format!("{path}\n  {}\n  CUT='{}'", wrong.join("\n  "), cuts.join("|")))
+        .collect();
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), told.len(), wrong.join("\n"));
+    assert!(cuts > 1000, "only {cuts} cuts");
+}
