@@ -55,14 +55,6 @@ impl Daemon {
         Ok(self.store().put("identity", &name, now, &Identity { pinned, seen: None }).await?)
     }
 
-    /// Says that a target belongs to its instance under the name that it has now.
-    pub(super) async fn move_identity(&self, id: &InstanceId) -> Result<(), Error> {
-        match self.identity(id).await?.pinned {
-            Some(pinned) => Ok(self.store().put("identity-of", &pinned, self.now(), id).await?),
-            None => Ok(()),
-        }
-    }
-
     /// Lets go of the target of an instance.
     pub(super) async fn let_go_identity(&self, id: &InstanceId) -> Result<(), Error> {
         match self.identity(id).await?.pinned {

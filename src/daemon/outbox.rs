@@ -164,16 +164,15 @@ impl Daemon {
             if !shown.instances.iter().any(|i| plan.instance(&i.id).is_some()) {
                 continue;
             }
-            if shown.digest == plan.digest {
+            // One that was kept and not put into the outbox was cut off in between.
+            if shown.digest == plan.digest && self.is_plan_said(number, plan).await? {
                 return Ok(());
             }
             let concerned = self.pending_set(head, environment, plan).await?;
             self.say_superseded(environment, number, &concerned).await?;
-            if self.store().keep_plan(&subject, plan, self.now()).await? {
-                let note = comment::concerns(&concerned, number);
-                self.say_plan(number, plan, &note.into_iter().collect::<Vec<_>>()).await?;
-            }
-            return Ok(());
+            self.store().keep_plan(&subject, plan, self.now()).await?;
+            let note = comment::concerns(&concerned, number);
+            return self.say_plan(number, plan, &note.into_iter().collect::<Vec<_>>()).await;
         }
         Ok(())
     }
@@ -260,6 +259,23 @@ impl Daemon {
         Ok(())
     }
 
+    /// What the comment of a plan is about, and its marker. A plan that is what an earlier one was is a new comment all the
+    /// same: the earlier one is folded away.
+    async fn plan_marker(&self, number: PullNumber, plan: &crate::plan::Plan) -> Result<(String, String), Error> {
+        let destroys = plan.because == comment::DESTROY;
+        let topic = format!("{} env={}", if destroys { "destroy" } else { "plan" }, plan.environment);
+        let stood = self.store().last_plan(&pull_subject(number, &plan.environment), None).await?;
+        let since = stood.filter(|(stood, _)| stood.digest == plan.digest).map(|(_, at)| at.timestamp_millis());
+        let marker = format!("{topic} digest={} since={}", plan.digest, since.unwrap_or_default());
+        Ok((topic, marker))
+    }
+
+    /// Whether the comment of a plan that is kept stands in the outbox, said or not.
+    async fn is_plan_said(&self, number: PullNumber, plan: &crate::plan::Plan) -> Result<bool, Error> {
+        let (_, marker) = self.plan_marker(number, plan).await?;
+        Ok(self.store().is_in_outbox(&format!("comment/{}/{marker}", number.0)).await?)
+    }
+
     /// Says a plan on a pull request; a plan with another digest is a new comment, and the old one is folded away (R6.3).
     pub(super) async fn say_plan(
         self: &Arc<Self>,
@@ -268,11 +284,7 @@ impl Daemon {
         notes: &[crate::check::Note],
     ) -> Result<(), Error> {
         let destroys = plan.because == comment::DESTROY;
-        let topic = format!("{} env={}", if destroys { "destroy" } else { "plan" }, plan.environment);
-        // A plan that is what an earlier one was is a new comment all the same: the earlier one is folded away.
-        let stood = self.store().last_plan(&pull_subject(number, &plan.environment), None).await?;
-        let since = stood.filter(|(stood, _)| stood.digest == plan.digest).map(|(_, at)| at.timestamp_millis());
-        let marker = format!("{topic} digest={} since={}", plan.digest, since.unwrap_or_default());
+        let (topic, marker) = self.plan_marker(number, plan).await?;
         let mut notes = notes.to_vec();
         if let Some(head) = self.head().filter(|_| !destroys) {
             let rights = self.rights(&head, &plan.environment).await?;

@@ -41,7 +41,6 @@ impl Daemon {
             }
             self.store().rename(old, id).await?;
             self.store().remove("unmoved", &id.to_string()).await?;
-            self.move_identity(id).await?;
             self.store()
                 .audit(self.now(), "evenkeel", "rename", &id.to_string(), &format!("renamed from {old}"))
                 .await?;

@@ -46,7 +46,9 @@ impl Daemon {
         let harmless =
             action.resources.iter().filter(|r| r.r#type != "output").all(|r| spares(r.change) && !r.protected);
         let reverted: Reverted = self.store().get("reverted", &id.to_string()).await?.unwrap_or_default();
-        let lately = |at: &&DateTime<Utc>| **at > self.now() - MEMORY;
+        let seen = self.store().observed(id).await?.map(|observed| observed.at);
+        // What is noted of this very drift stands for the revert that is to come.
+        let lately = |at: &&DateTime<Utc>| **at > self.now() - MEMORY && Some(**at) != seen;
         let often = |field: String| {
             reverted.0.get(&field).is_some_and(|times| times.iter().filter(lately).count() >= REVERTS_MAX)
         };
@@ -93,8 +95,13 @@ impl Daemon {
         let mut reverted: Reverted = self.store().get("reverted", &id.to_string()).await?.unwrap_or_default();
         reverted.0.values_mut().for_each(|times| times.retain(|at| *at > now - MEMORY));
         reverted.0.retain(|_, times| !times.is_empty());
+        // By when it was seen, so that one drift counts once, also where the daemon died before it made the run.
+        let seen = self.store().observed(id).await?.map_or(now, |observed| observed.at);
         for field in fields(action) {
-            reverted.0.entry(field).or_default().push(now);
+            let times = reverted.0.entry(field).or_default();
+            if !times.contains(&seen) {
+                times.push(seen);
+            }
         }
         Ok(self.store().put("reverted", &id.to_string(), now, &reverted).await?)
     }

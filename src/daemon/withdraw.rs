@@ -57,8 +57,8 @@ impl Daemon {
         let pull = forge.get_pull(proposal.pull).await?;
         if pull.open {
             let withdrawn = Proposal { withdrawn: true, ..proposal.clone() };
-            self.store().put("proposal", key, self.now(), &withdrawn).await?;
             self.say_on(proposal.pull, "withdrawn", &says, None).await?;
+            self.store().put("proposal", key, self.now(), &withdrawn).await?;
         }
         self.close_withdrawn(key, proposal).await
     }

@@ -205,7 +205,11 @@ impl Store {
         let tables = ["applied", "observations", "begun", "had_applied"]
             .map(|table| format!("UPDATE OR REPLACE {table} SET instance = ?2 WHERE instance = ?1"));
         let records = format!("UPDATE OR REPLACE records SET name = ?2 WHERE sort IN ({sorts}) AND name = ?1");
-        for sql in tables.into_iter().chain([records]) {
+        // Which target is whose, by the same transaction: else it would seem to be somebody else's.
+        let owner =
+            "UPDATE records SET document = json_quote(?2) WHERE sort = 'identity-of' AND document = json_quote(?1)"
+                .to_owned();
+        for sql in tables.into_iter().chain([records, owner]) {
             sqlx::query(sqlx::AssertSqlSafe(sql))
                 .bind(from.to_string())
                 .bind(to.to_string())

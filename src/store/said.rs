@@ -30,6 +30,19 @@ impl Store {
         writing.commit().await
     }
 
+    /// Whether something stands in the outbox under a name, said or not.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn is_in_outbox(&self, name: &str) -> Result<bool, Error> {
+        let row = sqlx::query("SELECT 1 FROM outbox WHERE name = ?")
+            .bind(name)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(statement("list the outbox"))?;
+        Ok(row.is_some())
+    }
+
     /// What is to be said now, oldest first, with how often it was tried.
     ///
     /// # Errors
