@@ -36,9 +36,8 @@ struct Told {
     stuck: Vec<String>,
 }
 
-async fn tell(path: &Path, cuts: BTreeSet<String>) -> Told {
+async fn tell(path: &Path, lives: std::sync::Arc<Lives>) -> Told {
     let text = std::fs::read_to_string(path).unwrap();
-    let lives = Lives::new(cuts);
     let mut stage = Stage::new(None, std::sync::Arc::clone(&lives)).await;
     let (mut told, mut stuck) = (String::new(), vec![]);
     for step in script::steps(&text) {
@@ -145,13 +144,14 @@ fn r7_1_wherever_it_is_killed_it_ends_as_if_nothing_had_happened() {
     let all = scripts();
     if let Ok(cut) = std::env::var("CUT") {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let whole = runtime.block_on(tell(&all[0], BTreeSet::new()));
-        let told = runtime.block_on(tell(&all[0], cut.split('|').map(str::to_owned).collect()));
+        let whole = runtime.block_on(tell(&all[0], Lives::new(BTreeSet::new())));
+        let told = runtime.block_on(tell(&all[0], Lives::new(cut.split('|').map(str::to_owned).collect())));
         println!("{}\ncut: {:?}\n{}", told.text, told.cuts, wrong(&whole, &told).join("\n"));
         return;
     }
     let since = std::time::Instant::now();
-    let wholes = on_all(&all, |runtime, path| (path.clone(), runtime.block_on(tell(path, BTreeSet::new()))));
+    let wholes =
+        on_all(&all, |runtime, path| (path.clone(), runtime.block_on(tell(path, Lives::new(BTreeSet::new())))));
     let mut tellings = vec![];
     for (path, whole) in &wholes {
         let places: Vec<&String> = whole.places.iter().filter(|place| is_cut(place, &whole.text)).collect();
@@ -161,7 +161,7 @@ fn r7_1_wherever_it_is_killed_it_ends_as_if_nothing_had_happened() {
         }
     }
     let told = on_all(&tellings, |runtime, (path, whole, at)| {
-        let told = runtime.block_on(tell(path, at.clone()));
+        let told = runtime.block_on(tell(path, Lives::new(at.clone())));
         let wrong = wrong(whole, &told);
         (path.display().to_string(), told.cuts, wrong)
     });
@@ -175,4 +175,38 @@ fn r7_1_wherever_it_is_killed_it_ends_as_if_nothing_had_happened() {
         .collect();
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), told.len(), wrong.join("\n"));
     assert!(cuts > 1000, "only {cuts} cuts");
+}
+
+/// A daemon that is stopped for an hour while another takes over, and then goes on: nothing happens twice.
+#[test]
+fn r7_3_a_daemon_that_is_stopped_and_goes_on_does_no_harm() {
+    let all = scripts();
+    let wholes =
+        on_all(&all, |runtime, path| (path.clone(), runtime.block_on(tell(path, Lives::new(BTreeSet::new())))));
+    let mut tellings = vec![];
+    for (path, whole) in &wholes {
+        let runs = |place: &&String| ["journal ", " apply ", "create a run"].iter().any(|word| place.contains(word));
+        let places: Vec<&String> =
+            whole.places.iter().filter(|place| is_cut(place, &whole.text)).filter(runs).collect();
+        for telling in 0..2 {
+            let at = places.iter().skip(telling).step_by(2).map(|place| (*place).clone());
+            tellings.push((path, whole, at.collect::<BTreeSet<String>>()));
+        }
+    }
+    let told = on_all(&tellings, |runtime, (path, whole, at)| {
+        let told = runtime.block_on(tell(path, Lives::stopping(at.clone())));
+        // What it says to the forge carries no token: only the world and the store are fenced.
+        let wrong: Vec<String> =
+            wrong(whole, &told).into_iter().filter(|line| !line.starts_with("a comment")).collect();
+        (path.display().to_string(), told.cuts, wrong)
+    });
+    let stops: usize = told.iter().map(|(_, cuts, _)| cuts.len()).sum();
+    println!("{stops} stops");
+    let wrong: Vec<String> = told
+        .iter()
+        .filter(|(_, _, wrong)| !wrong.is_empty())
+        .map(|(path, cuts, wrong)| format!("{path}\n  {}\n  STOP='{}'", wrong.join("\n  "), cuts.join("|")))
+        .collect();
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), told.len(), wrong.join("\n"));
+    assert!(stops > 300, "only {stops} stops");
 }

@@ -26,6 +26,8 @@ struct Told {
 #[derive(Default)]
 pub struct Lives {
     at: BTreeSet<String>,
+    /// Whether they are only stopped there, and go on after another took over.
+    stops: bool,
     told: Mutex<Told>,
 }
 
@@ -50,7 +52,11 @@ pub struct Life {
 impl Lives {
     /// Lives that end at these places.
     pub fn new(at: BTreeSet<String>) -> Arc<Self> {
-        Arc::new(Self { at, told: Mutex::default() })
+        Arc::new(Self { at, stops: false, told: Mutex::default() })
+    }
+    /// Lives that are stopped at these places, as a laptop that sleeps.
+    pub fn stopping(at: BTreeSet<String>) -> Arc<Self> {
+        Arc::new(Self { at, stops: true, told: Mutex::default() })
     }
     /// The next life.
     pub fn begin(self: &Arc<Self>) -> Arc<Life> {
@@ -67,19 +73,21 @@ impl Lives {
 }
 
 impl Life {
-    /// Waits until it ends.
+    /// Waits until it ends or is stopped.
     pub async fn ended(&self) {
         let mut state = self.state.subscribe();
         // The sender lives as long as this.
-        drop(state.wait_for(|state| matches!(state, State::Dead | State::HostLost)).await);
+        drop(state.wait_for(|state| *state != State::Alive).await);
     }
-    /// Ends it.
-    pub fn end(&self) {
-        self.state.send_replace(State::Dead);
-    }
-    /// Stops everything in it where it next reaches a place, or lets it go on.
-    pub fn stop(&self, stopped: bool) {
-        self.state.send_replace(if stopped { State::Stopped } else { State::Alive });
+    /// Lets it go on where it was stopped.
+    pub fn go_on(&self) {
+        self.state.send_if_modified(|state| {
+            let stopped = *state == State::Stopped;
+            if stopped {
+                *state = State::Alive;
+            }
+            stopped
+        });
     }
     /// Whether its machine is lost, with everything that ran there.
     pub(super) fn is_host_lost(&self) -> bool {
@@ -97,7 +105,11 @@ impl Boundary for Life {
             let place = format!("{cut:?} {what} {times}");
             if self.lives.at.contains(&place) {
                 told.cut.push(place.clone());
-                self.state.send_replace(if cut == Cut::InEffect { State::HostLost } else { State::Dead });
+                self.state.send_replace(match cut {
+                    _ if self.lives.stops => State::Stopped,
+                    Cut::InEffect => State::HostLost,
+                    _ => State::Dead,
+                });
             }
             told.places.push(place);
         }

@@ -41,9 +41,14 @@ pub(crate) struct Stage {
     lives: Arc<Lives>,
     life: Arc<Life>,
     lived: u32,
+    /// The lives before, some of which are only stopped.
+    before: Vec<Arc<Life>>,
     /// Everything that was done to the world.
     effects: Vec<String>,
 }
+
+/// How many steps whoever goes on after it was stopped is given to do harm.
+const GOES_ON: usize = 200;
 
 type Done = Result<Vec<String>, String>;
 
@@ -83,13 +88,14 @@ impl Stage {
             lives,
             life,
             lived: 1,
+            before: vec![],
             effects: vec![],
         }
     }
 
     /// Another daemon, over what the one before left.
     async fn live_again(&mut self) {
-        self.life = self.lives.begin();
+        self.before.push(std::mem::replace(&mut self.life, self.lives.begin()));
         self.lived += 1;
         let Self { repository, forge, world, store, clock, seal, life, lived, .. } = self;
         self.daemon = start(repository, forge, world, store, clock, seal, life, *lived).await;
@@ -103,7 +109,8 @@ impl Stage {
             let rest = async {
                 daemon.poll().await.map_err(|error| error.to_string())?;
                 match disorder {
-                    None => daemon.come_to_rest().await,
+                    // As a task of its own, because what is only stopped is still there.
+                    None => drop(tokio::spawn(async move { daemon.come_to_rest().await }).await),
                     Some(state) => daemon.come_to_rest_in_disorder(&mut || next(state)).await,
                 }
                 Ok(())
@@ -111,7 +118,14 @@ impl Stage {
             tokio::select! {
                 biased;
                 () = life.ended() => {}
-                done = rest => return done,
+                done = rest => {
+                    // Whoever was stopped goes on now, and has lost everything meanwhile.
+                    self.before.drain(..).for_each(|life| life.go_on());
+                    for _ in 0..GOES_ON {
+                        tokio::task::yield_now().await;
+                    }
+                    return done;
+                }
             }
             self.live_again().await;
             let daemon = Arc::clone(&self.daemon);
