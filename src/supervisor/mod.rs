@@ -240,6 +240,10 @@ impl Spool {
             return Ok(Standing::Ended(order, end));
         }
         if !is_free {
+            let begun = kept::<Begun>(&self.0.join("begun.json"))?;
+            if let Some(begun) = begun.filter(|begun| !begun.supervisor.lives()) {
+                begun.program.end_orphans();
+            }
             return Ok(Standing::Alive(order));
         }
         remove(&self.input())?;
@@ -320,17 +324,43 @@ fn kept<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     }
 }
 
-/// Locks a file that a program takes as its input for as long as it lives; waits while an earlier one has it.
-///
-/// # Errors
-/// When the file can't be made.
-pub async fn busy(file: &Path) -> io::Result<Stdio> {
-    let file = open_lock(file)?;
-    loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file.into()),
-            Err(rustix::io::Errno::WOULDBLOCK) => tokio::time::sleep(LOOK_EVERY).await,
-            Err(error) => return Err(error.into()),
+/// A file that a program which only looks takes as its input, so that no other works beside it: not this daemon's, and
+/// not one that a daemon before left behind.
+pub struct Busy(PathBuf);
+
+impl Busy {
+    /// The file, which need not be there.
+    pub fn new(file: PathBuf) -> Self {
+        Self(file)
+    }
+
+    /// Locks it; waits while an earlier program has it.
+    ///
+    /// # Errors
+    /// When the file can't be made.
+    pub async fn lock(&self) -> io::Result<Stdio> {
+        let file = open_lock(&self.0)?;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(file.into()),
+                Err(rustix::io::Errno::WOULDBLOCK) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if let Ok(text) = std::fs::read(&self.0)
+                && let Ok(who) = serde_json::from_slice::<Who>(&text)
+            {
+                who.end_orphans();
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
         }
+    }
+
+    /// Says which program has it.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub fn of(&self, pid: Option<u32>) -> io::Result<()> {
+        let who = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(Who::of);
+        who.map_or(Ok(()), |who| std::fs::write(&self.0, serde_json::to_vec(&who)?))
     }
 }

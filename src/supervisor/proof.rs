@@ -1,5 +1,6 @@
 //! Who a process is, so that it can be told whether it still lives: a number alone is given to another one some day.
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 
 /// A process of one boot of one machine.
@@ -31,6 +32,17 @@ impl Who {
     /// Whether it lives, on this machine.
     pub fn lives(&self) -> bool {
         self.boot == boot() && started(self.pid) == Some(self.started)
+    }
+
+    /// Ends what a dead leader of a process group left behind: the providers of a tofu that was killed wait for ever. The
+    /// number of a group is given to nobody else while anybody is in it.
+    pub(super) fn end_orphans(&self) {
+        if self.boot == boot()
+            && started(self.pid).is_none()
+            && let Some(group) = Pid::from_raw(self.pid)
+        {
+            let _nobody_left = kill_process_group(group, Signal::KILL);
+        }
     }
 
     /// Whether it is certain that it does not: it was of this machine, and is gone.

@@ -25,7 +25,7 @@ use super::Tofu;
 use crate::{
     model::{InstanceId, Redactor, Retry},
     port::{Diagnostic, Job, Progress, TargetError},
-    supervisor,
+    supervisor::Busy,
 };
 
 /// The longest JSON line that is read: a diagnostic or a progress message is far below it.
@@ -130,7 +130,8 @@ impl Tofu {
         let (output, complaints) =
             (tempfile::tempfile_in(&data).map_err(disk)?, tempfile::tempfile_in(&data).map_err(disk)?);
         // One that a killed daemon left behind ends before another works on the same data.
-        command.stdin(supervisor::busy(&data.join("busy")).await.map_err(disk)?);
+        let busy = Busy::new(data.join("busy"));
+        command.stdin(busy.lock().await.map_err(disk)?);
         command.stdout(output.try_clone().map_err(disk)?).stderr(complaints.try_clone().map_err(disk)?);
         command.process_group(0).kill_on_drop(false);
         tracing::debug!(instance = %job.instance, what, "tofu starts");
@@ -138,6 +139,7 @@ impl Tofu {
         let child = command.spawn().map_err(|error| self.not_started(&error))?;
         // The command holds the lock that the program has, too.
         drop(command);
+        busy.of(child.id()).map_err(disk)?;
         let said = self.wait(child, output, complaints, &read).await;
         let said = said.map_err(|why| {
             TargetError::new("tofu-interrupted", format!("`tofu {what}` of `{}` {why}", job.instance))

@@ -1,0 +1,59 @@
+//! A PostgreSQL of the test's own, on a free port of this machine, gone with the test.
+
+use std::process::{Command, Stdio};
+
+/// A running server; whoever connects from this machine is trusted.
+pub(crate) struct Postgres {
+    _folder: tempfile::TempDir,
+    data: std::path::PathBuf,
+    bin: String,
+    pub(crate) port: u16,
+}
+
+/// A command that runs as somebody who is not root, which PostgreSQL refuses.
+fn as_nobody(program: &str) -> Command {
+    if std::fs::metadata("/proc/self").map(|me| std::os::unix::fs::MetadataExt::uid(&me)).unwrap_or(1) != 0 {
+        return Command::new(program);
+    }
+    let mut command = Command::new("runuser");
+    command.args(["-u", "postgres", "--", program]);
+    command
+}
+
+impl Postgres {
+    pub(crate) fn start() -> Self {
+        let output = Command::new("tools/tools").arg("postgres").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let bin = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        for place in [folder.path(), &data] {
+            drop(Command::new("chown").arg("postgres").arg(place).stderr(Stdio::null()).status());
+        }
+        let quiet =
+            |command: &mut Command| command.current_dir("/").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let made = quiet(as_nobody(&format!("{bin}/initdb")).args(["-A", "trust", "-U", "evenkeel", "-D"]).arg(&data));
+        assert!(made.unwrap().success(), "initdb");
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let options = format!("-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off");
+        let started = quiet(
+            as_nobody(&format!("{bin}/pg_ctl"))
+                .args(["-w", "-o", &options, "-l"])
+                .arg(data.join("log"))
+                .arg("-D")
+                .arg(&data)
+                .arg("start"),
+        );
+        assert!(started.unwrap().success(), "{}", std::fs::read_to_string(data.join("log")).unwrap_or_default());
+        Self { _folder: folder, data, bin, port }
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        let mut stop = as_nobody(&format!("{}/pg_ctl", self.bin));
+        stop.args(["-m", "immediate", "-D"]).arg(&self.data).arg("stop").current_dir("/");
+        drop(stop.stdout(Stdio::null()).stderr(Stdio::null()).status());
+    }
+}
