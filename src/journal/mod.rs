@@ -171,7 +171,8 @@ pub fn next_status(instance: &InstanceId, status: Status, event: &Event) -> Resu
         // After an interruption what is left may turn out to wait for a word.
         (Effected, Event::Waits { .. }) => Waiting,
         (New | Waiting | Planned, Event::Skipped { .. }) => Skipped,
-        (New | Waiting | Planned, Event::Superseded { .. }) => Superseded,
+        // What is left after an interruption may be a newer run's.
+        (New | Waiting | Planned | Effected, Event::Superseded { .. }) => Superseded,
         (New | Waiting | Planned | Effected, Event::Cancelled { .. }) => Cancelled,
         _ => return Err(Illegal { instance: instance.clone(), status, event: event.name().to_owned() }),
     };

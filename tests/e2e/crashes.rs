@@ -1,9 +1,20 @@
 //! Killed, stopped, cut off: nothing is lost and nothing happens twice, with real processes.
 
-use std::process::Command;
+use std::{
+    collections::BTreeMap,
+    process::{Command, Stdio},
+    sync::{Arc, Mutex},
+};
 
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{Path, State},
+    http::{Method, StatusCode},
+    routing::any,
+};
 use evenkeel::model::Verdict;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::stage::{Stage, component, environment, module};
 
@@ -153,5 +164,141 @@ async fn r5_5_cancel_ends_a_run_at_a_safe_point() {
     assert_eq!(code, 0, "{out}{err}");
     assert_eq!(stage.writes(), ["create a", "create later", "create b"]);
     stage.stop();
+    nobody_left(&stage).await;
+}
+
+/// A backend of states whose locks stay until somebody releases them, as buckets have.
+#[derive(Clone, Default)]
+struct States(Arc<Mutex<BTreeMap<String, (Bytes, Option<Value>)>>>);
+
+impl States {
+    async fn serve(&self) -> u16 {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let router = Router::new().route("/{name}", any(answer)).with_state(self.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        port
+    }
+    fn lock(&self, name: &str) -> Option<Value> {
+        self.0.lock().unwrap().get(name).and_then(|(_, lock)| lock.clone())
+    }
+}
+
+async fn answer(
+    State(states): State<States>,
+    Path(name): Path<String>,
+    method: Method,
+    body: Bytes,
+) -> (StatusCode, Bytes) {
+    let mut all = states.0.lock().unwrap();
+    let (text, lock) = all.entry(name).or_default();
+    match method.as_str() {
+        "LOCK" => match lock {
+            Some(lock) => (StatusCode::LOCKED, lock.to_string().into()),
+            None => {
+                *lock = serde_json::from_slice(&body).ok();
+                (StatusCode::OK, Bytes::new())
+            }
+        },
+        "UNLOCK" => {
+            *lock = None;
+            (StatusCode::OK, Bytes::new())
+        }
+        "POST" => {
+            *text = body;
+            (StatusCode::OK, Bytes::new())
+        }
+        _ if text.is_empty() => (StatusCode::NOT_FOUND, Bytes::new()),
+        _ => (StatusCode::OK, text.clone()),
+    }
+}
+
+async fn with_locks(delay: &str) -> (Stage, States) {
+    let states = States::default();
+    let port = states.serve().await;
+    let mut files = slow(delay);
+    let address = format!("http://127.0.0.1:{port}/a");
+    let settings = format!(
+        "root: tf/a, backendConfig: {{ address: \"{address}\", lock_address: \"{address}\", unlock_address: \"{address}\" }}"
+    );
+    files[1] = component("a", "dev", &settings, "");
+    files.push(("tf/a/backend.tf".to_owned(), "terraform {\n  backend \"http\" {}\n}\n".to_owned()));
+    let mut stage = Stage::new(&files).await;
+    stage.config["tofu"] = json!({"lockTimeout": "1s"});
+    (stage, states)
+}
+
+/// A machine that is lost in the middle of an apply leaves the lock of a bucket behind. Whose it was is proved, and it is
+/// released; tofu-controller asks for an option that breaks any lock there is (its #1876).
+#[tokio::test(flavor = "multi_thread")]
+async fn r7_4_the_lock_of_a_killed_apply_is_released() {
+    let (mut stage, states) = with_locks("60s").await;
+    stage.serve();
+    stage.until("a resource is under way", async || stage.log().contains("world_file.a: Creating").then_some(())).await;
+    let lock = states.lock("a").expect("tofu holds the lock");
+    stage.kill();
+    for (pid, _) in stage.processes("") {
+        drop(Command::new("kill").args(["-9", &pid.to_string()]).status());
+    }
+    nobody_left(&stage).await;
+    assert_eq!(states.lock("a"), Some(lock), "and nobody released it");
+    stage.push("main", &[file("a", "1", "")]);
+    stage.serve();
+    stage.verdict("dev/b", Verdict::InSync).await;
+    assert_eq!(stage.writes(), ["create a", "create b"]);
+    assert!(stage.log().contains("that of a process of ours that was killed; releasing it"), "{}", stage.log());
+    assert_eq!(states.lock("a"), None);
+}
+
+/// Somebody else's lock is never released without a word, and `/unlock` is refused while a run works there.
+#[tokio::test(flavor = "multi_thread")]
+async fn r5_5_a_lock_of_somebody_else_waits_for_unlock() {
+    let (mut stage, states) = with_locks("3s").await;
+    let theirs = json!({"ID": "f0e1", "Operation": "OperationTypeApply", "Info": "", "Who": "ann@laptop", "Version": "1.10.7", "Created": "2026-11-20T01:02:03Z", "Path": ""});
+    states.0.lock().unwrap().insert("a".into(), (Bytes::new(), Some(theirs.clone())));
+    stage.serve();
+    let a = stage.verdict("dev/a", Verdict::Stalled).await;
+    assert!(a.says().contains("is locked by ann@laptop since 2026-11-20"), "{}", a.says());
+    assert_eq!(states.lock("a"), Some(theirs));
+    let (code, out, err) = stage.run(&["unlock", "dev/a"]);
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(out.contains("was locked by ann@laptop"), "{out}");
+    assert_eq!(states.lock("a"), None);
+    let apply = stage.command(&["apply", "dev/a", "--yes"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    applying(&stage, "a").await;
+    let (code, _, err) = stage.run(&["unlock", "dev/a"]);
+    assert_eq!(code, 1);
+    assert!(err.contains("works on `dev/a`") || err.contains("works on dev/a"), "{err}");
+    assert!(apply.unwrap().wait().unwrap().success());
+    assert_eq!(stage.world("a"), "1");
+}
+
+/// In a container the first process outlives the daemon, starts it again, and lets what it began end.
+#[tokio::test(flavor = "multi_thread")]
+async fn r7_1_in_a_container_the_first_process_keeps_what_was_begun() {
+    let stage = Stage::new(&slow("4s")).await;
+    let serve = stage.command(&["supervise", "--", "serve"]);
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(stage.place("daemon.log")).unwrap();
+    // A world of processes of its own, in which it is number one.
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--mount-proc", "--kill-child"]).arg(serve.get_program());
+    let arguments: Vec<_> =
+        serve.get_args().filter(|argument| *argument != "--config").map(ToOwned::to_owned).collect();
+    let config = arguments.last().unwrap().clone();
+    command.args(&arguments[..arguments.len() - 1]).arg("--config").arg(config);
+    let mut first = command.envs(crate::stage::tools()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+    let tofu = applying(&stage, "a").await;
+    let daemon =
+        |stage: &Stage| stage.processes("serve --config").into_iter().find(|(_, line)| !line.contains("supervise"));
+    let (before, _) = daemon(&stage).unwrap();
+    assert!(Command::new("kill").args(["-9", &before.to_string()]).status().unwrap().success());
+    stage.until("the daemon is started again", async || daemon(&stage).filter(|(pid, _)| *pid != before)).await;
+    assert!(stage.processes("apply -json").iter().any(|(pid, _)| *pid == tofu), "the apply goes on");
+    stage.verdict("dev/b", Verdict::InSync).await;
+    assert_eq!(stage.writes(), ["create a", "create b"]);
+    let (one, _) =
+        stage.processes("supervise -- serve").into_iter().find(|(_, line)| !line.contains("unshare")).unwrap();
+    assert!(Command::new("kill").arg(one.to_string()).status().unwrap().success());
+    assert!(first.wait().unwrap().success());
     nobody_left(&stage).await;
 }
