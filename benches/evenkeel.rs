@@ -28,6 +28,7 @@ use evenkeel::{
     port::{Observation, Repository},
     remedy::{self, Drifted},
     render,
+    store::Store,
     targets::tofu,
 };
 use serde_json::{Value, json};
@@ -65,6 +66,15 @@ fn main() {
         }
         if asked("twenty") {
             rows.extend(told(twenty_modules().await));
+        }
+        if asked("journal") {
+            rows.extend(told(journal().await));
+        }
+        if asked("recovery") {
+            rows.extend(told(recovery().await));
+        }
+        if asked("fairness") {
+            rows.extend(told(fairness().await));
         }
         rows
     });
@@ -694,5 +704,185 @@ async fn twenty_modules() -> Vec<Row> {
     vec![
         row("20 root modules, depth 4, 200 resources: whole apply", ours, theirs),
         row("the same: whole pass without changes", our_pass, their_pass),
+    ]
+}
+
+/// A journal record with everything that stands in its transaction, next to a bare write of as many bytes and an fsync.
+async fn journal() -> Vec<Row> {
+    const RECORDS: usize = 400;
+    let folder = tempfile::tempdir_in("target").unwrap();
+    let file = folder.path().join("evenkeel.db");
+    let store = Store::open(&file).await.unwrap();
+    let now = chrono::Utc::now();
+    store.take("bench", now, now, true).await.unwrap();
+    let mut run: evenkeel::journal::Run = serde_json::from_value(json!({
+        "id": 0, "environment": "dev", "revision": "a".repeat(40), "state": {"state": "open"}, "because": "a bench", "principal": "merge", "byMerge": true,
+        "pull": null, "remediation": null, "createdAt": now, "endedAt": null,
+        "instances": (0..20).map(|n| (format!("dev/c{n}"), json!({"status": "new", "order": 1, "says": "", "changed": false, "waitingOn": null}))).collect::<serde_json::Map<_, _>>(),
+    }))
+    .unwrap();
+    store.create_run(&mut run, &BTreeMap::new()).await.unwrap();
+    let id: InstanceId = "dev/c0".parse().unwrap();
+    let digest = evenkeel::model::Digest::of_json(&json!(1));
+    let planned = evenkeel::journal::Event::Planned { digest: Some(digest) };
+    // Where SQLite starts its log anew it grows no more.
+    let log = file.with_extension("db-wal");
+    let before = std::fs::metadata(&log).unwrap().len();
+    store.append(&run, &id, &planned, now).await.unwrap();
+    let bytes = std::fs::metadata(&log).unwrap().len() - before;
+    let mut bare = std::fs::File::create(folder.path().join("bare")).unwrap();
+    let block = vec![7; bytes as usize];
+    let (mut appends, mut writes) = (vec![], vec![]);
+    for _ in 0..RECORDS {
+        // Side by side, so that a slow moment of the disk is both's.
+        let started = Instant::now();
+        store.append(&run, &id, &planned, now).await.unwrap();
+        appends.push(started.elapsed().as_secs_f64() * 1000.0);
+        let started = Instant::now();
+        std::io::Write::write_all(&mut bare, &block).unwrap();
+        bare.sync_all().unwrap();
+        writes.push(started.elapsed().as_secs_f64() * 1000.0);
+    }
+    let (append, write) = (median(appends), median(writes));
+    vec![Row {
+        what: "a journal record, durable, in its transaction",
+        found: format!("{append:.2} ms"),
+        bound: format!("{write:.2} ms for {bytes} bytes and an fsync, {:.2} ×; 1.5 ×", append / write),
+    }]
+}
+
+/// From the start of a daemon to its being back at the run in whose middle the one before was killed.
+async fn recovery() -> Vec<Row> {
+    let slow = |folder: &Path| {
+        one(folder);
+        let text = world_file("a", "1").replace("content =", "delay = \"20s\"\n  content =");
+        write(folder, "tf/a/main.tf", &text);
+    };
+    let mut stage = Stage::new(slow, 4).await;
+    let log = |stage: &Stage| std::fs::read_to_string(stage.place("daemon.log")).unwrap_or_default();
+    stage.serve();
+    stage.until("the apply is under way", async || log(&stage).contains("Creating...")).await;
+    let mut times = vec![];
+    for n in 1..=ROUNDS {
+        let mut daemon = stage.daemon.take().unwrap();
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+        let started = Instant::now();
+        stage.serve();
+        stage.until("the run goes on", async || log(&stage).matches("attached to what went on").count() == n).await;
+        times.push(started.elapsed().as_secs_f64() * 1000.0);
+    }
+    vec![Row {
+        what: "SIGKILL in the middle of a run: start → back at it",
+        found: format!("{:.0} ms", median(times)),
+        bound: "< 1000 ms".into(),
+    }]
+}
+
+/// How long a healthy component waits among 200, when all are well and when 20 of them hang or fail.
+async fn fairness() -> Vec<Row> {
+    const ALL: usize = 200;
+    let clock: Arc<dyn evenkeel::port::Clock> = Arc::new(evenkeel::daemon::SystemClock);
+    let repository = evenkeel::sim::Repository::new(Arc::clone(&clock));
+    let seal = Arc::new(evenkeel::model::Seal::new(b"bench".to_vec()));
+    // A look takes 10 ms and 4 go side by side; what takes 100 ms is long, as a minute is for a real plan.
+    let world = evenkeel::sim::World::new(Arc::clone(&seal));
+    let paced =
+        world.paced(evenkeel::targets::lanes::Lanes::new(4, Duration::from_millis(100)), Duration::from_millis(10));
+    let mut files = vec![
+        (
+            "state-repo/staterepo.yaml".to_owned(),
+            Some(envelope(
+                "StateRepo",
+                "bench",
+                "{ permissions: [{ allow: [apply, plan, drift], to: [\"token:local\"] }], defaults: { drift: { every: 1h } } }",
+            )),
+        ),
+        (
+            "state-repo/dev.yaml".to_owned(),
+            Some(envelope("Environment", "dev", "{ onMerge: apply, limits: { creates: 1000 } }")),
+        ),
+    ];
+    let name = |n: usize| format!("c{n:03}");
+    for n in 0..ALL {
+        let spec = format!("{{ environments: [dev], tofu: {{ root: tf/{} }} }}", name(n));
+        files.push((format!("state-repo/{}.yaml", name(n)), Some(envelope("Component", &name(n), &spec))));
+        files.push((format!("tf/{}/main.tf", name(n)), Some("thing.content = one\n".to_owned())));
+    }
+    repository.commit("main", "lin", "First", &files).unwrap();
+    let store = Store::in_memory().await.unwrap();
+    let hands = evenkeel::daemon::Hands {
+        store: store.clone(),
+        repository: Arc::new(repository),
+        target: Arc::new(paced),
+        forge: None,
+        clock,
+        seal,
+        redactor: evenkeel::model::Redactor::default(),
+    };
+    let settings = evenkeel::daemon::Settings {
+        branch: "main".into(),
+        root: "state-repo".into(),
+        poll: Duration::from_secs(3600),
+        watch: None,
+        holder: "bench".into(),
+        lease: Duration::from_secs(3600),
+    };
+    let daemon = evenkeel::daemon::Daemon::new(settings, hands);
+    let serving = Arc::clone(&daemon);
+    tokio::spawn(async move { serving.serve().await });
+    let started = Instant::now();
+    while daemon.status().await.unwrap().verdict != evenkeel::model::Verdict::InSync {
+        assert!(started.elapsed() < Duration::from_secs(120), "the world did not come in sync");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let ids: Vec<InstanceId> = (0..ALL).map(|n| format!("dev/{}", name(n)).parse().unwrap()).collect();
+    let healthy: Vec<&InstanceId> = ids.iter().enumerate().filter(|(n, _)| n % 10 != 0).map(|(_, id)| id).collect();
+    let round = async || {
+        let since = chrono::Utc::now();
+        for id in &ids {
+            daemon.queue.wake(evenkeel::daemon::Wake::Instance(id.clone()), "bench");
+        }
+        let mut times: BTreeMap<&InstanceId, f64> = BTreeMap::new();
+        while times.len() < healthy.len() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            let observed = store.all_observed().await.unwrap();
+            for id in &healthy {
+                if let Some(seen) = observed.get(*id).filter(|seen| seen.at > since) {
+                    times.entry(id).or_insert((seen.at - since).as_seconds_f64() * 1000.0);
+                }
+            }
+        }
+        percentile(times.into_values().collect(), 0.99)
+    };
+    let mut well = vec![];
+    for _ in 0..ROUNDS {
+        well.push(round().await);
+    }
+    for (n, id) in ids.iter().enumerate().filter(|(n, _)| n % 10 == 0) {
+        let fault = if n % 20 == 0 {
+            evenkeel::sim::Fault::Hangs
+        } else {
+            evenkeel::sim::Fault::OutOfReach("no route to host".into())
+        };
+        world.set_fault(id, Some(fault));
+    }
+    let first = round().await;
+    let mut ill = vec![];
+    for _ in 0..ROUNDS {
+        ill.push(round().await);
+    }
+    let (well, ill) = (median(well), median(ill));
+    vec![
+        Row {
+            what: "200 components, 10 % hang or fail: 99th percentile of the others",
+            found: format!("{ill:.0} ms"),
+            bound: format!("{well:.0} ms when all are well, {:+.1} %; 20 %", (ill / well - 1.0) * 100.0),
+        },
+        Row {
+            what: "the same, in the round in which they begin to hang",
+            found: format!("{first:.0} ms"),
+            bound: format!("{well:.0} ms, {:+.1} %", (first / well - 1.0) * 100.0),
+        },
     ]
 }

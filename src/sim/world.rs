@@ -19,6 +19,7 @@ use crate::{
     model::{Change, Field, InstanceId, PullNumber, ResourceChange, Retry, Seal, change},
     port::{Attached, Cut, Fence, Job, Observation, Output, Prepared, Progress, Target, TargetError, TofuWork, Work},
     store::Store,
+    targets::lanes::{Lanes, Slot},
 };
 
 pub(super) type Fields = BTreeMap<String, String>;
@@ -39,6 +40,8 @@ pub enum Fault {
     },
     /// A resource differs from what was asked for after every change.
     NeverSettles(String),
+    /// It never answers.
+    Hangs,
 }
 
 /// A state as the tool keeps it.
@@ -79,6 +82,8 @@ pub struct World {
     seal: Arc<Seal>,
     /// The life of the daemon whose hand this is, and the store whose tokens its supervisor asks for.
     life: Option<(Arc<Life>, Store)>,
+    /// How many are looked at side by side, and how long a look takes.
+    pace: Option<(Lanes, Duration)>,
 }
 
 /// Where an instance keeps its state: by the `key` of its backend's settings, else by its own name.
@@ -113,12 +118,29 @@ impl State {
 impl World {
     /// An empty world.
     pub fn new(seal: Arc<Seal>) -> Self {
-        Self { state: Arc::default(), seal, life: None }
+        Self { state: Arc::default(), seal, life: None, pace: None }
     }
 
     /// The same world, in the hands of a daemon with a life.
     pub fn in_life(&self, life: Arc<Life>, store: Store) -> Self {
         Self { life: Some((life, store)), ..self.clone() }
+    }
+
+    /// The same world, where a look takes a while and only so many go side by side.
+    pub fn paced(&self, lanes: Lanes, look: Duration) -> Self {
+        Self { pace: Some((lanes, look)), ..self.clone() }
+    }
+
+    /// Takes the time that a look takes, for ever where it hangs.
+    async fn take_time(&self, id: &InstanceId) -> Option<Slot> {
+        let (lanes, look) = self.pace.as_ref()?;
+        let slot = lanes.take(id).await;
+        tokio::time::sleep(*look).await;
+        let hangs = held(&self.state).faults.get(id) == Some(&Fault::Hangs);
+        if hangs {
+            std::future::pending::<()>().await;
+        }
+        slot
     }
 
     async fn pass(&self, cut: Cut, what: &str) {
@@ -376,6 +398,7 @@ impl World {
 impl Target for World {
     async fn observe(&self, job: &Job) -> Result<Observation, TargetError> {
         let Work::Tofu(work) = &job.work;
+        let _slot = self.take_time(&job.instance).await;
         self.look(job, work)
     }
     async fn prepare(&self, job: &Job) -> Result<Prepared, TargetError> {

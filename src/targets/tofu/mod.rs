@@ -28,14 +28,17 @@ use std::{
 };
 
 use secrecy::SecretString;
-use tokio::sync::Semaphore;
 
 pub use program::version;
 
+use super::lanes::Lanes;
 use crate::{
     model::{InstanceId, PullNumber, Redactor, Seal},
     port::{Job, TargetError, Use},
 };
+
+/// What takes longer goes where it keeps nobody waiting: a plan of a few hundred resources takes about as long.
+const LONG: Duration = Duration::from_secs(60);
 
 /// The environment that a connection gives to a process, by (environment, connection, whether for apply).
 pub type Credentials =
@@ -69,7 +72,7 @@ pub struct Tofu {
     settings: Settings,
     seal: Arc<Seal>,
     redactor: Redactor,
-    slots: Arc<Semaphore>,
+    lanes: Lanes,
     /// One lock for each work tree.
     paths: Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>,
     /// Which instance keeps its state where.
@@ -81,7 +84,7 @@ impl Tofu {
     pub fn new(settings: Settings, seal: Arc<Seal>, redactor: Redactor) -> Self {
         remove_left_values(&settings.data.join("work"));
         Self {
-            slots: Arc::new(Semaphore::new(settings.parallel.max(1))),
+            lanes: Lanes::new(settings.parallel, LONG),
             settings,
             seal,
             redactor,

@@ -6,16 +6,14 @@
 //! *Invariant:* variables stand in a file outside of the module, readable by the owner alone, and are removed
 //! afterwards; they come last on the command line, so that nothing in the repository beats them.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit};
+use tokio::sync::OwnedMutexGuard;
 
 use super::{
+    super::lanes::Slot,
     Tofu, drift,
     plan::{self, PlanJson},
     program::{Read, Said, failure},
@@ -49,7 +47,7 @@ pub(super) struct Ready {
     pub(super) plan: PathBuf,
     _held: OwnedMutexGuard<()>,
     /// One for all processes of a look: what began ends before others begin.
-    _slot: OwnedSemaphorePermit,
+    _slot: Slot,
 }
 
 impl Drop for Ready {
@@ -79,8 +77,8 @@ impl Tofu {
     pub(super) async fn ready(&self, job: &Job, work: &TofuWork, apply: bool) -> Result<Ready, TargetError> {
         let tree = self.tree_path(job);
         let held = self.path_lock(&tree).lock_owned().await;
-        let slot = Arc::clone(&self.slots).acquire_owned().await;
-        let slot = slot.map_err(|_| TargetError::new("stopping", "the daemon is stopping"))?;
+        let slot = self.lanes.take(&job.instance).await;
+        let slot = slot.ok_or_else(|| TargetError::new("stopping", "the daemon is stopping"))?;
         let (laid_out, for_task, tree_for_task) = (self.data_path(job), job.clone(), tree.clone());
         let disk = |error: std::io::Error| {
             TargetError::new("work-tree", format!("could not write below `{}`: {error}", self.settings.data.display()))
