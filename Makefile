@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 ENV := eval "$$(tools/tools env)"
 
-.PHONY: demo test bench tools env schemas lint
+.PHONY: demo test bench fuzz tools env schemas lint
 
 demo: tools
 	@cargo build --quiet
@@ -13,6 +13,10 @@ test: tools
 
 bench: tools
 	@$(ENV) && cargo bench --bench evenkeel
+
+# Cases without end over everything that reads from outside, until one fails or somebody stops it.
+fuzz:
+	@while FUZZ=20000 cargo test --quiet --test suite outside; do :; done
 
 lint:
 	@cargo fmt --check

@@ -6,15 +6,22 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Done, Format, Global, client, output, workbench};
+use super::{Done, Failure, Format, Global, client, output, workbench};
 use crate::{
     config::Config, desired::Desired, git::Mirror, model::EnvironmentName, port::Repository, store::Store,
     targets::tofu,
 };
 
+/// What is to be done about a damaged store.
+const RESTORE: &str = "stop the daemon and put a copy in its place (`evenkeel doctor --copy-store` makes one); without a copy remove it: nothing is applied then before somebody looks at the plan";
+
 /// Check every program, credential, path and permission that the configuration needs.
 #[derive(Args, Debug)]
-pub(crate) struct Doctor {}
+pub(crate) struct Doctor {
+    /// Write a copy of the store to a file, whole also while the daemon runs, and check nothing
+    #[arg(long, value_name = "FILE")]
+    copy_store: Option<std::path::PathBuf>,
+}
 
 #[derive(Serialize)]
 struct Finding {
@@ -33,7 +40,10 @@ fn ill(what: &str, says: impl Into<String>, mend: impl Into<String>) -> Finding 
     Finding { what: what.to_owned(), well: false, says: says.into(), mend: Some(mend.into()) }
 }
 
-pub(super) async fn run(global: &Global, _: &Doctor) -> Done {
+pub(super) async fn run(global: &Global, args: &Doctor) -> Done {
+    if let Some(file) = &args.copy_store {
+        return copy_store(global, file).await;
+    }
     let mut findings = vec![];
     match client::config(global) {
         Err(failure) => {
@@ -69,6 +79,22 @@ pub(super) async fn run(global: &Global, _: &Doctor) -> Done {
         output::answer(global.output, "doctor", &json!({"findings": findings}))?;
     }
     Ok(u8::from(sick))
+}
+
+/// Writes a copy of the store.
+async fn copy_store(global: &Global, file: &std::path::Path) -> Done {
+    let config = client::config(global)?.ok_or_else(|| {
+        Failure::new("there is no configuration").hint("name one with --config: it says where the store is")
+    })?;
+    if file.exists() {
+        return Err(Failure::new(format!("`{}` is there already", file.display())).hint("name another file"));
+    }
+    Store::open(&config.data.join("evenkeel.db")).await?.copy(file).await?;
+    output::note(&format!(
+        "The store is copied to {}. To restore it: stop the daemon, remove `evenkeel.db`, `-wal` and `-shm` from its data, and put the copy there as `evenkeel.db`.",
+        file.display()
+    ));
+    Ok(0)
 }
 
 async fn examine(config: &Config, findings: &mut Vec<Finding>) {
@@ -157,13 +183,9 @@ async fn data(config: &Config, findings: &mut Vec<Finding>) {
                 findings.push(match Store::open(&config.data.join("evenkeel.db")).await {
                     Ok(store) => match store.check().await {
                         Ok(()) => well("store", "is whole"),
-                        Err(error) => {
-                            ill("store", crate::error_chain(&error), "stop the daemon and put a copy in its place")
-                        }
+                        Err(error) => ill("store", crate::error_chain(&error), RESTORE),
                     },
-                    Err(error) => {
-                        ill("store", crate::error_chain(&error), "stop the daemon and put a copy in its place")
-                    }
+                    Err(error) => ill("store", crate::error_chain(&error), RESTORE),
                 });
             }
         }

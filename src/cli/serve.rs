@@ -122,8 +122,8 @@ fn webhook_secret(config: &Config) -> Result<Option<SecretString>, Failure> {
 const AGAIN_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Starts a daemon of its own for the demo, whose log stands in its folder.
-pub(super) fn start(folder: &std::path::Path) -> Result<tokio::process::Child, Failure> {
-    let log = std::fs::File::create(folder.join("daemon.log"))?;
+pub(in crate::cli) fn start(folder: &std::path::Path) -> Result<tokio::process::Child, Failure> {
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("daemon.log"))?;
     let program = std::env::current_exe()?;
     let mut command = tokio::process::Command::new(program);
     command

@@ -117,6 +117,7 @@ pub(crate) async fn daemon(config: &Config, redactor: Redactor) -> Result<Arc<Da
     let store = Store::open(&config.data.join("evenkeel.db")).await.map_err(|error| {
         Failure::from(error).hint("`evenkeel doctor` says what is wrong with it; a copy restores it")
     })?;
+    store.check().await.map_err(|error| Failure::from(error).hint("`evenkeel doctor` says what to do about it"))?;
     let seal = Arc::new(store.seal().await?);
     let targets = Targets::new(tofu::Tofu::new(tofu_settings(config, &redactor), Arc::clone(&seal), redactor.clone()));
     let hands = Hands {

@@ -22,6 +22,7 @@ use axum::{
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 use tokio::net::TcpListener;
+pub use webhook::wakes;
 
 use crate::{
     authority::{LOCAL_TOKEN, Principal},

@@ -39,6 +39,21 @@ struct Numbered {
     number: Option<u64>,
 }
 
+/// What an event wakes. A payload of another shape wakes what its event concerns; facts are read from the forge, never
+/// from here.
+pub fn wakes(event: &str, body: &[u8]) -> Vec<Wake> {
+    let payload: Payload = serde_json::from_slice(body).unwrap_or_default();
+    let number = payload.number.or(payload.issue.and_then(|i| i.number));
+    let number = number.or(payload.pull_request.and_then(|p| p.number)).map(PullNumber);
+    let pull = number.map(Wake::Pull).into_iter();
+    match event {
+        "push" => vec![Wake::Git],
+        "pull_request" => [Wake::Git, Wake::Pulls].into_iter().chain(pull).collect(),
+        "issue_comment" | "pull_request_review" => pull.collect(),
+        _ => vec![],
+    }
+}
+
 async fn receive(State(door): State<Shared>, request: Request) -> (StatusCode, &'static str) {
     let (parts, body) = request.into_parts();
     let headers = parts.headers;
@@ -75,8 +90,6 @@ async fn receive(State(door): State<Shared>, request: Request) -> (StatusCode, &
     if id.is_empty() || id.len() > ID_LENGTH_MAX {
         return refuse(StatusCode::BAD_REQUEST, "the delivery has no id\n");
     }
-    // A payload of another shape wakes what its event concerns; facts are read from the forge, never from here.
-    let payload: Payload = serde_json::from_slice(&body).unwrap_or_default();
     match door.daemon.hands.store.receive(&format!("delivery/{id}"), door.daemon.now(), &event).await {
         Ok(true) => {}
         Ok(false) => return (StatusCode::OK, "seen before\n"),
@@ -84,23 +97,7 @@ async fn receive(State(door): State<Shared>, request: Request) -> (StatusCode, &
         Err(_) => return refuse(StatusCode::SERVICE_UNAVAILABLE, "could not keep the delivery\n"),
     }
     door.daemon.counters.webhooks.fetch_add(1, Relaxed);
-    let number = payload
-        .number
-        .or(payload.issue.and_then(|i| i.number))
-        .or(payload.pull_request.and_then(|p| p.number))
-        .map(PullNumber);
-    match event {
-        "push" => door.daemon.queue.wake(Wake::Git, "webhook"),
-        "pull_request" => {
-            door.daemon.queue.wake(Wake::Git, "webhook");
-            door.daemon.queue.wake(Wake::Pulls, "webhook");
-            number.into_iter().for_each(|number| door.daemon.queue.wake(Wake::Pull(number), "webhook"));
-        }
-        "issue_comment" | "pull_request_review" => {
-            number.into_iter().for_each(|number| door.daemon.queue.wake(Wake::Pull(number), "webhook"))
-        }
-        _ => {}
-    }
+    wakes(event, &body).into_iter().for_each(|wake| door.daemon.queue.wake(wake, "webhook"));
     if let Err(error) = door.daemon.hands.store.handled(&format!("delivery/{id}"), door.daemon.now()).await {
         tracing::warn!(error = crate::error_chain(&error), "could not mark a delivery");
     }

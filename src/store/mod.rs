@@ -243,6 +243,20 @@ impl Store {
         }
     }
 
+    /// Writes a copy of the store as it is at one moment, also while somebody writes to it.
+    ///
+    /// # Errors
+    /// When the file is there already or can't be written.
+    pub async fn copy(&self, file: &Path) -> Result<(), Error> {
+        let attempt = "copy the store";
+        sqlx::query("VACUUM INTO ?")
+            .bind(file.display().to_string())
+            .execute(&self.pool)
+            .await
+            .map_err(statement(attempt))?;
+        Ok(())
+    }
+
     /// Forgets what nothing can ask for any more: what was handled and said long ago, and all but the newest plans of a
     /// subject and the newest ended runs. What is open, applied or observed stays, and so does the audit.
     ///

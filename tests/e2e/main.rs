@@ -5,6 +5,7 @@ mod bad_days;
 mod conversation;
 mod crashes;
 mod found;
+mod incidents;
 mod kills;
 mod loop_closed;
 mod postgres;

@@ -8,7 +8,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::stage::{Stage, component, environment, module};
 
 fn sign(body: &[u8]) -> String {
-    let mut mac = <Hmac<Sha256>>::new_from_slice(b"hook").unwrap();
+    sign_with(b"hook", body)
+}
+
+pub(crate) fn sign_with(secret: &[u8], body: &[u8]) -> String {
+    let mut mac = <Hmac<Sha256>>::new_from_slice(secret).unwrap();
     mac.update(body);
     format!("sha256={}", hex::encode(mac.finalize().into_bytes()))
 }

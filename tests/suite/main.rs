@@ -4,6 +4,7 @@
 mod api;
 mod cli;
 mod declarations;
+mod outside;
 mod scenarios;
 mod schemas;
 mod store;

@@ -3,6 +3,8 @@
 //!
 //! Fails if any step does not come true; nothing is printed that was not observed.
 
+mod killed;
+
 use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -123,7 +125,7 @@ impl Stage {
             colour.dim("Everything is on this machine, in a folder that is removed at the end."),
             forge.address
         ));
-        let daemon = super::serve::start(folder.path())?;
+        let daemon = crate::cli::serve::start(folder.path())?;
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(60)).build()?;
         Ok(Self {
             folder,
@@ -259,6 +261,7 @@ impl Stage {
         self.begin().await?;
         let drifted = self.drift().await?;
         let changed = self.change().await?;
+        self.killed().await?;
         self.epilogue(drifted, changed).await
     }
 
@@ -441,12 +444,12 @@ impl Stage {
 
     /// The end: everything is in sync, and what it took.
     async fn epilogue(&self, drifted: PullNumber, changed: PullNumber) -> Result<(), Failure> {
-        self.heading(4, "Everything is in sync");
+        self.heading(5, "Everything is in sync");
         self.until("everything in sync", async |stage| {
             Ok((stage.status().await?.verdict == Verdict::InSync).then_some(()))
         })
         .await?;
-        output::text(&indent(&super::status::lines(&self.status().await?)));
+        output::text(&indent(&crate::cli::status::lines(&self.status().await?)));
         let runs = self.get("/api/v1/runs").await?;
         let rows: Vec<Vec<String>> = runs
             .as_array()
@@ -470,7 +473,7 @@ impl Stage {
         output::text(&indent(&output::table(&rows)));
         let log = self.world(".world-log");
         let writes = log.lines().count();
-        expect(writes == 12 + 1 + 2, &format!("the world was written 15 times, and never twice: {writes}"))?;
+        expect(writes == 12 + 1 + 2 + 2, &format!("the world was written 17 times, and never twice: {writes}"))?;
         let memory = std::fs::read_to_string(format!("/proc/{}/status", self.daemon.id().unwrap_or_default()))
             .unwrap_or_default();
         let memory =
