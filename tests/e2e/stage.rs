@@ -162,7 +162,12 @@ impl Stage {
 
     /// What a command prints and answers.
     pub(crate) fn run(&self, arguments: &[&str]) -> (i32, String, String) {
-        let output = self.command(arguments).output().unwrap();
+        // A daemon that was to refuse and does not is ended, so that the test fails rather than hangs.
+        let mut limited = Command::new("timeout");
+        let command = self.command(arguments);
+        limited.arg("60").arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+        limited.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let output = limited.output().unwrap();
         (
             output.status.code().unwrap_or(-1),
             String::from_utf8_lossy(&output.stdout).into_owned(),
