@@ -110,6 +110,9 @@ fn quoted(text: &str) -> Vec<Range<usize>> {
 
 /// One line after its slash; nothing where it is no command of ours.
 fn one(rest: &str) -> Option<Result<Command, Unclear>> {
+    if rest.starts_with(char::is_whitespace) {
+        return None;
+    }
     let mut words: Vec<&str> = rest.split_whitespace().collect();
     let name = words.first().copied()?;
     if !name.bytes().all(|c| c.is_ascii_alphabetic() || matches!(c, b'-' | b',' | b';' | b':' | b'.')) {

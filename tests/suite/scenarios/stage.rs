@@ -108,6 +108,16 @@ impl Stage {
             let disorder = &mut self.disorder;
             let rest = async {
                 daemon.poll().await.map_err(|error| error.to_string())?;
+                if let Some(state) = disorder.as_mut() {
+                    // Every fifth of what would have woken it is lost.
+                    for _ in 0..5 {
+                        if next(state).is_multiple_of(5)
+                            && let Some((lost, _)) = daemon.queue.any_now(next(state))
+                        {
+                            daemon.queue.done(&lost);
+                        }
+                    }
+                }
                 match disorder {
                     // As a task of its own, because what is only stopped is still there.
                     None => drop(tokio::spawn(async move { daemon.come_to_rest().await }).await),
@@ -167,14 +177,16 @@ impl Stage {
         }
         // Every comment and event of the real forge comes with an event, and a poll finds what events lose.
         let (before, mut effects) = (self.seen.clone(), vec![]);
-        for _ in 0..2 {
+        // What events lose, the next polls find.
+        let rounds = if self.disorder.is_some() { 4 } else { 2 };
+        for round in 0..rounds {
             self.rest().await?;
             let (now, more) = (self.sight().await, self.world.effects());
             let is_quiet = now == self.seen && more.is_empty();
             self.effects.extend(more.iter().cloned());
             effects.extend(more);
             self.seen = now;
-            if is_quiet {
+            if is_quiet && (self.disorder.is_none() || round > 1) {
                 break;
             }
         }
@@ -312,6 +324,10 @@ impl Stage {
             "forge" => {
                 let why = rest.strip_prefix("out of reach: ").map(str::to_owned);
                 self.forge.put_out_of_reach(why);
+            }
+            "git" => {
+                let why = rest.strip_prefix("out of reach: ").map(str::to_owned);
+                self.repository.put_out_of_reach(why);
             }
             "wipe" => self.world.wipe(rest),
             "silence" => self.world.silence(rest, true),
