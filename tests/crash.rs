@@ -3,7 +3,7 @@
 //!
 //! Prints how many cuts were made. `CUT='AfterWrite journal 1 dev/a started 1' SCRIPT=r2_1 cargo test --test crash -- --nocapture`
 //! tells one script with one cut and shows its transcript.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on has failed")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test that can't go on has failed")]
 
 #[path = "suite/scenarios/script.rs"]
 mod script;

@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Done, Failure, Global, client, output, status, workbench};
 use crate::{
     config::Config,
+    daemon::Daemon,
     model::Redactor,
     server::{self, Door},
     telemetry,
@@ -45,6 +46,7 @@ pub(super) async fn run(global: &Global, args: Serve) -> Done {
     }
     if args.once {
         daemon.once().await;
+        not_fenced(&daemon)?;
         let all = daemon.status().await?;
         status::print(global, &all, "serve")?;
         return Ok(all.verdict.exit_code());
@@ -80,16 +82,21 @@ pub(super) async fn run(global: &Global, args: Serve) -> Done {
         server::serve(listener, door).await
     });
     daemon.serve().await;
-    if daemon.is_fenced() {
-        return Err(Failure::new("another daemon has taken over, because this one did not renew its lease")
-            .hint("it was stopped or very slow; start it again and it waits for its turn"));
-    }
+    not_fenced(&daemon)?;
     // One that never could listen waits for ever.
     if let Ok(Ok(Err(error))) = tokio::time::timeout(AGAIN_EVERY, serving).await {
         output::note(&format!("Error: the API stopped: {error}"));
     }
     daemon.hands.store.close().await;
     Ok(0)
+}
+
+fn not_fenced(daemon: &Daemon) -> Result<(), Failure> {
+    if daemon.is_fenced() {
+        return Err(Failure::new("another daemon has taken over, because this one did not renew its lease")
+            .hint("it was stopped or very slow; start it again and it waits for its turn"));
+    }
+    Ok(())
 }
 
 /// The tokens of the API by name: the one of this machine, and those of the configuration.

@@ -19,6 +19,9 @@ use crate::{
 /// The sort of record that says that an instance's part of a run is cancelled.
 const CANCEL: &str = "cancel";
 
+/// How often an effect that does not hear is asked again.
+const ASK_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
+
 fn name(run: RunId, id: &InstanceId) -> String {
     format!("{run}/{id}")
 }
@@ -43,8 +46,10 @@ impl Daemon {
                     .audit(self.now(), &who.name(), "cancel", &id.to_string(), &format!("run {}", run.id))
                     .await?;
                 self.store().put(CANCEL, &name(run.id, id), self.now(), &by).await?;
-                if run.instances[id].status == Status::Running && self.hands.target.interrupt(id).await? {
+                if run.instances[id].status == Status::Running {
+                    let (daemon, id, run) = (Arc::clone(self), id.clone(), run.id);
                     asked.push(id.to_string());
+                    self.tasks.spawn(async move { daemon.interrupt(run, &id).await });
                 }
             }
             self.run_changed.notify_waiters();
@@ -62,6 +67,19 @@ impl Daemon {
             return Err(Error::Refused("Nothing was cancelled: no run of what you mean is under way.".into()));
         }
         Ok(said.join(" "))
+    }
+
+    /// Asks an effect to end, also where it is only about to begin, for as long as it is in flight.
+    async fn interrupt(&self, run: RunId, id: &InstanceId) {
+        let in_flight = |run: Run| run.instances.get(id).is_some_and(|one| one.status == Status::Running);
+        while self.store().run(run).await.ok().flatten().is_some_and(in_flight) {
+            match self.hands.target.interrupt(id).await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => tracing::warn!(instance = %id, error = error.line(), "could not interrupt"),
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        }
     }
 
     /// By whom an instance's part of a run is cancelled, if it is.

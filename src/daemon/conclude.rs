@@ -5,8 +5,11 @@
 
 use std::sync::{Arc, PoisonError, atomic::Ordering};
 
-use super::{Daemon, Error, Wake, remediation::Merged};
-use crate::journal::{Run, RunState, Status};
+use super::{Daemon, Error, Wake, decide::Stalled, remediation::Merged, run::Driven};
+use crate::{
+    journal::{Run, RunState, Status},
+    model::InstanceId,
+};
 
 impl Daemon {
     /// Ends a run whose instances have all ended, and says where it stands.
@@ -38,6 +41,24 @@ impl Daemon {
             self.say_run(run).await?;
         }
         self.run_changed.notify_waiters();
+        Ok(())
+    }
+
+    /// Remembers that an instance does not go on until somebody's word or another content (R5.1).
+    pub(super) async fn stall(
+        &self,
+        driven: &Driven,
+        id: &InstanceId,
+        says: &str,
+        cancelled: bool,
+    ) -> Result<(), Error> {
+        let run = driven.run.lock().await.clone();
+        let digest = run.instances.get(id).and_then(|instance| instance.digest);
+        if !run.reverts() {
+            let stalled = Stalled { run: run.id, says: says.to_owned(), digest, cancelled };
+            self.store().put("stalled", &id.to_string(), self.now(), &stalled).await?;
+        }
+        tracing::warn!(instance = %id, run = run.id.0, says, "stalled");
         Ok(())
     }
 

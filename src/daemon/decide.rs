@@ -356,13 +356,12 @@ impl Daemon {
         Ok(())
     }
 
-    pub(super) async fn end_waiting(
-        self: &Arc<Self>,
-        mut run: Run,
-        ids: Vec<InstanceId>,
-        says: &str,
-    ) -> Result<(), Error> {
+    pub(super) async fn end_waiting(self: &Arc<Self>, run: Run, ids: Vec<InstanceId>, says: &str) -> Result<(), Error> {
         let _turn = self.taking_up.lock().await;
+        // As it is now: it may have been driven since it was listed.
+        let Some(mut run) = self.store().run(run.id).await?.filter(|run| run.state == RunState::Open) else {
+            return Ok(());
+        };
         if self.driving.lock().unwrap_or_else(std::sync::PoisonError::into_inner).contains(&run.id) {
             return Ok(());
         }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{Daemon, Error};
-use crate::store;
+use crate::{store, supervisor::Who};
 
 /// How often a lease is renewed while it lasts.
 const RENEWALS: u32 = 6;
@@ -26,6 +26,8 @@ impl Daemon {
     pub async fn take_lease(&self) -> Result<(), Error> {
         let until = self.lease_until();
         self.store().take(&self.settings.holder, self.now(), until, true).await?;
+        // Only now nobody else works with what lies there.
+        self.hands.target.take_over().await;
         Ok(())
     }
 
@@ -38,7 +40,9 @@ impl Daemon {
         let mut said = false;
         while !self.stopping() {
             let lease = self.store().lease().await?;
-            let Some(lease) = lease.filter(|_| !holder_is_dead()) else {
+            // Whoever has the folder's lock knows that nobody else has it, and not that the holder never took over without.
+            let mut is_free = |lease: &store::Lease| !Who::names_living(&lease.holder) && holder_is_dead();
+            let Some(lease) = lease.filter(|lease| !is_free(lease)) else {
                 self.take_lease().await?;
                 return Ok(true);
             };

@@ -275,6 +275,7 @@ impl Daemon {
     /// Works until nothing is left to do, and stops.
     pub async fn once(self: &Arc<Self>) {
         self.begin().await;
+        let keeper = tokio::spawn(Arc::clone(self).keep_lease());
         let worker = Arc::clone(self);
         let working = tokio::spawn(async move { worker.work().await });
         self.queue.wake(Wake::Outbox, "start");
@@ -285,7 +286,10 @@ impl Daemon {
         self.stop.cancel();
         drop(working.await);
         self.tasks.close();
-        self.tasks.wait().await;
+        if !self.is_fenced() {
+            self.tasks.wait().await;
+        }
+        keeper.abort();
     }
 
     /// Looks at everything that is hinted at, one thing after the other, until nothing is left: for a world whose time

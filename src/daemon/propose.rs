@@ -347,9 +347,9 @@ impl Daemon {
         let text = remedy::write(&name, &remediation).map_err(Error::Refused)?;
         let path = remediation_path(&self.settings.root, &group.environment, &name);
         self.without_secrets(&key, &text)?;
-        let mut files = vec![(path.clone(), Some(text))];
-        let spent = self.spent_files(head, &group.environment).await?;
-        files.extend(spent.into_iter().filter(|spent| *spent != path).map(|spent| (spent, None)));
+        let spent = self.spent_files(head, &group.environment).await?.into_iter().filter(|spent| *spent != path);
+        let mut files: Vec<_> =
+            std::iter::once((path.clone(), Some(text))).chain(spent.map(|spent| (spent, None))).collect();
         let adopts = written.edits.is_some();
         let edited: Vec<String> = written.edits.iter().flat_map(|edits| edits.keys().cloned()).collect();
         if let Some(edits) = written.edits {

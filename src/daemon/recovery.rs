@@ -103,7 +103,7 @@ impl Daemon {
     }
 
     /// Decides what was started and not finished, and what nobody knows of any more, by looking at the world.
-    async fn look_again(
+    pub(super) async fn look_again(
         self: &Arc<Self>,
         driven: &Driven,
         run: &Run,

@@ -20,14 +20,13 @@ use tokio::sync::Mutex;
 
 use super::{
     Daemon, Error, Head, Wake,
-    decide::Stalled,
     prepare::{Ready, Stop},
 };
 use crate::{
     journal::{Event, Outcome, Run, RunState, Status, next_status},
     model::{InstanceId, WaitingOn},
     plan::{Summary, order},
-    port::{Fence, Job, RecordedOutput, TargetError, Work},
+    port::{Fence, Job, LOST, RecordedOutput, TargetError, Work},
 };
 
 /// How often a plan is tried again when the state moved under it.
@@ -251,7 +250,11 @@ impl Daemon {
         self.record(driven, id, Event::Started { digest: actions[0].digest }, None).await?;
         tracing::info!(instance = %id, action = actions[0].digest.short(), "action started");
         let done = self.hands.target.apply(&job, prepared, fence, Self::progress(id)).await;
-        self.finish(driven, id, done, &job, inputs).await
+        match done {
+            // Everything that knew of it was killed, while this daemon lives: the world tells.
+            Err(error) if error.kind == LOST => self.look_again(driven, &run, id, &job, inputs).await,
+            done => self.finish(driven, id, done, &job, inputs).await,
+        }
     }
 
     /// Records how an effect ended, and looks whether it did what it was to do.
@@ -427,24 +430,6 @@ impl Daemon {
         let says = self.hands.redactor.redact(&says);
         self.stall(driven, id, &says, false).await?;
         self.record(driven, id, Event::Failed { says }, None).await
-    }
-
-    /// Remembers that an instance does not go on until somebody's word or another content (R5.1).
-    pub(super) async fn stall(
-        &self,
-        driven: &Driven,
-        id: &InstanceId,
-        says: &str,
-        cancelled: bool,
-    ) -> Result<(), Error> {
-        let run = driven.run.lock().await.clone();
-        let digest = run.instances.get(id).and_then(|instance| instance.digest);
-        if !run.reverts() {
-            let stalled = Stalled { run: run.id, says: says.to_owned(), digest, cancelled };
-            self.store().put("stalled", &id.to_string(), self.now(), &stalled).await?;
-        }
-        tracing::warn!(instance = %id, run = run.id.0, says, "stalled");
-        Ok(())
     }
 
     /// Journals an event, and brings the run's document and comment up to date.

@@ -298,6 +298,9 @@ pub struct Fence {
     pub token: i64,
 }
 
+/// The kind of an error that says that nobody is left who would know what became of an effect.
+pub const LOST: &str = "effect-lost";
+
 /// What became of an effect that was begun before the daemon died.
 #[derive(Debug)]
 pub enum Attached {
@@ -366,6 +369,8 @@ pub trait Target: Send + Sync {
     /// # Errors
     /// When it can't be asked.
     async fn interrupt(&self, id: &InstanceId) -> Result<bool, TargetError>;
+    /// Removes what a daemon before left lying about; called when nobody else may work here any more.
+    async fn take_over(&self) {}
     /// Releases the target's own lock, whoever has it; answers whose it was, or nothing where there was none.
     ///
     /// # Errors

@@ -54,8 +54,12 @@ pub async fn first(arguments: &[OsString]) -> std::io::Result<u8> {
             _ = int.recv() => stopping = asked(daemon),
             () = tokio::time::sleep_until(again_at.unwrap_or(started)), if again_at.is_some() && !stopping => {
                 again_at = None;
-                daemon = Some(start(arguments)?);
                 started = Instant::now();
+                match start(arguments) {
+                    Ok(pid) => daemon = Some(pid),
+                    // What was begun depends on this process: it stays, and tries again.
+                    Err(_) => again_at = Some(Instant::now() + AGAIN_MAX),
+                }
             }
         }
     }

@@ -26,7 +26,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use rustix::{
     fs::{FlockOperation, flock},
-    process::{Pid, Signal, kill_process},
+    process::{Pid, Signal, kill_process, kill_process_group},
 };
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -103,8 +103,13 @@ pub enum End {
         /// In a sentence.
         says: String,
     },
-    /// By a signal, or because it took too long.
+    /// By a signal.
     Killed {
+        /// "was killed by signal 9".
+        says: String,
+    },
+    /// It took too long.
+    Stopped {
         /// "was stopped: it took longer than 60 s".
         says: String,
     },
@@ -159,14 +164,15 @@ impl Spool {
         }
     }
 
-    /// Orders something and starts a supervisor for it; waits until nobody else works here. What stood here is gone, but
-    /// for the input, which the caller has put there.
+    /// Orders something and starts a supervisor for it; waits until nobody else works here. What stood here is gone, and the
+    /// input is moved to where the program alone has it.
     ///
     /// # Errors
-    /// When the folder can't be written, or the supervisor can't be started.
+    /// When the folder can't be written, the supervisor can't be started, or the fence does not hold any more.
     pub async fn begin(
         &self,
         order: &Order,
+        input: Option<&Path>,
         supervisor: &Path,
         environment: &BTreeMap<String, SecretString>,
     ) -> io::Result<tokio::process::Child> {
@@ -177,9 +183,15 @@ impl Spool {
             }
             tokio::time::sleep(LOOK_EVERY).await;
         };
+        if let Some(says) = process::refusal(order.fence.as_ref()).await {
+            return Err(io::Error::other(says));
+        }
         self.keep_died()?;
         for old in ["begun.json", "end.json", "order.json"] {
             remove(&self.0.join(old))?;
+        }
+        if let Some(input) = input {
+            std::fs::rename(input, self.input())?;
         }
         let fresh = |path: PathBuf| OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path);
         let (output, complaints) = (fresh(self.output())?, fresh(self.complaints())?);
@@ -191,16 +203,23 @@ impl Spool {
         tokio::process::Command::from(command).kill_on_drop(false).spawn()
     }
 
-    /// Keeps what tells of a program that was killed: it may have left a lock behind.
+    /// Keeps what tells of a program that was killed: it may have left a lock behind. What was kept before stays: whoever
+    /// waited for that lock and was killed as well never had it.
     fn keep_died(&self) -> io::Result<()> {
-        if self.0.join("end.json").exists() || !self.0.join("begun.json").exists() {
+        let died = self.0.join("died");
+        let was_killed = !self.0.join("end.json").exists() && self.0.join("begun.json").exists();
+        if !was_killed || died.join("begun.json").exists() {
             return Ok(());
         }
-        let died = self.0.join("died");
         private_folder(&died)?;
-        ["order.json", "begun.json", "out"]
-            .iter()
-            .try_for_each(|name| std::fs::rename(self.0.join(name), died.join(name)))
+        // What says that it is whole comes last, so that this may be cut off and done again.
+        for name in ["out", "order.json", "begun.json"] {
+            match std::fs::rename(self.0.join(name), died.join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// What was ordered and begun here before, and was killed; with what it printed.
@@ -210,8 +229,10 @@ impl Spool {
     pub fn died(&self) -> io::Result<Option<(Order, Begun, File)>> {
         let died = self.0.join("died");
         let (order, begun) = (kept(&died.join("order.json"))?, kept(&died.join("begun.json"))?);
-        let (Some(order), Some(begun)) = (order, begun) else { return Ok(None) };
-        Ok(Some((order, begun, File::open(died.join("out"))?)))
+        let (Some(order), Some(begun), Ok(output)) = (order, begun, File::open(died.join("out"))) else {
+            return Ok(None);
+        };
+        Ok(Some((order, begun, output)))
     }
 
     /// Forgets what was killed before: it left nothing behind, or nothing any more.
@@ -233,8 +254,12 @@ impl Spool {
         if !self.lock_file().exists() {
             return Ok(Standing::Nothing);
         }
-        // Before anything is read: what is read without the lock may be in the middle of being replaced.
-        let is_free = self.lock()?.is_some();
+        // Held to the end, so that nothing is ordered meanwhile; without it only what lives is told of.
+        let lock = self.lock()?;
+        let is_free = lock.is_some();
+        if is_free {
+            remove(&self.input())?;
+        }
         let Some(order) = kept::<Order>(&self.0.join("order.json"))? else { return Ok(Standing::Nothing) };
         if let Some(end) = kept::<End>(&self.0.join("end.json"))? {
             return Ok(Standing::Ended(order, end));
@@ -246,7 +271,6 @@ impl Spool {
             }
             return Ok(Standing::Alive(order));
         }
-        remove(&self.input())?;
         Ok(Standing::Died(order, kept::<Begun>(&self.0.join("begun.json"))?))
     }
 
@@ -274,11 +298,17 @@ impl Spool {
                 return Ok(false);
             }
             let begun = kept::<Begun>(&self.0.join("begun.json"))?;
-            if let Some(who) = begun.map(|begun| begun.supervisor).filter(Who::lives)
-                && let Some(pid) = Pid::from_raw(who.pid)
-            {
-                kill_process(pid, Signal::TERM)?;
-                return Ok(true);
+            if let Some(begun) = begun {
+                let supervisor = Pid::from_raw(begun.supervisor.pid).filter(|_| begun.supervisor.lives());
+                let program = Pid::from_raw(begun.program.pid).filter(|_| begun.program.lives());
+                match (supervisor, program) {
+                    (Some(pid), _) => return kill_process(pid, Signal::TERM).map(|()| true).map_err(Into::into),
+                    // Its supervisor was killed alone; it hears us all the same.
+                    (None, Some(pid)) => {
+                        return kill_process_group(pid, Signal::INT).map(|()| true).map_err(Into::into);
+                    }
+                    (None, None) => {}
+                }
             }
             if since.elapsed() > BEGIN_LIMIT {
                 return Err(io::Error::other(format!("nobody answers for `{}`", self.0.display())));
@@ -334,12 +364,13 @@ impl Busy {
         Self(file)
     }
 
-    /// Locks it; waits while an earlier program has it.
+    /// Locks it; waits while an earlier program has it, and ends that when it takes too long: it only looks.
     ///
     /// # Errors
     /// When the file can't be made.
-    pub async fn lock(&self) -> io::Result<Stdio> {
+    pub async fn lock(&self, limit: Duration) -> io::Result<Stdio> {
         let file = open_lock(&self.0)?;
+        let since = std::time::Instant::now();
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(file.into()),
@@ -350,6 +381,12 @@ impl Busy {
                 && let Ok(who) = serde_json::from_slice::<Who>(&text)
             {
                 who.end_orphans();
+                if since.elapsed() > limit
+                    && who.lives()
+                    && let Some(group) = Pid::from_raw(who.pid)
+                {
+                    let _already_gone = kill_process_group(group, Signal::KILL);
+                }
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }

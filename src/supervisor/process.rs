@@ -40,7 +40,7 @@ pub async fn supervise(folder: &Path) -> std::io::Result<u8> {
 }
 
 /// Why the program is not to be started, in a sentence.
-async fn refusal(fence: Option<&Fence>) -> Option<String> {
+pub(super) async fn refusal(fence: Option<&Fence>) -> Option<String> {
     let fence = fence?;
     match crate::store::token_in(&fence.store, &fence.environment).await {
         Ok(Some(token)) if token == fence.token => None,
@@ -82,7 +82,8 @@ async fn run(folder: &Path, order: &Order, asked: &mut Asked) -> std::io::Result
     };
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
     let program = pid.and_then(Who::of).unwrap_or_else(|| Who { pid: pid.unwrap_or_default(), ..Who::me() });
-    keep(&folder.join("begun.json"), &Begun { supervisor: Who::me(), program, at: Utc::now() })?;
+    // Where it can't be written it is waited for all the same: it lives.
+    let _unwritten = keep(&folder.join("begun.json"), &Begun { supervisor: Who::me(), program, at: Utc::now() });
     let end = wait(&mut child, asked, Duration::from_secs(order.seconds)).await?;
     if let Some(group) = pid.and_then(Pid::from_raw) {
         // What it started and left behind goes with it.
@@ -108,13 +109,18 @@ async fn wait(child: &mut Child, asked: &mut Asked, limit: Duration) -> std::io:
                 signalled(Signal::INT);
             }
             () = sleep_until(over) => {
-                signalled(if too_long { Signal::KILL } else { Signal::INT });
+                // A second interrupt would make it leave without writing its state.
+                if too_long {
+                    signalled(Signal::KILL);
+                } else if !interrupted {
+                    signalled(Signal::INT);
+                }
                 (interrupted, too_long, over) = (true, true, Instant::now() + STOP_GRACE);
             }
         }
     };
     Ok(match status.code() {
-        _ if too_long => End::Killed { says: format!("was stopped: it took longer than {} s", limit.as_secs()) },
+        _ if too_long => End::Stopped { says: format!("was stopped: it took longer than {} s", limit.as_secs()) },
         Some(code) => End::Exited { code },
         None => End::Killed { says: format!("was killed by signal {}", status.signal().unwrap_or_default()) },
     })

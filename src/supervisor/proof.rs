@@ -45,6 +45,16 @@ impl Who {
         }
     }
 
+    /// Whether a name, as it is printed, is that of a process of this machine that lives.
+    pub fn names_living(name: &str) -> bool {
+        let mut parts = name.rsplitn(3, '/');
+        let (started_at, pid, at) = (parts.next(), parts.next(), parts.next());
+        let started_at = started_at.and_then(|text| text.parse().ok());
+        at.is_some_and(|at| at == host())
+            && started_at.is_some()
+            && pid.and_then(|pid| pid.parse().ok()).and_then(started) == started_at
+    }
+
     /// Whether it is certain that it does not: it was of this machine, and is gone.
     pub fn is_dead(&self) -> bool {
         self.host == host() && !self.lives()
@@ -82,7 +92,8 @@ mod tests {
     #[test]
     fn a_process_is_told_from_another_of_its_number() {
         let me = Who::me();
-        assert!(me.lives() && !me.is_dead());
+        assert!(me.lives() && !me.is_dead() && Who::names_living(&me.to_string()));
+        assert!(!Who::names_living(&Who { started: 1, ..me.clone() }.to_string()) && !Who::names_living("test"));
         assert!(!Who { started: me.started + 1, ..me.clone() }.lives());
         assert!(!Who { boot: "another".into(), ..me.clone() }.lives());
         let elsewhere = Who { host: "elsewhere".into(), started: 1, ..me };

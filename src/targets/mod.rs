@@ -51,6 +51,9 @@ impl Target for Targets {
     async fn interrupt(&self, id: &InstanceId) -> Result<bool, TargetError> {
         self.tofu.interrupt(id).await
     }
+    async fn take_over(&self) {
+        self.tofu.take_over();
+    }
     async fn unlock(&self, job: &Job) -> Result<Option<String>, TargetError> {
         match &job.work {
             Work::Tofu(work) => self.tofu.unlock(job, work).await,

@@ -169,7 +169,10 @@ async fn r5_5_cancel_ends_a_run_at_a_safe_point() {
 
 /// A backend of states whose locks stay until somebody releases them, as buckets have.
 #[derive(Clone, Default)]
-struct States(Arc<Mutex<BTreeMap<String, (Bytes, Option<Value>)>>>);
+struct States(Arc<Mutex<BTreeMap<String, Kept>>>);
+
+/// A state's text, and its lock.
+type Kept = (Bytes, Option<Value>);
 
 impl States {
     async fn serve(&self) -> u16 {

@@ -1,5 +1,5 @@
 //! The whole house with real OpenTofu and the embedded forge.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on has failed")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test that can't go on has failed")]
 
 mod bad_days;
 mod conversation;

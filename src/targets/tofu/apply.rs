@@ -85,13 +85,8 @@ impl Tofu {
         };
         let ready = self.ready(job, work, true).await?;
         self.keep_state_place(job, work)?;
-        // The plan belongs to the program from here on: it has to outlive whoever ordered it, and goes when that ends.
+        // The plan belongs to the program from its start on: it has to outlive whoever ordered it, and goes when that ends.
         let input = self.spool(&job.instance).input();
-        let failed = |error: std::io::Error| {
-            TargetError::new("work-tree", format!("could not hand over the plan of `{}`: {error}", job.instance))
-        };
-        worktree::private_folder(input.parent().unwrap_or(&input)).map_err(failed)?;
-        std::fs::rename(&plan.0, &input).map_err(failed)?;
         let arguments = [
             "apply".to_owned(),
             "-json".into(),
@@ -100,7 +95,7 @@ impl Tofu {
             format!("-lock-timeout={}s", self.settings.lock_timeout.as_secs()),
             input.display().to_string(),
         ];
-        let said = self.supervised(job, &ready.root, &arguments, Some(fence), Some(progress)).await?;
+        let said = self.supervised(job, &ready.root, &arguments, Some(fence), Some(&plan.0), Some(progress)).await?;
         applied(&job.instance, said)
     }
 

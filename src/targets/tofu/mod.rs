@@ -82,7 +82,6 @@ pub struct Tofu {
 impl Tofu {
     /// The target with its settings.
     pub fn new(settings: Settings, seal: Arc<Seal>, redactor: Redactor) -> Self {
-        remove_left_values(&settings.data.join("work"));
         Self {
             lanes: Lanes::new(settings.parallel, LONG),
             settings,
@@ -91,6 +90,11 @@ impl Tofu {
             paths: Mutex::default(),
             backends: Mutex::default(),
         }
+    }
+
+    /// Removes the files of values that a daemon before left lying about.
+    pub(super) fn take_over(&self) {
+        remove_left_values(&self.settings.data.join("work"));
     }
 
     /// The folder of an instance's content: merged revisions replace each other there, a pull request has its own.

@@ -77,12 +77,16 @@ impl Tofu {
     pub(super) async fn ready(&self, job: &Job, work: &TofuWork, apply: bool) -> Result<Ready, TargetError> {
         let tree = self.tree_path(job);
         let held = self.path_lock(&tree).lock_owned().await;
-        let slot = self.lanes.take(&job.instance).await;
-        let slot = slot.ok_or_else(|| TargetError::new("stopping", "the daemon is stopping"))?;
-        let (laid_out, for_task, tree_for_task) = (self.data_path(job), job.clone(), tree.clone());
         let disk = |error: std::io::Error| {
             TargetError::new("work-tree", format!("could not write below `{}`: {error}", self.settings.data.display()))
         };
+        if !matches!(job.r#use, crate::port::Use::Pull(_)) {
+            // Files are not replaced under an apply that a daemon before began.
+            self.spool(&job.instance).ended().await.map_err(disk)?;
+        }
+        let slot = self.lanes.take(&job.instance).await;
+        let slot = slot.ok_or_else(|| TargetError::new("stopping", "the daemon is stopping"))?;
+        let (laid_out, for_task, tree_for_task) = (self.data_path(job), job.clone(), tree.clone());
         tokio::task::spawn_blocking(move || {
             worktree::lay_out(&tree_for_task, &for_task)?;
             let private = worktree::private_folder(&laid_out);
@@ -145,6 +149,7 @@ impl Tofu {
         drop(std::fs::remove_file(&mark));
         let mut arguments: Vec<String> = ["init", "-json", "-input=false", "-reconfigure"].map(str::to_owned).into();
         arguments.push(format!("-lock-timeout={}s", self.settings.lock_timeout.as_secs()));
+        let mut settings = None;
         if !work.backend_config.is_empty() {
             // By a file, because arguments are visible to everybody on the machine.
             let line = |(name, value): (&String, &Value)| {
@@ -152,6 +157,7 @@ impl Tofu {
                 format!("{name} = {}\n", Value::String(text).to_string().replace("${", "$${").replace("%{", "%%{"))
             };
             let place = self.data_path(job).join(BACKEND);
+            settings = Some(Private(place.clone()));
             let text: String = work.backend_config.iter().map(line).collect();
             worktree::write(&place, text.as_bytes(), 0o600).map_err(|error| {
                 TargetError::new("work-tree", format!("could not write `{}`: {error}", place.display()))
@@ -163,7 +169,7 @@ impl Tofu {
             TargetError::new("provider-cache", format!("could not make `{}`: {error}", cache.display()))
         })?;
         let said = self.run(job, &ready.root, &arguments, apply, Read::Lines).await?;
-        drop(std::fs::remove_file(self.data_path(job).join(BACKEND)));
+        drop(settings);
         if said.code != Some(0) {
             return Err(failure(&job.instance, "init", said));
         }
@@ -319,9 +325,9 @@ impl Tofu {
             return self.run(job, &ready.root, &arguments, false, Read::Lines).await;
         }
         // It takes the lock, which it has to release whatever becomes of the daemon.
-        let mut said = self.supervised(job, &ready.root, &arguments, None, None).await?;
+        let mut said = self.supervised(job, &ready.root, &arguments, None, None, None).await?;
         if self.release_of_the_dead(job, &ready.root, &said).await? {
-            said = self.supervised(job, &ready.root, &arguments, None, None).await?;
+            said = self.supervised(job, &ready.root, &arguments, None, None, None).await?;
         }
         Ok(said)
     }

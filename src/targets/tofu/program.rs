@@ -131,7 +131,7 @@ impl Tofu {
             (tempfile::tempfile_in(&data).map_err(disk)?, tempfile::tempfile_in(&data).map_err(disk)?);
         // One that a killed daemon left behind ends before another works on the same data.
         let busy = Busy::new(data.join("busy"));
-        command.stdin(busy.lock().await.map_err(disk)?);
+        command.stdin(busy.lock(self.settings.timeout).await.map_err(disk)?);
         command.stdout(output.try_clone().map_err(disk)?).stderr(complaints.try_clone().map_err(disk)?);
         command.process_group(0).kill_on_drop(false);
         tracing::debug!(instance = %job.instance, what, "tofu starts");

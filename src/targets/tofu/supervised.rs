@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     model::{InstanceId, Retry},
-    port::{Attached, Fence, Job, Progress, TargetError, TofuWork},
+    port::{Attached, Fence, Job, LOST, Progress, TargetError, TofuWork},
     supervisor::{self, Begun, End, Order, Spool, Standing},
 };
 
@@ -40,6 +40,7 @@ impl Tofu {
         folder: &Path,
         arguments: &[String],
         fence: Option<Fence>,
+        input: Option<&Path>,
         progress: Option<Progress>,
     ) -> Result<Said, TargetError> {
         let environment = self.environment(job, folder, true)?;
@@ -60,7 +61,7 @@ impl Tofu {
         let spool = self.spool(&job.instance);
         tracing::debug!(instance = %job.instance, what, "tofu starts under a supervisor");
         let started = std::time::Instant::now();
-        let mut child = spool.begin(&order, &self.settings.supervisor, &environment).await.map_err(|error| {
+        let mut child = spool.begin(&order, input, &self.settings.supervisor, &environment).await.map_err(|error| {
             TargetError::new("supervisor", format!("could not start a supervisor for `{}`: {error}", job.instance))
         })?;
         let said = self.heard(&job.instance, &what, &spool, progress, async { drop(child.wait().await) }).await?;
@@ -95,6 +96,11 @@ impl Tofu {
                 break;
             }
         }
+        // Its supervisor may have been killed alone, and the program goes on.
+        while matches!(spool.look().map_err(unreadable)?, Standing::Alive(_)) {
+            tokio::time::sleep(PROGRESS_EVERY).await;
+            heard.take(&output).map_err(unreadable)?;
+        }
         let mut said = heard.said;
         said.stderr =
             self.redactor.redact(&tail(File::open(spool.complaints()).map_err(unreadable)?).map_err(unreadable)?);
@@ -104,12 +110,13 @@ impl Tofu {
                 Ok(said)
             }
             Standing::Ended(_, End::Killed { says }) => Err(failed(says)),
+            Standing::Ended(_, End::Stopped { says }) => Err(TargetError { kind: "tofu-timeout", ..failed(says) }),
             Standing::Ended(_, End::NotStarted { says }) => Err(self.not_started(&says)),
             Standing::Ended(_, End::Refused { says }) => {
                 let refused = TargetError::new("fenced", format!("`tofu {what}` of `{id}` was refused: {says}"));
                 Err(TargetError { retry: Retry::Never, ..refused })
             }
-            _ => Err(failed("has lost its supervisor, which was killed".into())),
+            _ => Err(TargetError { kind: LOST, ..failed("was killed with its supervisor".into()) }),
         }
     }
 
@@ -142,6 +149,8 @@ impl Tofu {
         };
         Ok(match ended {
             Ok(said) => Attached::Ended(applied(id, said)),
+            // What took too long fails, whoever waits for it (R3.1).
+            Err(error) if error.kind == "tofu-timeout" => Attached::Ended(Err(error)),
             // It was killed in the middle, or never started: what is there says more than what is not.
             Err(_) => Attached::Gone,
         })
@@ -184,7 +193,7 @@ impl Tofu {
         let ready = self.ready(job, work, true).await?;
         // Planning is how tofu says who has the lock; it writes nothing.
         let arguments = ["plan", "-json", "-input=false", "-refresh=false", "-lock-timeout=0s"].map(str::to_owned);
-        let said = self.supervised(job, &ready.root, &arguments, None, None).await?;
+        let said = self.supervised(job, &ready.root, &arguments, None, None, None).await?;
         let Some(lock) = Lock::of(&said) else { return Ok(None) };
         self.force_unlock(job, &ready.root, &lock).await?;
         Ok(Some(format!("{} since {} ({}, lock {})", lock.who, lock.created, lock.operation, lock.id)))
