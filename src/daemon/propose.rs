@@ -370,10 +370,9 @@ impl Daemon {
         self.store().put(PUSHING, &branch, now, &Pushing { onto: base.clone(), title: title.clone() }).await?;
         let pushed = self.hands.repository.push(&branch, base, there.as_ref(), files, &title).await?;
         let observed = format!("at {}", observed_at.format("%Y-%m-%d %H:%M UTC"));
-        let body = if adopts {
-            comment::adoption(group, &edited, &observed)
-        } else {
-            comment::proposal(group, &path, &observed)
+        let body = match adopts {
+            true => comment::adoption(group, &edited, &observed),
+            false => comment::proposal(group, &path, &observed),
         };
         let body = self.hands.redactor.redact(&body);
         let pull = forge.ensure_pull(&branch, &self.settings.branch, &title, &body).await?;
