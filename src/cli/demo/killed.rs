@@ -33,6 +33,12 @@ impl Stage {
                 "  content = var.release\n  delay   = \"2s\"\n",
             )?,
         ];
+        let log = self.place("daemon.log");
+        let modifying = || {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            text.lines().filter(|line| line.contains("instance=dev/backend") && line.contains("Modifying...")).count()
+        };
+        let before = modifying();
         self.mirror.push("main", &base, Some(&base), changes, "Release 1.4.3, slowly").await?;
         let run = self
             .until("a run of dev/backend", async |stage| {
@@ -45,6 +51,8 @@ impl Stage {
                 Ok(begun.filter(|record| matches!(record.event, Event::Started { .. })).map(|record| record.run))
             })
             .await?;
+        // Not between the journal's word and the first of tofu's: then it would begin once more, and rightly so.
+        self.until("tofu at work", async |_| Ok((modifying() > before).then_some(()))).await?;
         self.daemon.kill().await?;
         self.told(
             since,
