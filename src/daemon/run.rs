@@ -182,14 +182,14 @@ impl Daemon {
         {
             return Ok(status);
         }
-        let run = driven.run.lock().await.clone();
-        if let Some(says) = self.cancelled(run.id, id).await? {
-            return self.end_cancelled(driven, id, says).await;
-        }
-        if let Some(says) = self.newer_than(&run, id).await? {
-            return self.record(driven, id, Event::Superseded { says }, None).await;
-        }
         if self.waits_for_a_word(driven, id).await {
+            let run = driven.run.lock().await.clone();
+            if let Some(says) = self.cancelled(run.id, id).await? {
+                return self.end_cancelled(driven, id, says).await;
+            }
+            if let Some(says) = self.newer_than(&run, id).await? {
+                return self.record(driven, id, Event::Superseded { says }, None).await;
+            }
             if !self.planned_for.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&id.environment) {
                 // The daemon died before it showed what the word would be about.
                 self.queue.wake(Wake::Plan(id.environment.clone()), "a run waits for a word");

@@ -226,43 +226,6 @@ impl Repository {
     pub fn in_life(&self, life: Arc<Life>) -> Self {
         Self { life: Some(life), ..self.clone() }
     }
-
-    fn put(
-        &self,
-        branch: &str,
-        base: &Revision,
-        expected: Option<&Revision>,
-        files: Vec<(String, Option<String>)>,
-        message: &str,
-    ) -> Result<Revision, RepositoryError> {
-        let name = format!("refs/heads/{branch}");
-        let mut state = self.asked()?;
-        if state.refs.get(&name) != expected {
-            let message = format!("`{branch}` is not where it was expected");
-            return Err(RepositoryError {
-                kind: "git-moved",
-                message,
-                retry: Retry::After(crate::model::Backoff::REMOTE),
-            });
-        }
-        let mut tree = (*state.commit(base)?.tree).clone();
-        for (path, content) in files {
-            match content {
-                Some(text) => drop(tree.insert(path, text.into_bytes().into())),
-                None => drop(tree.remove(&path)),
-            }
-        }
-        let commit = Commit {
-            parents: vec![base.clone()],
-            tree: Arc::new(tree),
-            subject: message.into(),
-            author: "evenkeel".into(),
-            at: self.clock.now(),
-        };
-        let revision = state.add(commit);
-        state.refs.insert(name, revision.clone());
-        Ok(revision)
-    }
 }
 
 #[async_trait]
@@ -338,7 +301,35 @@ impl port::Repository for Repository {
     ) -> Result<Revision, RepositoryError> {
         let what = format!("push {branch}");
         pass(self.life.as_ref(), Cut::BeforeEffect, &what).await;
-        let pushed = self.put(branch, base, expected, files, message)?;
+        let pushed = {
+            let name = format!("refs/heads/{branch}");
+            let mut state = self.asked()?;
+            if state.refs.get(&name) != expected {
+                let message = format!("`{branch}` is not where it was expected");
+                return Err(RepositoryError {
+                    kind: "git-moved",
+                    message,
+                    retry: Retry::After(crate::model::Backoff::REMOTE),
+                });
+            }
+            let mut tree = (*state.commit(base)?.tree).clone();
+            for (path, content) in files {
+                match content {
+                    Some(text) => drop(tree.insert(path, text.into_bytes().into())),
+                    None => drop(tree.remove(&path)),
+                }
+            }
+            let commit = Commit {
+                parents: vec![base.clone()],
+                tree: Arc::new(tree),
+                subject: message.into(),
+                author: "evenkeel".into(),
+                at: self.clock.now(),
+            };
+            let revision = state.add(commit);
+            state.refs.insert(name, revision.clone());
+            revision
+        };
         pass(self.life.as_ref(), Cut::AfterEffect, &what).await;
         Ok(pushed)
     }

@@ -138,9 +138,6 @@ impl Spool {
         Self(folder)
     }
 
-    fn lock_file(&self) -> PathBuf {
-        self.0.join("lock")
-    }
     /// What the program prints.
     pub fn output(&self) -> PathBuf {
         self.0.join("out")
@@ -156,12 +153,7 @@ impl Spool {
 
     /// Takes the lock, if nobody works here.
     fn lock(&self) -> io::Result<Option<File>> {
-        let file = open_lock(&self.lock_file())?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(file)),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        locked(&self.0.join("lock"))
     }
 
     /// Orders something and starts a supervisor for it; waits until nobody else works here. What stood here is gone, and the
@@ -251,7 +243,7 @@ impl Spool {
     /// # Errors
     /// When the folder can't be read.
     pub fn look(&self) -> io::Result<Standing> {
-        if !self.lock_file().exists() {
+        if !self.0.exists() {
             return Ok(Standing::Nothing);
         }
         // Held to the end, so that nothing is ordered meanwhile; without it only what lives is told of.
@@ -331,8 +323,14 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-fn open_lock(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(path)
+/// A file that is locked for whoever has it open, if nobody else has locked it.
+fn locked(path: &Path) -> io::Result<Option<File>> {
+    let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(path)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Writes a document whole or not at all.
@@ -369,17 +367,13 @@ impl Busy {
     /// # Errors
     /// When the file can't be made.
     pub async fn lock(&self, limit: Duration) -> io::Result<Stdio> {
-        let file = open_lock(&self.0)?;
         let since = std::time::Instant::now();
         loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(file.into()),
-                Err(rustix::io::Errno::WOULDBLOCK) => {}
-                Err(error) => return Err(error.into()),
+            if let Some(file) = locked(&self.0)? {
+                return Ok(file.into());
             }
-            if let Ok(text) = std::fs::read(&self.0)
-                && let Ok(who) = serde_json::from_slice::<Who>(&text)
-            {
+            // Until it says who it is, it is only waited for.
+            if let Ok(Some(who)) = kept::<Who>(&self.0) {
                 who.end_orphans();
                 if since.elapsed() > limit
                     && who.lives()

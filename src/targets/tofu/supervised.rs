@@ -86,25 +86,23 @@ impl Tofu {
         let mut heard = Heard::new(self.redactor.clone(), progress);
         let output = File::open(spool.output()).map_err(unreadable)?;
         tokio::pin!(ended);
-        loop {
-            let over = tokio::select! {
-                () = &mut ended => true,
-                () = tokio::time::sleep(PROGRESS_EVERY) => false,
-            };
-            heard.take(&output).map_err(unreadable)?;
-            if over {
-                break;
+        let mut over = false;
+        // Its supervisor may be killed alone, and the program goes on: the spool says when all is over.
+        let standing = loop {
+            tokio::select! {
+                () = &mut ended, if !over => over = true,
+                () = tokio::time::sleep(PROGRESS_EVERY) => {}
             }
-        }
-        // Its supervisor may have been killed alone, and the program goes on.
-        while matches!(spool.look().map_err(unreadable)?, Standing::Alive(_)) {
-            tokio::time::sleep(PROGRESS_EVERY).await;
+            let standing = spool.look().map_err(unreadable)?;
             heard.take(&output).map_err(unreadable)?;
-        }
+            if !matches!(standing, Standing::Alive(_)) {
+                break standing;
+            }
+        };
         let mut said = heard.said;
         said.stderr =
             self.redactor.redact(&tail(File::open(spool.complaints()).map_err(unreadable)?).map_err(unreadable)?);
-        match spool.look().map_err(unreadable)? {
+        match standing {
             Standing::Ended(_, End::Exited { code }) => {
                 said.code = Some(code);
                 Ok(said)
