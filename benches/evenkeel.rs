@@ -358,8 +358,11 @@ fn minds() -> Vec<Row> {
         for (id, upstreams) in &edges {
             let drift = tofu::drift::of(&quiet);
             let names: Vec<String> = drift.iter().map(|drift| drift.resource.clone()).collect();
-            if let Some(action) = tofu::plan::action(id, &quiet, &protect, &names) {
-                drifted.push(Drifted { id: id.clone(), action, upstreams: upstreams.clone() });
+            let mut actions = tofu::plan::actions(id, &quiet);
+            mark_protected(&protect, &mut actions);
+            mark_drifted(&names, &mut actions);
+            if !actions.is_empty() {
+                drifted.push(Drifted { id: id.clone(), actions, upstreams: upstreams.clone() });
             }
         }
         let groups = remedy::groups(&environment, drifted);
@@ -368,7 +371,8 @@ fn minds() -> Vec<Row> {
         passes.push(since.elapsed().as_secs_f64() * 1000.0);
         let since = Instant::now();
         let one = id(INSTANCES / 2);
-        let actions: Vec<_> = tofu::plan::action(&one, &changed, &protect, &[]).into_iter().collect();
+        let mut actions = tofu::plan::actions(&one, &changed);
+        mark_protected(&protect, &mut actions);
         let instance = InstancePlan {
             digest: Some(InstancePlan::digest_of(&actions)),
             id: one,

@@ -13,7 +13,10 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::model::{Duration, EnvironmentName, InstanceId, Redactor};
+use crate::{
+    model::{Duration, EnvironmentName, InstanceId, Redactor},
+    targets::kubernetes::Access,
+};
 
 /// The name that is looked for above the working directory.
 pub const FILE_NAME: &str = "evenkeel.yaml";
@@ -44,6 +47,9 @@ pub struct Config {
     /// The tofu program.
     #[serde(default)]
     pub tofu: Tofu,
+    /// The programs that render Kubernetes objects.
+    #[serde(default)]
+    pub kubernetes: Kubernetes,
     /// Tokens of the API by name.
     #[serde(default)]
     pub tokens: BTreeMap<String, Token>,
@@ -136,6 +142,9 @@ pub struct Connection {
     /// The stronger ones, for applying.
     #[serde(default)]
     pub apply: Option<Credentials>,
+    /// The other environments that may use the same cluster.
+    #[serde(default)]
+    pub shared_with: Vec<String>,
 }
 
 /// What a process is given.
@@ -145,6 +154,15 @@ pub struct Credentials {
     /// Variables of its environment.
     #[serde(default)]
     pub env: BTreeMap<String, EnvValue>,
+    /// A kubeconfig.
+    #[serde(default)]
+    pub kubeconfig_file: Option<PathBuf>,
+    /// A bearer token for the API server whose address an output gives.
+    #[serde(default)]
+    pub token_file: Option<PathBuf>,
+    /// As the service account of the pod that the daemon runs in.
+    #[serde(default)]
+    pub in_cluster: bool,
 }
 
 /// A variable's value: as it stands, or from a file.
@@ -188,6 +206,24 @@ impl Default for Tofu {
             timeout: Duration::seconds(3600),
             lock_timeout: Duration::seconds(30),
         }
+    }
+}
+
+/// The programs that render Kubernetes objects.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Kubernetes {
+    /// A name to be found, or a path.
+    pub kustomize: String,
+    /// A name to be found, or a path.
+    pub helm: String,
+    /// How many instances are looked at at once.
+    pub parallel: usize,
+}
+
+impl Default for Kubernetes {
+    fn default() -> Self {
+        Self { kustomize: "kustomize".into(), helm: "helm".into(), parallel: 8 }
     }
 }
 
@@ -365,6 +401,62 @@ impl Config {
         }
     }
 
+    /// The credentials of a connection, and the other environments that may use it.
+    fn connection(&self, id: &InstanceId, name: &str, apply: bool) -> Result<(&Credentials, &[String]), String> {
+        let environment: &EnvironmentName = &id.environment;
+        let found = self
+            .connections
+            .get(environment.as_str())
+            .and_then(|all| all.get(name))
+            .or_else(|| self.connections.get("*").and_then(|all| all.get(name)));
+        let connection = found.ok_or_else(|| format!("there is no connection `{name}` for `{environment}` in the configuration; add it under `connections.{environment}`"))?;
+        let (word, credentials) = if apply { ("apply", &connection.apply) } else { ("plan", &connection.plan) };
+        let credentials = credentials
+            .as_ref()
+            .ok_or_else(|| format!("the connection `{name}` of `{environment}` has no `{word}` credentials"))?;
+        Ok((credentials, &connection.shared_with))
+    }
+
+    /// Who we are to the cluster of a connection, and the other environments that may use it.
+    ///
+    /// # Errors
+    /// When the connection, its credentials or a file is missing; the sentence says which.
+    pub fn access(
+        &self,
+        id: &InstanceId,
+        name: &str,
+        apply: bool,
+        redactor: &Redactor,
+    ) -> Result<(Access, Vec<String>), String> {
+        let (credentials, shared) = self.connection(id, name, apply)?;
+        let fill =
+            |path: &Path| PathBuf::from(path.display().to_string().replace("${environment}", id.environment.as_str()));
+        let access = match (&credentials.kubeconfig_file, &credentials.token_file, credentials.in_cluster) {
+            (Some(path), None, false) => Access::Kubeconfig(fill(path)),
+            (None, Some(path), false) => {
+                let path = fill(path);
+                let text = std::fs::read_to_string(&path).map_err(|error| {
+                    format!(
+                        "the connection `{name}` of `{}` needs the file `{}`: {error}",
+                        id.environment,
+                        path.display()
+                    )
+                })?;
+                let token = text.trim().to_owned();
+                redactor.learn(&Value::String(token.clone()));
+                Access::Token(token.into())
+            }
+            (None, None, true) => Access::InCluster,
+            _ => {
+                return Err(format!(
+                    "the connection `{name}` of `{}` has to have one of `kubeconfigFile`, `tokenFile` and `inCluster`",
+                    id.environment
+                ));
+            }
+        };
+        Ok((access, shared.to_vec()))
+    }
+
     /// The environment that a connection gives to a process.
     ///
     /// # Errors
@@ -377,16 +469,7 @@ impl Config {
         redactor: &Redactor,
     ) -> Result<BTreeMap<String, SecretString>, String> {
         let environment: &EnvironmentName = &id.environment;
-        let found = self
-            .connections
-            .get(environment.as_str())
-            .and_then(|all| all.get(name))
-            .or_else(|| self.connections.get("*").and_then(|all| all.get(name)));
-        let connection = found.ok_or_else(|| format!("there is no connection `{name}` for `{environment}` in the configuration; add it under `connections.{environment}`"))?;
-        let (word, credentials) = if apply { ("apply", &connection.apply) } else { ("plan", &connection.plan) };
-        let credentials = credentials
-            .as_ref()
-            .ok_or_else(|| format!("the connection `{name}` of `{environment}` has no `{word}` credentials"))?;
+        let (credentials, _) = self.connection(id, name, apply)?;
         let mut given = BTreeMap::new();
         for (variable, value) in &credentials.env {
             let fill = |text: &str| text.replace("${environment}", environment.as_str());

@@ -5,7 +5,7 @@
 
 mod apply;
 mod client;
-mod demo;
+pub mod demo;
 mod doctor;
 mod drift;
 mod explain;

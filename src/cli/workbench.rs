@@ -11,10 +11,10 @@ use crate::{
     desired,
     git::{Mirror, WorkingFiles},
     github::{Auth, GitHub},
-    model::{InstanceId, Redactor, Revision},
+    model::{InstanceId, Redactor, Revision, Seal},
     port::Forge,
     store::Store,
-    targets::{Targets, tofu},
+    targets::{Targets, kubernetes, tofu},
 };
 
 /// This very program, also where its file was replaced since it was started.
@@ -38,6 +38,30 @@ pub(crate) fn tofu_settings(config: &Config, redactor: &Redactor) -> tofu::Setti
             for_credentials.credentials(id, name, apply, &redactor)
         }),
     }
+}
+
+/// The Kubernetes target of a configuration; without one every connection is missing.
+pub(crate) fn kubernetes(
+    config: Option<&Config>,
+    store: &Store,
+    seal: &Arc<Seal>,
+    redactor: &Redactor,
+) -> kubernetes::Kubernetes {
+    let programs = config.map(|config| config.kubernetes.clone()).unwrap_or_default();
+    let (for_accesses, for_redactor) = (config.cloned(), redactor.clone());
+    let accesses: kubernetes::Accesses = Arc::new(move |id: &InstanceId, name: &str, apply| match &for_accesses {
+        Some(config) => config.access(id, name, apply, &for_redactor),
+        None => {
+            Err(format!("`{id}` names the connection `{name}`, and there is no configuration; name it with --config"))
+        }
+    });
+    let settings = kubernetes::Settings {
+        kustomize: programs.kustomize,
+        helm: programs.helm,
+        parallel: programs.parallel,
+        accesses,
+    };
+    kubernetes::Kubernetes::new(settings, Arc::clone(seal), redactor.clone(), Arc::new(store.clone()))
 }
 
 /// How the client proves who it is.
@@ -119,7 +143,10 @@ pub(crate) async fn daemon(config: &Config, redactor: Redactor) -> Result<Arc<Da
     })?;
     store.check().await.map_err(|error| Failure::from(error).hint("`evenkeel doctor` says what to do about it"))?;
     let seal = Arc::new(store.seal().await?);
-    let targets = Targets::new(tofu::Tofu::new(tofu_settings(config, &redactor), Arc::clone(&seal), redactor.clone()));
+    let targets = Targets::new(
+        tofu::Tofu::new(tofu_settings(config, &redactor), Arc::clone(&seal), redactor.clone()),
+        kubernetes(Some(config), &store, &seal, &redactor),
+    );
     let hands = Hands {
         repository: Arc::new(Mirror::open(&config.data.join("mirror.git"), &config.repository.url)?),
         forge: forge(config)?,
@@ -181,7 +208,10 @@ pub(crate) async fn offline(
     let hands = Hands {
         repository: Arc::new(Mirror::open(&folder.path().join("mirror.git"), &root.display().to_string())?),
         forge: None,
-        target: Arc::new(Targets::new(tofu::Tofu::new(settings_of_tofu, Arc::clone(&seal), redactor.clone()))),
+        target: Arc::new(Targets::new(
+            tofu::Tofu::new(settings_of_tofu, Arc::clone(&seal), redactor.clone()),
+            kubernetes(config, &store, &seal, &redactor),
+        )),
         clock: Arc::new(SystemClock),
         store,
         seal,

@@ -108,7 +108,7 @@ impl Daemon {
             return Ok(Err(format!("`{id}` is pending; apply that first")));
         }
         let job = self.applied_job(id, record, head).await?;
-        let observation = self.hands.target.observe(&job).await?;
+        let observation = self.look_at_job(head, &job).await?;
         let found = match adopted(&observation.changes, &observation.origins) {
             Ok(found) => found,
             Err(why) => return Ok(Err(why)),
@@ -198,7 +198,7 @@ impl Daemon {
             let Some(instance) = edited.instance(id) else { return Ok(Err(format!("`{id}` would be gone"))) };
             let inputs = self.inputs(&edited, id, &instance.references, &BTreeMap::new()).await?;
             let job = declared_job(instance, Use::Head, Arc::clone(&edited.content), &inputs, edited.consumed(id))?;
-            let left = self.hands.target.observe(&job).await?.changes;
+            let left = self.look_at_job(&edited, &job).await?.changes;
             if let Some(left) = left.iter().find(|change| change.r#type != "output") {
                 return Ok(Err(format!(
                     "with the value that was observed, a plan of `{id}` would still {} `{}`; its module makes something else of it",

@@ -27,9 +27,8 @@ use crate::{
     },
     journal::Approved,
     model::{ComponentName, EnvironmentName, InstanceId, PullNumber, RunId},
-    plan::{InstancePlan, Plan},
+    plan::{self, InstancePlan, Plan},
     port::{Comment, Use},
-    targets::tofu,
 };
 
 /// The shortest beginning of a digest that pins a plan.
@@ -191,7 +190,7 @@ impl Daemon {
             plan.instances.iter().filter(|instance| instances.contains(&instance.id)).cloned().collect();
         // What counts is what is protected now, not when the plan was made.
         for instance in &mut chosen {
-            tofu::plan::mark_protected(&guards.protect(&instance.id), &mut instance.actions);
+            plan::mark_protected(&guards.protect(&instance.id), &mut instance.actions);
         }
         if let Some(problem) =
             chosen.iter().find_map(|i| i.problem.as_ref().map(|why| format!("`{}` could not be planned: {why}", i.id)))

@@ -46,19 +46,29 @@ impl Daemon {
     async fn pin(&self, id: &InstanceId, pinned: Option<String>) -> Result<(), Error> {
         let now = self.now();
         if let Some(old) = self.identity(id).await?.pinned.filter(|old| Some(old) != pinned.as_ref()) {
-            self.store().remove("identity-of", &old).await?;
+            self.unname(&old, id).await?;
         }
         if let Some(pinned) = &pinned {
-            self.store().put("identity-of", pinned, now, id).await?;
+            // Of a cluster there are many; the first keeps the name.
+            if self.store().get::<InstanceId>("identity-of", pinned).await?.is_none() {
+                self.store().put("identity-of", pinned, now, id).await?;
+            }
         }
         let name = id.to_string();
         Ok(self.store().put("identity", &name, now, &Identity { pinned, seen: None }).await?)
     }
 
+    async fn unname(&self, pinned: &str, id: &InstanceId) -> Result<(), Error> {
+        if self.store().get::<InstanceId>("identity-of", pinned).await?.as_ref() == Some(id) {
+            self.store().remove("identity-of", pinned).await?;
+        }
+        Ok(())
+    }
+
     /// Lets go of the target of an instance.
     pub(super) async fn let_go_identity(&self, id: &InstanceId) -> Result<(), Error> {
         match self.identity(id).await?.pinned {
-            Some(pinned) => Ok(self.store().remove("identity-of", &pinned).await?),
+            Some(pinned) => self.unname(&pinned, id).await,
             None => Ok(()),
         }
     }
@@ -89,10 +99,20 @@ impl Daemon {
             TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(kind, message) }.into()
         };
         let now = observation.identity.as_ref();
-        let holder: Option<InstanceId> = match now {
-            Some(now) => self.store().get("identity-of", now).await?,
-            None => None,
+        let holder: Option<InstanceId> = match (now, &observation.shared_with) {
+            (Some(now), None) => self.store().get("identity-of", now).await?,
+            (Some(now), Some(shared)) => self.of_another_environment(id, now, shared).await?,
+            (None, _) => None,
         };
+        if let (Some(other), Some(_)) = (&holder, &observation.shared_with) {
+            let (mine, theirs) = (&id.environment, &other.environment);
+            return Err(refused(
+                SHARED,
+                format!(
+                    "the cluster of `{id}` is that of `{theirs}` (`{other}`), and one cluster belongs to one environment; if both are meant to use it, say `sharedWith: [{theirs}]` for the connection of `{mine}` in the configuration (R1.8)"
+                ),
+            ));
+        }
         if let Some(other) = holder.filter(|other| other != id) {
             return Err(refused(
                 SHARED,
@@ -109,13 +129,17 @@ impl Daemon {
                 if seen != known && remembers {
                     self.store().put("identity", &id.to_string(), self.now(), &seen).await?;
                 }
-                Err(refused(
-                    ANOTHER,
-                    format!(
-                        "the state of `{id}` is not the one that was applied: its lineage was `{}`, and now {found}; bring the state back, or say `/confirm {id}` if this is right (R1.8)",
+                let what = match &observation.shared_with {
+                    None => format!(
+                        "the state of `{id}` is not the one that was applied: its lineage was `{}`, and now {found}; bring the state back",
                         short(pinned)
                     ),
-                ))
+                    Some(_) => format!(
+                        "the cluster of `{id}` is not the one that was applied to: its uid was `{}`, and now {found}; mend the connection",
+                        short(pinned)
+                    ),
+                };
+                Err(refused(ANOTHER, format!("{what}, or say `/confirm {id}` if this is right (R1.8)")))
             }
             (Some(_), _) if known.seen.is_some() && remembers => {
                 self.store().put("identity", &id.to_string(), self.now(), &Identity { seen: None, ..known }).await?;
@@ -124,6 +148,26 @@ impl Daemon {
             (None, Some(now)) if is_applied && remembers => self.pin(id, Some(now.clone())).await,
             _ => Ok(()),
         }
+    }
+
+    /// An instance of another environment that has a target, which may not be shared with that.
+    async fn of_another_environment(
+        &self,
+        id: &InstanceId,
+        now: &str,
+        shared: &[String],
+    ) -> Result<Option<InstanceId>, Error> {
+        if self.identity(id).await?.pinned.is_some() {
+            return Ok(None);
+        }
+        let all: Vec<(String, Identity)> = self.store().list("identity").await?;
+        Ok(all
+            .into_iter()
+            .filter(|(_, identity)| identity.pinned.as_deref() == Some(now))
+            .filter_map(|(name, _)| name.parse::<InstanceId>().ok())
+            .find(|other| {
+                other.environment != id.environment && !shared.iter().any(|name| name == other.environment.as_str())
+            }))
     }
 
     /// Takes the target that was seen for the right one; answers whether there was anything to confirm.

@@ -12,11 +12,18 @@ use serde_json::Value;
 
 use super::{Daemon, Error, Head};
 use crate::{
-    desired::{Instance, Reference, resolve, schema::Component},
+    desired::{
+        Instance, Reference,
+        kubernetes::{Connection, Impersonate},
+        resolve,
+        schema::{Component, Kubernetes, Tofu},
+    },
     journal::Run,
-    model::{InstanceId, WaitingOn},
+    model::{Digester, InstanceId, WaitingOn},
     plan::Applied,
-    port::{Files, Job, Output, RecordedOutput, TargetError, TofuWork, Use, Work, join},
+    port::{
+        Files, Job, KubernetesWork, ManifestSource, Output, RecordedOutput, TargetError, TofuWork, Use, Work, join,
+    },
     targets::tofu,
 };
 
@@ -166,8 +173,9 @@ impl Daemon {
         let name = run.remediation.as_ref().and_then(|name| name.parse().ok());
         let listed = name.and_then(|name| head.desired.remediations.get(&name));
         let mut actions = listed.iter().flat_map(|(remediation, _)| &remediation.actions);
-        let Work::Tofu(work) = &mut job.work;
-        work.refresh = actions.any(|action| action.instance == *id && action.r#do == tofu::plan::REFRESH);
+        if let Work::Tofu(work) = &mut job.work {
+            work.refresh = actions.any(|action| action.instance == *id && action.r#do == tofu::plan::REFRESH);
+        }
         Ok(job)
     }
 
@@ -177,8 +185,8 @@ impl Daemon {
             return Err(Error::Refused(format!("`{id}` is not applied, so there is nothing to destroy")));
         };
         let mut job = self.applied_job(id, &applied, head).await?;
-        let Work::Tofu(work) = &mut job.work;
-        (work.destroy, job.consumed) = (true, false);
+        job.work.destroy();
+        job.consumed = false;
         Ok(job)
     }
 
@@ -248,32 +256,101 @@ fn job(
     inputs: &Inputs,
     consumed: bool,
 ) -> Result<Job, TargetError> {
-    let tofu = made.spec.tofu.as_ref().ok_or_else(|| TargetError::new("stalled", format!("`{id}` has no kind")))?;
-    let fill = |values: &BTreeMap<String, Value>| {
-        values
-            .iter()
-            .map(|(key, value)| Ok((key.clone(), inputs.fill(id, value)?)))
-            .collect::<Result<BTreeMap<_, _>, TargetError>>()
-    };
-    let work = TofuWork {
-        // The closure has proved that these stay inside the repository; an absolute path would leave the work tree.
-        root: join("", &tofu.root).unwrap_or_default(),
-        workspace: tofu.workspace.clone(),
-        var_files: tofu.var_files.iter().filter_map(|path| join("", path)).collect(),
-        variables: fill(&tofu.variables)?,
-        backend_config: fill(&tofu.backend_config)?,
-        declares_backend: made.declares_backend,
-        destroy: false,
-        refresh: false,
+    let (connection, work) = match (&made.spec.tofu, &made.spec.kubernetes) {
+        (Some(tofu), _) => (tofu.connection.clone(), Work::Tofu(tofu_work(id, tofu, made, inputs)?)),
+        (None, Some(kubernetes)) => {
+            let work = kubernetes_work(id, kubernetes, made, inputs)?;
+            (kubernetes.connection.as_ref().map(|one| one.name().to_owned()), Work::Kubernetes(Box::new(work)))
+        }
+        (None, None) => return Err(TargetError::new("stalled", format!("`{id}` has no kind"))),
     };
     Ok(Job {
         instance: id.clone(),
         r#use,
         content,
         files: made.files.clone(),
-        connection: tofu.connection.clone(),
+        connection,
         consumed,
         formerly: None,
-        work: Work::Tofu(work),
+        work,
+    })
+}
+
+fn filled(
+    id: &InstanceId,
+    inputs: &Inputs,
+    values: &BTreeMap<String, Value>,
+) -> Result<BTreeMap<String, Value>, TargetError> {
+    values.iter().map(|(key, value)| Ok((key.clone(), inputs.fill(id, value)?))).collect()
+}
+
+fn tofu_work(id: &InstanceId, tofu: &Tofu, made: &Made<'_>, inputs: &Inputs) -> Result<TofuWork, TargetError> {
+    Ok(TofuWork {
+        // The closure has proved that these stay inside the repository; an absolute path would leave the work tree.
+        root: join("", &tofu.root).unwrap_or_default(),
+        workspace: tofu.workspace.clone(),
+        var_files: tofu.var_files.iter().filter_map(|path| join("", path)).collect(),
+        variables: filled(id, inputs, &tofu.variables)?,
+        backend_config: filled(id, inputs, &tofu.backend_config)?,
+        declares_backend: made.declares_backend,
+        destroy: false,
+        refresh: false,
+    })
+}
+
+fn kubernetes_work(
+    id: &InstanceId,
+    kubernetes: &Kubernetes,
+    made: &Made<'_>,
+    inputs: &Inputs,
+) -> Result<KubernetesWork, TargetError> {
+    let text = |value: &Option<String>| match value {
+        None => Ok(None),
+        Some(text) => inputs.fill(id, &text.as_str().into()).map(|value| value.as_str().map(str::to_owned)),
+    };
+    let (server, certificate_authority) = match &kubernetes.connection {
+        Some(Connection::With(with)) => (text(&with.server)?, text(&with.certificate_authority)?),
+        _ => (None, None),
+    };
+    let source = match (&kubernetes.manifests, &kubernetes.kustomize, &kubernetes.helm) {
+        (Some(path), ..) => ManifestSource::Manifests(join("", path).unwrap_or_default()),
+        (None, Some(path), _) => ManifestSource::Kustomize(join("", path).unwrap_or_default()),
+        (None, None, Some(helm)) => ManifestSource::Helm {
+            chart: join("", &helm.chart).unwrap_or_default(),
+            release: helm.release.clone().unwrap_or_else(|| id.component.to_string()),
+            value_files: helm.value_files.iter().filter_map(|path| join("", path)).collect(),
+            values: filled(id, inputs, &helm.values)?,
+        },
+        (None, None, None) => return Err(TargetError::new("stalled", format!("`{id}` is made from nothing"))),
+    };
+    let account = |one: &Impersonate| match (&kubernetes.namespace, one.service_account.contains('/')) {
+        (Some(namespace), false) => format!("{namespace}/{}", one.service_account),
+        _ => one.service_account.clone(),
+    };
+    let content = made.files.iter().fold(Digester::new("files"), |digester, (path, (id, program))| {
+        digester.field(path.as_bytes()).field(id.as_bytes()).field(&[u8::from(*program)])
+    });
+    Ok(KubernetesWork {
+        source,
+        content: Some(content.finish()),
+        namespace: kubernetes.namespace.clone(),
+        server,
+        certificate_authority,
+        substitute: kubernetes.substitute.as_ref().map(|values| filled(id, inputs, values)).transpose()?,
+        impersonate: kubernetes.impersonate.as_ref().map(account),
+        force: kubernetes.force.iter().map(|one| (one.kind.clone(), one.name.clone())).collect(),
+        ignore: kubernetes
+            .ignore
+            .iter()
+            .map(|one| (one.kind.clone(), one.name.clone(), one.pointers.clone()))
+            .collect(),
+        health: kubernetes
+            .health
+            .iter()
+            .map(|one| (one.kind.clone(), one.current.clone(), one.failed.clone()))
+            .collect(),
+        wait: kubernetes.waits(),
+        destroy: false,
+        owners: None,
     })
 }

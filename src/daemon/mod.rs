@@ -27,6 +27,7 @@ mod lease;
 mod looking;
 mod orphans;
 mod outbox;
+mod owners;
 mod pass;
 mod planning;
 mod prepare;
@@ -37,6 +38,7 @@ mod recovery;
 mod remediation;
 mod rename;
 mod repair;
+mod rollout;
 mod run;
 mod schedule;
 pub mod snooze;
@@ -262,14 +264,24 @@ impl Daemon {
         let timers = tokio::spawn(schedule::timers(Arc::clone(self)));
         let keeper = tokio::spawn(Arc::clone(self).keep_lease());
         let watcher = git::watch(self);
+        let heeding = tokio::spawn(Arc::clone(self).heed_the_world());
         self.work().await;
         drop(watcher);
         timers.abort();
+        heeding.abort();
         self.tasks.close();
         if !self.is_fenced() {
             self.tasks.wait().await;
         }
         keeper.abort();
+    }
+
+    /// Looks at what the world says has changed.
+    async fn heed_the_world(self: Arc<Self>) {
+        loop {
+            let id = self.hands.target.changed().await;
+            self.queue.wake(Wake::Instance(id), "it changed in the world");
+        }
     }
 
     /// Works until nothing is left to do, and stops.

@@ -18,9 +18,9 @@ use crate::{
     },
     journal::Approved,
     model::{EnvironmentName, InstanceId, PullNumber, RunId},
-    plan::{Applied, InstancePlan, Plan, order},
+    plan::{Applied, InstancePlan, Plan, mark_protected, order},
     render::comment,
-    targets::tofu,
+    targets,
 };
 
 /// Those that use the outputs of an instance or come after it, as they are applied.
@@ -84,7 +84,7 @@ impl Daemon {
     ) -> InstancePlan {
         let mut plan = InstancePlan {
             id: id.clone(),
-            kind: "tofu".into(),
+            kind: "unknown".into(),
             digest: None,
             order: 1,
             after: vec![],
@@ -94,13 +94,14 @@ impl Daemon {
         };
         let looked = async {
             let job = self.destroy_job(id, head).await?;
-            let observation = self.hands.target.observe(&job).await?;
+            let observation = self.look_at_job(head, &job).await?;
             self.identify(id, &observation, true).await?;
-            Ok::<_, Error>(tofu::plan::action(id, &observation, protect, &[]))
+            Ok::<_, Error>((job.work.kind(), targets::actions(&job.work, id, &observation)))
         };
         match looked.await {
-            Ok(action) => {
-                plan.actions = action.into_iter().collect();
+            Ok((kind, mut actions)) => {
+                mark_protected(protect, &mut actions);
+                (plan.kind, plan.actions) = (kind.to_owned(), actions);
                 plan.digest = Some(InstancePlan::digest_of(&plan.actions));
             }
             Err(error) => plan.problem = Some(self.hands.redactor.redact(&crate::error_chain(&error))),

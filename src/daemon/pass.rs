@@ -14,9 +14,9 @@ use crate::{
     desired::schema::{Check, Component},
     journal::Status as RunStatus,
     model::{Action, Drift, DriftField, DriftKind, InstanceId},
-    plan::{Applied, Observed, ObservedError},
-    port::{Observation, TargetError},
-    targets::tofu,
+    plan::{self, Applied, InstancePlan, Observed, ObservedError},
+    port::{Job, Observation, TargetError},
+    targets,
 };
 
 /// How long a check may take where it does not say.
@@ -51,7 +51,7 @@ impl Daemon {
             observed.waiting_on.clone_from(&before.waiting_on);
             observed.head_problem.clone_from(&before.head_problem);
             // In another world head would do something else.
-            let digest = |observed: &Observed| observed.revert.as_ref().map(|action| action.digest);
+            let digest = |observed: &Observed| InstancePlan::digest_of(&observed.revert);
             observed.planned_at = before.planned_at.filter(|_| digest(before) == digest(&observed));
         }
         let drifted = before.is_some_and(|before| !before.drift.is_empty()) || !observed.drift.is_empty();
@@ -92,19 +92,19 @@ impl Daemon {
         let started = std::time::Instant::now();
         let mut observed = Observed::new(at, Some(applied.revision.clone()));
         let looked = match self.applied_job(id, applied, head).await {
-            Ok(job) => self.hands.target.observe(&job).await,
+            Ok(job) => self.look_at_job(head, &job).await.map(|observation| (job, observation)),
             Err(Error::Target(error)) => Err(error),
             Err(error) => return Err(error),
         };
         match looked {
-            Ok(observation) => {
+            Ok((job, observation)) => {
                 if let Err(error) = self.identify(id, &observation, true).await {
                     let Error::Target(error) = error else { return Err(error) };
                     observed.error = Some(unknown(&error));
                     return Ok(observed);
                 }
                 let protect = self.guards(head).await?.protect(id);
-                self.compare(id, applied, &observation, &protect, &mut observed);
+                self.compare(&job, applied, &observation, &protect, &mut observed);
             }
             Err(error) => observed.error = Some(unknown(&error)),
         }
@@ -117,14 +117,15 @@ impl Daemon {
 
     fn compare(
         &self,
-        id: &InstanceId,
+        job: &Job,
         applied: &Applied,
         observation: &Observation,
         protect: &[String],
         observed: &mut Observed,
     ) {
         let strict = applied.spec.drift.strict.unwrap_or(false);
-        observed.drift = tofu::drift::of(observation);
+        let (id, work) = (&job.instance, &job.work);
+        observed.drift = targets::drift(work, observation);
         observed.warnings.clone_from(&observation.warnings);
         if observation.changes.is_empty() {
             // Outputs can change by somebody else's hand, and that is drift of this instance (R1.3).
@@ -149,14 +150,14 @@ impl Daemon {
             }
         }
         let drifted: Vec<String> = observed.drift.iter().map(|drift| drift.resource.clone()).collect();
-        observed.revert = tofu::plan::action(id, observation, protect, &drifted);
-        if strict && observed.revert.is_none() {
+        observed.revert = targets::actions(work, id, observation);
+        plan::mark_protected(protect, &mut observed.revert);
+        plan::mark_drifted(&drifted, &mut observed.revert);
+        if strict && observed.revert.is_empty() {
             // No apply would change it, so the state is offered to take it over.
-            let changes = tofu::drift::refreshes(&observation.adopt_only);
-            let refresh = Observation { changes, serial: observation.serial, ..Observation::default() };
-            observed.revert = tofu::plan::action(id, &refresh, &[], &[]);
+            observed.revert = targets::refresh(work, id, observation);
         }
-        if !strict && observed.revert.is_none() {
+        if !strict && observed.revert.is_empty() {
             // Adopt-only drift is told in the warnings and does not count.
             let (output, rest): (Vec<Drift>, Vec<Drift>) = std::mem::take(&mut observed.drift)
                 .into_iter()
@@ -211,7 +212,7 @@ pub(super) fn unknown(error: &TargetError) -> ObservedError {
     ObservedError { kind: error.kind.to_owned(), says: error.line() }
 }
 
-/// The action that reverts an instance, where its drift can be reverted.
-pub(super) fn revert(observed: &Observed) -> Option<Action> {
-    observed.revert.clone().filter(|_| !observed.drift.is_empty())
+/// The actions that revert an instance, where its drift can be reverted.
+pub(super) fn revert(observed: &Observed) -> &[Action] {
+    if observed.drift.is_empty() { &[] } else { &observed.revert }
 }

@@ -24,9 +24,9 @@ use crate::{
     authority::guards::InForce,
     desired::{Instance, schema::After},
     model::{EnvironmentName, InstanceId, Revision, WaitingOn},
-    plan::{Applied, InstancePlan, Plan, order},
+    plan::{Applied, InstancePlan, Plan, mark_drifted, mark_protected, order},
     port::{Job, Observation, Output, RecordedOutput, Use},
-    targets::tofu,
+    targets,
 };
 
 /// What is to be planned.
@@ -101,7 +101,7 @@ impl Daemon {
                         InstancePlan { order: step, after, ..daemon.plan_destroy(&head, &id_for_task, &protect).await };
                     return Arc::new(Outcome { plan: Some(plan), ..Outcome::default() });
                 }
-                let (planned, blocked) = upstream_plans(upstreams).await;
+                let (planned, blocked, changing) = upstream_plans(upstreams).await;
                 let formerly = head.instance(&id_for_task).and_then(|instance| instance.renamed_from.clone());
                 let formerly = formerly.filter(|old| !applied.contains_key(&id_for_task) && applied.contains_key(old));
                 let asked = Asked {
@@ -114,6 +114,7 @@ impl Daemon {
                     drifted: &drifted,
                     protect: &protect,
                     blocked,
+                    changing,
                 };
                 Arc::new(daemon.plan_instance(&head, asked, &planned).await)
             };
@@ -177,15 +178,25 @@ impl Daemon {
         let (job, observation) = match self.look_at_declared(head, instance, &asked, &inputs).await {
             Ok(looked) => looked,
             Err(error) => {
+                if let Error::Target(error) = &error
+                    && error.kind == targets::kubernetes::NOT_THERE_YET
+                    && let Some(upstream) = asked.changing.first()
+                {
+                    plan.waiting_on.push(WaitingOn::KnownAfter { instance: upstream.clone() });
+                    return Outcome { plan: Some(plan), ..none };
+                }
                 plan.problem = Some(match error {
-                    Error::Target(error) => error.line(),
+                    Error::Target(error) => error.whole(),
                     other => crate::error_chain(&other),
                 });
                 return Outcome { plan: Some(plan), ..none };
             }
         };
-        plan.actions = tofu::plan::action(id, &observation, asked.protect, asked.drifted).into_iter().collect();
+        plan.actions = targets::actions(&job.work, id, &observation);
+        mark_protected(asked.protect, &mut plan.actions);
+        mark_drifted(asked.drifted, &mut plan.actions);
         plan.digest = Some(InstancePlan::digest_of(&plan.actions));
+        plan.problem.clone_from(&observation.refused);
         let first_contact =
             asked.applied.is_none() && self.is_first_contact(id, observation.holds_anything).await.unwrap_or(true);
         if first_contact {
@@ -204,7 +215,7 @@ impl Daemon {
     ) -> Result<(Job, Observation), Error> {
         let job = declared_job(instance, asked.r#use, Arc::clone(&head.content), inputs, head.consumed(asked.id))?;
         let job = Job { formerly: asked.formerly.clone(), ..job };
-        let observation = self.hands.target.observe(&job).await?;
+        let observation = self.look_at_job(head, &job).await?;
         let name = asked.formerly.as_ref().unwrap_or(asked.id);
         let remembers = !matches!(asked.r#use, Use::Pull(_));
         self.identify_for(name, &observation, asked.applied.is_some(), remembers).await?;
@@ -263,16 +274,20 @@ struct Asked<'a> {
     drifted: &'a [String],
     protect: &'a [String],
     blocked: Option<InstanceId>,
+    /// The upstreams that the same plan changes.
+    changing: Vec<InstanceId>,
     /// The name that it has until this is merged.
     formerly: Option<InstanceId>,
 }
 
-/// What the plans of upstreams bring, and the first that leaves things open.
-async fn upstream_plans(upstreams: Vec<(InstanceId, Planning)>) -> (Planned, Option<InstanceId>) {
-    let mut planned = Planned::new();
-    let mut blocked = None;
+/// What the plans of upstreams bring, the first that leaves things open, and which of them do anything.
+async fn upstream_plans(upstreams: Vec<(InstanceId, Planning)>) -> (Planned, Option<InstanceId>, Vec<InstanceId>) {
+    let (mut planned, mut blocked, mut changing) = (Planned::new(), None, vec![]);
     for (upstream, planning) in upstreams {
         let outcome = planning.await;
+        if outcome.plan.as_ref().is_some_and(|plan| !plan.actions.is_empty()) {
+            changing.push(upstream.clone());
+        }
         if outcome.plan.as_ref().is_some_and(|plan| plan.problem.is_some()) {
             blocked = Some(upstream.clone());
         }
@@ -283,7 +298,7 @@ async fn upstream_plans(upstreams: Vec<(InstanceId, Planning)>) -> (Planned, Opt
             blocked = blocked.or_else(|| planned.keys().last().cloned());
         }
     }
-    (planned, blocked)
+    (planned, blocked, changing)
 }
 
 /// The instances and everything downstream of them by references.

@@ -25,8 +25,7 @@ use crate::{
     model::{Action, InstanceId, Retry, WaitingOn},
     plan::{self, Applied, InstancePlan, Plan},
     port::{Job, Prepared, RecordedOutput, Use},
-    remedy, render,
-    targets::tofu,
+    remedy, render, targets,
 };
 
 /// How often what another machine may mend is tried before the instance is stalled.
@@ -95,7 +94,7 @@ impl Daemon {
         // What counts is what is protected now, not when it was approved.
         let guards = self.guards(&self.head().unwrap_or_else(|| Arc::clone(&driven.head))).await?;
         for instance in &mut instances {
-            tofu::plan::mark_protected(&guards.protect(&instance.id), &mut instance.actions);
+            plan::mark_protected(&guards.protect(&instance.id), &mut instance.actions);
         }
         if !unseen.is_empty() {
             let scope = Scope {
@@ -128,13 +127,34 @@ impl Daemon {
         Ok(actions)
     }
 
+    /// What is left to do for an instance, apart: what the run is about, and what was cut from it or came since.
+    pub(super) async fn business(
+        &self,
+        driven: &Driven,
+        run: &Run,
+        id: &InstanceId,
+        left: Vec<Action>,
+    ) -> Result<(Vec<Action>, Vec<Action>), Error> {
+        if !run.reverts() || !left.iter().all(plan::stands_alone) {
+            return Ok((left, vec![]));
+        }
+        let known = match self.store().approved(run.id, id).await? {
+            Some(Approved::Actions { actions }) => actions,
+            _ => self.remedied(driven, run, id).await?,
+        };
+        let known: BTreeSet<&str> =
+            known.iter().flat_map(|action| &action.resources).map(|change| change.resource.as_str()).collect();
+        let is_mine = |action: &Action| action.resources.iter().any(|change| known.contains(change.resource.as_str()));
+        Ok(left.into_iter().partition(is_mine))
+    }
+
     /// Everything before the effect.
     pub(super) async fn prepare(self: &Arc<Self>, driven: &Driven, id: &InstanceId) -> Result<Ready, Stop> {
         let run = driven.run.lock().await.clone();
         self.take(&run, id).await?;
         let applied = self.store().applied(id).await?;
         let (job, inputs) = self.job(driven, &run, id, applied.as_ref()).await?;
-        let prepared = self.prepare_job(&job).await?;
+        let (job, prepared) = self.prepare_job(&driven.head, &job).await?;
         let observation = &prepared.observation;
         match self.identify(id, observation, applied.is_some()).await {
             Err(Error::Target(error)) if error.kind == identity::ANOTHER => {
@@ -147,8 +167,10 @@ impl Daemon {
             Some(head) => self.guards(&head).await?.protect(id),
             None => self.guards(&driven.head).await?.protect(id),
         };
-        let actions: Vec<Action> = tofu::plan::action(id, observation, &guards, &[]).into_iter().collect();
-        self.record(driven, id, Event::Planned { digest: actions.first().map(|action| action.digest) }, None).await?;
+        let mut actions = targets::actions(&job.work, id, observation);
+        plan::mark_protected(&guards, &mut actions);
+        let digest = (!actions.is_empty()).then(|| InstancePlan::digest_of(&actions));
+        self.record(driven, id, Event::Planned { digest }, None).await?;
         if applied.is_none() && run.by_merge && self.is_first_contact(id, observation.holds_anything).await? {
             let says = if observation.holds_anything {
                 "the target already holds something that was never applied from here; look at the plan and say `/apply`"
@@ -166,13 +188,20 @@ impl Daemon {
         {
             return Err(Stop::Waits(WaitingOn::Approval { digest: InstancePlan::digest_of(&actions) }, says));
         }
-        self.approve(driven, &run, id, &actions).await?;
+        let actions = self.approve(driven, &run, id, actions).await?;
+        if actions.is_empty() {
+            return Err(Stop::Nothing(Box::new(job), inputs));
+        }
         self.guard(driven, id, &actions).await?;
         if run.destroys {
             // Planning takes a while, and somebody may have declared it again.
             self.look_at_git().await?;
             self.still_orphaned(driven, &run, id).await?;
         }
+        let mut prepared = prepared;
+        // What was cut from a remediation is not done.
+        let is_meant = |name: &str| actions.iter().flat_map(|action| &action.resources).any(|r| r.resource == name);
+        prepared.observation.changes.retain(|change| is_meant(&change.resource));
         Ok(Ready { job, prepared, inputs, actions })
     }
 
@@ -249,9 +278,16 @@ impl Daemon {
             }
             applied.insert(upstream.clone(), record);
         }
+        let open = self.store().open_runs().await?;
+        let is_rolling = |upstream: &InstanceId| {
+            let waits =
+                |run: &Run| run.instances.get(upstream).is_some_and(|i| i.rollout_until.is_some() && !i.status.ended());
+            open.iter().any(waits)
+        };
         let behind = |upstream: &&InstanceId| {
             let declared = now.instance(upstream);
-            stalled.contains_key(*upstream)
+            is_rolling(upstream)
+                || stalled.contains_key(*upstream)
                 || declared.is_none_or(|declared| !declared.problems.is_empty() || is_pending(declared, &applied))
         };
         if let Some(upstream) = instance.upstreams.iter().find(behind) {
@@ -293,10 +329,10 @@ impl Daemon {
         Ok(now)
     }
 
-    pub(super) async fn prepare_job(self: &Arc<Self>, job: &Job) -> Result<Prepared, Stop> {
+    pub(super) async fn prepare_job(self: &Arc<Self>, head: &Head, job: &Job) -> Result<(Job, Prepared), Stop> {
         let mut attempt = 0;
         loop {
-            match self.hands.target.prepare(job).await {
+            match self.prepare_with_owners(head, job).await {
                 Ok(prepared) => return Ok(prepared),
                 Err(error) => match error.retry {
                     Retry::After(backoff) if attempt + 1 < ATTEMPTS_MAX => {
@@ -312,27 +348,31 @@ impl Daemon {
         }
     }
 
-    /// Whether what would be done is what was approved (R2.4).
+    /// What may be done of what would be done: what was approved (R2.4), all of it or what a remediation lets through.
     async fn approve(
         self: &Arc<Self>,
         driven: &Driven,
         run: &Run,
         id: &InstanceId,
-        actions: &[Action],
-    ) -> Result<(), Stop> {
-        let digest = InstancePlan::digest_of(actions);
+        actions: Vec<Action>,
+    ) -> Result<Vec<Action>, Stop> {
+        let digest = InstancePlan::digest_of(&actions);
         let waits = |says: String| Stop::Waits(WaitingOn::Approval { digest }, says);
         match self.store().approved(run.id, id).await?.unwrap_or(Approved::Unknown) {
-            Approved::Declaration => Ok(()),
-            Approved::Actions { actions: approved } if run.by_drift => plan::covers(&approved, actions)
-                .map_err(|gap| Stop::Fails(format!("the drift changed meanwhile: {}", gap.0))),
-            Approved::Actions { actions: approved } => plan::covers(&approved, actions)
-                .map_err(|gap| waits(format!("{}; look at the new plan and say `/apply`", gap.0))),
+            Approved::Declaration => Ok(actions),
+            Approved::Actions { actions: approved } if run.by_drift => match plan::covers(&approved, &actions) {
+                Ok(()) => Ok(actions),
+                Err(gap) => Err(Stop::Fails(format!("the drift changed meanwhile: {}", gap.0))),
+            },
+            Approved::Actions { actions: approved } => match plan::covers(&approved, &actions) {
+                Ok(()) => Ok(actions),
+                Err(gap) => Err(waits(format!("{}; look at the new plan and say `/apply`", gap.0))),
+            },
             Approved::Unknown => {
                 let deferred =
                     driven.head.desired.environments.get(&run.environment).map(|e| e.deferred).unwrap_or_default();
                 match deferred {
-                    Deferred::Apply => Ok(()),
+                    Deferred::Apply => Ok(actions),
                     Deferred::Wait => Err(waits(
                         "its plan was not known when the run was approved; now it is, and waits for `/apply`".into(),
                     )),
@@ -348,8 +388,9 @@ impl Daemon {
                 if let Some(says) = self.edited(name.as_str(), remediation).await? {
                     return Err(Stop::Fails(says));
                 }
-                remedy::lets_through(remediation, id, &|digest| stored.get(digest).cloned(), actions)
-                    .map_err(Stop::Fails)
+                let through = remedy::lets_through(remediation, id, &|digest| stored.get(digest).cloned(), &actions)
+                    .map_err(Stop::Fails)?;
+                Ok(through)
             }
         }
     }

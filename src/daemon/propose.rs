@@ -17,7 +17,7 @@ use crate::{
         Instance,
         schema::{Direction, DriftMode},
     },
-    model::{ComponentName, Digest, EnvironmentName, InstanceId, PullNumber, Revision},
+    model::{Action, ComponentName, Digest, EnvironmentName, InstanceId, PullNumber, Revision},
     plan::{Applied, Observed},
     port::Pull,
     remedy::{self, Drifted, Group},
@@ -40,10 +40,10 @@ pub(super) struct Proposal {
     pub(super) instances: BTreeSet<InstanceId>,
     /// The actions that it proposes.
     #[serde(default)]
-    pub(super) actions: BTreeMap<InstanceId, Digest>,
+    pub(super) actions: BTreeMap<InstanceId, BTreeSet<Digest>>,
     /// The actions that somebody cut from it, for as long as the observation is the same.
     #[serde(default)]
-    pub(super) cuts: BTreeMap<InstanceId, Digest>,
+    pub(super) cuts: BTreeSet<Digest>,
     /// Whether somebody's commits are on its branch: then we write on top of it.
     #[serde(default)]
     pub(super) shared: bool,
@@ -75,12 +75,12 @@ enum Stand {
     /// Nobody but us wrote on its branch.
     Ours,
     /// Somebody cut actions from it.
-    Cut { cuts: BTreeMap<InstanceId, Digest>, onto: Revision },
+    Cut { cuts: BTreeSet<Digest>, onto: Revision },
 }
 
 /// How a proposal is written.
 struct Written {
-    cuts: BTreeMap<InstanceId, Digest>,
+    cuts: BTreeSet<Digest>,
     /// On top of somebody's commits.
     onto: Option<Revision>,
     /// The edits of the declarations, where it adopts.
@@ -110,7 +110,7 @@ impl Daemon {
         }
         let mut repaired = vec![];
         for one in std::mem::take(&mut drifted) {
-            match self.remedy_for(&head, &one.id, &one.action).await? {
+            match self.remedy_for(&head, &one.id, &one.actions).await? {
                 DriftMode::Report => {}
                 DriftMode::Propose => drifted.push(one),
                 DriftMode::Revert => repaired.push(one),
@@ -169,12 +169,16 @@ impl Daemon {
                 || held.contains(id)
                 || open.iter().any(|run| run.holds(id))
                 || observed.error.is_some()
-                || snoozes.get(id).is_some_and(|snooze| snooze.holds(observed, self.now()))
                 || self.mode(head, id) == DriftMode::Report
             {
                 continue;
             }
-            let Some(action) = pass::revert(observed) else { continue };
+            let snoozed = |action: &&Action| snoozes.get(id).is_some_and(|snooze| snooze.covers(action, self.now()));
+            let actions: Vec<Action> =
+                pass::revert(observed).iter().filter(|action| !snoozed(action)).cloned().collect();
+            if actions.is_empty() {
+                continue;
+            }
             match takes_over(head, instance, &applied, observed) {
                 Some(false) => {}
                 Some(true) => continue,
@@ -183,7 +187,7 @@ impl Daemon {
                     continue;
                 }
             }
-            drifted.push(Drifted { id: id.clone(), action, upstreams: upstreams(head, &instance.id) });
+            drifted.push(Drifted { id: id.clone(), actions, upstreams: upstreams(head, &instance.id) });
         }
         // Whether a cause is proposed decides what its consequences are part of.
         drifted.retain(|one| one.upstreams.is_disjoint(&undecided));
@@ -217,7 +221,7 @@ impl Daemon {
             return Ok(Stand::Ours);
         }
         if pull.head == known.pushed || self.is_cut_off(&group.branch(), &pull.head).await? {
-            let on_top = Stand::Cut { cuts: BTreeMap::new(), onto: pull.head };
+            let on_top = Stand::Cut { cuts: BTreeSet::new(), onto: pull.head };
             return Ok(if known.shared { on_top } else { Stand::Ours });
         }
         if known.adopts {
@@ -242,7 +246,7 @@ impl Daemon {
         self: &Arc<Self>,
         pull: &Pull,
         known: &Proposal,
-    ) -> Result<Result<BTreeMap<InstanceId, Digest>, String>, Error> {
+    ) -> Result<Result<BTreeSet<Digest>, String>, Error> {
         self.use_git_token().await?;
         let fetched = self.hands.repository.fetch(&format!("refs/pull/{}/head", pull.number.0)).await?;
         let Some(fetched) = fetched.filter(|fetched| *fetched == pull.head) else {
@@ -256,8 +260,8 @@ impl Daemon {
         if let Some(says) = self.edited(&known.name, &remediation).await? {
             return Ok(Err(says));
         }
-        let left = |id: &InstanceId| remediation.actions.iter().any(|action| action.instance == *id);
-        Ok(Ok(known.actions.iter().filter(|(id, _)| !left(id)).map(|(id, digest)| (id.clone(), *digest)).collect()))
+        let left = |digest: &&Digest| remediation.actions.iter().any(|action| action.digest == **digest);
+        Ok(Ok(known.actions.values().flatten().filter(|digest| !left(digest)).copied().collect()))
     }
 
     /// What was cut from proposals that this group takes the place of.
@@ -265,9 +269,9 @@ impl Daemon {
         self: &Arc<Self>,
         group: &Group,
         known: &[(String, Proposal)],
-    ) -> Result<BTreeMap<InstanceId, Digest>, Error> {
-        let Some(forge) = self.hands.forge.clone() else { return Ok(BTreeMap::new()) };
-        let mut all = BTreeMap::new();
+    ) -> Result<BTreeSet<Digest>, Error> {
+        let Some(forge) = self.hands.forge.clone() else { return Ok(BTreeSet::new()) };
+        let mut all = BTreeSet::new();
         for (key, before) in known {
             if *key != group.key() && group.drifted.iter().any(|one| before.instances.contains(&one.id)) {
                 all.extend(before.cuts.clone());
@@ -301,12 +305,12 @@ impl Daemon {
                 }
             },
         }
-        for one in &group.drifted {
-            self.store().put("action", &one.action.digest.to_string(), self.now(), &one.action).await?;
+        for action in group.drifted.iter().flat_map(|one| &one.actions) {
+            self.store().put("action", &action.digest.to_string(), self.now(), action).await?;
         }
         // A cut holds for the observation that it was made for.
-        cuts.retain(|id, digest| group.drifted.iter().any(|one| one.id == *id && one.action.digest == *digest));
-        let left = group.without(&cuts.keys().cloned().collect());
+        cuts.retain(|digest| group.has(digest));
+        let left = group.without(&cuts);
         if left.drifted.is_empty() {
             return Ok(());
         }
@@ -377,7 +381,7 @@ impl Daemon {
         let body = self.hands.redactor.redact(&body);
         let pull = forge.ensure_pull(&branch, &self.settings.branch, &title, &body).await?;
         let instances = whole.drifted.iter().map(|one| one.id.clone()).collect();
-        let actions = group.drifted.iter().map(|one| (one.id.clone(), one.action.digest)).collect();
+        let actions = group.digests();
         let shared = written.onto.is_some();
         let proposal = Proposal {
             pull,

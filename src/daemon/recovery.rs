@@ -17,10 +17,10 @@ use super::{
 };
 use crate::{
     journal::{Approved, Event, Outcome, Recovery, Run, Status, recovery},
-    model::{Action, InstanceId},
+    model::InstanceId,
     plan,
     port::{Attached, Fence, Job, RecordedOutput, Use},
-    targets::tofu,
+    targets,
 };
 
 impl Daemon {
@@ -33,7 +33,7 @@ impl Daemon {
     }
 
     /// The job of an effect that was begun, and its inputs; what came in its way since then is no reason not to look.
-    async fn begun_job(
+    pub(super) async fn begun_job(
         self: &Arc<Self>,
         driven: &Driven,
         run: &Run,
@@ -111,10 +111,9 @@ impl Daemon {
         job: &Job,
         inputs: BTreeMap<String, RecordedOutput>,
     ) -> Result<Effect, Error> {
-        let decision = match self.prepare_job(job).await {
-            Ok(prepared) => {
-                let actions: Vec<Action> =
-                    tofu::plan::action(id, &prepared.observation, &[], &[]).into_iter().collect();
+        let decision = match self.prepare_job(&driven.head, job).await {
+            Ok((_, prepared)) => {
+                let actions = targets::actions(&job.work, id, &prepared.observation);
                 let covered = match self.store().approved(run.id, id).await? {
                     Some(Approved::Actions { actions: approved }) => {
                         plan::covers(&approved, &actions).map_err(|gap| gap.0)

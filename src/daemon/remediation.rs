@@ -174,10 +174,11 @@ impl Daemon {
         if applies {
             // What was reviewed is what may run, as it was proposed.
             let stored = self.stored_actions(remediation).await?;
+            let mut by_instance: BTreeMap<InstanceId, Vec<Action>> = BTreeMap::new();
             for action in &remediation.actions {
-                let actions = stored.get(&action.digest).cloned().into_iter().collect();
-                approved.insert(action.instance.clone(), Approved::Actions { actions });
+                by_instance.entry(action.instance.clone()).or_default().extend(stored.get(&action.digest).cloned());
             }
+            approved.extend(by_instance.into_iter().map(|(id, actions)| (id, Approved::Actions { actions })));
         }
         let authorised = Authorised {
             environment: remediation.environment.clone(),

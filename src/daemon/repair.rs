@@ -25,26 +25,32 @@ const REVERTS_MAX: usize = 2;
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Reverted(BTreeMap<String, Vec<DateTime<Utc>>>);
 
-fn fields(action: &Action) -> impl Iterator<Item = String> + '_ {
+fn fields(actions: &[Action]) -> impl Iterator<Item = String> + '_ {
     let named = |resource: &crate::model::ResourceChange| {
         let name = resource.resource.clone();
         let whole = resource.fields.is_empty().then(|| name.clone());
         let each: Vec<String> = resource.fields.iter().map(|field| format!("{name} {}", field.path)).collect();
         whole.into_iter().chain(each)
     };
-    action.resources.iter().filter(|resource| resource.r#type != "output").flat_map(named)
+    let resources = actions.iter().flat_map(|action| &action.resources);
+    resources.filter(|resource| resource.r#type != "output").flat_map(named)
 }
 
 impl Daemon {
     /// What is done about the drift of an instance, by its declaration and by what it is.
-    pub(super) async fn remedy_for(&self, head: &Head, id: &InstanceId, action: &Action) -> Result<DriftMode, Error> {
+    pub(super) async fn remedy_for(
+        &self,
+        head: &Head,
+        id: &InstanceId,
+        actions: &[Action],
+    ) -> Result<DriftMode, Error> {
         let mode = self.mode(head, id);
         if mode != DriftMode::Revert {
             return Ok(mode);
         }
         let spares = |change: Change| matches!(change, Change::Create | Change::Update);
-        let harmless =
-            action.resources.iter().filter(|r| r.r#type != "output").all(|r| spares(r.change) && !r.protected);
+        let mut resources = actions.iter().flat_map(|action| &action.resources).filter(|r| r.r#type != "output");
+        let harmless = resources.all(|r| spares(r.change) && !r.protected);
         let reverted: Reverted = self.store().get("reverted", &id.to_string()).await?.unwrap_or_default();
         let seen = self.store().observed(id).await?.map(|observed| observed.at);
         // What is noted of this very drift stands for the revert that is to come.
@@ -52,7 +58,7 @@ impl Daemon {
         let often = |field: String| {
             reverted.0.get(&field).is_some_and(|times| times.iter().filter(lately).count() >= REVERTS_MAX)
         };
-        let brakes = fields(action).any(often);
+        let brakes = fields(actions).any(often);
         Ok(if harmless && !brakes { DriftMode::Revert } else { DriftMode::Propose })
     }
 
@@ -65,12 +71,12 @@ impl Daemon {
     ) -> Result<(), Error> {
         for group in remedy::groups(environment, drifted) {
             for one in &group.drifted {
-                self.note_revert(&one.id, &one.action).await?;
+                self.note_revert(&one.id, &one.actions).await?;
             }
             let approved = group
                 .drifted
                 .iter()
-                .map(|one| (one.id.clone(), Approved::Actions { actions: vec![one.action.clone()] }))
+                .map(|one| (one.id.clone(), Approved::Actions { actions: one.actions.clone() }))
                 .collect();
             let authorised = Authorised {
                 environment: environment.clone(),
@@ -90,14 +96,14 @@ impl Daemon {
         Ok(())
     }
 
-    async fn note_revert(&self, id: &InstanceId, action: &Action) -> Result<(), Error> {
+    async fn note_revert(&self, id: &InstanceId, actions: &[Action]) -> Result<(), Error> {
         let now = self.now();
         let mut reverted: Reverted = self.store().get("reverted", &id.to_string()).await?.unwrap_or_default();
         reverted.0.values_mut().for_each(|times| times.retain(|at| *at > now - MEMORY));
         reverted.0.retain(|_, times| !times.is_empty());
         // By when it was seen, so that one drift counts once, also where the daemon died before it made the run.
         let seen = self.store().observed(id).await?.map_or(now, |observed| observed.at);
-        for field in fields(action) {
+        for field in fields(actions) {
             let times = reverted.0.entry(field).or_default();
             if !times.contains(&seen) {
                 times.push(seen);

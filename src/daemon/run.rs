@@ -24,9 +24,10 @@ use super::{
 };
 use crate::{
     journal::{Event, Outcome, Run, RunState, Status, next_status},
-    model::{InstanceId, WaitingOn},
-    plan::{Summary, order},
-    port::{Fence, Job, LOST, RecordedOutput, TargetError, Work},
+    model::{Action, InstanceId, WaitingOn},
+    plan::{InstancePlan, Summary, order},
+    port::{Fence, Job, LOST, RecordedOutput, TargetError},
+    targets,
 };
 
 /// How often a plan is tried again when the state moved under it.
@@ -182,8 +183,11 @@ impl Daemon {
         {
             return Ok(status);
         }
+        let run = driven.run.lock().await.clone();
+        if let Some(status) = self.still_rolling(driven, &run, id).await? {
+            return Ok(status);
+        }
         if self.waits_for_a_word(driven, id).await {
-            let run = driven.run.lock().await.clone();
             if let Some(says) = self.cancelled(run.id, id).await? {
                 return self.end_cancelled(driven, id, says).await;
             }
@@ -247,8 +251,9 @@ impl Daemon {
             return self.end_cancelled(driven, id, says).await.map(Effect::Ended);
         }
         let fence = Fence { run: run.id, token: self.store().token(&run.environment).await? };
-        self.record(driven, id, Event::Started { digest: actions[0].digest }, None).await?;
-        tracing::info!(instance = %id, action = actions[0].digest.short(), "action started");
+        let digest = InstancePlan::digest_of(&actions);
+        self.record(driven, id, Event::Started { digest }, None).await?;
+        tracing::info!(instance = %id, actions = actions.len(), digest = digest.short(), "actions started");
         let done = self.hands.target.apply(&job, prepared, fence, Self::progress(id)).await;
         match done {
             // Everything that knew of it was killed, while this daemon lives: the world tells.
@@ -307,7 +312,7 @@ impl Daemon {
         job: &Job,
         inputs: BTreeMap<String, RecordedOutput>,
     ) -> Result<Status, Error> {
-        let again = match self.hands.target.observe(job).await {
+        let again = match self.look_at_job(&driven.head, job).await {
             Ok(again) => again,
             Err(error) => {
                 return self
@@ -318,7 +323,10 @@ impl Daemon {
         if let Err(error) = self.identify(id, &again, true).await {
             return self.fail(driven, id, format!("it was applied, and {}", crate::error_chain(&error))).await;
         }
-        if let Some(left) = again.changes.first() {
+        let run = driven.run.lock().await.clone();
+        let left = targets::actions(&job.work, id, &again);
+        let (mine, others) = self.business(driven, &run, id, left).await?;
+        if let Some(left) = mine.first().and_then(|action| action.resources.first()) {
             let says = format!(
                 "it was applied, and a fresh plan would still {} `{}`; a value that differs on every plan (a time, a random one) has to be ignored or fixed in the module",
                 left.change.verb(),
@@ -326,11 +334,14 @@ impl Daemon {
             );
             return self.fail(driven, id, says).await;
         }
-        if let Err(stop) = self.settle(driven, id, job, inputs).await {
+        if let Err(stop) = self.settle(driven, id, job, inputs, &others).await {
             return self.fail(driven, id, stop.line()).await;
         }
         if let Some(says) = self.silent_checks(driven, id).await? {
             return self.fail(driven, id, format!("it was applied, and {says}")).await;
+        }
+        if let Some(status) = self.rollout(driven, id, job).await? {
+            return Ok(status);
         }
         self.record(driven, id, Event::Applied { changed: true }, None).await
     }
@@ -342,13 +353,14 @@ impl Daemon {
         Ok((!failed.is_empty()).then(|| failed.join("; ")))
     }
 
-    /// Records what is applied now; a remediation leaves that record as it is.
+    /// Records what is applied now; a remediation leaves that record as it is, and what was none of its business.
     async fn settle(
         self: &Arc<Self>,
         driven: &Driven,
         id: &InstanceId,
         job: &Job,
         inputs: BTreeMap<String, RecordedOutput>,
+        others: &[Action],
     ) -> Result<(), TargetError> {
         let run = driven.run.lock().await.clone();
         let refused = |error: Error| match error {
@@ -361,8 +373,7 @@ impl Daemon {
         if !run.reverts() {
             return self.record_applied(&driven.head, id, inputs, job, Some(run.id)).await.map_err(refused);
         }
-        let Work::Tofu(work) = &job.work;
-        if let Some(mut record) = self.store().applied(id).await?.filter(|_| work.refresh) {
+        if let Some(mut record) = self.store().applied(id).await?.filter(|_| job.work.refreshes()) {
             // The state says something else now, and so may the outputs that are made from it.
             let live = self.hands.target.outputs(job).await?;
             let outputs =
@@ -371,8 +382,9 @@ impl Daemon {
             self.store().set_applied(id, &record).await?;
         }
         if let Some(mut observed) = self.store().observed(id).await? {
-            observed.drift.clear();
-            observed.revert = None;
+            let left = |name: &str| others.iter().flat_map(|action| &action.resources).any(|r| r.resource == name);
+            observed.drift.retain(|drift| left(&drift.resource));
+            observed.revert = others.to_vec();
             observed.error = None;
             observed.at = self.now();
             self.store().set_observed(id, &observed).await?;
@@ -388,16 +400,19 @@ impl Daemon {
         job: &Job,
         inputs: BTreeMap<String, RecordedOutput>,
     ) -> Result<Status, Error> {
-        if let Err(error) = self.settle(driven, id, job, inputs).await {
+        if let Err(error) = self.settle(driven, id, job, inputs, &[]).await {
             return self.fail(driven, id, error.line()).await;
         }
         if let Some(says) = self.silent_checks(driven, id).await? {
             return self.fail(driven, id, format!("nothing was to be applied, and {says}")).await;
         }
+        if let Some(status) = self.rollout(driven, id, job).await? {
+            return Ok(status);
+        }
         self.record(driven, id, Event::Applied { changed: false }, None).await
     }
 
-    async fn wait(
+    pub(super) async fn wait(
         self: &Arc<Self>,
         driven: &Driven,
         id: &InstanceId,

@@ -3,7 +3,7 @@
 //! Decides how long a no holds: until the observation is another one, or its time is over. What is snoozed is still
 //! drift, and is shown with who said so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Duration, Utc};
 use serde::{Deserialize, Serialize};
@@ -22,8 +22,8 @@ pub(super) const SNOOZE: Duration = Duration::days(30);
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Snooze {
-    /// The action that would revert it: another observation has another one.
-    pub action: Digest,
+    /// The actions that would revert it: another observation has others.
+    pub actions: BTreeSet<Digest>,
     /// Until when it holds.
     pub until: DateTime<Utc>,
     /// Who said so, as far as that is known.
@@ -33,9 +33,14 @@ pub struct Snooze {
 }
 
 impl Snooze {
-    /// Whether it is about what is observed, and not over.
+    /// Whether it is about everything that is observed, and not over.
     pub(super) fn holds(&self, observed: &Observed, now: DateTime<Utc>) -> bool {
-        self.until > now && pass::revert(observed).is_some_and(|action| action.digest == self.action)
+        let actions = pass::revert(observed);
+        !actions.is_empty() && actions.iter().all(|action| self.covers(action, now))
+    }
+    /// Whether it is about an action, and not over.
+    pub(super) fn covers(&self, action: &Action, now: DateTime<Utc>) -> bool {
+        self.until > now && self.actions.contains(&action.digest)
     }
 }
 
@@ -46,8 +51,12 @@ impl Daemon {
         Ok(all.into_iter().filter_map(|(id, snooze)| Some((id.parse().ok()?, snooze))).collect())
     }
 
-    pub(super) async fn snooze(&self, id: &InstanceId, snooze: &Snooze) -> Result<(), Error> {
+    /// Remembers a no, beside one that was said before.
+    pub(super) async fn snooze(&self, id: &InstanceId, mut snooze: Snooze) -> Result<(), Error> {
         let now = self.now();
+        let before: Option<Snooze> = self.store().get("snooze", &id.to_string()).await?;
+        snooze.actions.extend(before.into_iter().filter(|before| before.until > now).flat_map(|before| before.actions));
+        let snooze = &snooze;
         self.store().put("snooze", &id.to_string(), now, snooze).await?;
         self.store().audit(now, &snooze.by, "snooze", &id.to_string(), &snooze.because).await?;
         tracing::info!(instance = %id, until = %snooze.until, because = snooze.because, "drift snoozed");
@@ -57,8 +66,13 @@ impl Daemon {
     /// Forgets a no to drift that is not what is observed any more, healed or another one.
     pub(super) async fn end_snooze(&self, id: &InstanceId, observed: &Observed) -> Result<(), Error> {
         let known: Option<Snooze> = self.store().get("snooze", &id.to_string()).await?;
-        if known.is_some_and(|snooze| pass::revert(observed).is_none_or(|action| action.digest != snooze.action)) {
+        let Some(mut snooze) = known else { return Ok(()) };
+        let (now, before) = (pass::revert(observed), snooze.actions.len());
+        snooze.actions.retain(|digest| now.iter().any(|action| action.digest == *digest));
+        if snooze.actions.is_empty() {
             self.store().remove("snooze", &id.to_string()).await?;
+        } else if snooze.actions.len() < before {
+            self.store().put("snooze", &id.to_string(), self.now(), &snooze).await?;
         }
         Ok(())
     }
@@ -69,9 +83,11 @@ impl Daemon {
         else {
             return Ok(None);
         };
-        let drifted = |resource: &str| observed.drift.iter().any(|drift| drift.resource == resource);
-        let undone = actions.iter().flat_map(|action| &action.resources).find(|change| drifted(&change.resource));
-        Ok(undone.filter(|_| snooze.holds(&observed, self.now())).map(|change| {
+        let snoozed = observed.revert.iter().filter(|action| snooze.covers(action, self.now()));
+        let snoozed: Vec<&str> = snoozed.flat_map(|action| &action.resources).map(|r| r.resource.as_str()).collect();
+        let undone =
+            actions.iter().flat_map(|action| &action.resources).find(|change| snoozed.contains(&&*change.resource));
+        Ok(undone.map(|change| {
             format!(
                 "it would undo the drift of `{}`, which is snoozed ({}); look at the plan and say `/apply` if that is meant",
                 change.resource, snooze.because
@@ -83,11 +99,12 @@ impl Daemon {
     pub(super) async fn snooze_cuts(&self, name: &str, remediation: &Remediation, by: &str) -> Result<(), Error> {
         let written: Option<Remediation> = self.store().get("written", name).await?;
         let written = written.filter(|written| written.direction == Direction::Revert);
-        for RemediationAction { instance: id, digest: action, .. } in written.into_iter().flat_map(|one| one.actions) {
-            if !remediation.actions.iter().any(|left| left.instance == id) {
+        for RemediationAction { instance: id, digest, .. } in written.into_iter().flat_map(|one| one.actions) {
+            if !remediation.actions.iter().any(|left| left.digest == digest) {
                 let because = format!("cut from the remediation `{name}`");
-                let snooze = Snooze { action, until: self.now() + SNOOZE, by: by.to_owned(), because };
-                self.snooze(&id, &snooze).await?;
+                let actions = BTreeSet::from([digest]);
+                let snooze = Snooze { actions, until: self.now() + SNOOZE, by: by.to_owned(), because };
+                self.snooze(&id, snooze).await?;
             }
         }
         Ok(())

@@ -142,6 +142,7 @@ impl Daemon {
             WaitingOn::KnownAfter { .. } => format!("Its plan is {waits} (R2.5)."),
             WaitingOn::Upstream { .. } => format!("It waits: {waits} (R5.4, R6.1). {reason}").trim().to_owned(),
             WaitingOn::Promotion { .. } | WaitingOn::Soak { .. } => format!("It waits: {waits} (R3.5)."),
+            WaitingOn::Rollout { .. } => format!("It waits for {waits} (R5.2). {reason}").trim().to_owned(),
             WaitingOn::Suspended => format!("It waits for {waits}. {reason}").trim().to_owned(),
             WaitingOn::Confirm => format!("It waits for {waits} (R1.8). {reason}").trim().to_owned(),
         })

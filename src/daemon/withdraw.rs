@@ -37,7 +37,7 @@ impl Daemon {
         let is_free = |id: &InstanceId| {
             observed.get(id).is_some_and(|observed| observed.error.is_none()) && !open.iter().any(|run| run.holds(id))
         };
-        let drifts = |id: &InstanceId| observed.get(id).is_some_and(|observed| pass::revert(observed).is_some());
+        let drifts = |id: &InstanceId| observed.get(id).is_some_and(|observed| !pass::revert(observed).is_empty());
         let snoozed = |id: &InstanceId| {
             observed.get(id).zip(snoozes.get(id)).is_some_and(|(observed, snooze)| snooze.holds(observed, self.now()))
         };
@@ -84,10 +84,10 @@ impl Daemon {
         }
         let known: Vec<(String, Proposal)> = self.store().list("proposal").await?;
         for (key, proposal) in known.into_iter().filter(|(_, proposal)| proposal.pull == pull.number) {
-            for (id, action) in proposal.actions.into_iter().filter(|_| !proposal.withdrawn) {
+            for (id, actions) in proposal.actions.into_iter().filter(|_| !proposal.withdrawn) {
                 let because = format!("closed {}", pull.number);
-                let snooze = Snooze { action, until: self.now() + SNOOZE, by: "somebody".into(), because };
-                self.snooze(&id, &snooze).await?;
+                let snooze = Snooze { actions, until: self.now() + SNOOZE, by: "somebody".into(), because };
+                self.snooze(&id, snooze).await?;
             }
             self.drop_proposal(&key).await?;
         }

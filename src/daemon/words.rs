@@ -125,9 +125,13 @@ impl Daemon {
         let observed = self.store().all_observed().await?;
         let mut snoozed = vec![];
         for id in meant {
-            let Some(action) = observed.get(id).and_then(pass::revert) else { continue };
-            let snooze = Snooze { action: action.digest, until, by: who.name(), because: "`/snooze`".into() };
-            self.snooze(id, &snooze).await?;
+            let actions: BTreeSet<_> =
+                observed.get(id).map(pass::revert).unwrap_or_default().iter().map(|action| action.digest).collect();
+            if actions.is_empty() {
+                continue;
+            }
+            let snooze = Snooze { actions, until, by: who.name(), because: "`/snooze`".into() };
+            self.snooze(id, snooze).await?;
             snoozed.push(id.to_string());
         }
         if snoozed.is_empty() {

@@ -1,5 +1,5 @@
 //! Everything that an instance is made from (R1.2): its root module, the local modules and files that this names
-//! transitively, its variable files.
+//! transitively, its variable files; its manifests, what its kustomization names transitively, its chart and values.
 //!
 //! Decides which files those are. What a file names is read from its literal texts, so the closure is never smaller
 //! than what tofu reads by literal path; it may be larger. A work tree holds exactly the closure and nothing else, so
@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use super::hcl;
+use super::{hcl, manifests};
 use crate::{
     model::{Digest, Digester},
     port::{Entry, Files, FilesError, Sort, join},
@@ -63,6 +63,14 @@ pub enum Error {
         /// The path.
         path: String,
     },
+    /// A file that can't be read as what it has to be.
+    #[error("`{path}` can't be used: {why}")]
+    Unreadable {
+        /// The path.
+        path: String,
+        /// What is wrong.
+        why: String,
+    },
     /// More files than are read.
     #[error("`{path}` is made from more than {CLOSURE_FILES_MAX} files or {FOLDER_DEPTH_MAX} levels")]
     TooLarge {
@@ -74,18 +82,50 @@ pub enum Error {
     Files(#[from] FilesError),
 }
 
-/// What names a closure: a root module and variable files.
-pub type Key = (String, Vec<String>);
+/// What names a closure.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Source {
+    /// A root module and variable files.
+    Tofu {
+        /// The root module.
+        root: String,
+        /// The variable files, in order.
+        var_files: Vec<String>,
+    },
+    /// A manifest, or a folder of them.
+    Manifests(String),
+    /// A folder with a `kustomization.yaml`.
+    Kustomize(String),
+    /// A chart.
+    Helm {
+        /// The folder of the chart.
+        chart: String,
+        /// The files of values, in order.
+        value_files: Vec<String>,
+    },
+}
+
+impl Source {
+    /// The field of the declaration that names it.
+    pub fn field(&self) -> [&'static str; 2] {
+        match self {
+            Self::Tofu { .. } => ["tofu", "root"],
+            Self::Manifests(_) => ["kubernetes", "manifests"],
+            Self::Kustomize(_) => ["kubernetes", "kustomize"],
+            Self::Helm { .. } => ["kubernetes", "helm"],
+        }
+    }
+}
 
 /// What stood at the paths that were looked at; of a folder that was only seen to be one, no id.
-type Looked = BTreeMap<String, Option<(Sort, Option<String>)>>;
+pub(super) type Looked = BTreeMap<String, Option<(Sort, Option<String>)>>;
 
 /// Closures by what names them, kept from one revision to the next.
 #[derive(Default)]
 pub struct Closures {
     /// The ids of what stands in the root of the repository.
     tops: BTreeMap<String, String>,
-    kept: HashMap<Key, Kept>,
+    kept: HashMap<Source, Kept>,
 }
 
 struct Kept {
@@ -99,7 +139,7 @@ impl Closures {
     ///
     /// # Errors
     /// When the content can't be read.
-    pub fn turn(&mut self, files: &dyn Files) -> Result<HashSet<Key>, FilesError> {
+    pub fn turn(&mut self, files: &dyn Files) -> Result<HashSet<Source>, FilesError> {
         let tops: BTreeMap<String, String> = files.list("")?.into_iter().map(|entry| (entry.name, entry.id)).collect();
         let same = |path: &str| {
             let top = path.split('/').next().unwrap_or_default();
@@ -147,10 +187,16 @@ impl Closures {
     ///
     /// # Errors
     /// Why there is none.
-    pub fn of(&mut self, files: &dyn Files, root: &str, var_files: &[String]) -> Result<Arc<Closure>, String> {
-        let kept = self.kept.entry((root.to_owned(), var_files.to_vec())).or_insert_with(|| {
+    pub fn of(&mut self, files: &dyn Files, source: &Source) -> Result<Arc<Closure>, String> {
+        let kept = self.kept.entry(source.clone()).or_insert_with(|| {
             let mut looked = Looked::new();
-            let closure = of_tofu(files, root, var_files, &mut looked).map(Arc::new).map_err(|error| error.to_string());
+            let found = match source {
+                Source::Tofu { root, var_files } => of_tofu(files, root, var_files, &mut looked),
+                Source::Manifests(path) => manifests::of_manifests(files, path, &mut looked),
+                Source::Kustomize(path) => manifests::of_kustomize(files, path, &mut looked),
+                Source::Helm { chart, value_files } => manifests::of_helm(files, chart, value_files, &mut looked),
+            };
+            let closure = found.map(Arc::new).map_err(|error| error.to_string());
             Kept { closure, looked, asked: true }
         });
         kept.asked = true;
@@ -165,35 +211,22 @@ impl Closures {
 
 /// Collects the closure of a root module and its variable files.
 fn of_tofu(files: &dyn Files, root: &str, var_files: &[String], looked: &mut Looked) -> Result<Closure, Error> {
-    let inside = |path: &str| if path.starts_with('/') { None } else { join("", path) };
-    let root = inside(root).ok_or_else(|| Error::Outside { path: root.to_owned() })?;
-    let mut walk =
-        Walk { files, root: &root, found: BTreeMap::new(), folders: BTreeSet::new(), declares_backend: false, looked };
-    match walk.look(&root)? {
-        Some(entry) if entry.sort == Sort::Folder => {}
-        Some(_) | None => return Err(Error::Missing { path: root.clone() }),
+    let root = inside(root)?;
+    let mut walk = Walk::new(files, &root, looked);
+    if walk.look(&root)?.is_none_or(|entry| entry.sort != Sort::Folder) {
+        return Err(Error::Missing { path: root.clone() });
     }
     if !walk.files.list(&root)?.iter().any(|entry| is_module_file(&entry.name)) {
         return Err(Error::NoModule { path: root.clone() });
     }
     walk.folder(&root, 0)?;
-    let mut var_ids = vec![];
-    for path in var_files {
-        let path = inside(path).ok_or_else(|| Error::Outside { path: path.clone() })?;
-        var_ids.push(walk.file(&path)?);
-    }
-    let mut digester = Digester::new("closure");
-    for (path, (id, program)) in &walk.found {
-        // Variable files count by content and order below, wherever they lie.
-        if var_ids.iter().any(|(var, _)| var == path) && !path.starts_with(&format!("{root}/")) {
-            continue;
-        }
-        digester = digester.field(relative(&root, path).as_bytes()).field(id.as_bytes()).field(&[u8::from(*program)]);
-    }
-    for (_, id) in &var_ids {
-        digester = digester.field(b"var-file").field(id.as_bytes());
-    }
-    Ok(Closure { digest: Some(digester.finish()), declares_backend: walk.declares_backend, files: walk.found })
+    walk.close(var_files)
+}
+
+/// A path of the repository, without a way out of it.
+pub(super) fn inside(path: &str) -> Result<String, Error> {
+    let joined = if path.starts_with('/') { None } else { join("", path) };
+    joined.ok_or_else(|| Error::Outside { path: path.to_owned() })
 }
 
 fn is_module_file(name: &str) -> bool {
@@ -210,24 +243,53 @@ fn relative(root: &str, path: &str) -> String {
     parts.join("/")
 }
 
-struct Walk<'f> {
-    files: &'f dyn Files,
+pub(super) struct Walk<'f> {
+    pub(super) files: &'f dyn Files,
     root: &'f str,
-    found: BTreeMap<String, (String, bool)>,
-    folders: BTreeSet<String>,
+    pub(super) found: BTreeMap<String, (String, bool)>,
+    pub(super) folders: BTreeSet<String>,
     declares_backend: bool,
     looked: &'f mut Looked,
 }
 
-impl Walk<'_> {
-    fn look(&mut self, path: &str) -> Result<Option<Entry>, FilesError> {
+impl<'f> Walk<'f> {
+    pub(super) fn new(files: &'f dyn Files, root: &'f str, looked: &'f mut Looked) -> Self {
+        Self { files, root, found: BTreeMap::new(), folders: BTreeSet::new(), declares_backend: false, looked }
+    }
+
+    /// The closure of what was found, and of files of values, whose order counts.
+    pub(super) fn close(mut self, value_files: &[String]) -> Result<Closure, Error> {
+        let mut values = vec![];
+        for path in value_files {
+            values.push(self.file(&inside(path)?)?);
+        }
+        let mut digester = Digester::new("closure");
+        for (path, (id, program)) in &self.found {
+            // Files of values count by content and order below, wherever they lie.
+            if values.iter().any(|(value, _)| value == path) && !path.starts_with(&format!("{}/", self.root)) {
+                continue;
+            }
+            let path = relative(self.root, path);
+            digester = digester.field(path.as_bytes()).field(id.as_bytes()).field(&[u8::from(*program)]);
+        }
+        for (_, id) in &values {
+            digester = digester.field(b"var-file").field(id.as_bytes());
+        }
+        Ok(Closure { digest: Some(digester.finish()), declares_backend: self.declares_backend, files: self.found })
+    }
+
+    pub(super) fn too_large(&self, depth: usize) -> bool {
+        depth > FOLDER_DEPTH_MAX || self.found.len() > CLOSURE_FILES_MAX
+    }
+
+    pub(super) fn look(&mut self, path: &str) -> Result<Option<Entry>, FilesError> {
         let entry = self.files.entry(path)?;
         self.looked.insert(path.to_owned(), entry.as_ref().map(|entry| (entry.sort, Some(entry.id.clone()))));
         Ok(entry)
     }
 
     fn folder(&mut self, folder: &str, depth: usize) -> Result<(), Error> {
-        if depth > FOLDER_DEPTH_MAX || self.found.len() > CLOSURE_FILES_MAX {
+        if self.too_large(depth) {
             return Err(Error::TooLarge { path: self.root.to_owned() });
         }
         if !self.folders.insert(folder.to_owned()) {
@@ -255,7 +317,7 @@ impl Walk<'_> {
     }
 
     /// Adds one file, with the content that a link to a file leads to.
-    fn file(&mut self, path: &str) -> Result<(String, String), Error> {
+    pub(super) fn file(&mut self, path: &str) -> Result<(String, String), Error> {
         let missing = || Error::Missing { path: path.to_owned() };
         let mut target = path.to_owned();
         // A chain of links is followed a few steps; a ring of them ends as missing.

@@ -189,16 +189,33 @@ fn document(file: &Arc<str>, node: Node) -> Result<Document, Vec<Problem>> {
     Ok(document)
 }
 
+/// The kinds of component.
+const KINDS_OF_COMPONENT: [&str; 2] = ["tofu", "kubernetes"];
+
 /// What the schema of a component can't say.
 fn check_component(document: &mut Document, schema: &Value) {
     let file = &document.file;
     let mut problems = vec![];
     let spec = &document.spec;
-    if spec.get("tofu").is_none() && document.problems.is_empty() {
-        let message = "the component has no kind";
-        problems.push(
-            Problem::new("missing-field", file, Place { length: 0, ..spec.at }, message).expected("expected `tofu`"),
-        );
+    let kinds: Vec<&str> = KINDS_OF_COMPONENT.into_iter().filter(|kind| spec.get(kind).is_some()).collect();
+    if kinds.len() != 1 && document.problems.is_empty() {
+        let message = match kinds.get(..2) {
+            Some([one, other]) => format!("the component is of two kinds, `{one}` and `{other}`"),
+            _ => "the component has no kind".into(),
+        };
+        let at = Place { length: 0, ..spec.at };
+        problems
+            .push(Problem::new("missing-field", file, at, message).expected("expected one of `tofu` and `kubernetes`"));
+    }
+    if let Some(kubernetes) = spec.get("kubernetes").filter(|_| document.problems.is_empty()) {
+        let sources = ["manifests", "kustomize", "helm"];
+        if sources.iter().filter(|source| kubernetes.get(source).is_some()).count() != 1 {
+            let message = "it has to be made from exactly one thing";
+            problems.push(
+                Problem::new("missing-field", file, Place { length: 0, ..kubernetes.at }, message)
+                    .expected("expected one of `manifests`, `kustomize` and `helm`"),
+            );
+        }
     }
     let declared: Vec<&str> = match spec.get("environments").map(|node| &node.value) {
         Some(node::Kind::List(items)) => items.iter().filter_map(Node::text).collect(),
@@ -228,7 +245,11 @@ fn check_component(document: &mut Document, schema: &Value) {
                 problems.push(Problem::new("override", file, key.at, format!("`{forbidden}` can't be overridden")));
             }
         }
-        if patch.get("tofu").is_some_and(|tofu| tofu.value == node::Kind::Null) {
+        let is_other = |kind: &&str| match patch.get(kind) {
+            Some(node) => node.value == node::Kind::Null || spec.get(kind).is_none(),
+            None => false,
+        };
+        if KINDS_OF_COMPONENT.iter().any(is_other) {
             problems.push(Problem::new("override", file, patch.at, "the kind of a component can't be overridden"));
         }
         let mut validator = Validator { file, root: schema, whole: Whole::Patch, problems: vec![] };

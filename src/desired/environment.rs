@@ -9,7 +9,6 @@ use crate::model::{Duration, EnvironmentName};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-not-supported-yet" = {
-    "kubernetes": "Kubernetes comes with its own kind of component",
     "applyBeforeMerge": "claims come with policies",
     "autoMerge": "claims come with policies",
     "windows": "windows come with schedules",
@@ -29,9 +28,24 @@ pub struct Environment {
     /// What one run may do at most.
     #[serde(default)]
     pub limits: Limits,
+    /// What holds for Kubernetes components that say nothing.
+    #[serde(default)]
+    pub kubernetes: KubernetesDefaults,
     /// Observed and never acted on.
     #[serde(default)]
     pub suspend: bool,
+}
+
+/// What holds for Kubernetes components that say nothing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KubernetesDefaults {
+    /// The connection to the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection: Option<String>,
+    /// The namespace of objects that name none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
 }
 
 /// `staging`, or `{environment: staging}`.

@@ -15,7 +15,7 @@ use super::{
     document::{Document, schemas},
     node::{self, Node},
     resolve::{self, Reference},
-    schema::{Check, Component, Tofu},
+    schema::{Check, Component, Kubernetes, Tofu},
     validate::{Validator, Whole},
 };
 use crate::model::{Digest, Digester, EnvironmentName, InstanceId, Place, Problem};
@@ -49,13 +49,34 @@ pub struct Instance {
 
 /// The component digest (R1.2): what it is made from, with references as they are written; guards, labels, drift
 /// policy, checks and paths are not in it.
-pub(super) fn digest(tofu: &Tofu, closure: &Closure) -> Digest {
-    let Tofu { connection, root: _, workspace, variables, var_files: _, backend_config } = tofu;
-    let made_from = serde_json::json!({
-        "connection": connection, "workspace": workspace, "variables": variables, "backendConfig": backend_config,
-    });
+pub(super) fn digest(spec: &Component, closure: &Closure) -> Digest {
+    let (kind, made_from) = match (&spec.tofu, &spec.kubernetes) {
+        (Some(tofu), _) => {
+            let Tofu { connection, root: _, workspace, variables, var_files: _, backend_config } = tofu;
+            let made_from = serde_json::json!({
+                "connection": connection, "workspace": workspace, "variables": variables,
+                "backendConfig": backend_config,
+            });
+            ("tofu", made_from)
+        }
+        (None, Some(kubernetes)) => {
+            let Kubernetes {
+                connection, namespace, manifests, kustomize, helm, substitute, impersonate, ignore, ..
+            } = kubernetes;
+            let source = (manifests.is_some(), kustomize.is_some());
+            let helm = helm.as_ref().map(|helm| serde_json::json!({"release": helm.release, "values": helm.values}));
+            let ignore: Vec<_> = ignore.iter().map(|ignore| (&ignore.kind, &ignore.name, &ignore.pointers)).collect();
+            let made_from = serde_json::json!({
+                "connection": connection, "namespace": namespace, "source": source, "helm": helm,
+                "substitute": substitute, "impersonate": impersonate, "ignore": ignore,
+            });
+            ("kubernetes", made_from)
+        }
+        (None, None) => ("unknown", serde_json::Value::Null),
+    };
     let content = closure.digest.map(|digest| digest.to_string()).unwrap_or_default();
-    Digester::new("component").field(b"tofu").field(made_from.to_string().as_bytes()).field(content.as_bytes()).finish()
+    let digester = Digester::new("component").field(kind.as_bytes());
+    digester.field(made_from.to_string().as_bytes()).field(content.as_bytes()).finish()
 }
 
 /// The environments that a component lists, with their places.
@@ -68,14 +89,23 @@ pub(super) fn environments_of(document: &Document) -> Vec<(EnvironmentName, Plac
     }
 }
 
-/// Where only `${environment}` may stand: what an instance is made from can't depend on outputs.
-const WITHOUT_OUTPUTS: [&str; 4] = ["connection", "root", "workspace", "varFiles"];
+/// Where only `${environment}` may stand, by kind: what an instance is made from can't depend on outputs.
+const WITHOUT_OUTPUTS: [(&str, &[&str]); 2] = [
+    ("tofu", &["connection", "root", "workspace", "varFiles"]),
+    ("kubernetes", &["namespace", "manifests", "kustomize", "impersonate", "force", "ignore", "health", "wait"]),
+];
+/// The same, of a chart.
+const WITHOUT_OUTPUTS_OF_HELM: [&str; 3] = ["chart", "release", "valueFiles"];
 
 /// One component in one environment, as far as its own document says.
 pub(super) fn resolve_instance(document: &Arc<Document>, environment: &EnvironmentName) -> Instance {
     let id = InstanceId::new(environment, &document.name);
     let mut instance = Instance {
-        kind: if document.spec.get("tofu").is_some() { "tofu" } else { "unknown" },
+        kind: WITHOUT_OUTPUTS
+            .iter()
+            .map(|(kind, _)| *kind)
+            .find(|kind| document.spec.get(kind).is_some())
+            .unwrap_or("unknown"),
         spec: None,
         labels: Arc::clone(&document.labels),
         renamed_from: document.renamed_from.as_ref().map(|(old, _)| InstanceId::new(environment, old)),
@@ -104,10 +134,21 @@ pub(super) fn resolve_instance(document: &Arc<Document>, environment: &Environme
     let mut found = resolve::Found::default();
     if let node::Kind::Map(entries) = &mut spec.value {
         for (key, node) in entries {
-            if let (node::Kind::Map(fields), "tofu") = (&mut node.value, &*key.name) {
+            let fixed = WITHOUT_OUTPUTS.iter().find(|(kind, _)| *kind == &*key.name);
+            if let (node::Kind::Map(fields), Some((_, fixed))) = (&mut node.value, fixed) {
                 for (field, node) in fields {
-                    let allowed = !WITHOUT_OUTPUTS.contains(&&*field.name);
-                    resolve::interpolate(node, environment, &document.file, allowed, &mut found);
+                    match &mut node.value {
+                        node::Kind::Map(parts) if &*field.name == "helm" => {
+                            for (part, node) in parts {
+                                let allowed = !WITHOUT_OUTPUTS_OF_HELM.contains(&&*part.name);
+                                resolve::interpolate(node, environment, &document.file, allowed, &mut found);
+                            }
+                        }
+                        _ => {
+                            let allowed = !fixed.contains(&&*field.name);
+                            resolve::interpolate(node, environment, &document.file, allowed, &mut found);
+                        }
+                    }
                 }
             } else {
                 resolve::interpolate(node, environment, &document.file, &*key.name == "checks", &mut found);

@@ -13,12 +13,13 @@ use std::{
 
 use super::{
     assemble::{Assembly, Broken, Known},
-    closure::{Closures, Key},
+    closure::{Closures, Source},
     document::{Document, File},
     folder::Folder,
     instance::{Instance, digest, environments_of, resolve_instance},
+    kubernetes::{Connection, Kubernetes},
     node,
-    schema::{Environment, Remediation, Schedule, StateRepo},
+    schema::{Component, Environment, Remediation, Schedule, StateRepo},
     validate::nearest,
 };
 use crate::{
@@ -226,18 +227,39 @@ impl Loader {
 
     /// Finds what an instance is made from.
     fn close(&mut self, files: &dyn Files, document: &Document, instance: &mut Instance, assembly: &mut Assembly) {
-        let Some(tofu) = instance.spec.as_ref().and_then(|spec| spec.tofu.as_ref()) else { return };
-        match self.closures.of(files, &tofu.root, &tofu.var_files) {
+        let Some(spec) = &mut instance.spec else { return };
+        if let Some(kubernetes) = spec.kubernetes.as_ref()
+            && let Some(environment) = assembly.desired.environments.get(&instance.id.environment)
+        {
+            let defaults = &environment.kubernetes;
+            let with = Kubernetes {
+                connection: kubernetes.connection.clone().or(defaults.connection.clone().map(Connection::Name)),
+                namespace: kubernetes.namespace.clone().or(defaults.namespace.clone()),
+                ..kubernetes.clone()
+            };
+            if with != *kubernetes {
+                *spec = Arc::new(Component { kubernetes: Some(with), ..(**spec).clone() });
+            }
+        }
+        let Some(source) = spec.source() else { return };
+        match self.closures.of(files, &source) {
             Ok(closure) => instance.closure = closure,
             Err(why) => {
-                let at = document.spec.nearest(&["tofu".into(), "root".into()]).at;
+                let at = document.spec.nearest(&source.field().map(Into::into)).at;
                 let problem = Problem::new("closure", &document.file, at, why)
                     .hint("paths are relative to the root of the git repository");
                 instance.problems.push(problem.clone());
                 assembly.problems.push(problem);
             }
         }
-        instance.digest = instance.problems.is_empty().then(|| digest(tofu, &instance.closure));
+        if instance.problems.is_empty() && spec.kubernetes.as_ref().is_some_and(|one| one.connection.is_none()) {
+            let at = document.spec.get("kubernetes").map_or(document.name_at, |node| node.at);
+            let problem = Problem::new("missing-field", &document.file, at, "it names no connection to a cluster")
+                .hint("name one here, or for the whole environment: `kubernetes: { connection: cluster }`");
+            instance.problems.push(problem.clone());
+            assembly.problems.push(problem);
+        }
+        instance.digest = instance.problems.is_empty().then(|| digest(spec, &instance.closure));
     }
 
     /// Makes anew what changed since the last load; nothing where that, or what changed, is not without any problem.
@@ -246,7 +268,7 @@ impl Loader {
         files: &dyn Files,
         mut last: Last,
         folder: &Arc<Folder>,
-        others: &HashSet<Key>,
+        others: &HashSet<Source>,
     ) -> Option<Last> {
         let clean = last.desired.complete && last.desired.problems.is_empty() && last.desired.notes.is_empty();
         let before = Arc::clone(&last.folder);
@@ -340,15 +362,13 @@ impl Loader {
     }
 
     /// Finds anew what instances are made from, where it may be something else.
-    fn close_again(&mut self, files: &dyn Files, others: &HashSet<Key>, assembly: &mut Assembly) -> Option<()> {
+    fn close_again(&mut self, files: &dyn Files, others: &HashSet<Source>, assembly: &mut Assembly) -> Option<()> {
         for instance in assembly.desired.instances.values_mut() {
-            let Some(tofu) = instance.spec.as_ref().and_then(|spec| spec.tofu.as_ref()) else { continue };
-            if !others.contains(&(tofu.root.clone(), tofu.var_files.clone())) {
-                continue;
-            }
-            let closure = self.closures.of(files, &tofu.root, &tofu.var_files).ok()?;
+            let Some(spec) = instance.spec.as_ref() else { continue };
+            let Some(source) = spec.source().filter(|source| others.contains(source)) else { continue };
+            let closure = self.closures.of(files, &source).ok()?;
             if closure != instance.closure {
-                let digest = Some(digest(tofu, &closure));
+                let digest = Some(digest(spec, &closure));
                 *instance = Arc::new(Instance { closure, digest, ..(**instance).clone() });
             }
         }
@@ -364,7 +384,8 @@ fn replace_others(assembly: &mut Assembly, others: &[Arc<Document>]) -> Option<(
     assembly.sort_out(others.iter());
     let now = &assembly.desired.environments;
     let edges = |environments: &BTreeMap<EnvironmentName, Arc<Environment>>| {
-        environments.iter().map(|(name, environment)| (name.clone(), environment.after.clone())).collect::<Vec<_>>()
+        let part = |environment: &Environment| (environment.after.clone(), environment.kubernetes.clone());
+        environments.iter().map(|(name, environment)| (name.clone(), part(environment))).collect::<Vec<_>>()
     };
     (assembly.problems.is_empty() && edges(&before) == edges(now)).then_some(())
 }

@@ -12,7 +12,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use super::environment::{After, AfterWith, Deferred, Environment, Limits, OnMerge};
+use super::closure::Source;
+pub use super::{
+    environment::{After, AfterWith, Deferred, Environment, KubernetesDefaults, Limits, OnMerge},
+    kubernetes::{Helm, Kubernetes},
+};
 use crate::model::{Change, ComponentName, Digest, Duration, EnvironmentName};
 
 /// The version that each document names.
@@ -213,7 +217,7 @@ pub enum DriftMode {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-not-supported-yet" = {
-    "kubernetes": "this kind of component comes later", "citus": "this kind of component comes later",
+    "citus": "this kind of component comes later",
     "secret": "this kind of component comes later", "hooks": "hooks come later"
 }))]
 pub struct Component {
@@ -226,6 +230,9 @@ pub struct Component {
     /// An OpenTofu root module.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tofu: Option<Tofu>,
+    /// Kubernetes objects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<Kubernetes>,
     /// Addresses that no run may destroy or replace; `*` stands for any text.
     #[serde(default)]
     pub protect: Vec<String>,
@@ -241,6 +248,17 @@ pub struct Component {
     /// Merge patches (RFC 7396) on this spec, by environment; lists whose items have a `name` merge by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub overrides: BTreeMap<EnvironmentName, Value>,
+}
+
+impl Component {
+    /// What it is made from.
+    pub fn source(&self) -> Option<Source> {
+        match (&self.tofu, &self.kubernetes) {
+            (Some(tofu), _) => Some(Source::Tofu { root: tofu.root.clone(), var_files: tofu.var_files.clone() }),
+            (None, Some(kubernetes)) => kubernetes.source(),
+            (None, None) => None,
+        }
+    }
 }
 
 /// What happens to what was applied, once it is no longer declared.

@@ -137,6 +137,7 @@ impl Validator<'_> {
     fn check_format(&mut self, schema: &Value, node: &Node, text: &str) {
         let checked = match schema.get("format").and_then(Value::as_str) {
             Some("evenkeel-duration") => text.parse::<Duration>().err(),
+            Some("evenkeel-wait") => text.parse::<super::kubernetes::Wait>().err(),
             Some("evenkeel-size") => text.parse::<Size>().err(),
             Some("evenkeel-percent") => text.parse::<Percent>().err(),
             Some("evenkeel-digest") => text.parse::<Digest>().err(),

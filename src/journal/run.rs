@@ -84,6 +84,9 @@ pub struct RunInstance {
     /// When it was last found that it waits.
     #[serde(default)]
     pub waits_since: Option<DateTime<Utc>>,
+    /// How long what was applied may take to come up, while that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout_until: Option<DateTime<Utc>>,
     /// What it took of the limits of the run.
     #[serde(default)]
     pub spent: Option<Summary>,

@@ -90,6 +90,12 @@ pub struct Overwrite {
     /// The serial of the tofu state that was read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<u64>,
+    /// The uid of the Kubernetes object that was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    /// The version of the Kubernetes object that was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource_version: Option<String>,
 }
 
 /// One thing that is done at once (R2.2).

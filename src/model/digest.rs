@@ -101,9 +101,18 @@ impl Seal {
     }
     /// HMAC-SHA-256 of a value's canonical JSON, as hex.
     pub fn seal(&self, value: &serde_json::Value) -> String {
+        hex::encode(self.hmac(value.to_string().as_bytes()))
+    }
+    /// The first half of the HMAC-SHA-256 of bytes: enough to tell contents apart, in little space.
+    pub fn mark(&self, bytes: &[u8]) -> [u8; 16] {
+        let mut mark = [0; 16];
+        mark.copy_from_slice(&self.hmac(bytes)[..16]);
+        mark
+    }
+    fn hmac(&self, bytes: &[u8]) -> [u8; 32] {
         let mut mac = <Hmac<Sha256>>::new_from_slice(self.0.expose_secret()).expect("HMAC takes a key of any length");
-        mac.update(value.to_string().as_bytes());
-        hex::encode(mac.finalize().into_bytes())
+        mac.update(bytes);
+        mac.finalize().into_bytes().into()
     }
 }
 

@@ -74,6 +74,11 @@ pub enum WaitingOn {
         /// Until when.
         until: DateTime<Utc>,
     },
+    /// What was applied comes up.
+    Rollout {
+        /// How long it may take.
+        until: DateTime<Utc>,
+    },
     /// Somebody's `/apply`: the environment says `onMerge: wait`.
     Apply,
     /// Somebody's `/apply`: this plan was not covered by what was approved (R2.4).

@@ -4,11 +4,13 @@
 //! one (R2). Never looks at the world: observations come in, a document goes out.
 //! *Invariant:* equal input gives an equal document; nothing here depends on time or on the order of arrival.
 
+pub mod action;
 pub mod coverage;
 pub mod document;
 pub mod order;
 pub mod record;
 
+pub use action::{action_digest, mark_drifted, mark_protected, stands_alone};
 pub use coverage::{Gap, covers};
 pub use document::{InstancePlan, Plan, Summary};
 pub use order::{Order, order};

@@ -47,8 +47,8 @@ pub struct Observed {
     pub against: Option<Revision>,
     /// How the world differs from what was applied.
     pub drift: Vec<Drift>,
-    /// The action that would revert it.
-    pub revert: Option<Action>,
+    /// The actions that would revert it.
+    pub revert: Vec<Action>,
     /// The head that the pending changes belong to.
     pub head: Option<Revision>,
     /// What head would change.
@@ -88,7 +88,7 @@ impl Observed {
             duration_ms: 0,
             against,
             drift: vec![],
-            revert: None,
+            revert: vec![],
             head: None,
             pending: vec![],
             waiting_on: vec![],

@@ -4,10 +4,17 @@
 //! *Invariant:* no third party's type appears in a signature here.
 
 mod forge;
+mod keeper;
 mod overlay;
 mod repository;
 
-use std::{any::Any, collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -15,10 +22,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use forge::{Comment, Forge, ForgeError, Pull, Review};
+pub use keeper::{Keeper, KeeperError};
 pub use overlay::Overlay;
 pub use repository::{Commit, Merged, Repository, RepositoryError};
 
-use crate::model::{Backoff, Drift, InstanceId, PullNumber, ResourceChange, Retry, RunId, Seal};
+use crate::model::{Backoff, Digest, Drift, InstanceId, Overwrite, PullNumber, ResourceChange, Retry, RunId, Seal};
 
 /// The content of one revision or of a working tree; it never changes under its reader.
 pub trait Files: Send + Sync {
@@ -143,6 +151,36 @@ impl fmt::Debug for Job {
 pub enum Work {
     /// An OpenTofu root module.
     Tofu(TofuWork),
+    /// Kubernetes objects.
+    Kubernetes(Box<KubernetesWork>),
+}
+
+impl Work {
+    /// Says that everything is to go (R1.9).
+    pub fn destroy(&mut self) {
+        match self {
+            Self::Tofu(work) => work.destroy = true,
+            Self::Kubernetes(work) => work.destroy = true,
+        }
+    }
+    /// Whether the target takes over what was observed, and nothing in the world is changed.
+    pub fn refreshes(&self) -> bool {
+        matches!(self, Self::Tofu(work) if work.refresh)
+    }
+    /// How long what was applied may take to come up.
+    pub fn wait(&self) -> Duration {
+        match self {
+            Self::Tofu(_) => Duration::ZERO,
+            Self::Kubernetes(work) => work.wait,
+        }
+    }
+    /// The word for its kind.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Tofu(_) => "tofu",
+            Self::Kubernetes(_) => "kubernetes",
+        }
+    }
 }
 
 /// An OpenTofu root module with its inputs filled in.
@@ -166,6 +204,66 @@ pub struct TofuWork {
     pub refresh: bool,
 }
 
+/// Kubernetes objects with their inputs filled in.
+#[derive(Clone, Default)]
+pub struct KubernetesWork {
+    /// What the objects are made from.
+    pub source: ManifestSource,
+    /// The content hash of what they are made from.
+    pub content: Option<Digest>,
+    /// The namespace of objects that name none.
+    pub namespace: Option<String>,
+    /// The address of the API server, where an output gives it.
+    pub server: Option<String>,
+    /// Its certificate authority, where an output gives it.
+    pub certificate_authority: Option<String>,
+    /// What `${KEY}` stands for; nothing is replaced without it.
+    pub substitute: Option<BTreeMap<String, Value>>,
+    /// The service account as which objects are read and applied: `namespace/name`.
+    pub impersonate: Option<String>,
+    /// Objects that may be made again, by kind and name.
+    pub force: Vec<(String, Option<String>)>,
+    /// Fields that are neither sent nor compared, by kind, name and JSON pointers.
+    pub ignore: Vec<(String, Option<String>, Vec<String>)>,
+    /// When objects of a kind are healthy and when they failed, as expressions of CEL.
+    pub health: Vec<(String, String, Option<String>)>,
+    /// How long a rollout may take.
+    pub wait: Duration,
+    /// Whether everything is to go (R1.9).
+    pub destroy: bool,
+    /// Which instances of the environment declare an object in the same cluster, where that was asked for.
+    pub owners: Option<Arc<Owners>>,
+}
+
+/// Instances by the resource that they declare.
+pub type Owners = BTreeMap<String, BTreeSet<InstanceId>>;
+
+/// What Kubernetes objects are made from; paths are relative to the root of the repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ManifestSource {
+    /// A manifest, or a folder of them.
+    Manifests(String),
+    /// A folder with a `kustomization.yaml`.
+    Kustomize(String),
+    /// A chart.
+    Helm {
+        /// The folder of the chart.
+        chart: String,
+        /// The name of the release.
+        release: String,
+        /// The files of values, in order.
+        value_files: Vec<String>,
+        /// Values that win over those of files.
+        values: BTreeMap<String, Value>,
+    },
+}
+
+impl Default for ManifestSource {
+    fn default() -> Self {
+        Self::Manifests(String::new())
+    }
+}
+
 /// What was seen of one instance.
 #[derive(Clone, Debug, Default)]
 pub struct Observation {
@@ -181,10 +279,42 @@ pub struct Observation {
     pub serial: Option<u64>,
     /// The variables that attributes come straight from, by resource and attribute.
     pub origins: BTreeMap<String, BTreeMap<String, String>>,
-    /// Which target it is, as far as it says: the lineage of a state (R1.8). Nothing where there is none yet.
+    /// Which target it is, as far as it says: the lineage of a state, the uid of a cluster (R1.8). Nothing where there
+    /// is none yet.
     pub identity: Option<String>,
+    /// Where the target is that of a whole environment: the other environments that may use it too. Nothing where it
+    /// belongs to one instance.
+    pub shared_with: Option<Vec<String>>,
+    /// Who changed a resource and when, where that is known.
+    pub changed_by: BTreeMap<String, ChangedBy>,
+    /// What would be overwritten, by resource, where each is an action of its own.
+    pub overwrites: BTreeMap<String, Overwrite>,
+    /// Whether it has to be known which other instances declare the same resources, and is not.
+    pub contested: bool,
+    /// Why an apply would be refused as it stands, in a sentence.
+    pub refused: Option<String>,
     /// Warnings of the tool.
     pub warnings: Vec<String>,
+}
+
+/// Who changed a resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangedBy {
+    /// By the name under which it writes.
+    pub manager: String,
+    /// When.
+    pub at: Option<DateTime<Utc>>,
+}
+
+/// Whether what was applied came up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It is as it should be.
+    Current,
+    /// It is on its way, in a sentence.
+    InProgress(String),
+    /// It won't be, in a sentence with the reason.
+    Failed(String),
 }
 
 /// An output of an instance.
@@ -280,6 +410,11 @@ impl TargetError {
             effect_may_have_begun: false,
         }
     }
+    /// The message and all diagnostics, a line each.
+    pub fn whole(&self) -> String {
+        let lines = self.diagnostics.iter().map(|diagnostic| format!("\n{diagnostic}"));
+        std::iter::once(self.message.clone()).chain(lines).collect()
+    }
     /// The message and the first diagnostics, in one line.
     pub fn line(&self) -> String {
         match self.diagnostics.first() {
@@ -359,6 +494,24 @@ pub trait Target: Send + Sync {
     /// # Errors
     /// What the target says; it may have done a part.
     async fn apply(&self, job: &Job, prepared: Prepared, fence: Fence, progress: Progress) -> Result<(), TargetError>;
+    /// Whether what was applied came up; what nobody waits for is current.
+    ///
+    /// # Errors
+    /// When it could not be looked at.
+    async fn health(&self, _job: &Job) -> Result<Health, TargetError> {
+        Ok(Health::Current)
+    }
+    /// Waits until the world says that an instance may have changed.
+    async fn changed(&self) -> InstanceId {
+        std::future::pending().await
+    }
+    /// The resources that an instance declares, as far as they are known without looking at the world.
+    ///
+    /// # Errors
+    /// When they can't be made.
+    async fn declares(&self, _job: &Job) -> Result<Vec<String>, TargetError> {
+        Ok(vec![])
+    }
     /// Waits for an effect that was begun under a fence before the daemon died.
     ///
     /// # Errors

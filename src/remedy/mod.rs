@@ -27,8 +27,8 @@ const HEADER: &str = "# Written by evenkeel. Merging this runs the actions below
 pub struct Drifted {
     /// The instance.
     pub id: InstanceId,
-    /// The action that reverts it.
-    pub action: Action,
+    /// The actions that revert it.
+    pub actions: Vec<Action>,
     /// What it depends on, drifted or not.
     pub upstreams: BTreeSet<InstanceId>,
 }
@@ -72,7 +72,8 @@ pub fn groups(environment: &EnvironmentName, drifted: Vec<Drifted>) -> Vec<Group
         .map(|(root, drifted)| {
             let digest = drifted
                 .iter()
-                .fold(Digester::new("drift"), |d, one| d.field(one.action.digest.to_string().as_bytes()))
+                .flat_map(|one| &one.actions)
+                .fold(Digester::new("drift"), |d, action| d.field(action.digest.to_string().as_bytes()))
                 .finish();
             Group { environment: environment.clone(), root: root.component, drifted, digest }
         })
@@ -84,11 +85,26 @@ impl Group {
     pub fn key(&self) -> String {
         format!("{}/{}", self.environment, self.root)
     }
-    /// What is left of it without some instances, and without what depends on them.
-    pub fn without(&self, cut: &BTreeSet<InstanceId>) -> Self {
+    /// What is left of it without some actions, and without what depends on them.
+    pub fn without(&self, cut: &BTreeSet<Digest>) -> Self {
+        let is_cut = |one: &Drifted| one.actions.iter().any(|action| cut.contains(&action.digest));
+        let touched: BTreeSet<InstanceId> =
+            self.drifted.iter().filter(|one| is_cut(one)).map(|one| one.id.clone()).collect();
         let mut left = self.clone();
-        left.drifted.retain(|one| !cut.contains(&one.id) && one.upstreams.is_disjoint(cut));
+        for one in &mut left.drifted {
+            one.actions.retain(|action| !cut.contains(&action.digest));
+        }
+        left.drifted.retain(|one| !one.actions.is_empty() && one.upstreams.is_disjoint(&touched));
         left
+    }
+    /// Its actions by instance.
+    pub fn digests(&self) -> BTreeMap<InstanceId, BTreeSet<Digest>> {
+        let of = |one: &Drifted| one.actions.iter().map(|action| action.digest).collect();
+        self.drifted.iter().map(|one| (one.id.clone(), of(one))).collect()
+    }
+    /// Whether an action stands in it.
+    pub fn has(&self, digest: &Digest) -> bool {
+        self.drifted.iter().flat_map(|one| &one.actions).any(|action| action.digest == *digest)
     }
     /// The branch of its pull request: one for each cause.
     pub fn branch(&self) -> String {
@@ -101,7 +117,8 @@ impl Group {
     }
     /// The document.
     pub fn remediation(&self, because: &str, observed_at: DateTime<Utc>, now: DateTime<Utc>) -> Remediation {
-        let actions = self.drifted.iter().map(|one| (&one.id, &one.action, &one.upstreams));
+        let actions =
+            self.drifted.iter().flat_map(|one| one.actions.iter().map(move |action| (&one.id, action, &one.upstreams)));
         let written = Written { direction: Direction::Revert, because, observed_at, now };
         remediation(&self.environment, written, actions)
     }
@@ -126,10 +143,13 @@ pub fn remediation<'a>(
     written: Written<'_>,
     actions: impl Iterator<Item = (&'a InstanceId, &'a Action, &'a BTreeSet<InstanceId>)> + Clone,
 ) -> Remediation {
-    let digests: BTreeMap<&InstanceId, Digest> = actions.clone().map(|(id, action, _)| (id, action.digest)).collect();
+    let mut digests: BTreeMap<&InstanceId, Vec<Digest>> = BTreeMap::new();
+    for (id, action, _) in actions.clone() {
+        digests.entry(id).or_default().push(action.digest);
+    }
     let action = |(id, action, upstreams): (&InstanceId, &Action, &BTreeSet<InstanceId>)| RemediationAction {
         digest: action.digest,
-        after: upstreams.iter().filter_map(|up| digests.get(up).copied()).collect(),
+        after: upstreams.iter().filter_map(|up| digests.get(up)).flatten().copied().collect(),
         instance: id.clone(),
         r#do: action.r#do.clone(),
         resources: shown(action),
@@ -222,13 +242,16 @@ pub fn write(name: &str, remediation: &Remediation) -> Result<String, String> {
 }
 
 /// What a merged remediation lets through of a fresh plan: an action whose digest stands in it, or one that is covered
-/// by the stored action of a digest that stands in it.
+/// by the stored action of a digest that stands in it. What was cut is left out of the rest.
+///
+/// # Errors
+/// Why nothing of it may run, in a sentence.
 pub fn lets_through(
     remediation: &Remediation,
     id: &InstanceId,
     stored: &dyn Fn(&Digest) -> Option<Action>,
     fresh: &[Action],
-) -> Result<(), String> {
+) -> Result<Vec<Action>, String> {
     let listed: Vec<&RemediationAction> = remediation.actions.iter().filter(|action| action.instance == *id).collect();
     if listed.is_empty() {
         return Err(format!("`{id}` was cut from the remediation"));
@@ -240,12 +263,24 @@ pub fn lets_through(
     if missing.is_some() {
         return Err(format!("what `{id}` comes after was cut from the remediation"));
     }
-    if fresh.iter().all(|action| listed.iter().any(|known| known.digest == action.digest)) {
-        return Ok(());
-    }
     let known: Vec<Action> = listed.iter().filter_map(|action| stored(&action.digest)).collect();
-    crate::plan::covers(&known, fresh)
-        .map_err(|gap| format!("the world moved on since the remediation was written: {}", gap.0))
+    let names = |action: &Action, resource: &str| action.resources.iter().any(|known| known.resource == resource);
+    let mut through = vec![];
+    for action in fresh {
+        if listed.iter().any(|known| known.digest == action.digest) {
+            through.push(action.clone());
+            continue;
+        }
+        // One of several actions that was cut; an instance that is one action runs as a whole or not at all.
+        let is_cut = crate::plan::stands_alone(action)
+            && !action.resources.iter().any(|r| known.iter().any(|k| names(k, &r.resource)));
+        if !is_cut {
+            crate::plan::covers(&known, std::slice::from_ref(action))
+                .map_err(|gap| format!("the world moved on since the remediation was written: {}", gap.0))?;
+            through.push(action.clone());
+        }
+    }
+    Ok(through)
 }
 
 #[cfg(test)]
@@ -278,7 +313,11 @@ mod tests {
             precondition: Overwrite::default(),
             resources: vec![resource],
         };
-        Drifted { id: id.parse().unwrap(), action, upstreams: upstreams.iter().map(|up| up.parse().unwrap()).collect() }
+        Drifted {
+            id: id.parse().unwrap(),
+            actions: vec![action],
+            upstreams: upstreams.iter().map(|up| up.parse().unwrap()).collect(),
+        }
     }
 
     fn found(drift: Vec<Drifted>) -> Vec<(String, Vec<String>)> {
@@ -321,19 +360,11 @@ mod tests {
         let at = "2026-11-20T02:00:14Z".parse().unwrap();
         let mut file = group.remediation("drift", at, at);
         let none = |_: &Digest| None;
-        assert_eq!(lets_through(&file, &network.id, &none, std::slice::from_ref(&network.action)), Ok(()));
+        assert_eq!(lets_through(&file, &network.id, &none, &network.actions), Ok(network.actions.clone()));
         file.actions.retain(|action| action.instance != network.id);
-        assert!(
-            lets_through(&file, &network.id, &none, std::slice::from_ref(&network.action))
-                .unwrap_err()
-                .contains("was cut")
-        );
-        assert!(
-            lets_through(&file, &backend.id, &none, std::slice::from_ref(&backend.action))
-                .unwrap_err()
-                .contains("comes after was cut")
-        );
-        let mut moved = backend.action.clone();
+        assert!(lets_through(&file, &network.id, &none, &network.actions).unwrap_err().contains("was cut"));
+        assert!(lets_through(&file, &backend.id, &none, &backend.actions).unwrap_err().contains("comes after was cut"));
+        let mut moved = backend.actions[0].clone();
         moved.digest = Digest::of_json(&json!("moved"));
         let file = group.remediation("drift", at, at);
         assert!(lets_through(&file, &backend.id, &none, &[moved]).unwrap_err().contains("the world moved on"));

@@ -79,6 +79,9 @@ pub fn waiting(on: &WaitingOn) -> String {
         WaitingOn::Soak { instance, until } => {
             format!("`{instance}` has to stay healthy until {}", until.format("%Y-%m-%d %H:%M UTC"))
         }
+        WaitingOn::Rollout { until } => {
+            format!("what was applied to come up, until {} at most", until.format("%Y-%m-%d %H:%M UTC"))
+        }
         WaitingOn::Apply => "somebody's `/apply`".into(),
         WaitingOn::Approval { digest } => {
             format!("somebody's `/apply`: plan `{}` was not covered by what was approved", digest.short())
@@ -347,7 +350,8 @@ pub fn proposal_title(group: &Group, adopts: bool) -> String {
 
 /// Whether a group is of nothing but what no apply would change.
 fn is_refresh(group: &Group) -> bool {
-    group.drifted.iter().all(|one| one.action.resources.iter().all(|resource| resource.change == Change::Run))
+    let mut resources = group.drifted.iter().flat_map(|one| &one.actions).flat_map(|action| &action.resources);
+    resources.all(|resource| resource.change == Change::Run)
 }
 
 /// The description of a remediation pull request.
@@ -387,7 +391,8 @@ pub fn adoption(group: &Group, files: &[String], observed: &str) -> String {
 /// A group with what was applied before what was observed.
 fn turned(group: &Group) -> Group {
     let mut turned = group.clone();
-    let resources = turned.drifted.iter_mut().flat_map(|one| &mut one.action.resources);
+    let actions = turned.drifted.iter_mut().flat_map(|one| &mut one.actions);
+    let resources = actions.flat_map(|action| &mut action.resources);
     for field in resources.flat_map(|resource| &mut resource.fields) {
         std::mem::swap(&mut field.before, &mut field.after);
     }
@@ -398,7 +403,7 @@ fn turned(group: &Group) -> Group {
 fn drift_diffs(group: &Group) -> String {
     let mut body = String::new();
     for one in &group.drifted {
-        let resources: Vec<&ResourceChange> = one.action.resources.iter().collect();
+        let resources: Vec<&ResourceChange> = one.actions.iter().flat_map(|action| &action.resources).collect();
         body.push_str(&format!("**`{}`**: {}\n\n````diff\n", one.id, drift_counts(&resources)));
         // What is computed follows from the rest and tells nothing about what somebody changed.
         let known = |resource: &&ResourceChange| ResourceChange {

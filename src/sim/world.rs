@@ -88,9 +88,17 @@ pub struct World {
 
 /// Where an instance keeps its state: by the `key` of its backend's settings, else by its own name.
 fn place(job: &Job) -> String {
-    let Work::Tofu(work) = &job.work;
     let name = job.formerly.as_ref().unwrap_or(&job.instance);
+    let Work::Tofu(work) = &job.work else { return name.to_string() };
     work.backend_config.get("key").and_then(Value::as_str).map_or_else(|| name.to_string(), str::to_owned)
+}
+
+/// The root module of a job; there is nothing else in this world.
+fn tofu(job: &Job) -> Result<&TofuWork, TargetError> {
+    match &job.work {
+        Work::Tofu(work) => Ok(work),
+        Work::Kubernetes(_) => Err(TargetError::new("unreachable", "there is no cluster in this world")),
+    }
 }
 
 fn module(job: &Job, work: &TofuWork) -> Result<Module, TargetError> {
@@ -260,7 +268,7 @@ impl World {
             holds_anything: !kept.resources.is_empty(),
             serial: Some(kept.serial),
             identity: Some(kept.lineage).filter(|lineage| !lineage.is_empty()),
-            warnings: vec![],
+            ..Observation::default()
         })
     }
 
@@ -397,12 +405,12 @@ impl World {
 #[async_trait]
 impl Target for World {
     async fn observe(&self, job: &Job) -> Result<Observation, TargetError> {
-        let Work::Tofu(work) = &job.work;
+        let work = tofu(job)?;
         let _slot = self.take_time(&job.instance).await;
         self.look(job, work)
     }
     async fn prepare(&self, job: &Job) -> Result<Prepared, TargetError> {
-        let Work::Tofu(work) = &job.work;
+        let work = tofu(job)?;
         if let Some(Fault::Locked(by)) = held(&self.state).faults.get(&job.instance) {
             let message = format!("the state of `{}` is locked by {by}", job.instance);
             return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("state-locked", message) });
@@ -412,7 +420,7 @@ impl Target for World {
         Ok(Prepared { observation, ticket: Box::new(serial) })
     }
     async fn apply(&self, job: &Job, prepared: Prepared, fence: Fence, _: Progress) -> Result<(), TargetError> {
-        let Work::Tofu(work) = &job.work;
+        let work = tofu(job)?;
         let (id, what) = (&job.instance, format!("apply {}", job.instance));
         self.pass(Cut::BeforeEffect, &what).await;
         if let Some((_, store)) = &self.life
@@ -460,7 +468,7 @@ impl Target for World {
         })
     }
     async fn outputs(&self, job: &Job) -> Result<BTreeMap<String, Output>, TargetError> {
-        let Work::Tofu(work) = &job.work;
+        let work = tofu(job)?;
         let module = module(job, work)?;
         let kept = held(&self.state).states.get(&place(job)).cloned().unwrap_or_default();
         let sensitive = |name: &String| module.outputs.get(name).is_some_and(|output| output.secret);

@@ -5,6 +5,7 @@
 //! *Race:* two writers: SQLite lets one wait, up to [`BUSY_TIMEOUT`].
 //! *Race:* the same delivery twice: the second insert finds the first and says so.
 
+mod kept;
 mod lease;
 mod records;
 mod runs;

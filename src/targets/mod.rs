@@ -3,28 +3,58 @@
 //! Decides which slice a job belongs to, and nothing else.
 //! *Invariant:* what leaves this room is redacted; a sensitive value travels only as an output's value, in memory.
 
+pub mod kubernetes;
 pub mod lanes;
 pub mod probe;
 pub mod tofu;
+mod worktree;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use async_trait::async_trait;
 
 use crate::{
-    model::{InstanceId, PullNumber},
-    port::{Attached, Fence, Job, Observation, Output, Prepared, Progress, Target, TargetError, Work},
+    model::{Action, Drift, InstanceId, PullNumber},
+    port::{Attached, Fence, Health, Job, Observation, Output, Prepared, Progress, Target, TargetError, Work},
 };
 
 /// All kinds of target of this machine.
 pub struct Targets {
     tofu: tofu::Tofu,
+    kubernetes: kubernetes::Kubernetes,
 }
 
 impl Targets {
     /// The targets with their settings.
-    pub fn new(tofu: tofu::Tofu) -> Self {
-        Self { tofu }
+    pub fn new(tofu: tofu::Tofu, kubernetes: kubernetes::Kubernetes) -> Self {
+        Self { tofu, kubernetes }
+    }
+}
+
+/// How the world differs from what was applied, as an observation of it shows.
+pub fn drift(work: &Work, observation: &Observation) -> Vec<Drift> {
+    match work {
+        Work::Tofu(_) => tofu::drift::of(observation),
+        Work::Kubernetes(_) => kubernetes::drift::of(observation),
+    }
+}
+
+/// What would be done about what was observed.
+pub fn actions(work: &Work, id: &InstanceId, observation: &Observation) -> Vec<Action> {
+    match work {
+        Work::Tofu(_) => tofu::plan::actions(id, observation),
+        Work::Kubernetes(_) => kubernetes::plan::actions(id, observation),
+    }
+}
+
+/// What would take over what differs and no apply would change.
+pub fn refresh(work: &Work, id: &InstanceId, observation: &Observation) -> Vec<Action> {
+    match work {
+        Work::Tofu(_) => {
+            let changes = tofu::drift::refreshes(&observation.adopt_only);
+            tofu::plan::actions(id, &Observation { changes, serial: observation.serial, ..Observation::default() })
+        }
+        Work::Kubernetes(_) => vec![],
     }
 }
 
@@ -33,16 +63,34 @@ impl Target for Targets {
     async fn observe(&self, job: &Job) -> Result<Observation, TargetError> {
         match &job.work {
             Work::Tofu(work) => self.tofu.observe(job, work).await,
+            Work::Kubernetes(work) => self.kubernetes.observe(job, work).await,
         }
     }
     async fn prepare(&self, job: &Job) -> Result<Prepared, TargetError> {
         match &job.work {
             Work::Tofu(work) => self.tofu.prepare(job, work).await,
+            Work::Kubernetes(work) => self.kubernetes.prepare(job, work).await,
         }
     }
     async fn apply(&self, job: &Job, prepared: Prepared, fence: Fence, progress: Progress) -> Result<(), TargetError> {
         match &job.work {
             Work::Tofu(work) => self.tofu.apply(job, work, prepared, fence, progress).await,
+            Work::Kubernetes(work) => self.kubernetes.apply(job, work, prepared, fence, progress).await,
+        }
+    }
+    async fn health(&self, job: &Job) -> Result<Health, TargetError> {
+        match &job.work {
+            Work::Tofu(_) => Ok(Health::Current),
+            Work::Kubernetes(work) => self.kubernetes.health(job, work).await,
+        }
+    }
+    async fn changed(&self) -> InstanceId {
+        self.kubernetes.changed().await
+    }
+    async fn declares(&self, job: &Job) -> Result<Vec<String>, TargetError> {
+        match &job.work {
+            Work::Tofu(_) => Ok(vec![]),
+            Work::Kubernetes(work) => self.kubernetes.declares(job, work).await,
         }
     }
     async fn attach(&self, id: &InstanceId, fence: Fence, progress: Progress) -> Result<Attached, TargetError> {
@@ -57,21 +105,26 @@ impl Target for Targets {
     async fn unlock(&self, job: &Job) -> Result<Option<String>, TargetError> {
         match &job.work {
             Work::Tofu(work) => self.tofu.unlock(job, work).await,
+            // Nothing is locked there: each object says itself whether it is the one that was looked at.
+            Work::Kubernetes(_) => Ok(None),
         }
     }
     async fn outputs(&self, job: &Job) -> Result<BTreeMap<String, Output>, TargetError> {
         match &job.work {
             Work::Tofu(work) => self.tofu.outputs(job, work).await,
+            Work::Kubernetes(_) => Ok(BTreeMap::new()),
         }
     }
     async fn forget_pull(&self, pull: PullNumber) {
         self.tofu.forget_pull(pull).await;
     }
     async fn rename(&self, from: &InstanceId, to: &InstanceId) -> Result<(), TargetError> {
-        self.tofu.rename(from, to)
+        self.tofu.rename(from, to)?;
+        self.kubernetes.rename(from, to).await
     }
     async fn let_go(&self, id: &InstanceId) {
         self.tofu.let_go(id);
+        self.kubernetes.let_go(id).await;
     }
     async fn probe(&self, http: Option<&str>, tcp: Option<&str>, timeout: Duration) -> Result<(), String> {
         probe::probe(http, tcp, timeout).await

@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test that can't go on has failed")]
 
 mod bad_days;
+mod cluster;
 mod conversation;
 mod crashes;
 mod found;
 mod incidents;
 mod kills;
+mod kubernetes;
 mod loop_closed;
 mod postgres;
 mod published;

@@ -3,6 +3,7 @@
 //!
 //! Fails if any step does not come true; nothing is printed that was not observed.
 
+pub mod cluster;
 mod killed;
 
 use std::{

@@ -12,10 +12,10 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::{
+    super::worktree,
     Tofu,
     observe::{PREPARED, Private},
     program::{Read, Said, failure},
-    worktree,
 };
 use crate::{
     model::{Digester, InstanceId, Retry},

@@ -18,7 +18,6 @@ mod program;
 mod rename;
 mod supervised;
 mod verify;
-mod worktree;
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -13,11 +13,10 @@ use serde_json::Value;
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
-    super::lanes::Slot,
+    super::{lanes::Slot, worktree},
     Tofu, drift,
     plan::{self, PlanJson},
     program::{Read, Said, failure},
-    worktree,
 };
 use crate::{
     model::{Digester, InstanceId, Retry},

@@ -12,9 +12,10 @@ use serde_json::Value;
 use super::{drift, origin};
 use crate::{
     model::{
-        Action, Change, Digest, Field, InstanceId, Overwrite, Redactor, ResourceChange, Seal,
+        Action, Change, Field, InstanceId, Overwrite, Redactor, ResourceChange, Seal,
         change::{KNOWN_AFTER_APPLY, MASKED},
     },
+    plan::action_digest,
     port::{Observation, Output},
 };
 
@@ -161,9 +162,7 @@ pub fn observation(plan: &PlanJson, seal: &Seal, redactor: &Redactor) -> Result<
         changes,
         outputs,
         holds_anything,
-        serial: None,
-        identity: None,
-        warnings: vec![],
+        ..Observation::default()
     })
 }
 
@@ -342,66 +341,22 @@ impl Walk<'_> {
     }
 }
 
-/// Whether an address is covered by an entry of `protect`: itself, something inside it, or by `*` for any text.
-pub fn protects(entry: &str, address: &str) -> bool {
-    fn fits(pattern: &[u8], text: &[u8]) -> bool {
-        match pattern.split_first() {
-            None => text.is_empty() || matches!(text[0], b'.' | b'['),
-            Some((b'*', rest)) => (0..=text.len()).any(|at| fits(rest, &text[at..])),
-            Some((c, rest)) => text.first() == Some(c) && fits(rest, &text[1..]),
-        }
-    }
-    fits(entry.as_bytes(), address.as_bytes())
-}
-
-/// Whether a change concerns what is protected, by the address that it has or had.
-pub fn is_protected(protect: &[String], resource: &ResourceChange) -> bool {
-    let now = resource.resource.split(" (deposed ").next().unwrap_or_default();
-    let moved = resource.fields.iter().find(|field| field.path.is_empty());
-    let before = moved.and_then(|field| field.before.as_ref()).and_then(Value::as_str).unwrap_or_default();
-    protect.iter().any(|entry| protects(entry, now) || (!before.is_empty() && protects(entry, before)))
-}
-
-/// Marks what is protected now, whenever the actions were planned.
-pub fn mark_protected<'a>(protect: &[String], actions: impl IntoIterator<Item = &'a mut Action>) {
-    for resource in actions.into_iter().flat_map(|action| &mut action.resources) {
-        resource.protected = is_protected(protect, resource);
-    }
-}
-
 /// What an action does that writes what was observed into the state.
 pub const REFRESH: &str = "tofu.refresh";
 
 /// The one action of an instance, or nothing where nothing would change.
-pub fn action(id: &InstanceId, observation: &Observation, protect: &[String], drifted: &[String]) -> Option<Action> {
+pub fn actions(id: &InstanceId, observation: &Observation) -> Vec<Action> {
     if observation.changes.is_empty() {
-        return None;
+        return vec![];
     }
-    let mut resources = observation.changes.clone();
-    for resource in &mut resources {
-        resource.protected = is_protected(protect, resource);
-        resource.reverts_drift = drifted.contains(&resource.resource);
-    }
-    let digest = action_digest(id, &resources);
+    let resources = observation.changes.clone();
     let refreshes = resources.iter().all(|resource| resource.r#type == drift::REFRESHED);
-    Some(Action {
-        digest,
+    vec![Action {
+        digest: action_digest(id, "tofu.apply", &resources),
         r#do: if refreshes { REFRESH } else { "tofu.apply" }.into(),
-        precondition: Overwrite { serial: observation.serial },
+        precondition: Overwrite { serial: observation.serial, ..Overwrite::default() },
         resources,
-    })
-}
-
-/// Over the target, the arguments and what they overwrite (R2.2).
-pub fn action_digest(id: &InstanceId, resources: &[ResourceChange]) -> Digest {
-    let canonical: Vec<Value> = resources
-        .iter()
-        .map(|resource| {
-            let ResourceChange { resource: address, r#type, change, reverts_drift: _, protected: _, fields } = resource;
-            serde_json::json!({"resource": address, "type": r#type, "change": change, "fields": fields})
-        })
-        .collect();
-    Digest::of_json(&serde_json::json!({"instance": id, "do": "tofu.apply", "resources": canonical}))
+    }]
 }
 
 #[cfg(test)]
@@ -426,7 +381,7 @@ mod tests {
         let text = serde_json::to_string(&one.changes).unwrap();
         assert!(!text.contains("canary"), "{text}");
         let id = "dev/a".parse().unwrap();
-        let digest = |o: &Observation| action(&id, o, &[], &[]).unwrap().digest;
+        let digest = |o: &Observation| actions(&id, o)[0].digest;
         assert_ne!(digest(&one), digest(&read(plan("other-canary"))));
         let paths: Vec<&str> = one.changes[0].fields.iter().map(|f| f.path.as_str()).collect();
         assert_eq!(paths, ["/id", "/s", "/x"]);
@@ -444,15 +399,5 @@ mod tests {
     fn an_unknown_format_is_refused() {
         let plan: PlanJson = serde_json::from_value(json!({"format_version": "2.0"})).unwrap();
         assert!(observation(&plan, &Seal::new(vec![7]), &Redactor::default()).is_err());
-    }
-
-    #[test]
-    fn protect_covers_an_address_and_what_is_inside() {
-        assert!(protects("a.b", "a.b"));
-        assert!(protects("a.b", "a.b[0]"));
-        assert!(protects("module.nat", "module.nat.a.b"));
-        assert!(protects("module.nat.*", "module.nat.a.b[\"x\"]"));
-        assert!(!protects("a.b", "a.bc"));
-        assert!(!protects("a.b", "module.x.a.b"));
     }
 }

@@ -179,8 +179,9 @@ impl Tofu {
         set("TF_IN_AUTOMATION", "1".into());
         set("TF_INPUT", "0".into());
         set("CHECKPOINT_DISABLE", "1".into());
-        let crate::port::Work::Tofu(work) = &job.work;
-        set("TF_WORKSPACE", work.workspace.clone());
+        if let crate::port::Work::Tofu(work) = &job.work {
+            set("TF_WORKSPACE", work.workspace.clone());
+        }
         if let Some(connection) = &job.connection {
             let given = (self.settings.credentials)(&job.instance, connection, apply)
                 .map_err(|why| TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("connection", why) })?;

@@ -1,6 +1,6 @@
 //! The content of an instance's closure on this disk.
 //!
-//! Writes exactly the closure, and removes only what an earlier closure wrote; what tofu itself put there stays.
+//! Writes exactly the closure, and removes only what an earlier closure wrote; what the tool itself put there stays.
 //! *Invariant:* no path leaves the tree, and nothing is written through a link.
 
 use std::{

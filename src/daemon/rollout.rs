@@ -1,0 +1,115 @@
+//! What was applied comes up, or doesn't.
+//!
+//! *Flow:* after an apply the target is asked for the health of what it applied. What is on its way makes the run wait,
+//! which holds no task; it is looked at again after a while, up to the time that the declaration gives it.
+//! *Guarantees:* a newer run, or `/cancel`, ends the wait; what does not come up is a failure with its reason.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Daemon, Error, Wake, run::Driven};
+use crate::{
+    journal::{Event, Run, Status},
+    model::{InstanceId, WaitingOn},
+    port::{Health, Job},
+};
+
+/// How often a rollout is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+impl Daemon {
+    /// Asks whether what was applied came up. Answers where the instance stands if it did not, and nothing if it did.
+    pub(super) async fn rollout(
+        self: &Arc<Self>,
+        driven: &Driven,
+        id: &InstanceId,
+        job: &Job,
+    ) -> Result<Option<Status>, Error> {
+        if job.work.wait().is_zero() {
+            return Ok(None);
+        }
+        let waits_until = match driven.run.lock().await.instances.get(id).and_then(|i| i.rollout_until) {
+            Some(until) => until,
+            None => self.now() + chrono::Duration::from_std(job.work.wait()).unwrap_or(chrono::Duration::MAX),
+        };
+        match self.hands.target.health(job).await {
+            Ok(Health::Current) => {
+                if driven.run.lock().await.instances.get_mut(id).is_some_and(|i| i.rollout_until.take().is_some()) {
+                    // It is healthy from now on (R3.5).
+                    self.store().restart_soak(id, self.now()).await?;
+                }
+                Ok(None)
+            }
+            Ok(Health::Failed(why)) => {
+                self.fail(driven, id, format!("it was applied, and does not come up: {why}")).await.map(Some)
+            }
+            Ok(Health::InProgress(why)) if self.now() >= waits_until => {
+                let says = format!("it was applied, and did not come up within {}: {why}", said(job.work.wait()));
+                self.fail(driven, id, says).await.map(Some)
+            }
+            Ok(Health::InProgress(why)) => {
+                if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
+                    instance.rollout_until = Some(waits_until);
+                }
+                self.look_again_soon(driven.run.lock().await.id);
+                let on = WaitingOn::Rollout { until: waits_until };
+                self.wait(driven, id, on, format!("it was applied and comes up: {why}")).await.map(Some)
+            }
+            Err(error) => {
+                let says = format!("it was applied, and whether it came up could not be seen: {}", error.line());
+                self.fail(driven, id, says).await.map(Some)
+            }
+        }
+    }
+
+    /// Whether an instance waits for a rollout that is still on its way; a newer run or a word ends the wait.
+    pub(super) async fn still_rolling(
+        self: &Arc<Self>,
+        driven: &Driven,
+        run: &Run,
+        id: &InstanceId,
+    ) -> Result<Option<Status>, Error> {
+        let Some(until) = run
+            .instances
+            .get(id)
+            .and_then(|i| i.rollout_until)
+            .filter(|_| matches!(run.instances[id].waiting_on, Some(WaitingOn::Rollout { .. })))
+        else {
+            return Ok(None);
+        };
+        if let Some(says) = self.cancelled(run.id, id).await? {
+            return self.end_cancelled(driven, id, says).await.map(Some);
+        }
+        if let Some(says) = self.newer_than(run, id).await? {
+            return self.record(driven, id, Event::Superseded { says }, None).await.map(Some);
+        }
+        let (job, _) = self.begun_job(driven, run, id).await?;
+        match self.hands.target.health(&job).await {
+            // Whatever it is now is decided where everything is looked at.
+            Ok(Health::InProgress(_)) if self.now() < until => {
+                self.look_again_soon(run.id);
+                Ok(Some(Status::Waiting))
+            }
+            Err(error) if self.now() < until => {
+                tracing::warn!(instance = %id, error = error.line(), "a rollout could not be looked at");
+                self.look_again_soon(run.id);
+                Ok(Some(Status::Waiting))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn look_again_soon(self: &Arc<Self>, run: crate::model::RunId) {
+        let daemon = Arc::clone(self);
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => daemon.queue.wake(Wake::Run(run), "a rollout is under way"),
+                () = daemon.stop.cancelled() => {}
+            }
+        });
+    }
+}
+
+fn said(wait: Duration) -> String {
+    let seconds = wait.as_secs();
+    if seconds.is_multiple_of(60) { format!("{} min", seconds / 60) } else { format!("{seconds} s") }
+}

@@ -1,0 +1,71 @@
+//! What actions of every kind have in common: their digest, and what `protect` says of them.
+
+use serde_json::Value;
+
+use crate::model::{Action, Digest, InstanceId, ResourceChange};
+
+/// Over the target, the arguments and what they overwrite (R2.2).
+pub fn action_digest(id: &InstanceId, r#do: &str, resources: &[ResourceChange]) -> Digest {
+    let canonical: Vec<Value> = resources
+        .iter()
+        .map(|resource| {
+            let ResourceChange { resource: address, r#type, change, reverts_drift: _, protected: _, fields } = resource;
+            serde_json::json!({"resource": address, "type": r#type, "change": change, "fields": fields})
+        })
+        .collect();
+    Digest::of_json(&serde_json::json!({"instance": id, "do": r#do, "resources": canonical}))
+}
+
+/// Whether an address is covered by an entry of `protect`: itself, something inside it, or by `*` for any text.
+pub fn protects(entry: &str, address: &str) -> bool {
+    fn fits(pattern: &[u8], text: &[u8]) -> bool {
+        match pattern.split_first() {
+            None => text.is_empty() || matches!(text[0], b'.' | b'['),
+            Some((b'*', rest)) => (0..=text.len()).any(|at| fits(rest, &text[at..])),
+            Some((c, rest)) => text.first() == Some(c) && fits(rest, &text[1..]),
+        }
+    }
+    fits(entry.as_bytes(), address.as_bytes())
+}
+
+/// Whether a change concerns what is protected, by the address that it has or had.
+pub fn is_protected(protect: &[String], resource: &ResourceChange) -> bool {
+    let now = resource.resource.split(" (deposed ").next().unwrap_or_default();
+    let moved = resource.fields.iter().find(|field| field.path.is_empty());
+    let before = moved.and_then(|field| field.before.as_ref()).and_then(Value::as_str).unwrap_or_default();
+    protect.iter().any(|entry| protects(entry, now) || (!before.is_empty() && protects(entry, before)))
+}
+
+/// Marks what is protected now, whenever the actions were planned.
+pub fn mark_protected<'a>(protect: &[String], actions: impl IntoIterator<Item = &'a mut Action>) {
+    for resource in actions.into_iter().flat_map(|action| &mut action.resources) {
+        resource.protected = is_protected(protect, resource);
+    }
+}
+
+/// Whether an action is one of several of its instance, which don't need each other (R2.2).
+pub fn stands_alone(action: &Action) -> bool {
+    !action.r#do.starts_with("tofu.")
+}
+
+/// Marks what undoes drift (R3.7).
+pub fn mark_drifted<'a>(drifted: &[String], actions: impl IntoIterator<Item = &'a mut Action>) {
+    for resource in actions.into_iter().flat_map(|action| &mut action.resources) {
+        resource.reverts_drift = drifted.contains(&resource.resource);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn protect_covers_an_address_and_what_is_inside() {
+        assert!(protects("a.b", "a.b"));
+        assert!(protects("a.b", "a.b[0]"));
+        assert!(protects("module.nat", "module.nat.a.b"));
+        assert!(protects("module.nat.*", "module.nat.a.b[\"x\"]"));
+        assert!(!protects("a.b", "a.bc"));
+        assert!(!protects("a.b", "module.x.a.b"));
+    }
+}

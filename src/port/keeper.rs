@@ -1,0 +1,31 @@
+//! What a target asks to be remembered for it.
+
+use async_trait::async_trait;
+
+use crate::model::InstanceId;
+
+/// Remembers one text for each instance, for the target alone; what is there is replaced as a whole.
+#[async_trait]
+pub trait Keeper: Send + Sync {
+    /// What was kept, if anything was.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    async fn kept(&self, id: &InstanceId) -> Result<Option<String>, KeeperError>;
+    /// Keeps a text, durably; nothing in its place lets go of it.
+    ///
+    /// # Errors
+    /// When it can't be written, or somebody else is responsible for the instance now.
+    async fn keep(&self, id: &InstanceId, text: Option<&str>) -> Result<(), KeeperError>;
+}
+
+/// What could not be read or kept.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct KeeperError(pub String);
+
+impl From<KeeperError> for super::TargetError {
+    fn from(error: KeeperError) -> Self {
+        Self::new("store", error.0)
+    }
+}

@@ -1,0 +1,376 @@
+//! Objects applied and deleted, in order.
+//!
+//! *Flow:* what is held is written down as old ∪ planned; then kinds in their order, many objects of one kind side by side:
+//! what nobody declared is removed by a patch for exactly that version, and the object is applied under our name; then
+//! what is not declared any more is deleted, in the reverse order; then what is held is written down again, shrunk.
+//! *Guarantees:* an object is changed only if it is the one that was looked at, in that version; a version that moved on is
+//! looked at again, and applied if what would change is what was shown. Nothing is deleted but by its uid.
+//! *Assumptions:* one run at a time applies an instance; the run lock sees to it.
+//! *Race:* the daemon dies anywhere in between: applying again does what is left, and the inventory has everything.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use futures::future::FutureExt;
+use serde_json::{Value, json};
+
+use super::{
+    Kubernetes,
+    client::{Refusal, Write},
+    fields,
+    inventory::{Held, Inventory},
+    object::{self, is_ground, rank},
+    observe::{Found, Look, Looked, Step, side_by_side, terminating},
+    render::Object,
+};
+use crate::{
+    model::{Change, Retry},
+    port::{Diagnostic, Fence, Job, KubernetesWork, Observation, Prepared, Progress, TargetError},
+};
+
+/// How often an object that keeps changing is looked at again.
+const LOOKS_MAX: u32 = 8;
+/// How long is waited for a namespace or a definition to be there, and for an object to be gone.
+const GROUND_TIME_MAX: Duration = Duration::from_secs(60);
+/// How often that is looked at.
+const GROUND_LOOK: Duration = Duration::from_millis(50);
+
+/// Why an object was not changed.
+enum Stop {
+    /// What would change is not what was shown.
+    Stale(String),
+    /// The server says so.
+    Refused(String),
+}
+
+impl Kubernetes {
+    /// Looks with the credentials of apply, and keeps what was found.
+    pub(in crate::targets) async fn prepare(&self, job: &Job, work: &KubernetesWork) -> Result<Prepared, TargetError> {
+        let mut looked = self.look(job, work, true).await?;
+        let observation = std::mem::take(&mut looked.observation);
+        if let Some(why) = &observation.refused {
+            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("immutable", why.clone()) });
+        }
+        if observation.changes.is_empty() {
+            self.keep(&job.instance, looked.inventory).await?;
+            return Ok(Prepared { observation, ticket: Box::new(()) });
+        }
+        Ok(Prepared { observation, ticket: Box::new(looked) })
+    }
+
+    /// Does what was prepared, as far as it still stands in the observation.
+    pub(in crate::targets) async fn apply(
+        &self,
+        job: &Job,
+        work: &KubernetesWork,
+        prepared: Prepared,
+        fence: Fence,
+        progress: Progress,
+    ) -> Result<(), TargetError> {
+        let Prepared { observation: Observation { changes, .. }, ticket } = prepared;
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let Ok(looked) = ticket.downcast::<Looked>() else {
+            return Err(TargetError::new("plan-missing", format!("the plan of `{}` is of another kind", job.instance)));
+        };
+        tracing::debug!(instance = %job.instance, run = fence.run.0, objects = changes.len(), "applying objects");
+        let mut applying = Applying {
+            this: self,
+            job,
+            work,
+            steps: changes.iter().filter_map(|change| looked.steps.get(&change.resource)).cloned().collect(),
+            inventory: looked.inventory.clone(),
+            looked: &looked,
+            kinds: looked.kinds.clone(),
+            failures: vec![],
+            stale: None,
+            begun: false,
+        };
+        for step in applying.steps.iter().filter(|step| step.change != Change::Destroy) {
+            applying.inventory.entry(step.key.clone()).or_default();
+        }
+        // The write carries the fencing token: whoever was taken over from stops here.
+        self.keep(&job.instance, applying.inventory.clone()).await?;
+        let done = applying.run(&progress).await;
+        let Applying { inventory, failures, stale, begun, .. } = applying;
+        self.keep(&job.instance, inventory).await?;
+        done?;
+        conclude(job, failures, stale, begun)
+    }
+}
+
+fn conclude(job: &Job, failures: Vec<String>, stale: Option<String>, begun: bool) -> Result<(), TargetError> {
+    if failures.is_empty() {
+        let Some(why) = stale else { return Ok(()) };
+        return Err(TargetError::new(
+            "plan-stale",
+            format!("`{}` changed between plan and apply: {why}", job.instance),
+        ));
+    }
+    let message = match failures.len() {
+        1 => format!("an object of `{}` could not be applied", job.instance),
+        count => format!("{count} objects of `{}` could not be applied", job.instance),
+    };
+    let said = |summary: String| Diagnostic { summary, detail: String::new(), address: None, place: None };
+    Err(TargetError {
+        retry: Retry::WhenInputChanges,
+        diagnostics: failures.into_iter().take(20).map(said).collect(),
+        effect_may_have_begun: begun,
+        ..TargetError::new("apply-failed", message)
+    })
+}
+
+struct Applying<'a> {
+    this: &'a Kubernetes,
+    job: &'a Job,
+    work: &'a KubernetesWork,
+    looked: &'a Looked,
+    steps: Vec<Step>,
+    inventory: Inventory,
+    kinds: super::client::Kinds,
+    failures: Vec<String>,
+    stale: Option<String>,
+    begun: bool,
+}
+
+impl Applying<'_> {
+    async fn run(&mut self, progress: &Progress) -> Result<(), TargetError> {
+        let (deleted, applied): (Vec<Step>, Vec<Step>) =
+            std::mem::take(&mut self.steps).into_iter().partition(|step| step.change == Change::Destroy);
+        let mut by_rank: BTreeMap<usize, Vec<Step>> = BTreeMap::new();
+        for step in applied {
+            by_rank.entry(rank(&step.key.kind)).or_default().push(step);
+        }
+        for steps in by_rank.into_values() {
+            let ground: Vec<_> = steps.iter().filter(|step| is_ground(&step.key.kind)).map(|s| s.key.clone()).collect();
+            self.together(steps, progress).await;
+            if !self.failures.is_empty() || self.stale.is_some() {
+                return Ok(());
+            }
+            if !ground.is_empty() {
+                self.wait_for_ground(&ground).await?;
+                self.kinds = self.looked.cluster.kinds(true).await?;
+            }
+        }
+        let mut by_rank: BTreeMap<std::cmp::Reverse<usize>, Vec<Step>> = BTreeMap::new();
+        for step in deleted {
+            by_rank.entry(std::cmp::Reverse(rank(&step.key.kind))).or_default().push(step);
+        }
+        for steps in by_rank.into_values() {
+            self.delete(steps, progress).await;
+            if !self.failures.is_empty() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies objects of one rank side by side.
+    async fn together(&mut self, steps: Vec<Step>, progress: &Progress) {
+        let done = side_by_side(steps.iter().map(|step| self.one(step).boxed()).collect()).await;
+        for (step, done) in steps.into_iter().zip(done) {
+            match done {
+                Ok(held) => {
+                    self.begun = true;
+                    progress(format!("{} {}", step.change.verb(), step.key));
+                    self.inventory.insert(step.key, held);
+                }
+                Err(Stop::Stale(why)) => self.stale = Some(why),
+                Err(Stop::Refused(why)) => self.failures.push(why),
+            }
+        }
+    }
+
+    fn object(&self, step: &Step) -> Option<&Object> {
+        self.looked.rendered.get(&step.key)
+    }
+
+    /// Applies one object, as often as it changes under us without changing what we would do.
+    async fn one(&self, step: &Step) -> Result<Held, Stop> {
+        let refused = |refusal: Refusal| {
+            Stop::Refused(format!("`{}`: {}", step.key, self.this.redactor.redact(&refusal.message)))
+        };
+        let Some(object) = self.object(step) else {
+            return Err(Stop::Refused(format!("`{}` is not declared", step.key)));
+        };
+        let Some(kind) = self.kinds.exact(&object.version, &object.key.kind) else {
+            return Err(Stop::Refused(format!(
+                "{}: the cluster has no `{}` in `{}`",
+                object.place, step.key.kind, object.version
+            )));
+        };
+        let mut now = step.clone();
+        for _ in 0..LOOKS_MAX {
+            let tried = match now.change {
+                Change::Replace => self.replace(kind, object, &now).await,
+                _ => self.update(kind, object, &now).await,
+            };
+            match tried {
+                Ok(live) => return Ok(self.held(object, &live)),
+                Err(refusal) if refusal.is_conflict() => {}
+                Err(refusal) => return Err(refused(refusal)),
+            }
+            let live = self.looked.cluster.get(kind, &object.key).await.map_err(refused)?;
+            let look = Look {
+                this: self.this,
+                job: self.job,
+                work: self.work,
+                cluster: &self.looked.cluster,
+                kinds: &self.kinds,
+                rendered: &self.looked.rendered,
+                inventory: &self.inventory,
+                contested: &std::sync::atomic::AtomicBool::new(false),
+            };
+            match look.object(object, live).await {
+                Ok(Found::Same(held)) => return Ok(held),
+                Ok(Found::Differs(fresh, _)) if fresh.change == step.change && fresh.fields == step.fields => {
+                    now = *fresh
+                }
+                Ok(Found::Differs(..)) => return Err(Stop::Stale(format!("`{}` is another one now", step.key))),
+                Ok(Found::Problem(why)) => return Err(Stop::Refused(why)),
+                Err(error) => return Err(Stop::Refused(error.line())),
+            }
+        }
+        Err(Stop::Stale(format!("`{}` keeps changing", step.key)))
+    }
+
+    async fn update(&self, kind: &super::client::Kind, object: &Object, step: &Step) -> Result<Value, Refusal> {
+        let cluster = &self.looked.cluster;
+        let mut version = step.version.clone();
+        if !step.extras.is_empty() {
+            let mut operations = vec![json!({"op": "test", "path": "/metadata/resourceVersion", "value": version})];
+            // From the end, so that the places before it stay what they are.
+            let mut pointers: Vec<&str> = step.extras.iter().map(|extra| extra.pointer.as_str()).collect();
+            pointers.sort_by_key(|pointer| std::cmp::Reverse(order_of(pointer)));
+            operations.extend(pointers.into_iter().map(|pointer| json!({"op": "remove", "path": pointer})));
+            let patched = cluster.patch(kind, &object.key, &operations.into()).await.map_err(|mut refusal| {
+                // A test that fails says that it is another version.
+                if refusal.code == 422 && refusal.message.contains("test") {
+                    refusal.code = 409;
+                }
+                refusal
+            })?;
+            version = object::text(&patched, "/metadata/resourceVersion").map(str::to_owned);
+        }
+        if step.change == Change::Create
+            && let Some(live) = cluster.get(kind, &object.key).await?
+            && object::is_terminating(&live)
+        {
+            self.wait_until_gone(kind, &object.key).await?;
+        }
+        let write = Write { dry_run: false, uid: step.uid.as_deref(), version: version.as_deref() };
+        cluster.apply(kind, &object.key, object.json(), write).await
+    }
+
+    async fn replace(&self, kind: &super::client::Kind, object: &Object, step: &Step) -> Result<Value, Refusal> {
+        let cluster = &self.looked.cluster;
+        if let Some(uid) = &step.uid {
+            cluster.delete(kind, &object.key, uid).await?;
+            self.wait_until_gone(kind, &object.key).await?;
+        }
+        cluster.apply(kind, &object.key, object.json(), Write::default()).await
+    }
+
+    async fn wait_until_gone(&self, kind: &super::client::Kind, key: &object::Key) -> Result<(), Refusal> {
+        let since = Instant::now();
+        loop {
+            match self.looked.cluster.get(kind, key).await? {
+                None => return Ok(()),
+                Some(live) if since.elapsed() > GROUND_TIME_MAX => {
+                    let message = terminating(key, &live);
+                    return Err(Refusal { code: 422, reason: "Terminating".into(), message, causes: vec![] });
+                }
+                Some(_) => tokio::time::sleep(GROUND_LOOK).await,
+            }
+        }
+    }
+
+    fn held(&self, object: &Object, live: &Value) -> Held {
+        Held {
+            uid: object::text(live, "/metadata/uid").map(Into::into),
+            applied: Some(object.mark),
+            settled: Some(self.this.seal.mark(&fields::canonical(live))),
+        }
+    }
+
+    /// Waits until namespaces are there and definitions established.
+    async fn wait_for_ground(&self, ground: &[object::Key]) -> Result<(), TargetError> {
+        let since = Instant::now();
+        let mut left: BTreeSet<&object::Key> = ground.iter().collect();
+        while !left.is_empty() {
+            for key in left.clone() {
+                let Some(kind) = self.kinds.of(key) else { continue };
+                let live = self.looked.cluster.get(kind, key).await.map_err(|r| r.of(&format!("`{key}`")))?;
+                let established = live.is_some_and(|live| match &*key.kind {
+                    "Namespace" => object::text(&live, "/status/phase") == Some("Active"),
+                    _ => super::verify::condition(&live, "Established").is_some_and(|c| c["status"] == "True"),
+                });
+                if established {
+                    left.remove(key);
+                }
+            }
+            if let Some(key) = left.first().filter(|_| since.elapsed() > GROUND_TIME_MAX) {
+                let message = format!("`{key}` was applied and is not ready after {} s", GROUND_TIME_MAX.as_secs());
+                return Err(TargetError { effect_may_have_begun: true, ..TargetError::new("apply-failed", message) });
+            }
+            if !left.is_empty() {
+                tokio::time::sleep(GROUND_LOOK).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes objects of one rank side by side; one that waits for its finalizers stays held.
+    async fn delete(&mut self, steps: Vec<Step>, progress: &Progress) {
+        let done = side_by_side(steps.iter().map(|step| self.delete_one(step).boxed()).collect()).await;
+        for (step, done) in steps.into_iter().zip(done) {
+            match done {
+                Ok(gone) => {
+                    self.begun = true;
+                    progress(format!("{} {}", step.change.verb(), step.key));
+                    if gone {
+                        self.inventory.remove(&step.key);
+                    }
+                }
+                Err(why) => self.failures.push(why),
+            }
+        }
+    }
+
+    /// Deletes one object if it is still the one and still ours; answers whether it is gone.
+    async fn delete_one(&self, step: &Step) -> Result<bool, String> {
+        let says = |refusal: Refusal| format!("`{}`: {}", step.key, self.this.redactor.redact(&refusal.message));
+        let Some(kind) = self.kinds.of(&step.key) else { return Ok(true) };
+        let Some(live) = self.looked.cluster.get(kind, &step.key).await.map_err(says)? else { return Ok(true) };
+        if object::owner(&live).as_ref() != Some(&self.job.instance) {
+            return Ok(true);
+        }
+        let uid = object::text(&live, "/metadata/uid").unwrap_or_default();
+        if Some(uid) != step.uid.as_deref() {
+            return Err(format!("`{}` is another object than the one that was looked at", step.key));
+        }
+        self.looked.cluster.delete(kind, &step.key, uid).await.map_err(says)?;
+        let left = self.looked.cluster.get(kind, &step.key).await.map_err(says)?;
+        Ok(left.is_none_or(|left| object::text(&left, "/metadata/uid") != Some(uid)))
+    }
+}
+
+/// Pointers in an order in which later items of a list come later.
+fn order_of(pointer: &str) -> Vec<(usize, String)> {
+    pointer.split('/').map(|step| (step.parse().unwrap_or(0), step.to_owned())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn later_items_are_removed_first() {
+        let mut pointers = ["/spec/list/2", "/spec/list/10", "/spec/list/9/x"];
+        pointers.sort_by_key(|pointer| std::cmp::Reverse(order_of(pointer)));
+        assert_eq!(pointers, ["/spec/list/10", "/spec/list/9/x", "/spec/list/2"]);
+    }
+}

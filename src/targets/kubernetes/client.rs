@@ -1,0 +1,580 @@
+//! One API server: who we are to it, which kinds it has, and requests that respect what it says.
+//!
+//! Decides which requests may be sent again: those that only read, and those that an earlier try of the same content
+//! doesn't harm. Heeds 429 and `Retry-After`, and gives up after a bound. Never prints a token, and never takes a
+//! credential from anywhere but the daemon's configuration.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::{Method, Request, StatusCode, header};
+use http_body_util::BodyExt;
+use kube::{
+    Client, Config,
+    client::Body,
+    config::{KubeConfigOptions, Kubeconfig},
+    discovery::{Discovery, Scope},
+};
+use secrecy::SecretString;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::object::Key;
+use crate::{
+    model::Retry,
+    port::{KubernetesWork, TargetError},
+};
+
+/// How long one request may take; a list is read in pages.
+const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
+/// How long a request is tried again, all tries together.
+const TRIES_TIME_MAX: Duration = Duration::from_secs(40);
+/// The first wait between tries; it doubles.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+/// The longest wait between tries, whatever the server says.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// How many objects one page of a list has.
+const PAGE: u32 = 500;
+/// What is asked for.
+const JSON: &str = "application/json";
+/// The same, without the objects themselves.
+const METADATA_ALONE: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+/// How often kinds are looked up anew where one is missing.
+const KINDS_AGAIN: Duration = Duration::from_secs(2);
+
+/// Who we are to an API server.
+#[derive(Clone, Debug)]
+pub enum Access {
+    /// As a kubeconfig of this machine says.
+    Kubeconfig(PathBuf),
+    /// By a token, to an address that an output gives.
+    Token(SecretString),
+    /// As the service account of the pod that this runs in.
+    InCluster,
+}
+
+/// A kind that the cluster has.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Kind {
+    /// `v1`, `apps/v1`.
+    pub version: Arc<str>,
+    /// The name in paths.
+    pub plural: Arc<str>,
+    /// Whether its objects live in namespaces.
+    pub namespaced: bool,
+}
+
+/// The kinds that a cluster has.
+#[derive(Clone, Default)]
+pub(super) struct Kinds {
+    /// By version and kind.
+    exact: Arc<HashMap<(String, String), Kind>>,
+    /// In the version that the server prefers, by group and kind.
+    preferred: Arc<HashMap<(String, String), Kind>>,
+    /// Another number for other kinds.
+    pub epoch: u64,
+}
+
+impl Kinds {
+    /// Whether objects of a kind live in namespaces; nothing where there is no such kind.
+    pub(super) fn scope(&self, version: &str, kind: &str) -> Option<bool> {
+        self.exact(version, kind).map(|kind| kind.namespaced)
+    }
+    /// A kind in one version.
+    pub(super) fn exact(&self, version: &str, kind: &str) -> Option<&Kind> {
+        self.exact.get(&(version.to_owned(), kind.to_owned()))
+    }
+    /// A kind in the version that the server prefers.
+    pub(super) fn of(&self, key: &Key) -> Option<&Kind> {
+        self.preferred.get(&(key.group.to_string(), key.kind.to_string()))
+    }
+}
+
+/// What an API server answered where it did not do as asked.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub(super) struct Refusal {
+    /// The status; 0 where there was no answer.
+    pub code: u16,
+    /// `AlreadyExists`, `Invalid`, …
+    pub reason: String,
+    /// In a sentence.
+    pub message: String,
+    /// The fields that it names.
+    pub causes: Vec<(String, String)>,
+}
+
+impl Refusal {
+    fn silent(message: String) -> Self {
+        Self { code: 0, reason: "Unreachable".into(), message, causes: vec![] }
+    }
+    /// Whether the object, or what it needs, is not there.
+    pub(super) fn is_not_found(&self) -> bool {
+        self.code == 404
+    }
+    /// Whether the object is another one than was said.
+    pub(super) fn is_conflict(&self) -> bool {
+        self.code == 409
+    }
+    /// Whether the server can't say whether it did as asked.
+    pub(super) fn is_unclear(&self) -> bool {
+        matches!(self.code, 0 | 500 | 502 | 503 | 504)
+    }
+    /// As an error of the target.
+    pub(super) fn of(self, what: &str) -> TargetError {
+        let kind = match self.code {
+            0 => "unreachable",
+            401 => "unauthorized",
+            403 => "forbidden",
+            404 => "not-found",
+            409 => "conflict",
+            _ if self.is_unclear() => "unreachable",
+            _ => "refused",
+        };
+        let waits = matches!(self.code, 0 | 409 | 429) || self.is_unclear();
+        let retry = if waits { Retry::After(crate::model::Backoff::REMOTE) } else { Retry::WhenInputChanges };
+        TargetError { retry, ..TargetError::new(kind, format!("{what}: {}", self.message)) }
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Status {
+    message: String,
+    reason: String,
+    details: Details,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+struct Details {
+    causes: Vec<Cause>,
+    retry_after_seconds: u64,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Cause {
+    field: String,
+    message: String,
+}
+
+/// An API server, as somebody.
+#[derive(Clone)]
+pub(super) struct Cluster {
+    client: Client,
+    kinds: Arc<tokio::sync::Mutex<(Kinds, Option<Instant>)>>,
+    /// The kinds changed this often.
+    epoch: Arc<std::sync::atomic::AtomicU64>,
+}
+
+/// How an object is written.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Write<'w> {
+    /// Nothing is stored.
+    pub dry_run: bool,
+    /// The object that it has to be.
+    pub uid: Option<&'w str>,
+    /// The version that it has to have.
+    pub version: Option<&'w str>,
+}
+
+impl Cluster {
+    /// A server as a connection says. Talks to nobody yet.
+    pub(super) async fn new(access: &Access, work: &KubernetesWork) -> Result<Self, TargetError> {
+        let failed = |why: String| TargetError {
+            retry: Retry::WhenInputChanges,
+            ..TargetError::new("connection", format!("the connection can't be used: {why}"))
+        };
+        let mut config = match access {
+            Access::Kubeconfig(path) => {
+                let read =
+                    Kubeconfig::read_from(path).map_err(|error| failed(format!("`{}`: {error}", path.display())))?;
+                let options = KubeConfigOptions::default();
+                Config::from_custom_kubeconfig(read, &options).await.map_err(|error| failed(error.to_string()))?
+            }
+            Access::Token(token) => {
+                let server = work.server.as_ref().ok_or_else(|| failed("it has a token and no `server`".into()))?;
+                let mut config = Config::new(address(server).map_err(failed)?);
+                config.auth_info.token = Some(token.clone());
+                config
+            }
+            Access::InCluster => Config::incluster().map_err(|error| failed(error.to_string()))?,
+        };
+        if let (Some(server), Access::Kubeconfig(_)) = (&work.server, access) {
+            config.cluster_url = address(server).map_err(failed)?;
+        }
+        if let Some(authority) = &work.certificate_authority {
+            config.root_cert = Some(certificates(authority).map_err(failed)?);
+            (config.root_cert_file, config.accept_invalid_certs) = (None, false);
+        }
+        if let Some(account) = &work.impersonate {
+            let (namespace, name) = account.split_once('/').unwrap_or(("default", account));
+            config.auth_info.impersonate = Some(format!("system:serviceaccount:{namespace}:{name}"));
+        }
+        // We say ourselves what may be sent again, and heed what the server says about when.
+        config.default_retry = false;
+        config.connect_timeout = Some(Duration::from_secs(5));
+        let client = Client::try_from(config).map_err(|error| failed(error.to_string()))?;
+        Ok(Self { client, kinds: Arc::default(), epoch: Arc::default() })
+    }
+
+    /// The kinds that the server has; looked up anew where one is missing.
+    pub(super) async fn kinds(&self, anew: bool) -> Result<Kinds, TargetError> {
+        let mut known = self.kinds.lock().await;
+        let is_fresh = known.1.is_some_and(|at| !anew || at.elapsed() < KINDS_AGAIN);
+        if is_fresh {
+            return Ok(known.0.clone());
+        }
+        let unreachable = |error: &dyn std::fmt::Display| {
+            TargetError::new("unreachable", format!("could not ask the cluster for its kinds: {error}"))
+        };
+        let asked = Discovery::new(self.client.clone()).run_aggregated();
+        let discovery = tokio::time::timeout(REQUEST_TIME_MAX, asked)
+            .await
+            .map_err(|_| unreachable(&"it did not answer"))?
+            .map_err(|error| unreachable(&error))?;
+        let (mut exact, mut preferred) = (HashMap::new(), HashMap::new());
+        for group in discovery.groups() {
+            for version in group.versions() {
+                for (resource, capabilities) in group.versioned_resources(version) {
+                    let kind = Kind {
+                        version: resource.api_version.as_str().into(),
+                        plural: resource.plural.as_str().into(),
+                        namespaced: capabilities.scope == Scope::Namespaced,
+                    };
+                    exact.insert((resource.api_version.clone(), resource.kind.clone()), kind);
+                }
+            }
+            for (resource, capabilities) in group.resources_by_stability() {
+                if !capabilities.supports_operation("list") {
+                    continue;
+                }
+                let found = exact.get(&(resource.api_version.clone(), resource.kind.clone())).cloned();
+                preferred.extend(found.map(|kind| ((group.name().to_owned(), resource.kind.clone()), kind)));
+            }
+        }
+        if *known.0.exact != exact {
+            let epoch = self.epoch.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
+            known.0 = Kinds { exact: Arc::new(exact), preferred: Arc::new(preferred), epoch };
+        }
+        known.1 = Some(Instant::now());
+        Ok(known.0.clone())
+    }
+
+    /// The uid of the cluster: that of its oldest namespace.
+    pub(super) async fn identity(&self) -> Result<String, Refusal> {
+        let namespace = self.send(Method::GET, "/api/v1/namespaces/kube-system", None, JSON, true).await?;
+        match namespace["metadata"]["uid"].as_str() {
+            Some(uid) => Ok(uid.to_owned()),
+            None => Err(Refusal::silent("the namespace `kube-system` has no uid".into())),
+        }
+    }
+
+    /// One object, if it is there.
+    pub(super) async fn get(&self, kind: &Kind, key: &Key) -> Result<Option<Value>, Refusal> {
+        match self.send(Method::GET, &path(kind, key), None, JSON, true).await {
+            Ok(object) => Ok(Some(object)),
+            Err(refusal) if refusal.is_not_found() => Ok(None),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// All objects of a kind with labels, page by page; and the version of the list.
+    pub(super) async fn list(
+        &self,
+        kind: &Kind,
+        labels: &str,
+        each: &mut (dyn FnMut(Value) + Send),
+    ) -> Result<String, Refusal> {
+        self.pages(kind, labels, JSON, each).await
+    }
+
+    async fn pages(
+        &self,
+        kind: &Kind,
+        labels: &str,
+        accept: &str,
+        each: &mut (dyn FnMut(Value) + Send),
+    ) -> Result<String, Refusal> {
+        #[derive(Deserialize)]
+        struct Page {
+            #[serde(default)]
+            metadata: Value,
+            #[serde(default)]
+            items: Vec<Value>,
+        }
+        let mut next: Option<String> = None;
+        loop {
+            let mut query = url_query(&[("limit", &PAGE.to_string()), ("labelSelector", labels)]);
+            if let Some(next) = &next {
+                query.push_str(&url_query(&[("continue", next)]).replacen('?', "&", 1));
+            }
+            let text = self.send_text(Method::GET, &format!("{}{query}", root(kind)), None, accept, true).await?;
+            let page: Page = serde_json::from_slice(&text)
+                .map_err(|error| Refusal::silent(format!("its answer can't be read: {error}")))?;
+            page.items.into_iter().for_each(&mut *each);
+            match page.metadata["continue"].as_str().filter(|text| !text.is_empty()) {
+                Some(more) => next = Some(more.to_owned()),
+                None => return Ok(page.metadata["resourceVersion"].as_str().unwrap_or_default().to_owned()),
+            }
+        }
+    }
+
+    /// The metadata of all objects of a kind.
+    pub(super) async fn names(&self, kind: &Kind, each: &mut (dyn FnMut(Value) + Send)) -> Result<(), Refusal> {
+        self.pages(kind, "", METADATA_ALONE, each).await.map(drop)
+    }
+
+    /// Applies an object under our name, with every field that it names.
+    pub(super) async fn apply(&self, kind: &Kind, key: &Key, json: &str, write: Write<'_>) -> Result<Value, Refusal> {
+        let mut query =
+            vec![("fieldManager", super::object::MANAGER), ("force", "true"), ("fieldValidation", "Strict")];
+        if write.dry_run {
+            query.push(("dryRun", "All"));
+        }
+        let body = match (write.uid, write.version) {
+            (None, None) => json.as_bytes().to_vec(),
+            (uid, version) => {
+                let mut object: Value = serde_json::from_str(json).unwrap_or_default();
+                for (name, value) in [("uid", uid), ("resourceVersion", version)] {
+                    if let (Some(value), Some(metadata)) = (value, object["metadata"].as_object_mut()) {
+                        metadata.insert(name.into(), value.into());
+                    }
+                }
+                object.to_string().into_bytes()
+            }
+        };
+        let path = format!("{}{}", path(kind, key), url_query(&query));
+        self.send(Method::PATCH, &path, Some(body), "application/apply-patch+yaml", true).await
+    }
+
+    /// Changes an object by a JSON patch, whose first operation has to say which version it is for.
+    pub(super) async fn patch(&self, kind: &Kind, key: &Key, operations: &Value) -> Result<Value, Refusal> {
+        let query = url_query(&[("fieldManager", super::object::MANAGER)]);
+        let body = operations.to_string().into_bytes();
+        self.send(
+            Method::PATCH,
+            &format!("{}{query}", path(kind, key)),
+            Some(body),
+            "application/json-patch+json",
+            false,
+        )
+        .await
+    }
+
+    /// Deletes the object with a uid; what depends on it goes after it.
+    pub(super) async fn delete(&self, kind: &Kind, key: &Key, uid: &str) -> Result<(), Refusal> {
+        let body = serde_json::json!({"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background", "preconditions": {"uid": uid}});
+        let body = Some(body.to_string().into_bytes());
+        match self.send(Method::DELETE, &path(kind, key), body, "application/json", true).await {
+            Ok(_) => Ok(()),
+            Err(refusal) if refusal.is_not_found() => Ok(()),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// Changes of objects of a kind with labels after a version, a line each.
+    pub(super) async fn watch(
+        &self,
+        kind: &Kind,
+        labels: &str,
+        version: &str,
+    ) -> Result<http::Response<Body>, Refusal> {
+        let seconds = super::watch::WATCH_SECONDS.to_string();
+        let query = url_query(&[
+            ("watch", "true"),
+            ("allowWatchBookmarks", "true"),
+            ("timeoutSeconds", &seconds),
+            ("labelSelector", labels),
+            ("resourceVersion", version),
+        ]);
+        let request = Request::get(format!("{}{query}", root(kind)))
+            .body(Body::empty())
+            .map_err(|error| Refusal::silent(error.to_string()))?;
+        let sent = tokio::time::timeout(REQUEST_TIME_MAX, self.client.send(request)).await;
+        let answer = sent
+            .map_err(|_| Refusal::silent("it did not answer".into()))?
+            .map_err(|error| Refusal::silent(crate::error_chain(&error)))?;
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        let code = answer.status();
+        let text = answer.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        Err(refusal(code, &text).0)
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+        sort: &str,
+        again: bool,
+    ) -> Result<Value, Refusal> {
+        let text = self.send_text(method, path, body, sort, again).await?;
+        serde_json::from_slice(&text).map_err(|error| Refusal::silent(format!("its answer can't be read: {error}")))
+    }
+
+    /// Sends a request, and again where that may help and can't harm.
+    async fn send_text(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+        sort: &str,
+        again: bool,
+    ) -> Result<bytes::Bytes, Refusal> {
+        let since = Instant::now();
+        let mut wait = FIRST_WAIT;
+        loop {
+            let mut request = Request::builder().method(method.clone()).uri(path);
+            request = match &body {
+                Some(_) => request.header(header::ACCEPT, JSON).header(header::CONTENT_TYPE, sort),
+                None => request.header(header::ACCEPT, sort),
+            };
+            let request = request
+                .body(body.clone().map_or_else(Body::empty, Body::from))
+                .map_err(|error| Refusal::silent(error.to_string()))?;
+            let tried = tokio::time::timeout(REQUEST_TIME_MAX, async {
+                let answer =
+                    self.client.send(request).await.map_err(|error| Refusal::silent(crate::error_chain(&error)))?;
+                let (parts, body) = answer.into_parts();
+                let text = body.collect().await.map_err(|error| Refusal::silent(crate::error_chain(&error)))?;
+                Ok::<_, Refusal>((parts, text.to_bytes()))
+            });
+            let (refused, after) = match tried.await {
+                Ok(Ok((parts, text))) if parts.status.is_success() => return Ok(text),
+                Ok(Ok((parts, text))) => {
+                    let (refused, seconds) = refusal(parts.status, &text);
+                    let header =
+                        parts.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+                    (refused, header.unwrap_or(seconds))
+                }
+                Ok(Err(refused)) => (refused, 0),
+                Err(_) => (Refusal::silent(format!("it did not answer within {} s", REQUEST_TIME_MAX.as_secs())), 0),
+            };
+            // What was turned away was not looked at; what is unclear is sent again only where that can't harm.
+            let may = refused.code == 429 || (refused.is_unclear() && again);
+            let wait_now = wait.max(Duration::from_secs(after)).min(LONGEST_WAIT);
+            if !may || since.elapsed() + wait_now > TRIES_TIME_MAX {
+                return Err(refused);
+            }
+            tokio::time::sleep(wait_now).await;
+            wait = (wait * 2).min(LONGEST_WAIT);
+        }
+    }
+}
+
+fn refusal(code: StatusCode, text: &[u8]) -> (Refusal, u64) {
+    let status: Status = serde_json::from_slice(text).unwrap_or_default();
+    let message = if status.message.is_empty() {
+        format!("{code} {}", String::from_utf8_lossy(text).chars().take(200).collect::<String>())
+    } else {
+        status.message
+    };
+    let causes = status.details.causes.into_iter().map(|cause| (cause.field, cause.message)).collect();
+    let refusal = Refusal { code: code.as_u16(), reason: status.reason, message, causes };
+    (refusal, status.details.retry_after_seconds)
+}
+
+/// An address from an output: nothing but an address.
+fn address(text: &str) -> Result<http::Uri, String> {
+    let whole = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
+    let uri: http::Uri = whole.parse().map_err(|error| format!("`server: {text}` is no address: {error}"))?;
+    let local = uri.host().is_some_and(|host| host == "127.0.0.1" || host == "localhost" || host == "[::1]");
+    match uri.scheme_str() {
+        Some("https") => Ok(uri),
+        Some("http") if local => Ok(uri),
+        _ => Err(format!("`server: {text}` has to be `https://`; credentials are not sent in the open")),
+    }
+}
+
+/// Certificates from an output: PEM, or base64 of it, and nothing that names a file.
+fn certificates(text: &str) -> Result<Vec<Vec<u8>>, String> {
+    use base64::Engine as _;
+    let wrong = || "`certificateAuthority` is neither PEM nor base64 of it".to_owned();
+    let pem = if text.contains("-----BEGIN") {
+        text.to_owned()
+    } else {
+        let plain: String = text.split_whitespace().collect();
+        let bytes = base64::engine::general_purpose::STANDARD.decode(plain).map_err(|_| wrong())?;
+        String::from_utf8(bytes).map_err(|_| wrong())?
+    };
+    let mut found = vec![];
+    for part in pem.split("-----BEGIN CERTIFICATE-----").skip(1) {
+        let inner: String = part.split("-----END").next().unwrap_or_default().split_whitespace().collect();
+        found.push(base64::engine::general_purpose::STANDARD.decode(inner).map_err(|_| wrong())?);
+    }
+    if found.is_empty() { Err(wrong()) } else { Ok(found) }
+}
+
+fn group_path(kind: &Kind) -> String {
+    if kind.version.contains('/') { format!("/apis/{}", kind.version) } else { format!("/api/{}", kind.version) }
+}
+
+fn root(kind: &Kind) -> String {
+    format!("{}/{}", group_path(kind), kind.plural)
+}
+
+fn path(kind: &Kind, key: &Key) -> String {
+    let name = encoded(&key.name);
+    match &key.namespace {
+        Some(namespace) if kind.namespaced => {
+            format!("{}/namespaces/{}/{}/{name}", group_path(kind), encoded(namespace), kind.plural)
+        }
+        _ => format!("{}/{name}", root(kind)),
+    }
+}
+
+fn encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+fn url_query(pairs: &[(&str, &str)]) -> String {
+    let pairs: Vec<String> = pairs.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
+    format!("?{}", pairs.join("&"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_output_gives_an_address_and_nothing_else() {
+        assert!(address("https://10.0.0.1:6443").is_ok() && address("10.0.0.1").is_ok());
+        assert!(address("http://127.0.0.1:8080").is_ok());
+        assert!(address("http://10.0.0.1").unwrap_err().contains("has to be `https://`"));
+        assert!(address("file:///etc/passwd").is_err());
+        assert!(certificates("/etc/ssl/ca.pem").is_err() && certificates("").is_err());
+        assert_eq!(
+            certificates("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----").unwrap(),
+            [vec![0, 0, 0]]
+        );
+    }
+
+    #[test]
+    fn names_are_no_way_out_of_a_path() {
+        let kind =
+            Kind { version: "rbac.authorization.k8s.io/v1".into(), plural: "clusterroles".into(), namespaced: false };
+        let key = Key {
+            group: "rbac.authorization.k8s.io".into(),
+            kind: "ClusterRole".into(),
+            namespace: None,
+            name: "system:x/../y".into(),
+        };
+        assert_eq!(path(&kind, &key), "/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Ax%2F..%2Fy");
+    }
+}

@@ -1,0 +1,326 @@
+//! An object as it is against the object as applying it would leave it. Pure.
+//!
+//! Decides which fields differ and at which places, what of them may be shown, and what of it is drift. What was applied
+//! is not kept: a strict dry-run says what an apply would make of the live object, with all defaulting and admission.
+
+use serde_json::{Map, Value};
+
+use super::{
+    fields::{self, Extra, Fields, escaped},
+    object::{Key, text},
+};
+use crate::{
+    model::{Change, Drift, DriftField, DriftKind, Field, Redactor, ResourceChange, Seal, change::MASKED},
+    port::Observation,
+};
+
+/// The annotation in which `kubectl apply` keeps what it applied, secrets among it.
+pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// The most fields of one object that are kept; what is left out is counted in one more.
+const FIELDS_MAX: usize = 500;
+
+/// The drift that an observation at the applied revision shows.
+pub fn of(observation: &Observation) -> Vec<Drift> {
+    observation
+        .changes
+        .iter()
+        .map(|resource| {
+            let added = |field: &Field| field.after.is_none() && field.before.is_some();
+            let drift = match resource.change {
+                Change::Create => DriftKind::Missing,
+                Change::Destroy | Change::Forget => DriftKind::Extra,
+                _ if !resource.fields.is_empty() && resource.fields.iter().all(added) => DriftKind::Extra,
+                Change::Update | Change::Replace | Change::Run | Change::Move => DriftKind::Changed,
+            };
+            let shown = |field: &Field| DriftField {
+                path: field.path.clone(),
+                desired: field.after.clone(),
+                observed: field.before.clone(),
+            };
+            let by = observation.changed_by.get(&resource.resource);
+            Drift {
+                resource: resource.resource.clone(),
+                drift,
+                revertible: true,
+                fields: if resource.change == Change::Create {
+                    vec![]
+                } else {
+                    resource.fields.iter().map(shown).collect()
+                },
+                changed_by: by.map(|by| by.manager.clone()),
+                changed_at: by.and_then(|by| by.at),
+            }
+        })
+        .collect()
+}
+
+/// What may be shown of an object's fields.
+pub struct Masks<'m> {
+    /// Under which key secrets enter digests.
+    pub seal: &'m Seal,
+    /// Which texts are secrets.
+    pub redactor: &'m Redactor,
+}
+
+/// One place where two objects differ.
+struct Difference<'v> {
+    pointer: String,
+    before: Option<&'v Value>,
+    after: Option<&'v Value>,
+}
+
+impl Masks<'_> {
+    /// Learns the secrets of an object.
+    pub fn learn(&self, object: &Value) {
+        if object["kind"] != "Secret" {
+            return;
+        }
+        if let Some(text) = text(object, "/metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration") {
+            if let Ok(applied) = serde_json::from_str::<Value>(text) {
+                self.learn(&applied);
+            }
+        }
+        self.redactor.learn(&object["stringData"]);
+        self.redactor.learn(&object["data"]);
+        for value in object["data"].as_object().into_iter().flat_map(Map::values) {
+            use base64::Engine as _;
+            let plain = value.as_str().and_then(|text| base64::engine::general_purpose::STANDARD.decode(text).ok());
+            if let Some(plain) = plain.and_then(|plain| String::from_utf8(plain).ok()) {
+                self.redactor.learn(&Value::String(plain));
+            }
+        }
+    }
+
+    /// The fields in which an apply would change an object.
+    pub fn differences(&self, live: &Value, predicted: &Value, extras: &[Extra]) -> Vec<Field> {
+        let ours = fields::ours(predicted);
+        let (before, after) = (stripped(live), stripped(predicted));
+        let mut found = vec![];
+        compare("", &before, &after, Some(&ours), &mut found);
+        let is_secret = live["kind"] == "Secret";
+        let mut all: Vec<Field> = found
+            .iter()
+            .filter(|one| !extras.iter().any(|extra| one.pointer == extra.pointer))
+            .map(|one| self.field(is_secret, &one.pointer, one.before, one.after))
+            .collect();
+        all.extend(extras.iter().map(|extra| self.field(is_secret, &extra.pointer, Some(&extra.value), None)));
+        all.sort_by(|one, two| one.path.cmp(&two.path));
+        self.bounded(all)
+    }
+
+    /// The fields of an object that is made.
+    pub fn made(&self, object: &Value) -> Vec<Field> {
+        let is_secret = object["kind"] == "Secret";
+        let mut all = vec![];
+        let mut put = |pointer: String, value: &Value| all.push(self.field(is_secret, &pointer, None, Some(value)));
+        for (name, value) in object.as_object().into_iter().flatten() {
+            match (name.as_str(), value) {
+                ("apiVersion" | "kind" | "status", _) => {}
+                ("metadata", _) => {
+                    for part in ["labels", "annotations"] {
+                        value.get(part).into_iter().for_each(|value| put(format!("/metadata/{part}"), value));
+                    }
+                }
+                ("data" | "stringData", Value::Object(map)) if is_secret => {
+                    map.iter().for_each(|(key, value)| put(format!("/{name}/{}", escaped(key)), value));
+                }
+                _ => put(format!("/{}", escaped(name)), value),
+            }
+        }
+        self.bounded(all)
+    }
+
+    fn bounded(&self, mut all: Vec<Field>) -> Vec<Field> {
+        if all.len() > FIELDS_MAX {
+            let rest = all.split_off(FIELDS_MAX);
+            let sealed = self.seal.seal(&serde_json::to_value(&rest).unwrap_or_default());
+            all.push(Field {
+                path: format!("/… {} more", rest.len()),
+                before: None,
+                after: Some(sealed.into()),
+                sensitive: false,
+                unknown: false,
+                sealed: None,
+            });
+        }
+        all
+    }
+
+    fn field(&self, is_secret: bool, pointer: &str, before: Option<&Value>, after: Option<&Value>) -> Field {
+        let of_secret = is_secret && ["/data", "/stringData"].iter().any(|part| pointer.starts_with(part));
+        let kept_by_kubectl = pointer.ends_with(&escaped(LAST_APPLIED))
+            || [before, after].into_iter().flatten().any(|value| value.get(LAST_APPLIED).is_some());
+        let masked = of_secret
+            || kept_by_kubectl
+            || [before, after].into_iter().flatten().any(|value| self.redactor.touches(value));
+        let shown = |value: &Value| if masked { MASKED.into() } else { value.clone() };
+        let sealed = |value: Option<&Value>| self.seal.seal(value.unwrap_or(&Value::Null));
+        Field {
+            path: pointer.to_owned(),
+            before: before.map(shown),
+            after: after.map(shown),
+            sensitive: masked,
+            unknown: false,
+            sealed: masked.then(|| (sealed(before), sealed(after))),
+        }
+    }
+}
+
+/// An object without what no apply decides.
+fn stripped(object: &Value) -> Value {
+    let mut object = object.clone();
+    if let Some(map) = object.as_object_mut() {
+        map.remove("status");
+        if let Some(metadata) = map.get_mut("metadata").and_then(Value::as_object_mut) {
+            for name in [
+                "managedFields",
+                "resourceVersion",
+                "generation",
+                "uid",
+                "creationTimestamp",
+                "selfLink",
+                "deletionTimestamp",
+                "deletionGracePeriodSeconds",
+            ] {
+                metadata.remove(name);
+            }
+        }
+    }
+    object
+}
+
+fn compare<'v>(
+    pointer: &str,
+    before: &'v Value,
+    after: &'v Value,
+    fields: Option<&Fields>,
+    found: &mut Vec<Difference<'v>>,
+) {
+    if before == after {
+        return;
+    }
+    match (before, after) {
+        (Value::Object(one), Value::Object(two)) => {
+            for (name, value) in one {
+                let pointer = format!("{pointer}/{}", escaped(name));
+                match two.get(name) {
+                    Some(other) => compare(&pointer, value, other, within(fields, &format!("f:{name}")), found),
+                    None => found.push(Difference { pointer, before: Some(value), after: None }),
+                }
+            }
+            for (name, value) in two.iter().filter(|(name, _)| !one.contains_key(*name)) {
+                let pointer = format!("{pointer}/{}", escaped(name));
+                found.push(Difference { pointer, before: None, after: Some(value) });
+            }
+        }
+        (Value::Array(one), Value::Array(two)) => {
+            let keys = fields::keys(fields).or_else(|| by_name(one, two));
+            let Some(keys) = keys else {
+                return found.push(Difference {
+                    pointer: pointer.to_owned(),
+                    before: Some(before),
+                    after: Some(after),
+                });
+            };
+            let same = |a: &Value, b: &Value| keys.iter().all(|key| a.get(key) == b.get(key));
+            for (at, item) in one.iter().enumerate() {
+                let pointer = format!("{pointer}/{at}");
+                match two.iter().find(|other| same(item, other)) {
+                    Some(other) => compare(&pointer, item, other, element(fields, item, &keys), found),
+                    None => found.push(Difference { pointer, before: Some(item), after: None }),
+                }
+            }
+            // Where only the order differs nothing does: such a list does not mean it.
+            let made = two.iter().filter(|item| !one.iter().any(|other| same(item, other)));
+            for (at, item) in made.enumerate() {
+                let pointer = format!("{pointer}/{}", one.len() + at);
+                found.push(Difference { pointer, before: None, after: Some(item) });
+            }
+        }
+        _ => found.push(Difference { pointer: pointer.to_owned(), before: Some(before), after: Some(after) }),
+    }
+}
+
+fn within<'f>(fields: Option<&'f Fields>, element: &str) -> Option<&'f Fields> {
+    fields?.get(element)?.as_object()
+}
+
+/// The field set of an item of a list, by its keys.
+fn element<'f>(fields: Option<&'f Fields>, item: &Value, keys: &[String]) -> Option<&'f Fields> {
+    let named: Fields = keys.iter().filter_map(|key| Some((key.clone(), item.get(key)?.clone()))).collect();
+    within(fields, &format!("k:{}", Value::Object(named)))
+}
+
+/// Lists of things with names are told apart by them, where nothing else is known.
+fn by_name(one: &[Value], two: &[Value]) -> Option<Vec<String>> {
+    let named = |items: &[Value]| items.iter().all(|item| item["name"].is_string());
+    (named(one) && named(two) && !one.is_empty() && !two.is_empty()).then(|| vec!["name".into()])
+}
+
+/// A change of one object.
+pub fn change(key: &Key, change: Change, fields: Vec<Field>) -> ResourceChange {
+    ResourceChange {
+        resource: key.to_string(),
+        r#type: key.sort(),
+        change,
+        reverts_drift: false,
+        protected: false,
+        fields,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn differences(live: &Value, predicted: &Value, extras: &[Extra]) -> Vec<String> {
+        let (seal, redactor) = (Seal::new(vec![7]), Redactor::default());
+        let masks = Masks { seal: &seal, redactor: &redactor };
+        masks.learn(live);
+        masks.learn(predicted);
+        let shown = |value: &Option<Value>| value.as_ref().map_or("-".to_owned(), Value::to_string);
+        masks
+            .differences(live, predicted, extras)
+            .iter()
+            .map(|field| format!("{} {} -> {}", field.path, shown(&field.before), shown(&field.after)))
+            .collect()
+    }
+
+    #[test]
+    fn items_of_lists_are_told_apart_by_their_keys() {
+        let live = json!({"spec": {"containers": [{"name": "side", "image": "s:1"}, {"name": "web", "image": "w:hot"}], "args": ["a"]}});
+        let predicted = json!({"spec": {"containers": [{"name": "web", "image": "w:1"}, {"name": "side", "image": "s:1"}], "args": ["a", "b"]}});
+        assert_eq!(
+            differences(&live, &predicted, &[]),
+            [r#"/spec/args ["a"] -> ["a","b"]"#, r#"/spec/containers/1/image "w:hot" -> "w:1""#]
+        );
+    }
+
+    #[test]
+    fn what_the_cluster_decides_is_no_difference() {
+        let live = json!({"metadata": {"resourceVersion": "1", "generation": 3, "uid": "u"}, "status": {"x": 1}});
+        assert_eq!(differences(&live, &json!({"metadata": {"resourceVersion": "2"}}), &[]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn secrets_are_masked_in_every_form() {
+        let applied = json!({"kind": "Secret", "stringData": {"password": "canary-old"}}).to_string();
+        let live = json!({"kind": "Secret", "metadata": {"annotations": {LAST_APPLIED: applied, "note": "is canary-old"}}, "data": {"password": "Y2FuYXJ5LW9sZA=="}});
+        let predicted =
+            json!({"kind": "Secret", "metadata": {}, "data": {"password": "Y2FuYXJ5LW5ldw==", "more": "eA=="}});
+        let shown = differences(&live, &predicted, &[]);
+        assert!(shown.iter().all(|line| !line.contains("canary") && !line.contains("Y2Fu")), "{shown:?}");
+        assert_eq!(shown.len(), 3, "{shown:?}");
+    }
+
+    #[test]
+    fn an_extra_is_a_field_without_an_after() {
+        let live = json!({"spec": {"paused": true}});
+        let extra =
+            Extra { pointer: "/spec/paused".into(), value: json!(true), manager: "kubectl-edit".into(), at: None };
+        assert_eq!(differences(&live, &live, &[extra]), ["/spec/paused true -> -"]);
+    }
+}

@@ -1,0 +1,285 @@
+//! The Kubernetes target: objects applied under our name, and looked at without asking for each.
+//!
+//! Decides how one instance's objects are rendered, what of them drifted, what an apply is, and whether they came up.
+//! Never renders with the network or the daemon's environment in reach, never deletes what it did not make or what
+//! somebody else owns, never prunes by an observation that is not complete, never keeps a live object in memory.
+//! *How drift is seen:* after an apply the server's answer, at the places that we own, is hashed: that is what the object
+//! *settled* to, with all defaulting and admission. Whatever has another hash later is read and sent as a strict dry-run,
+//! which says what an apply would change; and `managedFields` say who did it (`fields`).
+//! *Race:* two instances declare one object: whoever looks says so; nothing is applied.
+//! *Race:* a credential file is replaced: the next look uses the new one.
+
+mod apply;
+mod client;
+pub mod drift;
+pub mod fields;
+mod inventory;
+pub mod manifest;
+mod object;
+mod observe;
+pub mod plan;
+mod render;
+mod verify;
+mod watch;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+pub use client::Access;
+use client::{Cluster, Kind, Kinds};
+use object::Key;
+use render::Rendered;
+
+use super::lanes::Lanes;
+use crate::{
+    model::{InstanceId, Redactor, Seal},
+    port::{Job, Keeper, KubernetesWork, Observation, TargetError, Use},
+};
+
+/// The kind of the error where something is missing that an upstream may bring: a kind, a namespace.
+pub const NOT_THERE_YET: &str = "not-there-yet";
+/// What takes longer goes where it keeps nobody waiting.
+const LONG: Duration = Duration::from_secs(20);
+/// How often everything is read, whatever the watches say.
+const WHOLE_AGAIN: Duration = Duration::from_secs(600);
+/// How many renderings of one instance are kept: what is applied and what is to be.
+const RENDERINGS_MAX: usize = 2;
+
+/// Who we are to the cluster of a connection, and which other environments may use it, by (instance, connection, whether
+/// for apply).
+pub type Accesses = Arc<dyn Fn(&InstanceId, &str, bool) -> Result<(Access, Vec<String>), String> + Send + Sync>;
+
+/// How objects are rendered and reached.
+#[derive(Clone)]
+pub struct Settings {
+    /// The kustomize program: a name to be found, or a path.
+    pub kustomize: String,
+    /// The helm program.
+    pub helm: String,
+    /// How many instances are looked at at once.
+    pub parallel: usize,
+    /// Who we are.
+    pub accesses: Accesses,
+}
+
+/// The Kubernetes target.
+pub struct Kubernetes {
+    settings: Settings,
+    seal: Arc<Seal>,
+    redactor: Redactor,
+    lanes: Lanes,
+    keeper: Arc<dyn Keeper>,
+    rendered: Mutex<Renderings>,
+    clusters: Mutex<HashMap<String, Cluster>>,
+    inventories: watch::Inventories,
+    watches: watch::Watches,
+    tracked: Mutex<HashMap<InstanceId, Tracked>>,
+}
+
+/// What the last whole look at an instance found, so that the next needs to confirm suspects alone.
+struct Tracked {
+    rendered: Arc<Rendered>,
+    differing: BTreeSet<Key>,
+    at: Instant,
+}
+
+/// Renderings by instance, the newest last.
+#[derive(Default)]
+struct Renderings(HashMap<InstanceId, Vec<(String, Arc<Rendered>)>>);
+
+impl Renderings {
+    fn get(&self, id: &InstanceId, name: &str) -> Option<Arc<Rendered>> {
+        self.0.get(id)?.iter().find(|(known, _)| known == name).map(|(_, rendered)| Arc::clone(rendered))
+    }
+    fn put(&mut self, id: &InstanceId, name: String, rendered: Arc<Rendered>) {
+        let all = self.0.entry(id.clone()).or_default();
+        all.retain(|(known, _)| *known != name);
+        all.push((name, rendered));
+        if all.len() > RENDERINGS_MAX {
+            all.remove(0);
+        }
+    }
+}
+
+impl Kubernetes {
+    /// The target with its settings.
+    pub fn new(settings: Settings, seal: Arc<Seal>, redactor: Redactor, keeper: Arc<dyn Keeper>) -> Self {
+        let inventories = watch::Inventories::default();
+        Self {
+            lanes: Lanes::new(settings.parallel, LONG),
+            watches: watch::Watches::new(Arc::clone(&seal), Arc::clone(&inventories)),
+            settings,
+            seal,
+            redactor,
+            keeper,
+            rendered: Mutex::default(),
+            clusters: Mutex::default(),
+            inventories,
+            tracked: Mutex::default(),
+        }
+    }
+
+    /// The cluster of a job, and the environments that may use it too.
+    async fn cluster(
+        &self,
+        job: &Job,
+        work: &KubernetesWork,
+        apply: bool,
+    ) -> Result<(Cluster, Vec<String>), TargetError> {
+        let wrong = |why: String| TargetError {
+            retry: crate::model::Retry::WhenInputChanges,
+            ..TargetError::new("connection", why)
+        };
+        let Some(name) = &job.connection else {
+            return Err(wrong(format!("`{}` names no connection to a cluster", job.instance)));
+        };
+        let (access, shared_with) = (self.settings.accesses)(&job.instance, name, apply).map_err(wrong)?;
+        let key = self.cluster_key(&access, work);
+        let known = self.clusters.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let cluster = match known {
+            Some(cluster) => cluster,
+            None => {
+                let cluster = Cluster::new(&access, work).await?;
+                self.clusters.lock().unwrap_or_else(PoisonError::into_inner).insert(key, cluster.clone());
+                cluster
+            }
+        };
+        Ok((cluster, shared_with))
+    }
+
+    /// Names a cluster as somebody; a file that is replaced is another one.
+    fn cluster_key(&self, access: &Access, work: &KubernetesWork) -> String {
+        use secrecy::ExposeSecret;
+        let who = match access {
+            Access::Kubeconfig(path) => {
+                let changed = std::fs::metadata(path).and_then(|file| file.modified()).ok();
+                format!("{} {changed:?}", path.display())
+            }
+            Access::Token(token) => token.expose_secret().to_owned(),
+            Access::InCluster => "in-cluster".into(),
+        };
+        self.seal.seal(&serde_json::json!([who, work.server, work.certificate_authority, work.impersonate]))
+    }
+
+    /// Looks at an instance. Where a watch says what changed, only that is read.
+    pub(super) async fn observe(&self, job: &Job, work: &KubernetesWork) -> Result<Observation, TargetError> {
+        let Some(_slot) = self.lanes.take(&job.instance).await else {
+            return Err(TargetError::new("lanes", "the target is closed"));
+        };
+        let is_applied = job.r#use == Use::Applied && !work.destroy;
+        let suspects = self.watches.suspects(&job.instance);
+        if is_applied
+            && !suspects.is_empty()
+            && let Some(observation) = self.look_at_suspects(job, work, &suspects).await?
+        {
+            return Ok(observation);
+        }
+        let looked = self.look(job, work, false).await?;
+        if is_applied {
+            self.watches.seen(&job.instance, &suspects);
+            self.keep(&job.instance, looked.inventory.clone()).await?;
+            self.track(job, work, &looked).await?;
+        }
+        Ok(looked.observation)
+    }
+
+    /// Remembers what a whole look found, and watches what it saw.
+    async fn track(&self, job: &Job, work: &KubernetesWork, looked: &observe::Looked) -> Result<(), TargetError> {
+        let differing = looked.steps.values().map(|step| step.key.clone()).collect();
+        let tracked = Tracked { rendered: Arc::clone(&looked.rendered), differing, at: Instant::now() };
+        self.tracked.lock().unwrap_or_else(PoisonError::into_inner).insert(job.instance.clone(), tracked);
+        self.watch(job, work, &looked.cluster, &looked.kinds, &looked.inventory)?;
+        Ok(())
+    }
+
+    /// Watches the kinds of what an instance holds; answers whether nothing of it is missed.
+    fn watch(
+        &self,
+        job: &Job,
+        work: &KubernetesWork,
+        cluster: &Cluster,
+        kinds: &Kinds,
+        inventory: &inventory::Inventory,
+    ) -> Result<bool, TargetError> {
+        let (access, _) = (self.settings.accesses)(&job.instance, job.connection.as_deref().unwrap_or_default(), false)
+            .map_err(|why| TargetError::new("connection", why))?;
+        let name = format!("{} {}", job.instance.environment, self.cluster_key(&access, work));
+        let wanted: BTreeMap<(Arc<str>, Arc<str>), Kind> = inventory
+            .keys()
+            .filter_map(|key| Some(((key.group.clone(), key.kind.clone()), kinds.of(key)?.clone())))
+            .collect();
+        Ok(self.watches.watch(&name, cluster, &job.instance.environment, wanted))
+    }
+
+    /// Confirms what watches say, and what differed before; nothing where everything has to be read.
+    async fn look_at_suspects(
+        &self,
+        job: &Job,
+        work: &KubernetesWork,
+        suspects: &BTreeSet<Key>,
+    ) -> Result<Option<Observation>, TargetError> {
+        let Some(inventory) = self.inventory(&job.instance).await? else { return Ok(None) };
+        let (cluster, shared_with) = self.cluster(job, work, false).await?;
+        let (rendered, kinds) = self.declared(job, work, &cluster).await?;
+        let before = {
+            let tracked = self.tracked.lock().unwrap_or_else(PoisonError::into_inner);
+            match tracked.get(&job.instance) {
+                Some(tracked) if Arc::ptr_eq(&tracked.rendered, &rendered) && tracked.at.elapsed() < WHOLE_AGAIN => {
+                    tracked.differing.clone()
+                }
+                _ => return Ok(None),
+            }
+        };
+        if !self.watch(job, work, &cluster, &kinds, &inventory)? {
+            return Ok(None);
+        }
+        let keys: BTreeSet<Key> = suspects.union(&before).cloned().collect();
+        let looked = self
+            .look_at(job, work, observe::Base { cluster, kinds, rendered: Arc::clone(&rendered), shared_with }, &keys)
+            .await?;
+        let differing = looked.steps.values().map(|step| step.key.clone()).collect();
+        if let Some(tracked) = self.tracked.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&job.instance) {
+            tracked.differing = differing;
+        }
+        let mut now = (*inventory).clone();
+        for key in &keys {
+            match looked.inventory.get(key) {
+                Some(held) => drop(now.insert(key.clone(), held.clone())),
+                None if rendered.get(key).is_none() => drop(now.remove(key)),
+                None => {}
+            }
+        }
+        self.keep(&job.instance, now).await?;
+        self.watches.seen(&job.instance, suspects);
+        Ok(Some(looked.observation))
+    }
+
+    /// Waits until the world says that an instance may have changed.
+    pub(super) async fn changed(&self) -> InstanceId {
+        self.watches.changed().await
+    }
+
+    /// The names of the objects that a job declares, as far as the content alone says.
+    pub(super) async fn declares(&self, job: &Job, work: &KubernetesWork) -> Result<Vec<String>, TargetError> {
+        let (cluster, _) = self.cluster(job, work, false).await?;
+        let kinds = cluster.kinds(false).await?;
+        let rendered = self.rendered(job, work, &kinds).await?;
+        Ok(rendered.objects.iter().map(|object| object.key.to_string()).collect())
+    }
+
+    /// Moves what is kept for an instance to another name.
+    pub(super) async fn rename(&self, from: &InstanceId, to: &InstanceId) -> Result<(), TargetError> {
+        self.rename_inventory(from, to).await
+    }
+
+    /// Forgets what an instance holds; the objects stay.
+    pub(super) async fn let_go(&self, id: &InstanceId) {
+        self.tracked.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        if let Err(error) = self.forget_inventory(id).await {
+            tracing::warn!(instance = %id, %error, "could not forget an inventory");
+        }
+    }
+}

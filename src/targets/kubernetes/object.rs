@@ -1,0 +1,172 @@
+//! Objects by name: what identifies one, whose it is, and in which order kinds are applied. Pure.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use serde_json::Value;
+
+use crate::model::InstanceId;
+
+/// The name under which objects are applied.
+pub(super) const MANAGER: &str = "evenkeel";
+/// The label that names the environment of the instance that an object belongs to.
+pub(super) const ENVIRONMENT: &str = "evenkeel.dev/environment";
+/// The label that names its component.
+pub(super) const COMPONENT: &str = "evenkeel.dev/component";
+/// The annotation that keeps an object from being deleted: `disabled`.
+pub(super) const PRUNE: &str = "evenkeel.dev/prune";
+/// The annotation under which labels and annotations that nobody declared are drift: `enabled`.
+pub(super) const EXCLUSIVE: &str = "evenkeel.dev/exclusive";
+
+/// What identifies an object in a cluster; not its version, which is a way to speak of it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Key {
+    /// The group; empty for the core.
+    pub group: Arc<str>,
+    /// The kind.
+    pub kind: Arc<str>,
+    /// The namespace, where it has one.
+    pub namespace: Option<Arc<str>>,
+    /// The name.
+    pub name: Arc<str>,
+}
+
+impl Key {
+    /// The key of an object, if it has kind and name.
+    pub fn of(object: &Value) -> Option<Self> {
+        let version = object["apiVersion"].as_str()?;
+        let group = version.split_once('/').map_or("", |(group, _)| group);
+        let metadata = &object["metadata"];
+        let namespace = metadata["namespace"].as_str().filter(|text| !text.is_empty());
+        Some(Self {
+            group: group.into(),
+            kind: object["kind"].as_str()?.into(),
+            namespace: namespace.map(Into::into),
+            name: metadata["name"].as_str()?.into(),
+        })
+    }
+    /// The kind with its group: `Deployment.apps`, `Service`.
+    pub fn sort(&self) -> String {
+        if self.group.is_empty() { self.kind.to_string() } else { format!("{}.{}", self.kind, self.group) }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.sort())?;
+        if let Some(namespace) = &self.namespace {
+            write!(f, "/{namespace}")?;
+        }
+        write!(f, "/{}", self.name)
+    }
+}
+
+impl FromStr for Key {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts: Vec<&str> = text.split('/').collect();
+        let (sort, namespace, name) = match parts[..] {
+            [sort, name] => (sort, None, name),
+            [sort, namespace, name] => (sort, Some(namespace.into()), name),
+            _ => return Err(format!("`{text}` names no object")),
+        };
+        let (kind, group) = sort.split_once('.').unwrap_or((sort, ""));
+        Ok(Self { group: group.into(), kind: kind.into(), namespace, name: name.into() })
+    }
+}
+
+/// A text inside an object.
+pub(super) fn text<'o>(object: &'o Value, pointer: &str) -> Option<&'o str> {
+    object.pointer(pointer).and_then(Value::as_str)
+}
+
+/// A label of an object.
+pub(super) fn label<'o>(object: &'o Value, name: &str) -> Option<&'o str> {
+    object["metadata"]["labels"].get(name).and_then(Value::as_str)
+}
+
+/// An annotation of an object.
+pub(super) fn annotation<'o>(object: &'o Value, name: &str) -> Option<&'o str> {
+    object["metadata"]["annotations"].get(name).and_then(Value::as_str)
+}
+
+/// Whose an object is, by its labels.
+pub(super) fn owner(object: &Value) -> Option<InstanceId> {
+    format!("{}/{}", label(object, ENVIRONMENT)?, label(object, COMPONENT)?).parse().ok()
+}
+
+/// Whether an object is being deleted.
+pub(super) fn is_terminating(object: &Value) -> bool {
+    object["metadata"].get("deletionTimestamp").is_some_and(|at| !at.is_null())
+}
+
+/// The kinds that come first, in order; those not among them follow, and webhooks come last.
+const FIRST: [&str; 20] = [
+    "CustomResourceDefinition",
+    "Namespace",
+    "PriorityClass",
+    "StorageClass",
+    "IngressClass",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "ResourceQuota",
+    "LimitRange",
+    "ServiceAccount",
+    "Role",
+    "RoleBinding",
+    "ConfigMap",
+    "Secret",
+    "PersistentVolumeClaim",
+    "Service",
+    "NetworkPolicy",
+    "Deployment",
+    "StatefulSet",
+    "CronJob",
+];
+/// The kinds that come last: they may refuse what comes after them.
+const LAST: [&str; 4] = [
+    "MutatingWebhookConfiguration",
+    "ValidatingWebhookConfiguration",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+];
+
+/// The place of a kind in the order of applying.
+pub(super) fn rank(kind: &str) -> usize {
+    let last = || LAST.iter().position(|last| *last == kind).map(|at| FIRST.len() + 1 + at);
+    FIRST.iter().position(|first| *first == kind).or_else(last).unwrap_or(FIRST.len())
+}
+
+/// Whether objects of a kind have to be ready before anything else can be applied.
+pub(super) fn is_ground(kind: &str) -> bool {
+    matches!(kind, "CustomResourceDefinition" | "Namespace")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_key_is_read_as_it_is_written() {
+        for text in ["Deployment.apps/prod/web", "Namespace/prod", "Widget.a.b.example.com/x/y"] {
+            assert_eq!(text.parse::<Key>().unwrap().to_string(), text);
+        }
+        let object =
+            json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web", "namespace": "prod"}});
+        assert_eq!(Key::of(&object).unwrap().to_string(), "Deployment.apps/prod/web");
+        assert_eq!(Key::of(&json!({"apiVersion": "v1", "kind": "Service", "metadata": {}})), None);
+        assert!("a/b/c/d".parse::<Key>().is_err());
+    }
+
+    #[test]
+    fn what_others_need_comes_first_and_what_may_refuse_them_last() {
+        let mut kinds =
+            ["ValidatingWebhookConfiguration", "Widget", "Deployment", "Namespace", "CustomResourceDefinition"];
+        kinds.sort_by_key(|kind| rank(kind));
+        assert_eq!(
+            kinds,
+            ["CustomResourceDefinition", "Namespace", "Deployment", "Widget", "ValidatingWebhookConfiguration"]
+        );
+    }
+}

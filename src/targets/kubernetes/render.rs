@@ -1,0 +1,516 @@
+//! What an instance is made from to the objects that it declares.
+//!
+//! Decides which objects there are, where each was written, and what of it is sent: without what is ignored, with the
+//! labels that say whose it is. Never reaches out: programs see a folder with the closure's files alone, no network, no
+//! program to call and nothing of the daemon's environment, for a bounded time and a bounded output.
+//! *Invariant:* the same content gives the same objects: a chart that differs from one rendering to the next is refused.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
+
+use serde_json::{Map, Value};
+use tokio::{io::AsyncReadExt, process::Command};
+
+use super::{
+    Kubernetes,
+    client::Kinds,
+    manifest::{self, Read, Reader, Written},
+    object::{COMPONENT, ENVIRONMENT, Key, rank},
+};
+use crate::{
+    desired::manifests::is_manifest,
+    model::{Digester, InstanceId, Retry},
+    port::{Diagnostic, Job, KubernetesWork, ManifestSource, TargetError},
+    targets::worktree,
+};
+
+/// How long a program may take: a large chart takes a second.
+const RENDER_TIME_MAX: Duration = Duration::from_secs(60);
+/// The most that a program may print.
+const RENDER_BYTES_MAX: usize = 128 << 20;
+/// The most problems that are told at once.
+const PROBLEMS_MAX: usize = 20;
+/// The annotation of what helm runs by itself around an install.
+const HOOK: &str = "helm.sh/hook";
+
+/// A hash of an object under the store's key.
+pub(super) type Mark = [u8; 16];
+
+/// An object as it is applied.
+#[derive(Clone, Debug)]
+pub(super) struct Object {
+    /// Its name.
+    pub key: Key,
+    /// The version of its kind that it is written in.
+    pub version: Arc<str>,
+    /// A hash of all of it.
+    pub mark: Mark,
+    /// Where it was written.
+    pub place: Arc<str>,
+    /// Itself, as JSON: small as long as nobody needs it.
+    json: Box<str>,
+}
+
+impl Object {
+    /// The object.
+    pub(super) fn value(&self) -> Value {
+        serde_json::from_str(&self.json).unwrap_or_default()
+    }
+    /// The object as it is sent.
+    pub(super) fn json(&self) -> &str {
+        &self.json
+    }
+}
+
+/// The objects of an instance, in the order of applying.
+#[derive(Debug, Default)]
+pub(super) struct Rendered {
+    /// The objects.
+    pub objects: Vec<Object>,
+    /// What is worth saying.
+    pub warnings: Vec<String>,
+}
+
+impl Rendered {
+    /// An object by its key.
+    pub(super) fn get(&self, key: &Key) -> Option<&Object> {
+        self.objects.iter().find(|object| object.key == *key)
+    }
+}
+
+/// An error of the declaration: another content is needed.
+pub(super) fn wrong(id: &InstanceId, problems: Vec<String>) -> TargetError {
+    let count = problems.len();
+    let mut diagnostics: Vec<Diagnostic> = problems
+        .into_iter()
+        .take(PROBLEMS_MAX)
+        .map(|summary| Diagnostic { summary, detail: String::new(), address: None, place: None })
+        .collect();
+    if count > PROBLEMS_MAX {
+        let summary = format!("and {} more", count - PROBLEMS_MAX);
+        diagnostics.push(Diagnostic { summary, detail: String::new(), address: None, place: None });
+    }
+    let message = if count == 1 {
+        format!("the objects of `{id}` can't be used")
+    } else {
+        format!("the objects of `{id}` can't be used ({count} problems)")
+    };
+    TargetError { retry: Retry::WhenInputChanges, diagnostics, ..TargetError::new("manifest", message) }
+}
+
+impl Kubernetes {
+    /// The objects of a job, from memory where they were made before.
+    pub(super) async fn rendered(
+        &self,
+        job: &Job,
+        work: &KubernetesWork,
+        kinds: &Kinds,
+    ) -> Result<Arc<Rendered>, TargetError> {
+        let name = self.render_key(job, work, kinds.epoch);
+        if let Some(known) =
+            self.rendered.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(&job.instance, &name)
+        {
+            return Ok(known);
+        }
+        let read = self.written(job, work).await?;
+        let (id, work, kinds, seal) = (job.instance.clone(), work.clone(), kinds.clone(), Arc::clone(&self.seal));
+        let rendered = tokio::task::spawn_blocking(move || finish(&id, &work, &kinds, read, &seal))
+            .await
+            .map_err(|error| TargetError::new("render", error.to_string()))??;
+        let rendered = Arc::new(rendered);
+        let mut kept = self.rendered.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        kept.put(&job.instance, name, Arc::clone(&rendered));
+        Ok(rendered)
+    }
+
+    /// Over everything that objects are made from; substituted values enter it under the key of the store.
+    fn render_key(&self, job: &Job, work: &KubernetesWork, epoch: u64) -> String {
+        let source = match &work.source {
+            ManifestSource::Helm { release, values, .. } => serde_json::json!([release, values]),
+            ManifestSource::Manifests(_) => Value::from("manifests"),
+            ManifestSource::Kustomize(_) => Value::from("kustomize"),
+        };
+        let parts = serde_json::json!([source, work.namespace, work.substitute, work.ignore, job.instance]);
+        let content = work.content.map(|digest| digest.to_string()).unwrap_or_default();
+        let digester = Digester::new("rendered").field(content.as_bytes()).field(&epoch.to_be_bytes());
+        digester.field(self.seal.seal(&parts).as_bytes()).finish().to_string()
+    }
+
+    /// The objects as they were written, before anything is filled in.
+    pub(super) async fn written(&self, job: &Job, work: &KubernetesWork) -> Result<Read, TargetError> {
+        match &work.source {
+            ManifestSource::Manifests(_) => {
+                let (content, files) = (Arc::clone(&job.content), job.files.clone());
+                tokio::task::spawn_blocking(move || {
+                    let mut all = Read::default();
+                    for path in files.keys().filter(|path| is_manifest(path)) {
+                        let bytes = content
+                            .read(path)
+                            .map_err(|error| TargetError::new("content", format!("could not read it: {error}")))?;
+                        let read = manifest::read(path, &String::from_utf8_lossy(&bytes), Reader::Kubectl);
+                        all.objects.extend(read.objects);
+                        all.problems.extend(read.problems);
+                        all.warnings.extend(read.warnings);
+                    }
+                    Ok(all)
+                })
+                .await
+                .map_err(|error| TargetError::new("render", error.to_string()))?
+            }
+            ManifestSource::Kustomize(folder) => {
+                let text = self.run_kustomize(job, folder).await?;
+                Ok(manifest::read(folder, &text, Reader::Kustomize))
+            }
+            ManifestSource::Helm { chart, release, value_files, values } => {
+                let text = self.run_helm(job, work, chart, release, value_files, values).await?;
+                let mut read = manifest::read(chart, &text, Reader::Kubectl);
+                let (hooks, objects): (Vec<Written>, Vec<Written>) =
+                    read.objects.into_iter().partition(|one| one.value["metadata"]["annotations"].get(HOOK).is_some());
+                read.objects = objects;
+                read.warnings.extend(hooks.iter().map(|hook| {
+                    let name = hook.value["metadata"]["name"].as_str().unwrap_or_default();
+                    format!("{}: the hook `{name}` is not run", hook.place)
+                }));
+                Ok(read)
+            }
+        }
+    }
+
+    async fn run_kustomize(&self, job: &Job, folder: &str) -> Result<String, TargetError> {
+        let tree = lay_out(job).await?;
+        let place = tree.path().join(folder);
+        self.run(
+            job,
+            "kustomize",
+            &self.settings.kustomize,
+            tree.path(),
+            &["build".into(), place.display().to_string()],
+        )
+        .await
+    }
+
+    async fn run_helm(
+        &self,
+        job: &Job,
+        work: &KubernetesWork,
+        chart: &str,
+        release: &str,
+        value_files: &[String],
+        values: &BTreeMap<String, Value>,
+    ) -> Result<String, TargetError> {
+        let tree = lay_out(job).await?;
+        let place = |path: &str| tree.path().join(path).display().to_string();
+        let mut arguments = vec!["template".to_owned(), release.to_owned(), place(chart), "--include-crds".into()];
+        if let Some(namespace) = &work.namespace {
+            arguments.extend(["--namespace".to_owned(), namespace.clone()]);
+        }
+        arguments.extend(value_files.iter().map(|path| format!("--values={}", place(path))));
+        if !values.is_empty() {
+            let path = tree.path().join(".evenkeel-values.json");
+            let text = serde_json::to_vec(values).unwrap_or_default();
+            worktree::write(&path, &text, 0o600)
+                .map_err(|error| TargetError::new("work-tree", format!("could not write values: {error}")))?;
+            arguments.push(format!("--values={}", path.display()));
+        }
+        let one = self.run(job, "helm", &self.settings.helm, tree.path(), &arguments).await?;
+        let two = self.run(job, "helm", &self.settings.helm, tree.path(), &arguments).await?;
+        if one != two {
+            let differs = one.lines().zip(two.lines()).find(|(one, two)| one != two).map(|(line, _)| line.trim());
+            let name = differs.and_then(|line| line.split(':').next()).unwrap_or_default();
+            return Err(wrong(
+                &job.instance,
+                vec![format!(
+                    "{chart}: the chart differs each time it is rendered (near `{name}`), so it would never be in sync; set that value, or ignore the field"
+                )],
+            ));
+        }
+        Ok(one)
+    }
+
+    /// Runs a program that renders, alone with the files of the closure.
+    async fn run(
+        &self,
+        job: &Job,
+        name: &str,
+        program: &str,
+        tree: &Path,
+        arguments: &[String],
+    ) -> Result<String, TargetError> {
+        let failed =
+            |why: String| TargetError::new("render", format!("could not run `{name}` for `{}`: {why}", job.instance));
+        let program = find(program).ok_or_else(|| {
+            failed(format!(
+                "`{program}` is not there; install it, or name it in the configuration: `kubernetes.{name}`"
+            ))
+        })?;
+        let home = tempfile::tempdir().map_err(|error| failed(error.to_string()))?;
+        // Whoever asks for the network gets nobody: a proxy that does not answer.
+        let nobody = "http://127.0.0.1:9";
+        let mut child = Command::new(program)
+            .args(arguments)
+            .env_clear()
+            .envs([("HOME", home.path()), ("TMPDIR", home.path()), ("PATH", Path::new("/nonexistent"))])
+            .envs([("HTTP_PROXY", nobody), ("HTTPS_PROXY", nobody), ("ALL_PROXY", nobody)])
+            .current_dir(home.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| failed(error.to_string()))?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let done = tokio::time::timeout(RENDER_TIME_MAX, async {
+            let (text, said) = tokio::join!(bounded(stdout), bounded(stderr));
+            Ok::<_, std::io::Error>((text?, said?, child.wait().await?))
+        });
+        let (text, said, status) = match done.await {
+            Ok(done) => done.map_err(|error| failed(error.to_string()))?,
+            Err(_) => return Err(failed(format!("it took longer than {} s", RENDER_TIME_MAX.as_secs()))),
+        };
+        if text.len() >= RENDER_BYTES_MAX {
+            return Err(failed(format!("it printed more than {RENDER_BYTES_MAX} bytes")));
+        }
+        if !status.success() {
+            let said = String::from_utf8_lossy(&said).replace(&format!("{}/", tree.display()), "");
+            let said = said.trim().trim_start_matches("Error: ").to_owned();
+            return Err(wrong(&job.instance, vec![format!("`{name}` says: {}", self.redactor.redact(&said))]));
+        }
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+}
+
+async fn bounded(from: Option<impl tokio::io::AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
+    let mut text = vec![];
+    if let Some(from) = from {
+        from.take(RENDER_BYTES_MAX as u64).read_to_end(&mut text).await?;
+    }
+    Ok(text)
+}
+
+/// A program by its name or path.
+fn find(program: &str) -> Option<std::path::PathBuf> {
+    if program.contains('/') {
+        return Some(program.into());
+    }
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|place| place.is_file())
+}
+
+/// A folder of its own with the files of the closure.
+async fn lay_out(job: &Job) -> Result<tempfile::TempDir, TargetError> {
+    let job = job.clone();
+    tokio::task::spawn_blocking(move || {
+        let tree = tempfile::tempdir()
+            .map_err(|error| TargetError::new("work-tree", format!("could not make a folder: {error}")))?;
+        worktree::lay_out(tree.path(), &job)?;
+        Ok(tree)
+    })
+    .await
+    .map_err(|error| TargetError::new("render", error.to_string()))?
+}
+
+/// What was written, as it is applied: filled in, at home in a namespace, labelled, and each object once.
+fn finish(
+    id: &InstanceId,
+    work: &KubernetesWork,
+    kinds: &Kinds,
+    read: Read,
+    seal: &crate::model::Seal,
+) -> Result<Rendered, TargetError> {
+    let Read { objects, mut problems, warnings } = read;
+    let crds = crds(&objects);
+    let (mut made, mut seen): (Vec<Object>, BTreeMap<Key, String>) = (vec![], BTreeMap::new());
+    let mut unknown = BTreeSet::new();
+    for Written { mut value, place } in objects {
+        if let Some(substitute) = &work.substitute
+            && let Err(why) = substituted(&mut value, substitute)
+        {
+            problems.push(format!("{place}: {why}"));
+            continue;
+        }
+        let Some(mut key) = Key::of(&value) else { continue };
+        let version = value["apiVersion"].as_str().unwrap_or_default().to_owned();
+        let namespaced = match kinds
+            .scope(&version, &key.kind)
+            .or_else(|| crds.get(&(key.group.to_string(), key.kind.to_string())).copied())
+        {
+            Some(namespaced) => namespaced,
+            None => {
+                unknown.insert(format!("{place}: the cluster has no `{}` in `{version}`", key.kind));
+                continue;
+            }
+        };
+        if namespaced && key.namespace.is_none() {
+            let Some(namespace) = &work.namespace else {
+                problems.push(format!(
+                    "{place}: `{key}` names no namespace; name one there, in the component or in the environment"
+                ));
+                continue;
+            };
+            value["metadata"]["namespace"] = namespace.as_str().into();
+            key.namespace = Some(namespace.as_str().into());
+        } else if !namespaced && key.namespace.take().is_some() {
+            if let Some(metadata) = value["metadata"].as_object_mut() {
+                metadata.remove("namespace");
+            }
+        }
+        tidy(&mut value, id);
+        for (_, _, pointers) in work
+            .ignore
+            .iter()
+            .filter(|(kind, name, _)| *kind == *key.kind && name.as_ref().is_none_or(|name| *name == *key.name))
+        {
+            pointers.iter().for_each(|pointer| remove(&mut value, pointer));
+        }
+        if let Some(before) = seen.insert(key.clone(), place.clone()) {
+            problems.push(format!("{place}: `{key}` stands here a second time; the first is at {before}"));
+            continue;
+        }
+        let json = value.to_string();
+        made.push(Object {
+            key,
+            version: version.into(),
+            mark: seal.mark(json.as_bytes()),
+            place: place.into(),
+            json: json.into(),
+        });
+    }
+    if problems.is_empty() && !unknown.is_empty() {
+        // An upstream may bring it; whoever plans knows.
+        return Err(TargetError { kind: super::NOT_THERE_YET, ..wrong(id, unknown.into_iter().collect()) });
+    }
+    problems.extend(unknown);
+    if !problems.is_empty() {
+        return Err(wrong(id, problems));
+    }
+    made.sort_by(|one, two| (rank(&one.key.kind), &one.key).cmp(&(rank(&two.key.kind), &two.key)));
+    Ok(Rendered { objects: made, warnings })
+}
+
+/// The kinds that definitions among the objects bring, with whether they live in namespaces.
+fn crds(objects: &[Written]) -> BTreeMap<(String, String), bool> {
+    let definitions = objects.iter().map(|one| &one.value).filter(|value| value["kind"] == "CustomResourceDefinition");
+    definitions
+        .filter_map(|value| {
+            let (group, kind) = (value["spec"]["group"].as_str()?, value["spec"]["names"]["kind"].as_str()?);
+            Some(((group.to_owned(), kind.to_owned()), value["spec"]["scope"] == "Namespaced"))
+        })
+        .collect()
+}
+
+/// Leaves out what the cluster decides, and says whose the object is.
+fn tidy(value: &mut Value, id: &InstanceId) {
+    if let Some(object) = value.as_object_mut() {
+        object.remove("status");
+    }
+    let Some(metadata) = value["metadata"].as_object_mut() else { return };
+    for name in ["creationTimestamp", "managedFields", "resourceVersion", "uid", "generation", "selfLink"] {
+        metadata.remove(name);
+    }
+    let labels = metadata.entry("labels").or_insert_with(|| Value::Object(Map::new()));
+    if labels.is_null() {
+        *labels = Value::Object(Map::new());
+    }
+    if let Some(labels) = labels.as_object_mut() {
+        labels.insert(ENVIRONMENT.into(), id.environment.as_str().into());
+        labels.insert(COMPONENT.into(), id.component.as_str().into());
+    }
+}
+
+/// Removes what stands at a pointer.
+fn remove(value: &mut Value, pointer: &str) {
+    let Some((parent, last)) = pointer.rsplit_once('/') else { return };
+    let last = last.replace("~1", "/").replace("~0", "~");
+    match value.pointer_mut(parent) {
+        Some(Value::Object(map)) => drop(map.remove(&last)),
+        Some(Value::Array(items)) => {
+            if let Ok(at) = last.parse::<usize>()
+                && at < items.len()
+            {
+                items.remove(at);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Replaces `${KEY}` in every text; a text that is nothing else takes the type of the value. `$${` stands for `${`.
+fn substituted(value: &mut Value, by: &BTreeMap<String, Value>) -> Result<(), String> {
+    match value {
+        Value::String(text) if text.contains("${") => {
+            *value = filled(text, by)?;
+            Ok(())
+        }
+        Value::Array(items) => items.iter_mut().try_for_each(|item| substituted(item, by)),
+        Value::Object(map) => map.values_mut().try_for_each(|item| substituted(item, by)),
+        _ => Ok(()),
+    }
+}
+
+fn filled(text: &str, by: &BTreeMap<String, Value>) -> Result<Value, String> {
+    let mut made = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find("${") {
+        if rest[..at].ends_with('$') {
+            made.push_str(&rest[..at]);
+            made.push('{');
+            rest = &rest[at + 2..];
+            continue;
+        }
+        made.push_str(&rest[..at]);
+        let inner = &rest[at + 2..];
+        let end = inner.find('}').ok_or_else(|| format!("`{text}` begins a `${{` that does not end"))?;
+        let key = &inner[..end];
+        let value = by.get(key).ok_or_else(|| {
+            let known: Vec<String> = by.keys().map(|key| format!("`{key}`")).collect();
+            format!(
+                "`${{{key}}}` stands for nothing; `substitute` has {}, and `$${{` stands for `${{`",
+                known.join(", ")
+            )
+        })?;
+        if made.is_empty() && end + 3 == text.len() {
+            return Ok(value.clone());
+        }
+        match value {
+            Value::String(value) => made.push_str(value),
+            Value::Number(_) | Value::Bool(_) => made.push_str(&value.to_string()),
+            _ => return Err(format!("`${{{key}}}` is a list or mapping, and can't stand inside a text")),
+        }
+        rest = &inner[end + 1..];
+    }
+    made.push_str(rest);
+    Ok(made.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn keys_are_replaced_and_undefined_ones_refused() {
+        let by = BTreeMap::from([("HOST".to_owned(), json!("db")), ("PORT".to_owned(), json!(5432))]);
+        let fill = |text: &str| filled(text, &by);
+        assert_eq!(fill("${HOST}:${PORT}").unwrap(), json!("db:5432"));
+        assert_eq!(fill("${PORT}").unwrap(), json!(5432));
+        assert_eq!(fill("$${HOST} ${HOST}").unwrap(), json!("${HOST} db"));
+        assert_eq!(fill("none").unwrap(), json!("none"));
+        insta::assert_snapshot!(fill("x ${OTHER}").unwrap_err(), @"`${OTHER}` stands for nothing; `substitute` has `HOST`, `PORT`, and `$${` stands for `${`");
+        assert!(fill("${HOST").is_err());
+    }
+
+    #[test]
+    fn what_is_ignored_is_not_sent() {
+        let mut value = json!({"spec": {"replicas": 3, "list": [1, 2], "a/b": 1}});
+        for pointer in ["/spec/replicas", "/spec/list/0", "/spec/a~1b", "/nowhere/x", ""] {
+            remove(&mut value, pointer);
+        }
+        assert_eq!(value, json!({"spec": {"list": [2]}}));
+    }
+}

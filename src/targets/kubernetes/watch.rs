@@ -1,0 +1,318 @@
+//! Changes of live objects, as they happen.
+//!
+//! One watch for each kind of each cluster, over everything that carries our labels. Of an object nothing is kept: its
+//! event is compared with the mark that the inventory has of it, and one that differs is a *suspect*, which the next pass
+//! reads and confirms.
+//! Decides only that somebody has to look. *Guarantees:* a watch that broke goes on where it was, or lists everything anew
+//! and compares it; while it can't, every pass reads everything. What no watch sees the slow full pass finds.
+//! *Race:* events of our own apply arrive before its inventory is written: they are suspects that turn out to be none.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use http_body_util::BodyExt;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::{sync::Notify, task::JoinHandle};
+
+use super::{
+    client::{Cluster, Kind, Refusal},
+    fields,
+    inventory::Inventory,
+    object::{self, COMPONENT, ENVIRONMENT, Key},
+};
+use crate::model::{EnvironmentName, InstanceId, Seal};
+
+/// How long the server keeps one watch open.
+pub(super) const WATCH_SECONDS: u32 = 290;
+/// The longest wait before a watch that broke is tried again.
+const AGAIN_MAX: Duration = Duration::from_secs(10);
+/// The longest line of a watch: the largest object that a cluster stores is 3 MiB.
+const LINE_BYTES_MAX: usize = 16 << 20;
+
+/// The inventories in memory, by instance.
+pub(super) type Inventories = Arc<Mutex<HashMap<InstanceId, Arc<Inventory>>>>;
+
+/// All watches.
+pub(super) struct Watches {
+    shared: Arc<Shared>,
+    watches: Mutex<HashMap<(String, Arc<str>, Arc<str>), Watch>>,
+}
+
+struct Watch {
+    alive: Arc<AtomicBool>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Shared {
+    seal: Arc<Seal>,
+    inventories: Inventories,
+    /// What has to be looked at.
+    suspects: Mutex<BTreeMap<InstanceId, BTreeSet<Key>>>,
+    /// Which instances nobody was woken for yet.
+    unheard: Mutex<BTreeSet<InstanceId>>,
+    changed: Notify,
+}
+
+impl Watches {
+    /// No watch yet, over these inventories.
+    pub(super) fn new(seal: Arc<Seal>, inventories: Inventories) -> Self {
+        let shared =
+            Shared { seal, inventories, suspects: Mutex::default(), unheard: Mutex::default(), changed: Notify::new() };
+        Self { shared: Arc::new(shared), watches: Mutex::default() }
+    }
+
+    /// Watches kinds of a cluster for the objects of an environment; what is watched already goes on. Answers whether all
+    /// of them are watched and nothing was missed.
+    pub(super) fn watch(
+        &self,
+        name: &str,
+        cluster: &Cluster,
+        environment: &EnvironmentName,
+        kinds: BTreeMap<(Arc<str>, Arc<str>), Kind>,
+    ) -> bool {
+        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = true;
+        for ((group, kind), resource) in kinds {
+            let watch = watches.entry((name.to_owned(), group.clone(), kind.clone())).or_insert_with(|| {
+                let alive = Arc::new(AtomicBool::new(false));
+                let one = One {
+                    shared: Arc::clone(&self.shared),
+                    cluster: cluster.clone(),
+                    environment: environment.clone(),
+                    group,
+                    kind,
+                    resource,
+                    alive: Arc::clone(&alive),
+                };
+                Watch { alive, task: tokio::spawn(one.go_on()) }
+            });
+            all &= watch.alive.load(Ordering::Acquire);
+        }
+        all
+    }
+
+    /// What has to be looked at of an instance; nothing of it is forgotten until it is taken back by [`Self::seen`].
+    pub(super) fn suspects(&self, id: &InstanceId) -> BTreeSet<Key> {
+        self.shared.suspects.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned().unwrap_or_default()
+    }
+
+    /// Says that suspects were looked at.
+    pub(super) fn seen(&self, id: &InstanceId, keys: &BTreeSet<Key>) {
+        let mut suspects = self.shared.suspects.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(there) = suspects.get_mut(id) {
+            there.retain(|key| !keys.contains(key));
+            if there.is_empty() {
+                suspects.remove(id);
+            }
+        }
+    }
+
+    /// Waits for an instance that has to be looked at.
+    pub(super) async fn changed(&self) -> InstanceId {
+        loop {
+            let changed = self.shared.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some(id) = self.shared.unheard.lock().unwrap_or_else(PoisonError::into_inner).pop_first() {
+                return id;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Shared {
+    fn suspect(&self, id: &InstanceId, key: Key) {
+        let is_new =
+            self.suspects.lock().unwrap_or_else(PoisonError::into_inner).entry(id.clone()).or_default().insert(key);
+        let is_unheard = self.unheard.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
+        if is_new || is_unheard {
+            self.changed.notify_waiters();
+        }
+    }
+
+    fn inventory(&self, id: &InstanceId) -> Option<Arc<Inventory>> {
+        self.inventories.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+}
+
+/// One watch.
+struct One {
+    shared: Arc<Shared>,
+    cluster: Cluster,
+    environment: EnvironmentName,
+    group: Arc<str>,
+    kind: Arc<str>,
+    resource: Kind,
+    alive: Arc<AtomicBool>,
+}
+
+#[derive(Deserialize)]
+struct Event {
+    r#type: String,
+    object: Value,
+}
+
+/// Why a watch does not go on.
+enum End {
+    /// It goes on where it was.
+    Ended,
+    /// Where it was is not known any more.
+    TooOld,
+}
+
+impl One {
+    fn labels(&self) -> String {
+        format!("{ENVIRONMENT}={},{COMPONENT}", self.environment)
+    }
+
+    async fn go_on(self) {
+        let mut wait = Duration::from_millis(100);
+        let mut version: Option<String> = None;
+        loop {
+            let began = Instant::now();
+            let end = match version.take() {
+                None => match self.list().await {
+                    Ok(listed) => {
+                        version = Some(listed);
+                        continue;
+                    }
+                    Err(refusal) => Err(refusal),
+                },
+                Some(mut at) => {
+                    let end = self.follow(&mut at).await;
+                    version = Some(at);
+                    end
+                }
+            };
+            match end {
+                Ok(End::Ended) if began.elapsed() > Duration::from_secs(1) => {
+                    wait = Duration::from_millis(100);
+                    continue;
+                }
+                Ok(End::Ended) => {}
+                Ok(End::TooOld) => version = None,
+                Err(refusal) => {
+                    if self.alive.swap(false, Ordering::AcqRel) {
+                        tracing::warn!(kind = %self.kind, %refusal, "a watch broke; passes read everything until it is back");
+                    }
+                    if refusal.code == 410 {
+                        version = None;
+                    }
+                }
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(AGAIN_MAX);
+        }
+    }
+
+    /// Reads everything and compares it; answers the version from which the watch goes on.
+    async fn list(&self) -> Result<String, Refusal> {
+        let mut there: HashSet<Key> = HashSet::new();
+        let version = self
+            .cluster
+            .list(&self.resource, &self.labels(), &mut |object| {
+                let key = self.compare(&object);
+                there.extend(key);
+            })
+            .await?;
+        let known: Vec<(InstanceId, Arc<Inventory>)> = {
+            let inventories = self.shared.inventories.lock().unwrap_or_else(PoisonError::into_inner);
+            let of = inventories.iter().filter(|(id, _)| id.environment == self.environment);
+            of.map(|(id, inventory)| (id.clone(), Arc::clone(inventory))).collect()
+        };
+        for (id, inventory) in known {
+            let of = inventory.iter().filter(|(key, _)| key.kind == self.kind && key.group == self.group);
+            for (key, _) in of.filter(|(key, held)| held.uid.is_some() && !there.contains(*key)) {
+                self.shared.suspect(&id, key.clone());
+            }
+        }
+        Ok(version)
+    }
+
+    /// Follows changes until the watch ends.
+    async fn follow(&self, version: &mut String) -> Result<End, Refusal> {
+        let answer = match self.cluster.watch(&self.resource, &self.labels(), version).await {
+            Ok(answer) => answer,
+            Err(refusal) if refusal.code == 410 => return Ok(End::TooOld),
+            Err(refusal) => return Err(refusal),
+        };
+        self.alive.store(true, Ordering::Release);
+        let mut body = answer.into_body();
+        let mut line: Vec<u8> = vec![];
+        // The server ends a watch by itself; one that is silent beyond that is dead.
+        let silence = Duration::from_secs(u64::from(WATCH_SECONDS) + 30);
+        loop {
+            let Ok(frame) = tokio::time::timeout(silence, body.frame()).await else { return Ok(End::Ended) };
+            let Some(Ok(frame)) = frame else { return Ok(End::Ended) };
+            let Ok(data) = frame.into_data() else { continue };
+            for part in data.split_inclusive(|byte| *byte == b'\n') {
+                line.extend_from_slice(part);
+                if line.len() > LINE_BYTES_MAX {
+                    return Ok(End::TooOld);
+                }
+                if !line.ends_with(b"\n") {
+                    continue;
+                }
+                let event: Result<Event, _> = serde_json::from_slice(&line);
+                line.clear();
+                let Ok(event) = event else { continue };
+                if event.r#type == "ERROR" {
+                    return Ok(if event.object["code"] == 410 { End::TooOld } else { End::Ended });
+                }
+                if let Some(at) = object::text(&event.object, "/metadata/resourceVersion") {
+                    *version = at.to_owned();
+                }
+                match event.r#type.as_str() {
+                    "ADDED" | "MODIFIED" => drop(self.compare(&event.object)),
+                    "DELETED" => self.gone(&event.object),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn key(&self, object: &Value) -> Option<Key> {
+        let metadata = &object["metadata"];
+        let namespace = metadata["namespace"].as_str().filter(|text| !text.is_empty()).map(Into::into);
+        let name = metadata["name"].as_str()?.into();
+        Some(Key { group: self.group.clone(), kind: self.kind.clone(), namespace, name })
+    }
+
+    /// Compares a live object with what the inventory has of it.
+    fn compare(&self, object: &Value) -> Option<Key> {
+        let key = self.key(object)?;
+        let id = object::owner(object)?;
+        let inventory = self.shared.inventory(&id)?;
+        if let Some(held) = inventory.get(&key) {
+            let same = held.uid.as_deref() == object::text(object, "/metadata/uid")
+                && held.settled == Some(self.shared.seal.mark(&fields::canonical(object)))
+                && !object::is_terminating(object);
+            if !same {
+                self.shared.suspect(&id, key.clone());
+            }
+        }
+        Some(key)
+    }
+
+    /// An object that is gone, or that does not carry our labels any more.
+    fn gone(&self, object: &Value) {
+        let (Some(key), Some(id)) = (self.key(object), object::owner(object)) else { return };
+        if self.shared.inventory(&id).is_some_and(|inventory| inventory.contains_key(&key)) {
+            self.shared.suspect(&id, key);
+        }
+    }
+}
