@@ -5,7 +5,7 @@
 
 mod apply;
 mod client;
-pub mod demo;
+mod demo;
 mod doctor;
 mod drift;
 mod explain;

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock, Weak};
 
-use evenkeel::cli::demo::cluster::ApiServer;
+use evenkeel::targets::kubernetes::local::ApiServer;
 use http::Method;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;

@@ -3,7 +3,6 @@
 //!
 //! Fails if any step does not come true; nothing is printed that was not observed.
 
-pub mod cluster;
 mod killed;
 
 use std::{

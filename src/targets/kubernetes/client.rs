@@ -6,7 +6,6 @@
 
 use std::{
     collections::HashMap,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,20 +13,15 @@ use std::{
 use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use kube::{
-    Client, Config,
+    Client,
     client::Body,
-    config::{KubeConfigOptions, Kubeconfig},
     discovery::{Discovery, Scope},
 };
-use secrecy::SecretString;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::object::Key;
-use crate::{
-    model::Retry,
-    port::{KubernetesWork, TargetError},
-};
+use crate::{model::Retry, port::TargetError};
 
 /// How long one request may take; a list is read in pages.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
@@ -45,17 +39,6 @@ const JSON: &str = "application/json";
 const METADATA_ALONE: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
 /// How often kinds are looked up anew where one is missing.
 const KINDS_AGAIN: Duration = Duration::from_secs(2);
-
-/// Who we are to an API server.
-#[derive(Clone, Debug)]
-pub enum Access {
-    /// As a kubeconfig of this machine says.
-    Kubeconfig(PathBuf),
-    /// By a token, to an address that an output gives.
-    Token(SecretString),
-    /// As the service account of the pod that this runs in.
-    InCluster,
-}
 
 /// A kind that the cluster has.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -184,43 +167,9 @@ pub(super) struct Write<'w> {
 }
 
 impl Cluster {
-    /// A server as a connection says. Talks to nobody yet.
-    pub(super) async fn new(access: &Access, work: &KubernetesWork) -> Result<Self, TargetError> {
-        let failed = |why: String| TargetError {
-            retry: Retry::WhenInputChanges,
-            ..TargetError::new("connection", format!("the connection can't be used: {why}"))
-        };
-        let mut config = match access {
-            Access::Kubeconfig(path) => {
-                let read =
-                    Kubeconfig::read_from(path).map_err(|error| failed(format!("`{}`: {error}", path.display())))?;
-                let options = KubeConfigOptions::default();
-                Config::from_custom_kubeconfig(read, &options).await.map_err(|error| failed(error.to_string()))?
-            }
-            Access::Token(token) => {
-                let server = work.server.as_ref().ok_or_else(|| failed("it has a token and no `server`".into()))?;
-                let mut config = Config::new(address(server).map_err(failed)?);
-                config.auth_info.token = Some(token.clone());
-                config
-            }
-            Access::InCluster => Config::incluster().map_err(|error| failed(error.to_string()))?,
-        };
-        if let (Some(server), Access::Kubeconfig(_)) = (&work.server, access) {
-            config.cluster_url = address(server).map_err(failed)?;
-        }
-        if let Some(authority) = &work.certificate_authority {
-            config.root_cert = Some(certificates(authority).map_err(failed)?);
-            (config.root_cert_file, config.accept_invalid_certs) = (None, false);
-        }
-        if let Some(account) = &work.impersonate {
-            let (namespace, name) = account.split_once('/').unwrap_or(("default", account));
-            config.auth_info.impersonate = Some(format!("system:serviceaccount:{namespace}:{name}"));
-        }
-        // We say ourselves what may be sent again, and heed what the server says about when.
-        config.default_retry = false;
-        config.connect_timeout = Some(Duration::from_secs(5));
-        let client = Client::try_from(config).map_err(|error| failed(error.to_string()))?;
-        Ok(Self { client, kinds: Arc::default(), epoch: Arc::default() })
+    /// The server that a client talks to.
+    pub(super) fn new(client: Client) -> Self {
+        Self { client, kinds: Arc::default(), epoch: Arc::default() }
     }
 
     /// The kinds that the server has; looked up anew where one is missing.
@@ -482,37 +431,6 @@ fn refusal(code: StatusCode, text: &[u8]) -> (Refusal, u64) {
     (refusal, status.details.retry_after_seconds)
 }
 
-/// An address from an output: nothing but an address.
-fn address(text: &str) -> Result<http::Uri, String> {
-    let whole = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
-    let uri: http::Uri = whole.parse().map_err(|error| format!("`server: {text}` is no address: {error}"))?;
-    let local = uri.host().is_some_and(|host| host == "127.0.0.1" || host == "localhost" || host == "[::1]");
-    match uri.scheme_str() {
-        Some("https") => Ok(uri),
-        Some("http") if local => Ok(uri),
-        _ => Err(format!("`server: {text}` has to be `https://`; credentials are not sent in the open")),
-    }
-}
-
-/// Certificates from an output: PEM, or base64 of it, and nothing that names a file.
-fn certificates(text: &str) -> Result<Vec<Vec<u8>>, String> {
-    use base64::Engine as _;
-    let wrong = || "`certificateAuthority` is neither PEM nor base64 of it".to_owned();
-    let pem = if text.contains("-----BEGIN") {
-        text.to_owned()
-    } else {
-        let plain: String = text.split_whitespace().collect();
-        let bytes = base64::engine::general_purpose::STANDARD.decode(plain).map_err(|_| wrong())?;
-        String::from_utf8(bytes).map_err(|_| wrong())?
-    };
-    let mut found = vec![];
-    for part in pem.split("-----BEGIN CERTIFICATE-----").skip(1) {
-        let inner: String = part.split("-----END").next().unwrap_or_default().split_whitespace().collect();
-        found.push(base64::engine::general_purpose::STANDARD.decode(inner).map_err(|_| wrong())?);
-    }
-    if found.is_empty() { Err(wrong()) } else { Ok(found) }
-}
-
 fn group_path(kind: &Kind) -> String {
     if kind.version.contains('/') { format!("/apis/{}", kind.version) } else { format!("/api/{}", kind.version) }
 }
@@ -551,19 +469,6 @@ fn url_query(pairs: &[(&str, &str)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_output_gives_an_address_and_nothing_else() {
-        assert!(address("https://10.0.0.1:6443").is_ok() && address("10.0.0.1").is_ok());
-        assert!(address("http://127.0.0.1:8080").is_ok());
-        assert!(address("http://10.0.0.1").unwrap_err().contains("has to be `https://`"));
-        assert!(address("file:///etc/passwd").is_err());
-        assert!(certificates("/etc/ssl/ca.pem").is_err() && certificates("").is_err());
-        assert_eq!(
-            certificates("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----").unwrap(),
-            [vec![0, 0, 0]]
-        );
-    }
 
     #[test]
     fn names_are_no_way_out_of_a_path() {

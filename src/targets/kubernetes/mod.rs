@@ -9,11 +9,13 @@
 //! *Race:* two instances declare one object: whoever looks says so; nothing is applied.
 //! *Race:* a credential file is replaced: the next look uses the new one.
 
+mod access;
 mod apply;
 mod client;
 pub mod drift;
 pub mod fields;
 mod inventory;
+pub mod local;
 pub mod manifest;
 mod object;
 mod observe;
@@ -28,7 +30,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use client::Access;
+pub use access::Access;
 use client::{Cluster, Kind, Kinds};
 use object::Key;
 use render::Rendered;
@@ -82,7 +84,6 @@ pub struct Kubernetes {
 /// What the last whole look at an instance found, so that the next needs to confirm suspects alone.
 struct Tracked {
     rendered: Arc<Rendered>,
-    differing: BTreeSet<Key>,
     at: Instant,
 }
 
@@ -142,7 +143,7 @@ impl Kubernetes {
         let cluster = match known {
             Some(cluster) => cluster,
             None => {
-                let cluster = Cluster::new(&access, work).await?;
+                let cluster = Cluster::new(access::client(&access, work).await?);
                 self.clusters.lock().unwrap_or_else(PoisonError::into_inner).insert(key, cluster.clone());
                 cluster
             }
@@ -189,7 +190,8 @@ impl Kubernetes {
     /// Remembers what a whole look found, and watches what it saw.
     async fn track(&self, job: &Job, work: &KubernetesWork, looked: &observe::Looked) -> Result<(), TargetError> {
         let differing = looked.steps.values().map(|step| step.key.clone()).collect();
-        let tracked = Tracked { rendered: Arc::clone(&looked.rendered), differing, at: Instant::now() };
+        self.watches.set_differing(&job.instance, differing);
+        let tracked = Tracked { rendered: Arc::clone(&looked.rendered), at: Instant::now() };
         self.tracked.lock().unwrap_or_else(PoisonError::into_inner).insert(job.instance.clone(), tracked);
         self.watch(job, work, &looked.cluster, &looked.kinds, &looked.inventory)?;
         Ok(())
@@ -224,26 +226,24 @@ impl Kubernetes {
         let Some(inventory) = self.inventory(&job.instance).await? else { return Ok(None) };
         let (cluster, shared_with) = self.cluster(job, work, false).await?;
         let (rendered, kinds) = self.declared(job, work, &cluster).await?;
-        let before = {
-            let tracked = self.tracked.lock().unwrap_or_else(PoisonError::into_inner);
-            match tracked.get(&job.instance) {
-                Some(tracked) if Arc::ptr_eq(&tracked.rendered, &rendered) && tracked.at.elapsed() < WHOLE_AGAIN => {
-                    tracked.differing.clone()
-                }
-                _ => return Ok(None),
-            }
-        };
+        let is_tracked = self
+            .tracked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&job.instance)
+            .is_some_and(|known| Arc::ptr_eq(&known.rendered, &rendered) && known.at.elapsed() < WHOLE_AGAIN);
+        if !is_tracked {
+            return Ok(None);
+        }
         if !self.watch(job, work, &cluster, &kinds, &inventory)? {
             return Ok(None);
         }
-        let keys: BTreeSet<Key> = suspects.union(&before).cloned().collect();
+        let keys: BTreeSet<Key> = suspects.union(&self.watches.differing(&job.instance)).cloned().collect();
         let looked = self
             .look_at(job, work, observe::Base { cluster, kinds, rendered: Arc::clone(&rendered), shared_with }, &keys)
             .await?;
         let differing = looked.steps.values().map(|step| step.key.clone()).collect();
-        if let Some(tracked) = self.tracked.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&job.instance) {
-            tracked.differing = differing;
-        }
+        self.watches.set_differing(&job.instance, differing);
         let mut now = (*inventory).clone();
         for key in &keys {
             match looked.inventory.get(key) {

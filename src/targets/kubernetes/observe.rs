@@ -56,6 +56,14 @@ pub(super) enum Found {
     Problem(String),
 }
 
+/// What is looked at.
+struct Scope<'s> {
+    /// These objects; all where it is not set.
+    keys: Option<&'s BTreeSet<Key>>,
+    /// Whether what is held was found by its labels alone.
+    rebuilt: bool,
+}
+
 /// What a look begins with.
 pub(super) struct Base {
     pub(super) cluster: Cluster,
@@ -91,7 +99,8 @@ impl Kubernetes {
                 ours.map(|(key, _)| (key.clone(), Held::default())).collect()
             }
         };
-        self.found(job, work, base, live, inventory, None).await
+        let scope = Scope { keys: None, rebuilt: kept.is_none() };
+        self.found(job, work, base, live, inventory, scope).await
     }
 
     /// Looks at some objects of an instance; the others are taken for what they were.
@@ -116,7 +125,7 @@ impl Kubernetes {
         }
         let inventory = inventory.iter().filter(|(key, _)| keys.contains(*key));
         let inventory = inventory.map(|(key, held)| (key.clone(), held.clone())).collect();
-        self.found(job, work, base, live, inventory, Some(keys)).await
+        self.found(job, work, base, live, inventory, Scope { keys: Some(keys), rebuilt: false }).await
     }
 
     async fn found(
@@ -126,7 +135,7 @@ impl Kubernetes {
         base: Base,
         mut live: BTreeMap<Key, Value>,
         inventory: Inventory,
-        keys: Option<&BTreeSet<Key>>,
+        scope: Scope<'_>,
     ) -> Result<Looked, TargetError> {
         let Base { cluster, kinds, rendered, shared_with } = base;
         let unreachable = |refusal: Refusal| refusal.of(&format!("the cluster of `{}`", job.instance));
@@ -150,7 +159,7 @@ impl Kubernetes {
             warnings: rendered.warnings.clone(),
             ..Observation::default()
         };
-        let wanted = rendered.objects.iter().filter(|object| keys.is_none_or(|keys| keys.contains(&object.key)));
+        let wanted = rendered.objects.iter().filter(|object| scope.keys.is_none_or(|keys| keys.contains(&object.key)));
         let (mut objects, mut looks) = (vec![], vec![]);
         for object in wanted {
             objects.push(object);
@@ -183,6 +192,15 @@ impl Kubernetes {
             return Err(wrong(&job.instance, problems));
         }
         let mut gone = look.left_over(&live, &mut now, &mut observation.warnings);
+        if scope.rebuilt {
+            // What was found by its labels alone is deleted once somebody has seen it.
+            observation.warnings.extend(
+                gone.iter().map(|step| {
+                    format!("`{}` carries the labels of `{}`, and is not declared", step.key, job.instance)
+                }),
+            );
+            gone.clear();
+        }
         // What is deleted goes in the reverse order.
         gone.reverse();
         steps.extend(gone);

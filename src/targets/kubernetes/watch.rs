@@ -61,6 +61,8 @@ struct Shared {
     inventories: Inventories,
     /// What has to be looked at.
     suspects: Mutex<BTreeMap<InstanceId, BTreeSet<Key>>>,
+    /// What differed when it was looked at last: it may be as it was before.
+    differing: Mutex<BTreeMap<InstanceId, BTreeSet<Key>>>,
     /// Which instances nobody was woken for yet.
     unheard: Mutex<BTreeSet<InstanceId>>,
     changed: Notify,
@@ -69,8 +71,14 @@ struct Shared {
 impl Watches {
     /// No watch yet, over these inventories.
     pub(super) fn new(seal: Arc<Seal>, inventories: Inventories) -> Self {
-        let shared =
-            Shared { seal, inventories, suspects: Mutex::default(), unheard: Mutex::default(), changed: Notify::new() };
+        let shared = Shared {
+            seal,
+            inventories,
+            suspects: Mutex::default(),
+            differing: Mutex::default(),
+            unheard: Mutex::default(),
+            changed: Notify::new(),
+        };
         Self { shared: Arc::new(shared), watches: Mutex::default() }
     }
 
@@ -120,6 +128,21 @@ impl Watches {
         }
     }
 
+    /// What differed when an instance was looked at last.
+    pub(super) fn differing(&self, id: &InstanceId) -> BTreeSet<Key> {
+        self.shared.differing().get(id).cloned().unwrap_or_default()
+    }
+
+    /// Says what differs of an instance.
+    pub(super) fn set_differing(&self, id: &InstanceId, keys: BTreeSet<Key>) {
+        let mut differing = self.shared.differing();
+        if keys.is_empty() {
+            differing.remove(id);
+        } else {
+            differing.insert(id.clone(), keys);
+        }
+    }
+
     /// Waits for an instance that has to be looked at.
     pub(super) async fn changed(&self) -> InstanceId {
         loop {
@@ -135,6 +158,10 @@ impl Watches {
 }
 
 impl Shared {
+    fn differing(&self) -> std::sync::MutexGuard<'_, BTreeMap<InstanceId, BTreeSet<Key>>> {
+        self.differing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn suspect(&self, id: &InstanceId, key: Key) {
         let is_new =
             self.suspects.lock().unwrap_or_else(PoisonError::into_inner).entry(id.clone()).or_default().insert(key);
@@ -301,7 +328,7 @@ impl One {
             let same = held.uid.as_deref() == object::text(object, "/metadata/uid")
                 && held.settled == Some(self.shared.seal.mark(&fields::canonical(object)))
                 && !object::is_terminating(object);
-            if !same {
+            if !same || self.shared.differing().get(&id).is_some_and(|keys| keys.contains(&key)) {
                 self.shared.suspect(&id, key.clone());
             }
         }
