@@ -44,6 +44,11 @@ impl Drop for Line {
 /// Starts logging, once for the process.
 pub fn start(telemetry: &Telemetry, redactor: &Redactor) {
     let filter = EnvFilter::try_new(&telemetry.log).unwrap_or_else(|_| EnvFilter::new("info"));
+    // What an API server refuses is told where it was asked.
+    let filter = match "kube_client=off".parse() {
+        Ok(directive) if !telemetry.log.contains("kube_client") => filter.add_directive(directive),
+        _ => filter,
+    };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(Redacted(redactor.clone()))

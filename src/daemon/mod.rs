@@ -177,6 +177,8 @@ pub struct Daemon {
     head_problem: Mutex<Option<String>>,
     loader: Mutex<Loader>,
     driving: Mutex<BTreeSet<crate::model::RunId>>,
+    /// The runs whose rollouts are about to be looked at again.
+    rolling: Mutex<std::collections::BTreeSet<crate::model::RunId>>,
     run_changed: tokio::sync::Notify,
     /// Something new may be due.
     due_changed: tokio::sync::Notify,
@@ -209,6 +211,7 @@ impl Daemon {
             head_problem: Mutex::new(None),
             loader: Mutex::default(),
             driving: Mutex::default(),
+            rolling: Mutex::default(),
             run_changed: tokio::sync::Notify::new(),
             due_changed: tokio::sync::Notify::new(),
             deciding: tokio::sync::Mutex::default(),

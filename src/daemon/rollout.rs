@@ -4,7 +4,10 @@
 //! which holds no task; it is looked at again after a while, up to the time that the declaration gives it.
 //! *Guarantees:* a newer run, or `/cancel`, ends the wait; what does not come up is a failure with its reason.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use super::{Daemon, Error, Wake, run::Driven};
 use crate::{
@@ -99,12 +102,17 @@ impl Daemon {
     }
 
     fn look_again_soon(self: &Arc<Self>, run: crate::model::RunId) {
+        if !self.rolling.lock().unwrap_or_else(PoisonError::into_inner).insert(run) {
+            return;
+        }
         let daemon = Arc::clone(self);
         self.tasks.spawn(async move {
             tokio::select! {
-                () = tokio::time::sleep(LOOK) => daemon.queue.wake(Wake::Run(run), "a rollout is under way"),
-                () = daemon.stop.cancelled() => {}
+                () = tokio::time::sleep(LOOK) => {}
+                () = daemon.stop.cancelled() => return,
             }
+            daemon.rolling.lock().unwrap_or_else(PoisonError::into_inner).remove(&run);
+            daemon.queue.wake(Wake::Run(run), "a rollout is under way");
         });
     }
 }

@@ -255,6 +255,18 @@ impl Store {
         if let Some((last, _)) = self.last_plan(subject, None).await?
             && last.digest == plan.digest
         {
+            let problems = |plan: &Plan| plan.instances.iter().map(|one| one.problem.clone()).collect::<Vec<_>>();
+            if problems(&last) != problems(plan) {
+                // The same would be done, and something else is in its way.
+                let mut writing = self.writing(attempt, None).await?;
+                sqlx::query("UPDATE plans SET document = ? WHERE id = (SELECT max(id) FROM plans WHERE subject = ?)")
+                    .bind(encode(attempt, plan)?)
+                    .bind(subject)
+                    .execute(&mut *writing.on)
+                    .await
+                    .map_err(statement(attempt))?;
+                writing.commit().await?;
+            }
             return Ok(false);
         }
         let mut writing = self.writing(attempt, None).await?;

@@ -248,3 +248,343 @@ async fn what_is_not_declared_any_more_is_deleted_and_nothing_else() {
         .await;
     assert!(!cluster.get(&path("taken")).await.is_null());
 }
+
+/// Files of a component that is applied on the word alone.
+fn waiting(space: &str, objects: &[(&str, &str)]) -> Vec<(String, String)> {
+    let mut files = vec![
+        environment(
+            "dev",
+            &format!("onMerge: wait, deferred: apply, kubernetes: {{ connection: cluster, namespace: {space} }}"),
+        ),
+        component(space, "manifests: k8s/app, wait: none", "  drift: { mode: report }\n"),
+    ];
+    files.extend(objects.iter().map(|(name, text)| (format!("k8s/app/{name}.yaml"), (*text).to_owned())));
+    files
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r1_6_what_kubectl_applied_is_shown_and_taken_over_cleanly() {
+    let cluster = Cluster::shared().await;
+    cluster
+        .create("/api/v1/namespaces", &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "taken"}}))
+        .await;
+    // As `kubectl apply` leaves it: an update under its name, and what it applied in an annotation.
+    let applied = json!({"kind": "Secret", "stringData": {"password": "canary-of-kubectl"}}).to_string();
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "db", "annotations": {"kubectl.kubernetes.io/last-applied-configuration": applied}}, "stringData": {"password": "canary-of-kubectl", "old": "canary-of-old"}});
+    let path = "/api/v1/namespaces/taken/secrets";
+    let (status, answer) = cluster
+        .ask(
+            "admin",
+            http::Method::POST,
+            &format!("{path}?fieldManager=kubectl-client-side-apply"),
+            "application/json",
+            Some(&secret),
+        )
+        .await;
+    assert_eq!(status, 201, "{answer}");
+    let text = "apiVersion: v1\nkind: Secret\nmetadata: { name: db }\nstringData: { password: canary-of-git }\n";
+    let mut files = waiting("taken", &[("db", text)]);
+    files[0] = environment("dev", "onMerge: apply, kubernetes: { connection: cluster, namespace: taken }");
+    let stage = start(&cluster, &files).await;
+    let (code, out, err) = stage.run(&["plan", "dev"]);
+    assert_eq!(code, 2, "{out}{err}");
+    assert!(out.contains("Secret/taken/db") && out.contains("data/old"), "{out}");
+    assert!(out.contains("metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration"), "{out}");
+    // A merge alone is no authority over what was there before.
+    stage
+        .until("it waits", async || {
+            stage
+                .instance("dev/taken")
+                .await
+                .filter(|i| i.waiting_on.iter().any(|on| matches!(on, evenkeel::model::WaitingOn::FirstContact)))
+        })
+        .await;
+    let (code, out, err) = stage.run(&["apply", "dev", "--yes"]);
+    assert_eq!(code, 0, "{out}{err}");
+    let live = cluster.get(&format!("{path}/db")).await;
+    assert_eq!(live["data"].as_object().unwrap().len(), 1, "{live}");
+    assert!(live["metadata"]["annotations"].get("kubectl.kubernetes.io/last-applied-configuration").is_none());
+    let (code, out, _) = stage.drift("dev");
+    assert_eq!(code, 0, "{out}");
+    // Drift of a secret tells that, and nothing of it.
+    cluster.edit(&format!("{path}/db"), &json!({"stringData": {"password": "canary-of-mallory"}})).await;
+    let drifted = stage.verdict("dev/taken", Verdict::Drifted).await;
+    assert_eq!(told(&drifted), ["changed Secret/taken/db /data/password \"(masked)\" -> \"(masked)\""]);
+    let (_, out, err) = stage.run(&["explain", "dev/taken"]);
+    let everything = format!(
+        "{out}{err}{}{}",
+        stage.log(),
+        std::fs::read_dir(stage.place("data"))
+            .unwrap()
+            .flatten()
+            .filter(|file| file.path().is_file())
+            .map(|file| String::from_utf8_lossy(&std::fs::read(file.path()).unwrap()).into_owned())
+            .collect::<String>()
+    );
+    for canary in ["canary-of", "Y2FuYXJ5"] {
+        assert!(!everything.contains(canary), "{canary} got out");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_not_be_changed_in_place_is_made_again_where_that_is_allowed() {
+    let cluster = Cluster::shared().await;
+    let job = |image: &str| {
+        format!(
+            "apiVersion: batch/v1\nkind: Job\nmetadata: {{ name: migrate }}\nspec:\n  template:\n    spec: {{ restartPolicy: Never, containers: [{{ name: c, image: {image} }}] }}\n"
+        )
+    };
+    let mut files = waiting("again", &[("namespace", &namespace("again")), ("job", &job("m:1"))]);
+    files[0] = environment(
+        "dev",
+        "onMerge: wait, limits: { replaces: 1 }, kubernetes: { connection: cluster, namespace: again }",
+    );
+    let stage = start(&cluster, &files).await;
+    let (code, out, err) = stage.run(&["apply", "dev", "--yes"]);
+    assert_eq!(code, 0, "{out}{err}");
+    let before = cluster.get("/apis/batch/v1/namespaces/again/jobs/migrate").await["metadata"]["uid"].clone();
+    stage.push("main", &[("k8s/app/job.yaml".into(), job("m:2"))]);
+    stage.verdict("dev/again", Verdict::Pending).await;
+    let (_, out, err) = stage.run(&["plan", "dev"]);
+    assert!(
+        format!("{out}{err}")
+            .contains("`Job.batch/again/migrate` can't be changed in place: say `force: [{ kind: Job }]`"),
+        "{out}{err}"
+    );
+    let (code, _, _) = stage.run(&["apply", "dev", "--yes"]);
+    assert_ne!(code, 0);
+    assert_eq!(cluster.get("/apis/batch/v1/namespaces/again/jobs/migrate").await["metadata"]["uid"], before);
+    stage.push(
+        "main",
+        &[component("again", "manifests: k8s/app, wait: none, force: [{ kind: Job }]", "  drift: { mode: report }\n")],
+    );
+    stage
+        .until("it may be replaced", async || {
+            let (_, out, _) = stage.run(&["plan", "dev"]);
+            (out.contains("to replace") && !out.contains("can't be changed")).then_some(())
+        })
+        .await;
+    let (code, out, err) = stage.run(&["apply", "dev", "--yes"]);
+    assert_eq!(code, 0, "{out}{err}");
+    let after = cluster.get("/apis/batch/v1/namespaces/again/jobs/migrate").await;
+    assert_ne!(after["metadata"]["uid"], before);
+    assert_eq!(after["spec"]["template"]["spec"]["containers"][0]["image"], "m:2");
+}
+
+const WIDGETS: &str = "apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: { name: widgets.KIND.example.com }
+spec:
+  group: KIND.example.com
+  scope: Namespaced
+  names: { kind: Widget, plural: widgets, singular: widget, listKind: WidgetList }
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema:
+      openAPIV3Schema:
+        type: object
+        properties:
+          spec: { type: object, properties: { size: { type: integer }, colour: { type: string, default: grey } } }
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn definitions_and_their_objects_are_applied_together_and_across_components() {
+    let cluster = Cluster::shared().await;
+    let widget = |group: &str, size: &str| {
+        format!(
+            "apiVersion: {group}.example.com/v1\nkind: Widget\nmetadata: {{ name: one }}\nspec: {{ size: {size} }}\n"
+        )
+    };
+    let crd = WIDGETS.replace("KIND", "here");
+    let mut files =
+        waiting("crds", &[("namespace", &namespace("crds")), ("crd", &crd), ("widget", &widget("here", "3"))]);
+    files.push(component("later", "manifests: k8s/later, namespace: crds, wait: none", "  dependsOn: [definitions]\n"));
+    files.push(component("definitions", "manifests: k8s/definitions, wait: none", "  dependsOn: [crds]\n"));
+    files.push(("k8s/definitions/crd.yaml".into(), WIDGETS.replace("KIND", "there")));
+    files.push(("k8s/later/widget.yaml".into(), widget("there", "4")));
+    let stage = start(&cluster, &files).await;
+    let (_, out, _) = stage.run(&["plan", "dev"]);
+    assert!(out.contains("known after `definitions` is applied"), "{out}");
+    let (code, out, err) = stage.run(&["apply", "dev", "--yes"]);
+    assert_eq!(code, 0, "{out}{err}");
+    let live = cluster.get("/apis/here.example.com/v1/namespaces/crds/widgets/one").await;
+    assert_eq!(live["spec"], json!({"size": 3, "colour": "grey"}));
+    assert_eq!(cluster.get("/apis/there.example.com/v1/namespaces/crds/widgets/one").await["spec"]["size"], 4);
+    let (code, out, _) = stage.drift("dev");
+    assert_eq!(code, 0, "{out}");
+    // Somebody takes the default for another value: nobody declared it, and it is inside what we declare.
+    cluster.edit("/apis/here.example.com/v1/namespaces/crds/widgets/one", &json!({"spec": {"colour": "pink"}})).await;
+    let drifted = stage.verdict("dev/crds", Verdict::Drifted).await;
+    assert_eq!(told(&drifted), ["extra Widget.here.example.com/crds/one /spec/colour - -> \"pink\""]);
+    // A schema error is said before anything is applied, with its place.
+    stage.push(
+        "main",
+        &[
+            ("k8s/app/widget.yaml".into(), widget("here", "many")),
+            ("k8s/app/deployment.yaml".into(), DEPLOYMENT.replace("replicas: 2", "replicsa: 2")),
+        ],
+    );
+    stage
+        .until("the plan says what is wrong", async || {
+            let (_, out, err) = stage.run(&["plan", "dev"]);
+            let said = format!("{out}{err}");
+            (said.contains("k8s/app/widget.yaml:1")
+                && said.contains("k8s/app/deployment.yaml:1")
+                && said.contains("replicsa"))
+            .then_some(())
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r1_8_an_object_moves_to_another_component_and_belongs_to_one() {
+    let cluster = Cluster::shared().await;
+    let config = "apiVersion: v1\nkind: ConfigMap\nmetadata: { name: shared }\ndata: { a: b }\n";
+    let mut files = waiting("from", &[("namespace", &namespace("moving")), ("shared", config)]);
+    files[0] = environment(
+        "dev",
+        "onMerge: wait, deferred: apply, limits: { destroys: 1 }, kubernetes: { connection: cluster, namespace: moving }",
+    );
+    files.push(component("to", "manifests: k8s/to, wait: none", "  dependsOn: [from]\n  drift: { mode: report }\n"));
+    files.push(("k8s/to/other.yaml".into(), config.replace("shared", "other")));
+    let stage = start(&cluster, &files).await;
+    let (code, out, err) = stage.run(&["apply", "dev", "--yes"]);
+    assert_eq!(code, 0, "{out}{err}");
+    let path = "/api/v1/namespaces/moving/configmaps/shared";
+    let uid = cluster.get(path).await["metadata"]["uid"].clone();
+    // Two that declare it are told of each other.
+    let pull = stage.pull("both", &[("k8s/to/shared.yaml".into(), config.into())]).await;
+    let said = stage.comment(pull, "is declared by `dev/from` as well").await;
+    assert!(said.contains("`ConfigMap/moving/shared`"), "{said}");
+    // One that gives it up, and one that takes it: the object stays, though who gives it up comes first.
+    stage.push("main", &[("k8s/to/shared.yaml".into(), config.into()), ("k8s/app/shared.yaml".into(), String::new())]);
+    stage.verdict("dev/to", Verdict::Pending).await;
+    let (code, out, err) = stage.run(&["apply", "dev", "--yes"]);
+    assert_eq!(code, 0, "{out}{err}");
+    let live = cluster.get(path).await;
+    assert_eq!((&live["metadata"]["uid"], &live["metadata"]["labels"]["evenkeel.dev/component"]), (&uid, &json!("to")));
+    let (code, out, _) = stage.drift("dev");
+    assert_eq!(code, 0, "{out}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn overlays_and_charts_are_rendered_alone_with_what_they_are_made_from() {
+    let cluster = Cluster::shared().await;
+    let files = vec![
+        environment("dev", "onMerge: wait, deferred: apply, kubernetes: { connection: cluster, namespace: made }"),
+        component("space", "manifests: k8s/space, wait: none", ""),
+        ("k8s/space/namespace.yaml".into(), namespace("made")),
+        component("overlay", "kustomize: \"k8s/overlays/${environment}\", wait: none, substitute: { HOST: db.local }", "  dependsOn: [space]\n"),
+        ("k8s/base/kustomization.yaml".into(), "resources: [web.yaml]\nconfigMapGenerator:\n- name: settings\n  files: [settings.txt]\n".into()),
+        ("k8s/base/web.yaml".into(), DEPLOYMENT.into()),
+        ("k8s/base/settings.txt".into(), "host=${HOST}".into()),
+        ("k8s/overlays/dev/kustomization.yaml".into(), "resources: [../../base]\nnamePrefix: dev-\nlabels:\n- pairs: { flag: \"no\" }\npatches:\n- path: more.yaml\n".into()),
+        ("k8s/overlays/dev/more.yaml".into(), "apiVersion: apps/v1\nkind: Deployment\nmetadata: { name: web }\nspec: { replicas: 5 }\n".into()),
+        component("chart", "helm: { chart: charts/app, release: shop, valueFiles: [charts/dev.yaml], values: { size: 7 } }, wait: none", "  dependsOn: [space]\n"),
+        ("charts/app/Chart.yaml".into(), "apiVersion: v2\nname: app\nversion: 1.0.0\n".into()),
+        ("charts/app/values.yaml".into(), "size: 1\ncolour: grey\n".into()),
+        ("charts/dev.yaml".into(), "size: 2\ncolour: blue\n".into()),
+        ("charts/app/templates/config.yaml".into(), "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: {{ .Release.Name }}-config\ndata:\n  size: {{ .Values.size | quote }}\n  colour: {{ .Values.colour }}\n".into()),
+        ("charts/app/templates/hook.yaml".into(), "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: hook\n  annotations: { helm.sh/hook: pre-install }\n".into()),
+    ];
+    let stage = start(&cluster, &files).await;
+    let (code, out, err) = stage.run(&["apply", "dev", "--yes"]);
+    assert_eq!(code, 0, "{out}{err}");
+    let live = cluster.get("/apis/apps/v1/namespaces/made/deployments/dev-web").await;
+    assert_eq!((&live["spec"]["replicas"], &live["metadata"]["labels"]["flag"]), (&json!(5), &json!("no")));
+    let maps = cluster.get("/api/v1/namespaces/made/configmaps").await;
+    let maps: Vec<(String, Value)> = maps["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|map| (map["metadata"]["name"].as_str().unwrap().to_owned(), map["data"].clone()))
+        .collect();
+    let has = |name: &str, data: Value| maps.iter().any(|(found, with)| found.starts_with(name) && *with == data);
+    assert!(has("dev-settings-", json!({"settings.txt": "host=db.local"})), "{maps:?}");
+    assert!(has("shop-config", json!({"size": "7", "colour": "blue"})), "{maps:?}");
+    assert!(!maps.iter().any(|(name, _)| name == "hook"), "{maps:?}");
+    let (code, out, _) = stage.drift("dev");
+    assert_eq!(code, 0, "{out}");
+    // What is not in the repository, and what differs each time.
+    stage.push("main", &[("k8s/base/kustomization.yaml".into(), "resources: [\"https://example.com/web.yaml\"]\n".into()), ("charts/app/templates/more.yaml".into(), "apiVersion: v1\nkind: ConfigMap\nmetadata: { name: more }\ndata: { token: {{ randAlphaNum 9 | quote }} }\n".into())]);
+    stage
+        .until("the remote base is refused", async || {
+            stage
+                .instance("dev/overlay")
+                .await
+                .filter(|i| i.says().contains("is not in the repository, and rendering has no network"))
+        })
+        .await;
+    stage
+        .until("the chart is refused", async || {
+            let (_, out, err) = stage.run(&["plan", "dev/chart"]);
+            format!("{out}{err}").contains("differs each time it is rendered").then_some(())
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollout_is_waited_for_says_why_it_fails_and_gives_way_to_a_newer_revision() {
+    let cluster = Cluster::shared().await;
+    let mut files = waiting("roll", &[("namespace", &namespace("roll")), ("web", DEPLOYMENT)]);
+    files[0] = environment("dev", "onMerge: apply, kubernetes: { connection: cluster, namespace: roll }");
+    files[1] = component("roll", "manifests: k8s/app, wait: 12s", "  drift: { mode: report }\n");
+    let stage = start(&cluster, &files).await;
+    let rolling = stage
+        .until("it waits for the rollout", async || {
+            stage
+                .instance("dev/roll")
+                .await
+                .filter(|i| i.waiting_on.iter().any(|on| matches!(on, evenkeel::model::WaitingOn::Rollout { .. })))
+        })
+        .await;
+    assert!(rolling.says().contains("0 of 2 are updated"), "{}", rolling.says());
+    // A fix lands: nobody waits for the old one any more.
+    stage.push("main", &[("k8s/app/web.yaml".into(), DEPLOYMENT.replace("1.4.2", "1.4.3"))]);
+    let path = "/apis/apps/v1/namespaces/roll/deployments/web";
+    stage
+        .until("the newer one is applied", async || {
+            (cluster.get(path).await["spec"]["template"]["spec"]["containers"][0]["image"] == "web:1.4.3").then_some(())
+        })
+        .await;
+    stage
+        .until("the older run gave way", async || {
+            let told = stage.run(&["journal", "--run", "1"]);
+            println!("{told:?}");
+            told.1.contains("superseded by run 2").then_some(())
+        })
+        .await;
+    // A pod says why it does not come up.
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web-1", "labels": {"app": "web"}}, "spec": {"containers": [{"name": "web", "image": "web:1.4.3"}]}});
+    cluster.create("/api/v1/namespaces/roll/pods", &pod).await;
+    let status = json!({"status": {"containerStatuses": [{"name": "web", "image": "x", "imageID": "", "ready": false, "restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}}}]}});
+    let (code, answer) = cluster
+        .ask(
+            "admin",
+            http::Method::PATCH,
+            "/api/v1/namespaces/roll/pods/web-1/status",
+            "application/merge-patch+json",
+            Some(&status),
+        )
+        .await;
+    assert_eq!(code, 200, "{answer}");
+    let stalled = stage.verdict("dev/roll", Verdict::Stalled).await;
+    assert!(
+        stalled.says().contains("did not come up within 12 s")
+            && stalled.says().contains("container `web` is in CrashLoopBackOff"),
+        "{}",
+        stalled.says()
+    );
+    // It comes up, and `/apply` again says so.
+    let live = cluster.get(path).await;
+    let up = json!({"status": {"observedGeneration": live["metadata"]["generation"], "replicas": 2, "updatedReplicas": 2, "readyReplicas": 2, "availableReplicas": 2}});
+    let (code, answer) = cluster
+        .ask("admin", http::Method::PATCH, &format!("{path}/status"), "application/merge-patch+json", Some(&up))
+        .await;
+    assert_eq!(code, 200, "{answer}");
+    let (code, out, err) = stage.run(&["apply", "dev", "--yes"]);
+    assert_eq!(code, 0, "{out}{err}");
+    stage.verdict("dev/roll", Verdict::InSync).await;
+}

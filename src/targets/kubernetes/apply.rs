@@ -17,7 +17,7 @@ use futures::future::FutureExt;
 use serde_json::{Value, json};
 
 use super::{
-    Kubernetes,
+    Kubernetes, NOT_THERE_YET,
     client::{Refusal, Write},
     fields,
     inventory::{Held, Inventory},
@@ -26,7 +26,7 @@ use super::{
     render::Object,
 };
 use crate::{
-    model::{Change, Retry},
+    model::{Backoff, Change, Retry},
     port::{Diagnostic, Fence, Job, KubernetesWork, Observation, Prepared, Progress, TargetError},
 };
 
@@ -48,7 +48,13 @@ enum Stop {
 impl Kubernetes {
     /// Looks with the credentials of apply, and keeps what was found.
     pub(in crate::targets) async fn prepare(&self, job: &Job, work: &KubernetesWork) -> Result<Prepared, TargetError> {
-        let mut looked = self.look(job, work, true).await?;
+        let mut looked = self.look(job, work, true).await.map_err(|mut error| {
+            if error.kind == NOT_THERE_YET {
+                // What an upstream just brought may take a moment to be served.
+                error.retry = Retry::After(Backoff::REMOTE);
+            }
+            error
+        })?;
         let observation = std::mem::take(&mut looked.observation);
         if let Some(why) = &observation.refused {
             return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("immutable", why.clone()) });
@@ -152,7 +158,7 @@ impl Applying<'_> {
             }
             if !ground.is_empty() {
                 self.wait_for_ground(&ground).await?;
-                self.kinds = self.looked.cluster.kinds(true).await?;
+                self.wait_for_kinds().await?;
             }
         }
         let mut by_rank: BTreeMap<std::cmp::Reverse<usize>, Vec<Step>> = BTreeMap::new();
@@ -321,6 +327,34 @@ impl Applying<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Waits until the server serves what its new definitions say.
+    async fn wait_for_kinds(&mut self) -> Result<(), TargetError> {
+        let since = Instant::now();
+        let mut wanted: Vec<(String, String)> = vec![];
+        for object in self.looked.rendered.objects.iter().filter(|one| &*one.key.kind == "CustomResourceDefinition") {
+            let spec = &object.value()["spec"];
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            for version in spec["versions"].as_array().into_iter().flatten().filter(|one| one["served"] == true) {
+                wanted.push((
+                    format!("{}/{}", text(&spec["group"]), text(&version["name"])),
+                    text(&spec["names"]["kind"]),
+                ));
+            }
+        }
+        loop {
+            let Some((version, kind)) = wanted.iter().find(|(version, kind)| self.kinds.exact(version, kind).is_none())
+            else {
+                return Ok(());
+            };
+            if since.elapsed() > GROUND_TIME_MAX {
+                let message = format!("the cluster does not serve `{kind}` in `{version}`");
+                return Err(TargetError { effect_may_have_begun: true, ..TargetError::new("apply-failed", message) });
+            }
+            tokio::time::sleep(GROUND_LOOK).await;
+            self.kinds = self.looked.cluster.kinds(Duration::ZERO).await?;
+        }
     }
 
     /// Deletes objects of one rank side by side; one that waits for its finalizers stays held.

@@ -37,8 +37,10 @@ const PAGE: u32 = 500;
 const JSON: &str = "application/json";
 /// The same, without the objects themselves.
 const METADATA_ALONE: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
-/// How often kinds are looked up anew where one is missing.
-const KINDS_AGAIN: Duration = Duration::from_secs(2);
+/// How old what is known of the kinds may be.
+pub(super) const KINDS_KNOWN: Duration = Duration::from_secs(3600);
+/// The same, where one is missing.
+pub(super) const KINDS_AGAIN: Duration = Duration::from_secs(2);
 
 /// A kind that the cluster has.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -103,9 +105,14 @@ impl Refusal {
     pub(super) fn is_conflict(&self) -> bool {
         self.code == 409
     }
+    /// Whether what was sent is not what the kind of object may be. Where a patch names a field that the schema does not
+    /// have, the server says so with the status of its own failures.
+    pub(super) fn is_wrong(&self) -> bool {
+        matches!(self.code, 400 | 422) || self.message.contains("failed to create typed patch object")
+    }
     /// Whether the server can't say whether it did as asked.
     pub(super) fn is_unclear(&self) -> bool {
-        matches!(self.code, 0 | 500 | 502 | 503 | 504)
+        matches!(self.code, 0 | 502 | 503 | 504) || (self.code == 500 && !self.is_wrong())
     }
     /// As an error of the target.
     pub(super) fn of(self, what: &str) -> TargetError {
@@ -172,10 +179,10 @@ impl Cluster {
         Self { client, kinds: Arc::default(), epoch: Arc::default() }
     }
 
-    /// The kinds that the server has; looked up anew where one is missing.
-    pub(super) async fn kinds(&self, anew: bool) -> Result<Kinds, TargetError> {
+    /// The kinds that the server has, as they were so long ago at most.
+    pub(super) async fn kinds(&self, at_most: Duration) -> Result<Kinds, TargetError> {
         let mut known = self.kinds.lock().await;
-        let is_fresh = known.1.is_some_and(|at| !anew || at.elapsed() < KINDS_AGAIN);
+        let is_fresh = known.1.is_some_and(|at| at.elapsed() < at_most);
         if is_fresh {
             return Ok(known.0.clone());
         }

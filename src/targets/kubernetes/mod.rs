@@ -265,7 +265,7 @@ impl Kubernetes {
     /// The names of the objects that a job declares, as far as the content alone says.
     pub(super) async fn declares(&self, job: &Job, work: &KubernetesWork) -> Result<Vec<String>, TargetError> {
         let (cluster, _) = self.cluster(job, work, false).await?;
-        let kinds = cluster.kinds(false).await?;
+        let kinds = cluster.kinds(client::KINDS_KNOWN).await?;
         let rendered = self.rendered(job, work, &kinds).await?;
         Ok(rendered.objects.iter().map(|object| object.key.to_string()).collect())
     }

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::{
     Kubernetes, NOT_THERE_YET,
-    client::{Cluster, Kind, Kinds, Refusal, Write},
+    client::{Cluster, KINDS_AGAIN, KINDS_KNOWN, Kind, Kinds, Refusal, Write},
     drift::{self, LAST_APPLIED, Masks},
     fields::{self, Extra, escaped},
     inventory::{Held, Inventory},
@@ -221,13 +221,13 @@ impl Kubernetes {
         work: &KubernetesWork,
         cluster: &Cluster,
     ) -> Result<(Arc<Rendered>, Kinds), TargetError> {
-        let kinds = cluster.kinds(false).await?;
+        let kinds = cluster.kinds(KINDS_KNOWN).await?;
         if work.destroy {
             return Ok((Arc::default(), kinds));
         }
         match self.rendered(job, work, &kinds).await {
             Err(error) if error.kind == NOT_THERE_YET => {
-                let kinds = cluster.kinds(true).await?;
+                let kinds = cluster.kinds(KINDS_AGAIN).await?;
                 Ok((self.rendered(job, work, &kinds).await?, kinds))
             }
             done => Ok((done?, kinds)),
@@ -517,7 +517,7 @@ impl Look<'_> {
     }
 
     fn refused(&self, object: &Object, refusal: Refusal) -> Result<Found, TargetError> {
-        if matches!(refusal.code, 400 | 409 | 422) || (refusal.code == 403 && refusal.message.contains("denied")) {
+        if refusal.is_wrong() || refusal.is_conflict() || (refusal.code == 403 && refusal.message.contains("denied")) {
             let says = self.this.redactor.redact(&refusal.message);
             return Ok(Found::Problem(format!("{}: `{}`: {says}", object.place, object.key)));
         }
@@ -592,12 +592,21 @@ fn is_immutable(refusal: &Refusal) -> bool {
     refusal.code == 422 && says.iter().any(|word| text.contains(word))
 }
 
-/// Puts what a manifest says over an object; lists are replaced.
+/// Puts what a manifest says over an object; lists are replaced, but for those of things with names.
 fn overlay(object: &mut Value, manifest: &Value) {
     match (object, manifest) {
         (Value::Object(object), Value::Object(manifest)) => {
             for (name, value) in manifest {
                 overlay(object.entry(name.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (Value::Array(object), Value::Array(manifest)) if manifest.iter().all(|item| item["name"].is_string()) => {
+            object.retain(|item| manifest.iter().any(|other| other["name"] == item["name"]));
+            for item in manifest {
+                match object.iter_mut().find(|other| other["name"] == item["name"]) {
+                    Some(there) => overlay(there, item),
+                    None => object.push(item.clone()),
+                }
             }
         }
         (object, manifest) => *object = manifest.clone(),

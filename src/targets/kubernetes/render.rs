@@ -408,6 +408,9 @@ fn tidy(value: &mut Value, id: &InstanceId) {
     if let Some(object) = value.as_object_mut() {
         object.remove("status");
     }
+    if value["kind"] == "Secret" {
+        encode(value);
+    }
     let Some(metadata) = value["metadata"].as_object_mut() else { return };
     for name in ["creationTimestamp", "managedFields", "resourceVersion", "uid", "generation", "selfLink"] {
         metadata.remove(name);
@@ -419,6 +422,24 @@ fn tidy(value: &mut Value, id: &InstanceId) {
     if let Some(labels) = labels.as_object_mut() {
         labels.insert(ENVIRONMENT.into(), id.environment.as_str().into());
         labels.insert(COMPONENT.into(), id.component.as_str().into());
+    }
+}
+
+/// Writes the plain texts of a Secret as the cluster keeps them: under `stringData` nobody would own them.
+fn encode(secret: &mut Value) {
+    use base64::Engine as _;
+    let Some(Value::Object(plain)) = secret.as_object_mut().and_then(|secret| secret.remove("stringData")) else {
+        return;
+    };
+    if !secret["data"].is_object() {
+        secret["data"] = Value::Object(Map::new());
+    }
+    for (key, value) in plain {
+        secret["data"][key] = match value {
+            Value::String(text) => base64::engine::general_purpose::STANDARD.encode(text).into(),
+            // The server says what is wrong with it.
+            other => other,
+        };
     }
 }
 
