@@ -10,6 +10,8 @@
     reason = "a bench is a program for people"
 )]
 
+mod kubernetes;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
@@ -24,7 +26,7 @@ use evenkeel::{
     forge::{Forge, Settings, seed},
     git::Mirror,
     model::{Change, EnvironmentName, Field, InstanceId, ResourceChange},
-    plan::{InstancePlan, Plan, order},
+    plan::{InstancePlan, Plan, mark_drifted, mark_protected, order},
     port::{Observation, Repository},
     remedy::{self, Drifted},
     render,
@@ -72,6 +74,9 @@ fn main() {
         }
         if asked("recovery") {
             rows.extend(told(recovery().await));
+        }
+        if asked("kubernetes") {
+            rows.extend(told(kubernetes::rows().await));
         }
         if asked("fairness") {
             rows.extend(told(fairness().await));

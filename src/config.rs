@@ -160,7 +160,7 @@ pub struct Credentials {
     /// A bearer token for the API server whose address an output gives.
     #[serde(default)]
     pub token_file: Option<PathBuf>,
-    /// As the service account of the pod that the daemon runs in.
+    /// In the cluster that the daemon runs in: by `tokenFile`, else as the service account of the pod.
     #[serde(default)]
     pub in_cluster: bool,
 }
@@ -431,9 +431,9 @@ impl Config {
         let (credentials, shared) = self.connection(id, name, apply)?;
         let fill =
             |path: &Path| PathBuf::from(path.display().to_string().replace("${environment}", id.environment.as_str()));
-        let access = match (&credentials.kubeconfig_file, &credentials.token_file, credentials.in_cluster) {
-            (Some(path), None, false) => Access::Kubeconfig(fill(path)),
-            (None, Some(path), false) => {
+        let token = match &credentials.token_file {
+            None => None,
+            Some(path) => {
                 let path = fill(path);
                 let text = std::fs::read_to_string(&path).map_err(|error| {
                     format!(
@@ -444,9 +444,13 @@ impl Config {
                 })?;
                 let token = text.trim().to_owned();
                 redactor.learn(&Value::String(token.clone()));
-                Access::Token(token.into())
+                Some(token.into())
             }
-            (None, None, true) => Access::InCluster,
+        };
+        let access = match (&credentials.kubeconfig_file, token, credentials.in_cluster) {
+            (Some(path), None, false) => Access::Kubeconfig(fill(path)),
+            (None, Some(token), false) => Access::Token(token),
+            (None, token, true) => Access::InCluster(token),
             _ => {
                 return Err(format!(
                     "the connection `{name}` of `{}` has to have one of `kubeconfigFile`, `tokenFile` and `inCluster`",

@@ -27,7 +27,7 @@ impl Cluster {
         let folder = tempfile::tempdir().unwrap();
         let server = ApiServer::start(folder.path(), Some(path())).unwrap();
         server.ready().await.unwrap();
-        for user in ["admin", "evenkeel-plan", "evenkeel-apply", "noor"] {
+        for user in ["admin", "noor"] {
             std::fs::write(folder.path().join(user), server.kubeconfig(user)).unwrap();
         }
         Self { server, folder }

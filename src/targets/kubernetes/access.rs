@@ -16,6 +16,9 @@ use crate::{
     port::{KubernetesWork, TargetError},
 };
 
+/// Where a pod finds the certificate of its cluster.
+const CLUSTER_AUTHORITY: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
+
 /// Who we are to an API server.
 #[derive(Clone, Debug)]
 pub enum Access {
@@ -23,8 +26,8 @@ pub enum Access {
     Kubeconfig(PathBuf),
     /// By a token, to an address that an output gives.
     Token(SecretString),
-    /// As the service account of the pod that this runs in.
-    InCluster,
+    /// In the cluster that this runs in: by a token, else as the service account of the pod.
+    InCluster(Option<SecretString>),
 }
 
 /// A client of the server that a connection names, as whom it says. Talks to nobody yet.
@@ -45,7 +48,18 @@ pub(super) async fn client(access: &Access, work: &KubernetesWork) -> Result<Cli
             config.auth_info.token = Some(token.clone());
             config
         }
-        Access::InCluster => Config::incluster().map_err(|error| failed(error.to_string()))?,
+        Access::InCluster(None) => Config::incluster().map_err(|error| failed(error.to_string()))?,
+        Access::InCluster(Some(token)) => {
+            let variable = |name: &str| {
+                std::env::var(name).map_err(|_| failed(format!("`{name}` is not set; this runs in no cluster")))
+            };
+            let (host, port) = (variable("KUBERNETES_SERVICE_HOST")?, variable("KUBERNETES_SERVICE_PORT")?);
+            let host = if host.contains(':') { format!("[{host}]") } else { host };
+            let mut config = Config::new(address(&format!("https://{host}:{port}")).map_err(failed)?);
+            config.root_cert_file = Some(CLUSTER_AUTHORITY.into());
+            config.auth_info.token = Some(token.clone());
+            config
+        }
     };
     if let (Some(server), Access::Kubeconfig(_)) = (&work.server, access) {
         config.cluster_url = address(server).map_err(failed)?;

@@ -19,10 +19,12 @@ use serde_json::{Value, json};
 use super::{
     Kubernetes, NOT_THERE_YET,
     client::{Refusal, Write},
+    confirm::{Look, terminating},
     fields,
     inventory::{Held, Inventory},
+    live::side_by_side,
     object::{self, is_ground, rank},
-    observe::{Found, Look, Looked, Step, side_by_side, terminating},
+    observe::{Found, Looked, Step},
     render::Object,
 };
 use crate::{
@@ -228,6 +230,7 @@ impl Applying<'_> {
                 kinds: &self.kinds,
                 rendered: &self.looked.rendered,
                 inventory: &self.inventory,
+                schemas: None,
                 contested: &std::sync::atomic::AtomicBool::new(false),
             };
             match look.object(object, live).await {
@@ -261,14 +264,14 @@ impl Applying<'_> {
             })?;
             version = object::text(&patched, "/metadata/resourceVersion").map(str::to_owned);
         }
-        if step.change == Change::Create
-            && let Some(live) = cluster.get(kind, &object.key).await?
-            && object::is_terminating(&live)
-        {
-            self.wait_until_gone(kind, &object.key).await?;
-        }
         let write = Write { dry_run: false, uid: step.uid.as_deref(), version: version.as_deref() };
-        cluster.apply(kind, &object.key, object.json(), write).await
+        let live = cluster.apply(kind, &object.key, object.json(), write).await?;
+        if step.change == Change::Create && object::is_terminating(&live) {
+            // It was there and about to go: what was applied goes with it.
+            self.wait_until_gone(kind, &object.key).await?;
+            return cluster.apply(kind, &object.key, object.json(), Write::default()).await;
+        }
+        Ok(live)
     }
 
     async fn replace(&self, kind: &super::client::Kind, object: &Object, step: &Step) -> Result<Value, Refusal> {

@@ -231,6 +231,11 @@ impl Cluster {
         }
     }
 
+    /// What stands at a path.
+    pub(super) async fn read(&self, path: &str) -> Result<Value, Refusal> {
+        self.send(Method::GET, path, None, JSON, true).await
+    }
+
     /// One object, if it is there.
     pub(super) async fn get(&self, kind: &Kind, key: &Key) -> Result<Option<Value>, Refusal> {
         match self.send(Method::GET, &path(kind, key), None, JSON, true).await {
@@ -261,8 +266,9 @@ impl Cluster {
         struct Page {
             #[serde(default)]
             metadata: Value,
+            /// Null where there are none.
             #[serde(default)]
-            items: Vec<Value>,
+            items: Option<Vec<Value>>,
         }
         let mut next: Option<String> = None;
         loop {
@@ -273,7 +279,7 @@ impl Cluster {
             let text = self.send_text(Method::GET, &format!("{}{query}", root(kind)), None, accept, true).await?;
             let page: Page = serde_json::from_slice(&text)
                 .map_err(|error| Refusal::silent(format!("its answer can't be read: {error}")))?;
-            page.items.into_iter().for_each(&mut *each);
+            page.items.into_iter().flatten().for_each(&mut *each);
             match page.metadata["continue"].as_str().filter(|text| !text.is_empty()) {
                 Some(more) => next = Some(more.to_owned()),
                 None => return Ok(page.metadata["resourceVersion"].as_str().unwrap_or_default().to_owned()),

@@ -19,8 +19,7 @@ use base64::Engine as _;
 const START_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Whoever may use the server: name, groups. The token is `token-of-NAME`.
-const USERS: [(&str, &str); 4] =
-    [("admin", "system:masters"), ("evenkeel-plan", "evenkeel"), ("evenkeel-apply", "evenkeel"), ("noor", "people")];
+const USERS: [(&str, &str); 2] = [("admin", "system:masters"), ("noor", "system:masters")];
 
 /// A running API server; it ends with its owner.
 pub struct ApiServer {

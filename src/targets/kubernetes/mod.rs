@@ -12,15 +12,18 @@
 mod access;
 mod apply;
 mod client;
+mod confirm;
 pub mod drift;
 pub mod fields;
 mod inventory;
+mod live;
 pub mod local;
 pub mod manifest;
 mod object;
 mod observe;
 pub mod plan;
 mod render;
+mod schema;
 mod verify;
 mod watch;
 
@@ -160,7 +163,9 @@ impl Kubernetes {
                 format!("{} {changed:?}", path.display())
             }
             Access::Token(token) => token.expose_secret().to_owned(),
-            Access::InCluster => "in-cluster".into(),
+            Access::InCluster(token) => {
+                format!("in-cluster {}", token.as_ref().map(ExposeSecret::expose_secret).unwrap_or_default())
+            }
         };
         self.seal.seal(&serde_json::json!([who, work.server, work.certificate_authority, work.impersonate]))
     }
@@ -194,6 +199,7 @@ impl Kubernetes {
         let tracked = Tracked { rendered: Arc::clone(&looked.rendered), at: Instant::now() };
         self.tracked.lock().unwrap_or_else(PoisonError::into_inner).insert(job.instance.clone(), tracked);
         self.watch(job, work, &looked.cluster, &looked.kinds, &looked.inventory)?;
+        tracing::debug!(instance = %job.instance, objects = looked.inventory.len(), "everything was looked at and is watched");
         Ok(())
     }
 

@@ -79,7 +79,9 @@ pub(super) struct Rendered {
 impl Rendered {
     /// An object by its key.
     pub(super) fn get(&self, key: &Key) -> Option<&Object> {
-        self.objects.iter().find(|object| object.key == *key)
+        let place = |key: &Key| rank(&key.kind);
+        let found = self.objects.binary_search_by(|object| (place(&object.key), &object.key).cmp(&(place(key), key)));
+        found.ok().map(|at| &self.objects[at])
     }
 }
 

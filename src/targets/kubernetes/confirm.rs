@@ -1,0 +1,309 @@
+//! One object against what applying it would make of it.
+//!
+//! Decides, by a strict dry-run, what would change of an object that is not as it was; what somebody put beside it; and
+//! what of what is held is not declared any more.
+
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use serde_json::Value;
+
+use super::{
+    Kubernetes, NOT_THERE_YET,
+    client::{Cluster, Kinds, Refusal, Write},
+    drift::{LAST_APPLIED, Masks},
+    fields::{self, Extra, escaped},
+    inventory::{Held, Inventory},
+    live::Live,
+    object::{self, Key},
+    observe::{Found, Step},
+    render::{Object, Rendered, wrong},
+    schema::Schemas,
+};
+use crate::{
+    model::{Change, Field, InstanceId},
+    port::{ChangedBy, Job, KubernetesWork, TargetError, Use},
+};
+
+/// One look at an instance.
+pub(super) struct Look<'l> {
+    pub(super) this: &'l Kubernetes,
+    pub(super) job: &'l Job,
+    pub(super) work: &'l KubernetesWork,
+    pub(super) cluster: &'l Cluster,
+    pub(super) kinds: &'l Kinds,
+    pub(super) rendered: &'l Rendered,
+    pub(super) inventory: &'l Inventory,
+    /// The schemas of many objects that are not there yet.
+    pub(super) schemas: Option<&'l Schemas>,
+    /// Whether it has to be known what other instances declare, and is not.
+    pub(super) contested: &'l AtomicBool,
+}
+
+impl Look<'_> {
+    fn masks(&self) -> Masks<'_> {
+        Masks { seal: &self.this.seal, redactor: &self.this.redactor }
+    }
+
+    fn is_me(&self, id: &InstanceId) -> bool {
+        *id == self.job.instance || Some(id) == self.job.formerly.as_ref()
+    }
+
+    /// Another instance that declares an object; it is noted where that has to be known and is not.
+    fn other_owner(&self, key: &Key) -> Option<InstanceId> {
+        let Some(owners) = &self.work.owners else {
+            self.contested.store(true, Ordering::Relaxed);
+            return None;
+        };
+        owners.get(&key.to_string())?.iter().find(|id| !self.is_me(id)).cloned()
+    }
+
+    /// Whether an object may be deleted and made again.
+    pub(super) fn may_replace(&self, key: &Key) -> bool {
+        let covers = |(kind, name): &(String, Option<String>)| {
+            *kind == *key.kind && name.as_ref().is_none_or(|name| *name == *key.name)
+        };
+        self.work.force.iter().any(covers)
+    }
+
+    fn is_ignored(&self, key: &Key, pointer: &str) -> bool {
+        self.work
+            .ignore
+            .iter()
+            .filter(|(kind, name, _)| *kind == *key.kind && name.as_ref().is_none_or(|name| *name == *key.name))
+            .flat_map(|(_, _, pointers)| pointers)
+            .any(|ignored| pointer == ignored || pointer.starts_with(&format!("{ignored}/")))
+    }
+
+    /// What is to be done about one object.
+    pub(super) async fn object(&self, object: &Object, live: Option<Value>) -> Result<Found, TargetError> {
+        if let Some(other) = live.as_ref().and_then(object::owner).filter(|owner| !self.is_me(owner)) {
+            match self.other_owner(&object.key) {
+                Some(_) if self.job.r#use == Use::Applied => {
+                    // It moves there, which is pending and no drift.
+                    return Ok(Found::Same(self.inventory.get(&object.key).cloned().unwrap_or_default()));
+                }
+                Some(owner) => {
+                    return Ok(Found::Problem(format!(
+                        "{}: `{}` is declared by `{owner}` as well; an object belongs to one instance",
+                        object.place, object.key
+                    )));
+                }
+                None if other.environment != self.job.instance.environment => {
+                    return Ok(Found::Problem(format!(
+                        "{}: `{}` belongs to `{other}`, of another environment; give it another name or namespace",
+                        object.place, object.key
+                    )));
+                }
+                None => {}
+            }
+        }
+        match live.filter(|live| !object::is_terminating(live)) {
+            None => self.missing(object).await,
+            Some(live) => self.there(object, live).await,
+        }
+    }
+
+    async fn missing(&self, object: &Object) -> Result<Found, TargetError> {
+        let value = object.value();
+        self.masks().learn(&value);
+        let step = Step {
+            key: object.key.clone(),
+            change: Change::Create,
+            fields: self.masks().made(&value),
+            uid: None,
+            version: None,
+            extras: vec![],
+        };
+        let made = Ok(Found::Differs(Box::new(step), None));
+        let Some(kind) = self.kinds.exact(&object.version, &object.key.kind) else { return made };
+        if self.schemas.is_some_and(|schemas| schemas.accept(object)) {
+            return made;
+        }
+        match self.cluster.apply(kind, &object.key, object.json(), Write { dry_run: true, ..Write::default() }).await {
+            Ok(_) => made,
+            Err(refusal) if refusal.is_not_found() => {
+                let namespace = object.key.namespace.as_deref().unwrap_or_default();
+                let makes = |other: &Object| &*other.key.kind == "Namespace" && &*other.key.name == namespace;
+                if self.rendered.objects.iter().any(makes) {
+                    return made;
+                }
+                let error = wrong(
+                    &self.job.instance,
+                    vec![format!("{}: the cluster has no namespace `{namespace}`", object.place)],
+                );
+                Err(TargetError { kind: NOT_THERE_YET, ..error })
+            }
+            Err(refusal) => self.refused(object, refusal),
+        }
+    }
+
+    async fn there(&self, object: &Object, live: Value) -> Result<Found, TargetError> {
+        let uid = object::text(&live, "/metadata/uid").unwrap_or_default().to_owned();
+        let version = object::text(&live, "/metadata/resourceVersion").map(str::to_owned);
+        let settled = self.this.seal.mark(&fields::canonical(&live));
+        let held = Held { uid: Some(uid.as_str().into()), applied: Some(object.mark), settled: Some(settled) };
+        if self.inventory.get(&object.key) == Some(&held) {
+            return Ok(Found::Same(held));
+        }
+        let Some(kind) = self.kinds.exact(&object.version, &object.key.kind) else {
+            return Ok(Found::Problem(format!("{}: the cluster has no `{}`", object.place, object.key.kind)));
+        };
+        let value = object.value();
+        self.masks().learn(&live);
+        self.masks().learn(&value);
+        let step = |change, fields, extras| {
+            let (uid, version) = (Some(uid.clone()), version.clone());
+            Box::new(Step { key: object.key.clone(), change, fields, uid, version, extras })
+        };
+        let predicted = match self
+            .cluster
+            .apply(kind, &object.key, object.json(), Write { dry_run: true, ..Write::default() })
+            .await
+        {
+            Ok(predicted) => predicted,
+            Err(refusal) if is_immutable(&refusal) => {
+                let mut predicted = live.clone();
+                overlay(&mut predicted, &value);
+                let fields = self.masks().differences(&live, &predicted, &[]);
+                let by = self.by(&live, &fields, &[]);
+                return Ok(Found::Differs(step(Change::Replace, fields, vec![]), by));
+            }
+            Err(refusal) => return self.refused(object, refusal),
+        };
+        self.masks().learn(&predicted);
+        let extras = self.extras(&object.key, &live, &predicted);
+        let fields = self.masks().differences(&live, &predicted, &extras);
+        if fields.is_empty() {
+            return Ok(Found::Same(held));
+        }
+        let by = self.by(&live, &fields, &extras);
+        Ok(Found::Differs(step(Change::Update, fields, extras), by))
+    }
+
+    /// What applying would leave in place and nobody declared, at its places in the live object.
+    fn extras(&self, key: &Key, live: &Value, predicted: &Value) -> Vec<Extra> {
+        let mut owned = live.clone();
+        owned["metadata"]["managedFields"] = predicted["metadata"]["managedFields"].clone();
+        let mut extras = fields::extras(&owned, &fields::ours(predicted));
+        if fields::applied(live).is_none()
+            && let Some(kept) = object::annotation(live, LAST_APPLIED)
+        {
+            // What `kubectl apply` kept for itself goes with its hold on the object.
+            extras.push(Extra {
+                pointer: format!("/metadata/annotations/{}", escaped(LAST_APPLIED)),
+                value: kept.into(),
+                manager: "kubectl".into(),
+                at: None,
+            });
+        }
+        extras.retain(|extra| !self.is_ignored(key, &extra.pointer));
+        extras
+    }
+
+    fn by(&self, live: &Value, fields: &[Field], extras: &[Extra]) -> Option<ChangedBy> {
+        let of = |field: &Field| {
+            let extra = extras.iter().find(|extra| extra.pointer == field.path);
+            extra.map(|extra| (extra.manager.clone(), extra.at)).or_else(|| fields::writer(live, &field.path))
+        };
+        fields.iter().filter_map(of).max_by_key(|(_, at)| *at).map(|(manager, at)| ChangedBy { manager, at })
+    }
+
+    fn refused(&self, object: &Object, refusal: Refusal) -> Result<Found, TargetError> {
+        if refusal.is_wrong() || refusal.is_conflict() || (refusal.code == 403 && refusal.message.contains("denied")) {
+            let says = self.this.redactor.redact(&refusal.message);
+            return Ok(Found::Problem(format!("{}: `{}`: {says}", object.place, object.key)));
+        }
+        Err(refusal.of(&format!("`{}` of `{}`", object.key, self.job.instance)))
+    }
+
+    /// What is held and not declared any more; what is not to be deleted stays held.
+    pub(super) fn left_over(&self, live: &Live, now: &mut Inventory, warnings: &mut Vec<String>) -> Vec<Step> {
+        let mut steps = vec![];
+        let declared: BTreeSet<&Key> = self.rendered.objects.iter().map(|object| &object.key).collect();
+        let mut held: Vec<(&Key, &Held)> = self.inventory.iter().filter(|(key, _)| !declared.contains(key)).collect();
+        held.sort_by_key(|(key, _)| (object::rank(&key.kind), *key));
+        for (key, held) in held {
+            if self.kinds.of(key).is_none() {
+                warnings.push(format!("`{key}`: the cluster has no such kind any more"));
+                continue;
+            }
+            let Some(Some(live)) = live.get(key) else { continue };
+            let is_ours = object::owner(live).is_some_and(|owner| self.is_me(&owner));
+            if !is_ours || self.other_owner(key).is_some() {
+                // Somebody else has it now, or is about to.
+                continue;
+            }
+            now.insert(key.clone(), held.clone());
+            if object::annotation(live, object::PRUNE) == Some("disabled") {
+                warnings.push(format!(
+                    "`{key}` is not declared any more and stays, because it says `{}: disabled`",
+                    object::PRUNE
+                ));
+                continue;
+            }
+            if object::is_terminating(live) {
+                warnings.push(terminating(key, live));
+                continue;
+            }
+            let text = |pointer| object::text(live, pointer).map(str::to_owned);
+            steps.push(Step {
+                key: key.clone(),
+                change: Change::Destroy,
+                fields: vec![],
+                uid: text("/metadata/uid"),
+                version: text("/metadata/resourceVersion"),
+                extras: vec![],
+            });
+        }
+        steps
+    }
+}
+
+/// What keeps an object from going.
+pub(super) fn terminating(key: &Key, live: &Value) -> String {
+    let finalizers: Vec<&str> =
+        live["metadata"]["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if finalizers.is_empty() {
+        format!("`{key}` is being deleted")
+    } else {
+        format!("`{key}` is being deleted, and waits for its finalizers: {}", finalizers.join(", "))
+    }
+}
+
+/// Whether a refusal means that a field can't be changed in place.
+fn is_immutable(refusal: &Refusal) -> bool {
+    let says = [
+        "immutable",
+        "may not change once set",
+        "updates to statefulset spec",
+        "can not be changed",
+        "cannot be changed",
+    ];
+    let text =
+        format!("{} {}", refusal.message, refusal.causes.iter().map(|(_, text)| text.as_str()).collect::<String>());
+    refusal.code == 422 && says.iter().any(|word| text.contains(word))
+}
+
+/// Puts what a manifest says over an object; lists are replaced, but for those of things with names.
+fn overlay(object: &mut Value, manifest: &Value) {
+    match (object, manifest) {
+        (Value::Object(object), Value::Object(manifest)) => {
+            for (name, value) in manifest {
+                overlay(object.entry(name.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (Value::Array(object), Value::Array(manifest)) if manifest.iter().all(|item| item["name"].is_string()) => {
+            object.retain(|item| manifest.iter().any(|other| other["name"] == item["name"]));
+            for item in manifest {
+                match object.iter_mut().find(|other| other["name"] == item["name"]) {
+                    Some(there) => overlay(there, item),
+                    None => object.push(item.clone()),
+                }
+            }
+        }
+        (object, manifest) => *object = manifest.clone(),
+    }
+}

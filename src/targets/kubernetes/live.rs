@@ -1,0 +1,149 @@
+//! The live objects of an instance, read kind by kind.
+//!
+//! *Guarantees:* a list that could not be read to its end is an error: nothing looks deleted because a page was lost. Of an
+//! object that is as it was when it was applied only its name is kept.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use futures::{
+    future::{BoxFuture, FutureExt},
+    stream::{self, StreamExt},
+};
+use serde_json::Value;
+
+use super::{
+    Kubernetes,
+    client::{Cluster, Kind, Kinds, Refusal},
+    fields,
+    inventory::Inventory,
+    object::{self, Key},
+    render::Rendered,
+};
+use crate::{
+    model::InstanceId,
+    port::{Job, TargetError},
+};
+
+/// How many requests of one instance are under way at once.
+const SIDE_BY_SIDE: usize = 16;
+/// With more objects of one kind missing than this, the kind is listed as a whole, and not asked for one by one.
+const ONE_BY_ONE: usize = 20;
+
+/// What is there, by name; nothing but the name of what is as it was when it was applied.
+pub(super) type Live = BTreeMap<Key, Option<Value>>;
+
+impl Kubernetes {
+    /// The live objects that an instance declares or holds, or that carry its labels.
+    pub(super) async fn list(
+        &self,
+        job: &Job,
+        cluster: &Cluster,
+        kinds: &Kinds,
+        rendered: &Rendered,
+        kept: Option<&Inventory>,
+    ) -> Result<Live, TargetError> {
+        let mut wanted: BTreeMap<(Arc<str>, Arc<str>), (Option<Kind>, BTreeSet<&Key>)> = BTreeMap::new();
+        for object in &rendered.objects {
+            let kind = kinds.exact(&object.version, &object.key.kind).cloned();
+            let entry =
+                wanted.entry((object.key.group.clone(), object.key.kind.clone())).or_insert((kind, BTreeSet::new()));
+            entry.1.insert(&object.key);
+        }
+        for key in kept.into_iter().flat_map(Inventory::keys) {
+            let kind = || kinds.of(key).cloned();
+            let entry =
+                wanted.entry((key.group.clone(), key.kind.clone())).or_insert_with(|| (kind(), BTreeSet::new()));
+            entry.1.insert(key);
+        }
+        let id = job.formerly.as_ref().unwrap_or(&job.instance);
+        let labels = format!("{}={},{}={}", object::ENVIRONMENT, id.environment, object::COMPONENT, id.component);
+        let same = |key: &Key, object: &Value| {
+            let held = kept.and_then(|kept| kept.get(key));
+            held.is_some_and(|held| {
+                held.applied.is_some()
+                    && rendered.get(key).map(|object| object.mark) == held.applied
+                    && held.uid.as_deref() == object::text(object, "/metadata/uid")
+                    && !object::is_terminating(object)
+                    && held.settled == Some(self.seal.mark(&fields::canonical(object)))
+            })
+        };
+        let mut lists = vec![];
+        for (kind, keys) in wanted.into_values() {
+            if let Some(kind) = kind {
+                let one = OfKind { cluster, kind, labels: &labels, id: &job.instance, same: &same };
+                lists.push(one.list(keys).boxed());
+            }
+        }
+        let mut all = BTreeMap::new();
+        for list in side_by_side(lists).await {
+            all.extend(list?);
+        }
+        Ok(all)
+    }
+}
+
+/// The objects of one kind.
+struct OfKind<'k> {
+    cluster: &'k Cluster,
+    kind: Kind,
+    labels: &'k str,
+    id: &'k InstanceId,
+    /// Whether an object is as it was when it was applied.
+    same: &'k (dyn Fn(&Key, &Value) -> bool + Sync),
+}
+
+impl OfKind<'_> {
+    /// The live ones: by label, and those that are expected and don't carry it, one by one.
+    async fn list(self, keys: BTreeSet<&Key>) -> Result<Vec<(Key, Option<Value>)>, TargetError> {
+        let Self { cluster, kind, labels, id, same } = self;
+        let failed = |refusal: Refusal| refusal.of(&format!("the `{}` of `{id}`", kind.plural));
+        let mut found: Vec<(Key, Option<Value>)> = vec![];
+        let sample = keys.first().map(|key| (key.group.clone(), key.kind.clone()));
+        let Some((group, name)) = sample else { return Ok(found) };
+        let version = kind.version.to_string();
+        cluster
+            .list(&kind, labels, &mut |mut object| {
+                // The items of a list don't say what they are.
+                object["apiVersion"] = version.as_str().into();
+                object["kind"] = (*name).into();
+                if let Some(mut key) = Key::of(&object) {
+                    (key.group, key.kind) = (group.clone(), name.clone());
+                    let as_it_was = same(&key, &object);
+                    found.push((key, (!as_it_was).then_some(object)));
+                }
+            })
+            .await
+            .map_err(failed)?;
+        let there: BTreeSet<&Key> = found.iter().map(|(key, _)| key).collect();
+        let mut missing: Vec<&Key> = keys.into_iter().filter(|key| !there.contains(*key)).collect();
+        if missing.len() > ONE_BY_ONE {
+            let mut all = BTreeSet::new();
+            let mut put = |object: Value| {
+                let text = |pointer| object::text(&object, pointer).unwrap_or_default().to_owned();
+                all.insert((text("/metadata/namespace"), text("/metadata/name")));
+            };
+            cluster.names(&kind, &mut put).await.map_err(failed)?;
+            missing.retain(|key| {
+                all.contains(&(key.namespace.as_deref().unwrap_or_default().to_owned(), key.name.to_string()))
+            });
+        }
+        let asked = missing.into_iter().map(|key| get(cluster, &kind, key).boxed()).collect();
+        for one in side_by_side(asked).await {
+            found.extend(one.map_err(failed)?.map(|(key, object)| (key, Some(object))));
+        }
+        Ok(found)
+    }
+}
+
+/// One object by its name, if it is there.
+pub(super) async fn get(cluster: &Cluster, kind: &Kind, key: &Key) -> Result<Option<(Key, Value)>, Refusal> {
+    Ok(cluster.get(kind, key).await?.map(|object| (key.clone(), object)))
+}
+
+/// Some at once, the results in their order.
+pub(super) async fn side_by_side<T>(all: Vec<BoxFuture<'_, T>>) -> Vec<T> {
+    stream::iter(all).buffered(SIDE_BY_SIDE).collect().await
+}
