@@ -367,7 +367,12 @@ fn minds() -> Vec<Row> {
             mark_protected(&protect, &mut actions);
             mark_drifted(&names, &mut actions);
             if !actions.is_empty() {
-                drifted.push(Drifted { id: id.clone(), actions, upstreams: upstreams.clone() });
+                drifted.push(Drifted {
+                    id: id.clone(),
+                    actions,
+                    upstreams: upstreams.clone(),
+                    changed_by: BTreeMap::new(),
+                });
             }
         }
         let groups = remedy::groups(&environment, drifted);

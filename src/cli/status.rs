@@ -72,9 +72,10 @@ pub(super) fn lines(status: &Status) -> String {
                     }
                 ));
             }
+            let by = drift.by().map(|by| format!("  changed {by}").replace('`', "")).unwrap_or_default();
             for field in drift.fields.iter().take(20) {
                 let how = differs(field.desired.as_ref(), field.observed.as_ref());
-                text.push_str(&format!("  {}  {}  {how}\n", drift.resource, field.path));
+                text.push_str(&format!("  {}  {}  {how}{by}\n", drift.resource, field.path));
             }
         }
     }

@@ -187,7 +187,9 @@ impl Daemon {
                     continue;
                 }
             }
-            drifted.push(Drifted { id: id.clone(), actions, upstreams: upstreams(head, &instance.id) });
+            let changed_by =
+                observed.drift.iter().filter_map(|drift| Some((drift.resource.clone(), drift.by()?))).collect();
+            drifted.push(Drifted { id: id.clone(), actions, upstreams: upstreams(head, &instance.id), changed_by });
         }
         // Whether a cause is proposed decides what its consequences are part of.
         drifted.retain(|one| one.upstreams.is_disjoint(&undecided));

@@ -17,7 +17,7 @@ pub use super::{
     environment::{After, AfterWith, Deferred, Environment, KubernetesDefaults, Limits, OnMerge},
     kubernetes::{Helm, Kubernetes},
 };
-use crate::model::{Change, ComponentName, Digest, Duration, EnvironmentName};
+use crate::model::{Change, ChangedBy, ComponentName, Digest, Duration, EnvironmentName};
 
 /// The version that each document names.
 pub const API_VERSION: &str = "evenkeel.dev/v1alpha1";
@@ -432,6 +432,9 @@ pub struct RemediationResource {
     /// What differs.
     #[serde(default)]
     pub fields: Vec<RemediationField>,
+    /// Who changed it, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed_by: Option<ChangedBy>,
 }
 
 /// One field of a resource, for the reader.

@@ -153,3 +153,31 @@ pub struct Drift {
     /// When, where that is known.
     pub changed_at: Option<DateTime<Utc>>,
 }
+
+impl Drift {
+    /// Who changed it, where that is known.
+    pub fn by(&self) -> Option<ChangedBy> {
+        Some(ChangedBy { manager: self.changed_by.clone()?, at: self.changed_at })
+    }
+}
+
+/// Who changed a resource.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ChangedBy {
+    /// By the name under which it writes.
+    pub manager: String,
+    /// When.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<DateTime<Utc>>,
+}
+
+impl std::fmt::Display for ChangedBy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "by `{}`", self.manager)?;
+        match self.at {
+            Some(at) => write!(f, " at {}", at.format("%Y-%m-%d %H:%M:%S UTC")),
+            None => Ok(()),
+        }
+    }
+}

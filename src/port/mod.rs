@@ -22,7 +22,7 @@ pub use overlay::Overlay;
 pub use repository::{Commit, Merged, Repository, RepositoryError};
 pub use work::{Job, KubernetesWork, ManifestSource, Owners, TofuWork, Use, Work};
 
-use crate::model::{Backoff, Drift, InstanceId, Overwrite, PullNumber, ResourceChange, Retry, RunId, Seal};
+use crate::model::{Backoff, ChangedBy, Drift, InstanceId, Overwrite, PullNumber, ResourceChange, Retry, RunId, Seal};
 
 /// The content of one revision or of a working tree; it never changes under its reader.
 pub trait Files: Send + Sync {
@@ -125,15 +125,6 @@ pub struct Observation {
     pub refused: Option<String>,
     /// Warnings of the tool.
     pub warnings: Vec<String>,
-}
-
-/// Who changed a resource.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ChangedBy {
-    /// By the name under which it writes.
-    pub manager: String,
-    /// When.
-    pub at: Option<DateTime<Utc>>,
 }
 
 /// Whether what was applied came up.

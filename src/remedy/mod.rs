@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 
 use crate::{
     desired::schema::{API_VERSION, Direction, Remediation, RemediationAction, RemediationField, RemediationResource},
-    model::{Action, Change, ComponentName, Digest, Digester, EnvironmentName, InstanceId},
+    model::{Action, Change, ChangedBy, ComponentName, Digest, Digester, EnvironmentName, InstanceId},
     plan::order,
 };
 
@@ -31,6 +31,8 @@ pub struct Drifted {
     pub actions: Vec<Action>,
     /// What it depends on, drifted or not.
     pub upstreams: BTreeSet<InstanceId>,
+    /// Who changed which resource, where that is known.
+    pub changed_by: BTreeMap<String, ChangedBy>,
 }
 
 /// Drifted instances of one cause: a drifted instance with the drifted instances that depend on it.
@@ -120,7 +122,14 @@ impl Group {
         let actions =
             self.drifted.iter().flat_map(|one| one.actions.iter().map(move |action| (&one.id, action, &one.upstreams)));
         let written = Written { direction: Direction::Revert, because, observed_at, now };
-        remediation(&self.environment, written, actions)
+        let mut remediation = remediation(&self.environment, written, actions);
+        for action in &mut remediation.actions {
+            let of = self.drifted.iter().find(|one| one.id == action.instance);
+            for resource in &mut action.resources {
+                resource.changed_by = of.and_then(|one| one.changed_by.get(&resource.resource)).cloned();
+            }
+        }
+        remediation
     }
 }
 
@@ -203,6 +212,7 @@ fn resource(resource: &crate::model::ResourceChange) -> RemediationResource {
     RemediationResource {
         resource: resource.resource.clone(),
         change: resource.change,
+        changed_by: None,
         fields: fields
             .map(|f| match resource.change {
                 // A refresh takes over what was observed.
@@ -316,6 +326,7 @@ mod tests {
         Drifted {
             id: id.parse().unwrap(),
             actions: vec![action],
+            changed_by: BTreeMap::new(),
             upstreams: upstreams.iter().map(|up| up.parse().unwrap()).collect(),
         }
     }

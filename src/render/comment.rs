@@ -410,8 +410,11 @@ fn drift_diffs(group: &Group) -> String {
             fields: resource.fields.iter().filter(|field| !field.unknown).cloned().collect(),
             ..(*resource).clone()
         };
-        let lines: Vec<String> =
-            resources.iter().filter(|r| r.r#type != "output").map(known).flat_map(|resource| diff(&resource)).collect();
+        let told = |resource: ResourceChange| {
+            let by = one.changed_by.get(&resource.resource).map(|by| format!("# changed {by}").replace('`', ""));
+            diff(&resource).into_iter().chain(by)
+        };
+        let lines: Vec<String> = resources.iter().filter(|r| r.r#type != "output").map(known).flat_map(told).collect();
         let left = lines.len().saturating_sub(DIFF_LINES_MAX);
         body.push_str(&lines.into_iter().take(DIFF_LINES_MAX).collect::<Vec<_>>().join("\n").replace("````", "'''"));
         if left > 0 {

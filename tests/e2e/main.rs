@@ -9,6 +9,7 @@ mod found;
 mod incidents;
 mod kills;
 mod kubernetes;
+mod kubernetes_bad_days;
 mod loop_closed;
 mod postgres;
 mod published;

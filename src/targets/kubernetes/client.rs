@@ -23,10 +23,12 @@ use serde_json::Value;
 use super::object::Key;
 use crate::{model::Retry, port::TargetError};
 
-/// How long one request may take; a list is read in pages.
-const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
+/// How long one request that reads may take; a list is read in pages.
+const REQUEST_TIME_MAX: Duration = Duration::from_secs(15);
+/// The same of one that writes or tries: the server waits 30 s for a webhook.
+const WRITE_TIME_MAX: Duration = Duration::from_secs(35);
 /// How long a request is tried again, all tries together.
-const TRIES_TIME_MAX: Duration = Duration::from_secs(40);
+const TRIES_TIME_MAX: Duration = Duration::from_secs(20);
 /// The first wait between tries; it doubles.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 /// The longest wait between tries, whatever the server says.
@@ -393,6 +395,7 @@ impl Cluster {
     ) -> Result<bytes::Bytes, Refusal> {
         let since = Instant::now();
         let mut wait = FIRST_WAIT;
+        let limit = if method == Method::GET { REQUEST_TIME_MAX } else { WRITE_TIME_MAX };
         loop {
             let mut request = Request::builder().method(method.clone()).uri(path);
             request = match &body {
@@ -402,7 +405,7 @@ impl Cluster {
             let request = request
                 .body(body.clone().map_or_else(Body::empty, Body::from))
                 .map_err(|error| Refusal::silent(error.to_string()))?;
-            let tried = tokio::time::timeout(REQUEST_TIME_MAX, async {
+            let tried = tokio::time::timeout(limit, async {
                 let answer =
                     self.client.send(request).await.map_err(|error| Refusal::silent(crate::error_chain(&error)))?;
                 let (parts, body) = answer.into_parts();
@@ -418,7 +421,7 @@ impl Cluster {
                     (refused, header.unwrap_or(seconds))
                 }
                 Ok(Err(refused)) => (refused, 0),
-                Err(_) => (Refusal::silent(format!("it did not answer within {} s", REQUEST_TIME_MAX.as_secs())), 0),
+                Err(_) => (Refusal::silent(format!("it did not answer within {} s", limit.as_secs())), 0),
             };
             // What was turned away was not looked at; what is unclear is sent again only where that can't harm.
             let may = refused.code == 429 || (refused.is_unclear() && again);

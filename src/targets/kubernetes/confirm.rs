@@ -23,8 +23,8 @@ use super::{
     schema::Schemas,
 };
 use crate::{
-    model::{Change, Field, InstanceId},
-    port::{ChangedBy, Job, KubernetesWork, TargetError, Use},
+    model::{Change, ChangedBy, Field, InstanceId},
+    port::{Job, KubernetesWork, TargetError, Use},
 };
 
 /// One look at an instance.

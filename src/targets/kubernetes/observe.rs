@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use futures::{future::FutureExt, stream::StreamExt};
+use futures::future::FutureExt;
 use serde_json::Value;
 
 use super::{
@@ -24,8 +24,8 @@ use super::{
     schema::Schemas,
 };
 use crate::{
-    model::{Change, Field, Overwrite, ResourceChange},
-    port::{ChangedBy, Job, KubernetesWork, Observation, TargetError},
+    model::{Change, ChangedBy, Field, Overwrite, ResourceChange},
+    port::{Job, KubernetesWork, Observation, TargetError},
 };
 
 /// With more objects missing than this, only those that are not plainly as their schemas say are tried.
