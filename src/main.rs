@@ -1,5 +1,9 @@
 //! The program: parses the command line and calls a door.
 
+/// Gives memory back after a large apply, where the system's keeps what was once needed.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> std::process::ExitCode {
     evenkeel::cli::main()
 }

@@ -178,17 +178,7 @@ impl Daemon {
         let (job, observation) = match self.look_at_declared(head, instance, &asked, &inputs).await {
             Ok(looked) => looked,
             Err(error) => {
-                if let Error::Target(error) = &error
-                    && error.kind == targets::kubernetes::NOT_THERE_YET
-                    && let Some(upstream) = asked.changing.first()
-                {
-                    plan.waiting_on.push(WaitingOn::KnownAfter { instance: upstream.clone() });
-                    return Outcome { plan: Some(plan), ..none };
-                }
-                plan.problem = Some(match error {
-                    Error::Target(error) => error.whole(),
-                    other => crate::error_chain(&other),
-                });
+                not_planned(&mut plan, &error, &asked.changing);
                 return Outcome { plan: Some(plan), ..none };
             }
         };
@@ -262,6 +252,17 @@ impl Daemon {
             });
         }
         Ok(None)
+    }
+}
+
+/// Why there is no plan: it is known after an upstream that brings what is missing, or it can't be made.
+fn not_planned(plan: &mut InstancePlan, error: &Error, changing: &[InstanceId]) {
+    match (error, changing.first()) {
+        (Error::Target(error), Some(upstream)) if error.kind == targets::kubernetes::NOT_THERE_YET => {
+            plan.waiting_on.push(WaitingOn::KnownAfter { instance: upstream.clone() });
+        }
+        (Error::Target(error), _) => plan.problem = Some(error.whole()),
+        (other, _) => plan.problem = Some(crate::error_chain(other)),
     }
 }
 

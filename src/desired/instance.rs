@@ -131,6 +131,29 @@ pub(super) fn resolve_instance(document: &Arc<Document>, environment: &Environme
             overridden = true;
         }
     }
+    let mut found = interpolated(&mut spec, document, environment);
+    if overridden {
+        let schema = &schemas()["Component"];
+        let mut validator = Validator { file: &document.file, root: schema, whole: Whole::Yes, problems: vec![] };
+        validator.check(&schema["properties"]["spec"], &spec);
+        found.problems.extend(validator.problems);
+    }
+    instance.problems = found.problems;
+    if instance.problems.is_empty() {
+        match decode::<Component>(document, &spec) {
+            Ok(spec) => {
+                instance.problems.extend(spec.checks.iter().filter_map(|check| wrong_check(document, check)));
+                instance.spec = Some(Arc::new(spec));
+            }
+            Err(problem) => instance.problems.push(*problem),
+        }
+    }
+    instance.references = found.references.into_iter().map(|(reference, _)| reference).collect();
+    instance
+}
+
+/// Fills `${environment}` in, and finds the references to outputs, which may stand where they are allowed.
+fn interpolated(spec: &mut Node, document: &Document, environment: &EnvironmentName) -> resolve::Found {
     let mut found = resolve::Found::default();
     if let node::Kind::Map(entries) = &mut spec.value {
         for (key, node) in entries {
@@ -155,24 +178,7 @@ pub(super) fn resolve_instance(document: &Arc<Document>, environment: &Environme
             }
         }
     }
-    if overridden {
-        let schema = &schemas()["Component"];
-        let mut validator = Validator { file: &document.file, root: schema, whole: Whole::Yes, problems: vec![] };
-        validator.check(&schema["properties"]["spec"], &spec);
-        found.problems.extend(validator.problems);
-    }
-    instance.problems = found.problems;
-    if instance.problems.is_empty() {
-        match decode::<Component>(document, &spec) {
-            Ok(spec) => {
-                instance.problems.extend(spec.checks.iter().filter_map(|check| wrong_check(document, check)));
-                instance.spec = Some(Arc::new(spec));
-            }
-            Err(problem) => instance.problems.push(*problem),
-        }
-    }
-    instance.references = found.references.into_iter().map(|(reference, _)| reference).collect();
-    instance
+    found
 }
 
 fn wrong_check(document: &Document, check: &Check) -> Option<Problem> {

@@ -16,6 +16,7 @@ pub mod kubernetes;
 pub mod load;
 pub mod manifests;
 pub mod node;
+mod remediation;
 pub mod resolve;
 pub mod schema;
 pub mod select;

@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -16,8 +15,9 @@ use super::closure::Source;
 pub use super::{
     environment::{After, AfterWith, Deferred, Environment, KubernetesDefaults, Limits, OnMerge},
     kubernetes::{Helm, Kubernetes},
+    remediation::{Direction, Remediation, RemediationAction, RemediationField, RemediationResource},
 };
-use crate::model::{Change, ChangedBy, ComponentName, Digest, Duration, EnvironmentName};
+use crate::model::{ComponentName, Duration, EnvironmentName};
 
 /// The version that each document names.
 pub const API_VERSION: &str = "evenkeel.dev/v1alpha1";
@@ -363,92 +363,6 @@ pub enum Missed {
     RunOnce,
     /// They are left out.
     Skip,
-}
-
-/// A plan that a person can read and cut: it filters, and the daemon plans afresh (R4.1).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Remediation {
-    /// The environment.
-    pub environment: EnvironmentName,
-    /// What merging it does.
-    pub direction: Direction,
-    /// What it was written for.
-    pub because: String,
-    /// When the world was observed.
-    pub observed_at: DateTime<Utc>,
-    /// When it stops being an authority.
-    pub expires_at: DateTime<Utc>,
-    /// What merging it runs, and no more.
-    pub actions: Vec<RemediationAction>,
-}
-
-/// What merging a remediation does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub enum Direction {
-    /// The world returns to what was applied.
-    Revert,
-    /// What is pending is applied.
-    Apply,
-}
-
-/// One action of a remediation.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RemediationAction {
-    /// The digest of the action.
-    #[serde(serialize_with = "prefixed")]
-    pub digest: Digest,
-    /// The actions that come first.
-    #[serde(default, skip_serializing_if = "Vec::is_empty", serialize_with = "all_prefixed")]
-    pub after: Vec<Digest>,
-    /// The instance.
-    #[schemars(with = "String", extend("format" = "evenkeel-instance"))]
-    pub instance: crate::model::InstanceId,
-    /// What is done.
-    pub r#do: String,
-    /// For the reader.
-    #[serde(default)]
-    pub resources: Vec<RemediationResource>,
-}
-
-fn prefixed<S: serde::Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&format_args!("sha256:{digest}"))
-}
-
-fn all_prefixed<S: serde::Serializer>(digests: &[Digest], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(digests.iter().map(|digest| format!("sha256:{digest}")))
-}
-
-/// One resource of an action, for the reader.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RemediationResource {
-    /// The address.
-    pub resource: String,
-    /// What happens to it.
-    pub change: Change,
-    /// What differs.
-    #[serde(default)]
-    pub fields: Vec<RemediationField>,
-    /// Who changed it, where that is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub changed_by: Option<ChangedBy>,
-}
-
-/// One field of a resource, for the reader.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RemediationField {
-    /// A JSON pointer inside the resource.
-    pub path: String,
-    /// What was observed.
-    #[serde(default)]
-    pub observed: Option<Value>,
-    /// What was applied.
-    #[serde(default)]
-    pub desired: Option<Value>,
 }
 
 /// What every document has.

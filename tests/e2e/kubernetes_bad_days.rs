@@ -287,16 +287,17 @@ async fn a_webhook_that_does_not_answer_is_said_and_an_own_identity_for_plans_st
     let client =
         kube::Client::try_from(kube::Config::from_custom_kubeconfig(config, &Default::default()).await.unwrap())
             .unwrap();
-    let patch = |query: &str| {
-        let body =
-            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m000"}, "data": {"a": "plan"}})
-                .to_string();
-        let request = http::Request::patch(format!("{}/m000?fieldManager=evenkeel&force=true{query}", maps("hooked")));
+    let patch = |name: &str, query: &str| {
+        let body = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"a": "plan"}})
+            .to_string();
+        let request =
+            http::Request::patch(format!("{}/{name}?fieldManager=evenkeel&force=true{query}", maps("hooked")));
         request.header("content-type", "application/apply-patch+yaml").body(body.into_bytes()).unwrap()
     };
-    let refused = stage.until("the policy holds", async || client.request_text(patch("")).await.err()).await;
+    let refused = stage.until("the policy holds", async || client.request_text(patch("probe", "")).await.err()).await;
     assert!(refused.to_string().contains("the identity that plans may only try"), "{refused}");
-    client.request_text(patch("&dryRun=All")).await.unwrap();
+    assert!(client.request_text(patch("m000", "")).await.is_err());
+    client.request_text(patch("m000", "&dryRun=All")).await.unwrap();
     let access = json!({"kubeconfigFile": place});
     stage.config["connections"]["*"]["cluster"]["plan"] = access;
     std::fs::write(stage.place("evenkeel.yaml"), stage.config.to_string()).unwrap();

@@ -66,7 +66,7 @@ fn every_keyword_of_the_schemas_is_understood() {
 fn the_demo_is_without_problems_for_us_and_for_a_json_schema_validator() {
     let desired = evenkeel::desired::load(&evenkeel::git::WorkingFiles::new("demo"), "state-repo");
     assert_eq!(desired.problems, []);
-    assert_eq!(desired.instances.len(), 6);
+    assert_eq!(desired.instances.len(), 8);
     for (path, kind) in [
         ("staterepo.yaml", "StateRepo"),
         ("environments/dev.yaml", "Environment"),

@@ -120,20 +120,8 @@ impl Stage {
         })?;
         cluster.ready().await?;
         std::fs::write(place("kubeconfig"), cluster.kubeconfig("admin"))?;
-        let kubeconfig = json!({"kubeconfigFile": place("kubeconfig")});
-        let access = |other: &str| json!({"sharedWith": [other], "plan": kubeconfig, "apply": kubeconfig});
         let world = place("world").display().to_string();
-        let config = json!({
-            "repository": {"url": url, "poll": "5s"},
-            "github": {"baseUrl": format!("http://{}", forge.address), "tokenFile": place("forge-token"), "webhookSecretFile": place("hook-secret")},
-            "data": place("data"),
-            "listen": format!("127.0.0.1:{port}"),
-            "connections": {
-                "*": {"world": {"plan": {"env": {"WORLD_ROOT": world, "WORLD_READONLY": "1"}}, "apply": {"env": {"WORLD_ROOT": world}}}},
-                "dev": {"cluster": access("staging")},
-                "staging": {"cluster": access("dev")},
-            },
-        });
+        let config = configuration(folder.path(), &url, &forge, port);
         std::fs::write(place("evenkeel.yaml"), serde_json::to_string_pretty(&config)?)?;
         output::text(&format!(
             "{}\n  forge    http://{}/  (users lin of the platform team, mira, and the bot evenkeel)\n  daemon   http://127.0.0.1:{port}\n  world    {world}\n  tofu     {version}, with a provider that keeps files\n  cluster  {}, an API server without controllers\n",
@@ -466,6 +454,25 @@ impl Stage {
         )));
         Ok(())
     }
+}
+
+/// The configuration of the daemon: one world and one cluster for both environments.
+fn configuration(folder: &Path, url: &str, forge: &Forge, port: u16) -> Value {
+    let place = |name: &str| folder.join(name);
+    let kubeconfig = json!({"kubeconfigFile": place("kubeconfig")});
+    let access = |other: &str| json!({"sharedWith": [other], "plan": kubeconfig, "apply": kubeconfig});
+    let world = place("world").display().to_string();
+    json!({
+        "repository": {"url": url, "poll": "5s"},
+        "github": {"baseUrl": format!("http://{}", forge.address), "tokenFile": place("forge-token"), "webhookSecretFile": place("hook-secret")},
+        "data": place("data"),
+        "listen": format!("127.0.0.1:{port}"),
+        "connections": {
+            "*": {"world": {"plan": {"env": {"WORLD_ROOT": world, "WORLD_READONLY": "1"}}, "apply": {"env": {"WORLD_ROOT": world}}}},
+            "dev": {"cluster": access("staging")},
+            "staging": {"cluster": access("dev")},
+        },
+    })
 }
 
 fn indent(text: &str) -> String {

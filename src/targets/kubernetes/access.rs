@@ -5,10 +5,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use kube::{
-    Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
-};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
 use secrecy::SecretString;
 
 use crate::{

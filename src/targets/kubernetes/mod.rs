@@ -24,6 +24,7 @@ mod observe;
 pub mod plan;
 mod render;
 mod schema;
+mod substitute;
 mod verify;
 mod watch;
 

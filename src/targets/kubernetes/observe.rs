@@ -166,42 +166,7 @@ impl Kubernetes {
             warnings: rendered.warnings.clone(),
             ..Observation::default()
         };
-        let (mut now, mut steps, mut problems) = (Inventory::new(), vec![], vec![]);
-        let (mut objects, mut looks) = (vec![], vec![]);
-        for object in wanted {
-            match live.remove(&object.key) {
-                Some(None) => now.extend(inventory.get(&object.key).map(|held| (object.key.clone(), held.clone()))),
-                found => {
-                    objects.push(object);
-                    looks.push(look.object(object, found.flatten()).boxed());
-                }
-            }
-        }
-        for (object, found) in objects.into_iter().zip(side_by_side(looks).await) {
-            match found? {
-                Found::Same(held) => drop(now.insert(object.key.clone(), held)),
-                Found::Problem(problem) => problems.push(problem),
-                Found::Differs(step, by) => {
-                    if let Some(held) = inventory.get(&object.key) {
-                        now.insert(object.key.clone(), held.clone());
-                    }
-                    if let Some(by) = by {
-                        observation.changed_by.insert(object.key.to_string(), by);
-                    }
-                    if step.change == Change::Replace && !look.may_replace(&object.key) {
-                        let why = format!(
-                            "`{}` can't be changed in place: say `force: [{{ kind: {} }}]` to have it deleted and made again",
-                            object.key, object.key.kind
-                        );
-                        observation.refused.get_or_insert(why);
-                    }
-                    steps.push(*step);
-                }
-            }
-        }
-        if !problems.is_empty() {
-            return Err(wrong(&job.instance, problems));
-        }
+        let (mut now, mut steps) = look.each(wanted, &mut live, &mut observation).await?;
         let mut gone = look.left_over(&live, &mut now, &mut observation.warnings);
         if scope.rebuilt {
             // What was found by its labels alone is deleted once somebody has seen it.
@@ -267,6 +232,56 @@ impl Kubernetes {
             }
             done => Ok((done?, kinds)),
         }
+    }
+}
+
+impl Look<'_> {
+    /// Looks at objects side by side: what is held of them, and what is to be changed.
+    async fn each(
+        &self,
+        wanted: Vec<&Object>,
+        live: &mut Live,
+        observation: &mut Observation,
+    ) -> Result<(Inventory, Vec<Step>), TargetError> {
+        let (mut now, mut steps, mut problems) = (Inventory::new(), vec![], vec![]);
+        let (mut objects, mut looks) = (vec![], vec![]);
+        for object in wanted {
+            match live.remove(&object.key) {
+                Some(None) => {
+                    now.extend(self.inventory.get(&object.key).map(|held| (object.key.clone(), held.clone())))
+                }
+                found => {
+                    objects.push(object);
+                    looks.push(self.object(object, found.flatten()).boxed());
+                }
+            }
+        }
+        for (object, found) in objects.into_iter().zip(side_by_side(looks).await) {
+            match found? {
+                Found::Same(held) => drop(now.insert(object.key.clone(), held)),
+                Found::Problem(problem) => problems.push(problem),
+                Found::Differs(step, by) => {
+                    if let Some(held) = self.inventory.get(&object.key) {
+                        now.insert(object.key.clone(), held.clone());
+                    }
+                    if let Some(by) = by {
+                        observation.changed_by.insert(object.key.to_string(), by);
+                    }
+                    if step.change == Change::Replace && !self.may_replace(&object.key) {
+                        let why = format!(
+                            "`{}` can't be changed in place: say `force: [{{ kind: {} }}]` to have it deleted and made again",
+                            object.key, object.key.kind
+                        );
+                        observation.refused.get_or_insert(why);
+                    }
+                    steps.push(*step);
+                }
+            }
+        }
+        if !problems.is_empty() {
+            return Err(wrong(&self.job.instance, problems));
+        }
+        Ok((now, steps))
     }
 }
 

@@ -21,6 +21,7 @@ use super::{
     client::Kinds,
     manifest::{self, Read, Reader, Written},
     object::{COMPONENT, ENVIRONMENT, Key, rank},
+    substitute::substituted,
 };
 use crate::{
     desired::manifests::is_manifest,
@@ -347,19 +348,9 @@ fn finish(
                 continue;
             }
         };
-        if namespaced && key.namespace.is_none() {
-            let Some(namespace) = &work.namespace else {
-                problems.push(format!(
-                    "{place}: `{key}` names no namespace; name one there, in the component or in the environment"
-                ));
-                continue;
-            };
-            value["metadata"]["namespace"] = namespace.as_str().into();
-            key.namespace = Some(namespace.as_str().into());
-        } else if !namespaced && key.namespace.take().is_some() {
-            if let Some(metadata) = value["metadata"].as_object_mut() {
-                metadata.remove("namespace");
-            }
+        if let Err(why) = at_home(&mut value, &mut key, namespaced, work.namespace.as_deref()) {
+            problems.push(format!("{place}: {why}"));
+            continue;
         }
         tidy(&mut value, id);
         for (_, _, pointers) in work
@@ -392,6 +383,23 @@ fn finish(
     }
     made.sort_by(|one, two| (rank(&one.key.kind), &one.key).cmp(&(rank(&two.key.kind), &two.key)));
     Ok(Rendered { objects: made, warnings })
+}
+
+/// Puts an object into the namespace that it names, or into the component's; one that lives in none is in none.
+fn at_home(value: &mut Value, key: &mut Key, namespaced: bool, home: Option<&str>) -> Result<(), String> {
+    if namespaced && key.namespace.is_none() {
+        let Some(namespace) = home else {
+            return Err(format!("`{key}` names no namespace; name one there, in the component or in the environment"));
+        };
+        value["metadata"]["namespace"] = namespace.into();
+        key.namespace = Some(namespace.into());
+    } else if !namespaced
+        && key.namespace.take().is_some()
+        && let Some(metadata) = value["metadata"].as_object_mut()
+    {
+        metadata.remove("namespace");
+    }
+    Ok(())
 }
 
 /// The kinds that definitions among the objects bring, with whether they live in namespaces.
@@ -462,71 +470,11 @@ fn remove(value: &mut Value, pointer: &str) {
     }
 }
 
-/// Replaces `${KEY}` in every text; a text that is nothing else takes the type of the value. `$${` stands for `${`.
-fn substituted(value: &mut Value, by: &BTreeMap<String, Value>) -> Result<(), String> {
-    match value {
-        Value::String(text) if text.contains("${") => {
-            *value = filled(text, by)?;
-            Ok(())
-        }
-        Value::Array(items) => items.iter_mut().try_for_each(|item| substituted(item, by)),
-        Value::Object(map) => map.values_mut().try_for_each(|item| substituted(item, by)),
-        _ => Ok(()),
-    }
-}
-
-fn filled(text: &str, by: &BTreeMap<String, Value>) -> Result<Value, String> {
-    let mut made = String::new();
-    let mut rest = text;
-    while let Some(at) = rest.find("${") {
-        if rest[..at].ends_with('$') {
-            made.push_str(&rest[..at]);
-            made.push('{');
-            rest = &rest[at + 2..];
-            continue;
-        }
-        made.push_str(&rest[..at]);
-        let inner = &rest[at + 2..];
-        let end = inner.find('}').ok_or_else(|| format!("`{text}` begins a `${{` that does not end"))?;
-        let key = &inner[..end];
-        let value = by.get(key).ok_or_else(|| {
-            let known: Vec<String> = by.keys().map(|key| format!("`{key}`")).collect();
-            format!(
-                "`${{{key}}}` stands for nothing; `substitute` has {}, and `$${{` stands for `${{`",
-                known.join(", ")
-            )
-        })?;
-        if made.is_empty() && end + 3 == text.len() {
-            return Ok(value.clone());
-        }
-        match value {
-            Value::String(value) => made.push_str(value),
-            Value::Number(_) | Value::Bool(_) => made.push_str(&value.to_string()),
-            _ => return Err(format!("`${{{key}}}` is a list or mapping, and can't stand inside a text")),
-        }
-        rest = &inner[end + 1..];
-    }
-    made.push_str(rest);
-    Ok(made.into())
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn keys_are_replaced_and_undefined_ones_refused() {
-        let by = BTreeMap::from([("HOST".to_owned(), json!("db")), ("PORT".to_owned(), json!(5432))]);
-        let fill = |text: &str| filled(text, &by);
-        assert_eq!(fill("${HOST}:${PORT}").unwrap(), json!("db:5432"));
-        assert_eq!(fill("${PORT}").unwrap(), json!(5432));
-        assert_eq!(fill("$${HOST} ${HOST}").unwrap(), json!("${HOST} db"));
-        assert_eq!(fill("none").unwrap(), json!("none"));
-        insta::assert_snapshot!(fill("x ${OTHER}").unwrap_err(), @"`${OTHER}` stands for nothing; `substitute` has `HOST`, `PORT`, and `$${` stands for `${`");
-        assert!(fill("${HOST").is_err());
-    }
 
     #[test]
     fn what_is_ignored_is_not_sent() {
