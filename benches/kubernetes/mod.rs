@@ -152,6 +152,10 @@ pub(crate) async fn rows() -> Vec<Row> {
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
     let again = stage.statistic("VmRSS:");
+    let told = log(&stage);
+    let lists_of_watches = told.lines().rev().filter(|line| line.contains("a watch has listed")).take(5);
+    let ms = |line: &str| line.split(" ms=").nth(1)?.split(' ').next()?.parse::<u64>().ok();
+    let first_list = lists_of_watches.filter_map(ms).max().unwrap_or_default();
     stage.stop();
     server.stop_server();
     let list = median(lists);
@@ -178,9 +182,9 @@ pub(crate) async fn rows() -> Vec<Row> {
             bound: "< 100 ms".into(),
         },
         Row {
-            what: "start of a daemon → everything seen and watched",
+            what: "start of a daemon → rendered, seen and watched",
             found: format!("{:.0} ms", median(starts)),
-            bound: "< 900 ms".into(),
+            bound: format!("of it the slowest first list of a watch {first_list} ms; < 900 ms"),
         },
         Row {
             what: "memory with them watched: after a start",

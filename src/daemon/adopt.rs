@@ -13,12 +13,13 @@ use std::{
 use super::{Daemon, Error, Head, Wake, advance::is_pending, inputs::declared_job, propose::Proposal};
 use crate::{
     authority::Principal,
-    desired::{self, Instance, node, schema::Verb},
-    model::{ComponentName, InstanceId},
+    desired::{self, Instance, closure::Source, manifests::is_manifest, node, schema::Verb},
+    model::{Change, ComponentName, Field, InstanceId, ResourceChange},
     port::{Files, Overlay, Sort, Use, join},
     remedy::{
         self, Group,
         adopt::{Adopted, Declared, adopted, edit_tfvars},
+        adopt_objects::{edit_object, edit_values},
     },
     render::comment,
 };
@@ -109,6 +110,9 @@ impl Daemon {
         }
         let job = self.applied_job(id, record, head).await?;
         let observation = self.look_at_job(head, &job).await?;
+        if instance.kind == "kubernetes" {
+            return Ok(self.edit_objects(head, instance, &observation.changes, edits));
+        }
         let found = match adopted(&observation.changes, &observation.origins) {
             Ok(found) => found,
             Err(why) => return Ok(Err(why)),
@@ -154,6 +158,86 @@ impl Daemon {
         let edited = declared.edit(adopted)?;
         edits.insert(path, edited);
         Ok(())
+    }
+
+    /// Edits the files that say the fields of objects, each at the narrowest place that concerns this instance alone.
+    fn edit_objects(
+        &self,
+        head: &Head,
+        instance: &Instance,
+        changes: &[ResourceChange],
+        edits: &mut Edits,
+    ) -> Result<(), String> {
+        for change in changes {
+            let name = &change.resource;
+            match change.change {
+                Change::Update => {}
+                Change::Create => return Err(format!("`{name}` is gone; remove its declaration if that is meant")),
+                _ => return Err(format!("`{name}` is not a matter of its fields; change its declaration")),
+            }
+            // From the end, so that the places of list items stay what they are.
+            for field in change.fields.iter().rev() {
+                if field.sensitive {
+                    return Err(format!("`{}` of `{name}` is sensitive, and no file may say it", field.path));
+                }
+                self.edit_field(head, instance, name, field, edits)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn edit_field(
+        &self,
+        head: &Head,
+        instance: &Instance,
+        name: &str,
+        field: &Field,
+        edits: &mut Edits,
+    ) -> Result<(), String> {
+        let Some(source) = instance.spec.as_ref().and_then(|spec| spec.source()) else {
+            return Err(format!("`{}` is made from nothing", instance.id));
+        };
+        let kind = name.split(['.', '/']).next().unwrap_or_default();
+        let object = name.rsplit('/').next().unwrap_or_default();
+        let (mut paths, values): (Vec<String>, bool) = match &source {
+            Source::Helm { value_files, .. } => {
+                (value_files.iter().rev().filter_map(|path| join("", path)).collect(), true)
+            }
+            _ => (instance.closure.files.keys().filter(|path| is_manifest(path)).cloned().collect(), false),
+        };
+        if let Source::Kustomize(folder) = &source {
+            // What stands in the overlay concerns this instance alone.
+            let folder = format!("{}/", join("", folder).unwrap_or_default());
+            paths.sort_by_key(|path| !path.starts_with(&folder));
+        }
+        let mut why = None;
+        for path in paths {
+            let text = match edits.get(&path) {
+                Some(text) => text.clone(),
+                None => match head.content.read(&path) {
+                    Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+                    Err(_) => continue,
+                },
+            };
+            let edited = if values { edit_values(&text, field) } else { edit_object(&text, kind, object, field) };
+            match edited {
+                Ok(None) => {}
+                Err(reason) => why = Some(format!("`{path}`: {reason}")),
+                Ok(Some(edited)) => {
+                    let mut more = edits.clone();
+                    more.insert(path.clone(), edited);
+                    if self.touched(head, &more).is_subset(&self.touched_with(head, edits, &instance.id)) {
+                        *edits = more;
+                        return Ok(());
+                    }
+                    why = Some(format!("`{path}`, which says it, is what other instances are made from as well"));
+                }
+            }
+        }
+        Err(why.unwrap_or_else(|| {
+            let what = if values { "no one value of its files of values is" } else { "no file of its own says" };
+            format!("{what} `{}` of `{name}`; change what it is made from", field.path)
+        }))
     }
 
     fn with_edits(&self, head: &Head, edits: &Edits) -> Head {

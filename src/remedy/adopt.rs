@@ -164,7 +164,7 @@ fn escaped(value: &Value) -> Value {
 }
 
 /// The text before a document, the document, and the text behind it; `---` belongs to neither.
-fn document<'t>(text: &'t str, starts: &[usize], at: usize) -> (&'t str, &'t str, &'t str) {
+pub(super) fn document<'t>(text: &'t str, starts: &[usize], at: usize) -> (&'t str, &'t str, &'t str) {
     let lines: Vec<usize> = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
     let line = |number: usize| text[lines[number]..].lines().next().unwrap_or_default();
     // A separator ends one document and begins the next.

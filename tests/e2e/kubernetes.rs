@@ -587,3 +587,65 @@ async fn a_rollout_is_waited_for_says_why_it_fails_and_gives_way_to_a_newer_revi
     assert_eq!(code, 0, "{out}{err}");
     stage.verdict("dev/roll", Verdict::InSync).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r4_3_what_somebody_changed_is_declared_where_only_this_instance_is_made_from_it() {
+    let cluster = Cluster::shared().await;
+    let overlay = |name: &str| {
+        vec![
+            component(name, &format!("kustomize: k8s/{name}, namespace: {name}, wait: none"), "  dependsOn: [space]\n"),
+            (format!("k8s/{name}/kustomization.yaml"), "resources: [../base]\npatches:\n- path: more.yaml\n".into()),
+            (
+                format!("k8s/{name}/more.yaml"),
+                "apiVersion: apps/v1\nkind: Deployment\nmetadata: { name: web }\nspec:\n  replicas: 5 # enough\n"
+                    .into(),
+            ),
+        ]
+    };
+    let mut files = vec![
+        environment("dev", "onMerge: apply, kubernetes: { connection: cluster }"),
+        component("space", "manifests: k8s/space, wait: none", ""),
+        ("k8s/space/one.yaml".into(), namespace("adopt-one")),
+        ("k8s/space/two.yaml".into(), namespace("adopt-two")),
+        ("k8s/base/kustomization.yaml".into(), "resources: [web.yaml]\n".into()),
+        ("k8s/base/web.yaml".into(), DEPLOYMENT.into()),
+    ];
+    files.extend(overlay("adopt-one"));
+    files.extend(overlay("adopt-two"));
+    let stage = start(&cluster, &files).await;
+    stage.verdict("dev/adopt-one", Verdict::InSync).await;
+    stage.verdict("dev/adopt-two", Verdict::InSync).await;
+    let path = web("adopt-one");
+    cluster.edit(&path, &json!({"spec": {"replicas": 7}})).await;
+    let proposal = stage.proposal().await;
+    let (code, out, err) = stage.run(&["adopt", "dev/adopt-one"]);
+    assert_eq!(code, 0, "{out}{err}");
+    let number = proposal["number"].as_u64().unwrap();
+    stage
+        .until("it adopts", async || {
+            let (_, pull) = stage.forge("lin", reqwest::Method::GET, &format!("pulls/{number}"), Value::Null).await;
+            (pull["title"] == "Adopt drift in dev/adopt-one").then_some(())
+        })
+        .await;
+    stage.merge("lin", number).await;
+    stage.verdict("dev/adopt-one", Verdict::InSync).await;
+    stage.push("look", &[("note".into(), "x".into())]);
+    let text = std::fs::read_to_string(stage.place("checkout/k8s/adopt-one/more.yaml")).unwrap();
+    assert!(text.contains("  replicas: 7 # enough"), "{text}");
+    assert_eq!(cluster.get(&path).await["spec"]["replicas"], 7);
+    let (code, out, err) = stage.drift("dev");
+    assert_eq!(code, 0, "{out}{err}");
+    // What stands in a base is what others are made from as well.
+    cluster
+        .patch(&path, &json!({"spec": {"template": {"spec": {"containers": [{"name": "web", "image": "web:9"}]}}}}))
+        .await;
+    stage.verdict("dev/adopt-one", Verdict::Drifted).await;
+    stage.proposal().await;
+    let (code, out, err) = stage.run(&["adopt", "dev/adopt-one"]);
+    assert_ne!(code, 0);
+    assert!(
+        format!("{out}{err}")
+            .contains("`k8s/base/web.yaml`, which says it, is what other instances are made from as well"),
+        "{out}{err}"
+    );
+}

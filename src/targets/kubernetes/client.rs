@@ -424,7 +424,7 @@ impl Cluster {
                 Err(_) => (Refusal::silent(format!("it did not answer within {} s", limit.as_secs())), 0),
             };
             // What was turned away was not looked at; what is unclear is sent again only where that can't harm.
-            let may = refused.code == 429 || (refused.is_unclear() && again);
+            let may = refused.code == 429 || (refused.is_unclear() && refused.code != 500 && again);
             let wait_now = wait.max(Duration::from_secs(after)).min(LONGEST_WAIT);
             if !may || since.elapsed() + wait_now > TRIES_TIME_MAX {
                 return Err(refused);

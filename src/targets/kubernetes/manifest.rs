@@ -27,10 +27,17 @@ pub enum Reader {
 /// An object as it was written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Written {
-    /// The object.
-    pub value: Value,
+    /// The object as JSON: thousands of them wait for each other.
+    pub json: Box<str>,
     /// Where it stands: `file:line`.
     pub place: String,
+}
+
+impl Written {
+    /// The object.
+    pub fn value(&self) -> Value {
+        serde_json::from_str(&self.json).unwrap_or_default()
+    }
 }
 
 /// What a text says.
@@ -182,7 +189,7 @@ fn flatten(value: Value, place: String, found: &mut Read) {
             .problems
             .push(problem(&format!("more than the {OBJECTS_MAX} objects that one instance may have")));
     }
-    found.objects.push(Written { value, place });
+    found.objects.push(Written { json: value.to_string().into(), place });
 }
 
 #[cfg(test)]
@@ -195,14 +202,14 @@ mod tests {
     fn scalars_are_read_as_kubectl_reads_them() {
         let text = "apiVersion: v1\nkind: X\nmetadata: {name: a}\nmode: 0644\nflag: no\nquoted: \"no\"\nport: 80\nversion: 1.10\nbad: 089\n";
         let read = read("x.yaml", text, Reader::Kubectl);
-        let value = &read.objects[0].value;
+        let value = &read.objects[0].value();
         assert_eq!(value["mode"], 420);
         assert_eq!(value["flag"], false);
         assert_eq!(value["quoted"], "no");
         assert_eq!(value["bad"], "089");
         assert_eq!(read.warnings, ["x.yaml:5: `no` is read as false; write \"no\" if a text is meant"]);
         let written = super::read("x.yaml", text, Reader::Kustomize);
-        assert_eq!(written.objects[0].value["flag"], "no");
+        assert_eq!(written.objects[0].value()["flag"], "no");
         assert!(written.warnings.is_empty());
     }
 
@@ -211,9 +218,12 @@ mod tests {
         let text = "# a comment\n---\napiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: A, metadata: {name: a}}\n- {apiVersion: v1, kind: B, metadata: {name: b}}\n---\n# nothing\n---\napiVersion: v1\nkind: C\nmetadata: {name: c}\ntext: |\n  ---\n  not a marker\n";
         let read = read("x.yaml", text, Reader::Kubectl);
         assert!(read.problems.is_empty(), "{:?}", read.problems);
-        let found: Vec<_> =
-            read.objects.iter().map(|one| (one.value["kind"].as_str().unwrap(), one.place.as_str())).collect();
-        assert_eq!(found, [("A", "x.yaml:3"), ("B", "x.yaml:3"), ("C", "x.yaml:11")]);
+        let found: Vec<_> = read
+            .objects
+            .iter()
+            .map(|one| (one.value()["kind"].as_str().unwrap().to_owned(), one.place.as_str()))
+            .collect();
+        assert_eq!(found, [("A".into(), "x.yaml:3"), ("B".into(), "x.yaml:3"), ("C".into(), "x.yaml:11")]);
     }
 
     #[test]
@@ -232,6 +242,6 @@ mod tests {
     #[test]
     fn anchors_merge() {
         let text = "apiVersion: v1\nkind: A\nmetadata: {name: a}\nbase: &b {x: 1, y: 2}\nmore: {<<: *b, y: 3}\n";
-        assert_eq!(read("x", text, Reader::Kubectl).objects[0].value["more"], json!({"x": 1, "y": 3}));
+        assert_eq!(read("x", text, Reader::Kubectl).objects[0].value()["more"], json!({"x": 1, "y": 3}));
     }
 }

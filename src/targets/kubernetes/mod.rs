@@ -185,7 +185,9 @@ impl Kubernetes {
             return Ok(observation);
         }
         let looked = self.look(job, work, false).await?;
-        if is_applied {
+        // What is as head says after an apply is what is applied now.
+        let is_done = job.r#use == Use::Head && !work.destroy && looked.steps.is_empty() && job.formerly.is_none();
+        if is_applied || is_done {
             self.watches.seen(&job.instance, &suspects);
             self.keep(&job.instance, looked.inventory.clone()).await?;
             self.track(job, work, &looked).await?;

@@ -20,7 +20,7 @@ use super::{
     Kubernetes,
     client::Kinds,
     manifest::{self, Read, Reader, Written},
-    object::{COMPONENT, ENVIRONMENT, Key, rank},
+    object::{self, COMPONENT, ENVIRONMENT, Key, rank},
     substitute::substituted,
 };
 use crate::{
@@ -172,11 +172,14 @@ impl Kubernetes {
             ManifestSource::Helm { chart, release, value_files, values } => {
                 let text = self.run_helm(job, work, chart, release, value_files, values).await?;
                 let mut read = manifest::read(chart, &text, Reader::Kubectl);
-                let (hooks, objects): (Vec<Written>, Vec<Written>) =
-                    read.objects.into_iter().partition(|one| one.value["metadata"]["annotations"].get(HOOK).is_some());
+                let (hooks, objects): (Vec<Written>, Vec<Written>) = read
+                    .objects
+                    .into_iter()
+                    .partition(|one| one.value()["metadata"]["annotations"].get(HOOK).is_some());
                 read.objects = objects;
                 read.warnings.extend(hooks.iter().map(|hook| {
-                    let name = hook.value["metadata"]["name"].as_str().unwrap_or_default();
+                    let value = hook.value();
+                    let name = object::text(&value, "/metadata/name").unwrap_or_default();
                     format!("{}: the hook `{name}` is not run", hook.place)
                 }));
                 Ok(read)
@@ -329,7 +332,8 @@ fn finish(
     let crds = crds(&objects);
     let (mut made, mut seen): (Vec<Object>, BTreeMap<Key, String>) = (vec![], BTreeMap::new());
     let mut unknown = BTreeSet::new();
-    for Written { mut value, place } in objects {
+    for written in objects {
+        let (mut value, place) = (written.value(), written.place);
         if let Some(substitute) = &work.substitute
             && let Err(why) = substituted(&mut value, substitute)
         {
@@ -404,7 +408,8 @@ fn at_home(value: &mut Value, key: &mut Key, namespaced: bool, home: Option<&str
 
 /// The kinds that definitions among the objects bring, with whether they live in namespaces.
 fn crds(objects: &[Written]) -> BTreeMap<(String, String), bool> {
-    let definitions = objects.iter().map(|one| &one.value).filter(|value| value["kind"] == "CustomResourceDefinition");
+    let definitions = objects.iter().filter(|one| one.json.contains("CustomResourceDefinition")).map(Written::value);
+    let definitions = definitions.filter(|value| value["kind"] == "CustomResourceDefinition");
     definitions
         .filter_map(|value| {
             let (group, kind) = (value["spec"]["group"].as_str()?, value["spec"]["names"]["kind"].as_str()?);

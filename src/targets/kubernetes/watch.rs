@@ -248,6 +248,7 @@ impl One {
 
     /// Reads everything and compares it; answers the version from which the watch goes on.
     async fn list(&self) -> Result<String, Refusal> {
+        let since = Instant::now();
         let mut there: HashSet<Key> = HashSet::new();
         let version = self
             .cluster
@@ -267,6 +268,8 @@ impl One {
                 self.shared.suspect(&id, key.clone());
             }
         }
+        let ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::debug!(kind = %self.kind, objects = there.len(), ms, "a watch has listed what there is");
         Ok(version)
     }
 
