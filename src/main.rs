@@ -2,7 +2,7 @@
 
 /// Gives memory back after a large apply, where the system's keeps what was once needed.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> std::process::ExitCode {
     evenkeel::cli::main()

@@ -150,6 +150,23 @@ impl Daemon {
         }
     }
 
+    /// Pins a target of a whole environment before anything is done to it, so that of two environments that were pointed
+    /// at one cluster only one begins.
+    pub(super) async fn pin_before_effect(&self, id: &InstanceId, observation: &Observation) -> Result<(), Error> {
+        let (Some(now), Some(shared)) = (&observation.identity, &observation.shared_with) else { return Ok(()) };
+        let _turn = self.identifying.lock().await;
+        if self.identity(id).await?.pinned.is_some() {
+            return Ok(());
+        }
+        match self.of_another_environment(id, now, shared).await? {
+            Some(other) => Err(Error::Refused(format!(
+                "the cluster of `{id}` is that of `{}` (`{other}`); nothing was applied (R1.8)",
+                other.environment
+            ))),
+            None => self.pin(id, Some(now.clone())).await,
+        }
+    }
+
     /// An instance of another environment that has a target, which may not be shared with that.
     async fn of_another_environment(
         &self,

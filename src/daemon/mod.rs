@@ -179,6 +179,8 @@ pub struct Daemon {
     driving: Mutex<BTreeSet<crate::model::RunId>>,
     /// The runs whose rollouts are about to be looked at again.
     rolling: Mutex<std::collections::BTreeSet<crate::model::RunId>>,
+    /// Who decides whose a cluster is.
+    identifying: tokio::sync::Mutex<()>,
     run_changed: tokio::sync::Notify,
     /// Something new may be due.
     due_changed: tokio::sync::Notify,
@@ -212,6 +214,7 @@ impl Daemon {
             loader: Mutex::default(),
             driving: Mutex::default(),
             rolling: Mutex::default(),
+            identifying: tokio::sync::Mutex::default(),
             run_changed: tokio::sync::Notify::new(),
             due_changed: tokio::sync::Notify::new(),
             deciding: tokio::sync::Mutex::default(),

@@ -4,13 +4,13 @@
 //! one is about to delete, it is told which instances of the environment declare it, and looks again: what moves to
 //! another instance is not deleted on the way.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Daemon, Error, Head, inputs::declared_job};
-use crate::port::{Job, Observation, Owners, Prepared, TargetError, Use, Work};
+use crate::{
+    desired::{Instance, kubernetes::Connection},
+    port::{Job, Observation, Owners, Prepared, TargetError, Use, Work},
+};
 
 impl Daemon {
     /// Looks at an instance with the credentials of plan.
@@ -40,24 +40,18 @@ impl Daemon {
 
     /// The job, with what every instance of its environment declares in the same cluster.
     async fn with_owners(self: &Arc<Self>, head: &Head, job: &Job) -> Result<Job, TargetError> {
-        let mut owners = Owners::new();
-        for instance in head.environment(&job.instance.environment).filter(|instance| instance.kind == job.work.kind())
-        {
-            let refused = |error: Error| match error {
-                Error::Target(error) => error,
-                other => TargetError::new("record", crate::error_chain(&other)),
-            };
-            let inputs =
-                self.inputs(head, &instance.id, &instance.references, &BTreeMap::new()).await.map_err(refused)?;
-            if !inputs.waiting_on.is_empty() || !instance.problems.is_empty() {
-                continue;
-            }
-            let other = declared_job(instance, Use::Head, Arc::clone(&head.content), &inputs, false)?;
-            if other.connection != job.connection {
-                continue;
-            }
-            for resource in self.hands.target.declares(&other).await? {
-                owners.entry(resource).or_insert_with(BTreeSet::new).insert(instance.id.clone());
+        let mut owners = Owners::default();
+        for instance in head.environment(&job.instance.environment).filter(|one| one.kind == job.work.kind()) {
+            match self.declares(head, instance, job).await {
+                Ok(resources) => {
+                    for resource in resources {
+                        owners.declared.entry(resource).or_default().insert(instance.id.clone());
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(instance = %instance.id, error = crate::error_chain(&error), "what it declares is not known");
+                    owners.unknown = Some(instance.id.clone());
+                }
             }
         }
         let mut job = job.clone();
@@ -65,5 +59,21 @@ impl Daemon {
             work.owners = Some(Arc::new(owners));
         }
         Ok(job)
+    }
+
+    /// What an instance declares in the cluster of a job; nothing where it has another.
+    async fn declares(self: &Arc<Self>, head: &Head, instance: &Instance, job: &Job) -> Result<Vec<String>, Error> {
+        let connection = instance.spec.as_ref().and_then(|spec| spec.kubernetes.as_ref()?.connection.clone());
+        if instance.problems.is_empty() && connection.as_ref().map(Connection::name) != job.connection.as_deref() {
+            return Ok(vec![]);
+        }
+        let inputs = self.inputs(head, &instance.id, &instance.references, &BTreeMap::new()).await?;
+        if let (Some(on), _) | (None, Some(on)) =
+            (inputs.waiting_on.first().map(|on| format!("{on:?}")), instance.problems.first().map(ToString::to_string))
+        {
+            return Err(Error::Refused(on));
+        }
+        let other = declared_job(instance, Use::Head, Arc::clone(&head.content), &inputs, false)?;
+        Ok(self.hands.target.declares(&other).await?)
     }
 }

@@ -44,7 +44,7 @@ pub(super) enum Stop {
     Waits(WaitingOn, String),
     Fails(String),
     /// Nothing is to do.
-    Nothing(Box<Job>, BTreeMap<String, RecordedOutput>),
+    Nothing(Box<Job>, BTreeMap<String, RecordedOutput>, Vec<Action>),
     Error(Error),
     /// The daemon stops; the run is taken up again.
     Leaves,
@@ -181,8 +181,9 @@ impl Daemon {
             return Err(Stop::Waits(WaitingOn::FirstContact, says));
         }
         if actions.is_empty() {
-            return Err(Stop::Nothing(Box::new(job), inputs));
+            return Err(Stop::Nothing(Box::new(job), inputs, vec![]));
         }
+        let fresh = actions.clone();
         if run.by_merge
             && let Some(says) = self.undoes_snoozed(id, &actions).await?
         {
@@ -190,9 +191,13 @@ impl Daemon {
         }
         let actions = self.approve(driven, &run, id, actions).await?;
         if actions.is_empty() {
-            return Err(Stop::Nothing(Box::new(job), inputs));
+            return Err(Stop::Nothing(Box::new(job), inputs, fresh));
         }
         self.guard(driven, id, &actions).await?;
+        match self.pin_before_effect(id, &prepared.observation).await {
+            Err(Error::Refused(says)) => return Err(Stop::Fails(says)),
+            done => done?,
+        }
         if run.destroys {
             // Planning takes a while, and somebody may have declared it again.
             self.look_at_git().await?;
@@ -362,6 +367,13 @@ impl Daemon {
             Approved::Declaration => Ok(actions),
             Approved::Actions { actions: approved } if run.by_drift => match plan::covers(&approved, &actions) {
                 Ok(()) => Ok(actions),
+                Err(_) if actions.iter().all(plan::stands_alone) => {
+                    // What drifted since, or somebody said no to, is not this run's business.
+                    let (mine, _) = self.business(driven, run, id, actions).await?;
+                    plan::covers(&approved, &mine)
+                        .map_err(|gap| Stop::Fails(format!("the drift changed meanwhile: {}", gap.0)))?;
+                    Ok(mine)
+                }
                 Err(gap) => Err(Stop::Fails(format!("the drift changed meanwhile: {}", gap.0))),
             },
             Approved::Actions { actions: approved } => match plan::covers(&approved, &actions) {

@@ -5,6 +5,7 @@
 //! *Guarantees:* a newer run, or `/cancel`, ends the wait; what does not come up is a failure with its reason.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, PoisonError},
     time::Duration,
 };
@@ -12,14 +13,46 @@ use std::{
 use super::{Daemon, Error, Wake, run::Driven};
 use crate::{
     journal::{Event, Run, Status},
-    model::{InstanceId, WaitingOn},
-    port::{Health, Job},
+    model::{Action, InstanceId, WaitingOn},
+    port::{Health, Job, RecordedOutput},
 };
 
 /// How often a rollout is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
 impl Daemon {
+    /// The checks of an instance that do not answer, in a sentence.
+    pub(super) async fn silent_checks(
+        self: &Arc<Self>,
+        driven: &Driven,
+        id: &InstanceId,
+    ) -> Result<Option<String>, Error> {
+        let Some(spec) = driven.head.instance(id).and_then(|instance| instance.spec.clone()) else { return Ok(None) };
+        let failed = self.failed_checks(id, &spec).await?;
+        Ok((!failed.is_empty()).then(|| failed.join("; ")))
+    }
+
+    /// Ends an instance that had nothing to do.
+    pub(super) async fn nothing(
+        self: &Arc<Self>,
+        driven: &Driven,
+        id: &InstanceId,
+        job: &Job,
+        inputs: BTreeMap<String, RecordedOutput>,
+        others: &[Action],
+    ) -> Result<Status, Error> {
+        if let Err(error) = self.settle(driven, id, job, inputs, others).await {
+            return self.fail(driven, id, error.line()).await;
+        }
+        if let Some(says) = self.silent_checks(driven, id).await? {
+            return self.fail(driven, id, format!("nothing was to be applied, and {says}")).await;
+        }
+        if let Some(status) = self.rollout(driven, id, job).await? {
+            return Ok(status);
+        }
+        self.record(driven, id, Event::Applied { changed: false }, None).await
+    }
+
     /// Asks whether what was applied came up. Answers where the instance stands if it did not, and nothing if it did.
     pub(super) async fn rollout(
         self: &Arc<Self>,

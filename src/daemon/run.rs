@@ -206,7 +206,9 @@ impl Daemon {
                 Ok(ready) => ready,
                 Err(Stop::Waits(on, says)) => return self.wait(driven, id, on, says).await,
                 Err(Stop::Fails(says)) => return self.fail(driven, id, says).await,
-                Err(Stop::Nothing(job, inputs)) => return self.nothing(driven, id, &job, inputs).await,
+                Err(Stop::Nothing(job, inputs, others)) => {
+                    return self.nothing(driven, id, &job, inputs, &others).await;
+                }
                 Err(Stop::Error(error)) => return Err(error),
                 Err(Stop::Leaves) => return Ok(Status::Waiting),
                 Err(Stop::Cancelled(says)) => return self.end_cancelled(driven, id, says).await,
@@ -285,6 +287,14 @@ impl Daemon {
                     .await?;
                 Ok(Effect::Stale)
             }
+            Err(error) if error.kind == "apply-stale" => {
+                if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
+                    instance.changed = true;
+                }
+                self.record(driven, id, Event::Finished { outcome: Outcome::Interrupted { says: error.line() } }, None)
+                    .await?;
+                Ok(Effect::Stale)
+            }
             Err(error) if error.kind == "fenced" => Err(Error::Target(error)),
             Err(error) => {
                 self.counters.actions_failed.fetch_add(1, Ordering::Relaxed);
@@ -346,15 +356,8 @@ impl Daemon {
         self.record(driven, id, Event::Applied { changed: true }, None).await
     }
 
-    /// The checks of an instance that do not answer, in a sentence.
-    async fn silent_checks(self: &Arc<Self>, driven: &Driven, id: &InstanceId) -> Result<Option<String>, Error> {
-        let Some(spec) = driven.head.instance(id).and_then(|instance| instance.spec.clone()) else { return Ok(None) };
-        let failed = self.failed_checks(id, &spec).await?;
-        Ok((!failed.is_empty()).then(|| failed.join("; ")))
-    }
-
     /// Records what is applied now; a remediation leaves that record as it is, and what was none of its business.
-    async fn settle(
+    pub(super) async fn settle(
         self: &Arc<Self>,
         driven: &Driven,
         id: &InstanceId,
@@ -391,25 +394,6 @@ impl Daemon {
             self.end_snooze(id, &observed).await.map_err(refused)?;
         }
         Ok(())
-    }
-
-    async fn nothing(
-        self: &Arc<Self>,
-        driven: &Driven,
-        id: &InstanceId,
-        job: &Job,
-        inputs: BTreeMap<String, RecordedOutput>,
-    ) -> Result<Status, Error> {
-        if let Err(error) = self.settle(driven, id, job, inputs, &[]).await {
-            return self.fail(driven, id, error.line()).await;
-        }
-        if let Some(says) = self.silent_checks(driven, id).await? {
-            return self.fail(driven, id, format!("nothing was to be applied, and {says}")).await;
-        }
-        if let Some(status) = self.rollout(driven, id, job).await? {
-            return Ok(status);
-        }
-        self.record(driven, id, Event::Applied { changed: false }, None).await
     }
 
     pub(super) async fn wait(

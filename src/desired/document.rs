@@ -207,6 +207,11 @@ fn check_component(document: &mut Document, schema: &Value) {
         problems
             .push(Problem::new("missing-field", file, at, message).expected("expected one of `tofu` and `kubernetes`"));
     }
+    if let Some((_, at)) = document.renamed_from.as_ref().filter(|_| spec.get("kubernetes").is_some()) {
+        // The labels of its objects say whose they are.
+        let message = "`renamedFrom` of Kubernetes objects is not supported yet";
+        problems.push(Problem::new("not-supported-yet", file, *at, message).hint("keep the name"));
+    }
     if let Some(kubernetes) = spec.get("kubernetes").filter(|_| document.problems.is_empty()) {
         let sources = ["manifests", "kustomize", "helm"];
         if sources.iter().filter(|source| kubernetes.get(source).is_some()).count() != 1 {

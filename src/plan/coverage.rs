@@ -1,5 +1,6 @@
 //! What approval means (R2.4): a fresh plan runs as far as it does nothing that was not shown.
 
+use super::stands_alone;
 use crate::model::{Action, Change, Field, ResourceChange};
 
 /// The first thing of a fresh plan that was not approved, in a sentence.
@@ -22,6 +23,10 @@ pub fn covers(approved: &[Action], fresh: &[Action]) -> Result<(), Gap> {
                 .flat_map(|known| &known.resources)
                 .find(|known| known.resource == resource.resource);
             match known {
+                // What was to be deleted and made again, and was deleted when it was cut off.
+                Some(known)
+                    if stands_alone(action) && known.change == Change::Replace && resource.change == Change::Create => {
+                }
                 Some(known) => covers_resource(known, resource)?,
                 // An output follows from resources; those that were approved bring theirs with them.
                 None if resource.r#type == "output"

@@ -149,8 +149,14 @@ pub struct KubernetesWork {
     pub owners: Option<Arc<Owners>>,
 }
 
-/// Instances by the resource that they declare.
-pub type Owners = BTreeMap<String, BTreeSet<InstanceId>>;
+/// What the instances of an environment declare in one cluster.
+#[derive(Clone, Debug, Default)]
+pub struct Owners {
+    /// Instances by the resource that they declare.
+    pub declared: BTreeMap<String, BTreeSet<InstanceId>>,
+    /// An instance of which that is not known.
+    pub unknown: Option<InstanceId>,
+}
 
 /// What Kubernetes objects are made from; paths are relative to the root of the repository.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -593,7 +593,11 @@ async fn r4_3_what_somebody_changed_is_declared_where_only_this_instance_is_made
     let cluster = Cluster::shared().await;
     let overlay = |name: &str| {
         vec![
-            component(name, &format!("kustomize: k8s/{name}, namespace: {name}, wait: none"), "  dependsOn: [space]\n"),
+            component(
+                name,
+                &format!("kustomize: k8s/{name}, namespace: {name}, wait: none"),
+                "  dependsOn: [adopt-space]\n",
+            ),
             (format!("k8s/{name}/kustomization.yaml"), "resources: [../base]\npatches:\n- path: more.yaml\n".into()),
             (
                 format!("k8s/{name}/more.yaml"),
@@ -604,7 +608,7 @@ async fn r4_3_what_somebody_changed_is_declared_where_only_this_instance_is_made
     };
     let mut files = vec![
         environment("dev", "onMerge: apply, kubernetes: { connection: cluster }"),
-        component("space", "manifests: k8s/space, wait: none", ""),
+        component("adopt-space", "manifests: k8s/space, wait: none", ""),
         ("k8s/space/one.yaml".into(), namespace("adopt-one")),
         ("k8s/space/two.yaml".into(), namespace("adopt-two")),
         ("k8s/base/kustomization.yaml".into(), "resources: [web.yaml]\n".into()),

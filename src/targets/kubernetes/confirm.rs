@@ -57,7 +57,30 @@ impl Look<'_> {
             self.contested.store(true, Ordering::Relaxed);
             return None;
         };
-        owners.get(&key.to_string())?.iter().find(|id| !self.is_me(id)).cloned()
+        owners.declared.get(&key.to_string())?.iter().find(|id| !self.is_me(id)).cloned()
+    }
+
+    /// Why an object can't be deleted: others live in it, or whether they do is not known.
+    fn in_use(&self, key: &Key) -> Option<String> {
+        let owners = self.work.owners.as_ref()?;
+        if let Some(id) = &owners.unknown {
+            return Some(format!("whether `{id}` declares it can't be told"));
+        }
+        let ground = object::is_ground(&key.kind).then_some(&*key.name)?;
+        let lives_in = |name: &String| match &*key.kind {
+            "Namespace" => name.split('/').nth(1) == Some(ground) && name.split('/').count() == 3,
+            // `widgets.example.com` defines `Widget.example.com`.
+            _ => {
+                let sort = name.split('/').next().unwrap_or_default();
+                let (kind, group) = sort.split_once('.').unwrap_or((sort, ""));
+                ground.split_once('.').is_some_and(|(plural, of)| {
+                    of == group && plural.starts_with(&kind.to_lowercase()[..kind.len().saturating_sub(1)])
+                })
+            }
+        };
+        let others = owners.declared.iter().filter(|(name, _)| lives_in(name));
+        let mut others = others.flat_map(|(_, ids)| ids).filter(|id| !self.is_me(id));
+        others.next().map(|id| format!("`{id}` has objects in it"))
     }
 
     /// Whether an object may be deleted and made again.
@@ -177,7 +200,10 @@ impl Look<'_> {
         let extras = self.extras(&object.key, &live, &predicted);
         let fields = self.masks().differences(&live, &predicted, &extras);
         if fields.is_empty() {
-            return Ok(Found::Same(held));
+            // Where somebody took a field and put the value back, what we own says less than what we declare: such an
+            // object is tried whenever it is looked at.
+            let owned = fields::ours(&live) == fields::ours(&predicted);
+            return Ok(Found::Same(Held { settled: held.settled.filter(|_| owned), ..held }));
         }
         let by = self.by(&live, &fields, &extras);
         Ok(Found::Differs(step(Change::Update, fields, extras), by))
@@ -228,6 +254,7 @@ impl Look<'_> {
         for (key, held) in held {
             if self.kinds.of(key).is_none() {
                 warnings.push(format!("`{key}`: the cluster has no such kind any more"));
+                now.insert(key.clone(), held.clone());
                 continue;
             }
             let Some(Some(live)) = live.get(key) else { continue };
@@ -237,6 +264,10 @@ impl Look<'_> {
                 continue;
             }
             now.insert(key.clone(), held.clone());
+            if let Some(why) = self.in_use(key) {
+                warnings.push(format!("`{key}` is not declared any more and stays: {why}"));
+                continue;
+            }
             if object::annotation(live, object::PRUNE) == Some("disabled") {
                 warnings.push(format!(
                     "`{key}` is not declared any more and stays, because it says `{}: disabled`",

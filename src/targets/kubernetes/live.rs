@@ -47,7 +47,7 @@ impl Kubernetes {
     ) -> Result<Live, TargetError> {
         let mut wanted: BTreeMap<(Arc<str>, Arc<str>), (Option<Kind>, BTreeSet<&Key>)> = BTreeMap::new();
         for object in &rendered.objects {
-            let kind = kinds.exact(&object.version, &object.key.kind).cloned();
+            let kind = kinds.exact(&object.version, &object.key.kind).or_else(|| kinds.of(&object.key)).cloned();
             let entry =
                 wanted.entry((object.key.group.clone(), object.key.kind.clone())).or_insert((kind, BTreeSet::new()));
             entry.1.insert(&object.key);

@@ -80,6 +80,8 @@ pub struct Kubernetes {
     keeper: Arc<dyn Keeper>,
     rendered: Mutex<Renderings>,
     clusters: Mutex<HashMap<String, Cluster>>,
+    /// Where the cluster of an instance is, as what is merged says.
+    addresses: Mutex<HashMap<InstanceId, (Option<String>, Option<String>)>>,
     inventories: watch::Inventories,
     watches: watch::Watches,
     tracked: Mutex<HashMap<InstanceId, Tracked>>,
@@ -122,6 +124,7 @@ impl Kubernetes {
             keeper,
             rendered: Mutex::default(),
             clusters: Mutex::default(),
+            addresses: Mutex::default(),
             inventories,
             tracked: Mutex::default(),
         }
@@ -142,6 +145,17 @@ impl Kubernetes {
             return Err(wrong(format!("`{}` names no connection to a cluster", job.instance)));
         };
         let (access, shared_with) = (self.settings.accesses)(&job.instance, name, apply).map_err(wrong)?;
+        let address = (work.server.clone(), work.certificate_authority.clone());
+        {
+            let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+            if !matches!(job.r#use, Use::Pull(_)) {
+                addresses.insert(job.instance.clone(), address);
+            } else if address != (None, None) && addresses.get(&job.instance) != Some(&address) {
+                return Err(wrong(
+                    "a pull request can't say where credentials are sent: another address of the cluster counts once it is merged".into(),
+                ));
+            }
+        }
         let key = self.cluster_key(&access, work);
         let known = self.clusters.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
         let cluster = match known {
@@ -184,15 +198,34 @@ impl Kubernetes {
         {
             return Ok(observation);
         }
+        let before = self.inventory(&job.instance).await?;
         let looked = self.look(job, work, false).await?;
         // What is as head says after an apply is what is applied now.
         let is_done = job.r#use == Use::Head && !work.destroy && looked.steps.is_empty() && job.formerly.is_none();
         if is_applied || is_done {
             self.watches.seen(&job.instance, &suspects);
-            self.keep(&job.instance, looked.inventory.clone()).await?;
+            self.keep_seen(job, before.as_ref(), &looked, looked.inventory.clone()).await?;
             self.track(job, work, &looked).await?;
         }
         Ok(looked.observation)
+    }
+
+    /// Keeps what a look found, if nothing is to be done and nobody wrote the inventory meanwhile: what differs may be another
+    /// cluster, and whoever applies knows more.
+    async fn keep_seen(
+        &self,
+        job: &Job,
+        before: Option<&Arc<inventory::Inventory>>,
+        looked: &observe::Looked,
+        inventory: inventory::Inventory,
+    ) -> Result<(), TargetError> {
+        let now = self.inventory(&job.instance).await?;
+        let same = match (before, &now) {
+            (None, None) => true,
+            (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+            _ => false,
+        };
+        if same && looked.steps.is_empty() { self.keep(&job.instance, inventory).await } else { Ok(()) }
     }
 
     /// Remembers what a whole look found, and watches what it saw.
@@ -217,12 +250,15 @@ impl Kubernetes {
     ) -> Result<bool, TargetError> {
         let (access, _) = (self.settings.accesses)(&job.instance, job.connection.as_deref().unwrap_or_default(), false)
             .map_err(|why| TargetError::new("connection", why))?;
-        let name = format!("{} {}", job.instance.environment, self.cluster_key(&access, work));
+        let connection = job.connection.as_deref().unwrap_or_default();
+        let account = work.impersonate.as_deref().unwrap_or_default();
+        let place = format!("{} {connection} {account}", job.instance.environment);
+        let who = self.cluster_key(&access, work);
         let wanted: BTreeMap<(Arc<str>, Arc<str>), Kind> = inventory
             .keys()
             .filter_map(|key| Some(((key.group.clone(), key.kind.clone()), kinds.of(key)?.clone())))
             .collect();
-        Ok(self.watches.watch(&name, cluster, &job.instance.environment, wanted))
+        Ok(self.watches.watch(&place, &who, cluster, &job.instance.environment, wanted))
     }
 
     /// Confirms what watches say, and what differed before; nothing where everything has to be read.
@@ -261,7 +297,7 @@ impl Kubernetes {
                 None => {}
             }
         }
-        self.keep(&job.instance, now).await?;
+        self.keep_seen(job, Some(&inventory), &looked, now).await?;
         self.watches.seen(&job.instance, suspects);
         Ok(Some(looked.observation))
     }

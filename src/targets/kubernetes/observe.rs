@@ -230,7 +230,16 @@ impl Kubernetes {
                 let kinds = cluster.kinds(KINDS_AGAIN).await?;
                 Ok((self.rendered(job, work, &kinds).await?, kinds))
             }
-            done => Ok((done?, kinds)),
+            done => {
+                let rendered = done?;
+                let is_missing = |one: &Object| kinds.exact(&one.version, &one.key.kind).is_none();
+                if !rendered.objects.iter().any(is_missing) {
+                    return Ok((rendered, kinds));
+                }
+                // Their definitions are among the objects, and may be there by now.
+                let kinds = cluster.kinds(KINDS_AGAIN).await?;
+                Ok((self.rendered(job, work, &kinds).await?, kinds))
+            }
         }
     }
 }

@@ -42,10 +42,13 @@ pub(super) type Inventories = Arc<Mutex<HashMap<InstanceId, Arc<Inventory>>>>;
 /// All watches.
 pub(super) struct Watches {
     shared: Arc<Shared>,
+    /// By where it looks, group and kind.
     watches: Mutex<HashMap<(String, Arc<str>, Arc<str>), Watch>>,
 }
 
 struct Watch {
+    /// As whom: other credentials are another watch in its place.
+    who: String,
     alive: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
@@ -86,7 +89,8 @@ impl Watches {
     /// of them are watched and nothing was missed.
     pub(super) fn watch(
         &self,
-        name: &str,
+        place: &str,
+        who: &str,
         cluster: &Cluster,
         environment: &EnvironmentName,
         kinds: BTreeMap<(Arc<str>, Arc<str>), Kind>,
@@ -94,7 +98,8 @@ impl Watches {
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = true;
         for ((group, kind), resource) in kinds {
-            let watch = watches.entry((name.to_owned(), group.clone(), kind.clone())).or_insert_with(|| {
+            let key = (place.to_owned(), group.clone(), kind.clone());
+            if watches.get(&key).is_none_or(|watch| watch.who != who) {
                 let alive = Arc::new(AtomicBool::new(false));
                 let one = One {
                     shared: Arc::clone(&self.shared),
@@ -105,8 +110,10 @@ impl Watches {
                     resource,
                     alive: Arc::clone(&alive),
                 };
-                Watch { alive, task: tokio::spawn(one.go_on()) }
-            });
+                let watch = Watch { who: who.to_owned(), alive, task: tokio::spawn(one.go_on()) };
+                watches.insert(key.clone(), watch);
+            }
+            let Some(watch) = watches.get(&key) else { continue };
             all &= watch.alive.load(Ordering::Acquire);
         }
         all
