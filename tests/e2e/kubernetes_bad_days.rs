@@ -68,7 +68,7 @@ async fn pass(State(between): State<Arc<Between>>, request: Request) -> Response
     between.seen.lock().unwrap().push(format!("{} {target}", parts.method));
     let is_watch = target.contains("watch=true");
     let writes = parts.method != Method::GET;
-    if writes && between.too_many.try_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+    if writes && between.too_many.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
         return answer(429, "TooManyRequests");
     }
     if !is_watch && target.contains("/configmaps?") && between.lists_fail.load(Ordering::SeqCst) {

@@ -76,10 +76,9 @@ impl Masks<'_> {
         if object["kind"] != "Secret" {
             return;
         }
-        if let Some(text) = text(object, "/metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration") {
-            if let Ok(applied) = serde_json::from_str::<Value>(text) {
-                self.learn(&applied);
-            }
+        let kept = text(object, "/metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration");
+        if let Some(Ok(applied)) = kept.map(serde_json::from_str::<Value>) {
+            self.learn(&applied);
         }
         self.redactor.learn(&object["stringData"]);
         self.redactor.learn(&object["data"]);

@@ -231,11 +231,10 @@ pub fn writer(object: &Value, pointer: &str) -> Option<(String, Option<DateTime<
 fn owns(fields: &Fields, value: &Value, steps: &[String]) -> bool {
     let Some((step, rest)) = steps.split_first() else { return true };
     fields.iter().any(|(element, inner)| {
-        let is_it = locate(element, value).is_some_and(|(found, inner_value)| {
+        locate(element, value).is_some_and(|(found, inner_value)| {
             found == escaped(step)
                 && (is_leaf(inner) || owns(inner.as_object().unwrap_or(&Map::new()), inner_value, rest))
-        });
-        is_it
+        })
     })
 }
 

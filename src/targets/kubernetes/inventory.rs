@@ -27,10 +27,13 @@ pub(super) struct Held {
 /// Everything that an instance holds.
 pub(super) type Inventory = BTreeMap<Key, Held>;
 
-/// As it is kept: uid and marks by the name of the object.
+/// The uid of an object, and its marks: applied, settled.
+type KeptObject = (Option<Box<str>>, Option<String>, Option<String>);
+
+/// As it is kept: by the name of the object.
 #[derive(Serialize, Deserialize, Default)]
 struct Kept {
-    objects: BTreeMap<String, (Option<Box<str>>, Option<String>, Option<String>)>,
+    objects: BTreeMap<String, KeptObject>,
 }
 
 fn mark(text: Option<String>) -> Option<Mark> {

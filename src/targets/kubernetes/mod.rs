@@ -54,6 +54,9 @@ const WHOLE_AGAIN: Duration = Duration::from_secs(600);
 /// How many renderings of one instance are kept: what is applied and what is to be.
 const RENDERINGS_MAX: usize = 2;
 
+/// The address of an API server and its certificate authority, as a declaration gives them.
+type Address = (Option<String>, Option<String>);
+
 /// Who we are to the cluster of a connection, and which other environments may use it, by (instance, connection, whether
 /// for apply).
 pub type Accesses = Arc<dyn Fn(&InstanceId, &str, bool) -> Result<(Access, Vec<String>), String> + Send + Sync>;
@@ -81,7 +84,7 @@ pub struct Kubernetes {
     rendered: Mutex<Renderings>,
     clusters: Mutex<HashMap<String, Cluster>>,
     /// Where the cluster of an instance is, as what is merged says.
-    addresses: Mutex<HashMap<InstanceId, (Option<String>, Option<String>)>>,
+    addresses: Mutex<HashMap<InstanceId, Address>>,
     inventories: watch::Inventories,
     watches: watch::Watches,
     tracked: Mutex<HashMap<InstanceId, Tracked>>,

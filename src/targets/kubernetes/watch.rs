@@ -25,6 +25,7 @@ use super::{
     client::{Cluster, Kind, Refusal},
     fields,
     inventory::Inventory,
+    live::Sort,
     object::{self, COMPONENT, ENVIRONMENT, Key},
 };
 use crate::model::{EnvironmentName, InstanceId, Seal};
@@ -43,7 +44,7 @@ pub(super) type Inventories = Arc<Mutex<HashMap<InstanceId, Arc<Inventory>>>>;
 pub(super) struct Watches {
     shared: Arc<Shared>,
     /// By where it looks, group and kind.
-    watches: Mutex<HashMap<(String, Arc<str>, Arc<str>), Watch>>,
+    watches: Mutex<HashMap<(String, Sort), Watch>>,
 }
 
 struct Watch {
@@ -93,12 +94,12 @@ impl Watches {
         who: &str,
         cluster: &Cluster,
         environment: &EnvironmentName,
-        kinds: BTreeMap<(Arc<str>, Arc<str>), Kind>,
+        kinds: BTreeMap<Sort, Kind>,
     ) -> bool {
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = true;
         for ((group, kind), resource) in kinds {
-            let key = (place.to_owned(), group.clone(), kind.clone());
+            let key = (place.to_owned(), (group.clone(), kind.clone()));
             if watches.get(&key).is_none_or(|watch| watch.who != who) {
                 let alive = Arc::new(AtomicBool::new(false));
                 let one = One {
