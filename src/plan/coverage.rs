@@ -161,4 +161,15 @@ mod tests {
         assert_eq!(covers(&approved, &[]), Ok(()));
         assert!(covers(&[], &approved).is_err());
     }
+
+    #[test]
+    fn r2_4_what_was_deleted_to_be_made_again_may_be_made() {
+        let of = |r#do: &str, change: &str| Action {
+            r#do: r#do.into(),
+            ..action(change, &[("/x", json!(change), json!(2))])
+        };
+        assert_eq!(covers(&[of("kubernetes.apply", "replace")], &[of("kubernetes.apply", "create")]), Ok(()));
+        assert!(covers(&[of("kubernetes.apply", "update")], &[of("kubernetes.apply", "create")]).is_err());
+        assert!(covers(&[of("tofu.apply", "replace")], &[of("tofu.apply", "create")]).is_err());
+    }
 }

@@ -381,4 +381,26 @@ mod tests {
         let file = group.remediation("drift", at, at);
         assert!(lets_through(&file, &backend.id, &none, &[moved]).unwrap_err().contains("the world moved on"));
     }
+
+    #[test]
+    fn r4_1_objects_are_cut_one_by_one() {
+        let mut one = drifted("dev/web", &[]);
+        let object = |name: &str| {
+            let mut action = one.actions[0].clone();
+            action.r#do = "kubernetes.apply".into();
+            action.resources[0].resource = name.into();
+            action.digest = Digest::of_json(&json!(name));
+            action
+        };
+        one.actions = vec![object("ConfigMap/a/kept"), object("ConfigMap/a/cut")];
+        let (kept, cut) = (one.actions[0].clone(), one.actions[1].clone());
+        let group = &groups(&"dev".parse().unwrap(), vec![one.clone()])[0];
+        let at = "2026-11-20T02:00:14Z".parse().unwrap();
+        let mut file = group.remediation("drift", at, at);
+        file.actions.retain(|action| action.digest == kept.digest);
+        let stored = |digest: &Digest| (*digest == kept.digest).then(|| kept.clone());
+        assert_eq!(lets_through(&file, &one.id, &stored, &one.actions), Ok(vec![kept.clone()]));
+        assert_eq!(lets_through(&file, &one.id, &stored, std::slice::from_ref(&cut)), Ok(vec![]));
+        assert_eq!(group.without(&[cut.digest].into()).drifted[0].actions, [kept]);
+    }
 }

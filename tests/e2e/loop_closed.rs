@@ -27,7 +27,7 @@ async fn the_demo_comes_true() {
         tokio::process::Command::new(env!("CARGO_BIN_EXE_evenkeel")).arg("demo").envs(tools()).output().await.unwrap();
     let text = String::from_utf8_lossy(&told.stdout);
     assert!(told.status.success(), "{text}\n{}", String::from_utf8_lossy(&told.stderr));
-    assert!(text.contains("6 of 6 in sync."), "{text}");
+    assert!(text.contains("8 of 8 in sync."), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -74,7 +74,7 @@ impl Look<'_> {
                 let sort = name.split('/').next().unwrap_or_default();
                 let (kind, group) = sort.split_once('.').unwrap_or((sort, ""));
                 ground.split_once('.').is_some_and(|(plural, of)| {
-                    of == group && plural.starts_with(&kind.to_lowercase()[..kind.len().saturating_sub(1)])
+                    of == group && plural.starts_with(kind.to_lowercase().trim_end_matches('y'))
                 })
             }
         };
