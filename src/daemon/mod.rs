@@ -194,6 +194,8 @@ pub struct Daemon {
     /// The head since which the pull requests were listed.
     pulls_known_for: Mutex<Option<Revision>>,
     proposing: tokio::sync::Mutex<()>,
+    /// What is known of pull requests is read and written in turns.
+    remembering: tokio::sync::Mutex<()>,
     looking: looking::Looking,
     stop: CancellationToken,
     /// Another daemon has taken over.
@@ -223,6 +225,7 @@ impl Daemon {
             in_force: Mutex::default(),
             pulls_known_for: Mutex::default(),
             proposing: tokio::sync::Mutex::default(),
+            remembering: tokio::sync::Mutex::default(),
             looking: looking::Looking::default(),
             stop: CancellationToken::new(),
             fenced: std::sync::atomic::AtomicBool::default(),

@@ -13,10 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Daemon, Error, Head, Wake, adopt::Edits, advance::is_pending, pass, remediation::remediation_path};
 use crate::{
-    desired::{
-        Instance,
-        schema::{Direction, DriftMode},
-    },
+    desired::{Instance, schema::DriftMode},
     model::{Action, ComponentName, Digest, EnvironmentName, InstanceId, PullNumber, Revision},
     plan::{Applied, Observed},
     port::Pull,
@@ -64,6 +61,9 @@ struct Pushing {
     /// Its subject.
     title: String,
 }
+
+/// How long a merge may take from the forge to the branch that we fetch.
+const MERGE_ARRIVES: chrono::Duration = chrono::Duration::hours(1);
 
 /// The sort of record of what is about to be pushed, by branch.
 const PUSHING: &str = "pushing";
@@ -150,16 +150,7 @@ impl Daemon {
         let stalled = self.stalled().await?;
         let snoozes = self.snoozes().await?;
         let suspensions = self.suspensions(Some(head)).await?;
-        let mut held: BTreeSet<InstanceId> = BTreeSet::new();
-        for (key, merged) in self.held(environment).await? {
-            let name = key.rsplit('/').next().and_then(|name| name.parse().ok());
-            if let Some((remediation, _)) = name.and_then(|name| head.desired.remediations.get(&name))
-                && remediation.direction == Direction::Revert
-                && (merged.waits.is_some() || merged.run.is_some())
-            {
-                held.extend(remediation.actions.iter().map(|action| action.instance.clone()));
-            }
-        }
+        let held = self.held_by_remediations(head, environment, &observed).await?;
         let (mut drifted, mut undecided) = (vec![], BTreeSet::new());
         for (id, observed) in observed.iter().filter(|(id, _)| id.environment == *environment) {
             let Some(instance) = head.instance(id) else { continue };
@@ -204,13 +195,24 @@ impl Daemon {
     }
 
     /// Where the proposal of a group stands: whether there is anything to write, and what somebody cut from it.
-    async fn stand(self: &Arc<Self>, group: &Group, known: &Proposal, adopts: bool) -> Result<Stand, Error> {
+    async fn stand(
+        self: &Arc<Self>,
+        head: &Head,
+        group: &Group,
+        known: &Proposal,
+        adopts: bool,
+    ) -> Result<Stand, Error> {
         let Some(forge) = self.hands.forge.clone() else { return Ok(Stand::Settled) };
         let pull = forge.get_pull(known.pull).await?;
-        if pull.merged_as.is_some() {
-            // Merged: the remediation decides now, and a later drift is another proposal.
-            self.drop_proposal(&group.key()).await?;
-            self.queue.wake(Wake::Git, "a remediation was merged");
+        if let Some(merged) = &pull.merged_as {
+            // Merged: the remediation decides now, and a later drift is another proposal. This one stands until head has
+            // it, or never will: its branch was rewritten, or it was merged somewhere else.
+            let never = pull.base != self.settings.branch || self.now() - pull.updated_at > MERGE_ARRIVES;
+            if never || self.hands.repository.contains(&head.revision, merged).await? {
+                self.drop_proposal(&group.key()).await?;
+            } else {
+                self.queue.wake(Wake::Git, "a remediation was merged");
+            }
             return Ok(Stand::Settled);
         }
         if known.digest == group.digest && known.adopts == adopts {
@@ -298,7 +300,7 @@ impl Daemon {
         let adopts = self.adopts(&group.key()).await?;
         match known {
             None => cuts.extend(self.cuts_before(group, all).await?),
-            Some(known) => match self.stand(group, known, adopts).await? {
+            Some(known) => match self.stand(head, group, known, adopts).await? {
                 Stand::Settled => return Ok(()),
                 Stand::Ours => {}
                 Stand::Cut { cuts: more, onto: theirs } => {

@@ -66,8 +66,19 @@ impl Daemon {
         Ok(self.store().get("pull", &number.0.to_string()).await?)
     }
 
+    /// Remembers what was seen. An answer of the forge may be older than what is known: a merge is never taken back.
     pub(super) async fn remember(&self, seen: &Seen) -> Result<(), Error> {
-        Ok(self.store().put("pull", &seen.pull.number.0.to_string(), self.now(), seen).await?)
+        let _turn = self.remembering.lock().await;
+        let known = self.seen(seen.pull.number).await?.map(|known| known.pull).filter(|pull| pull.merged_as.is_some());
+        let is_news = known.is_none() && seen.pull.merged_as.is_some();
+        let pull = known.filter(|_| seen.pull.merged_as.is_none()).unwrap_or_else(|| seen.pull.clone());
+        let seen = Seen { pull, ..seen.clone() };
+        self.store().put("pull", &seen.pull.number.0.to_string(), self.now(), &seen).await?;
+        // Head may have moved before anybody knew whose word the merge was.
+        for environment in self.head().iter().filter(|_| is_news).flat_map(|head| head.desired.environments.keys()) {
+            self.queue.wake(Wake::Decide(environment.clone()), "a merge is known");
+        }
+        Ok(())
     }
 
     /// Lists pull requests, remembers what changed, and answers the numbers of those that did.

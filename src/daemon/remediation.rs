@@ -10,12 +10,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Daemon, Error, Head, decide::Authorised};
+use super::{Daemon, Error, Head, decide::Authorised, pass};
 use crate::{
     authority::Principal,
-    desired::schema::{Direction, Remediation, Verb},
+    desired::schema::{Direction, Remediation, RemediationAction, Verb},
     journal::{Approved, RunState},
     model::{Action, ComponentName, Digest, EnvironmentName, InstanceId, PullNumber, Revision, RunId},
+    plan::Observed,
     remedy,
 };
 
@@ -243,6 +244,42 @@ impl Daemon {
             .into_iter()
             .filter(|(key, merged)| key.starts_with(&format!("{environment}/")) && !merged.spent)
             .collect())
+    }
+
+    /// The instances whose drift is a merged remediation's business: it runs, it waits, or nobody took it up yet.
+    pub(super) async fn held_by_remediations(
+        &self,
+        head: &Head,
+        environment: &EnvironmentName,
+        observed: &BTreeMap<InstanceId, Observed>,
+    ) -> Result<BTreeSet<InstanceId>, Error> {
+        let reverts = |action: &RemediationAction| {
+            let revert = observed.get(&action.instance).map(pass::revert).unwrap_or_default();
+            revert.iter().any(|one| one.digest == action.digest)
+        };
+        let taken: Vec<(String, Merged)> = self.store().list("remediation").await?;
+        let taken: BTreeMap<String, Merged> = taken.into_iter().collect();
+        let mut held = BTreeSet::new();
+        for (name, (remediation, file)) in &head.desired.remediations {
+            if remediation.environment != *environment || remediation.direction != Direction::Revert {
+                continue;
+            }
+            let is_held = match taken.get(&format!("{environment}/{name}")) {
+                None => true,
+                Some(merged) if !merged.spent => merged.waits.is_some() || merged.run.is_some(),
+                // The same file added again is another remediation.
+                Some(merged) => {
+                    remediation.actions.iter().any(reverts) && {
+                        let path = format!("{}/{file}", self.settings.root);
+                        self.hands.repository.added_by(&head.revision, &path).await? != merged.commit
+                    }
+                }
+            };
+            if is_held {
+                held.extend(remediation.actions.iter().map(|action| action.instance.clone()));
+            }
+        }
+        Ok(held)
     }
 }
 
