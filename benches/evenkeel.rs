@@ -392,6 +392,7 @@ fn minds() -> Vec<Row> {
             waiting_on: vec![],
             actions,
             problem: None,
+            warnings: vec![],
         };
         let revision = "0".repeat(40).parse().unwrap();
         let plan = Plan::new(environment.clone(), revision, None, "head".into(), vec![instance]);

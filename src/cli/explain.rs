@@ -93,7 +93,7 @@ fn differences(found: &Explained) -> String {
             text.push_str(&format!("  {line}\n"));
         }
     }
-    for warning in &found.warnings {
+    for warning in &instance.warnings {
         text.push_str(&format!("\nWarning: {warning}\n"));
     }
     text

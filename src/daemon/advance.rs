@@ -9,7 +9,7 @@ use std::{
 
 use super::{Daemon, Error, Head, Wake, decide::Stalled, orphans::to_destroy, planning::Scope, rename::former};
 use crate::{
-    desired::schema::Component,
+    desired::{kubernetes::Kubernetes, schema::Component},
     journal::{Run, Status as RunStatus},
     model::{ComponentName, EnvironmentName, InstanceId, RunId},
     plan::{Applied, Observed, Plan},
@@ -93,7 +93,7 @@ impl Daemon {
         for instance in &plan.instances {
             let outcome = &outcomes[&instance.id];
             if head.instance(&instance.id).is_none() {
-                if instance.digest.is_some() && instance.actions.is_empty() {
+                if instance.digest.is_some() && instance.actions.is_empty() && instance.problem.is_none() {
                     self.let_go(&instance.id).await?;
                     self.store()
                         .audit(self.now(), "evenkeel", "let-go", &instance.id.to_string(), "nothing is left of it")
@@ -111,7 +111,8 @@ impl Daemon {
                 && !stalled.contains_key(&instance.id.to_string())
                 && let Some(job) = &outcome.job
             {
-                self.record_applied(&head, &instance.id, outcome.inputs.clone(), job, None).await?;
+                let warnings = instance.warnings.clone();
+                self.record_applied(&head, &instance.id, outcome.inputs.clone(), job, warnings, None).await?;
                 self.store()
                     .audit(self.now(), "evenkeel", "advance", &instance.id.to_string(), "nothing to do")
                     .await?;
@@ -189,6 +190,7 @@ impl Daemon {
         id: &InstanceId,
         inputs: BTreeMap<String, RecordedOutput>,
         job: &Job,
+        warnings: Vec<String>,
         run: Option<RunId>,
     ) -> Result<(), Error> {
         let Some(instance) = head.instance(id) else { return Ok(()) };
@@ -209,7 +211,7 @@ impl Daemon {
             run,
             at: self.now(),
         };
-        let fresh = Observed::new(self.now(), Some(head.revision.clone()));
+        let fresh = Observed { warnings, ..Observed::new(self.now(), Some(head.revision.clone())) };
         self.store().advance(id, &applied, &fresh).await?;
         self.end_snooze(id, &fresh).await?;
         self.due_changed.notify_one();
@@ -227,7 +229,11 @@ impl Daemon {
                 continue;
             };
             // What it is made from stays as it was applied, with the revision that holds it.
-            let loosened = Component { tofu: record.spec.tofu.clone(), ..(**spec).clone() };
+            let kubernetes = record.spec.kubernetes.clone().zip(spec.kubernetes.as_ref()).map(|(applied, spec)| {
+                let Kubernetes { force, health, wait, .. } = spec.clone();
+                Kubernetes { force, health, wait, ..applied }
+            });
+            let loosened = Component { tofu: record.spec.tofu.clone(), kubernetes, ..(**spec).clone() };
             if record.digest == digest && record.spec != loosened {
                 record.spec = loosened;
                 self.store().set_applied(&instance.id, &record).await?;

@@ -21,6 +21,7 @@ use crate::{
     command::{self, Command},
     desired::{Candidate, Selector, schema::Verb},
     model::{EnvironmentName, InstanceId},
+    plan::Applied,
     port::Comment,
     render::comment,
 };
@@ -240,12 +241,13 @@ impl Daemon {
         changed: &BTreeSet<InstanceId>,
     ) -> Result<BTreeSet<InstanceId>, Error> {
         let observed = self.store().all_observed().await?;
+        let applied = self.store().all_applied().await?;
         let mut pending: BTreeSet<InstanceId> = BTreeSet::new();
         for environment in head.desired.environments.keys() {
             pending.extend(self.pending(head, environment).await?);
         }
         // Those of an environment that is no longer declared as well.
-        pending.extend(to_destroy(head, self.store().all_applied().await?));
+        pending.extend(to_destroy(head, applied.clone()));
         let selects = |instance: &crate::desired::Instance| {
             let candidate = Candidate {
                 id: &instance.id,
@@ -266,7 +268,7 @@ impl Daemon {
             .collect();
         for id in pending.iter().filter(|id| head.instance(id).is_none()) {
             let is_changed = changed.contains(id);
-            let selects = |selector: &Selector| selector.selects(&undeclared(id, is_changed, true));
+            let selects = |selector: &Selector| selector.selects(&undeclared(id, applied.get(id), is_changed, true));
             if selector.is_none_or(selects) {
                 selected.insert(id.clone());
             }
@@ -331,9 +333,15 @@ impl Daemon {
 }
 
 /// What a selector is asked about where nothing is declared.
-pub(super) fn undeclared(id: &InstanceId, changed: bool, pending: bool) -> Candidate<'_> {
+pub(super) fn undeclared<'i>(
+    id: &'i InstanceId,
+    applied: Option<&Applied>,
+    changed: bool,
+    pending: bool,
+) -> Candidate<'i> {
     static NONE: BTreeMap<String, String> = BTreeMap::new();
-    Candidate { id, kind: "tofu", labels: &NONE, changed, drifted: false, pending }
+    let kind = applied.map_or("", |applied| applied.spec.kind());
+    Candidate { id, kind, labels: &NONE, changed, drifted: false, pending }
 }
 
 pub(super) fn environments(ids: &BTreeSet<InstanceId>) -> BTreeSet<EnvironmentName> {

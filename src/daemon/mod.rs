@@ -293,6 +293,13 @@ impl Daemon {
         }
     }
 
+    /// Looks at what changed while a run was busy with it, and no pass could be made.
+    fn heed_what_was_missed(&self, id: &InstanceId) {
+        if self.hands.target.is_suspect(id) {
+            self.queue.wake(Wake::Instance(id.clone()), "it changed in the world");
+        }
+    }
+
     /// Works until nothing is left to do, and stops.
     pub async fn once(self: &Arc<Self>) {
         self.begin().await;

@@ -91,18 +91,22 @@ impl Daemon {
             waiting_on: vec![],
             actions: vec![],
             problem: None,
+            warnings: vec![],
         };
         let looked = async {
             let job = self.destroy_job(id, head).await?;
             let observation = self.look_at_job(head, &job).await?;
             self.identify(id, &observation, true).await?;
-            Ok::<_, Error>((job.work.kind(), targets::actions(&job.work, id, &observation)))
+            Ok::<_, Error>((job.work.kind(), targets::actions(&job.work, id, &observation), observation))
         };
         match looked.await {
-            Ok((kind, mut actions)) => {
+            Ok((kind, mut actions, observation)) => {
                 mark_protected(protect, &mut actions);
                 (plan.kind, plan.actions) = (kind.to_owned(), actions);
                 plan.digest = Some(InstancePlan::digest_of(&plan.actions));
+                // Only where nothing at all is left of it, there is nothing to do.
+                plan.problem = observation.left.first().filter(|_| plan.actions.is_empty()).cloned();
+                plan.warnings = observation.warnings;
             }
             Err(error) => plan.problem = Some(self.hands.redactor.redact(&crate::error_chain(&error))),
         }

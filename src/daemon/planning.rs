@@ -142,6 +142,7 @@ impl Daemon {
             waiting_on: vec![],
             actions: vec![],
             problem: None,
+            warnings: vec![],
         };
         if let Some(problem) = instance.problems.first() {
             plan.problem = Some(problem.to_string());
@@ -187,6 +188,7 @@ impl Daemon {
         mark_drifted(asked.drifted, &mut plan.actions);
         plan.digest = Some(InstancePlan::digest_of(&plan.actions));
         plan.problem.clone_from(&observation.refused);
+        plan.warnings.clone_from(&observation.warnings);
         let first_contact =
             asked.applied.is_none() && self.is_first_contact(id, observation.holds_anything).await.unwrap_or(true);
         if first_contact {

@@ -44,7 +44,7 @@ pub(super) enum Stop {
     Waits(WaitingOn, String),
     Fails(String),
     /// Nothing is to do.
-    Nothing(Box<Job>, BTreeMap<String, RecordedOutput>, Vec<Action>),
+    Nothing(Box<Job>, BTreeMap<String, RecordedOutput>, Left),
     Error(Error),
     /// The daemon stops; the run is taken up again.
     Leaves,
@@ -181,7 +181,8 @@ impl Daemon {
             return Err(Stop::Waits(WaitingOn::FirstContact, says));
         }
         if actions.is_empty() {
-            return Err(Stop::Nothing(Box::new(job), inputs, vec![]));
+            let left = Left { others: vec![], warnings: observation.warnings.clone() };
+            return Err(Stop::Nothing(Box::new(job), inputs, left));
         }
         let fresh = actions.clone();
         if run.by_merge
@@ -191,7 +192,8 @@ impl Daemon {
         }
         let actions = self.approve(driven, &run, id, actions).await?;
         if actions.is_empty() {
-            return Err(Stop::Nothing(Box::new(job), inputs, fresh));
+            let left = Left { others: fresh, warnings: prepared.observation.warnings };
+            return Err(Stop::Nothing(Box::new(job), inputs, left));
         }
         self.guard(driven, id, &actions).await?;
         match self.pin_before_effect(id, &prepared.observation).await {
@@ -430,17 +432,26 @@ impl Daemon {
     }
 }
 
-/// An instance's actions as a plan of their own, which depends on nothing.
+/// What was seen of an instance where it belongs.
+pub(super) struct Left {
+    /// What would be done, and is none of the run's business.
+    pub(super) others: Vec<Action>,
+    /// What somebody should know.
+    pub(super) warnings: Vec<String>,
+}
+
+/// An instance's actions as a plan of their own, for the checker: it depends on nothing.
 fn whole(id: &InstanceId, actions: Vec<Action>) -> InstancePlan {
     let digest = Some(InstancePlan::digest_of(&actions));
     InstancePlan {
         id: id.clone(),
-        kind: "tofu".into(),
+        kind: String::new(),
         digest,
         order: 1,
         after: vec![],
         waiting_on: vec![],
         actions,
         problem: None,
+        warnings: vec![],
     }
 }

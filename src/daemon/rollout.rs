@@ -10,10 +10,10 @@ use std::{
     time::Duration,
 };
 
-use super::{Daemon, Error, Wake, run::Driven};
+use super::{Daemon, Error, Wake, prepare::Left, run::Driven};
 use crate::{
     journal::{Event, Run, Status},
-    model::{Action, InstanceId, WaitingOn},
+    model::{InstanceId, WaitingOn},
     port::{Health, Job, RecordedOutput},
 };
 
@@ -39,28 +39,34 @@ impl Daemon {
         id: &InstanceId,
         job: &Job,
         inputs: BTreeMap<String, RecordedOutput>,
-        others: &[Action],
+        left: Left,
     ) -> Result<Status, Error> {
-        if let Err(error) = self.settle(driven, id, job, inputs, others).await {
+        let destroys = driven.run.lock().await.destroys;
+        if destroys && let Some(status) = self.rollout(driven, id, job).await? {
+            return Ok(status);
+        }
+        if let Err(error) = self.settle(driven, id, job, inputs, left).await {
             return self.fail(driven, id, error.line()).await;
         }
         if let Some(says) = self.silent_checks(driven, id).await? {
             return self.fail(driven, id, format!("nothing was to be applied, and {says}")).await;
         }
-        if let Some(status) = self.rollout(driven, id, job).await? {
+        if !destroys && let Some(status) = self.rollout(driven, id, job).await? {
             return Ok(status);
         }
         self.record(driven, id, Event::Applied { changed: false }, None).await
     }
 
-    /// Asks whether what was applied came up. Answers where the instance stands if it did not, and nothing if it did.
+    /// Asks whether what was applied came up, or what was destroyed is gone. Answers where the instance stands if not, and
+    /// nothing if so.
     pub(super) async fn rollout(
         self: &Arc<Self>,
         driven: &Driven,
         id: &InstanceId,
         job: &Job,
     ) -> Result<Option<Status>, Error> {
-        if job.work.wait().is_zero() {
+        let destroys = driven.run.lock().await.destroys;
+        if job.work.wait().is_zero() && !destroys {
             return Ok(None);
         }
         let waits_until = match driven.run.lock().await.instances.get(id).and_then(|i| i.rollout_until) {
@@ -76,10 +82,15 @@ impl Daemon {
                 Ok(None)
             }
             Ok(Health::Failed(why)) => {
-                self.fail(driven, id, format!("it was applied, and does not come up: {why}")).await.map(Some)
+                let what = if destroys { "not all of it is gone" } else { "it was applied, and does not come up" };
+                self.fail(driven, id, format!("{what}: {why}")).await.map(Some)
             }
+            // Nobody waits for what is on its way out.
+            Ok(Health::InProgress(_)) if job.work.wait().is_zero() => Ok(None),
             Ok(Health::InProgress(why)) if self.now() >= waits_until => {
-                let says = format!("it was applied, and did not come up within {}: {why}", said(job.work.wait()));
+                let what =
+                    if destroys { "it was destroyed, and is not gone" } else { "it was applied, and did not come up" };
+                let says = format!("{what} within {}: {why}", said(job.work.wait()));
                 self.fail(driven, id, says).await.map(Some)
             }
             Ok(Health::InProgress(why)) => {
@@ -88,10 +99,16 @@ impl Daemon {
                 }
                 self.look_again_soon(driven.run.lock().await.id);
                 let on = WaitingOn::Rollout { until: waits_until };
-                self.wait(driven, id, on, format!("it was applied and comes up: {why}")).await.map(Some)
+                let what = if destroys { "it goes" } else { "it was applied and comes up" };
+                self.wait(driven, id, on, format!("{what}: {why}")).await.map(Some)
             }
             Err(error) => {
-                let says = format!("it was applied, and whether it came up could not be seen: {}", error.line());
+                let what = if destroys {
+                    "it was destroyed, and whether it is gone"
+                } else {
+                    "it was applied, and whether it came up"
+                };
+                let says = format!("{what} could not be seen: {}", error.line());
                 self.fail(driven, id, says).await.map(Some)
             }
         }

@@ -20,11 +20,11 @@ use tokio::sync::Mutex;
 
 use super::{
     Daemon, Error, Head, Wake,
-    prepare::{Ready, Stop},
+    prepare::{Left, Ready, Stop},
 };
 use crate::{
     journal::{Event, Outcome, Run, RunState, Status, next_status},
-    model::{Action, InstanceId, WaitingOn},
+    model::{InstanceId, WaitingOn},
     plan::{InstancePlan, Summary, order},
     port::{Fence, Job, LOST, RecordedOutput, TargetError},
     targets,
@@ -206,8 +206,8 @@ impl Daemon {
                 Ok(ready) => ready,
                 Err(Stop::Waits(on, says)) => return self.wait(driven, id, on, says).await,
                 Err(Stop::Fails(says)) => return self.fail(driven, id, says).await,
-                Err(Stop::Nothing(job, inputs, others)) => {
-                    return self.nothing(driven, id, &job, inputs, &others).await;
+                Err(Stop::Nothing(job, inputs, left)) => {
+                    return self.nothing(driven, id, &job, inputs, left).await;
                 }
                 Err(Stop::Error(error)) => return Err(error),
                 Err(Stop::Leaves) => return Ok(Status::Waiting),
@@ -344,13 +344,21 @@ impl Daemon {
             );
             return self.fail(driven, id, says).await;
         }
-        if let Err(stop) = self.settle(driven, id, job, inputs, &others).await {
+        if run.destroys
+            && let Some(status) = self.rollout(driven, id, job).await?
+        {
+            return Ok(status);
+        }
+        let left = Left { others, warnings: again.warnings };
+        if let Err(stop) = self.settle(driven, id, job, inputs, left).await {
             return self.fail(driven, id, stop.line()).await;
         }
         if let Some(says) = self.silent_checks(driven, id).await? {
             return self.fail(driven, id, format!("it was applied, and {says}")).await;
         }
-        if let Some(status) = self.rollout(driven, id, job).await? {
+        if !run.destroys
+            && let Some(status) = self.rollout(driven, id, job).await?
+        {
             return Ok(status);
         }
         self.record(driven, id, Event::Applied { changed: true }, None).await
@@ -363,8 +371,9 @@ impl Daemon {
         id: &InstanceId,
         job: &Job,
         inputs: BTreeMap<String, RecordedOutput>,
-        others: &[Action],
+        left: Left,
     ) -> Result<(), TargetError> {
+        let Left { others, warnings } = left;
         let run = driven.run.lock().await.clone();
         let refused = |error: Error| match error {
             Error::Target(error) => error,
@@ -374,7 +383,8 @@ impl Daemon {
             return self.let_go(id).await.map_err(refused);
         }
         if !run.reverts() {
-            return self.record_applied(&driven.head, id, inputs, job, Some(run.id)).await.map_err(refused);
+            let head = &driven.head;
+            return self.record_applied(head, id, inputs, job, warnings, Some(run.id)).await.map_err(refused);
         }
         if let Some(mut record) = self.store().applied(id).await?.filter(|_| job.work.refreshes()) {
             // The state says something else now, and so may the outputs that are made from it.
@@ -387,7 +397,8 @@ impl Daemon {
         if let Some(mut observed) = self.store().observed(id).await? {
             let left = |name: &str| others.iter().flat_map(|action| &action.resources).any(|r| r.resource == name);
             observed.drift.retain(|drift| left(&drift.resource));
-            observed.revert = others.to_vec();
+            observed.revert = others;
+            observed.warnings = warnings;
             observed.error = None;
             observed.at = self.now();
             self.store().set_observed(id, &observed).await?;
@@ -457,6 +468,7 @@ impl Daemon {
         *run = next;
         if status.ended() || status == Status::Waiting {
             self.run_changed.notify_waiters();
+            self.heed_what_was_missed(id);
         }
         let due = {
             let mut said_at = driven.said_at.lock().unwrap_or_else(PoisonError::into_inner);

@@ -49,6 +49,9 @@ pub struct InstanceStatus {
     /// The no that was said to its drift, while it holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snoozed: Option<Snooze>,
+    /// What the last look found that is no drift, and that somebody should know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// What woke it last.
     pub woken_by: Option<String>,
 }
@@ -95,6 +98,11 @@ impl InstanceStatus {
                     std::iter::once(counts(&resources)).chain(waits).collect::<Vec<_>>().join("; ")
                 }
             }
+            Verdict::InSync => match &self.warnings[..] {
+                [] => String::new(),
+                [one] => format!("warning: {one}"),
+                more => format!("{} warnings, told by `evenkeel explain {}`", more.len(), self.id),
+            },
             _ => String::new(),
         }
     }
@@ -285,11 +293,12 @@ impl Daemon {
                 None => WaitingOn::Apply,
             });
         }
+        let of_applied = known.applied.map(|applied| applied.spec.kind());
         InstanceStatus {
             id: id.clone(),
             environment: id.environment.clone(),
             component: id.component.clone(),
-            kind: instance.map_or("tofu", |instance| instance.kind).to_owned(),
+            kind: instance.map(|instance| instance.kind).or(of_applied).unwrap_or_default().to_owned(),
             verdict,
             applied: known.applied.map(|applied| applied.revision.clone()),
             observed_at: observed.map(|o| o.at),
@@ -300,6 +309,7 @@ impl Daemon {
             reason,
             run: run.map(|run| run.id),
             snoozed: None,
+            warnings: observed.map(|o| o.warnings.clone()).unwrap_or_default(),
             woken_by: self.queue.last(id),
         }
     }

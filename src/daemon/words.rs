@@ -104,8 +104,10 @@ impl Daemon {
         };
         let mut meant = self.select(head, Some(selector), &about).await?;
         let applied = self.store().all_applied().await?;
-        let gone = applied.keys().filter(|id| head.instance(id).is_none());
-        meant.extend(gone.filter(|id| selector.selects(&undeclared(id, about.contains(*id), false))).cloned());
+        let gone = applied.iter().filter(|(id, _)| head.instance(id).is_none());
+        let gone =
+            gone.filter(|(id, applied)| selector.selects(&undeclared(id, Some(applied), about.contains(*id), false)));
+        meant.extend(gone.map(|(id, _)| id.clone()));
         // What is declared is not meant by what only concerns the rest, where the rest is meant as well.
         if matches!(command.verb, Verb::Destroy | Verb::Forget) && meant.iter().any(|id| head.instance(id).is_none()) {
             meant.retain(|id| head.instance(id).is_none());

@@ -251,6 +251,10 @@ pub struct Component {
 }
 
 impl Component {
+    /// The word for what it declares.
+    pub fn kind(&self) -> &'static str {
+        if self.kubernetes.is_some() { "kubernetes" } else { "tofu" }
+    }
     /// What it is made from.
     pub fn source(&self) -> Option<Source> {
         match (&self.tofu, &self.kubernetes) {

@@ -47,6 +47,9 @@ pub struct InstancePlan {
     /// Why there is no plan of it, where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// What is no change, and somebody should know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// How many of what.

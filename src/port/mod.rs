@@ -123,11 +123,13 @@ pub struct Observation {
     pub contested: bool,
     /// Why an apply would be refused as it stands, in a sentence.
     pub refused: Option<String>,
+    /// What is held, not declared any more and not deleted, each with the reason; the warnings say it as well.
+    pub left: Vec<String>,
     /// Warnings of the tool.
     pub warnings: Vec<String>,
 }
 
-/// Whether what was applied came up.
+/// Whether what was applied came up, or what was destroyed is gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
     /// It is as it should be.
@@ -325,6 +327,10 @@ pub trait Target: Send + Sync {
     /// Waits until the world says that an instance may have changed.
     async fn changed(&self) -> InstanceId {
         std::future::pending().await
+    }
+    /// Whether the world said that an instance may have changed, and nobody has looked since.
+    fn is_suspect(&self, _id: &InstanceId) -> bool {
+        false
     }
     /// The resources that an instance declares, as far as they are known without looking at the world.
     ///

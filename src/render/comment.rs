@@ -112,6 +112,9 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
 }
 
+/// How many warnings of one instance are shown.
+const WARNINGS_MAX: usize = 10;
+
 fn details(instance: &InstancePlan) -> String {
     let resources: Vec<&ResourceChange> = instance.actions.iter().flat_map(|action| &action.resources).collect();
     if resources.is_empty() {
@@ -218,6 +221,11 @@ fn plan_table(plan: &Plan) -> String {
     body.push('\n');
     for instance in &plan.instances {
         body.push_str(&details(instance));
+    }
+    for instance in &plan.instances {
+        for warning in instance.warnings.iter().take(WARNINGS_MAX) {
+            body.push_str(&format!("**Warning:** `{}`: {}\n\n", instance.id.component, one_line(warning)));
+        }
     }
     for instance in &plan.instances {
         let drifted: Vec<&str> = instance

@@ -98,8 +98,6 @@ pub struct Explained {
     pub guards: Guards,
     /// What it was given, masked.
     pub inputs: Value,
-    /// Warnings of the last pass.
-    pub warnings: Vec<String>,
     /// The last runs that touched it.
     pub runs: Vec<Run>,
     /// The last records about it.
@@ -134,7 +132,6 @@ async fn instance(
     let store = &door.daemon.hands.store;
     let id = instance.id.clone();
     let applied = store.applied(&id).await?;
-    let observed = store.observed(&id).await?;
     let runs: Vec<Run> =
         store.runs(LIMIT_MAX).await?.into_iter().filter(|run| run.instances.contains_key(&id)).take(5).collect();
     let mut journal = vec![];
@@ -161,7 +158,6 @@ async fn instance(
         upstreams,
         guards,
         inputs: json!(applied.map(|applied| applied.inputs).unwrap_or_default()),
-        warnings: observed.map(|observed| observed.warnings).unwrap_or_default(),
         runs,
         journal,
     }))

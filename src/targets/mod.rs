@@ -87,6 +87,9 @@ impl Target for Targets {
     async fn changed(&self) -> InstanceId {
         self.kubernetes.changed().await
     }
+    fn is_suspect(&self, id: &InstanceId) -> bool {
+        self.kubernetes.is_suspect(id)
+    }
     async fn declares(&self, job: &Job) -> Result<Vec<String>, TargetError> {
         match &job.work {
             Work::Tofu(_) => Ok(vec![]),

@@ -84,6 +84,44 @@ async fn objects_are_applied_and_changes_by_others_are_found_and_reverted() {
     assert_eq!((&container["image"], &container["env"]), (&json!("web:1.4.2"), &Value::Null));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_moves_and_another_policy_comes_with_it() {
+    let cluster = Cluster::shared().await;
+    let files = |folder: &str| {
+        let list = "resources: [namespace.yaml, config.yaml]\n".to_owned();
+        let config = "apiVersion: v1\nkind: ConfigMap\nmetadata: { name: config }\ndata: { colour: blue }\n".to_owned();
+        vec![
+            (format!("k8s/{folder}/kustomization.yaml"), list),
+            (format!("k8s/{folder}/namespace.yaml"), namespace("moves")),
+            (format!("k8s/{folder}/config.yaml"), config),
+        ]
+    };
+    let mut all = files("one");
+    all.push(environment("dev", "onMerge: apply, kubernetes: { connection: cluster, namespace: moves }"));
+    all.push(component("moves", "kustomize: k8s/one, wait: none", "  drift: { mode: report }\n"));
+    let mut stage = start(&cluster, &all).await;
+    stage.verdict("dev/moves", Verdict::InSync).await;
+    // Nothing is to be applied, and what is applied is known by where it was.
+    let mut moved = files("two");
+    moved.extend(files("one").into_iter().map(|(path, _)| (path, String::new())));
+    moved.push(component(
+        "moves",
+        "kustomize: k8s/two, wait: none, force: [{ kind: Job }]",
+        "  drift: { mode: report }\n",
+    ));
+    moved.push(component("moves-more", "manifests: k8s/more, wait: none", "  dependsOn: [moves]\n"));
+    moved.push(("k8s/more/more.yaml".into(), "apiVersion: v1\nkind: ConfigMap\nmetadata: { name: more }\n".into()));
+    stage.push("main", &moved);
+    stage.verdict("dev/moves-more", Verdict::InSync).await;
+    assert_eq!(stage.stop(), 0);
+    stage.serve();
+    stage.ready().await;
+    let (code, out, err) = stage.drift("dev");
+    assert_eq!(code, 0, "{out}{err}");
+    cluster.edit(&config("moves"), &json!({"data": {"colour": "red"}})).await;
+    stage.verdict("dev/moves", Verdict::Drifted).await;
+}
+
 /// What the first drift of an instance says, as `drift path desired → observed`.
 fn told(status: &evenkeel::daemon::InstanceStatus) -> Vec<String> {
     let mut all = vec![];

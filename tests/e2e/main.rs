@@ -10,6 +10,7 @@ mod incidents;
 mod kills;
 mod kubernetes;
 mod kubernetes_bad_days;
+mod kubernetes_kinds;
 mod kubernetes_random;
 mod loop_closed;
 mod postgres;

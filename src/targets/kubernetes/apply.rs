@@ -22,6 +22,7 @@ use super::{
     confirm::{Look, terminating},
     fields,
     inventory::{Held, Inventory},
+    kinds::{Kind, Kinds},
     live::side_by_side,
     object::{self, is_ground, rank},
     observe::{Found, Looked, Step},
@@ -138,7 +139,7 @@ struct Applying<'a> {
     looked: &'a Looked,
     steps: Vec<Step>,
     inventory: Inventory,
-    kinds: super::client::Kinds,
+    kinds: Kinds,
     failures: Vec<String>,
     stale: Option<String>,
     begun: bool,
@@ -248,7 +249,7 @@ impl Applying<'_> {
         Err(Stop::Stale(format!("`{}` keeps changing", step.key)))
     }
 
-    async fn update(&self, kind: &super::client::Kind, object: &Object, step: &Step) -> Result<Value, Refusal> {
+    async fn update(&self, kind: &Kind, object: &Object, step: &Step) -> Result<Value, Refusal> {
         let cluster = &self.looked.cluster;
         let mut version = step.version.clone();
         if !step.extras.is_empty() {
@@ -276,7 +277,7 @@ impl Applying<'_> {
         Ok(live)
     }
 
-    async fn replace(&self, kind: &super::client::Kind, object: &Object, step: &Step) -> Result<Value, Refusal> {
+    async fn replace(&self, kind: &Kind, object: &Object, step: &Step) -> Result<Value, Refusal> {
         let cluster = &self.looked.cluster;
         if let Some(uid) = &step.uid {
             cluster.delete(kind, &object.key, uid).await?;
@@ -285,7 +286,7 @@ impl Applying<'_> {
         cluster.apply(kind, &object.key, object.json(), Write::default()).await
     }
 
-    async fn wait_until_gone(&self, kind: &super::client::Kind, key: &object::Key) -> Result<(), Refusal> {
+    async fn wait_until_gone(&self, kind: &Kind, key: &object::Key) -> Result<(), Refusal> {
         let since = Instant::now();
         loop {
             match self.looked.cluster.get(kind, key).await? {

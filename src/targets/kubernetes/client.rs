@@ -5,22 +5,20 @@
 //! credential from anywhere but the daemon's configuration.
 
 use std::{
-    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
-use kube::{
-    Client,
-    client::Body,
-    discovery::{Discovery, Scope},
-};
+use kube::{Client, client::Body};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::object::Key;
+use super::{
+    kinds::{Kind, Kinds},
+    object::Key,
+};
 use crate::{model::Retry, port::TargetError};
 
 /// How long one request that reads may take; a list is read in pages.
@@ -39,47 +37,12 @@ const PAGE: u32 = 500;
 const JSON: &str = "application/json";
 /// The same, without the objects themselves.
 const METADATA_ALONE: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+/// What is asked for is not there.
+pub(super) const NOT_FOUND: &str = "not-found";
 /// How old what is known of the kinds may be.
 pub(super) const KINDS_KNOWN: Duration = Duration::from_secs(3600);
 /// The same, where one is missing.
 pub(super) const KINDS_AGAIN: Duration = Duration::from_secs(2);
-
-/// A kind that the cluster has.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Kind {
-    /// `v1`, `apps/v1`.
-    pub version: Arc<str>,
-    /// The name in paths.
-    pub plural: Arc<str>,
-    /// Whether its objects live in namespaces.
-    pub namespaced: bool,
-}
-
-/// The kinds that a cluster has.
-#[derive(Clone, Default)]
-pub(super) struct Kinds {
-    /// By version and kind.
-    exact: Arc<HashMap<(String, String), Kind>>,
-    /// In the version that the server prefers, by group and kind.
-    preferred: Arc<HashMap<(String, String), Kind>>,
-    /// Another number for other kinds.
-    pub epoch: u64,
-}
-
-impl Kinds {
-    /// Whether objects of a kind live in namespaces; nothing where there is no such kind.
-    pub(super) fn scope(&self, version: &str, kind: &str) -> Option<bool> {
-        self.exact(version, kind).map(|kind| kind.namespaced)
-    }
-    /// A kind in one version.
-    pub(super) fn exact(&self, version: &str, kind: &str) -> Option<&Kind> {
-        self.exact.get(&(version.to_owned(), kind.to_owned()))
-    }
-    /// A kind in the version that the server prefers.
-    pub(super) fn of(&self, key: &Key) -> Option<&Kind> {
-        self.preferred.get(&(key.group.to_string(), key.kind.to_string()))
-    }
-}
 
 /// What an API server answered where it did not do as asked.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -122,7 +85,7 @@ impl Refusal {
             0 => "unreachable",
             401 => "unauthorized",
             403 => "forbidden",
-            404 => "not-found",
+            404 => NOT_FOUND,
             409 => "conflict",
             _ if self.is_unclear() => "unreachable",
             _ => "refused",
@@ -191,34 +154,12 @@ impl Cluster {
         let unreachable = |error: &dyn std::fmt::Display| {
             TargetError::new("unreachable", format!("could not ask the cluster for its kinds: {error}"))
         };
-        let asked = Discovery::new(self.client.clone()).run_aggregated();
-        let discovery = tokio::time::timeout(REQUEST_TIME_MAX, asked)
-            .await
-            .map_err(|_| unreachable(&"it did not answer"))?
-            .map_err(|error| unreachable(&error))?;
-        let (mut exact, mut preferred) = (HashMap::new(), HashMap::new());
-        for group in discovery.groups() {
-            for version in group.versions() {
-                for (resource, capabilities) in group.versioned_resources(version) {
-                    let kind = Kind {
-                        version: resource.api_version.as_str().into(),
-                        plural: resource.plural.as_str().into(),
-                        namespaced: capabilities.scope == Scope::Namespaced,
-                    };
-                    exact.insert((resource.api_version.clone(), resource.kind.clone()), kind);
-                }
-            }
-            for (resource, capabilities) in group.resources_by_stability() {
-                if !capabilities.supports_operation("list") {
-                    continue;
-                }
-                let found = exact.get(&(resource.api_version.clone(), resource.kind.clone())).cloned();
-                preferred.extend(found.map(|kind| ((group.name().to_owned(), resource.kind.clone()), kind)));
-            }
-        }
-        if *known.0.exact != exact {
+        let asked = tokio::time::timeout(REQUEST_TIME_MAX, Kinds::of_server(&self.client)).await;
+        let now = asked.map_err(|_| unreachable(&"it did not answer"))?.map_err(|error| unreachable(&error))?;
+        if !known.0.are(&now) {
             let epoch = self.epoch.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
-            known.0 = Kinds { exact: Arc::new(exact), preferred: Arc::new(preferred), epoch };
+            known.0 = now;
+            known.0.epoch = epoch;
         }
         known.1 = Some(Instant::now());
         Ok(known.0.clone())
@@ -254,12 +195,12 @@ impl Cluster {
         labels: &str,
         each: &mut (dyn FnMut(Value) + Send),
     ) -> Result<String, Refusal> {
-        self.pages(kind, labels, JSON, each).await
+        self.pages(&root(kind), labels, JSON, each).await
     }
 
     async fn pages(
         &self,
-        kind: &Kind,
+        at: &str,
         labels: &str,
         accept: &str,
         each: &mut (dyn FnMut(Value) + Send),
@@ -278,7 +219,7 @@ impl Cluster {
             if let Some(next) = &next {
                 query.push_str(&url_query(&[("continue", next)]).replacen('?', "&", 1));
             }
-            let text = self.send_text(Method::GET, &format!("{}{query}", root(kind)), None, accept, true).await?;
+            let text = self.send_text(Method::GET, &format!("{at}{query}"), None, accept, true).await?;
             let page: Page = serde_json::from_slice(&text)
                 .map_err(|error| Refusal::silent(format!("its answer can't be read: {error}")))?;
             page.items.into_iter().flatten().for_each(&mut *each);
@@ -289,9 +230,18 @@ impl Cluster {
         }
     }
 
-    /// The metadata of all objects of a kind.
-    pub(super) async fn names(&self, kind: &Kind, each: &mut (dyn FnMut(Value) + Send)) -> Result<(), Refusal> {
-        self.pages(kind, "", METADATA_ALONE, each).await.map(drop)
+    /// The metadata of all objects of a kind, or of those in one namespace.
+    pub(super) async fn names(
+        &self,
+        kind: &Kind,
+        namespace: Option<&str>,
+        each: &mut (dyn FnMut(Value) + Send),
+    ) -> Result<(), Refusal> {
+        let at = match namespace {
+            Some(name) => format!("{}/namespaces/{}/{}", group_path(kind), encoded(name), kind.plural),
+            None => root(kind),
+        };
+        self.pages(&at, "", METADATA_ALONE, each).await.map(drop)
     }
 
     /// Applies an object under our name, with every field that it names.

@@ -12,10 +12,11 @@ use serde_json::Value;
 
 use super::{
     Kubernetes, NOT_THERE_YET,
-    client::{Cluster, Kinds, Refusal, Write},
+    client::{Cluster, KINDS_AGAIN, Refusal, Write},
     drift::{LAST_APPLIED, Masks},
     fields::{self, Extra, escaped},
     inventory::{Held, Inventory},
+    kinds::Kinds,
     live::Live,
     object::{self, Key},
     observe::{Found, Step},
@@ -42,12 +43,23 @@ pub(super) struct Look<'l> {
     pub(super) contested: &'l AtomicBool,
 }
 
+/// What is held and not declared any more.
+#[derive(Default)]
+pub(super) struct LeftOver {
+    /// What is to be deleted.
+    pub(super) steps: Vec<Step>,
+    /// What is not, each with the reason.
+    pub(super) stays: Vec<String>,
+    /// What is being deleted.
+    pub(super) going: Vec<String>,
+}
+
 impl Look<'_> {
     fn masks(&self) -> Masks<'_> {
         Masks { seal: &self.this.seal, redactor: &self.this.redactor }
     }
 
-    fn is_me(&self, id: &InstanceId) -> bool {
+    pub(super) fn is_me(&self, id: &InstanceId) -> bool {
         *id == self.job.instance || Some(id) == self.job.formerly.as_ref()
     }
 
@@ -153,10 +165,12 @@ impl Look<'_> {
                 if self.rendered.objects.iter().any(makes) {
                     return made;
                 }
-                let error = wrong(
-                    &self.job.instance,
-                    vec![format!("{}: the cluster has no namespace `{namespace}`", object.place)],
-                );
+                let kinds = self.cluster.kinds(KINDS_AGAIN).await?;
+                let missing = match kinds.exact(&object.version, &object.key.kind) {
+                    Some(_) => format!("namespace `{namespace}`"),
+                    None => format!("`{}` in `{}`", object.key.kind, object.version),
+                };
+                let error = wrong(&self.job.instance, vec![format!("{}: the cluster has no {missing}", object.place)]);
                 Err(TargetError { kind: NOT_THERE_YET, ..error })
             }
             Err(refusal) => self.refused(object, refusal),
@@ -246,14 +260,14 @@ impl Look<'_> {
     }
 
     /// What is held and not declared any more; what is not to be deleted stays held.
-    pub(super) fn left_over(&self, live: &Live, now: &mut Inventory, warnings: &mut Vec<String>) -> Vec<Step> {
-        let mut steps = vec![];
+    pub(super) async fn left_over(&self, live: &Live, now: &mut Inventory) -> LeftOver {
+        let mut left = LeftOver::default();
         let declared: BTreeSet<&Key> = self.rendered.objects.iter().map(|object| &object.key).collect();
         let mut held: Vec<(&Key, &Held)> = self.inventory.iter().filter(|(key, _)| !declared.contains(key)).collect();
         held.sort_by_key(|(key, _)| (object::rank(&key.kind), *key));
         for (key, held) in held {
             if self.kinds.of(key).is_none() {
-                warnings.push(format!("`{key}`: the cluster has no such kind any more"));
+                left.stays.push(format!("`{key}`: the cluster has no such kind any more"));
                 now.insert(key.clone(), held.clone());
                 continue;
             }
@@ -265,22 +279,26 @@ impl Look<'_> {
             }
             now.insert(key.clone(), held.clone());
             if let Some(why) = self.in_use(key) {
-                warnings.push(format!("`{key}` is not declared any more and stays: {why}"));
+                left.stays.push(format!("`{key}` is not declared any more and stays: {why}"));
                 continue;
             }
             if object::annotation(live, object::PRUNE) == Some("disabled") {
-                warnings.push(format!(
+                left.stays.push(format!(
                     "`{key}` is not declared any more and stays, because it says `{}: disabled`",
                     object::PRUNE
                 ));
                 continue;
             }
             if object::is_terminating(live) {
-                warnings.push(terminating(key, live));
+                left.going.push(terminating(key, live));
+                continue;
+            }
+            if let Some(why) = self.keeps(key).await {
+                left.stays.push(format!("`{key}` is not declared any more and stays: {why}"));
                 continue;
             }
             let text = |pointer| object::text(live, pointer).map(str::to_owned);
-            steps.push(Step {
+            left.steps.push(Step {
                 key: key.clone(),
                 change: Change::Destroy,
                 fields: vec![],
@@ -289,7 +307,7 @@ impl Look<'_> {
                 extras: vec![],
             });
         }
-        steps
+        left
     }
 }
 

@@ -16,9 +16,10 @@ use serde_json::Value;
 
 use super::{
     Kubernetes,
-    client::{Cluster, Kind, Kinds, Refusal},
+    client::{Cluster, Refusal},
     fields,
     inventory::Inventory,
+    kinds::{Kind, Kinds},
     object::{self, Key},
     render::Rendered,
 };
@@ -128,7 +129,7 @@ impl OfKind<'_> {
                 let text = |pointer| object::text(&object, pointer).unwrap_or_default().to_owned();
                 all.insert((text("/metadata/namespace"), text("/metadata/name")));
             };
-            cluster.names(&kind, &mut put).await.map_err(failed)?;
+            cluster.names(&kind, None, &mut put).await.map_err(failed)?;
             missing.retain(|key| {
                 all.contains(&(key.namespace.as_deref().unwrap_or_default().to_owned(), key.name.to_string()))
             });

@@ -15,7 +15,9 @@ mod client;
 mod confirm;
 pub mod drift;
 pub mod fields;
+mod ground;
 mod inventory;
+mod kinds;
 mod live;
 pub mod local;
 pub mod manifest;
@@ -29,14 +31,14 @@ mod verify;
 mod watch;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 pub use access::Access;
-use client::{Cluster, Kind, Kinds};
-use object::Key;
+use client::Cluster;
+use kinds::{Kind, Kinds};
 use render::Rendered;
 
 use super::lanes::Lanes;
@@ -269,11 +271,11 @@ impl Kubernetes {
         &self,
         job: &Job,
         work: &KubernetesWork,
-        suspects: &BTreeSet<Key>,
+        suspects: &watch::Suspects,
     ) -> Result<Option<Observation>, TargetError> {
         let Some(inventory) = self.inventory(&job.instance).await? else { return Ok(None) };
         let (cluster, shared_with) = self.cluster(job, work, false).await?;
-        let (rendered, kinds) = self.declared(job, work, &cluster).await?;
+        let (rendered, kinds) = self.declared(job, work, &cluster, client::KINDS_KNOWN).await?;
         let is_tracked = self
             .tracked
             .lock()
@@ -286,7 +288,10 @@ impl Kubernetes {
         if !self.watch(job, work, &cluster, &kinds, &inventory)? {
             return Ok(None);
         }
-        let keys: BTreeSet<Key> = suspects.union(&self.watches.differing(&job.instance)).cloned().collect();
+        let mut keys = self.watches.differing(&job.instance);
+        keys.extend(suspects.keys().cloned());
+        // What stays although nobody declares it is said every time.
+        keys.extend(inventory.keys().filter(|key| rendered.get(key).is_none()).cloned());
         let looked = self
             .look_at(job, work, observe::Base { cluster, kinds, rendered: Arc::clone(&rendered), shared_with }, &keys)
             .await?;
@@ -308,6 +313,11 @@ impl Kubernetes {
     /// Waits until the world says that an instance may have changed.
     pub(super) async fn changed(&self) -> InstanceId {
         self.watches.changed().await
+    }
+
+    /// Whether a watch saw something that nobody has looked at.
+    pub(super) fn is_suspect(&self, id: &InstanceId) -> bool {
+        !self.watches.suspects(id).is_empty()
     }
 
     /// The names of the objects that a job declares, as far as the content alone says.

@@ -44,6 +44,12 @@ impl Key {
             name: metadata["name"].as_str()?.into(),
         })
     }
+    /// The key of an object of a known group and kind, of which only the metadata is there.
+    pub(super) fn of_metadata((group, kind): (&str, &str), object: &Value) -> Self {
+        let of = |name: &str| object["metadata"][name].as_str().filter(|text| !text.is_empty());
+        let name = of("name").unwrap_or_default().into();
+        Self { group: group.into(), kind: kind.into(), namespace: of("namespace").map(Into::into), name }
+    }
     /// The kind with its group: `Deployment.apps`, `Service`.
     pub fn sort(&self) -> String {
         if self.group.is_empty() { self.kind.to_string() } else { format!("{}.{}", self.kind, self.group) }

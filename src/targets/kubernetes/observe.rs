@@ -6,18 +6,19 @@
 //! *Race:* an object changes between list and dry-run: its version is in the precondition of what is then done.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::future::FutureExt;
 use serde_json::Value;
 
 use super::{
     Kubernetes, NOT_THERE_YET,
-    client::{Cluster, KINDS_AGAIN, KINDS_KNOWN, Kinds, Refusal},
-    confirm::Look,
+    client::{Cluster, KINDS_AGAIN, KINDS_KNOWN, NOT_FOUND, Refusal},
+    confirm::{LeftOver, Look},
     drift::{self},
     fields::{self, Extra},
     inventory::{Held, Inventory},
+    kinds::Kinds,
     live::{Live, get, side_by_side},
     object::Key,
     render::{Object, Rendered, wrong},
@@ -74,6 +75,10 @@ pub(super) struct Base {
 pub(super) struct Looked {
     pub(super) observation: Observation,
     pub(super) steps: BTreeMap<String, Step>,
+    /// What is not declared any more and stays, each with the reason.
+    pub(super) stays: Vec<String>,
+    /// What is being deleted.
+    pub(super) going: Vec<String>,
     pub(super) rendered: Arc<Rendered>,
     pub(super) cluster: Cluster,
     pub(super) kinds: Kinds,
@@ -85,10 +90,21 @@ impl Kubernetes {
     /// Looks at every object of an instance.
     pub(super) async fn look(&self, job: &Job, work: &KubernetesWork, apply: bool) -> Result<Looked, TargetError> {
         let (cluster, shared_with) = self.cluster(job, work, apply).await?;
-        let (rendered, kinds) = self.declared(job, work, &cluster).await?;
+        let (mut rendered, mut kinds) = self.declared(job, work, &cluster, KINDS_KNOWN).await?;
         let kept = self.inventory(job.formerly.as_ref().unwrap_or(&job.instance)).await?;
+        if kept.iter().flat_map(|kept| kept.keys()).any(|key| kinds.of(key).is_none()) {
+            // What was gone when it was asked for last may be back.
+            (rendered, kinds) = self.declared(job, work, &cluster, KINDS_AGAIN).await?;
+        }
+        let live = match self.list(job, &cluster, &kinds, &rendered, kept.as_deref()).await {
+            Err(error) if error.kind == NOT_FOUND => {
+                // A kind that was there is gone, or is served in another version.
+                (rendered, kinds) = self.declared(job, work, &cluster, KINDS_AGAIN).await?;
+                self.list(job, &cluster, &kinds, &rendered, kept.as_deref()).await?
+            }
+            done => done?,
+        };
         let base = Base { cluster, kinds, rendered, shared_with };
-        let live = self.list(job, &base.cluster, &base.kinds, &base.rendered, kept.as_deref()).await?;
         let inventory = match &kept {
             Some(kept) => (**kept).clone(),
             // A store that lost it finds it again by our labels (R1.7).
@@ -167,7 +183,9 @@ impl Kubernetes {
             ..Observation::default()
         };
         let (mut now, mut steps) = look.each(wanted, &mut live, &mut observation).await?;
-        let mut gone = look.left_over(&live, &mut now, &mut observation.warnings);
+        let LeftOver { steps: mut gone, stays, going } = look.left_over(&live, &mut now).await;
+        observation.left = stays.iter().chain(&going).cloned().collect();
+        observation.warnings.extend(observation.left.iter().cloned());
         if scope.rebuilt {
             // What was found by its labels alone is deleted once somebody has seen it.
             observation.warnings.extend(
@@ -187,7 +205,7 @@ impl Kubernetes {
             observation.overwrites.insert(step.key.to_string(), overwrite);
         }
         let steps = steps.into_iter().map(|step| (step.key.to_string(), step)).collect();
-        Ok(Looked { observation, steps, rendered, cluster, kinds, inventory: now })
+        Ok(Looked { observation, steps, stays, going, rendered, cluster, kinds, inventory: now })
     }
 
     /// Whether every namespace of some objects is there, or is among the objects.
@@ -220,8 +238,9 @@ impl Kubernetes {
         job: &Job,
         work: &KubernetesWork,
         cluster: &Cluster,
+        known: Duration,
     ) -> Result<(Arc<Rendered>, Kinds), TargetError> {
-        let kinds = cluster.kinds(KINDS_KNOWN).await?;
+        let kinds = cluster.kinds(known).await?;
         if work.destroy {
             return Ok((Arc::default(), kinds));
         }
@@ -281,6 +300,11 @@ impl Look<'_> {
                             "`{}` can't be changed in place: say `force: [{{ kind: {} }}]` to have it deleted and made again",
                             object.key, object.key.kind
                         );
+                        observation.refused.get_or_insert(why);
+                    } else if step.change == Change::Replace
+                        && let Some(why) = self.keeps(&object.key).await
+                    {
+                        let why = format!("`{}` can't be deleted and made again: {why}", object.key);
                         observation.refused.get_or_insert(why);
                     }
                     steps.push(*step);

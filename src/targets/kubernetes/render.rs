@@ -18,7 +18,7 @@ use tokio::{io::AsyncReadExt, process::Command};
 
 use super::{
     Kubernetes,
-    client::Kinds,
+    kinds::Kinds,
     manifest::{self, Read, Reader, Written},
     object::{self, COMPONENT, ENVIRONMENT, Key, rank},
     substitute::substituted,

@@ -249,11 +249,29 @@ pub(super) fn ruled(object: &Value, rules: &[(String, String, Option<String>)]) 
     })
 }
 
+/// The first few of some sentences.
+fn named(all: &[String]) -> String {
+    let more = all.len().saturating_sub(NAMED_MAX);
+    let more = (more > 0).then(|| format!("and {more} more"));
+    all.iter().take(NAMED_MAX).cloned().chain(more).collect::<Vec<_>>().join("; ")
+}
+
 impl Kubernetes {
-    /// Whether everything that an instance declares came up; of what did not, the first few, with the reason.
+    /// Whether everything that an instance declares came up, or is gone; of what did not, the first few, with the reason.
     pub(in crate::targets) async fn health(&self, job: &Job, work: &KubernetesWork) -> Result<Health, TargetError> {
+        if work.destroy {
+            let looked = self.look(job, work, false).await?;
+            if let Some(step) = looked.steps.values().next() {
+                return Ok(Health::Failed(format!("`{}` is still there", step.key)));
+            }
+            return Ok(match (&looked.stays[..], &looked.going[..]) {
+                ([], []) => Health::Current,
+                ([], going) => Health::InProgress(named(going)),
+                (stays, _) => Health::Failed(named(stays)),
+            });
+        }
         let (cluster, _) = self.cluster(job, work, false).await?;
-        let (rendered, kinds) = self.declared(job, work, &cluster).await?;
+        let (rendered, kinds) = self.declared(job, work, &cluster, super::client::KINDS_KNOWN).await?;
         let (mut waits, mut failed) = (vec![], vec![]);
         let mut by_kind: std::collections::BTreeMap<(String, &str), Vec<&Key>> = std::collections::BTreeMap::new();
         for object in &rendered.objects {
@@ -311,7 +329,7 @@ impl Kubernetes {
     async fn reason(
         &self,
         cluster: &super::client::Cluster,
-        kinds: &super::client::Kinds,
+        kinds: &super::kinds::Kinds,
         workload: &Value,
     ) -> Option<String> {
         let namespace = object::text(workload, "/metadata/namespace")?;

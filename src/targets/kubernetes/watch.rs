@@ -11,7 +11,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -22,9 +22,10 @@ use serde_json::Value;
 use tokio::{sync::Notify, task::JoinHandle};
 
 use super::{
-    client::{Cluster, Kind, Refusal},
+    client::{Cluster, Refusal},
     fields,
     inventory::Inventory,
+    kinds::Kind,
     live::Sort,
     object::{self, COMPONENT, ENVIRONMENT, Key},
 };
@@ -47,6 +48,10 @@ pub(super) struct Watches {
     watches: Mutex<HashMap<(String, Sort), Watch>>,
 }
 
+/// What has to be looked at, each with the number of the last event about it: an event that comes while it is looked at
+/// makes it a suspect again.
+pub(super) type Suspects = BTreeMap<Key, u64>;
+
 struct Watch {
     /// As whom: other credentials are another watch in its place.
     who: String,
@@ -64,7 +69,9 @@ struct Shared {
     seal: Arc<Seal>,
     inventories: Inventories,
     /// What has to be looked at.
-    suspects: Mutex<BTreeMap<InstanceId, BTreeSet<Key>>>,
+    suspects: Mutex<BTreeMap<InstanceId, Suspects>>,
+    /// How many events made a suspect so far.
+    count: AtomicU64,
     /// What differed when it was looked at last: it may be as it was before.
     differing: Mutex<BTreeMap<InstanceId, BTreeSet<Key>>>,
     /// Which instances nobody was woken for yet.
@@ -79,6 +86,7 @@ impl Watches {
             seal,
             inventories,
             suspects: Mutex::default(),
+            count: AtomicU64::new(0),
             differing: Mutex::default(),
             unheard: Mutex::default(),
             changed: Notify::new(),
@@ -121,15 +129,15 @@ impl Watches {
     }
 
     /// What has to be looked at of an instance; nothing of it is forgotten until it is taken back by [`Self::seen`].
-    pub(super) fn suspects(&self, id: &InstanceId) -> BTreeSet<Key> {
+    pub(super) fn suspects(&self, id: &InstanceId) -> Suspects {
         self.shared.suspects.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned().unwrap_or_default()
     }
 
-    /// Says that suspects were looked at.
-    pub(super) fn seen(&self, id: &InstanceId, keys: &BTreeSet<Key>) {
+    /// Says that suspects were looked at, as they were known before.
+    pub(super) fn seen(&self, id: &InstanceId, seen: &Suspects) {
         let mut suspects = self.shared.suspects.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(there) = suspects.get_mut(id) {
-            there.retain(|key| !keys.contains(key));
+            there.retain(|key, count| seen.get(key) != Some(count));
             if there.is_empty() {
                 suspects.remove(id);
             }
@@ -171,8 +179,10 @@ impl Shared {
     }
 
     fn suspect(&self, id: &InstanceId, key: Key) {
-        let is_new =
-            self.suspects.lock().unwrap_or_else(PoisonError::into_inner).entry(id.clone()).or_default().insert(key);
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        let mut suspects = self.suspects.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = suspects.entry(id.clone()).or_default().insert(key, count).is_none();
+        drop(suspects);
         let is_unheard = self.unheard.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
         if is_new || is_unheard {
             self.changed.notify_waiters();

@@ -1,0 +1,114 @@
+//! Namespaces and definitions: what else would go if one were deleted.
+//!
+//! Decides whether one may go: only where whatever is in it is the instance's own and not declared any more, or was made by
+//! the cluster for what is. *Never:* what could not be listed is taken for nobody's; a cascade deletes what nobody planned.
+//! *Race:* somebody puts an object into a namespace after it was looked at: it goes with it, as with `kubectl delete`.
+
+use serde_json::Value;
+
+use super::{
+    client::Refusal,
+    confirm::Look,
+    inventory::Inventory,
+    kinds::Kind,
+    live::side_by_side,
+    object::{self, Key, is_ground},
+};
+use futures::future::FutureExt;
+
+/// How many of the objects that keep a namespace are named.
+const NAMED: usize = 3;
+
+impl Look<'_> {
+    /// Why a namespace or a definition can't be deleted: what is in it is not ours to delete, or is not known.
+    pub(super) async fn keeps(&self, key: &Key) -> Option<String> {
+        if !is_ground(&key.kind) {
+            return None;
+        }
+        let untold = |why: &str| Some(format!("what else would go with it can't be told: {why}"));
+        let held = match self.this.inventory(self.job.formerly.as_ref().unwrap_or(&self.job.instance)).await {
+            Ok(held) => held.unwrap_or_default(),
+            Err(error) => return untold(&error.line()),
+        };
+        let is_space = &*key.kind == "Namespace";
+        let found = if is_space { self.others_in(key, &held).await } else { self.others_of(key, &held).await };
+        match found {
+            Err(refusal) => untold(&refusal.message),
+            Ok(others) if others.is_empty() => None,
+            Ok(others) => {
+                let named: Vec<String> = others.iter().take(NAMED).map(|other| format!("`{other}`")).collect();
+                let more = others.len().saturating_sub(NAMED);
+                let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+                Some(format!("{}{more} would go with it", named.join(", ")))
+            }
+        }
+    }
+
+    /// What is in a namespace, and is neither ours to delete nor the cluster's own.
+    async fn others_in(&self, namespace: &Key, held: &Inventory) -> Result<Vec<Key>, Refusal> {
+        let asked = self.kinds.in_namespaces().map(|(group, name, kind)| {
+            async move {
+                let mut others = vec![];
+                let mut put = |object: Value| {
+                    let key = Key::of_metadata((group, name), &object);
+                    if !is_the_clusters(&key, &object) && !self.goes_anyway(&key, &object, held) {
+                        others.push(key);
+                    }
+                };
+                self.cluster
+                    .names(kind, Some(&namespace.name), &mut put)
+                    .await
+                    .map_err(|refusal| told(refusal, kind))?;
+                Ok(others)
+            }
+            .boxed()
+        });
+        let found: Result<Vec<Vec<Key>>, Refusal> = side_by_side(asked.collect()).await.into_iter().collect();
+        let mut found = found?.concat();
+        found.sort();
+        Ok(found)
+    }
+
+    /// The objects of a definition that are not ours to delete.
+    async fn others_of(&self, definition: &Key, held: &Inventory) -> Result<Vec<Key>, Refusal> {
+        // `widgets.example.com` defines the `widgets` of `example.com`.
+        let Some((plural, group)) = definition.name.split_once('.') else { return Ok(vec![]) };
+        let Some((name, kind)) = self.kinds.of_plural(group, plural) else { return Ok(vec![]) };
+        let mut others = vec![];
+        let mut put = |object: Value| {
+            let key = Key::of_metadata((group, name), &object);
+            if !self.goes_anyway(&key, &object, held) {
+                others.push(key);
+            }
+        };
+        self.cluster.names(kind, None, &mut put).await.map_err(|refusal| told(refusal, kind))?;
+        others.sort();
+        Ok(others)
+    }
+
+    /// Whether an object is being deleted, or is held by us and not declared any more.
+    fn goes_anyway(&self, key: &Key, object: &Value, held: &Inventory) -> bool {
+        let is_ours = held.contains_key(key) && object::owner(object).is_some_and(|owner| self.is_me(&owner));
+        let stays = self.rendered.get(key).is_some() || object::annotation(object, object::PRUNE) == Some("disabled");
+        object::is_terminating(object) || (is_ours && !stays)
+    }
+}
+
+fn told(mut refusal: Refusal, kind: &Kind) -> Refusal {
+    refusal.message = format!("its `{}` could not be listed: {}", kind.plural, refusal.message);
+    refusal
+}
+
+/// Whether the cluster made an object by itself, for the namespace or for another object.
+fn is_the_clusters(key: &Key, object: &Value) -> bool {
+    let has_owner =
+        object.pointer("/metadata/ownerReferences").and_then(Value::as_array).is_some_and(|a| !a.is_empty());
+    let made = match &*key.kind {
+        "Event" | "Endpoints" | "EndpointSlice" | "Lease" => true,
+        "ConfigMap" => &*key.name == "kube-root-ca.crt",
+        "ServiceAccount" => &*key.name == "default",
+        "Secret" => object::annotation(object, "kubernetes.io/service-account.name").is_some(),
+        _ => false,
+    };
+    has_owner || made
+}

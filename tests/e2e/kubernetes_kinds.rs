@@ -1,0 +1,258 @@
+//! Every kind that the API server has, and kinds that come and go while the daemon runs.
+
+use std::collections::BTreeSet;
+
+use evenkeel::model::Verdict;
+use http::Method;
+use kube::discovery::Discovery;
+use serde_json::json;
+
+use crate::{
+    cluster::{Cluster, component},
+    stage::{Stage, environment},
+};
+
+/// One object of each kind.
+const EVERY_KIND: &str = include_str!("every_kind.yaml");
+
+/// The kinds of the server that can be declared: what can be made, changed and listed. By group and kind.
+async fn kinds(cluster: &Cluster) -> BTreeSet<(String, String)> {
+    let client = cluster.server.client("admin").await.unwrap();
+    let discovery = Discovery::new(client).run_aggregated().await.unwrap();
+    let all = discovery.groups().flat_map(|group| group.resources_by_stability());
+    all.filter(|(_, can)| ["create", "patch", "list", "watch"].iter().all(|verb| can.supports_operation(verb)))
+        .map(|(resource, _)| (resource.group, resource.kind))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_that_the_server_has_is_in_sync_once_applied() {
+    let cluster = Cluster::own().await;
+    let declared: BTreeSet<(String, String)> = EVERY_KIND
+        .split("\n---\n")
+        .map(|text| {
+            let of = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
+            let group = of("apiVersion:").split_once('/').map_or("", |(group, _)| group);
+            (group.to_owned(), of("kind:").to_owned())
+        })
+        .collect();
+    let missing: Vec<_> = kinds(&cluster).await.difference(&declared).cloned().collect();
+    assert!(missing.is_empty(), "the server has kinds of which `every_kind.yaml` has no object: {missing:?}");
+    let mut stage = Stage::new(&[
+        environment("dev", "onMerge: apply, kubernetes: { connection: cluster, namespace: kinds }"),
+        component("kinds", "manifests: k8s/kinds, wait: none", ""),
+        ("k8s/kinds/all.yaml".into(), EVERY_KIND.into()),
+    ])
+    .await;
+    cluster.connect(&mut stage);
+    stage.serve();
+    stage.ready().await;
+    stage.verdict("dev/kinds", Verdict::InSync).await;
+    for _ in 0..2 {
+        let (code, out, err) = stage.drift("dev");
+        assert_eq!(code, 0, "{out}{err}");
+    }
+}
+
+/// A definition of `Gadget` that somebody else makes.
+fn gadgets() -> serde_json::Value {
+    let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {"size": {"type": "integer"}}}}});
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": "gadgets.come.example.com"},
+        "spec": {
+            "group": "come.example.com",
+            "scope": "Namespaced",
+            "names": {"kind": "Gadget", "plural": "gadgets"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}}],
+        },
+    })
+}
+
+const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kind_comes_while_the_daemon_runs_and_goes_again() {
+    let cluster = Cluster::own().await;
+    let space = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "come"}});
+    cluster.create("/api/v1/namespaces", &space).await;
+    let gadget = "apiVersion: come.example.com/v1\nkind: Gadget\nmetadata: { name: one }\nspec: { size: 3 }\n";
+    let config = "apiVersion: v1\nkind: ConfigMap\nmetadata: { name: config }\ndata: { a: b }\n";
+    let mut stage = Stage::new(&[
+        environment("dev", "onMerge: apply, kubernetes: { connection: cluster, namespace: come }"),
+        component("come", "manifests: k8s/come, wait: none", ""),
+        ("k8s/come/gadget.yaml".into(), gadget.into()),
+        ("k8s/come/config.yaml".into(), config.into()),
+    ])
+    .await;
+    cluster.connect(&mut stage);
+    stage.serve();
+    stage.ready().await;
+    let says = async |what: &str| {
+        stage.until(what, async || stage.instance("dev/come").await.filter(|status| status.says().contains(what))).await
+    };
+    says("Gadget").await;
+    cluster.create(DEFINITIONS, &gadgets()).await;
+    stage.until("it is applied", async || (stage.run(&["apply", "dev", "--yes"]).0 == 0).then_some(())).await;
+    let path = "/apis/come.example.com/v1/namespaces/come/gadgets/one";
+    stage.verdict("dev/come", Verdict::InSync).await;
+    assert_eq!(cluster.get(path).await["spec"]["size"], 3);
+    // Somebody takes the kind away: what is declared can't be, which is no silence and no success.
+    cluster.delete(&format!("{DEFINITIONS}/gadgets.come.example.com")).await;
+    stage
+        .until("the kind is gone", async || {
+            let (status, _) = cluster.ask("admin", Method::GET, path, "", None).await;
+            let (_, out, err) = stage.drift("dev");
+            (status == 404 && format!("{out}{err}").contains("Gadget")).then_some(())
+        })
+        .await;
+    let unknown = stage.verdict("dev/come", Verdict::Unknown).await;
+    assert!(unknown.says().contains("k8s/come/gadget.yaml:1: the cluster has no `Gadget` in `come.example.com/v1`"));
+    // Nobody declares it any more: that it was held is said, and the rest goes on.
+    let no_gadget = ("k8s/come/gadget.yaml".into(), String::new());
+    stage.push("main", &[no_gadget, ("k8s/come/config.yaml".into(), config.replace("a: b", "a: c"))]);
+    says("warning: `Gadget.come.example.com/come/one`: the cluster has no such kind any more").await;
+    stage.verdict("dev/come", Verdict::InSync).await;
+    assert_eq!(cluster.get("/api/v1/namespaces/come/configmaps/config").await["data"]["a"], "c");
+    // It is back, without the object: there is nothing left to be held.
+    cluster.create(DEFINITIONS, &gadgets()).await;
+    stage
+        .until("nothing is held", async || {
+            stage.drift("dev");
+            stage.instance("dev/come").await.filter(|status| status.warnings.is_empty())
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_that_holds_what_others_made_stays() {
+    let cluster = Cluster::own().await;
+    let space = |name: &str| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{ name: {name} }}\n");
+    let config = "apiVersion: v1\nkind: ConfigMap\nmetadata: { name: config }\ndata: { a: b }\n";
+    let mut stage = Stage::new(&[
+        environment(
+            "dev",
+            "onMerge: apply, limits: { destroys: 9 }, kubernetes: { connection: cluster, namespace: held }",
+        ),
+        component("held", "manifests: k8s/held, wait: none", ""),
+        ("k8s/held/space.yaml".into(), space("held")),
+        ("k8s/held/config.yaml".into(), config.into()),
+        ("k8s/held/gadgets.yaml".into(), gadgets().to_string()),
+        ("k8s/held/stays.yaml".into(), config.replace("name: config", "name: stays, namespace: default")),
+    ])
+    .await;
+    cluster.connect(&mut stage);
+    stage.serve();
+    stage.ready().await;
+    stage.verdict("dev/held", Verdict::InSync).await;
+    // A claim as a StatefulSet leaves it, which nobody declared; and a gadget.
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data-db-0"}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
+    cluster.create("/api/v1/namespaces/held/persistentvolumeclaims", &claim).await;
+    let gadget = json!({"apiVersion": "come.example.com/v1", "kind": "Gadget", "metadata": {"name": "theirs"}});
+    cluster.create("/apis/come.example.com/v1/namespaces/default/gadgets", &gadget).await;
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+    cluster.create("/api/v1/namespaces/held/serviceaccounts", &account).await;
+    let gone = |name: &str| (format!("k8s/held/{name}.yaml"), String::new());
+    stage.push("main", &[gone("space"), gone("config"), gone("gadgets")]);
+    let config = "/api/v1/namespaces/held/configmaps/config";
+    stage.until("what is ours is gone", async || cluster.get(config).await.is_null().then_some(())).await;
+    let held = stage
+        .until("it is said why they stay", async || {
+            stage.instance("dev/held").await.filter(|status| status.run.is_none() && status.warnings.len() == 2)
+        })
+        .await;
+    let stays = |what: &str, because: &str| format!("`{what}` is not declared any more and stays: {because}");
+    assert_eq!(
+        held.warnings,
+        [
+            stays(
+                "CustomResourceDefinition.apiextensions.k8s.io/gadgets.come.example.com",
+                "`Gadget.come.example.com/default/theirs` would go with it"
+            ),
+            stays("Namespace/held", "`PersistentVolumeClaim/held/data-db-0` would go with it"),
+        ]
+    );
+    let definition = format!("{DEFINITIONS}/gadgets.come.example.com");
+    for path in ["/api/v1/namespaces/held", definition.as_str()] {
+        assert!(cluster.get(path).await.pointer("/metadata/deletionTimestamp").is_none(), "{path}");
+        assert!(!cluster.get(path).await.is_null(), "{path}");
+    }
+    // They take it away, and it goes.
+    cluster.delete("/apis/come.example.com/v1/namespaces/default/gadgets/theirs").await;
+    cluster
+        .edit("/api/v1/namespaces/held/persistentvolumeclaims/data-db-0", &json!({"metadata": {"finalizers": null}}))
+        .await;
+    cluster.delete("/api/v1/namespaces/held/persistentvolumeclaims/data-db-0").await;
+    // What is left is drift from then on, and goes with the next merge.
+    stage.until("they are drift", async || (stage.drift("dev").0 == 2).then_some(())).await;
+    let proposal = stage.proposal().await;
+    stage.merge("lin", proposal["number"].as_u64().unwrap()).await;
+    stage
+        .until("they go", async || {
+            let is_going =
+                cluster.get("/api/v1/namespaces/held").await.pointer("/metadata/deletionTimestamp").is_some();
+            (is_going && cluster.get(&definition).await.is_null()).then_some(())
+        })
+        .await;
+    let what = "warning: `Namespace/held` is being deleted";
+    let says = async || stage.instance("dev/held").await.filter(|status| status.says() == what);
+    assert_eq!(stage.until(what, says).await.verdict, Verdict::InSync);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_component_that_is_destroyed_is_not_forgotten_while_something_of_it_stays() {
+    let cluster = Cluster::own().await;
+    let of = |name: &str, wait: &str| {
+        let (path, text) = component(name, &format!("manifests: k8s/{name}, wait: {wait}"), "  onDelete: destroy\n");
+        let space = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{ name: {name} }}\n");
+        vec![(path, text), (format!("k8s/{name}/space.yaml"), space)]
+    };
+    let mut files =
+        vec![environment("dev", "onMerge: apply, limits: { destroys: 9 }, kubernetes: { connection: cluster }")];
+    files.extend(of("crowded", "10m"));
+    files.extend(of("slow", "10m"));
+    files.extend(of("kept", "none"));
+    files.extend(of("rest", "none"));
+    let mut stage = Stage::new(&files).await;
+    cluster.connect(&mut stage);
+    stage.serve();
+    stage.ready().await;
+    for name in ["crowded", "slow", "kept"] {
+        stage.verdict(&format!("dev/{name}"), Verdict::InSync).await;
+    }
+    let theirs = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "theirs"}});
+    cluster.create("/api/v1/namespaces/crowded/configmaps", &theirs).await;
+    let gone = |name: &str| (format!("state-repo/components/{name}.yaml"), String::new());
+    stage.push("main", &[gone("crowded"), gone("slow")]);
+    // No controller empties the namespace, so that it waits for its finalizer, and the run with it.
+    let slow = stage
+        .until("it waits for what goes", async || {
+            stage.instance("dev/slow").await.filter(|status| status.says().contains("being deleted"))
+        })
+        .await;
+    assert_eq!(slow.verdict, Verdict::Pending, "{}", slow.says());
+    let crowded = stage
+        .until("it is said why it stays", async || {
+            stage.instance("dev/crowded").await.filter(|status| status.says().contains("would go with it"))
+        })
+        .await;
+    assert_eq!(crowded.verdict, Verdict::Orphaned, "{}", crowded.says());
+    assert!(cluster.get("/api/v1/namespaces/crowded").await.pointer("/metadata/deletionTimestamp").is_none());
+    let finalize =
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "slow"}, "spec": {"finalizers": []}});
+    let path = "/api/v1/namespaces/slow/finalize";
+    let (code, answer) = cluster.ask("admin", Method::PUT, path, "application/json", Some(&finalize)).await;
+    assert_eq!(code, 200, "{answer}");
+    stage.until("it is forgotten", async || stage.instance("dev/slow").await.is_none().then_some(())).await;
+    // They take theirs away: `/destroy` does the rest.
+    cluster.delete("/api/v1/namespaces/crowded/configmaps/theirs").await;
+    stage.run(&["destroy", "dev/crowded", "--yes"]);
+    let is_going =
+        async || cluster.get("/api/v1/namespaces/crowded").await.pointer("/metadata/deletionTimestamp").cloned();
+    stage.until("it goes", is_going).await;
+    // Where nobody waits for what comes up, nobody waits for what goes.
+    stage.push("main", &[gone("kept")]);
+    stage.until("it is forgotten", async || stage.instance("dev/kept").await.is_none().then_some(())).await;
+    assert!(cluster.get("/api/v1/namespaces/kept").await.pointer("/metadata/deletionTimestamp").is_some());
+}
