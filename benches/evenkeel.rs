@@ -78,6 +78,9 @@ fn main() {
         if asked("kubernetes") {
             rows.extend(told(kubernetes::rows().await));
         }
+        if asked("many") {
+            rows.extend(told(kubernetes::many::rows().await));
+        }
         if asked("fairness") {
             rows.extend(told(fairness().await));
         }

@@ -1,5 +1,7 @@
 //! Kubernetes at size: 10,001 objects on a real API server of this machine, by the whole daemon.
 
+pub(crate) mod many;
+
 use std::{
     path::Path,
     time::{Duration, Instant},

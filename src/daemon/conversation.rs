@@ -66,6 +66,7 @@ impl Daemon {
         if commands.is_empty() {
             return Ok(());
         }
+        let seen = &self.as_it_is_now(seen).await?;
         // What was merged before it was said counts, whether or not its event has come.
         let newest = self.head_with(head, seen).await?;
         let head = &newest;
@@ -138,6 +139,16 @@ impl Daemon {
         let (who, verb) = (format!("user:{}", written.author), command.verb.word());
         let done = self.store().audited(&format!("comment/{}", written.id), &who, &verb).await?;
         Ok((!done.is_empty()).then(|| format!("`/{verb}` was obeyed: {}.", comment::names(done.into_iter()))))
+    }
+
+    /// A pull request as it is when something said there is read: it may have been merged since it was looked at.
+    async fn as_it_is_now(&self, seen: &Seen) -> Result<Seen, Error> {
+        let Some(forge) = self.hands.forge.as_ref().filter(|_| seen.pull.merged_as.is_none()) else {
+            return Ok(seen.clone());
+        };
+        let now = Seen { pull: forge.get_pull(seen.pull.number).await?, ..seen.clone() };
+        self.remember(&now).await?;
+        Ok(now)
     }
 
     /// The head, fetched anew where the merge of a pull request is not in it yet.

@@ -33,6 +33,7 @@ mod planning;
 mod prepare;
 mod propose;
 mod propose_apply;
+mod publish;
 mod pulls;
 mod recovery;
 mod remediation;

@@ -11,14 +11,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Daemon, Error, Head, Wake, adopt::Edits, advance::is_pending, pass, remediation::remediation_path};
+use super::{Daemon, Error, Head, Wake, advance::is_pending, pass, publish::Written};
 use crate::{
     desired::{Instance, schema::DriftMode},
     model::{Action, ComponentName, Digest, EnvironmentName, InstanceId, PullNumber, Revision},
     plan::{Applied, Observed},
     port::Pull,
     remedy::{self, Drifted, Group},
-    render::comment,
 };
 
 /// A pull request that proposes to revert drift.
@@ -52,21 +51,8 @@ pub(super) struct Proposal {
     pub(super) adopts: bool,
 }
 
-/// What is about to be pushed to a branch of ours, so that it is known as ours whatever comes between.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Pushing {
-    /// The commit that it stands on.
-    onto: Revision,
-    /// Its subject.
-    title: String,
-}
-
 /// How long a merge may take from the forge to the branch that we fetch.
 const MERGE_ARRIVES: chrono::Duration = chrono::Duration::hours(1);
-
-/// The sort of record of what is about to be pushed, by branch.
-const PUSHING: &str = "pushing";
 
 /// Where the proposal of a group stands.
 enum Stand {
@@ -76,15 +62,6 @@ enum Stand {
     Ours,
     /// Somebody cut actions from it.
     Cut { cuts: BTreeSet<Digest>, onto: Revision },
-}
-
-/// How a proposal is written.
-struct Written {
-    cuts: BTreeSet<Digest>,
-    /// On top of somebody's commits.
-    onto: Option<Revision>,
-    /// The edits of the declarations, where it adopts.
-    edits: Option<Edits>,
 }
 
 impl Daemon {
@@ -294,7 +271,11 @@ impl Daemon {
         group: &Group,
         all: &[(String, Proposal)],
     ) -> Result<(), Error> {
-        let known = all.iter().find(|(key, _)| *key == group.key()).map(|(_, proposal)| proposal);
+        let mut known = all.iter().find(|(key, _)| *key == group.key()).map(|(_, proposal)| proposal.clone());
+        if known.is_none() {
+            known = self.cut_off(group).await?;
+        }
+        let known = known.as_ref();
         let mut cuts = known.map(|known| known.cuts.clone()).unwrap_or_default();
         let mut onto = None;
         let adopts = self.adopts(&group.key()).await?;
@@ -333,135 +314,6 @@ impl Daemon {
         }
         let left = if edits.is_some() { group.clone() } else { left };
         self.write_proposal(head, group, &left, known, Written { cuts, onto, edits }).await
-    }
-
-    /// Writes the branch and the pull request of what is left of a group.
-    async fn write_proposal(
-        self: &Arc<Self>,
-        head: &Arc<Head>,
-        whole: &Group,
-        group: &Group,
-        known: Option<&Proposal>,
-        written: Written,
-    ) -> Result<(), Error> {
-        let Some(forge) = self.hands.forge.clone() else { return Ok(()) };
-        let (key, now) = (whole.key(), self.now());
-        let observed = self.store().all_observed().await?;
-        let observed_at =
-            group.drifted.iter().filter_map(|one| observed.get(&one.id)).map(|o| o.at).max().unwrap_or(now);
-        let name = self.fresh_name(head, whole, known, written.onto.is_some()).await?;
-        let remediation = group.remediation("drift", observed_at, now);
-        let written_whole = whole.remediation("drift", observed_at, now);
-        let text = remedy::write(&name, &remediation).map_err(Error::Refused)?;
-        let path = remediation_path(&self.settings.root, &group.environment, &name);
-        self.without_secrets(&key, &text)?;
-        let spent = self.spent_files(head, &group.environment).await?.into_iter().filter(|spent| *spent != path);
-        let mut files: Vec<_> =
-            std::iter::once((path.clone(), Some(text))).chain(spent.map(|spent| (spent, None))).collect();
-        let adopts = written.edits.is_some();
-        let edited: Vec<String> = written.edits.iter().flat_map(|edits| edits.keys().cloned()).collect();
-        if let Some(edits) = written.edits {
-            files = edits.into_iter().map(|(path, text)| (path, Some(text))).collect();
-            files.extend(written.onto.as_ref().map(|_| (path.clone(), None)));
-        }
-        let title = comment::proposal_title(group, adopts);
-        self.use_git_token().await?;
-        let branch = whole.branch();
-        let there = self.hands.repository.fetch(&format!("refs/heads/{branch}")).await?;
-        let expected = written.onto.clone().or_else(|| known.map(|known| known.pushed.clone()));
-        if let Some(moved) = there.as_ref().filter(|_| there != expected && known.is_some())
-            && !self.is_cut_off(&branch, moved).await?
-        {
-            return Ok(());
-        }
-        let base = written.onto.as_ref().unwrap_or(&head.revision);
-        self.store().put(PUSHING, &branch, now, &Pushing { onto: base.clone(), title: title.clone() }).await?;
-        let pushed = self.hands.repository.push(&branch, base, there.as_ref(), files, &title).await?;
-        let observed = format!("at {}", observed_at.format("%Y-%m-%d %H:%M UTC"));
-        let body = match adopts {
-            true => comment::adoption(group, &edited, &observed),
-            false => comment::proposal(group, &path, &observed),
-        };
-        let body = self.hands.redactor.redact(&body);
-        let pull = forge.ensure_pull(&branch, &self.settings.branch, &title, &body).await?;
-        let instances = whole.drifted.iter().map(|one| one.id.clone()).collect();
-        let actions = group.digests();
-        let shared = written.onto.is_some();
-        let proposal = Proposal {
-            pull,
-            digest: whole.digest,
-            name,
-            pushed,
-            instances,
-            actions,
-            cuts: written.cuts,
-            shared,
-            adopts,
-            withdrawn: false,
-        };
-        self.keep_written(&proposal.name, &written_whole).await?;
-        self.store().put("proposal", &key, now, &proposal).await?;
-        self.store().remove(PUSHING, &branch).await?;
-        self.store().audit(now, "evenkeel", "propose", &format!("pull/{}", pull.0), &title).await?;
-        tracing::info!(%key, pull = pull.0, "drift proposed");
-        self.queue.wake(Wake::Pull(pull), "proposed");
-        Ok(())
-    }
-
-    /// Whether the head of a branch is what we pushed before we died and could not remember it.
-    async fn is_cut_off(&self, branch: &str, at: &Revision) -> Result<bool, Error> {
-        let Some(pushing) = self.store().get::<Pushing>(PUSHING, branch).await? else { return Ok(false) };
-        self.use_git_token().await?;
-        self.hands.repository.fetch(&format!("refs/heads/{branch}")).await?;
-        let commits = self.hands.repository.first_parents(None, at).await?;
-        Ok(commits.first().is_some_and(|commit| commit.subject == pushing.title)
-            && commits.get(1).is_some_and(|parent| parent.revision == pushing.onto))
-    }
-
-    /// Refuses a text with a secret in it: values are masked where they are read, so it stands in a name, and a masked name
-    /// means another thing.
-    fn without_secrets(&self, key: &str, text: &str) -> Result<(), Error> {
-        if self.hands.redactor.redact(text) == text {
-            return Ok(());
-        }
-        Err(Error::Refused(format!("the drift in `{key}` can't be proposed: an address in it contains a secret")))
-    }
-
-    /// A name that no remediation on the branch or in the store has, so that the same drift twice on one day is two.
-    async fn fresh_name(
-        &self,
-        head: &Head,
-        group: &Group,
-        known: Option<&Proposal>,
-        same: bool,
-    ) -> Result<String, Error> {
-        if let Some(known) = known.filter(|_| same) {
-            return Ok(known.name.clone());
-        }
-        let base = group.name(self.now());
-        for number in 1.. {
-            let name = if number == 1 { base.clone() } else { format!("{base}-{number}") };
-            let merged: Option<super::remediation::Merged> =
-                self.store().get("remediation", &format!("{}/{name}", group.environment)).await?;
-            let on_branch = name.parse().is_ok_and(|name| head.desired.remediations.contains_key(&name));
-            if (merged.is_none() && !on_branch) || known.is_some_and(|known| known.name == name) {
-                return Ok(name);
-            }
-        }
-        Ok(base)
-    }
-
-    /// The files of remediations of an environment that are spent.
-    async fn spent_files(&self, head: &Head, environment: &EnvironmentName) -> Result<Vec<String>, Error> {
-        let mut files = vec![];
-        for (name, (_, file)) in head.desired.remediations.iter().filter(|(_, (r, _))| r.environment == *environment) {
-            let merged: Option<super::remediation::Merged> =
-                self.store().get("remediation", &format!("{environment}/{name}")).await?;
-            if merged.is_some_and(|merged| merged.spent) {
-                files.push(format!("{}/{file}", self.settings.root));
-            }
-        }
-        Ok(files)
     }
 }
 

@@ -209,8 +209,9 @@ fn check_component(document: &mut Document, schema: &Value) {
     }
     if let Some((_, at)) = document.renamed_from.as_ref().filter(|_| spec.get("kubernetes").is_some()) {
         // The labels of its objects say whose they are.
-        let message = "`renamedFrom` of Kubernetes objects is not supported yet";
-        problems.push(Problem::new("not-supported-yet", file, *at, message).hint("keep the name"));
+        let message = "`renamedFrom` is not needed for Kubernetes objects, and not supported";
+        let hint = "leave it out: where the old component is removed in the same change, its objects are transferred";
+        problems.push(Problem::new("not-supported-yet", file, *at, message).hint(hint));
     }
     if let Some(kubernetes) = spec.get("kubernetes").filter(|_| document.problems.is_empty()) {
         let sources = ["manifests", "kustomize", "helm"];

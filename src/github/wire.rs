@@ -5,6 +5,14 @@ use serde::Deserialize;
 use super::At;
 use crate::{model::PullNumber, port};
 
+/// What the forge says where it does not do as asked.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+pub(super) struct Refusal {
+    pub(super) message: String,
+    pub(super) errors: Vec<serde_json::Value>,
+}
+
 #[derive(Deserialize, Clone)]
 pub(super) struct User {
     pub(super) login: String,

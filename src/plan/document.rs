@@ -111,7 +111,8 @@ impl InstancePlan {
 }
 
 impl Plan {
-    /// Puts the instances of an environment together. What an instance waits on is not in the digest.
+    /// Puts the instances of an environment together. What an instance waits on is not in the digest, nor is an instance
+    /// of which nothing would change: it may be settled while somebody reads the plan.
     pub fn new(
         environment: EnvironmentName,
         revision: Revision,
@@ -121,6 +122,7 @@ impl Plan {
     ) -> Self {
         let mut parts: Vec<String> = instances
             .iter()
+            .filter(|instance| instance.digest.is_none() || !instance.actions.is_empty())
             .map(|i| format!("{} {}", i.id, i.digest.map_or_else(|| "unknown".into(), |d| d.to_string())))
             .collect();
         parts.sort();

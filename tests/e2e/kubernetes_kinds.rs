@@ -256,3 +256,44 @@ async fn a_component_that_is_destroyed_is_not_forgotten_while_something_of_it_st
     stage.until("it is forgotten", async || stage.instance("dev/kept").await.is_none().then_some(())).await;
     assert!(cluster.get("/api/v1/namespaces/kept").await.pointer("/metadata/deletionTimestamp").is_some());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r1_10_objects_of_a_component_with_another_name_are_transferred() {
+    let cluster = Cluster::shared().await;
+    let text = "apiVersion: v1\nkind: Namespace\nmetadata: { name: renamed }\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: { name: config }\ndata: { a: b }\n";
+    let of = |name: &str| component(name, "manifests: k8s/renamed, wait: none", "  onDelete: destroy\n");
+    let space = "kubernetes: { connection: cluster, namespace: renamed }";
+    let mut stage = Stage::new(&[
+        environment("dev", &format!("onMerge: apply, limits: {{ destroys: 9 }}, {space}")),
+        of("renamed-old"),
+        ("k8s/renamed/all.yaml".into(), text.into()),
+    ])
+    .await;
+    cluster.connect(&mut stage);
+    stage.serve();
+    stage.ready().await;
+    stage.verdict("dev/renamed-old", Verdict::InSync).await;
+    let paths = ["/api/v1/namespaces/renamed", "/api/v1/namespaces/renamed/configmaps/config"];
+    let mut before = vec![];
+    for path in paths {
+        before.push(cluster.get(path).await["metadata"]["uid"].clone());
+    }
+    let (path, new) = of("renamed-new");
+    stage.push("main", &[(path, new), (of("renamed-old").0, String::new())]);
+    // Whose they were is forgotten, and nothing is deleted, whoever comes first.
+    stage
+        .until("they have moved", async || {
+            stage.run(&["apply", "dev", "--yes"]);
+            let new = stage.instance("dev/renamed-new").await.is_some_and(|new| new.verdict == Verdict::InSync);
+            (new && stage.instance("dev/renamed-old").await.is_none()).then_some(())
+        })
+        .await;
+    for (path, uid) in paths.into_iter().zip(before) {
+        let live = cluster.get(path).await;
+        assert_eq!(live["metadata"]["uid"], uid, "{live}");
+        assert_eq!(live["metadata"]["labels"]["evenkeel.dev/component"], "renamed-new");
+        assert!(live.pointer("/metadata/deletionTimestamp").is_none(), "{live}");
+    }
+    let (code, out, err) = stage.drift("dev");
+    assert_eq!(code, 0, "{out}{err}");
+}
