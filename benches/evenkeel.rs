@@ -10,6 +10,7 @@
     reason = "a bench is a program for people"
 )]
 
+mod citus;
 mod kubernetes;
 
 use std::{
@@ -80,6 +81,9 @@ fn main() {
         }
         if asked("many") {
             rows.extend(told(kubernetes::many::rows().await));
+        }
+        if asked("planner") {
+            rows.extend(told(citus::rows()));
         }
         if asked("fairness") {
             rows.extend(told(fairness().await));

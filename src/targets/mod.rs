@@ -3,6 +3,7 @@
 //! Decides which slice a job belongs to, and nothing else.
 //! *Invariant:* what leaves this room is redacted; a sensitive value travels only as an output's value, in memory.
 
+pub mod citus;
 pub mod kubernetes;
 pub mod lanes;
 pub mod probe;

@@ -81,8 +81,12 @@ async fn trace_c_r4_4_a_reviewer_cuts_from_a_remediation_while_the_branch_moves(
     std::fs::write(stage.place("world/gateway"), "10.9.9.9").unwrap();
     stage.drift("dev");
     let pull = stage.proposal().await["number"].as_u64().unwrap();
-    let (path, text) = remediation(&stage, pull).await;
-    let at = text.match_indices("- digest:").nth(1).unwrap().0;
+    // It is opened with the first drift that is found, and says both once both are.
+    let both = async || {
+        let (path, text) = remediation(&stage, pull).await;
+        text.match_indices("- digest:").nth(1).map(|(at, _)| (path, text.clone(), at))
+    };
+    let (path, text, at) = stage.until("it says both", both).await;
     let cut = text[..at].trim_end().to_owned() + "\n";
     assert!(cut.contains("dev/network") && !cut.contains("dev/backend"), "{text}");
     stage.push_on("evenkeel/drift/dev/network", &[(path, cut)]);

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on has failed")]
 
 mod api;
+mod balance;
 mod cli;
 mod declarations;
 mod outside;

@@ -1,0 +1,425 @@
+//! Which groups of shards move where, so that the nodes carry alike.
+//!
+//! *What moves as one* is a group: the shards of one range of all tables of one colocation group, or a distributed schema.
+//! *Flow:* first what has to move whatever the balance is (pins, nodes that are drained); then, where a node is outside the
+//! limit on either side of the mean, what its excess needs is shed, what the others lack is taken, and what turns out not to
+//! be needed stays at home.
+//! *Guarantees:* it is decided by the layout alone, and the same layout is always decided alike; a plan never makes the
+//! balance worse; the plan of what a plan leaves is empty; two placements of one group are never on one node; a node gets no
+//! more than it has room for.
+//! *Never:* it does not look at a cluster, a clock or a chance.
+
+use super::solve::{Band, State, solve};
+
+/// How often what was planned is planned again, until nothing is left to do.
+const ROUNDS_MAX: usize = 4;
+/// Where the aim is out of reach, so many steps lead from it to the limit.
+const STEPS: u32 = 4;
+
+/// A node, as the planner knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// `host:port`.
+    pub name: String,
+    /// Whether it is to hold shards; all that is on another one leaves it.
+    pub holds: bool,
+    /// How many bytes it may take; nothing where that is no concern.
+    pub room: Option<u64>,
+}
+
+/// One placement of a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// The group's number; two placements of one group are never on one node.
+    pub group: usize,
+    /// The node, by its place in the layout.
+    pub node: usize,
+    /// How much moves with it.
+    pub bytes: u64,
+    /// What is balanced: bytes, one for each, tenants, or a cost.
+    pub weight: u64,
+    /// Where it has to be.
+    pub pin: Option<usize>,
+}
+
+/// Where everything is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// The nodes.
+    pub nodes: Vec<Node>,
+    /// What is on them.
+    pub placements: Vec<Placement>,
+}
+
+/// Why something moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Because {
+    /// It is pinned elsewhere.
+    Pin,
+    /// Its node is to hold nothing.
+    Drain,
+    /// The nodes carry unlike.
+    Balance,
+}
+
+/// A placement that moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// The placement, by its place in the layout.
+    pub placement: usize,
+    /// From where.
+    pub from: usize,
+    /// To where.
+    pub to: usize,
+    /// Why.
+    pub because: Because,
+}
+
+/// How alike the nodes carry, as shares of the mean.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Balance {
+    /// What each node carries, in the unit that is balanced.
+    pub loads: Vec<u64>,
+    /// The bytes on each node.
+    pub bytes: Vec<u64>,
+    /// What one node carries in the mean, of those that are to hold anything.
+    pub mean: f64,
+    /// How far the fullest is above it: 0.25 is a quarter more.
+    pub above: f64,
+    /// How far the emptiest is below it.
+    pub below: f64,
+}
+
+impl Balance {
+    /// The larger of both sides.
+    pub fn skew(&self) -> f64 {
+        self.above.max(self.below)
+    }
+}
+
+/// Why the limit can't be reached.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Short {
+    /// One group alone is more than a node may carry: its largest tenant wants a shard of its own.
+    TooLarge {
+        /// The placement.
+        placement: usize,
+        /// How far its node is above the mean with nothing else on it.
+        above: f64,
+    },
+    /// There are too few groups to be divided.
+    TooFew {
+        /// How many there are.
+        groups: usize,
+        /// The best that they can do: above and below the mean.
+        best: (f64, f64),
+        /// About how many reach the limit.
+        enough: u64,
+    },
+    /// What has to stay where it is, or the room that there is, leaves nothing better.
+    Bound {
+        /// The best that was found.
+        best: f64,
+    },
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rebalance {
+    /// The moves, in the order in which they are best made.
+    pub moves: Vec<Move>,
+    /// The bytes that they move.
+    pub bytes: u64,
+    /// So many at least any plan would have to move that comes as close.
+    pub bytes_at_least: u64,
+    /// How it is.
+    pub before: Balance,
+    /// How it would be.
+    pub after: Balance,
+    /// Why the limit is not reached, where it is not.
+    pub short: Option<Short>,
+    /// What can't be moved off a node that is drained, or to where it is pinned.
+    pub stuck: Vec<usize>,
+}
+
+/// How alike nodes carry.
+pub fn balance(layout: &Layout, at: &[usize]) -> Balance {
+    let mut loads = vec![0; layout.nodes.len()];
+    let mut bytes = vec![0; layout.nodes.len()];
+    for (placement, node) in layout.placements.iter().zip(at) {
+        loads[*node] += placement.weight;
+        bytes[*node] += placement.bytes;
+    }
+    let holding = || layout.nodes.iter().enumerate().filter(|(_, node)| node.holds).map(|(at, _)| at);
+    let count = holding().count();
+    let total: u64 = loads.iter().sum();
+    let mean = if count == 0 { 0.0 } else { total as f64 / count as f64 };
+    let share = |load: u64| if mean > 0.0 { load as f64 / mean - 1.0 } else { 0.0 };
+    let above = holding().map(|node| share(loads[node])).fold(0.0, f64::max);
+    let below = holding().map(|node| -share(loads[node])).fold(0.0, f64::max);
+    Balance { loads, bytes, mean, above, below }
+}
+
+/// How alike the nodes are to carry, on both sides of the mean: `0.1` is ten percent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Wanted {
+    /// Beyond this something is done.
+    pub limit: f64,
+    /// To this, so that it is not beyond the limit again soon.
+    pub aim: f64,
+}
+
+impl Wanted {
+    /// A limit; half of it is aimed at.
+    pub fn within(limit: f64) -> Self {
+        Self { limit, aim: limit / 2.0 }
+    }
+}
+
+/// What is to be moved. Where nothing is wanted of the balance, only what has to move moves.
+pub fn plan(layout: &Layout, wanted: Option<Wanted>) -> Rebalance {
+    let home: Vec<usize> = layout.placements.iter().map(|placement| placement.node).collect();
+    let before = balance(layout, &home);
+    let (mut at, stuck) = forced(layout, &home);
+    let mut short = None;
+    let mut aim = None;
+    if let Some(wanted) = wanted {
+        for _ in 0..ROUNDS_MAX {
+            let (next, reached, why) = balanced(layout, &home, &at, wanted);
+            short = why;
+            if next == at {
+                break;
+            }
+            (at, aim) = (next, reached);
+        }
+    }
+    let after = balance(layout, &at);
+    let moves = ordered(layout, &home, &at, &before);
+    let bytes = moves.iter().map(|one| layout.placements[one.placement].bytes).sum();
+    let bytes_at_least = at_least(layout, &home, &stuck, aim);
+    Rebalance { moves, bytes, bytes_at_least, before, after, short, stuck }
+}
+
+/// The moves between two layouts: what frees the fullest nodes first.
+fn ordered(layout: &Layout, home: &[usize], at: &[usize], before: &Balance) -> Vec<Move> {
+    let moved = home.iter().zip(at).enumerate().filter(|(_, (from, to))| from != to);
+    let mut moves: Vec<Move> = moved
+        .map(|(placement, (from, to))| {
+            let because = match &layout.placements[placement] {
+                one if one.pin == Some(*to) => Because::Pin,
+                _ if !layout.nodes[*from].holds => Because::Drain,
+                _ => Because::Balance,
+            };
+            Move { placement, from: *from, to: *to, because }
+        })
+        .collect();
+    let fullest = |one: &Move| std::cmp::Reverse(before.loads[one.from]);
+    let largest = |one: &Move| std::cmp::Reverse(layout.placements[one.placement].weight);
+    moves.sort_by_key(|one| (one.because, fullest(one), largest(one), one.placement));
+    moves
+}
+
+/// What has to move whatever the balance is, each to the emptiest node that takes it; and what nobody takes.
+fn forced(layout: &Layout, home: &[usize]) -> (Vec<usize>, Vec<usize>) {
+    let mut state = State::new(layout, home, home.to_vec());
+    let (mut stuck, mut drained) = (vec![], vec![]);
+    for (index, placement) in layout.placements.iter().enumerate() {
+        match placement.pin {
+            Some(pin) if pin == placement.node && layout.nodes[pin].holds => {}
+            Some(pin) if pin != placement.node && state.may(index, pin) => state.put(index, pin),
+            Some(_) => stuck.push(index),
+            None if !layout.nodes[placement.node].holds => drained.push(index),
+            None => {}
+        }
+    }
+    drained.sort_by_key(|index| (std::cmp::Reverse(layout.placements[*index].weight), *index));
+    for index in drained {
+        let takers = (0..layout.nodes.len()).filter(|node| state.may(index, *node));
+        match takers.min_by_key(|node| (state.loads[*node], *node)) {
+            Some(node) => state.put(index, node),
+            None => stuck.push(index),
+        }
+    }
+    stuck.sort_unstable();
+    (state.at, stuck)
+}
+
+/// Brings what is outside the limit inside it; answers where everything is then, the bands that were reached, and why it is
+/// not the limit where it is not.
+fn balanced(
+    layout: &Layout,
+    home: &[usize],
+    at: &[usize],
+    wanted: Wanted,
+) -> (Vec<usize>, Option<Vec<Band>>, Option<Short>) {
+    let limit = wanted.limit;
+    let fair = Fair::new(layout, at, limit);
+    let now = fair.skew(layout, at);
+    let mean = balance(layout, at).mean;
+    let above = |placement: usize| layout.placements[placement].weight as f64 / mean - 1.0;
+    let giant = fair.giants.first().map(|(placement, _)| *placement);
+    let too_large = giant.map(|placement| Short::TooLarge { placement, above: above(placement) });
+    if now <= limit || fair.nodes.len() < 2 {
+        return (at.to_vec(), None, too_large);
+    }
+    for step in 0..=STEPS {
+        let share = wanted.aim + (limit - wanted.aim) * f64::from(step) / f64::from(STEPS);
+        let bands = fair.bands(layout, share);
+        if let Some(found) = solve(layout, home, at, &fair, &bands) {
+            return (found, Some(bands), too_large);
+        }
+    }
+    // The limit is out of reach: as close as can be, where that is worth while.
+    let (mut low, mut high, mut best) = (limit, now, None);
+    for _ in 0..6 {
+        let middle = (low + high) / 2.0;
+        let bands = fair.bands(layout, middle);
+        match solve(layout, home, at, &fair, &bands) {
+            Some(found) => {
+                high = fair.skew(layout, &found);
+                best = Some((found, bands));
+            }
+            None => low = middle,
+        }
+    }
+    let reached = best.as_ref().map_or(now, |(found, _)| fair.skew(layout, found));
+    let short = too_large.or_else(|| fair.too_few(layout, limit)).unwrap_or(Short::Bound { best: reached.min(now) });
+    match best.filter(|_| now - reached > limit / 2.0) {
+        Some((found, bands)) => (found, Some(bands), Some(short)),
+        None => (at.to_vec(), None, Some(short)),
+    }
+}
+
+/// What each node should carry. What is too large for any has a node of its own, and the others carry alike.
+pub(super) struct Fair {
+    /// The nodes that are to hold anything.
+    pub(super) nodes: Vec<usize>,
+    /// What each of them should, but for those of the giants.
+    mean: f64,
+    /// What is too large for any node, with the node that is its own.
+    pub(super) giants: Vec<(usize, usize)>,
+}
+
+impl Fair {
+    fn new(layout: &Layout, at: &[usize], limit: f64) -> Self {
+        let nodes: Vec<usize> = (0..layout.nodes.len()).filter(|node| layout.nodes[*node].holds).collect();
+        let weight = |index: usize| layout.placements[index].weight;
+        let mut order: Vec<usize> = (0..at.len()).collect();
+        order.sort_by_key(|index| (std::cmp::Reverse(weight(*index)), *index));
+        let mut left: u64 = order.iter().map(|index| weight(*index)).sum();
+        let mut fair = Self { nodes, mean: 0.0, giants: vec![] };
+        let loads = balance(layout, at).loads;
+        for index in order {
+            let others = fair.nodes.len() - fair.giants.len();
+            fair.mean = left as f64 / others.max(1) as f64;
+            if others < 2 || weight(index) as f64 <= fair.mean * (1.0 + limit) {
+                break;
+            }
+            let is_taken = |node: usize| fair.giants.iter().any(|(_, own)| *own == node);
+            let free = || fair.nodes.iter().copied().filter(|node| !is_taken(*node));
+            let stays = free().find(|node| *node == at[index]);
+            // Another giant has its node: it goes to the emptiest.
+            let Some(own) = stays.or_else(|| free().min_by_key(|node| (loads[*node], *node))) else { break };
+            fair.giants.push((index, own));
+            left -= weight(index);
+        }
+        fair
+    }
+
+    /// What every node may carry, for a share of the mean on both sides; by node.
+    fn bands(&self, layout: &Layout, share: f64) -> Vec<Band> {
+        let low = whole((self.mean * (1.0 - share)).ceil());
+        let high = whole((self.mean * (1.0 + share)).floor());
+        let mut bands = vec![Band { low, high }; layout.nodes.len()];
+        for (giant, own) in &self.giants {
+            let weight = layout.placements[*giant].weight;
+            bands[*own] = Band { low: weight, high: weight + whole((self.mean * share).floor()) };
+        }
+        bands
+    }
+
+    /// How far the nodes are from what they should carry.
+    fn skew(&self, layout: &Layout, at: &[usize]) -> f64 {
+        if self.mean <= 0.0 {
+            return 0.0;
+        }
+        let loads = balance(layout, at).loads;
+        let off = |node: &usize| match self.giants.iter().find(|(_, own)| own == node) {
+            Some((giant, _)) => (loads[*node] as f64 - layout.placements[*giant].weight as f64) / self.mean,
+            None => loads[*node] as f64 / self.mean - 1.0,
+        };
+        self.nodes.iter().map(|node| off(node).abs()).fold(0.0, f64::max)
+    }
+
+    /// Whether there are too few groups to be divided, were they all alike.
+    fn too_few(&self, layout: &Layout, limit: f64) -> Option<Short> {
+        let (groups, nodes) = (layout.placements.len(), self.nodes.len());
+        let each = groups as f64 / nodes as f64;
+        let best = (each.ceil() / each - 1.0, 1.0 - each.floor() / each);
+        let is_short = best.0.max(best.1) > limit;
+        let enough = whole((nodes as f64 / limit).ceil());
+        is_short.then_some(Short::TooFew { groups, best, enough })
+    }
+}
+
+/// How many bytes any plan has to move that brings every node into a band, as far as that can be proved.
+fn at_least(layout: &Layout, home: &[usize], stuck: &[usize], bands: Option<Vec<Band>>) -> u64 {
+    let mut loads = vec![0_u64; layout.nodes.len()];
+    let (mut bytes, mut loose) = (0, 0);
+    let mut stays: Vec<Vec<&Placement>> = vec![vec![]; layout.nodes.len()];
+    for (index, (placement, node)) in layout.placements.iter().zip(home).enumerate() {
+        match placement.pin {
+            _ if stuck.binary_search(&index).is_ok() => loads[*node] += placement.weight,
+            Some(pin) => {
+                loads[pin] += placement.weight;
+                bytes += if pin == *node { 0 } else { placement.bytes };
+            }
+            None if !layout.nodes[*node].holds => {
+                loose += placement.weight;
+                bytes += placement.bytes;
+            }
+            None => {
+                loads[*node] += placement.weight;
+                stays[*node].push(placement);
+            }
+        }
+    }
+    let Some(bands) = bands else { return bytes };
+    let nodes = || (0..layout.nodes.len()).filter(|node| layout.nodes[*node].holds);
+    // What is too much on a node leaves it, and something whole does; what is lacking comes from somewhere, and whole.
+    let whole = stays.iter().flatten().map(|placement| placement.weight).fold(loose, gcd).max(1);
+    let mut leaves = 0;
+    for node in nodes().filter(|node| loads[*node] > bands[*node].high) {
+        let smallest = stays[node].iter().map(|placement| placement.bytes).min().unwrap_or(0);
+        leaves += cheapest(&stays[node], (loads[node] - bands[node].high).next_multiple_of(whole)).max(smallest);
+    }
+    let lacking: u64 = nodes().map(|node| bands[node].low.saturating_sub(loads[node]).next_multiple_of(whole)).sum();
+    let all: Vec<&Placement> = stays.concat();
+    bytes + leaves.max(cheapest(&all, lacking.saturating_sub(loose)))
+}
+
+/// A number that is whole and not negative, as one.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is not negative, and saturates")]
+fn whole(number: f64) -> u64 {
+    number.max(0.0) as u64
+}
+
+fn gcd(one: u64, two: u64) -> u64 {
+    if two == 0 { one } else { gcd(two, one % two) }
+}
+
+/// The bytes of a weight, could it be cut from anything.
+fn cheapest(from: &[&Placement], mut weight: u64) -> u64 {
+    let mut from: Vec<&&Placement> = from.iter().filter(|placement| placement.weight > 0).collect();
+    from.sort_by(|one, two| (one.bytes as f64 / one.weight as f64).total_cmp(&(two.bytes as f64 / two.weight as f64)));
+    let mut bytes = 0;
+    for placement in from {
+        if placement.weight >= weight {
+            let part = u128::from(placement.bytes) * u128::from(weight) / u128::from(placement.weight);
+            return bytes + u64::try_from(part).unwrap_or(u64::MAX);
+        }
+        weight -= placement.weight;
+        bytes += placement.bytes;
+    }
+    bytes
+}

@@ -1,0 +1,4 @@
+//! The shards of a Citus cluster.
+
+pub mod balance;
+mod solve;

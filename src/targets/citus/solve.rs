@@ -1,0 +1,341 @@
+//! How a layout is brought into a band, with few bytes moved.
+//!
+//! *Flow:* the nodes that carry too much shed what they need to; it settles where most is lacking; what still lacks takes from
+//! those that can spare; what is outside yet is mended, move by move; and what turns out not to be needed goes home.
+//! *Guarantees:* what comes out is inside the band on every node, or nothing comes out. Ties go to the first.
+
+use std::collections::BTreeMap;
+
+use super::balance::{Fair, Layout};
+
+/// How many beginnings are tried of a choice of groups.
+const BEGINNINGS: usize = 24;
+/// How often a layout is mended before the band is given up, for each node.
+const MENDS_EACH: usize = 8;
+/// What every node may carry.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Band {
+    pub(super) low: u64,
+    pub(super) high: u64,
+}
+
+/// Where everything is while it is planned.
+pub(super) struct State<'l> {
+    layout: &'l Layout,
+    home: &'l [usize],
+    pub(super) at: Vec<usize>,
+    pub(super) loads: Vec<u64>,
+    /// What each node may still take, in bytes.
+    room: Vec<i128>,
+    /// The other nodes of a group with several placements.
+    others: BTreeMap<usize, Vec<usize>>,
+}
+
+impl<'l> State<'l> {
+    pub(super) fn new(layout: &'l Layout, home: &'l [usize], at: Vec<usize>) -> Self {
+        let mut loads = vec![0; layout.nodes.len()];
+        let mut room: Vec<i128> = layout.nodes.iter().map(|node| node.room.map_or(i128::MAX / 2, i128::from)).collect();
+        let mut of_group: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (index, placement) in layout.placements.iter().enumerate() {
+            loads[at[index]] += placement.weight;
+            if at[index] != home[index] {
+                room[at[index]] -= i128::from(placement.bytes);
+            }
+            of_group.entry(placement.group).or_default().push(index);
+        }
+        of_group.retain(|_, placements| placements.len() > 1);
+        Self { layout, home, at, loads, room, others: of_group }
+    }
+
+    fn weight(&self, index: usize) -> u64 {
+        self.layout.placements[index].weight
+    }
+
+    fn bytes(&self, index: usize) -> u64 {
+        self.layout.placements[index].bytes
+    }
+
+    /// Whether a placement can be on a node.
+    pub(super) fn may(&self, index: usize, node: usize) -> bool {
+        let placement = &self.layout.placements[index];
+        let is_home = self.home[index] == node;
+        let twin = self.others.get(&placement.group);
+        let is_free = twin.is_none_or(|all| all.iter().all(|other| *other == index || self.at[*other] != node));
+        let is_meant = self.layout.nodes[node].holds && placement.pin.is_none_or(|pin| pin == node);
+        is_meant && is_free && (is_home || self.room[node] >= i128::from(placement.bytes))
+    }
+
+    /// Whether a placement may be moved for the balance.
+    fn is_movable(&self, index: usize) -> bool {
+        self.layout.placements[index].pin.is_none() && self.weight(index) > 0
+    }
+
+    pub(super) fn put(&mut self, index: usize, node: usize) {
+        let (from, weight, bytes) = (self.at[index], self.weight(index), i128::from(self.bytes(index)));
+        self.loads[from] -= weight;
+        self.loads[node] += weight;
+        if from != self.home[index] {
+            self.room[from] += bytes;
+        }
+        if node != self.home[index] {
+            self.room[node] -= bytes;
+        }
+        self.at[index] = node;
+    }
+
+    /// What it costs more to have a placement on a node, in bytes.
+    fn cost(&self, index: usize, node: usize) -> i128 {
+        let moved = |node: usize| if node == self.home[index] { 0 } else { i128::from(self.bytes(index)) };
+        moved(node) - moved(self.at[index])
+    }
+}
+
+/// Finds where everything is to be so that each node is within a share of the mean, with few bytes moved.
+pub(super) fn solve(layout: &Layout, home: &[usize], at: &[usize], fair: &Fair, bands: &[Band]) -> Option<Vec<usize>> {
+    if bands.iter().any(|band| band.low > band.high) {
+        return None;
+    }
+    let mut state = State::new(layout, home, at.to_vec());
+    for (giant, own) in &fair.giants {
+        if state.at[*giant] != *own {
+            if !state.may(*giant, *own) {
+                return None;
+            }
+            state.put(*giant, *own);
+        }
+    }
+    let nodes = &fair.nodes[..];
+    let pool = shed(&state, nodes, bands);
+    settle(&mut state, nodes, bands, pool);
+    take(&mut state, nodes, bands);
+    if !mend(&mut state, nodes, bands) {
+        return None;
+    }
+    while give_back(&mut state, bands) {}
+    Some(state.at)
+}
+
+/// What is on each node and may be moved, the heaviest first.
+fn by_node(state: &State<'_>) -> Vec<Vec<usize>> {
+    let mut all = vec![vec![]; state.layout.nodes.len()];
+    for (index, node) in state.at.iter().enumerate().filter(|(index, _)| state.is_movable(*index)) {
+        all[*node].push(index);
+    }
+    for on in &mut all {
+        on.sort_by_key(|index| (std::cmp::Reverse(state.weight(*index)), *index));
+    }
+    all
+}
+
+/// What leaves the nodes that carry too much.
+fn shed(state: &State<'_>, nodes: &[usize], bands: &[Band]) -> Vec<usize> {
+    let on = by_node(state);
+    let mut pool = vec![];
+    for node in nodes {
+        let load = state.loads[*node];
+        let band = bands[*node];
+        if load > band.high {
+            pool.extend(choose(state, &on[*node], load - band.high, load - band.low));
+        }
+    }
+    pool
+}
+
+/// Some of a node's placements that weigh as much as is needed and not more than can be spared, with few bytes.
+fn choose(state: &State<'_>, from: &[usize], need: u64, most: u64) -> Vec<usize> {
+    let bytes = |chosen: &[usize]| chosen.iter().map(|index| state.bytes(*index)).sum::<u64>();
+    let weight = |chosen: &[usize]| chosen.iter().map(|index| state.weight(*index)).sum::<u64>();
+    let mut cheapest: Vec<usize> = from.to_vec();
+    cheapest.sort_by(|one, two| {
+        let ratio = |index: &usize| state.bytes(*index) as f64 / state.weight(*index) as f64;
+        ratio(one).total_cmp(&ratio(two)).then(state.weight(*two).cmp(&state.weight(*one))).then(one.cmp(two))
+    });
+    let mut best: Option<Vec<usize>> = None;
+    for order in [&cheapest[..], from] {
+        for begin in 0..order.len().min(BEGINNINGS) {
+            let (mut chosen, mut left) = (vec![], need);
+            let mut rest = vec![];
+            for index in &order[begin..] {
+                let weight = state.weight(*index);
+                if weight <= left {
+                    left -= weight;
+                    chosen.push(*index);
+                } else {
+                    rest.push(*index);
+                }
+            }
+            if left > 0 {
+                // The last one may be more than is left.
+                let closing = rest.iter().chain(&order[..begin]).filter(|index| state.weight(**index) >= left);
+                match closing.min_by_key(|index| (state.bytes(**index), state.weight(**index), **index)) {
+                    Some(index) => chosen.push(*index),
+                    None => continue,
+                }
+            }
+            // What the last one made superfluous stays.
+            let mut over = weight(&chosen) - need;
+            chosen.sort_by_key(|index| (std::cmp::Reverse(state.bytes(*index)), *index));
+            chosen.retain(|index| {
+                let goes = state.weight(*index) > over;
+                if !goes {
+                    over -= state.weight(*index);
+                }
+                goes
+            });
+            let fits = weight(&chosen) <= most;
+            if fits && best.as_ref().is_none_or(|best| bytes(&chosen) < bytes(best)) {
+                best = Some(chosen);
+            }
+        }
+    }
+    best.unwrap_or_else(|| from.first().copied().into_iter().collect())
+}
+
+/// Puts what was shed where most is lacking.
+fn settle(state: &mut State<'_>, nodes: &[usize], bands: &[Band], mut pool: Vec<usize>) {
+    pool.sort_by_key(|index| (std::cmp::Reverse(state.weight(*index)), *index));
+    for index in pool {
+        let weight = state.weight(index);
+        let here = state.at[index];
+        let takers = nodes.iter().copied().filter(|node| *node != here && state.may(index, *node));
+        let best = takers.min_by_key(|node| {
+            let load = state.loads[*node];
+            let lacks = bands[*node].low.saturating_sub(load);
+            let is_over = load + weight > bands[*node].high;
+            (is_over, std::cmp::Reverse(lacks), load, *node)
+        });
+        if let Some(node) = best {
+            state.put(index, node);
+        }
+    }
+}
+
+/// Brings to the nodes that carry too little what others can spare.
+fn take(state: &mut State<'_>, nodes: &[usize], bands: &[Band]) {
+    loop {
+        let lacking = nodes.iter().copied().filter(|node| state.loads[*node] < bands[*node].low);
+        let Some(node) = lacking.min_by_key(|node| (state.loads[*node], *node)) else { return };
+        let need = bands[node].low - state.loads[node];
+        let most = bands[node].high - state.loads[node];
+        let spare = |index: usize| {
+            let from = state.at[index];
+            let load = state.loads[from];
+            from != node && (!state.layout.nodes[from].holds || load >= bands[from].low + state.weight(index))
+        };
+        let could: Vec<usize> = (0..state.at.len())
+            .filter(|index| state.is_movable(*index) && state.weight(*index) <= most)
+            .filter(|index| spare(*index) && state.may(*index, node))
+            .collect();
+        // As much as is lacking at once, by what has moved already if that does; else a part of it.
+        let ratio = |index: &usize| state.cost(*index, node) as f64 / state.weight(*index) as f64;
+        let enough = could.iter().filter(|index| state.weight(**index) >= need);
+        let closing = enough.min_by_key(|index| (state.cost(**index, node), state.weight(**index), **index));
+        let part = could.iter().filter(|index| state.weight(**index) < need).max_by(|one, two| {
+            ratio(two)
+                .total_cmp(&ratio(one))
+                .then(state.weight(**one).cmp(&state.weight(**two)))
+                .then(state.loads[state.at[**one]].cmp(&state.loads[state.at[**two]]))
+                .then(two.cmp(one))
+        });
+        let chosen = match (closing, part) {
+            // One that is a little more than enough, and no small ones needed.
+            (Some(one), Some(two)) => {
+                let exact = |index: usize| state.weight(index) as f64 <= need as f64 * 1.02;
+                if exact(*one) || state.cost(*one, node) <= state.cost(*two, node) { *one } else { *two }
+            }
+            (Some(one), None) => *one,
+            (None, Some(two)) => *two,
+            (None, None) => return,
+        };
+        state.put(chosen, node);
+    }
+}
+
+/// What gets so much nearer to the bands, what it costs, and the moves that do it.
+type Mending = (u64, i128, Vec<(usize, usize)>);
+
+/// Brings what is still outside the band inside it, by single moves and by swaps; answers whether nothing is left.
+fn mend(state: &mut State<'_>, nodes: &[usize], bands: &[Band]) -> bool {
+    let off = |node: usize, load: u64| bands[node].low.saturating_sub(load) + load.saturating_sub(bands[node].high);
+    for _ in 0..nodes.len() * MENDS_EACH {
+        let worst = nodes.iter().copied().max_by_key(|node| (off(*node, state.loads[*node]), std::cmp::Reverse(*node)));
+        let Some(node) = worst.filter(|node| off(*node, state.loads[*node]) > 0) else { return true };
+        let on = by_node(state);
+        let mut best: Option<Mending> = None;
+        let mut consider = |gain: u64, cost: i128, moves: Vec<(usize, usize)>| {
+            if gain > 0 && best.as_ref().is_none_or(|(known, paid, _)| (gain, -cost) > (*known, -*paid)) {
+                best = Some((gain, cost, moves));
+            }
+        };
+        for other in nodes.iter().copied().filter(|other| *other != node) {
+            let is_over = state.loads[node] > bands[node].high;
+            let (from, to) = if is_over { (node, other) } else { (other, node) };
+            let before = off(from, state.loads[from]) + off(to, state.loads[to]);
+            let after = |weight: u64, back: u64| {
+                off(from, state.loads[from] + back - weight) + off(to, (state.loads[to] + weight).saturating_sub(back))
+            };
+            for index in &on[from] {
+                let weight = state.weight(*index);
+                if state.may(*index, to) {
+                    consider(before.saturating_sub(after(weight, 0)), state.cost(*index, to), vec![(*index, to)]);
+                }
+                // A lighter one comes back in its place; about as much lighter as is to be mended.
+                let want = weight.saturating_sub(off(node, state.loads[node]));
+                let near = on[to].partition_point(|other| state.weight(*other) > want);
+                for back in on[to].iter().skip(near.saturating_sub(1)).take(3) {
+                    let lighter = state.weight(*back);
+                    if lighter < weight && state.may(*index, to) && state.may(*back, from) {
+                        let cost = state.cost(*index, to) + state.cost(*back, from);
+                        let moves = vec![(*index, to), (*back, from)];
+                        consider(before.saturating_sub(after(weight, lighter)), cost, moves);
+                    }
+                }
+            }
+        }
+        let Some((_, _, moves)) = best else { return false };
+        for (index, to) in moves {
+            state.put(index, to);
+        }
+    }
+    nodes.iter().all(|node| off(*node, state.loads[*node]) == 0)
+}
+
+/// Undoes what turned out not to be needed, and moves less in place of more; answers whether anything changed.
+fn give_back(state: &mut State<'_>, bands: &[Band]) -> bool {
+    let layout = state.layout;
+    let fits =
+        |node: usize, load: u64| !layout.nodes[node].holds || (bands[node].low..=bands[node].high).contains(&load);
+    let mut moved: Vec<usize> = (0..state.at.len())
+        .filter(|index| state.at[*index] != state.home[*index] && state.is_movable(*index))
+        .filter(|index| state.layout.nodes[state.home[*index]].holds)
+        .collect();
+    moved.sort_by_key(|index| (std::cmp::Reverse(state.bytes(*index)), *index));
+    let mut changed = false;
+    let on = by_node(state);
+    for index in moved {
+        let (here, home, weight) = (state.at[index], state.home[index], state.weight(index));
+        if here == home || !state.may(index, home) {
+            continue;
+        }
+        let (there, back) = (state.loads[here] - weight, state.loads[home] + weight);
+        if fits(here, there) && fits(home, back) {
+            state.put(index, home);
+            changed = true;
+            continue;
+        }
+        // Another one of its home in its place, with fewer bytes.
+        let stays = |other: usize| state.at[other] == home && state.home[other] == home;
+        let cheaper =
+            on[home].iter().copied().filter(|other| stays(*other) && state.bytes(*other) < state.bytes(index));
+        let instead = cheaper.filter(|other| {
+            let other_weight = state.weight(*other);
+            fits(here, there + other_weight) && fits(home, back - other_weight) && state.may(*other, here)
+        });
+        if let Some(other) = instead.min_by_key(|other| (state.bytes(*other), *other)) {
+            state.put(index, home);
+            state.put(other, here);
+            changed = true;
+        }
+    }
+    changed
+}
