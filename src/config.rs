@@ -417,6 +417,12 @@ impl Config {
         Ok((credentials, &connection.shared_with))
     }
 
+    /// Whether a connection is one to a cluster.
+    pub fn is_cluster(&self, id: &InstanceId, name: &str, apply: bool) -> bool {
+        self.connection(id, name, apply)
+            .is_ok_and(|(one, _)| one.kubeconfig_file.is_some() || one.token_file.is_some() || one.in_cluster)
+    }
+
     /// Who we are to the cluster of a connection, and the other environments that may use it.
     ///
     /// # Errors

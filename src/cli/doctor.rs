@@ -8,8 +8,13 @@ use serde_json::json;
 
 use super::{Done, Failure, Format, Global, client, output, workbench};
 use crate::{
-    config::Config, desired::Desired, git::Mirror, model::EnvironmentName, port::Repository, store::Store,
-    targets::tofu,
+    config::Config,
+    desired::Desired,
+    git::Mirror,
+    model::EnvironmentName,
+    port::Repository,
+    store::Store,
+    targets::{kubernetes, tofu},
 };
 
 /// What is to be done about a damaged store.
@@ -122,7 +127,8 @@ async fn examine(config: &Config, findings: &mut Vec<Finding>) {
     data(config, findings).await;
     let desired = repository(config, findings).await;
     forge(config, findings).await;
-    connections(config, desired.as_deref(), findings);
+    connections(config, desired.as_deref(), findings).await;
+    renderers(config, desired.as_deref(), findings).await;
     findings.push(match tokio::net::TcpListener::bind(config.listen).await {
         Ok(_) => well("listen", format!("{} is free", config.listen)),
         Err(_) if answers(config).await => well("listen", format!("a daemon answers at {}", config.listen)),
@@ -284,7 +290,7 @@ async fn forge(config: &Config, findings: &mut Vec<Finding>) {
 }
 
 /// Every connection that the configuration has or a declaration names, for both of its uses.
-fn connections(config: &Config, desired: Option<&Desired>, findings: &mut Vec<Finding>) {
+async fn connections(config: &Config, desired: Option<&Desired>, findings: &mut Vec<Finding>) {
     let declared: BTreeSet<&EnvironmentName> = desired.iter().flat_map(|desired| desired.environments.keys()).collect();
     let mut pairs: BTreeSet<(EnvironmentName, String)> = BTreeSet::new();
     for (environment, all) in &config.connections {
@@ -296,17 +302,48 @@ fn connections(config: &Config, desired: Option<&Desired>, findings: &mut Vec<Fi
     }
     for instance in desired.iter().flat_map(|desired| desired.instances.values()) {
         let tofu = instance.spec.as_ref().and_then(|spec| spec.tofu.as_ref());
-        pairs.extend(tofu.and_then(|tofu| tofu.connection.clone()).map(|name| (instance.id.environment.clone(), name)));
+        let kubernetes = instance.spec.as_ref().and_then(|spec| spec.kubernetes.as_ref()?.connection.as_ref());
+        let names = tofu.and_then(|tofu| tofu.connection.clone()).into_iter();
+        let names = names.chain(kubernetes.map(|connection| connection.name().to_owned()));
+        pairs.extend(names.map(|name| (instance.id.environment.clone(), name)));
     }
     let Ok(component) = "doctor".parse() else { return };
     for (environment, name) in pairs {
         let id = crate::model::InstanceId::new(&environment, &component);
         for apply in [false, true] {
             let what = format!("connection {environment}/{name} ({})", if apply { "apply" } else { "plan" });
+            if config.is_cluster(&id, &name, apply) {
+                let reached = match config.access(&id, &name, apply, &crate::model::Redactor::default()) {
+                    Ok((access, _)) => kubernetes::reach(&access).await,
+                    Err(why) => Err(why),
+                };
+                findings.push(match reached {
+                    Ok(says) => well(&what, says.unwrap_or_else(|| "a token reads".into())),
+                    Err(why) => ill(&what, why, "check the kubeconfig, the network, and what the identity may read"),
+                });
+                continue;
+            }
             findings.push(match config.credentials(&id, &name, apply, &crate::model::Redactor::default()) {
                 Ok(given) => well(&what, format!("{} variables", given.len())),
                 Err(why) => ill(&what, why, "complete it under `connections` in the configuration"),
             });
         }
+    }
+}
+
+/// The programs that render what is declared.
+async fn renderers(config: &Config, desired: Option<&Desired>, findings: &mut Vec<Finding>) {
+    let specs = desired.iter().flat_map(|desired| desired.instances.values()).filter_map(|one| one.spec.as_ref());
+    let all: Vec<_> = specs.filter_map(|spec| spec.kubernetes.as_ref()).collect();
+    let (kustomize, helm) = (&config.kubernetes.kustomize, &config.kubernetes.helm);
+    let asked = [
+        ("kustomize", kustomize, all.iter().any(|one| one.kustomize.is_some())),
+        ("helm", helm, all.iter().any(|one| one.helm.is_some())),
+    ];
+    for (name, program, _) in asked.into_iter().filter(|(_, _, is_used)| *is_used) {
+        findings.push(match kubernetes::version(program).await {
+            Ok(version) => well(name, format!("`{program}` is {version}")),
+            Err(why) => ill(name, why, format!("install it, or set `kubernetes.{name}`")),
+        });
     }
 }

@@ -174,10 +174,11 @@ impl Daemon {
         observed.head_problem = instance.problem.clone().filter(|_| observed.against.is_some());
         if observed.against.is_none() {
             observed.at = self.now();
-            observed.error = instance
-                .problem
-                .as_ref()
-                .map(|says| crate::plan::ObservedError { kind: "plan-failed".into(), says: says.clone() });
+            observed.error = instance.problem.as_ref().map(|says| crate::plan::ObservedError {
+                kind: "plan-failed".into(),
+                says: says.clone(),
+                passes: false,
+            });
         }
         self.store().set_observed(&instance.id, &observed).await?;
         Ok(())

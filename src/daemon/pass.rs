@@ -209,7 +209,8 @@ impl Daemon {
 
 /// An error of a target as it is recorded.
 pub(super) fn unknown(error: &TargetError) -> ObservedError {
-    ObservedError { kind: error.kind.to_owned(), says: error.line() }
+    let passes = matches!(error.retry, crate::model::Retry::After(_));
+    ObservedError { kind: error.kind.to_owned(), says: error.line(), passes }
 }
 
 /// The actions that revert an instance, where its drift can be reverted.

@@ -8,6 +8,8 @@ use super::{Daemon, Wake};
 
 /// How often drift is looked for where nothing says.
 const DRIFT_EVERY: Duration = Duration::from_secs(15 * 60);
+/// How soon what could not be seen is looked for again, where that may have passed.
+const UNKNOWN_AGAIN: chrono::Duration = chrono::Duration::minutes(2);
 /// How often what is old is forgotten.
 const PRUNE_EVERY: chrono::Duration = chrono::Duration::days(1);
 /// The longest sleep, so that a clock that jumps is noticed.
@@ -93,7 +95,10 @@ impl Daemon {
                 .every;
             let every = own.or(default).map_or(DRIFT_EVERY, crate::model::Duration::std);
             let every = chrono::Duration::from_std(every).unwrap_or(chrono::Duration::minutes(15));
-            let at = observed.get(id).map_or(now, |observed| observed.at + every);
+            let observed = observed.get(id);
+            let may_pass = observed.is_some_and(|one| one.error.as_ref().is_some_and(|error| error.passes));
+            let every = if may_pass { every.min(UNKNOWN_AGAIN) } else { every };
+            let at = observed.map_or(now, |observed| observed.at + every);
             if at <= now {
                 self.queue.wake(Wake::Instance(id.clone()), "drift.every");
                 next = Some(next.map_or(now + every, |next| next.min(now + every)));

@@ -78,6 +78,9 @@ pub struct ObservedError {
     pub kind: String,
     /// In a line.
     pub says: String,
+    /// Whether it may pass by itself, so that it is looked again before the usual time.
+    #[serde(default)]
+    pub passes: bool,
 }
 
 impl Observed {

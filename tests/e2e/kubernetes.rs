@@ -116,6 +116,11 @@ async fn a_folder_moves_and_another_policy_comes_with_it() {
     assert_eq!(stage.stop(), 0);
     stage.serve();
     stage.ready().await;
+    let (_, out, err) = stage.run(&["doctor"]);
+    assert!(
+        out.contains("v1.34") && out.contains("answers, the cluster is") && out.contains("kustomize"),
+        "{out}{err}"
+    );
     let (code, out, err) = stage.drift("dev");
     assert_eq!(code, 0, "{out}{err}");
     cluster.edit(&config("moves"), &json!({"data": {"colour": "red"}})).await;

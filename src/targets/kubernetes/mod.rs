@@ -57,6 +57,9 @@ const WHOLE_AGAIN: Duration = Duration::from_secs(600);
 const RENDERINGS_MAX: usize = 2;
 
 /// The address of an API server and its certificate authority, as a declaration gives them.
+/// How long a program may take to say its version.
+const VERSION_TIME_MAX: Duration = Duration::from_secs(20);
+
 type Address = (Option<String>, Option<String>);
 
 /// Who we are to the cluster of a connection, and which other environments may use it, by (instance, connection, whether
@@ -114,6 +117,35 @@ impl Renderings {
             all.remove(0);
         }
     }
+}
+
+/// Asks the cluster of a connection who it is, with no address but the connection's own; nothing where that is in the
+/// declarations.
+///
+/// # Errors
+/// When it can't be asked, in a sentence.
+pub async fn reach(access: &Access) -> Result<Option<String>, String> {
+    if matches!(access, Access::Token(_)) {
+        return Ok(None);
+    }
+    let line = |error: TargetError| error.line();
+    let cluster = Cluster::new(access::client(access, &KubernetesWork::default()).await.map_err(line)?);
+    let version = cluster.read("/version").await.map_err(|refusal| refusal.message)?;
+    let uid = cluster.identity().await.map_err(|refusal| refusal.message)?;
+    Ok(Some(format!("{} answers, the cluster is {uid}", version["gitVersion"].as_str().unwrap_or("a server"))))
+}
+
+/// What a program that renders says of its version.
+///
+/// # Errors
+/// When it can't be started.
+pub async fn version(program: &str) -> Result<String, String> {
+    let asked = tokio::process::Command::new(program).arg("version").stdin(std::process::Stdio::null()).output();
+    let asked = tokio::time::timeout(VERSION_TIME_MAX, asked).await;
+    let output = asked.map_err(|_| format!("`{program} version` did not end"))?;
+    let output = output.map_err(|error| format!("could not start `{program}`: {error}"))?;
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    if text.is_empty() { Err(format!("`{program} version` says nothing")) } else { Ok(text) }
 }
 
 impl Kubernetes {
