@@ -419,8 +419,8 @@ impl Config {
 
     /// Whether a connection is one to a cluster.
     pub fn is_cluster(&self, id: &InstanceId, name: &str, apply: bool) -> bool {
-        self.connection(id, name, apply)
-            .is_ok_and(|(one, _)| one.kubeconfig_file.is_some() || one.token_file.is_some() || one.in_cluster)
+        let has = |one: &Credentials| one.kubeconfig_file.is_some() || one.token_file.is_some() || one.in_cluster;
+        self.connection(id, name, apply).is_ok_and(|(one, _)| has(one))
     }
 
     /// Who we are to the cluster of a connection, and the other environments that may use it.
@@ -441,13 +441,9 @@ impl Config {
             None => None,
             Some(path) => {
                 let path = fill(path);
-                let text = std::fs::read_to_string(&path).map_err(|error| {
-                    format!(
-                        "the connection `{name}` of `{}` needs the file `{}`: {error}",
-                        id.environment,
-                        path.display()
-                    )
-                })?;
+                let (of, file) = (&id.environment, path.display());
+                let says = |error| format!("the connection `{name}` of `{of}` needs the file `{file}`: {error}");
+                let text = std::fs::read_to_string(&path).map_err(says)?;
                 let token = text.trim().to_owned();
                 redactor.learn(&Value::String(token.clone()));
                 Some(token.into())

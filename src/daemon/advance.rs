@@ -93,7 +93,9 @@ impl Daemon {
         for instance in &plan.instances {
             let outcome = &outcomes[&instance.id];
             if head.instance(&instance.id).is_none() {
-                if instance.digest.is_some() && instance.actions.is_empty() && instance.problem.is_none() {
+                let is_held = self.store().open_runs().await?.iter().any(|run| run.holds(&instance.id));
+                let nothing = instance.digest.is_some() && instance.actions.is_empty() && instance.problem.is_none();
+                if nothing && !is_held {
                     self.let_go(&instance.id).await?;
                     self.store()
                         .audit(self.now(), "evenkeel", "let-go", &instance.id.to_string(), "nothing is left of it")

@@ -34,6 +34,10 @@ impl Daemon {
             if run.reverts() {
                 // What head would do is another thing in the world as it is now.
                 self.planned_for.lock().unwrap_or_else(PoisonError::into_inner).remove(&run.environment);
+                // What else changed meanwhile was none of its business, and is looked at now.
+                for id in run.instances.keys() {
+                    self.queue.wake(Wake::Instance(id.clone()), "a run ended");
+                }
             }
             self.queue.wake(Wake::Propose(run.environment.clone()), "a run ended");
             self.wake_after(run);

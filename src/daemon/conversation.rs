@@ -146,7 +146,10 @@ impl Daemon {
         let Some(forge) = self.hands.forge.as_ref().filter(|_| seen.pull.merged_as.is_none()) else {
             return Ok(seen.clone());
         };
-        let now = Seen { pull: forge.get_pull(seen.pull.number).await?, ..seen.clone() };
+        let pull = forge.get_pull(seen.pull.number).await?;
+        // What an earlier word asked for stays asked for.
+        let known = self.seen(pull.number).await?.unwrap_or_else(|| seen.clone());
+        let now = Seen { pull, ..known };
         self.remember(&now).await?;
         Ok(now)
     }

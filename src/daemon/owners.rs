@@ -39,7 +39,7 @@ impl Daemon {
     }
 
     /// The job, with what every instance of its environment declares in the same cluster.
-    async fn with_owners(self: &Arc<Self>, head: &Head, job: &Job) -> Result<Job, TargetError> {
+    pub(super) async fn with_owners(self: &Arc<Self>, head: &Head, job: &Job) -> Result<Job, TargetError> {
         let mut owners = Owners::default();
         for instance in head.environment(&job.instance.environment).filter(|one| one.kind == job.work.kind()) {
             match self.declares(head, instance, job).await {

@@ -19,6 +19,8 @@ use crate::{
     targets,
 };
 
+/// What may be over in a moment, without anybody's doing.
+const PASSES: [&str; 5] = ["unreachable", "conflict", "state-locked", "state-moved", "lanes"];
 /// How long a check may take where it does not say.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -40,8 +42,16 @@ impl Daemon {
             self.counters.passes_failed.fetch_add(1, Ordering::Relaxed);
         }
         // A run may have begun, or begun and ended, while we looked; what it changes is not drift.
-        if self.is_in_flight(id).await? || self.store().applied(id).await?.is_none_or(|now| now.at != applied.at) {
+        if self.is_in_flight(id).await? {
             return Ok(None);
+        }
+        match self.store().applied(id).await? {
+            Some(now) if now.at == applied.at => {}
+            Some(_) => {
+                self.queue.wake(Wake::Instance(id.clone()), "it was applied while it was looked at");
+                return Ok(None);
+            }
+            None => return Ok(None),
         }
         let before = self.store().observed(id).await?;
         let mut observed = observed;
@@ -209,7 +219,7 @@ impl Daemon {
 
 /// An error of a target as it is recorded.
 pub(super) fn unknown(error: &TargetError) -> ObservedError {
-    let passes = matches!(error.retry, crate::model::Retry::After(_));
+    let passes = PASSES.contains(&error.kind);
     ObservedError { kind: error.kind.to_owned(), says: error.line(), passes }
 }
 

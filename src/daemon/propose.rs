@@ -97,6 +97,7 @@ impl Daemon {
         if self.hands.forge.is_none() {
             return Ok(true);
         }
+        self.remember_cut_off().await?;
         let groups = remedy::groups(environment, drifted);
         let known: Vec<(String, Proposal)> = self.store().list("proposal").await?;
         let known: Vec<_> = known.into_iter().filter(|(key, _)| key.starts_with(&format!("{environment}/"))).collect();
@@ -271,11 +272,7 @@ impl Daemon {
         group: &Group,
         all: &[(String, Proposal)],
     ) -> Result<(), Error> {
-        let mut known = all.iter().find(|(key, _)| *key == group.key()).map(|(_, proposal)| proposal.clone());
-        if known.is_none() {
-            known = self.cut_off(group).await?;
-        }
-        let known = known.as_ref();
+        let known = all.iter().find(|(key, _)| *key == group.key()).map(|(_, proposal)| proposal);
         let mut cuts = known.map(|known| known.cuts.clone()).unwrap_or_default();
         let mut onto = None;
         let adopts = self.adopts(&group.key()).await?;

@@ -23,9 +23,9 @@ struct Pushing {
     onto: Revision,
     /// Its subject.
     title: String,
-    /// The proposal, once it is pushed; its pull request is not known before it is opened.
+    /// The group and its proposal, once it is pushed; its pull request is not known before it is opened.
     #[serde(default)]
-    made: Option<Proposal>,
+    made: Option<(String, Proposal)>,
 }
 
 /// The sort of record of what is about to be pushed, by branch.
@@ -99,7 +99,9 @@ impl Daemon {
             Proposal { pull, digest, name, pushed, instances, actions, cuts, shared, adopts, withdrawn: false };
         // From here on somebody may merge it, whether or not we live to remember that.
         self.keep_written(&proposal.name, &written_whole).await?;
-        self.store().put(PUSHING, &branch, now, &Pushing { made: Some(proposal.clone()), ..pushing }).await?;
+        self.store()
+            .put(PUSHING, &branch, now, &Pushing { made: Some((key.clone(), proposal.clone())), ..pushing })
+            .await?;
         let pull = forge.ensure_pull(&branch, &self.settings.branch, &title, &body).await?;
         proposal.pull = pull;
         self.store().put("proposal", &key, now, &proposal).await?;
@@ -110,20 +112,20 @@ impl Daemon {
         Ok(())
     }
 
-    /// A proposal whose pull request was opened, and whose opening nobody remembers: we died, or the answer was lost.
-    pub(super) async fn cut_off(self: &Arc<Self>, group: &Group) -> Result<Option<Proposal>, Error> {
-        let branch = group.branch();
-        let pushing = self.store().get::<Pushing>(PUSHING, &branch).await?;
-        let Some(mut made) = pushing.and_then(|pushing| pushing.made) else { return Ok(None) };
-        self.refresh_pulls().await?;
-        let all: Vec<(String, Seen)> = self.store().list("pull").await?;
-        let Some(pull) = all.into_iter().map(|(_, seen)| seen.pull).find(|pull| pull.head == made.pushed) else {
-            return Ok(None);
-        };
-        made.pull = pull.number;
-        self.store().put("proposal", &group.key(), self.now(), &made).await?;
-        self.store().remove(PUSHING, &branch).await?;
-        Ok(Some(made))
+    /// Remembers the proposals whose pull requests were opened, and whose opening nobody remembers: we died, or the answer
+    /// was lost.
+    pub(super) async fn remember_cut_off(self: &Arc<Self>) -> Result<(), Error> {
+        let all: Vec<(String, Pushing)> = self.store().list(PUSHING).await?;
+        for (branch, pushing) in all {
+            let Some((key, made)) = pushing.made else { continue };
+            self.refresh_pulls().await?;
+            let seen: Vec<(String, Seen)> = self.store().list("pull").await?;
+            let Some((_, seen)) = seen.into_iter().find(|(_, seen)| seen.pull.head == made.pushed) else { continue };
+            let proposal = Proposal { pull: seen.pull.number, ..made };
+            self.store().put("proposal", &key, self.now(), &proposal).await?;
+            self.store().remove(PUSHING, &branch).await?;
+        }
+        Ok(())
     }
 
     /// Whether the head of a branch is what we pushed before we died and could not remember it.

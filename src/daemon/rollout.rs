@@ -73,6 +73,11 @@ impl Daemon {
             Some(until) => until,
             None => self.now() + chrono::Duration::from_std(job.work.wait()).unwrap_or(chrono::Duration::MAX),
         };
+        let job = &match destroys {
+            // What moves to another instance is not what is left of this.
+            true => self.with_owners(&driven.head, job).await.unwrap_or_else(|_| job.clone()),
+            false => job.clone(),
+        };
         match self.hands.target.health(job).await {
             Ok(Health::Current) => {
                 if driven.run.lock().await.instances.get_mut(id).is_some_and(|i| i.rollout_until.take().is_some()) {
@@ -112,6 +117,24 @@ impl Daemon {
                 self.fail(driven, id, says).await.map(Some)
             }
         }
+    }
+
+    /// Ends an instance that was destroyed and forgotten, where only that was not said any more.
+    pub(super) async fn already_gone(
+        self: &Arc<Self>,
+        driven: &Driven,
+        run: &Run,
+        id: &InstanceId,
+        status: Status,
+    ) -> Result<Option<Status>, Error> {
+        let is_begun = matches!(status, Status::New | Status::Planned | Status::Waiting);
+        if !run.destroys || !is_begun || self.store().applied(id).await?.is_some() {
+            return Ok(None);
+        }
+        if status != Status::Planned {
+            self.record(driven, id, Event::Planned { digest: None }, None).await?;
+        }
+        self.record(driven, id, Event::Applied { changed: false }, None).await.map(Some)
     }
 
     /// Whether an instance waits for a rollout that is still on its way; a newer run or a word ends the wait.

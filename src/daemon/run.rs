@@ -184,6 +184,9 @@ impl Daemon {
             return Ok(status);
         }
         let run = driven.run.lock().await.clone();
+        if let Some(status) = self.already_gone(driven, &run, id, status).await? {
+            return Ok(status);
+        }
         if let Some(status) = self.still_rolling(driven, &run, id).await? {
             return Ok(status);
         }

@@ -109,20 +109,33 @@ async fn a_kind_comes_while_the_daemon_runs_and_goes_again() {
         .await;
     let unknown = stage.verdict("dev/come", Verdict::Unknown).await;
     assert!(unknown.says().contains("k8s/come/gadget.yaml:1: the cluster has no `Gadget` in `come.example.com/v1`"));
-    // Nobody declares it any more: that it was held is said, and the rest goes on.
+    // Nobody declares it any more, and another server is to serve its group and does not answer: what is there can't be told,
+    // and stays held.
+    let service = json!({
+        "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": {"name": "v1.come.example.com"},
+        "spec": {"group": "come.example.com", "version": "v1", "groupPriorityMinimum": 100, "versionPriority": 10,
+            "insecureSkipTLSVerify": true, "service": {"namespace": "come", "name": "nobody"}},
+    });
+    let services = "/apis/apiregistration.k8s.io/v1/apiservices";
+    stage
+        .until("the other server is known", async || {
+            let (status, _) = cluster.ask("admin", Method::POST, services, "application/json", Some(&service)).await;
+            (status == 201).then_some(())
+        })
+        .await;
     let no_gadget = ("k8s/come/gadget.yaml".into(), String::new());
     stage.push("main", &[no_gadget, ("k8s/come/config.yaml".into(), config.replace("a: b", "a: c"))]);
     says("warning: `Gadget.come.example.com/come/one`: the cluster has no such kind any more").await;
-    stage.verdict("dev/come", Verdict::InSync).await;
     assert_eq!(cluster.get("/api/v1/namespaces/come/configmaps/config").await["data"]["a"], "c");
-    // It is back, without the object: there is nothing left to be held.
-    cluster.create(DEFINITIONS, &gadgets()).await;
+    // Without it, it is gone with its kind.
+    cluster.delete(&format!("{services}/v1.come.example.com")).await;
     stage
         .until("nothing is held", async || {
             stage.drift("dev");
             stage.instance("dev/come").await.filter(|status| status.warnings.is_empty())
         })
         .await;
+    stage.verdict("dev/come", Verdict::InSync).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

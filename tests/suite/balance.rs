@@ -80,6 +80,16 @@ fn pins_and_drains_come_first_and_a_full_node_takes_nothing() {
 }
 
 #[test]
+fn what_is_pinned_and_too_large_does_not_keep_the_others_from_being_balanced() {
+    let mut all = layout(&[&[500, 400], &[10; 30], &[]]);
+    (all.placements[0].pin, all.placements[1].pin) = (Some(0), Some(0));
+    let found = plan(&all, TEN);
+    assert!(matches!(found.short, Some(Short::TooLarge { placement: 0, .. })), "{found:?}");
+    assert_eq!((found.after.loads[0], found.moves.is_empty()), (900, false), "{found:?}");
+    assert!(found.after.loads[1].abs_diff(found.after.loads[2]) <= 30, "{found:?}");
+}
+
+#[test]
 fn nothing_is_nothing() {
     for empty in [Layout::default(), layout(&[&[]]), layout(&[&[], &[], &[]]), layout(&[&[0, 0], &[0]])] {
         let found = plan(&empty, TEN);
@@ -109,10 +119,11 @@ fn any_layout() -> impl Strategy<Value = Layout> {
         proptest::collection::vec(group, 0..90).prop_map(move |groups| {
             let mut placements = vec![];
             for (group, (node, weight, pinned, pin, twin)) in groups.into_iter().enumerate() {
-                let pin = (pinned == 0 && twin > 0).then_some(pin);
+                let pin = (pinned == 0).then_some(pin);
                 let one = Placement { group, node, bytes: weight * 10, weight, pin };
                 if twin == 0 && count > 1 {
-                    placements.push(Placement { node: (node + 1) % count, ..one.clone() });
+                    let pin = (pinned < 6).then_some((pin.unwrap_or(node) + usize::from(pinned)) % count);
+                    placements.push(Placement { node: (node + 1) % count, pin, ..one.clone() });
                 }
                 placements.push(one);
             }
@@ -137,9 +148,13 @@ proptest! {
             };
             prop_assert!(is_right || found.stuck.contains(&index));
         }
-        let mut seen = std::collections::BTreeSet::new();
-        for placement in &after.placements {
-            prop_assert!(seen.insert((placement.group, placement.node)), "two of one group on one node");
+        // At no moment are two of one group on one node.
+        let mut moving = layout.clone();
+        for one in &found.moves {
+            let group = moving.placements[one.placement].group;
+            let is_there = |other: &Placement| other.group == group && other.node == one.to;
+            prop_assert!(!moving.placements.iter().any(is_there), "two of one group on one node");
+            moving.placements[one.placement].node = one.to;
         }
         for (node, room) in layout.nodes.iter().enumerate().filter_map(|(at, node)| Some((at, node.room?))) {
             let came: u64 = found.moves.iter().filter(|one| one.to == node)

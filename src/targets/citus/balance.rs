@@ -9,6 +9,8 @@
 //! more than it has room for.
 //! *Never:* it does not look at a cluster, a clock or a chance.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::solve::{Band, State, solve};
 
 /// How often what was planned is planned again, until nothing is left to do.
@@ -180,24 +182,48 @@ impl Wanted {
 pub fn plan(layout: &Layout, wanted: Option<Wanted>) -> Rebalance {
     let home: Vec<usize> = layout.placements.iter().map(|placement| placement.node).collect();
     let before = balance(layout, &home);
-    let (mut at, stuck) = forced(layout, &home);
-    let mut short = None;
-    let mut aim = None;
-    if let Some(wanted) = wanted {
-        for _ in 0..ROUNDS_MAX {
-            let (next, reached, why) = balanced(layout, &home, &at, wanted);
-            short = why;
-            if next == at {
-                break;
-            }
-            (at, aim) = (next, reached);
+    let (mut at, mut stuck) = forced(layout, &home, home.clone());
+    let (mut short, mut aim) = (None, None);
+    for _ in 0..wanted.map_or(0, |_| ROUNDS_MAX) {
+        let Some(wanted) = wanted else { break };
+        let (next, reached, why) = balanced(layout, &home, &at, wanted);
+        short = why;
+        // What was moved may have been in the way of something pinned.
+        let (mut next, left) = forced(layout, &home, next);
+        untwined(layout, &home, &mut next);
+        stuck = left;
+        if next == at {
+            break;
         }
+        (at, aim) = (next, reached.or(aim));
     }
     let after = balance(layout, &at);
+    // What had to move last may have left the bands again.
+    let is_in =
+        |node: usize, band: &Band| (band.low..=band.high).contains(&after.loads[node]) || !layout.nodes[node].holds;
+    let aim = aim.filter(|bands: &Vec<Band>| bands.iter().enumerate().all(|(node, band)| is_in(node, band)));
     let moves = ordered(layout, &home, &at, &before);
     let bytes = moves.iter().map(|one| layout.placements[one.placement].bytes).sum();
     let bytes_at_least = at_least(layout, &home, &stuck, aim);
     Rebalance { moves, bytes, bytes_at_least, before, after, short, stuck }
+}
+
+/// Placements of one group are alike: one that is to go where another of them is from stays in the other's place.
+fn untwined(layout: &Layout, home: &[usize], at: &mut [usize]) {
+    let mut of_group: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (index, placement) in layout.placements.iter().enumerate() {
+        of_group.entry(placement.group).or_default().push(index);
+    }
+    for twins in of_group.into_values().filter(|twins| twins.len() > 1) {
+        for one in &twins {
+            let comes = twins.iter().find(|other| *other != one && at[**other] == home[*one]);
+            let Some(other) = comes.copied().filter(|_| at[*one] != home[*one]) else { continue };
+            let may = |index: usize, node: usize| layout.placements[index].pin.is_none_or(|pin| pin == node);
+            if may(*one, home[*one]) && may(other, at[*one]) {
+                at.swap(*one, other);
+            }
+        }
+    }
 }
 
 /// The moves between two layouts: what frees the fullest nodes first.
@@ -216,22 +242,56 @@ fn ordered(layout: &Layout, home: &[usize], at: &[usize], before: &Balance) -> V
     let fullest = |one: &Move| std::cmp::Reverse(before.loads[one.from]);
     let largest = |one: &Move| std::cmp::Reverse(layout.placements[one.placement].weight);
     moves.sort_by_key(|one| (one.because, fullest(one), largest(one), one.placement));
-    moves
+    // What leaves a node comes before another placement of its group that goes there.
+    let group = |one: &Move| layout.placements[one.placement].group;
+    let mut there: BTreeSet<(usize, usize)> =
+        layout.placements.iter().zip(home).map(|(placement, node)| (placement.group, *node)).collect();
+    let mut order = vec![];
+    loop {
+        let before = order.len();
+        moves.retain(|one| {
+            let is_free = !there.contains(&(group(one), one.to));
+            if is_free {
+                there.remove(&(group(one), one.from));
+                there.insert((group(one), one.to));
+                order.push(*one);
+            }
+            !is_free
+        });
+        if order.len() == before {
+            return order;
+        }
+    }
 }
 
 /// What has to move whatever the balance is, each to the emptiest node that takes it; and what nobody takes.
-fn forced(layout: &Layout, home: &[usize]) -> (Vec<usize>, Vec<usize>) {
-    let mut state = State::new(layout, home, home.to_vec());
+fn forced(layout: &Layout, home: &[usize], at: Vec<usize>) -> (Vec<usize>, Vec<usize>) {
+    let mut state = State::new(layout, home, at);
     let (mut stuck, mut drained) = (vec![], vec![]);
+    let mut pinned = vec![];
     for (index, placement) in layout.placements.iter().enumerate() {
         match placement.pin {
-            Some(pin) if pin == placement.node && layout.nodes[pin].holds => {}
-            Some(pin) if pin != placement.node && state.may(index, pin) => state.put(index, pin),
-            Some(_) => stuck.push(index),
-            None if !layout.nodes[placement.node].holds => drained.push(index),
+            Some(pin) if pin == state.at[index] && layout.nodes[pin].holds => {}
+            Some(pin) => pinned.push((index, pin)),
+            None if !layout.nodes[state.at[index]].holds => drained.push(index),
             None => {}
         }
     }
+    // One may have to leave before another of its group can come.
+    loop {
+        let before = pinned.len();
+        pinned.retain(|(index, pin)| {
+            let goes = *pin != state.at[*index] && state.may(*index, *pin);
+            if goes {
+                state.put(*index, *pin);
+            }
+            !goes
+        });
+        if pinned.len() == before {
+            break;
+        }
+    }
+    stuck.extend(pinned.into_iter().map(|(index, _)| index));
     drained.sort_by_key(|index| (std::cmp::Reverse(layout.placements[*index].weight), *index));
     for index in drained {
         let takers = (0..layout.nodes.len()).filter(|node| state.may(index, *node));
@@ -253,7 +313,7 @@ fn balanced(
     wanted: Wanted,
 ) -> (Vec<usize>, Option<Vec<Band>>, Option<Short>) {
     let limit = wanted.limit;
-    let fair = Fair::new(layout, at, limit);
+    let fair = Fair::new(layout, home, at, limit);
     let now = fair.skew(layout, at);
     let mean = balance(layout, at).mean;
     let above = |placement: usize| layout.placements[placement].weight as f64 / mean - 1.0;
@@ -301,7 +361,8 @@ pub(super) struct Fair {
 }
 
 impl Fair {
-    fn new(layout: &Layout, at: &[usize], limit: f64) -> Self {
+    fn new(layout: &Layout, home: &[usize], at: &[usize], limit: f64) -> Self {
+        let state = State::new(layout, home, at.to_vec());
         let nodes: Vec<usize> = (0..layout.nodes.len()).filter(|node| layout.nodes[*node].holds).collect();
         let weight = |index: usize| layout.placements[index].weight;
         let mut order: Vec<usize> = (0..at.len()).collect();
@@ -310,17 +371,21 @@ impl Fair {
         let mut fair = Self { nodes, mean: 0.0, giants: vec![] };
         let loads = balance(layout, at).loads;
         for index in order {
-            let others = fair.nodes.len() - fair.giants.len();
+            let owned = fair.nodes.iter().filter(|node| fair.giants.iter().any(|(_, own)| own == *node)).count();
+            let others = fair.nodes.len() - owned;
             fair.mean = left as f64 / others.max(1) as f64;
             if others < 2 || weight(index) as f64 <= fair.mean * (1.0 + limit) {
                 break;
             }
             let is_taken = |node: usize| fair.giants.iter().any(|(_, own)| *own == node);
             let free = || fair.nodes.iter().copied().filter(|node| !is_taken(*node));
+            let may = |node: &usize| *node == at[index] || state.may(index, *node);
             let stays = free().find(|node| *node == at[index]);
-            // Another giant has its node: it goes to the emptiest.
-            let Some(own) = stays.or_else(|| free().min_by_key(|node| (loads[*node], *node))) else { break };
-            fair.giants.push((index, own));
+            // Another giant has its node: it goes to the emptiest that may have it, or stays beside the other.
+            let own = stays.or_else(|| free().filter(may).min_by_key(|node| (loads[*node], *node)));
+            let own =
+                own.filter(|_| layout.placements[index].pin.is_none_or(|pin| pin != at[index]) || stays.is_some());
+            fair.giants.push((index, own.unwrap_or(at[index])));
             left -= weight(index);
         }
         fair
@@ -331,11 +396,16 @@ impl Fair {
         let low = whole((self.mean * (1.0 - share)).ceil());
         let high = whole((self.mean * (1.0 + share)).floor());
         let mut bands = vec![Band { low, high }; layout.nodes.len()];
-        for (giant, own) in &self.giants {
-            let weight = layout.placements[*giant].weight;
+        for (_, own) in &self.giants {
+            let weight = self.giants_on(layout, *own);
             bands[*own] = Band { low: weight, high: weight + whole((self.mean * share).floor()) };
         }
         bands
+    }
+
+    /// What the giants of a node weigh.
+    fn giants_on(&self, layout: &Layout, node: usize) -> u64 {
+        self.giants.iter().filter(|(_, own)| *own == node).map(|(giant, _)| layout.placements[*giant].weight).sum()
     }
 
     /// How far the nodes are from what they should carry.
@@ -344,9 +414,9 @@ impl Fair {
             return 0.0;
         }
         let loads = balance(layout, at).loads;
-        let off = |node: &usize| match self.giants.iter().find(|(_, own)| own == node) {
-            Some((giant, _)) => (loads[*node] as f64 - layout.placements[*giant].weight as f64) / self.mean,
-            None => loads[*node] as f64 / self.mean - 1.0,
+        let off = |node: &usize| match self.giants_on(layout, *node) {
+            0 => loads[*node] as f64 / self.mean - 1.0,
+            giants => (loads[*node] as f64 - giants as f64) / self.mean,
         };
         self.nodes.iter().map(|node| off(node).abs()).fold(0.0, f64::max)
     }

@@ -98,6 +98,9 @@ impl Kubernetes {
             stale: None,
             begun: false,
         };
+        if let Some(why) = applying.takes_along() {
+            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("in-use", why) });
+        }
         for step in applying.steps.iter().filter(|step| step.change != Change::Destroy) {
             applying.inventory.entry(step.key.clone()).or_default();
         }
@@ -191,6 +194,24 @@ impl Applying<'_> {
                 Err(Stop::Refused(why)) => self.failures.push(why),
             }
         }
+    }
+
+    /// Why a namespace or a definition can't go: something that was to be deleted and was taken out would go with it.
+    fn takes_along(&self) -> Option<String> {
+        let does = |key: &object::Key| self.steps.iter().any(|step| step.key == *key);
+        let cut = self.looked.steps.values().filter(|step| step.change == Change::Destroy && !does(&step.key));
+        let cut: Vec<&object::Key> = cut.map(|step| &step.key).collect();
+        let is_in = |ground: &object::Key, key: &object::Key| match &*ground.kind {
+            "Namespace" => key.namespace.as_ref() == Some(&ground.name),
+            _ => self.kinds.of(key).is_some_and(|kind| *ground.name == *format!("{}.{}", kind.plural, key.group)),
+        };
+        let grounds = self.steps.iter().filter(|step| step.change == Change::Destroy && is_ground(&step.key.kind));
+        let mut found =
+            grounds.flat_map(|step| cut.iter().filter(|key| is_in(&step.key, key)).map(|key| (&step.key, *key)));
+        let says = |(ground, key): (&object::Key, &object::Key)| {
+            format!("`{key}`, which is to stay, would go with `{ground}`; take that out as well")
+        };
+        found.next().map(says)
     }
 
     fn object(&self, step: &Step) -> Option<&Object> {

@@ -59,7 +59,7 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
-    fn silent(message: String) -> Self {
+    pub(super) fn silent(message: String) -> Self {
         Self { code: 0, reason: "Unreachable".into(), message, causes: vec![] }
     }
     /// Whether the object, or what it needs, is not there.

@@ -4,7 +4,7 @@
 //! what of what is held is not declared any more.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -17,7 +17,7 @@ use super::{
     fields::{self, Extra, escaped},
     inventory::{Held, Inventory},
     kinds::Kinds,
-    live::Live,
+    live::{Live, Sort},
     object::{self, Key},
     observe::{Found, Step},
     render::{Object, Rendered, wrong},
@@ -262,11 +262,22 @@ impl Look<'_> {
     /// What is held and not declared any more; what is not to be deleted stays held.
     pub(super) async fn left_over(&self, live: &Live, now: &mut Inventory) -> LeftOver {
         let mut left = LeftOver::default();
+        let mut gone: BTreeMap<Sort, bool> = BTreeMap::new();
         let declared: BTreeSet<&Key> = self.rendered.objects.iter().map(|object| &object.key).collect();
         let mut held: Vec<(&Key, &Held)> = self.inventory.iter().filter(|(key, _)| !declared.contains(key)).collect();
         held.sort_by_key(|(key, _)| (object::rank(&key.kind), *key));
         for (key, held) in held {
             if self.kinds.of(key).is_none() {
+                let sort = (key.group.clone(), key.kind.clone());
+                let is_gone = match gone.get(&sort) {
+                    Some(known) => *known,
+                    None => self.is_gone((&key.group, &key.kind)).await.unwrap_or(false),
+                };
+                gone.insert(sort, is_gone);
+                if is_gone {
+                    tracing::warn!(instance = %self.job.instance, object = %key, "is gone with its kind");
+                    continue;
+                }
                 left.stays.push(format!("`{key}`: the cluster has no such kind any more"));
                 now.insert(key.clone(), held.clone());
                 continue;

@@ -7,10 +7,10 @@
 use serde_json::Value;
 
 use super::{
-    client::Refusal,
+    client::{KINDS_AGAIN, Refusal},
     confirm::Look,
     inventory::Inventory,
-    kinds::Kind,
+    kinds::{Kind, Kinds},
     live::side_by_side,
     object::{self, Key, is_ground},
 };
@@ -30,8 +30,14 @@ impl Look<'_> {
             Ok(held) => held.unwrap_or_default(),
             Err(error) => return untold(&error.line()),
         };
+        // A kind that came meanwhile may have objects there.
+        let kinds = match self.cluster.kinds(KINDS_AGAIN).await {
+            Ok(kinds) => kinds,
+            Err(error) => return untold(&error.line()),
+        };
         let is_space = &*key.kind == "Namespace";
-        let found = if is_space { self.others_in(key, &held).await } else { self.others_of(key, &held).await };
+        let found =
+            if is_space { self.others_in(key, &held, &kinds).await } else { self.others_of(key, &held, &kinds).await };
         match found {
             Err(refusal) => untold(&refusal.message),
             Ok(others) if others.is_empty() => None,
@@ -45,13 +51,13 @@ impl Look<'_> {
     }
 
     /// What is in a namespace, and is neither ours to delete nor the cluster's own.
-    async fn others_in(&self, namespace: &Key, held: &Inventory) -> Result<Vec<Key>, Refusal> {
-        let asked = self.kinds.in_namespaces().map(|(group, name, kind)| {
+    async fn others_in(&self, namespace: &Key, held: &Inventory, kinds: &Kinds) -> Result<Vec<Key>, Refusal> {
+        let asked = kinds.in_namespaces().map(|(group, name, kind)| {
             async move {
                 let mut others = vec![];
                 let mut put = |object: Value| {
                     let key = Key::of_metadata((group, name), &object);
-                    if !is_the_clusters(&key, &object) && !self.goes_anyway(&key, &object, held) {
+                    if !is_the_clusters(kinds, &key, &object) && !self.goes_anyway(&key, &object, held) {
                         others.push(key);
                     }
                 };
@@ -70,10 +76,13 @@ impl Look<'_> {
     }
 
     /// The objects of a definition that are not ours to delete.
-    async fn others_of(&self, definition: &Key, held: &Inventory) -> Result<Vec<Key>, Refusal> {
+    async fn others_of(&self, definition: &Key, held: &Inventory, kinds: &Kinds) -> Result<Vec<Key>, Refusal> {
         // `widgets.example.com` defines the `widgets` of `example.com`.
-        let Some((plural, group)) = definition.name.split_once('.') else { return Ok(vec![]) };
-        let Some((name, kind)) = self.kinds.of_plural(group, plural) else { return Ok(vec![]) };
+        let (plural, group) = definition.name.split_once('.').unwrap_or_default();
+        let Some((name, kind)) = kinds.of_plural(group, plural) else {
+            // What it stores is there all the same.
+            return Err(Refusal::silent(format!("`{plural}` are not served")));
+        };
         let mut others = vec![];
         let mut put = |object: Value| {
             let key = Key::of_metadata((group, name), &object);
@@ -84,6 +93,43 @@ impl Look<'_> {
         self.cluster.names(kind, None, &mut put).await.map_err(|refusal| told(refusal, kind))?;
         others.sort();
         Ok(others)
+    }
+
+    /// Whether a kind that the cluster does not serve has no objects any more: nothing defines it, and no other server is to
+    /// serve its group.
+    pub(super) async fn is_gone(&self, (group, kind): (&str, &str)) -> Result<bool, Refusal> {
+        let of = |plural: &str, group: &str| Kind {
+            version: format!("{group}/v1").as_str().into(),
+            plural: plural.into(),
+            namespaced: false,
+        };
+        let mut is_elsewhere = false;
+        let mut put = |service: Value| {
+            is_elsewhere |= service["spec"]["group"] == group && !service["spec"]["service"].is_null();
+        };
+        self.cluster.list(&of("apiservices", "apiregistration.k8s.io"), "", &mut put).await?;
+        let definitions = of("customresourcedefinitions", "apiextensions.k8s.io");
+        let mut names = vec![];
+        let mut put = |object: Value| {
+            let name = object::text(&object, "/metadata/name").unwrap_or_default();
+            if name.split_once('.').is_some_and(|(_, of)| of == group) {
+                names.push(name.to_owned());
+            }
+        };
+        self.cluster.names(&definitions, None, &mut put).await?;
+        for name in names {
+            let key = Key {
+                group: "apiextensions.k8s.io".into(),
+                kind: "CustomResourceDefinition".into(),
+                namespace: None,
+                name: name.as_str().into(),
+            };
+            let live = self.cluster.get(&definitions, &key).await?;
+            if live.is_some_and(|live| live["spec"]["names"]["kind"] == kind) {
+                return Ok(false);
+            }
+        }
+        Ok(!is_elsewhere)
     }
 
     /// Whether an object is being deleted, or is held by us and not declared any more.
@@ -99,16 +145,23 @@ fn told(mut refusal: Refusal, kind: &Kind) -> Refusal {
     refusal
 }
 
-/// Whether the cluster made an object by itself, for the namespace or for another object.
-fn is_the_clusters(key: &Key, object: &Value) -> bool {
-    let has_owner =
-        object.pointer("/metadata/ownerReferences").and_then(Value::as_array).is_some_and(|a| !a.is_empty());
-    let made = match &*key.kind {
-        "Event" | "Endpoints" | "EndpointSlice" | "Lease" => true,
-        "ConfigMap" => &*key.name == "kube-root-ca.crt",
-        "ServiceAccount" => &*key.name == "default",
-        "Secret" => object::annotation(object, "kubernetes.io/service-account.name").is_some(),
+/// Whether the cluster made an object by itself, for the namespace or for another object in it.
+fn is_the_clusters(kinds: &Kinds, key: &Key, object: &Value) -> bool {
+    let owners = object.pointer("/metadata/ownerReferences").and_then(Value::as_array);
+    // One that lives in the namespace was found itself; one of the whole cluster would stay.
+    let is_in_namespace = |owner: &Value| {
+        let named = owner["apiVersion"].as_str().zip(owner["kind"].as_str());
+        named.and_then(|(version, kind)| kinds.scope(version, kind)) == Some(true)
+    };
+    let made = match (&*key.group, &*key.kind) {
+        ("" | "events.k8s.io", "Event")
+        | ("", "Endpoints")
+        | ("discovery.k8s.io", "EndpointSlice")
+        | ("coordination.k8s.io", "Lease") => true,
+        ("", "ConfigMap") => &*key.name == "kube-root-ca.crt",
+        ("", "ServiceAccount") => &*key.name == "default",
+        ("", "Secret") => object::annotation(object, "kubernetes.io/service-account.name").is_some(),
         _ => false,
     };
-    has_owner || made
+    made || owners.is_some_and(|owners| owners.iter().any(is_in_namespace))
 }
