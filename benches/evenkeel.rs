@@ -32,7 +32,7 @@ use evenkeel::{
     remedy::{self, Drifted},
     render,
     store::Store,
-    targets::tofu,
+    targets::{kubernetes::local::free_port, tofu},
 };
 use serde_json::{Value, json};
 
@@ -239,7 +239,7 @@ impl Stage {
     async fn new(fill: impl FnOnce(&Path), parallel: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let place = |name: &str| folder.path().join(name);
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port().unwrap();
         write(
             &place("seed"),
             "state-repo/staterepo.yaml",

@@ -45,6 +45,8 @@ pub(super) enum Stop {
     Fails(String),
     /// Nothing is to do.
     Nothing(Box<Job>, BTreeMap<String, RecordedOutput>, Left),
+    /// It was destroyed and forgotten by another run.
+    Gone,
     Error(Error),
     /// The daemon stops; the run is taken up again.
     Leaves,
@@ -153,6 +155,9 @@ impl Daemon {
         let run = driven.run.lock().await.clone();
         self.take(&run, id).await?;
         let applied = self.store().applied(id).await?;
+        if run.destroys && applied.is_none() {
+            return Err(Stop::Gone);
+        }
         let (job, inputs) = self.job(driven, &run, id, applied.as_ref()).await?;
         let (job, prepared) = self.prepare_job(&driven.head, &job).await?;
         let observation = &prepared.observation;

@@ -56,8 +56,10 @@ const MERGE_ARRIVES: chrono::Duration = chrono::Duration::hours(1);
 
 /// Where the proposal of a group stands.
 enum Stand {
-    /// It is merged, says what there is to say, or is somebody's work that is left alone.
+    /// It says what there is to say, is on its way into head, or is somebody's work that is left alone.
     Settled,
+    /// It is merged and over: what is there now is another proposal.
+    Over,
     /// Nobody but us wrote on its branch.
     Ours,
     /// Somebody cut actions from it.
@@ -188,9 +190,9 @@ impl Daemon {
             let never = pull.base != self.settings.branch || self.now() - pull.updated_at > MERGE_ARRIVES;
             if never || self.hands.repository.contains(&head.revision, merged).await? {
                 self.drop_proposal(&group.key()).await?;
-            } else {
-                self.queue.wake(Wake::Git, "a remediation was merged");
+                return Ok(Stand::Over);
             }
+            self.queue.wake(Wake::Git, "a remediation was merged");
             return Ok(Stand::Settled);
         }
         if known.digest == group.digest && known.adopts == adopts {
@@ -272,14 +274,15 @@ impl Daemon {
         group: &Group,
         all: &[(String, Proposal)],
     ) -> Result<(), Error> {
-        let known = all.iter().find(|(key, _)| *key == group.key()).map(|(_, proposal)| proposal);
+        let mut known = all.iter().find(|(key, _)| *key == group.key()).map(|(_, proposal)| proposal);
         let mut cuts = known.map(|known| known.cuts.clone()).unwrap_or_default();
         let mut onto = None;
         let adopts = self.adopts(&group.key()).await?;
         match known {
             None => cuts.extend(self.cuts_before(group, all).await?),
-            Some(known) => match self.stand(head, group, known, adopts).await? {
+            Some(before) => match self.stand(head, group, before, adopts).await? {
                 Stand::Settled => return Ok(()),
+                Stand::Over => known = None,
                 Stand::Ours => {}
                 Stand::Cut { cuts: more, onto: theirs } => {
                     cuts.extend(more);

@@ -212,6 +212,7 @@ impl Daemon {
                 Err(Stop::Nothing(job, inputs, left)) => {
                     return self.nothing(driven, id, &job, inputs, left).await;
                 }
+                Err(Stop::Gone) => return Ok(self.already_gone(driven, &run, id, status).await?.unwrap_or(status)),
                 Err(Stop::Error(error)) => return Err(error),
                 Err(Stop::Leaves) => return Ok(Status::Waiting),
                 Err(Stop::Cancelled(says)) => return self.end_cancelled(driven, id, says).await,

@@ -2,6 +2,8 @@
 
 use std::process::{Command, Stdio};
 
+use evenkeel::targets::kubernetes::local::free_port;
+
 /// A running server; whoever connects from this machine is trusted.
 pub(crate) struct Postgres {
     _folder: tempfile::TempDir,
@@ -35,7 +37,7 @@ impl Postgres {
             |command: &mut Command| command.current_dir("/").stdout(Stdio::null()).stderr(Stdio::null()).status();
         let made = quiet(as_nobody(&format!("{bin}/initdb")).args(["-A", "trust", "-U", "evenkeel", "-D"]).arg(&data));
         assert!(made.unwrap().success(), "initdb");
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port().unwrap();
         let options = format!("-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off");
         let started = quiet(
             as_nobody(&format!("{bin}/pg_ctl"))

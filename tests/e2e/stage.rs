@@ -12,6 +12,7 @@ use evenkeel::{
     daemon::{InstanceStatus, Status},
     forge::{Forge, Settings, seed},
     model::Verdict,
+    targets::kubernetes::local::free_port,
 };
 use serde_json::{Value, json};
 
@@ -110,7 +111,7 @@ impl Stage {
         write(&seeded, &[("state-repo/staterepo.yaml".to_owned(), STATE_REPO.to_owned())]);
         write(&seeded, files);
         seed(&seeded, &place("forge/repository.git")).unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port().unwrap();
         let settings: Settings = serde_json::from_value(json!({
             "owner": "acme", "repository": "infra",
             "users": [{"login": "evenkeel", "token": "t-evenkeel", "permission": "admin"}, {"login": "lin", "token": "t-lin", "permission": "write"}, {"login": "mira", "token": "t-mira", "permission": "write"}, {"login": "guest", "token": "t-guest", "permission": "read"}],
@@ -195,7 +196,7 @@ impl Stage {
 
     /// Starts another daemon on the same data, which answers elsewhere, and writes a log of its own.
     pub(crate) fn serve_another(&self) -> (std::process::Child, u16) {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port().unwrap();
         let mut config = self.config.clone();
         config["listen"] = json!(format!("127.0.0.1:{port}"));
         std::fs::write(self.place("another.yaml"), config.to_string()).unwrap();

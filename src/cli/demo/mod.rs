@@ -24,7 +24,7 @@ use crate::{
     plan::Plan,
     port::Repository,
     render::{plain, terminal::Colour},
-    targets::kubernetes::local::ApiServer,
+    targets::kubernetes::local::{ApiServer, free_port},
 };
 
 /// How long any step may take; a demo that waits longer has failed.
@@ -74,10 +74,6 @@ pub(super) async fn run(args: Demo) -> Done {
     }
     stage.end().await;
     told.map(|()| 0)
-}
-
-fn free_port() -> Result<u16, Failure> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 impl Stage {

@@ -6,6 +6,7 @@ use std::{
     io::{Error, ErrorKind},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
 
@@ -15,6 +16,9 @@ use aws_lc_rs::{
 };
 use base64::Engine as _;
 
+/// The first port that is given out, and how many there are: below those that are given to whoever connects.
+const FIRST_PORT: u16 = 20_000;
+const PORTS: u16 = 12_000;
 /// How long the server may take until it answers.
 const START_TIME_MAX: Duration = Duration::from_secs(60);
 
@@ -31,8 +35,21 @@ pub struct ApiServer {
     pub port: u16,
 }
 
-fn free_port() -> std::io::Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+/// A port that nobody listens on, and that this process gives out once. It is none of those that the system gives to
+/// whoever connects, so that it is still free when it is used.
+///
+/// # Errors
+/// When all are taken.
+pub fn free_port() -> std::io::Result<u16> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let begin = u16::try_from(std::process::id() % 1000).unwrap_or(0) * 12;
+    for _ in 0..PORTS {
+        let at = begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % PORTS;
+        if std::net::TcpListener::bind(("127.0.0.1", FIRST_PORT + at)).is_ok() {
+            return Ok(FIRST_PORT + at);
+        }
+    }
+    Err(Error::new(ErrorKind::AddrInUse, "every port is taken"))
 }
 
 /// A key for the tokens of service accounts, as PEM.

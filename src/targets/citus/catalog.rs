@@ -1,0 +1,259 @@
+//! What the catalogs of a coordinator say, and the layout that it makes.
+//!
+//! Decides what moves as one, and what is no part of the balance: reference tables, secondaries, placements that are only
+//! left to be cleaned up. Nodes are called by host and port, tables by name, and groups by their tables and range; ids of Citus
+//! join rows of one observation and are never kept, because they change.
+//! *Never:* a placement on a node that is not known, or a group whose tables lie apart, is passed over in silence.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::balance::{Layout, Node, Placement};
+
+/// A row of `pg_dist_node`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeRow {
+    /// The group of a primary and its secondaries; the coordinator's is 0.
+    pub group: i32,
+    /// `host:port`.
+    pub name: String,
+    /// Whether it is a primary.
+    pub is_primary: bool,
+    /// Whether it takes part.
+    pub is_active: bool,
+    /// Whether it is to hold shards.
+    pub holds: bool,
+}
+
+/// A row of `pg_dist_partition`, with the name of the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableRow {
+    /// `schema.table`, quoted where it needs to be.
+    pub name: String,
+    /// `h` for hash-distributed, `n` for one shard: reference tables, those of a distributed schema, local ones.
+    pub method: char,
+    /// `t` for reference tables.
+    pub replication: char,
+    /// What it is colocated with.
+    pub colocation: i32,
+}
+
+/// A row of `pg_dist_shard`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardRow {
+    /// Its number.
+    pub id: i64,
+    /// The table.
+    pub table: String,
+    /// The first value of its range; nothing where a table has one shard.
+    pub from: Option<i64>,
+}
+
+/// A row of `pg_dist_placement` that is not left for clean-up, with its size as its worker told it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlacementRow {
+    /// The shard.
+    pub shard: i64,
+    /// The group of its node.
+    pub group: i32,
+    /// Its bytes with indexes.
+    pub bytes: u64,
+}
+
+/// One observation of a coordinator.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Catalog {
+    /// The nodes.
+    pub nodes: Vec<NodeRow>,
+    /// The tables.
+    pub tables: Vec<TableRow>,
+    /// The shards.
+    pub shards: Vec<ShardRow>,
+    /// Where they are.
+    pub placements: Vec<PlacementRow>,
+}
+
+/// What is balanced.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum By {
+    /// Bytes.
+    #[default]
+    Bytes,
+    /// The number of groups.
+    Shards,
+    /// A number for each shard, as a query or a count of tenants told it; a shard that it leaves out has none.
+    Told(BTreeMap<i64, u64>),
+}
+
+/// What moves as one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// `public.tasks +1 [-2147483648]`: the first of its tables, how many more, and where its range begins.
+    pub name: String,
+    /// The shard of the first table, which a move names.
+    pub shard: i64,
+    /// Its tables.
+    pub tables: Vec<String>,
+}
+
+/// The layout that a catalog makes, with its groups in the order of their numbers.
+///
+/// # Errors
+/// When rows contradict each other, in a sentence: then nothing may be concluded from them.
+pub fn layout(catalog: &Catalog, by: &By) -> Result<(Layout, Vec<Group>), String> {
+    let primaries: BTreeMap<i32, &NodeRow> =
+        catalog.nodes.iter().filter(|node| node.is_primary).map(|node| (node.group, node)).collect();
+    let tables: BTreeMap<&str, &TableRow> = catalog.tables.iter().map(|table| (&*table.name, table)).collect();
+    let mut names: Vec<(&str, i32)> = primaries.iter().map(|(group, node)| (&*node.name, *group)).collect();
+    names.sort_unstable();
+    let place: BTreeMap<i32, usize> = names.iter().enumerate().map(|(at, (_, group))| (*group, at)).collect();
+    let node = |(_, group): &(&str, i32)| {
+        let node = primaries[group];
+        Node { name: node.name.clone(), holds: node.holds && node.is_active, room: None }
+    };
+    let nodes = names.iter().map(node).collect();
+    let mut by_group: BTreeMap<(i32, Option<i64>), Vec<&ShardRow>> = BTreeMap::new();
+    for shard in &catalog.shards {
+        let Some(table) = tables.get(&*shard.table) else {
+            return Err(format!("shard {} belongs to `{}`, which is no distributed table", shard.id, shard.table));
+        };
+        // A reference table is on every node, and a local one on none but the coordinator.
+        let is_local = table.method == 'n' && table.colocation == 0;
+        if table.replication != 't' && !is_local {
+            by_group.entry((table.colocation, shard.from)).or_default().push(shard);
+        }
+    }
+    let mut on: BTreeMap<i64, BTreeMap<i32, u64>> = BTreeMap::new();
+    for placement in &catalog.placements {
+        on.entry(placement.shard).or_default().insert(placement.group, placement.bytes);
+    }
+    let (mut groups, mut placements) = (vec![], vec![]);
+    let mut all: Vec<Vec<&ShardRow>> = by_group.into_values().collect();
+    for shards in &mut all {
+        shards.sort_by(|one, two| one.table.cmp(&two.table).then(one.id.cmp(&two.id)));
+    }
+    all.sort_by(|one, two| (&one[0].table, one[0].from).cmp(&(&two[0].table, two[0].from)));
+    let none = BTreeMap::new();
+    for shards in all {
+        let name = called(&shards);
+        let first: BTreeSet<&i32> = on.get(&shards[0].id).unwrap_or(&none).keys().collect();
+        if let Some(apart) =
+            shards.iter().find(|shard| on.get(&shard.id).unwrap_or(&none).keys().collect::<BTreeSet<_>>() != first)
+        {
+            return Err(format!("the shards of `{name}` are not on the same nodes: {} and {}", shards[0].id, apart.id));
+        }
+        if first.is_empty() {
+            return Err(format!("`{name}` is on no node"));
+        }
+        for group in first {
+            let Some(node) = place.get(group) else {
+                return Err(format!("`{name}` is on group {group}, of which no primary is known"));
+            };
+            let bytes = shards.iter().map(|shard| on[&shard.id][group]).sum();
+            let weight = match by {
+                By::Bytes => bytes,
+                By::Shards => 1,
+                By::Told(told) => shards.iter().filter_map(|shard| told.get(&shard.id)).sum(),
+            };
+            placements.push(Placement { group: groups.len(), node: *node, bytes, weight, pin: None });
+        }
+        let of = shards.iter().map(|shard| shard.table.clone()).collect();
+        groups.push(Group { name, shard: shards[0].id, tables: of });
+    }
+    Ok((Layout { nodes, placements }, groups))
+}
+
+fn called(shards: &[&ShardRow]) -> String {
+    let more = if shards.len() > 1 { format!(" +{}", shards.len() - 1) } else { String::new() };
+    let range = shards[0].from.map(|from| format!(" [{from}]")).unwrap_or_default();
+    format!("{}{more}{range}", shards[0].table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn catalog() -> Catalog {
+        let node = |group, name: &str, is_primary, holds| NodeRow {
+            group,
+            name: name.into(),
+            is_primary,
+            is_active: true,
+            holds,
+        };
+        let table = |name: &str, method, replication, colocation| TableRow {
+            name: name.into(),
+            method,
+            replication,
+            colocation,
+        };
+        let shard = |id, table: &str, from| ShardRow { id, table: table.into(), from };
+        let on = |shard, group, bytes| PlacementRow { shard, group, bytes };
+        Catalog {
+            nodes: vec![
+                node(0, "10.0.0.1:5432", true, false),
+                node(2, "10.0.0.3:5432", true, true),
+                node(1, "10.0.0.2:5432", true, true),
+                node(1, "10.0.1.2:5432", false, true),
+            ],
+            tables: vec![
+                table("public.tenants", 'h', 's', 1),
+                table("public.tasks", 'h', 's', 1),
+                table("public.plans", 'n', 't', 2),
+                table("reporting.days", 'n', 's', 3),
+                table("public.local", 'n', 's', 0),
+            ],
+            shards: vec![
+                shard(101, "public.tenants", Some(-10)),
+                shard(102, "public.tenants", Some(0)),
+                shard(103, "public.tasks", Some(-10)),
+                shard(104, "public.tasks", Some(0)),
+                shard(105, "public.plans", None),
+                shard(106, "reporting.days", None),
+                shard(107, "public.local", None),
+            ],
+            placements: vec![
+                on(101, 1, 10),
+                on(103, 1, 5),
+                on(102, 2, 20),
+                on(104, 2, 7),
+                on(105, 0, 1),
+                on(105, 1, 1),
+                on(105, 2, 1),
+                on(106, 2, 40),
+                on(107, 0, 9),
+            ],
+        }
+    }
+
+    #[test]
+    fn what_moves_as_one_is_one_and_nothing_is_counted_twice() {
+        let (layout, groups) = layout(&catalog(), &By::Bytes).unwrap();
+        let nodes: Vec<_> = layout.nodes.iter().map(|node| (node.name.as_str(), node.holds)).collect();
+        assert_eq!(nodes, [("10.0.0.1:5432", false), ("10.0.0.2:5432", true), ("10.0.0.3:5432", true)]);
+        let named: Vec<_> = groups.iter().map(|group| (group.name.as_str(), group.shard)).collect();
+        assert_eq!(named, [("public.tasks +1 [-10]", 103), ("public.tasks +1 [0]", 104), ("reporting.days", 106)]);
+        let placed: Vec<_> = layout.placements.iter().map(|one| (one.group, one.node, one.bytes, one.weight)).collect();
+        assert_eq!(placed, [(0, 1, 15, 15), (1, 2, 27, 27), (2, 2, 40, 40)]);
+        let by =
+            |by| super::layout(&catalog(), &by).unwrap().0.placements.iter().map(|one| one.weight).collect::<Vec<_>>();
+        assert_eq!(by(By::Shards), [1, 1, 1]);
+        assert_eq!(by(By::Told([(101, 3), (103, 4), (106, 9)].into())), [7, 0, 9]);
+    }
+
+    #[test]
+    fn rows_that_contradict_each_other_are_refused() {
+        let says = |change: &dyn Fn(&mut Catalog)| {
+            let mut catalog = catalog();
+            change(&mut catalog);
+            layout(&catalog, &By::Bytes).unwrap_err()
+        };
+        let apart = says(&|catalog| catalog.placements[1].group = 2);
+        assert_eq!(apart, "the shards of `public.tasks +1 [-10]` are not on the same nodes: 103 and 101");
+        let nowhere = says(&|catalog| catalog.placements.retain(|one| one.shard != 106));
+        assert_eq!(nowhere, "`reporting.days` is on no node");
+        let unknown = says(&|catalog| catalog.nodes.retain(|node| node.group != 2));
+        assert_eq!(unknown, "`public.tasks +1 [0]` is on group 2, of which no primary is known");
+        let strange = says(&|catalog| catalog.tables.remove(3).name.clear());
+        assert_eq!(strange, "shard 106 belongs to `reporting.days`, which is no distributed table");
+    }
+}
