@@ -60,7 +60,7 @@ impl Daemon {
             .filter(|instance| stalled.contains_key(&instance.id.to_string()) || is_pending(instance, &applied))
             .map(|instance| instance.id.clone())
             .collect();
-        pending.extend(to_destroy(head, applied).into_iter().filter(|id| id.environment == *environment));
+        pending.extend(to_destroy(head, &applied).into_iter().filter(|id| id.environment == *environment));
         Ok(pending)
     }
 

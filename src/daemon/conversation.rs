@@ -261,7 +261,7 @@ impl Daemon {
             pending.extend(self.pending(head, environment).await?);
         }
         // Those of an environment that is no longer declared as well.
-        pending.extend(to_destroy(head, applied.clone()));
+        pending.extend(to_destroy(head, &applied));
         let selects = |instance: &crate::desired::Instance| {
             let candidate = Candidate {
                 id: &instance.id,

@@ -33,27 +33,26 @@ pub(super) fn users(id: &InstanceId, applied: &BTreeMap<InstanceId, Applied>) ->
     others.filter(|(_, record)| uses(record)).map(|(other, _)| other.clone()).collect()
 }
 
-/// What of this is applied and surely no longer declared.
-fn orphans_of(head: &Head, mut applied: BTreeMap<InstanceId, Applied>) -> BTreeMap<InstanceId, Applied> {
-    if !head.desired.complete {
-        return BTreeMap::new();
-    }
+/// Whether what is applied is surely no longer declared.
+fn is_orphan(head: &Head) -> impl Fn(&InstanceId) -> bool + '_ {
     let renamed: BTreeSet<&InstanceId> =
         head.desired.instances.values().filter_map(|instance| instance.renamed_from.as_ref()).collect();
-    applied.retain(|id, _| head.instance(id).is_none() && !renamed.contains(id));
-    applied
+    move |id| head.desired.complete && head.instance(id).is_none() && !renamed.contains(id)
 }
 
 /// The orphans among these that go by their own declaration (`onDelete: destroy`).
-pub(super) fn to_destroy(head: &Head, applied: BTreeMap<InstanceId, Applied>) -> BTreeSet<InstanceId> {
-    let goes = |(id, record): (InstanceId, Applied)| (record.spec.on_delete == OnDelete::Destroy).then_some(id);
-    orphans_of(head, applied).into_iter().filter_map(goes).collect()
+pub(super) fn to_destroy(head: &Head, applied: &BTreeMap<InstanceId, Applied>) -> BTreeSet<InstanceId> {
+    let (is_orphan, goes) = (is_orphan(head), |record: &Applied| record.spec.on_delete == OnDelete::Destroy);
+    applied.iter().filter(|(id, record)| goes(record) && is_orphan(id)).map(|(id, _)| id.clone()).collect()
 }
 
 impl Daemon {
     /// What is applied and surely no longer declared.
     pub(super) async fn orphans(&self, head: &Head) -> Result<BTreeMap<InstanceId, Applied>, Error> {
-        Ok(orphans_of(head, self.store().all_applied().await?))
+        let mut applied = self.store().all_applied().await?;
+        let is_orphan = is_orphan(head);
+        applied.retain(|id, _| is_orphan(id));
+        Ok(applied)
     }
 
     /// Why an instance can't be destroyed now, in a sentence.

@@ -116,11 +116,14 @@ impl Daemon {
     /// was lost.
     pub(super) async fn remember_cut_off(self: &Arc<Self>) -> Result<(), Error> {
         let all: Vec<(String, Pushing)> = self.store().list(PUSHING).await?;
-        for (branch, pushing) in all {
-            let Some((key, made)) = pushing.made else { continue };
-            self.refresh_pulls().await?;
-            let seen: Vec<(String, Seen)> = self.store().list("pull").await?;
-            let Some((_, seen)) = seen.into_iter().find(|(_, seen)| seen.pull.head == made.pushed) else { continue };
+        let mut pushed = all.into_iter().filter_map(|(branch, pushing)| Some((branch, pushing.made?))).peekable();
+        if pushed.peek().is_none() {
+            return Ok(());
+        }
+        self.refresh_pulls().await?;
+        let seen: Vec<(String, Seen)> = self.store().list("pull").await?;
+        for (branch, (key, made)) in pushed {
+            let Some((_, seen)) = seen.iter().find(|(_, seen)| seen.pull.head == made.pushed) else { continue };
             let proposal = Proposal { pull: seen.pull.number, ..made };
             self.store().put("proposal", &key, self.now(), &proposal).await?;
             self.store().remove(PUSHING, &branch).await?;

@@ -22,24 +22,22 @@ const LOOK: Duration = Duration::from_secs(1);
 
 impl Daemon {
     /// The checks of an instance that do not answer, in a sentence.
-    pub(super) async fn silent_checks(
-        self: &Arc<Self>,
-        driven: &Driven,
-        id: &InstanceId,
-    ) -> Result<Option<String>, Error> {
+    async fn silent_checks(self: &Arc<Self>, driven: &Driven, id: &InstanceId) -> Result<Option<String>, Error> {
         let Some(spec) = driven.head.instance(id).and_then(|instance| instance.spec.clone()) else { return Ok(None) };
         let failed = self.failed_checks(id, &spec).await?;
         Ok((!failed.is_empty()).then(|| failed.join("; ")))
     }
 
-    /// Ends an instance that had nothing to do.
-    pub(super) async fn nothing(
+    /// Ends an instance of which nothing is left to do: what it is now is recorded, its checks answer, and what was applied
+    /// came up; what was destroyed is gone before it is forgotten.
+    pub(super) async fn arrive(
         self: &Arc<Self>,
         driven: &Driven,
         id: &InstanceId,
         job: &Job,
         inputs: BTreeMap<String, RecordedOutput>,
         left: Left,
+        changed: bool,
     ) -> Result<Status, Error> {
         let destroys = driven.run.lock().await.destroys;
         if destroys && let Some(status) = self.rollout(driven, id, job).await? {
@@ -49,12 +47,13 @@ impl Daemon {
             return self.fail(driven, id, error.line()).await;
         }
         if let Some(says) = self.silent_checks(driven, id).await? {
-            return self.fail(driven, id, format!("nothing was to be applied, and {says}")).await;
+            let what = if changed { "it was applied" } else { "nothing was to be applied" };
+            return self.fail(driven, id, format!("{what}, and {says}")).await;
         }
         if !destroys && let Some(status) = self.rollout(driven, id, job).await? {
             return Ok(status);
         }
-        self.record(driven, id, Event::Applied { changed: false }, None).await
+        self.record(driven, id, Event::Applied { changed }, None).await
     }
 
     /// Asks whether what was applied came up, or what was destroyed is gone. Answers where the instance stands if not, and

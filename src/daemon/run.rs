@@ -210,7 +210,7 @@ impl Daemon {
                 Err(Stop::Waits(on, says)) => return self.wait(driven, id, on, says).await,
                 Err(Stop::Fails(says)) => return self.fail(driven, id, says).await,
                 Err(Stop::Nothing(job, inputs, left)) => {
-                    return self.nothing(driven, id, &job, inputs, left).await;
+                    return self.arrive(driven, id, &job, inputs, left, false).await;
                 }
                 Err(Stop::Gone) => return Ok(self.already_gone(driven, &run, id, status).await?.unwrap_or(status)),
                 Err(Stop::Error(error)) => return Err(error),
@@ -348,24 +348,7 @@ impl Daemon {
             );
             return self.fail(driven, id, says).await;
         }
-        if run.destroys
-            && let Some(status) = self.rollout(driven, id, job).await?
-        {
-            return Ok(status);
-        }
-        let left = Left { others, warnings: again.warnings };
-        if let Err(stop) = self.settle(driven, id, job, inputs, left).await {
-            return self.fail(driven, id, stop.line()).await;
-        }
-        if let Some(says) = self.silent_checks(driven, id).await? {
-            return self.fail(driven, id, format!("it was applied, and {says}")).await;
-        }
-        if !run.destroys
-            && let Some(status) = self.rollout(driven, id, job).await?
-        {
-            return Ok(status);
-        }
-        self.record(driven, id, Event::Applied { changed: true }, None).await
+        self.arrive(driven, id, job, inputs, Left { others, warnings: again.warnings }, true).await
     }
 
     /// Records what is applied now; a remediation leaves that record as it is, and what was none of its business.

@@ -184,9 +184,8 @@ pub fn plan(layout: &Layout, wanted: Option<Wanted>) -> Rebalance {
     let before = balance(layout, &home);
     let (mut at, mut stuck) = forced(layout, &home, home.clone());
     let (mut short, mut aim) = (None, None);
-    for _ in 0..wanted.map_or(0, |_| ROUNDS_MAX) {
-        let Some(wanted) = wanted else { break };
-        let (next, reached, why) = balanced(layout, &home, &at, wanted);
+    for wanted in wanted.iter().cycle().take(ROUNDS_MAX) {
+        let (next, reached, why) = balanced(layout, &home, &at, *wanted);
         short = why;
         // What was moved may have been in the way of something pinned.
         let (mut next, left) = forced(layout, &home, next);
@@ -379,12 +378,10 @@ impl Fair {
             }
             let is_taken = |node: usize| fair.giants.iter().any(|(_, own)| *own == node);
             let free = || fair.nodes.iter().copied().filter(|node| !is_taken(*node));
-            let may = |node: &usize| *node == at[index] || state.may(index, *node);
+            let may = |node: &usize| state.may(index, *node);
             let stays = free().find(|node| *node == at[index]);
             // Another giant has its node: it goes to the emptiest that may have it, or stays beside the other.
             let own = stays.or_else(|| free().filter(may).min_by_key(|node| (loads[*node], *node)));
-            let own =
-                own.filter(|_| layout.placements[index].pin.is_none_or(|pin| pin != at[index]) || stays.is_some());
             fair.giants.push((index, own.unwrap_or(at[index])));
             left -= weight(index);
         }

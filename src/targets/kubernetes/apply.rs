@@ -21,6 +21,7 @@ use super::{
     client::{Refusal, Write},
     confirm::{Look, terminating},
     fields,
+    ground::lives_in,
     inventory::{Held, Inventory},
     kinds::{Kind, Kinds},
     live::side_by_side,
@@ -201,13 +202,10 @@ impl Applying<'_> {
         let does = |key: &object::Key| self.steps.iter().any(|step| step.key == *key);
         let cut = self.looked.steps.values().filter(|step| step.change == Change::Destroy && !does(&step.key));
         let cut: Vec<&object::Key> = cut.map(|step| &step.key).collect();
-        let is_in = |ground: &object::Key, key: &object::Key| match &*ground.kind {
-            "Namespace" => key.namespace.as_ref() == Some(&ground.name),
-            _ => self.kinds.of(key).is_some_and(|kind| *ground.name == *format!("{}.{}", kind.plural, key.group)),
-        };
         let grounds = self.steps.iter().filter(|step| step.change == Change::Destroy && is_ground(&step.key.kind));
-        let mut found =
-            grounds.flat_map(|step| cut.iter().filter(|key| is_in(&step.key, key)).map(|key| (&step.key, *key)));
+        let mut found = grounds.flat_map(|step| {
+            cut.iter().filter(|key| lives_in(&self.kinds, &step.key, key)).map(|key| (&step.key, *key))
+        });
         let says = |(ground, key): (&object::Key, &object::Key)| {
             format!("`{key}`, which is to stay, would go with `{ground}`; take that out as well")
         };

@@ -72,29 +72,6 @@ impl Look<'_> {
         owners.declared.get(&key.to_string())?.iter().find(|id| !self.is_me(id)).cloned()
     }
 
-    /// Why an object can't be deleted: others live in it, or whether they do is not known.
-    fn in_use(&self, key: &Key) -> Option<String> {
-        let owners = self.work.owners.as_ref()?;
-        if let Some(id) = &owners.unknown {
-            return Some(format!("whether `{id}` declares it can't be told"));
-        }
-        let ground = object::is_ground(&key.kind).then_some(&*key.name)?;
-        let lives_in = |name: &String| match &*key.kind {
-            "Namespace" => name.split('/').nth(1) == Some(ground) && name.split('/').count() == 3,
-            // `widgets.example.com` defines `Widget.example.com`.
-            _ => {
-                let sort = name.split('/').next().unwrap_or_default();
-                let (kind, group) = sort.split_once('.').unwrap_or((sort, ""));
-                ground.split_once('.').is_some_and(|(plural, of)| {
-                    of == group && plural.starts_with(kind.to_lowercase().trim_end_matches('y'))
-                })
-            }
-        };
-        let others = owners.declared.iter().filter(|(name, _)| lives_in(name));
-        let mut others = others.flat_map(|(_, ids)| ids).filter(|id| !self.is_me(id));
-        others.next().map(|id| format!("`{id}` has objects in it"))
-    }
-
     /// Whether an object may be deleted and made again.
     pub(super) fn may_replace(&self, key: &Key) -> bool {
         let covers = |(kind, name): &(String, Option<String>)| {

@@ -19,7 +19,31 @@ use futures::future::FutureExt;
 /// How many of the objects that keep a namespace are named.
 const NAMED: usize = 3;
 
+/// Whether an object lives in a namespace, or is what a definition defines.
+pub(super) fn lives_in(kinds: &Kinds, ground: &Key, key: &Key) -> bool {
+    match &*ground.kind {
+        "Namespace" => key.namespace.as_ref() == Some(&ground.name),
+        // `widgets.example.com` defines the `widgets` of `example.com`.
+        _ => kinds.of(key).is_some_and(|kind| *ground.name == *format!("{}.{}", kind.plural, key.group)),
+    }
+}
+
 impl Look<'_> {
+    /// Why an object can't be deleted: others declare what lives in it, or whether they do is not known.
+    pub(super) fn in_use(&self, key: &Key) -> Option<String> {
+        let owners = self.work.owners.as_ref()?;
+        if let Some(id) = &owners.unknown {
+            return Some(format!("whether `{id}` declares it can't be told"));
+        }
+        if !is_ground(&key.kind) {
+            return None;
+        }
+        let is_in = |name: &String| name.parse().is_ok_and(|other| lives_in(self.kinds, key, &other));
+        let others = owners.declared.iter().filter(|(name, _)| is_in(name));
+        let mut others = others.flat_map(|(_, ids)| ids).filter(|id| !self.is_me(id));
+        others.next().map(|id| format!("`{id}` has objects in it"))
+    }
+
     /// Why a namespace or a definition can't be deleted: what is in it is not ours to delete, or is not known.
     pub(super) async fn keeps(&self, key: &Key) -> Option<String> {
         if !is_ground(&key.kind) {
@@ -56,7 +80,7 @@ impl Look<'_> {
             async move {
                 let mut others = vec![];
                 let mut put = |object: Value| {
-                    let key = Key::of_metadata((group, name), &object);
+                    let Some(key) = Key::of_metadata(group, name, &object) else { return };
                     if !is_the_clusters(kinds, &key, &object) && !self.goes_anyway(&key, &object, held) {
                         others.push(key);
                     }
@@ -77,7 +101,6 @@ impl Look<'_> {
 
     /// The objects of a definition that are not ours to delete.
     async fn others_of(&self, definition: &Key, held: &Inventory, kinds: &Kinds) -> Result<Vec<Key>, Refusal> {
-        // `widgets.example.com` defines the `widgets` of `example.com`.
         let (plural, group) = definition.name.split_once('.').unwrap_or_default();
         let Some((name, kind)) = kinds.of_plural(group, plural) else {
             // What it stores is there all the same.
@@ -85,7 +108,7 @@ impl Look<'_> {
         };
         let mut others = vec![];
         let mut put = |object: Value| {
-            let key = Key::of_metadata((group, name), &object);
+            let Some(key) = Key::of_metadata(group, name, &object) else { return };
             if !self.goes_anyway(&key, &object, held) {
                 others.push(key);
             }

@@ -56,10 +56,10 @@ const WHOLE_AGAIN: Duration = Duration::from_secs(600);
 /// How many renderings of one instance are kept: what is applied and what is to be.
 const RENDERINGS_MAX: usize = 2;
 
-/// The address of an API server and its certificate authority, as a declaration gives them.
 /// How long a program may take to say its version.
 const VERSION_TIME_MAX: Duration = Duration::from_secs(20);
 
+/// The address of an API server and its certificate authority, as a declaration gives them.
 type Address = (Option<String>, Option<String>);
 
 /// Who we are to the cluster of a connection, and which other environments may use it, by (instance, connection, whether

@@ -45,10 +45,9 @@ impl Key {
         })
     }
     /// The key of an object of a known group and kind, of which only the metadata is there.
-    pub(super) fn of_metadata((group, kind): (&str, &str), object: &Value) -> Self {
-        let of = |name: &str| object["metadata"][name].as_str().filter(|text| !text.is_empty());
-        let name = of("name").unwrap_or_default().into();
-        Self { group: group.into(), kind: kind.into(), namespace: of("namespace").map(Into::into), name }
+    pub(super) fn of_metadata(group: impl Into<Arc<str>>, kind: impl Into<Arc<str>>, object: &Value) -> Option<Self> {
+        let of = |name: &str| object["metadata"][name].as_str().filter(|text| !text.is_empty()).map(Into::into);
+        Some(Self { group: group.into(), kind: kind.into(), namespace: of("namespace"), name: of("name")? })
     }
     /// The kind with its group: `Deployment.apps`, `Service`.
     pub fn sort(&self) -> String {

@@ -334,10 +334,7 @@ impl One {
     }
 
     fn key(&self, object: &Value) -> Option<Key> {
-        let metadata = &object["metadata"];
-        let namespace = metadata["namespace"].as_str().filter(|text| !text.is_empty()).map(Into::into);
-        let name = metadata["name"].as_str()?.into();
-        Some(Key { group: self.group.clone(), kind: self.kind.clone(), namespace, name })
+        Key::of_metadata(Arc::clone(&self.group), Arc::clone(&self.kind), object)
     }
 
     /// Compares a live object with what the inventory has of it.
