@@ -14,7 +14,7 @@ use crate::{
     model::EnvironmentName,
     port::Repository,
     store::Store,
-    targets::{kubernetes, tofu},
+    targets::{citus, citus::Rights, kubernetes, tofu},
 };
 
 /// What is to be done about a damaged store.
@@ -303,6 +303,8 @@ async fn connections(config: &Config, desired: Option<&Desired>, findings: &mut 
     for instance in desired.iter().flat_map(|desired| desired.instances.values()) {
         let tofu = instance.spec.as_ref().and_then(|spec| spec.tofu.as_ref());
         let kubernetes = instance.spec.as_ref().and_then(|spec| spec.kubernetes.as_ref()?.connection.as_ref());
+        let citus = instance.spec.as_ref().and_then(|spec| spec.citus.as_ref());
+        pairs.extend(citus.map(|citus| (instance.id.environment.clone(), citus.connection.clone())));
         let names = tofu.and_then(|tofu| tofu.connection.clone()).into_iter();
         let names = names.chain(kubernetes.map(|connection| connection.name().to_owned()));
         pairs.extend(names.map(|name| (instance.id.environment.clone(), name)));
@@ -310,7 +312,24 @@ async fn connections(config: &Config, desired: Option<&Desired>, findings: &mut 
     let Ok(component) = "doctor".parse() else { return };
     for (environment, name) in pairs {
         let id = crate::model::InstanceId::new(&environment, &component);
-        for apply in [false, true] {
+        let redactor = crate::model::Redactor::default();
+        let mut is_database = false;
+        for rights in [Rights::Plan, Rights::Apply, Rights::Admin] {
+            if !config.is_database(&id, &name, rights) {
+                continue;
+            }
+            is_database = true;
+            let what = format!("connection {environment}/{name} ({})", rights.word());
+            let reached = match config.login(&id, &name, rights, &redactor) {
+                Ok(login) => citus::reach(&login, &redactor).await,
+                Err(why) => Err(why),
+            };
+            findings.push(match reached {
+                Ok(says) => well(&what, says),
+                Err(why) => ill(&what, why, "check the address in the file, the network, and what the role may do"),
+            });
+        }
+        for apply in [false, true].into_iter().filter(|_| !is_database) {
             let what = format!("connection {environment}/{name} ({})", if apply { "apply" } else { "plan" });
             if config.is_cluster(&id, &name, apply) {
                 let reached = match config.access(&id, &name, apply, &crate::model::Redactor::default()) {

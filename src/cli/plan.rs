@@ -9,7 +9,7 @@ use super::{Done, Format, Global, client, client::Client, drift::selector, outpu
 use crate::{
     model::Redactor,
     plan::Plan,
-    render::{comment, counts, diff},
+    render::{comment, counts, diff, layout},
     server::Ask,
 };
 
@@ -92,17 +92,26 @@ pub(super) fn text(plan: &Plan) -> String {
             };
             text.push_str(&format!("     {painted}\n"));
         }
+        if let Some(plan) = &instance.layout {
+            for line in std::iter::once(layout::summary(plan).as_str()).chain(layout::bars(plan).lines()) {
+                text.push_str(&format!("     {line}\n"));
+            }
+        }
+        for warning in &instance.warnings {
+            text.push_str(&format!("     {}\n", colour.warn(&format!("! {warning}"))));
+        }
         for on in instance.waiting_on.iter().filter(|_| instance.digest.is_some()) {
             text.push_str(&format!("     waits for {}\n", comment::waiting(on)));
         }
     }
     let s = &plan.summary;
     text.push_str(&format!(
-        "\n{} to change, {} to create, {} to replace, {} to destroy. Digest {}.\n",
+        "\n{} to change, {} to create, {} to replace, {} to destroy{}. Digest {}.\n",
         s.update,
         s.create,
         s.replace,
         s.destroy,
+        if s.moves > 0 { format!(", {} to move ({})", s.moves, layout::size(s.move_bytes)) } else { String::new() },
         plan.digest.short()
     ));
     text

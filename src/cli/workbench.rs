@@ -14,7 +14,7 @@ use crate::{
     model::{InstanceId, Redactor, Revision, Seal},
     port::Forge,
     store::Store,
-    targets::{Targets, kubernetes, tofu},
+    targets::{Targets, citus, kubernetes, tofu},
 };
 
 /// This very program, also where its file was replaced since it was started.
@@ -62,6 +62,18 @@ pub(crate) fn kubernetes(
         accesses,
     };
     kubernetes::Kubernetes::new(settings, Arc::clone(seal), redactor.clone(), Arc::new(store.clone()))
+}
+
+/// The Citus target of a configuration; without one every connection is missing.
+pub(crate) fn citus(config: Option<&Config>, store: &Store, redactor: &Redactor) -> citus::Citus {
+    let (for_logins, for_redactor) = (config.cloned(), redactor.clone());
+    let logins: citus::Logins = Arc::new(move |id: &InstanceId, name: &str, rights| match &for_logins {
+        Some(config) => config.login(id, name, rights, &for_redactor),
+        None => {
+            Err(format!("`{id}` names the connection `{name}`, and there is no configuration; name it with --config"))
+        }
+    });
+    citus::Citus::new(citus::Settings { logins }, redactor.clone(), Arc::new(store.clone()))
 }
 
 /// How the client proves who it is.
@@ -146,6 +158,7 @@ pub(crate) async fn daemon(config: &Config, redactor: Redactor) -> Result<Arc<Da
     let targets = Targets::new(
         tofu::Tofu::new(tofu_settings(config, &redactor), Arc::clone(&seal), redactor.clone()),
         kubernetes(Some(config), &store, &seal, &redactor),
+        citus(Some(config), &store, &redactor),
     );
     let hands = Hands {
         repository: Arc::new(Mirror::open(&config.data.join("mirror.git"), &config.repository.url)?),
@@ -211,6 +224,7 @@ pub(crate) async fn offline(
         target: Arc::new(Targets::new(
             tofu::Tofu::new(settings_of_tofu, Arc::clone(&seal), redactor.clone()),
             kubernetes(config, &store, &seal, &redactor),
+            citus(config, &store, &redactor),
         )),
         clock: Arc::new(SystemClock),
         store,

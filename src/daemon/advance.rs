@@ -9,7 +9,10 @@ use std::{
 
 use super::{Daemon, Error, Head, Wake, decide::Stalled, orphans::to_destroy, planning::Scope, rename::former};
 use crate::{
-    desired::{kubernetes::Kubernetes, schema::Component},
+    desired::{
+        kubernetes::Kubernetes,
+        schema::{Citus, Component},
+    },
     journal::{Run, Status as RunStatus},
     model::{ComponentName, EnvironmentName, InstanceId, RunId},
     plan::{Applied, Observed, Plan},
@@ -236,7 +239,11 @@ impl Daemon {
                 let Kubernetes { force, health, wait, .. } = spec.clone();
                 Kubernetes { force, health, wait, ..applied }
             });
-            let loosened = Component { tofu: record.spec.tofu.clone(), kubernetes, ..(**spec).clone() };
+            let citus = record.spec.citus.clone().zip(spec.citus.as_ref()).map(|(applied, spec)| {
+                let Citus { moves, allow_rewrite, capacity, .. } = spec.clone();
+                Citus { moves, allow_rewrite, capacity, ..applied }
+            });
+            let loosened = Component { tofu: record.spec.tofu.clone(), kubernetes, citus, ..(**spec).clone() };
             if record.digest == digest && record.spec != loosened {
                 record.spec = loosened;
                 self.store().set_applied(&instance.id, &record).await?;

@@ -16,13 +16,18 @@ use crate::{
         Instance, Reference,
         kubernetes::{Connection, Impersonate},
         resolve,
-        schema::{Component, Kubernetes, Tofu},
+        schema::{Citus, CitusNode, Component, Kubernetes, Tofu},
     },
     journal::Run,
-    model::{Digester, InstanceId, WaitingOn},
+    model::{
+        Digester, InstanceId, WaitingOn,
+        citus::{Address, Pin, Placement, RebalanceMode},
+        ids::Malformed,
+    },
     plan::Applied,
     port::{
-        Files, Job, KubernetesWork, ManifestSource, Output, RecordedOutput, TargetError, TofuWork, Use, Work, join,
+        CitusWork, DeclaredNode, Files, Job, KubernetesWork, ManifestSource, Output, RecordedOutput, TargetError,
+        TofuWork, Use, Work, join,
     },
     targets::tofu,
 };
@@ -256,13 +261,16 @@ fn job(
     inputs: &Inputs,
     consumed: bool,
 ) -> Result<Job, TargetError> {
-    let (connection, work) = match (&made.spec.tofu, &made.spec.kubernetes) {
-        (Some(tofu), _) => (tofu.connection.clone(), Work::Tofu(tofu_work(id, tofu, made, inputs)?)),
-        (None, Some(kubernetes)) => {
+    let (connection, work) = match (&made.spec.tofu, &made.spec.kubernetes, &made.spec.citus) {
+        (Some(tofu), ..) => (tofu.connection.clone(), Work::Tofu(tofu_work(id, tofu, made, inputs)?)),
+        (None, Some(kubernetes), _) => {
             let work = kubernetes_work(id, kubernetes, made, inputs)?;
             (kubernetes.connection.as_ref().map(|one| one.name().to_owned()), Work::Kubernetes(Box::new(work)))
         }
-        (None, None) => return Err(TargetError::new("stalled", format!("`{id}` has no kind"))),
+        (None, None, Some(citus)) => {
+            (Some(citus.connection.clone()), Work::Citus(Box::new(citus_work(id, citus, inputs)?)))
+        }
+        (None, None, None) => return Err(TargetError::new("stalled", format!("`{id}` has no kind"))),
     };
     Ok(Job {
         instance: id.clone(),
@@ -353,4 +361,71 @@ fn kubernetes_work(
         destroy: false,
         owners: None,
     })
+}
+
+fn citus_work(id: &InstanceId, citus: &Citus, inputs: &Inputs) -> Result<CitusWork, TargetError> {
+    let wrong = |why: String| TargetError {
+        retry: crate::model::Retry::WhenInputChanges,
+        ..TargetError::new("input-wrong", format!("`{id}`: {why}"))
+    };
+    let fill =
+        |value: Result<Value, serde_json::Error>| inputs.fill(id, &value.map_err(|error| wrong(error.to_string()))?);
+    let nodes = match &citus.nodes {
+        None => None,
+        Some(nodes) => Some(declared_nodes(&fill(serde_json::to_value(nodes))?).map_err(wrong)?),
+    };
+    let placement: Placement = serde_json::from_value(fill(serde_json::to_value(&citus.placement))?)
+        .map_err(|error| wrong(format!("`placement` is not what it has to be: {error}")))?;
+    let address = |text: &String| text.parse::<Address>().map(|one| one.to_string());
+    let placement = Placement {
+        drain: placement.drain.iter().map(address).collect::<Result<_, _>>().map_err(|e| wrong(e.to_string()))?,
+        pins: (placement.pins.iter())
+            .map(|pin| Ok(Pin { node: address(&pin.node)?, ..pin.clone() }))
+            .collect::<Result<_, Malformed>>()
+            .map_err(|error| wrong(error.to_string()))?,
+        ..placement
+    };
+    Ok(CitusWork {
+        nodes,
+        tables: citus.tables.clone(),
+        schemas: citus.schemas.iter().map(|schema| schema.name.clone()).collect(),
+        rebalances: placement.rebalance == RebalanceMode::Propose,
+        placement,
+        moves: citus.moves.clone(),
+        allow_rewrite: citus.allow_rewrite,
+        migrations: citus.migrations.as_ref().and_then(|path| join("", path)),
+        until: None,
+        destroy: false,
+    })
+}
+
+/// The nodes of a list, as a declaration or an output gives it.
+fn declared_nodes(value: &Value) -> Result<Vec<DeclaredNode>, String> {
+    let expected = "expected a list of `host:port`, or of `{host, port, shards, carriedBy}`";
+    let Value::Array(items) = value else { return Err(format!("`nodes` is no list; {expected}")) };
+    if items.is_empty() {
+        // Nobody means to lose every node, and an output that went wrong looks just like that.
+        return Err("`nodes` is an empty list; leave `nodes` out where nodes are not to be managed".into());
+    }
+    let mut nodes: Vec<DeclaredNode> = vec![];
+    for item in items {
+        let declared: CitusNode =
+            serde_json::from_value(item.clone()).map_err(|_| format!("`nodes` holds `{item}`; {expected}"))?;
+        let node = match declared {
+            CitusNode::Address(text) => {
+                let address = text.parse::<Address>().map_err(|error| format!("`nodes`: {error}"))?;
+                DeclaredNode { address, holds: true, carried_by: None }
+            }
+            CitusNode::With(with) => {
+                let text = with.port.map_or_else(|| with.host.clone(), |port| format!("{}:{port}", with.host));
+                let address = text.parse::<Address>().map_err(|error| format!("`nodes`: {error}"))?;
+                DeclaredNode { address, holds: with.shards, carried_by: with.carried_by }
+            }
+        };
+        if nodes.iter().any(|known| known.address == node.address) {
+            return Err(format!("`nodes` names `{}` twice", node.address));
+        }
+        nodes.push(node);
+    }
+    Ok(nodes)
 }

@@ -91,6 +91,7 @@ impl Daemon {
             actions: vec![],
             problem: None,
             warnings: vec![],
+            layout: None,
         };
         let looked = async {
             let job = self.destroy_job(id, head).await?;

@@ -143,6 +143,7 @@ impl Daemon {
             actions: vec![],
             problem: None,
             warnings: vec![],
+            layout: None,
         };
         if let Some(problem) = instance.problems.first() {
             plan.problem = Some(problem.to_string());
@@ -189,6 +190,7 @@ impl Daemon {
         plan.digest = Some(InstancePlan::digest_of(&plan.actions));
         plan.problem.clone_from(&observation.refused);
         plan.warnings.clone_from(&observation.warnings);
+        plan.layout.clone_from(&observation.layout);
         let first_contact =
             asked.applied.is_none() && self.is_first_contact(id, observation.holds_anything).await.unwrap_or(true);
         if first_contact {

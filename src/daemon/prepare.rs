@@ -458,5 +458,6 @@ fn whole(id: &InstanceId, actions: Vec<Action>) -> InstancePlan {
         actions,
         problem: None,
         warnings: vec![],
+        layout: None,
     }
 }

@@ -91,7 +91,7 @@ impl Daemon {
             }
             Some((Event::Started { .. }, token)) => {
                 let fence = Fence { run: run.id, token };
-                match self.hands.target.attach(id, fence, Self::progress(id)).await? {
+                match self.hands.target.attach(&job, fence, Self::progress(id)).await? {
                     Attached::Ended(done) => return self.finish(driven, id, done, &job, inputs).await,
                     Attached::Gone => {}
                 }

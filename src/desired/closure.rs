@@ -103,6 +103,8 @@ pub enum Source {
         /// The files of values, in order.
         value_files: Vec<String>,
     },
+    /// A folder of SQL files, or none.
+    Migrations(Option<String>),
 }
 
 impl Source {
@@ -113,6 +115,7 @@ impl Source {
             Self::Manifests(_) => ["kubernetes", "manifests"],
             Self::Kustomize(_) => ["kubernetes", "kustomize"],
             Self::Helm { .. } => ["kubernetes", "helm"],
+            Self::Migrations(_) => ["citus", "migrations"],
         }
     }
 }
@@ -194,6 +197,10 @@ impl Closures {
                 Source::Tofu { root, var_files } => of_tofu(files, root, var_files, &mut looked),
                 Source::Manifests(path) => manifests::of_manifests(files, path, &mut looked),
                 Source::Kustomize(path) => manifests::of_kustomize(files, path, &mut looked),
+                Source::Migrations(None) => {
+                    Ok(Closure { digest: Some(Digester::new("closure").finish()), ..Closure::default() })
+                }
+                Source::Migrations(Some(folder)) => manifests::of_migrations(files, folder, &mut looked),
                 Source::Helm { chart, value_files } => manifests::of_helm(files, chart, value_files, &mut looked),
             };
             let closure = found.map(Arc::new).map_err(|error| error.to_string());

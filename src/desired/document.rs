@@ -190,23 +190,12 @@ fn document(file: &Arc<str>, node: Node) -> Result<Document, Vec<Problem>> {
 }
 
 /// The kinds of component.
-const KINDS_OF_COMPONENT: [&str; 2] = ["tofu", "kubernetes"];
+const KINDS_OF_COMPONENT: [&str; 3] = ["tofu", "kubernetes", "citus"];
 
-/// What the schema of a component can't say.
-fn check_component(document: &mut Document, schema: &Value) {
-    let file = &document.file;
+/// What the schema can't say of one kind of component.
+fn of_kind(document: &Document) -> Vec<Problem> {
+    let (file, spec) = (&document.file, &document.spec);
     let mut problems = vec![];
-    let spec = &document.spec;
-    let kinds: Vec<&str> = KINDS_OF_COMPONENT.into_iter().filter(|kind| spec.get(kind).is_some()).collect();
-    if kinds.len() != 1 && document.problems.is_empty() {
-        let message = match kinds.get(..2) {
-            Some([one, other]) => format!("the component is of two kinds, `{one}` and `{other}`"),
-            _ => "the component has no kind".into(),
-        };
-        let at = Place { length: 0, ..spec.at };
-        problems
-            .push(Problem::new("missing-field", file, at, message).expected("expected one of `tofu` and `kubernetes`"));
-    }
     if let Some((_, at)) = document.renamed_from.as_ref().filter(|_| spec.get("kubernetes").is_some()) {
         // The labels of its objects say whose they are.
         let message = "`renamedFrom` is not needed for Kubernetes objects, and not supported";
@@ -223,6 +212,30 @@ fn check_component(document: &mut Document, schema: &Value) {
             );
         }
     }
+    if let Some(citus) = spec.get("citus").filter(|_| document.problems.is_empty()) {
+        problems.extend(super::citus::check(file, citus));
+    }
+    problems
+}
+
+/// What the schema of a component can't say.
+fn check_component(document: &mut Document, schema: &Value) {
+    let file = &document.file;
+    let mut problems = vec![];
+    let spec = &document.spec;
+    let kinds: Vec<&str> = KINDS_OF_COMPONENT.into_iter().filter(|kind| spec.get(kind).is_some()).collect();
+    if kinds.len() != 1 && document.problems.is_empty() {
+        let message = match kinds.get(..2) {
+            Some([one, other]) => format!("the component is of two kinds, `{one}` and `{other}`"),
+            _ => "the component has no kind".into(),
+        };
+        let at = Place { length: 0, ..spec.at };
+        problems.push(
+            Problem::new("missing-field", file, at, message)
+                .expected("expected one of `tofu`, `kubernetes` and `citus`"),
+        );
+    }
+    problems.extend(of_kind(document));
     let declared: Vec<&str> = match spec.get("environments").map(|node| &node.value) {
         Some(node::Kind::List(items)) => items.iter().filter_map(Node::text).collect(),
         _ => vec![],

@@ -11,11 +11,12 @@ use std::{
 use serde::de::DeserializeOwned;
 
 use super::{
+    citus::contradicting_pins,
     closure::Closure,
     document::{Document, schemas},
     node::{self, Node},
     resolve::{self, Reference},
-    schema::{Check, Component, Kubernetes, Tofu},
+    schema::{Check, Citus, Component, Kubernetes, Tofu},
     validate::{Validator, Whole},
 };
 use crate::model::{Digest, Digester, EnvironmentName, InstanceId, Place, Problem};
@@ -50,8 +51,8 @@ pub struct Instance {
 /// The component digest (R1.2): what it is made from, with references as they are written; guards, labels, drift
 /// policy, checks and paths are not in it.
 pub(super) fn digest(spec: &Component, closure: &Closure) -> Digest {
-    let (kind, made_from) = match (&spec.tofu, &spec.kubernetes) {
-        (Some(tofu), _) => {
+    let (kind, made_from) = match (&spec.tofu, &spec.kubernetes, &spec.citus) {
+        (Some(tofu), ..) => {
             let Tofu { connection, root: _, workspace, variables, var_files: _, backend_config } = tofu;
             let made_from = serde_json::json!({
                 "connection": connection, "workspace": workspace, "variables": variables,
@@ -59,7 +60,7 @@ pub(super) fn digest(spec: &Component, closure: &Closure) -> Digest {
             });
             ("tofu", made_from)
         }
-        (None, Some(kubernetes)) => {
+        (None, Some(kubernetes), _) => {
             let Kubernetes {
                 connection, namespace, manifests, kustomize, helm, substitute, impersonate, ignore, ..
             } = kubernetes;
@@ -72,7 +73,15 @@ pub(super) fn digest(spec: &Component, closure: &Closure) -> Digest {
             });
             ("kubernetes", made_from)
         }
-        (None, None) => ("unknown", serde_json::Value::Null),
+        (None, None, Some(citus)) => {
+            let Citus { connection, nodes, tables, schemas, placement, migrations, .. } = citus;
+            let made_from = serde_json::json!({
+                "connection": connection, "nodes": nodes, "tables": tables, "schemas": schemas,
+                "placement": placement, "migrations": migrations.is_some(),
+            });
+            ("citus", made_from)
+        }
+        (None, None, None) => ("unknown", serde_json::Value::Null),
     };
     let content = closure.digest.map(|digest| digest.to_string()).unwrap_or_default();
     let digester = Digester::new("component").field(kind.as_bytes());
@@ -90,8 +99,9 @@ pub(super) fn environments_of(document: &Document) -> Vec<(EnvironmentName, Plac
 }
 
 /// Where only `${environment}` may stand, by kind: what an instance is made from can't depend on outputs.
-const WITHOUT_OUTPUTS: [(&str, &[&str]); 2] = [
+const WITHOUT_OUTPUTS: [(&str, &[&str]); 3] = [
     ("tofu", &["connection", "root", "workspace", "varFiles"]),
+    ("citus", &["connection", "tables", "schemas", "moves", "allowRewrite", "migrations", "capacity"]),
     ("kubernetes", &["namespace", "manifests", "kustomize", "impersonate", "force", "ignore", "health", "wait"]),
 ];
 /// The same, of a chart.
@@ -142,6 +152,11 @@ pub(super) fn resolve_instance(document: &Arc<Document>, environment: &Environme
     if instance.problems.is_empty() {
         match decode::<Component>(document, &spec) {
             Ok(spec) => {
+                let pins = spec.citus.as_ref().and_then(|citus| contradicting_pins(&citus.placement.pins));
+                if let Some(why) = pins {
+                    let at = document.spec.get("citus").map_or(document.spec.at, |node| node.at);
+                    instance.problems.push(Problem::new("wrong-value", &document.file, at, why));
+                }
                 instance.problems.extend(spec.checks.iter().filter_map(|check| wrong_check(document, check)));
                 instance.spec = Some(Arc::new(spec));
             }

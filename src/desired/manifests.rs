@@ -1,4 +1,4 @@
-//! What Kubernetes objects are made from: manifests, kustomizations, charts.
+//! What Kubernetes objects are made from: manifests, kustomizations, charts; and migrations, which are files as well.
 //!
 //! Decides which files those are. A kustomization is read for what it names, transitively; whatever is not in the
 //! repository is refused here, with the place, because rendering has no network and sees these files alone.
@@ -28,6 +28,23 @@ pub(super) fn of_manifests(files: &dyn Files, path: &str, looked: &mut Looked) -
     }
     if walk.found.is_empty() {
         return Err(Error::Unreadable { path, why: "it holds no `.yaml`, `.yml` or `.json` file".into() });
+    }
+    walk.close(&[])
+}
+
+/// The closure of a folder of migrations.
+pub(super) fn of_migrations(files: &dyn Files, folder: &str, looked: &mut Looked) -> Result<Closure, Error> {
+    let folder = inside(folder)?;
+    let mut walk = Walk::new(files, &folder, looked);
+    if walk.look(&folder)?.is_none_or(|entry| entry.sort != Sort::Folder) {
+        return Err(Error::Missing { path: folder });
+    }
+    for entry in files.list(&folder)? {
+        let path = format!("{folder}/{}", entry.name);
+        match entry.sort {
+            Sort::File | Sort::Program | Sort::Link if entry.name.ends_with(".sql") => drop(walk.file(&path)?),
+            _ => {}
+        }
     }
     walk.close(&[])
 }

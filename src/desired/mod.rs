@@ -6,6 +6,7 @@
 //! *Invariant:* the same content gives the same instances and digests, wherever it stands.
 
 mod assemble;
+pub mod citus;
 pub mod closure;
 mod document;
 mod environment;

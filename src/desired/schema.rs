@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::closure::Source;
 pub use super::{
+    citus::{Citus, CitusNode, Nodes},
     environment::{After, AfterWith, Deferred, Environment, KubernetesDefaults, Limits, OnMerge},
     kubernetes::{Helm, Kubernetes},
     remediation::{Direction, Remediation, RemediationAction, RemediationField, RemediationResource},
@@ -217,7 +218,6 @@ pub enum DriftMode {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-not-supported-yet" = {
-    "citus": "this kind of component comes later",
     "secret": "this kind of component comes later", "hooks": "hooks come later"
 }))]
 pub struct Component {
@@ -233,6 +233,9 @@ pub struct Component {
     /// Kubernetes objects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<Kubernetes>,
+    /// The shard layout of a Citus cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub citus: Option<Citus>,
     /// Addresses that no run may destroy or replace; `*` stands for any text.
     #[serde(default)]
     pub protect: Vec<String>,
@@ -253,15 +256,18 @@ pub struct Component {
 impl Component {
     /// The word for what it declares.
     pub fn kind(&self) -> &'static str {
-        if self.kubernetes.is_some() { "kubernetes" } else { "tofu" }
+        match (&self.kubernetes, &self.citus) {
+            (Some(_), _) => "kubernetes",
+            (None, Some(_)) => "citus",
+            (None, None) => "tofu",
+        }
     }
     /// What it is made from.
     pub fn source(&self) -> Option<Source> {
-        match (&self.tofu, &self.kubernetes) {
-            (Some(tofu), _) => Some(Source::Tofu { root: tofu.root.clone(), var_files: tofu.var_files.clone() }),
-            (None, Some(kubernetes)) => kubernetes.source(),
-            (None, None) => None,
+        if let Some(tofu) = &self.tofu {
+            return Some(Source::Tofu { root: tofu.root.clone(), var_files: tofu.var_files.clone() });
         }
+        self.kubernetes.as_ref().map_or_else(|| self.citus.as_ref().map(Citus::source), Kubernetes::source)
     }
 }
 

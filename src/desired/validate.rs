@@ -86,6 +86,12 @@ impl Validator<'_> {
                     {
                         self.say("too-small", node.at, format!("found {number}"), format!("expected {least} or more"));
                     }
+                    let most = schema.get("maximum").and_then(Value::as_f64);
+                    if let (Some(most), Some(found)) = (most, number.as_f64())
+                        && found > most
+                    {
+                        self.say("too-large", node.at, format!("found {number}"), format!("expected {most} or less"));
+                    }
                 }
                 _ => {}
             }
@@ -141,6 +147,7 @@ impl Validator<'_> {
             Some("evenkeel-size") => text.parse::<Size>().err(),
             Some("evenkeel-percent") => text.parse::<Percent>().err(),
             Some("evenkeel-digest") => text.parse::<Digest>().err(),
+            Some("evenkeel-table") => crate::model::citus::table_name(text).err(),
             Some("evenkeel-name") => text.parse::<crate::model::ComponentName>().err(),
             Some("evenkeel-instance") => text.parse::<crate::model::InstanceId>().err(),
             Some("date-time") => {
@@ -204,7 +211,10 @@ impl Validator<'_> {
         let fits = |v: &&Value| match v.get("type") {
             Some(Value::String(name)) => found.contains(&name.as_str()),
             Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).any(|name| found.contains(&name)),
-            _ => true,
+            // An enum of its own, told by the type of its words.
+            _ => v.get("oneOf").and_then(Value::as_array).is_none_or(|words| {
+                words.iter().filter_map(|word| word.get("type")?.as_str()).any(|name| found.contains(&name))
+            }),
         };
         let fitting: Vec<&Value> = variants.iter().filter(fits).collect();
         // Of several mappings, the one whose required key is there.

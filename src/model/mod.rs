@@ -4,6 +4,7 @@
 //! *Invariant:* no type here knows a clock, a file, a network or a third party's client.
 
 pub mod change;
+pub mod citus;
 pub mod digest;
 pub mod ids;
 pub mod outcome;

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{
     Action, Change, Digest, Digester, EnvironmentName, InstanceId, ResourceChange, Revision, WaitingOn,
+    citus::LayoutPlan,
 };
 
 /// What would be done, in order, and what waits on what.
@@ -50,6 +51,9 @@ pub struct InstancePlan {
     /// What is no change, and somebody should know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// What moves of shards do to the layout, in figures; not part of any digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layout: Option<LayoutPlan>,
 }
 
 /// How many of what.
@@ -72,6 +76,7 @@ impl Summary {
         for resource in resources.into_iter().filter(|resource| resource.r#type != "output") {
             match resource.change {
                 Change::Create => summary.create += 1,
+                Change::Move if resource.r#type.starts_with("citus_") => summary.moves += 1,
                 Change::Update | Change::Run | Change::Move => summary.update += 1,
                 Change::Destroy | Change::Forget => summary.destroy += 1,
                 Change::Replace => summary.replace += 1,
@@ -100,7 +105,8 @@ impl Summary {
 impl InstancePlan {
     /// How many of what, of this instance.
     pub fn summary(&self) -> Summary {
-        Summary::of(self.actions.iter().flat_map(|action| &action.resources))
+        let move_bytes = self.layout.as_ref().map_or(0, |layout| layout.bytes);
+        Summary { move_bytes, ..Summary::of(self.actions.iter().flat_map(|action| &action.resources)) }
     }
     /// The instance's digest from its actions.
     pub fn digest_of(actions: &[Action]) -> Digest {

@@ -20,9 +20,11 @@ pub use forge::{Comment, Forge, ForgeError, Pull, Review};
 pub use keeper::{Keeper, KeeperError};
 pub use overlay::Overlay;
 pub use repository::{Commit, Merged, Repository, RepositoryError};
-pub use work::{Job, KubernetesWork, ManifestSource, Owners, TofuWork, Use, Work};
+pub use work::{CitusWork, DeclaredNode, Job, KubernetesWork, ManifestSource, Owners, TofuWork, Use, Work};
 
-use crate::model::{Backoff, ChangedBy, Drift, InstanceId, Overwrite, PullNumber, ResourceChange, Retry, RunId, Seal};
+use crate::model::{
+    Backoff, ChangedBy, Drift, InstanceId, Overwrite, PullNumber, ResourceChange, Retry, RunId, Seal, citus::LayoutPlan,
+};
 
 /// The content of one revision or of a working tree; it never changes under its reader.
 pub trait Files: Send + Sync {
@@ -127,6 +129,8 @@ pub struct Observation {
     pub left: Vec<String>,
     /// Warnings of the tool.
     pub warnings: Vec<String>,
+    /// What the moves of shards do, in figures.
+    pub layout: Option<LayoutPlan>,
 }
 
 /// Whether what was applied came up, or what was destroyed is gone.
@@ -343,7 +347,7 @@ pub trait Target: Send + Sync {
     ///
     /// # Errors
     /// When it can't be told what became of it.
-    async fn attach(&self, id: &InstanceId, fence: Fence, progress: Progress) -> Result<Attached, TargetError>;
+    async fn attach(&self, job: &Job, fence: Fence, progress: Progress) -> Result<Attached, TargetError>;
     /// Asks an effect that is in flight to end as soon as it safely can; answers whether there was one.
     ///
     /// # Errors

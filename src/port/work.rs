@@ -9,8 +9,13 @@ use std::{
 
 use serde_json::Value;
 
+use chrono::{DateTime, Utc};
+
 use super::Files;
-use crate::model::{Digest, InstanceId, PullNumber};
+use crate::model::{
+    Digest, InstanceId, PullNumber,
+    citus::{Address, Moves, Placement, Table},
+};
 
 /// Which content a work tree holds: each has its own tool data, and merged content one path (R2.2).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -67,6 +72,8 @@ pub enum Work {
     Tofu(TofuWork),
     /// Kubernetes objects.
     Kubernetes(Box<KubernetesWork>),
+    /// The shard layout of a Citus cluster.
+    Citus(Box<CitusWork>),
 }
 
 impl Work {
@@ -75,6 +82,7 @@ impl Work {
         match self {
             Self::Tofu(work) => work.destroy = true,
             Self::Kubernetes(work) => work.destroy = true,
+            Self::Citus(work) => work.destroy = true,
         }
     }
     /// Whether the target takes over what was observed, and nothing in the world is changed.
@@ -84,7 +92,7 @@ impl Work {
     /// How long what was applied may take to come up.
     pub fn wait(&self) -> Duration {
         match self {
-            Self::Tofu(_) => Duration::ZERO,
+            Self::Tofu(_) | Self::Citus(_) => Duration::ZERO,
             Self::Kubernetes(work) => work.wait,
         }
     }
@@ -93,6 +101,7 @@ impl Work {
         match self {
             Self::Tofu(_) => "tofu",
             Self::Kubernetes(_) => "kubernetes",
+            Self::Citus(_) => "citus",
         }
     }
 }
@@ -147,6 +156,42 @@ pub struct KubernetesWork {
     pub destroy: bool,
     /// Which instances of the environment declare an object in the same cluster, where that was asked for.
     pub owners: Option<Arc<Owners>>,
+}
+
+/// The shard layout of a Citus cluster with its inputs filled in.
+#[derive(Clone, Debug, Default)]
+pub struct CitusWork {
+    /// The workers; nothing where nodes are not ours to add or remove.
+    pub nodes: Option<Vec<DeclaredNode>>,
+    /// Distributed and reference tables.
+    pub tables: Vec<Table>,
+    /// Distributed schemas, by name.
+    pub schemas: Vec<String>,
+    /// How shards are laid out.
+    pub placement: Placement,
+    /// How they are moved.
+    pub moves: Moves,
+    /// Whether a table may be rewritten.
+    pub allow_rewrite: bool,
+    /// The folder of migrations, relative to the root of the repository.
+    pub migrations: Option<String>,
+    /// Whether moves for the balance are part of what is done.
+    pub rebalances: bool,
+    /// No move begins that would not be over by then.
+    pub until: Option<DateTime<Utc>>,
+    /// Whether everything is to go (R1.9).
+    pub destroy: bool,
+}
+
+/// A worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeclaredNode {
+    /// Where it listens.
+    pub address: Address,
+    /// Whether it holds shards.
+    pub holds: bool,
+    /// What it runs on.
+    pub carried_by: Option<String>,
 }
 
 /// What the instances of an environment declare in one cluster.

@@ -1,6 +1,6 @@
 //! Everything that is said on pull requests: one named function for each text.
 
-use super::{counts, diff};
+use super::{counts, diff, layout};
 use crate::{
     authority::approvals,
     check::Note,
@@ -64,6 +64,9 @@ fn title(plan: &Plan) -> String {
         parts.push(format!("{} to replace", summary.replace));
     }
     parts.push(format!("{} to destroy", summary.destroy));
+    if summary.moves > 0 {
+        parts.push(format!("{} to move ({})", summary.moves, layout::size(summary.move_bytes)));
+    }
     let what = if plan.because == DESTROY { "Plan to destroy in" } else { "Plan for" };
     format!("### {what} `{}` at `{}` · {}", plan.environment, plan.revision.short(), parts.join(", "))
 }
@@ -221,6 +224,10 @@ fn plan_table(plan: &Plan) -> String {
     body.push('\n');
     for instance in &plan.instances {
         body.push_str(&details(instance));
+        if let Some(plan) = &instance.layout {
+            let (name, summary, bars) = (&instance.id.component, layout::summary(plan), layout::bars(plan));
+            body.push_str(&format!("`{name}`: {summary}\n\n````text\n{bars}````\n\n{}", layout::moves(plan)));
+        }
     }
     for instance in &plan.instances {
         for warning in instance.warnings.iter().take(WARNINGS_MAX) {

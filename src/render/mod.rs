@@ -4,6 +4,7 @@
 //! *Invariant:* a value can't break out of its fence, and a hidden marker stands alone on its line at the end.
 
 pub mod comment;
+pub mod layout;
 pub mod terminal;
 
 use serde_json::Value;

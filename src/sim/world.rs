@@ -97,7 +97,7 @@ fn place(job: &Job) -> String {
 fn tofu(job: &Job) -> Result<&TofuWork, TargetError> {
     match &job.work {
         Work::Tofu(work) => Ok(work),
-        Work::Kubernetes(_) => Err(TargetError::new("unreachable", "there is no cluster in this world")),
+        _ => Err(TargetError::new("unreachable", "there is no cluster in this world")),
     }
 }
 
@@ -444,9 +444,9 @@ impl Target for World {
         self.pass(Cut::AfterEffect, &what).await;
         done
     }
-    async fn attach(&self, id: &InstanceId, fence: Fence, _: Progress) -> Result<Attached, TargetError> {
+    async fn attach(&self, job: &Job, fence: Fence, _: Progress) -> Result<Attached, TargetError> {
         loop {
-            let begun = held(&self.state).begun.get(id).cloned();
+            let begun = held(&self.state).begun.get(&job.instance).cloned();
             match begun.filter(|begun| begun.fence == fence) {
                 Some(Begun { ended: Some(ended), .. }) => return Ok(Attached::Ended(ended)),
                 Some(Begun { life: Some(life), .. }) if !life.is_host_lost() => tokio::task::yield_now().await,

@@ -23,12 +23,13 @@ use crate::{
 pub struct Targets {
     tofu: tofu::Tofu,
     kubernetes: kubernetes::Kubernetes,
+    citus: citus::Citus,
 }
 
 impl Targets {
     /// The targets with their settings.
-    pub fn new(tofu: tofu::Tofu, kubernetes: kubernetes::Kubernetes) -> Self {
-        Self { tofu, kubernetes }
+    pub fn new(tofu: tofu::Tofu, kubernetes: kubernetes::Kubernetes, citus: citus::Citus) -> Self {
+        Self { tofu, kubernetes, citus }
     }
 }
 
@@ -37,6 +38,7 @@ pub fn drift(work: &Work, observation: &Observation) -> Vec<Drift> {
     match work {
         Work::Tofu(_) => tofu::drift::of(observation),
         Work::Kubernetes(_) => kubernetes::drift::of(observation),
+        Work::Citus(_) => citus::drift::of(observation),
     }
 }
 
@@ -45,6 +47,7 @@ pub fn actions(work: &Work, id: &InstanceId, observation: &Observation) -> Vec<A
     match work {
         Work::Tofu(_) => tofu::plan::actions(id, observation),
         Work::Kubernetes(_) => kubernetes::plan::actions(id, observation),
+        Work::Citus(_) => citus::plan::actions(id, observation),
     }
 }
 
@@ -55,7 +58,7 @@ pub fn refresh(work: &Work, id: &InstanceId, observation: &Observation) -> Vec<A
             let changes = tofu::drift::refreshes(&observation.adopt_only);
             tofu::plan::actions(id, &Observation { changes, serial: observation.serial, ..Observation::default() })
         }
-        Work::Kubernetes(_) => vec![],
+        Work::Kubernetes(_) | Work::Citus(_) => vec![],
     }
 }
 
@@ -65,43 +68,52 @@ impl Target for Targets {
         match &job.work {
             Work::Tofu(work) => self.tofu.observe(job, work).await,
             Work::Kubernetes(work) => self.kubernetes.observe(job, work).await,
+            Work::Citus(work) => self.citus.observe(job, work).await,
         }
     }
     async fn prepare(&self, job: &Job) -> Result<Prepared, TargetError> {
         match &job.work {
             Work::Tofu(work) => self.tofu.prepare(job, work).await,
             Work::Kubernetes(work) => self.kubernetes.prepare(job, work).await,
+            Work::Citus(work) => self.citus.prepare(job, work).await,
         }
     }
     async fn apply(&self, job: &Job, prepared: Prepared, fence: Fence, progress: Progress) -> Result<(), TargetError> {
         match &job.work {
             Work::Tofu(work) => self.tofu.apply(job, work, prepared, fence, progress).await,
             Work::Kubernetes(work) => self.kubernetes.apply(job, work, prepared, fence, progress).await,
+            Work::Citus(work) => self.citus.apply(job, work, prepared, fence, progress).await,
         }
     }
     async fn health(&self, job: &Job) -> Result<Health, TargetError> {
         match &job.work {
-            Work::Tofu(_) => Ok(Health::Current),
+            Work::Tofu(_) | Work::Citus(_) => Ok(Health::Current),
             Work::Kubernetes(work) => self.kubernetes.health(job, work).await,
         }
     }
     async fn changed(&self) -> InstanceId {
-        self.kubernetes.changed().await
+        tokio::select! {
+            id = self.kubernetes.changed() => id,
+            id = self.citus.changed() => id,
+        }
     }
     fn is_suspect(&self, id: &InstanceId) -> bool {
         self.kubernetes.is_suspect(id)
     }
     async fn declares(&self, job: &Job) -> Result<Vec<String>, TargetError> {
         match &job.work {
-            Work::Tofu(_) => Ok(vec![]),
+            Work::Tofu(_) | Work::Citus(_) => Ok(vec![]),
             Work::Kubernetes(work) => self.kubernetes.declares(job, work).await,
         }
     }
-    async fn attach(&self, id: &InstanceId, fence: Fence, progress: Progress) -> Result<Attached, TargetError> {
-        self.tofu.attach(id, fence, progress).await
+    async fn attach(&self, job: &Job, fence: Fence, progress: Progress) -> Result<Attached, TargetError> {
+        match &job.work {
+            Work::Citus(_) => self.citus.attach(job, progress).await,
+            Work::Tofu(_) | Work::Kubernetes(_) => self.tofu.attach(&job.instance, fence, progress).await,
+        }
     }
     async fn interrupt(&self, id: &InstanceId) -> Result<bool, TargetError> {
-        self.tofu.interrupt(id).await
+        Ok(self.citus.interrupt(id) || self.tofu.interrupt(id).await?)
     }
     async fn take_over(&self) {
         self.tofu.take_over();
@@ -111,12 +123,14 @@ impl Target for Targets {
             Work::Tofu(work) => self.tofu.unlock(job, work).await,
             // Nothing is locked there: each object says itself whether it is the one that was looked at.
             Work::Kubernetes(_) => Ok(None),
+            // Its locks end with the sessions that hold them.
+            Work::Citus(_) => Ok(None),
         }
     }
     async fn outputs(&self, job: &Job) -> Result<BTreeMap<String, Output>, TargetError> {
         match &job.work {
             Work::Tofu(work) => self.tofu.outputs(job, work).await,
-            Work::Kubernetes(_) => Ok(BTreeMap::new()),
+            Work::Kubernetes(_) | Work::Citus(_) => Ok(BTreeMap::new()),
         }
     }
     async fn forget_pull(&self, pull: PullNumber) {
@@ -124,10 +138,14 @@ impl Target for Targets {
     }
     async fn rename(&self, from: &InstanceId, to: &InstanceId) -> Result<(), TargetError> {
         self.tofu.rename(from, to)?;
+        if self.citus.rename(from, to).await? {
+            return Ok(());
+        }
         self.kubernetes.rename(from, to).await
     }
     async fn let_go(&self, id: &InstanceId) {
         self.tofu.let_go(id);
+        self.citus.let_go(id);
         self.kubernetes.let_go(id).await;
     }
     async fn probe(&self, http: Option<&str>, tcp: Option<&str>, timeout: Duration) -> Result<(), String> {

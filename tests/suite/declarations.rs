@@ -73,12 +73,84 @@ fn fields_that_are_not_enforced_yet_are_refused() {
         ],
     );
     check(
-        "apiVersion: evenkeel.dev/v1alpha1\nkind: Component\nmetadata: { name: x }\nspec:\n  environments: [dev]\n  citus: { connection: c }\n",
+        "apiVersion: evenkeel.dev/v1alpha1\nkind: Component\nmetadata: { name: x }\nspec:\n  environments: [dev]\n  secret: { connection: c }\n",
         &[
             "components/x.yaml:5:3: the component has no kind | expected `tofu`",
-            "components/x.yaml:6:3: `citus` is not supported yet | this kind of component comes later | remove it: what is accepted is enforced",
+            "components/x.yaml:6:3: `secret` is not supported yet | this kind of component comes later | remove it: what is accepted is enforced",
         ][1..],
     );
+}
+
+#[test]
+fn the_layout_of_a_cluster_is_declared() {
+    let citus = |text: &str| {
+        format!(
+            "apiVersion: evenkeel.dev/v1alpha1\nkind: Component\nmetadata: {{ name: x }}\nspec:\n  environments: [dev]\n  citus:\n    connection: citus\n{text}"
+        )
+    };
+    let whole = "    nodes: [\"10.0.0.1\", {host: 10.0.0.2, port: 5433, shards: false, carriedBy: \"google_compute_instance.worker[3]\"}]\n    tables:\n      - { name: public.tenants, distributionColumn: tenant_id, shardCount: 256, colocation: tenant }\n      - { name: tasks, distributionColumn: tenant_id, colocation: tenant }\n      - { name: public.plans, reference: true }\n    schemas: [{ name: reporting }]\n    placement: { rebalance: scheduled, balance: tenants, skew: 10%, pins: [{ table: public.tenants, tenant: \"42\", node: \"10.0.0.1:5432\" }], drain: [\"10.0.0.2:5433\"] }\n    moves: { transferMode: auto, parallel: 2, maxReplicationLag: 64MiB, diskHeadroom: 20%, diskSize: 1TiB, cooldown: 24h, pauseWhile: [{ query: SELECT 1, over: 2 }] }\n    capacity:\n      - { when: { tenantsPerWorker: 100000, for: 24h }, raise: { component: good, variable: worker_count, by: 1, max: 24 } }\n";
+    let desired = check(citus(whole), &[]);
+    let instance = &desired.instances[&"dev/x".parse().unwrap()];
+    assert_eq!(instance.kind, "citus");
+    let before = instance.digest;
+    let digest = |text: &str| check(citus(text), &[]).instances[&"dev/x".parse().unwrap()].digest;
+    // How it is moved is policy, and no other layout.
+    assert_eq!(digest(&whole.replace("parallel: 2", "parallel: 3")), before);
+    assert_ne!(digest(&whole.replace("skew: 10%", "skew: 20%")), before);
+    check(citus("    placement: { balance: { query: \"SELECT shardid, 1 FROM pg_dist_shard\" } }\n"), &[]);
+}
+
+#[test]
+fn a_layout_that_can_not_be_is_refused_with_its_place() {
+    let citus = |text: &str| {
+        format!(
+            "apiVersion: evenkeel.dev/v1alpha1\nkind: Component\nmetadata: {{ name: x }}\nspec:\n  environments: [dev]\n  citus:\n    connection: citus\n    {text}\n"
+        )
+    };
+    for (text, says) in [
+        (
+            "tables: [{ name: Tasks, distributionColumn: a }]",
+            "components/x.yaml:8:22: found `Tasks` | expected the name of a table (such as `public.tenants`, in small letters)",
+        ),
+        (
+            "tables: [{ name: a }]",
+            "components/x.yaml:8:14: the table `a` has to be one thing | expected one of `distributionColumn` and `reference: true`",
+        ),
+        (
+            "tables: [{ name: a, reference: true, shardCount: 3 }]",
+            "components/x.yaml:8:54: `a` is a reference table and has no `shardCount`",
+        ),
+        (
+            "tables: [{ name: a, reference: true }, { name: a, reference: true }]",
+            "components/x.yaml:8:44: the table `a` stands here a second time",
+        ),
+        (
+            "placement: { drain: [\"a b\"] }",
+            "components/x.yaml:8:26: found `a b` | expected the address of a node (such as `10.0.3.9:5432`)",
+        ),
+        (
+            "placement: { pins: [{ table: a, tenant: \"1\", node: w }], drain: [\"w:5432\"] }",
+            "components/x.yaml:8:56: a tenant is pinned to `w:5432`, which is drained | pin it elsewhere, or leave the node out of `drain`",
+        ),
+        (
+            "placement: { pins: [{ table: a, tenant: \"1\", node: v }, { table: a, tenant: \"1\", node: w }] }",
+            "components/x.yaml:7:5: the tenant `1` of `a` is pinned to `v` and to `w`",
+        ),
+        (
+            "capacity: [{ when: { for: 1h }, raise: { component: good, variable: v, by: 1, max: 2 } }]",
+            "components/x.yaml:8:24: a rule of capacity has to have exactly one limit | expected one of `tenantsPerWorker`, `bytesPerWorker` and `diskUsed`",
+        ),
+        (
+            "migrations: citus/nowhere",
+            "components/x.yaml:8:17: `citus/nowhere` is not in the repository | paths are relative to the root of the git repository",
+        ),
+        (
+            "tables: [{ name: \"${good.outputs.x}\", reference: true }]",
+            "components/x.yaml:8:22: found `${good.outputs.x}` | expected the name of a table (such as `public.tenants`, in small letters)",
+        ),
+    ] {
+        check(citus(text), &[says]);
+    }
 }
 
 #[test]

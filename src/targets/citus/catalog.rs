@@ -35,6 +35,21 @@ pub struct TableRow {
     pub replication: char,
     /// What it is colocated with.
     pub colocation: i32,
+    /// The column that it is distributed by.
+    pub column: Option<String>,
+    /// Whether a row of it can be told from others: a primary key, or a replica identity. A move with writes needs it.
+    pub has_identity: bool,
+}
+
+impl TableRow {
+    /// Whether the whole table is on every node.
+    pub fn is_reference(&self) -> bool {
+        self.replication == 't'
+    }
+    /// Whether it is neither distributed nor on other nodes.
+    pub fn is_local(&self) -> bool {
+        self.method == 'n' && self.colocation == 0 && !self.is_reference()
+    }
 }
 
 /// A row of `pg_dist_shard`.
@@ -93,6 +108,10 @@ pub struct Group {
     pub shard: i64,
     /// Its tables.
     pub tables: Vec<String>,
+    /// All of its shards.
+    pub shards: Vec<i64>,
+    /// What its tables are colocated by; two moves of one are not made at once.
+    pub colocation: i32,
 }
 
 /// The layout that a catalog makes, with its groups in the order of their numbers.
@@ -117,8 +136,7 @@ pub fn layout(catalog: &Catalog, by: &By) -> Result<(Layout, Vec<Group>), String
             return Err(format!("shard {} belongs to `{}`, which is no distributed table", shard.id, shard.table));
         };
         // A reference table is on every node, and a local one on none but the coordinator.
-        let is_local = table.method == 'n' && table.colocation == 0;
-        if table.replication != 't' && !is_local {
+        if !table.is_reference() && !table.is_local() {
             by_group.entry((table.colocation, shard.from)).or_default().push(shard);
         }
     }
@@ -157,7 +175,9 @@ pub fn layout(catalog: &Catalog, by: &By) -> Result<(Layout, Vec<Group>), String
             placements.push(Placement { group: groups.len(), node: *node, bytes, weight, pin: None });
         }
         let of = shards.iter().map(|shard| shard.table.clone()).collect();
-        groups.push(Group { name, shard: shards[0].id, tables: of });
+        let ids = shards.iter().map(|shard| shard.id).collect();
+        let colocation = tables[&*shards[0].table].colocation;
+        groups.push(Group { name, shard: shards[0].id, tables: of, shards: ids, colocation });
     }
     Ok((Layout { nodes, placements }, groups))
 }
@@ -185,6 +205,8 @@ mod tests {
             method,
             replication,
             colocation,
+            column: None,
+            has_identity: true,
         };
         let shard = |id, table: &str, from| ShardRow { id, table: table.into(), from };
         let on = |shard, group, bytes| PlacementRow { shard, group, bytes };

@@ -1,6 +1,188 @@
-//! The shards of a Citus cluster: what its catalogs say, which moves bring it into balance, and how that is shown.
+//! The Citus target: nodes, tables and the layout of shards, looked at as a whole and changed step by step.
+//!
+//! Decides what differs (`drift`), which moves bring the nodes into balance (`rebalance`, `balance`, `solve`), and how each
+//! step is done (`apply`, `moving`). Never names an id of Citus beyond one look, never moves a shard of a cluster that was
+//! not seen as a whole, never drains a node but the one that is meant.
+//! *How it is seen:* every catalog in one snapshot, sizes from all workers at once; between looks a cheap fingerprint of the
+//! layout says when the next is worth while.
+//! *Race:* two daemons, or a run and what a killed daemon left: an advisory lock stands for a run, and another one for each
+//! effect in the effect's own session, so that a move that went on without its daemon is waited for.
 
+mod access;
+mod apply;
 pub mod balance;
 pub mod catalog;
+pub mod drift;
+pub mod migrations;
+mod moving;
+pub mod observe;
+pub mod plan;
+pub mod rebalance;
 pub mod show;
 mod solve;
+mod tables;
+mod watch;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use access::Session;
+pub use access::{Login, Logins, Rights};
+use drift::{Compared, Found, Memory};
+
+use super::lanes::Lanes;
+use crate::{
+    model::{InstanceId, Redactor, Retry},
+    port::{CitusWork, Job, Keeper, Observation, TargetError, Use},
+};
+
+/// What takes longer goes where it keeps nobody waiting.
+const LONG: Duration = Duration::from_secs(20);
+/// How many clusters are looked at at once.
+const PARALLEL: usize = 4;
+
+/// What begins a text that is kept here, so that it is told from those of other targets.
+const KEPT: &str = "citus ";
+
+/// How clusters are reached.
+#[derive(Clone)]
+pub struct Settings {
+    /// Who we are.
+    pub logins: Logins,
+}
+
+/// The Citus target.
+pub struct Citus {
+    settings: Settings,
+    redactor: Redactor,
+    lanes: Lanes,
+    keeper: Arc<dyn Keeper>,
+    watches: watch::Watches,
+    /// Effects that were asked to end.
+    interrupted: Mutex<BTreeSet<InstanceId>>,
+    /// Effects that are in flight.
+    in_flight: Mutex<BTreeSet<InstanceId>>,
+    /// What each connection said it may be used by.
+    shared: Mutex<HashMap<InstanceId, Vec<String>>>,
+}
+
+/// Asks the coordinator of a connection who it is.
+///
+/// # Errors
+/// When it can't be asked, in a sentence.
+pub async fn reach(login: &Login, redactor: &Redactor) -> Result<String, String> {
+    let session = Session::open(login, "evenkeel", redactor).await.map_err(|error| error.line())?;
+    let seen = observe::look(&session, &CitusWork::default()).await.map_err(|error| error.line())?;
+    let nodes = seen.catalog.nodes.iter().filter(|node| node.group != 0).count();
+    Ok(format!("Citus {} answers, with {nodes} workers, the cluster is {}", seen.version, seen.identity))
+}
+
+impl Citus {
+    /// The target with its settings.
+    pub fn new(settings: Settings, redactor: Redactor, keeper: Arc<dyn Keeper>) -> Self {
+        Self {
+            lanes: Lanes::new(PARALLEL, LONG),
+            settings,
+            redactor,
+            keeper,
+            watches: watch::Watches::default(),
+            interrupted: Mutex::default(),
+            in_flight: Mutex::default(),
+            shared: Mutex::default(),
+        }
+    }
+
+    fn login(&self, job: &Job, rights: Rights) -> Result<Login, TargetError> {
+        let wrong = |why: String| TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("connection", why) };
+        let name = job.connection.as_deref().unwrap_or_default();
+        let login = (self.settings.logins)(&job.instance, name, rights).map_err(wrong)?;
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.insert(job.instance.clone(), login.shared_with.clone());
+        Ok(login)
+    }
+
+    /// A session under the name of an instance, and of what it is for.
+    async fn session(&self, job: &Job, rights: Rights, what: &str) -> Result<Session, TargetError> {
+        let mut name = format!("evenkeel {} {what}", job.instance);
+        // PostgreSQL cuts longer names off.
+        name.truncate(63);
+        Session::open(&self.login(job, rights)?, &name, &self.redactor).await
+    }
+
+    /// Looks at an instance with the credentials of plan.
+    pub(super) async fn observe(&self, job: &Job, work: &CitusWork) -> Result<Observation, TargetError> {
+        let Some(_slot) = self.lanes.take(&job.instance).await else {
+            return Err(TargetError::new("lanes", "the target is closed"));
+        };
+        let (observation, _) = self.look(job, work).await?;
+        if job.r#use == Use::Applied && !work.destroy {
+            self.watches.watch(&job.instance, self.login(job, Rights::Plan)?, &self.redactor);
+        }
+        Ok(observation)
+    }
+
+    /// What is there and what would be done.
+    async fn look(&self, job: &Job, work: &CitusWork) -> Result<(Observation, Found), TargetError> {
+        let migrations = migrations::of(job, work.migrations.as_deref())?;
+        let session = self.session(job, Rights::Plan, "look").await?;
+        let seen = observe::look(&session, work).await?;
+        let memory = self.memory(&job.instance).await?;
+        let now = chrono::Utc::now().timestamp();
+        let compared = Compared { work, seen: &seen, migrations: &migrations, memory: &memory, now };
+        let found = drift::compare(&compared);
+        let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let observation = Observation {
+            changes: found.steps.iter().map(|step| step.change.clone()).collect(),
+            holds_anything: !seen.catalog.tables.is_empty(),
+            identity: Some(seen.identity.clone()),
+            shared_with: shared.get(&job.instance).cloned(),
+            refused: found.refused.clone(),
+            warnings: found.notes.iter().cloned().chain(found.refused.clone()).collect(),
+            layout: found.layout.clone(),
+            ..Observation::default()
+        };
+        Ok((observation, found))
+    }
+
+    async fn memory(&self, id: &InstanceId) -> Result<Memory, TargetError> {
+        // What can't be read is what an earlier version kept, and is only a help.
+        let kept = self.keeper.kept(id).await?;
+        Ok(kept.and_then(|text| serde_json::from_str(text.strip_prefix(KEPT)?).ok()).unwrap_or_default())
+    }
+
+    async fn remember(&self, id: &InstanceId, memory: &Memory) -> Result<(), TargetError> {
+        let text = serde_json::to_string(memory).unwrap_or_default();
+        Ok(self.keeper.keep(id, Some(&format!("{KEPT}{text}"))).await?)
+    }
+
+    /// Waits until a fingerprint says that an instance may have changed.
+    pub(super) async fn changed(&self) -> InstanceId {
+        self.watches.changed().await
+    }
+
+    /// Asks what is in flight to begin no further step; answers whether there was anything.
+    pub(super) fn interrupt(&self, id: &InstanceId) -> bool {
+        let is_in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).contains(id);
+        if is_in_flight {
+            self.interrupted.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
+        }
+        is_in_flight
+    }
+
+    /// Moves what is kept for an instance to another name; answers whether it was kept here.
+    pub(super) async fn rename(&self, from: &InstanceId, to: &InstanceId) -> Result<bool, TargetError> {
+        self.watches.forget(from);
+        let Some(text) = self.keeper.kept(from).await?.filter(|text| text.starts_with(KEPT)) else { return Ok(false) };
+        self.keeper.keep(to, Some(&text)).await?;
+        self.keeper.keep(from, None).await?;
+        Ok(true)
+    }
+
+    /// Forgets an instance.
+    pub(super) fn let_go(&self, id: &InstanceId) {
+        self.watches.forget(id);
+    }
+}

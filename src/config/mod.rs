@@ -3,20 +3,19 @@
 //! Decides where things are and which credentials a connection means. A secret comes from a file or the environment,
 //! never from the text of the configuration. Never from the state repo.
 
+mod connections;
+
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
 
-use secrecy::SecretString;
+pub use connections::{Connection, Credentials, EnvValue};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{
-    model::{Duration, EnvironmentName, InstanceId, Redactor},
-    targets::kubernetes::Access,
-};
+use crate::model::Duration;
 
 /// The name that is looked for above the working directory.
 pub const FILE_NAME: &str = "evenkeel.yaml";
@@ -130,52 +129,6 @@ pub struct App {
     pub id: u64,
     /// The file of its private key.
     pub private_key_file: PathBuf,
-}
-
-/// The credentials of a connection.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Connection {
-    /// The weaker ones, for looking.
-    #[serde(default)]
-    pub plan: Option<Credentials>,
-    /// The stronger ones, for applying.
-    #[serde(default)]
-    pub apply: Option<Credentials>,
-    /// The other environments that may use the same cluster.
-    #[serde(default)]
-    pub shared_with: Vec<String>,
-}
-
-/// What a process is given.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Credentials {
-    /// Variables of its environment.
-    #[serde(default)]
-    pub env: BTreeMap<String, EnvValue>,
-    /// A kubeconfig.
-    #[serde(default)]
-    pub kubeconfig_file: Option<PathBuf>,
-    /// A bearer token for the API server whose address an output gives.
-    #[serde(default)]
-    pub token_file: Option<PathBuf>,
-    /// In the cluster that the daemon runs in: by `tokenFile`, else as the service account of the pod.
-    #[serde(default)]
-    pub in_cluster: bool,
-}
-
-/// A variable's value: as it stands, or from a file.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
-pub enum EnvValue {
-    /// As it stands; a path, a region, a project.
-    Text(String),
-    /// From a file, without its last line end.
-    File {
-        /// The file.
-        file: PathBuf,
-    },
 }
 
 /// The tofu program.
@@ -399,100 +352,6 @@ impl Config {
                 self.repository.url
             )),
         }
-    }
-
-    /// The credentials of a connection, and the other environments that may use it.
-    fn connection(&self, id: &InstanceId, name: &str, apply: bool) -> Result<(&Credentials, &[String]), String> {
-        let environment: &EnvironmentName = &id.environment;
-        let found = self
-            .connections
-            .get(environment.as_str())
-            .and_then(|all| all.get(name))
-            .or_else(|| self.connections.get("*").and_then(|all| all.get(name)));
-        let connection = found.ok_or_else(|| format!("there is no connection `{name}` for `{environment}` in the configuration; add it under `connections.{environment}`"))?;
-        let (word, credentials) = if apply { ("apply", &connection.apply) } else { ("plan", &connection.plan) };
-        let credentials = credentials
-            .as_ref()
-            .ok_or_else(|| format!("the connection `{name}` of `{environment}` has no `{word}` credentials"))?;
-        Ok((credentials, &connection.shared_with))
-    }
-
-    /// Whether a connection is one to a cluster.
-    pub fn is_cluster(&self, id: &InstanceId, name: &str, apply: bool) -> bool {
-        let has = |one: &Credentials| one.kubeconfig_file.is_some() || one.token_file.is_some() || one.in_cluster;
-        self.connection(id, name, apply).is_ok_and(|(one, _)| has(one))
-    }
-
-    /// Who we are to the cluster of a connection, and the other environments that may use it.
-    ///
-    /// # Errors
-    /// When the connection, its credentials or a file is missing; the sentence says which.
-    pub fn access(
-        &self,
-        id: &InstanceId,
-        name: &str,
-        apply: bool,
-        redactor: &Redactor,
-    ) -> Result<(Access, Vec<String>), String> {
-        let (credentials, shared) = self.connection(id, name, apply)?;
-        let fill =
-            |path: &Path| PathBuf::from(path.display().to_string().replace("${environment}", id.environment.as_str()));
-        let token = match &credentials.token_file {
-            None => None,
-            Some(path) => {
-                let path = fill(path);
-                let (of, file) = (&id.environment, path.display());
-                let says = |error| format!("the connection `{name}` of `{of}` needs the file `{file}`: {error}");
-                let text = std::fs::read_to_string(&path).map_err(says)?;
-                let token = text.trim().to_owned();
-                redactor.learn(&Value::String(token.clone()));
-                Some(token.into())
-            }
-        };
-        let access = match (&credentials.kubeconfig_file, token, credentials.in_cluster) {
-            (Some(path), None, false) => Access::Kubeconfig(fill(path)),
-            (None, Some(token), false) => Access::Token(token),
-            (None, token, true) => Access::InCluster(token),
-            _ => {
-                return Err(format!(
-                    "the connection `{name}` of `{}` has to have one of `kubeconfigFile`, `tokenFile` and `inCluster`",
-                    id.environment
-                ));
-            }
-        };
-        Ok((access, shared.to_vec()))
-    }
-
-    /// The environment that a connection gives to a process.
-    ///
-    /// # Errors
-    /// When the connection, its credentials or a file is missing; the sentence says which.
-    pub fn credentials(
-        &self,
-        id: &InstanceId,
-        name: &str,
-        apply: bool,
-        redactor: &Redactor,
-    ) -> Result<BTreeMap<String, SecretString>, String> {
-        let environment: &EnvironmentName = &id.environment;
-        let (credentials, _) = self.connection(id, name, apply)?;
-        let mut given = BTreeMap::new();
-        for (variable, value) in &credentials.env {
-            let fill = |text: &str| text.replace("${environment}", environment.as_str());
-            let text = match value {
-                EnvValue::Text(text) => fill(text),
-                EnvValue::File { file } => {
-                    let path = fill(&file.display().to_string());
-                    let text = std::fs::read_to_string(&path).map_err(|error| {
-                        format!("the connection `{name}` of `{environment}` needs the file `{path}`: {error}")
-                    })?;
-                    redactor.learn(&Value::String(text.clone()));
-                    text.trim_end_matches('\n').to_owned()
-                }
-            };
-            given.insert(variable.clone(), text.into());
-        }
-        Ok(given)
     }
 }
 

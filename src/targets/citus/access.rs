@@ -1,0 +1,185 @@
+//! Sessions with a coordinator: who we are to it, what it says on the side, and what its errors mean.
+//!
+//! Decides that a certificate is checked wherever TLS is spoken, and that a session that says nothing for too long is lost.
+//! Never shows an address: it holds a password.
+
+use std::{
+    future::poll_fn,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::task::JoinHandle;
+use tokio_postgres::{AsyncMessage, Client, Config, Row, types::ToSql};
+
+use crate::{
+    model::{Backoff, InstanceId, Redactor, Retry},
+    port::TargetError,
+};
+
+/// How long a coordinator may take to let us in.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(15);
+/// How long it may take to answer where no other time is given.
+pub(super) const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// What a session may do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rights {
+    /// It looks.
+    Plan,
+    /// It owns the tables.
+    Apply,
+    /// It adds and removes nodes.
+    Admin,
+}
+
+impl Rights {
+    /// The word of the configuration.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Plan => "plan",
+            Self::Apply => "apply",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// Who we are to a coordinator: an address with name and password, and the authorities that its certificate may be of.
+#[derive(Clone, Debug)]
+pub struct Login {
+    /// `postgresql://…`.
+    pub url: secrecy::SecretString,
+    /// Certificates, PEM; those of this machine where there are none.
+    pub authorities: Option<Vec<u8>>,
+    /// The other environments that may use the same cluster.
+    pub shared_with: Vec<String>,
+}
+
+/// Who we are, by (instance, connection, rights).
+pub type Logins = Arc<dyn Fn(&InstanceId, &str, Rights) -> Result<Login, String> + Send + Sync>;
+
+/// A session; it ends with its owner.
+pub(super) struct Session {
+    client: Client,
+    warnings: Arc<Mutex<Vec<String>>>,
+    redactor: Redactor,
+    reader: JoinHandle<()>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+fn roots(authorities: Option<&[u8]>) -> Result<rustls::RootCertStore, String> {
+    use rustls::pki_types::{CertificateDer, pem::PemObject};
+    let mut roots = rustls::RootCertStore::empty();
+    let Some(pem) = authorities else {
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        return Ok(roots);
+    };
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(|error| format!("`caFile` is no PEM: {error}"))?;
+        roots.add(certificate).map_err(|error| format!("`caFile` holds no certificate: {error}"))?;
+    }
+    if roots.is_empty() { Err("`caFile` holds no certificate".into()) } else { Ok(roots) }
+}
+
+impl Session {
+    /// Opens a session under a name, by which it is found in `pg_stat_activity`.
+    pub(super) async fn open(login: &Login, name: &str, redactor: &Redactor) -> Result<Self, TargetError> {
+        use secrecy::ExposeSecret;
+        let wrong = |why: String| TargetError {
+            retry: Retry::WhenInputChanges,
+            ..TargetError::new("connection", format!("the connection can't be used: {why}"))
+        };
+        // Its own words may quote the text, which holds a password.
+        let mut config: Config = (login.url.expose_secret().trim().parse())
+            .map_err(|_| wrong("its file holds no `postgresql://…` address".into()))?;
+        if let Some(password) = config.get_password() {
+            redactor.learn(&String::from_utf8_lossy(password).as_ref().into());
+        }
+        config.application_name(name).connect_timeout(CONNECT_TIME_MAX).keepalives_idle(Duration::from_secs(30));
+        let tls = rustls::ClientConfig::builder()
+            .with_root_certificates(roots(login.authorities.as_deref()).map_err(wrong)?)
+            .with_no_client_auth();
+        let connect = config.connect(tokio_postgres_rustls::MakeRustlsConnect::new(tls));
+        let opened = tokio::time::timeout(CONNECT_TIME_MAX * 2, connect).await;
+        let silent = || TargetError::new("unreachable", "the coordinator did not answer");
+        let (client, mut connection) = opened.map_err(|_| silent())?.map_err(|error| said(&error, redactor))?;
+        let warnings = Arc::<Mutex<Vec<String>>>::default();
+        let heard = Arc::clone(&warnings);
+        let reader = tokio::spawn(async move {
+            while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+                if let AsyncMessage::Notice(notice) = message
+                    && notice.severity() == "WARNING"
+                {
+                    heard.lock().unwrap_or_else(PoisonError::into_inner).push(notice.message().to_owned());
+                }
+            }
+        });
+        Ok(Self { client, warnings, redactor: redactor.clone(), reader })
+    }
+
+    /// The rows of a query.
+    pub(super) async fn rows(&self, sql: &str, with: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, TargetError> {
+        self.within(ANSWER_TIME_MAX, self.client.query(sql, with)).await
+    }
+
+    /// One row of a query that has one.
+    pub(super) async fn row(&self, sql: &str, with: &[&(dyn ToSql + Sync)]) -> Result<Row, TargetError> {
+        self.within(ANSWER_TIME_MAX, self.client.query_one(sql, with)).await
+    }
+
+    /// Does something that has no answer, for as long as it takes.
+    pub(super) async fn run(&self, sql: &str) -> Result<(), TargetError> {
+        self.client.batch_execute(sql).await.map_err(|error| said(&error, &self.redactor))
+    }
+
+    async fn within<T>(
+        &self,
+        time: Duration,
+        asked: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, TargetError> {
+        match tokio::time::timeout(time, asked).await {
+            Ok(answer) => answer.map_err(|error| said(&error, &self.redactor)),
+            Err(_) => {
+                let seconds = time.as_secs();
+                Err(TargetError::new("unreachable", format!("the coordinator did not answer within {seconds} s")))
+            }
+        }
+    }
+
+    /// What the server warned of since this was last asked.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        std::mem::take(&mut *self.warnings.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether nobody is at the other end any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+}
+
+/// What an error of a session means. `kind` is the SQLSTATE's class where the server said it.
+fn said(error: &tokio_postgres::Error, redactor: &Redactor) -> TargetError {
+    let Some(server) = error.as_db_error() else {
+        let why = redactor.redact(&crate::error_chain(error));
+        return TargetError::new("unreachable", format!("the coordinator can't be reached: {why}"));
+    };
+    let mut text = server.message().to_owned();
+    for more in [server.detail(), server.hint()].into_iter().flatten() {
+        text = format!("{text}; {more}");
+    }
+    let text = redactor.redact(&text.split_whitespace().collect::<Vec<_>>().join(" "));
+    let code = server.code().code();
+    let (kind, retry) = match &code[..2] {
+        // It is starting, stopping, or has no room for us.
+        "57" | "53" | "08" | "58" => ("unreachable", Retry::After(Backoff::REMOTE)),
+        "28" => ("credentials", Retry::WhenInputChanges),
+        "55" | "40" => ("conflict", Retry::After(Backoff::REMOTE)),
+        _ => ("refused", Retry::WhenInputChanges),
+    };
+    TargetError { retry, ..TargetError::new(kind, format!("{text} ({code})")) }
+}

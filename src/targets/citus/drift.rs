@@ -1,0 +1,367 @@
+//! What differs between a declaration and a cluster, and what would be done about it, in order. Pure.
+//!
+//! *Flow:* nodes that are missing come first, because everything else may need them; then migrations, schemas and tables; then
+//! what has to move, and what the balance asks for; and only then nodes that are to go, which are empty by then.
+//! *Guarantees:* a node goes only if everything on it has a place elsewhere in the same list of steps. What nobody declares is
+//! left alone, but for nodes, where the declaration lists them all. Nothing here names an id of Citus that outlives a look.
+//! *Never:* a plan of moves while a node is inactive, whose shards nobody can measure.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use super::{
+    catalog::NodeRow,
+    migrations::Migration,
+    observe::Seen,
+    rebalance::{self, Moving},
+    tables::{self, whole_name},
+};
+use crate::{
+    model::{
+        Change, Drift, DriftField, DriftKind, Field, ResourceChange,
+        citus::{Address, LayoutPlan},
+    },
+    port::{CitusWork, Observation},
+};
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Task {
+    /// A node is checked and added.
+    Add {
+        /// Where it listens.
+        address: Address,
+        /// Whether it holds shards.
+        holds: bool,
+    },
+    /// A node takes part again.
+    Activate(Address),
+    /// Whether a node holds shards is set.
+    Holds {
+        /// The node.
+        address: Address,
+        /// Whether it does.
+        holds: bool,
+    },
+    /// A migration is applied.
+    Migrate(Migration),
+    /// A distributed schema is made.
+    MakeSchema(String),
+    /// A schema becomes distributed, with what is in it.
+    DistributeSchema(String),
+    /// A table becomes distributed.
+    Distribute {
+        /// The table.
+        table: String,
+        /// The column.
+        column: String,
+        /// What it lies with: a table, `default` or `none`.
+        with: String,
+        /// How many shards.
+        shards: Option<u32>,
+        /// Whether it has rows, so that writes go on meanwhile.
+        has_rows: bool,
+    },
+    /// A table comes to be on every node.
+    Refer(String),
+    /// A table is rewritten.
+    Rewrite {
+        /// The table.
+        table: String,
+        /// Another column.
+        column: Option<String>,
+        /// Another number of shards.
+        shards: Option<u32>,
+        /// Another table that it lies with.
+        with: Option<String>,
+        /// Whether it has to be brought together first.
+        undistribute: bool,
+    },
+    /// Reference tables come to be on every node.
+    Replicate,
+    /// A group of shards moves.
+    Move(Moving),
+    /// An empty node is removed.
+    Remove(Address),
+}
+
+/// A thing to do, with what it changes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// What it changes.
+    pub change: ResourceChange,
+    /// What is done.
+    pub task: Task,
+}
+
+/// What a comparison found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Found {
+    /// What would be done, in order.
+    pub steps: Vec<Step>,
+    /// What somebody should know.
+    pub notes: Vec<String>,
+    /// Why it can't be done as it stands.
+    pub refused: Option<String>,
+    /// What the moves do to the layout.
+    pub layout: Option<LayoutPlan>,
+}
+
+impl Found {
+    pub(super) fn step(&mut self, r#type: &str, resource: String, change: Change, fields: Vec<Field>, task: Task) {
+        let change =
+            ResourceChange { resource, r#type: r#type.into(), change, reverts_drift: false, protected: false, fields };
+        self.steps.push(Step { change, task });
+    }
+    pub(super) fn refuse(&mut self, why: impl FnOnce() -> String) {
+        if self.refused.is_none() {
+            self.refused = Some(why());
+        }
+    }
+}
+
+/// A field before and after.
+pub(super) fn field(path: &str, before: Value, after: Value) -> Field {
+    let some = |value: Value| (!value.is_null()).then_some(value);
+    Field {
+        path: path.into(),
+        before: some(before),
+        after: some(after),
+        sensitive: false,
+        unknown: false,
+        sealed: None,
+    }
+}
+
+/// What is remembered of a cluster from one look to the next.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Memory {
+    /// How many bytes a second a move made here.
+    pub bytes_per_second: Option<u64>,
+    /// When the last rebalance ended, in seconds since 1970.
+    pub rebalanced_at: Option<i64>,
+}
+
+/// What is compared.
+pub struct Compared<'a> {
+    /// The declaration.
+    pub work: &'a CitusWork,
+    /// The cluster.
+    pub seen: &'a Seen,
+    /// The migrations of the repository, in order.
+    pub migrations: &'a [Migration],
+    /// What is remembered.
+    pub memory: &'a Memory,
+    /// Now, in seconds since 1970.
+    pub now: i64,
+}
+
+/// Compares a declaration with a cluster.
+pub fn compare(this: &Compared<'_>) -> Found {
+    let mut found = Found::default();
+    if this.work.destroy {
+        // Nodes, tables and data are not ours to destroy: they belong to what carries them, and to their owners.
+        return found;
+    }
+    nodes(this, &mut found);
+    migrations(this, &mut found);
+    schemas(this, &mut found);
+    tables::tables(this, &mut found);
+    tables::reference_tables(this, &mut found);
+    rebalance::moves(this, &mut found);
+    removals(this, &mut found);
+    asides(this, &mut found);
+    found
+}
+
+/// Whether a node is to hold shards, as far as the declaration says it.
+pub(super) fn is_to_hold(work: &CitusWork, name: &str) -> Option<bool> {
+    if work.placement.drain.iter().any(|drained| drained == name) {
+        return Some(false);
+    }
+    let nodes = work.nodes.as_ref()?;
+    nodes.iter().find(|node| node.address.to_string() == name).map(|node| node.holds)
+}
+
+/// The primaries that a declaration of all nodes leaves out; never the coordinator.
+pub(super) fn undeclared<'s>(this: &'s Compared<'_>) -> Vec<&'s NodeRow> {
+    let Some(nodes) = &this.work.nodes else { return vec![] };
+    let declared: BTreeSet<String> = nodes.iter().map(|node| node.address.to_string()).collect();
+    let rows = this.seen.catalog.nodes.iter();
+    rows.filter(|row| row.is_primary && row.group != 0 && !declared.contains(&row.name)).collect()
+}
+
+fn nodes(this: &Compared<'_>, found: &mut Found) {
+    let rows = &this.seen.catalog.nodes;
+    for node in this.work.nodes.iter().flatten() {
+        let name = node.address.to_string();
+        let holds = is_to_hold(this.work, &name).unwrap_or(node.holds);
+        match rows.iter().find(|row| row.name == name) {
+            None => {
+                let fields = vec![field("/shards", Value::Null, json!(holds))];
+                let task = Task::Add { address: node.address.clone(), holds };
+                found.step("citus_node", format!("node {name}"), Change::Create, fields, task);
+            }
+            Some(row) if !row.is_primary => {
+                found.refuse(|| format!("`{name}` is declared as a worker, and it is a secondary of the cluster"));
+            }
+            Some(row) if !row.is_active => {
+                let fields = vec![field("/active", json!(false), json!(true))];
+                found.step(
+                    "citus_node",
+                    format!("node {name}"),
+                    Change::Update,
+                    fields,
+                    Task::Activate(node.address.clone()),
+                );
+            }
+            Some(_) => {}
+        }
+    }
+    for row in rows.iter().filter(|row| row.is_primary && row.is_active) {
+        let (Some(holds), Ok(address)) = (is_to_hold(this.work, &row.name), row.name.parse()) else { continue };
+        if holds != row.holds {
+            let fields = vec![field("/shards", json!(row.holds), json!(holds))];
+            let task = Task::Holds { address, holds };
+            found.step("citus_node", format!("node {}", row.name), Change::Update, fields, task);
+        }
+    }
+    for row in undeclared(this).into_iter().filter(|row| row.is_active && row.holds) {
+        // Citus itself puts nothing new there while it is emptied.
+        if let Ok(address) = row.name.parse() {
+            let fields = vec![field("/shards", json!(true), json!(false))];
+            let task = Task::Holds { address, holds: false };
+            found.step("citus_node", format!("node {}", row.name), Change::Update, fields, task);
+        }
+    }
+}
+
+fn migrations(this: &Compared<'_>, found: &mut Found) {
+    let applied = &this.seen.migrations;
+    let last = applied.keys().next_back();
+    for migration in this.migrations {
+        match applied.get(&migration.name) {
+            Some(checksum) if *checksum == migration.checksum => {}
+            Some(checksum) => found.refuse(|| {
+                format!(
+                    "the migration `{}` was applied with the checksum {checksum} and has {} now; put it back as it was, and write another one",
+                    migration.name, migration.checksum
+                )
+            }),
+            None => {
+                if let Some(last) = last.filter(|last| **last > migration.name) {
+                    found.refuse(|| {
+                        format!(
+                            "the migration `{}` comes before `{last}`, which was applied; give it a name that comes after",
+                            migration.name
+                        )
+                    });
+                }
+                let fields = vec![field("/checksum", Value::Null, json!(migration.checksum))];
+                let task = Task::Migrate(migration.clone());
+                found.step("citus_migration", format!("migration {}", migration.name), Change::Run, fields, task);
+            }
+        }
+    }
+    let known: BTreeSet<&str> = this.migrations.iter().map(|migration| &*migration.name).collect();
+    if this.work.migrations.is_some() {
+        for name in applied.keys().filter(|name| !known.contains(name.as_str())) {
+            found.notes.push(format!("the migration `{name}` was applied and is not in the repository any more"));
+        }
+    }
+}
+
+fn schemas(this: &Compared<'_>, found: &mut Found) {
+    for name in this.work.schemas.iter().filter(|name| !this.seen.schemas.contains(*name)) {
+        let is_there = this.seen.known_schemas.contains(name);
+        let (change, task) = match is_there {
+            true => (Change::Update, Task::DistributeSchema(name.clone())),
+            false => (Change::Create, Task::MakeSchema(name.clone())),
+        };
+        let fields = vec![field("/distributed", if is_there { json!(false) } else { Value::Null }, json!(true))];
+        found.step("citus_schema", format!("schema {name}"), change, fields, task);
+    }
+}
+
+/// Nodes that nobody declares go once they are empty, which the moves before have seen to.
+fn removals(this: &Compared<'_>, found: &mut Found) {
+    for row in undeclared(this) {
+        let Ok(address) = row.name.parse() else { continue };
+        if !row.is_active {
+            let held =
+                this.seen.catalog.placements.iter().any(|one| one.group == row.group && !is_reference(this, one.shard));
+            if held {
+                found.refuse(|| {
+                    format!("`{}` is not declared and inactive, and shards are on it: activate it so that they can be moved, or declare it", row.name)
+                });
+            }
+        }
+        let fields = vec![field("/shards", json!(row.holds), Value::Null)];
+        found.step("citus_node", format!("node {}", row.name), Change::Destroy, fields, Task::Remove(address));
+    }
+}
+
+fn is_reference(this: &Compared<'_>, shard: i64) -> bool {
+    let catalog = &this.seen.catalog;
+    let table = catalog.shards.iter().find(|one| one.id == shard).map(|one| one.table.as_str());
+    catalog.tables.iter().any(|row| Some(row.name.as_str()) == table && row.is_reference())
+}
+
+/// What differs from what one would expect, and is nobody's to change from here.
+fn asides(this: &Compared<'_>, found: &mut Found) {
+    let seen = this.seen;
+    for (job, state, what) in &seen.jobs {
+        found.notes.push(match state.as_str() {
+            "failed" | "failing" => format!("the background job {job} of Citus failed: {what}"),
+            _ => format!("a background job of Citus is {state}: {job}, {what}"),
+        });
+    }
+    if seen.left_over > 0 {
+        found.notes.push(format!(
+            "{} left-overs of moves wait for Citus to clean them up; `CALL citus_cleanup_orphaned_resources()` does it at once",
+            seen.left_over
+        ));
+    }
+    let declared: BTreeSet<String> = this.work.tables.iter().map(|table| whole_name(&table.name)).collect();
+    let in_schema = |name: &str| {
+        let schema = name.split('.').next().unwrap_or_default();
+        this.work.schemas.iter().any(|declared| declared == schema)
+    };
+    let others = seen.catalog.tables.iter().filter(|row| !row.is_local());
+    let others: Vec<&str> =
+        (others.map(|row| row.name.as_str())).filter(|name| !declared.contains(*name) && !in_schema(name)).collect();
+    if !others.is_empty() && !this.work.tables.is_empty() {
+        let shown: Vec<String> = others.iter().take(5).map(|name| format!("`{name}`")).collect();
+        let more = if others.len() > 5 { format!(" and {} more", others.len() - 5) } else { String::new() };
+        found.notes.push(format!("distributed and not declared: {}{more}", shown.join(", ")));
+    }
+    let coordinator = seen.catalog.nodes.iter().any(|node| node.group == 0);
+    if !coordinator && this.work.nodes.is_some() {
+        found.notes.push("the coordinator is not among its own nodes: `SELECT citus_set_coordinator_host('HOST')` names it to the workers".into());
+    }
+}
+
+/// What differs, as drift.
+pub fn of(observation: &Observation) -> Vec<Drift> {
+    let drift = |change: &ResourceChange| Drift {
+        resource: change.resource.clone(),
+        drift: match change.change {
+            Change::Create => DriftKind::Missing,
+            Change::Destroy => DriftKind::Extra,
+            _ => DriftKind::Changed,
+        },
+        revertible: true,
+        fields: (change.fields.iter())
+            .map(|field| DriftField {
+                path: field.path.clone(),
+                desired: field.after.clone(),
+                observed: field.before.clone(),
+            })
+            .collect(),
+        changed_by: None,
+        changed_at: None,
+    };
+    observation.changes.iter().map(drift).collect()
+}

@@ -1,0 +1,332 @@
+//! Shard groups moved, each in a session of its own.
+//!
+//! *Flow:* before each move it is looked whether it still is where it was and the window and the load allow it; then Citus
+//! moves it; then the catalog says whether it is there.
+//! *Guarantees:* where a move ended is decided by the catalog and by nothing else. No move begins that would not be over when
+//! the window is. While replicas are behind, a disk is full, or a query says so, none begins either.
+//! *Race:* the coordinator restarts in the middle: whoever moved waits until it answers and nothing is in flight, looks, and
+//! begins again where the move did not happen. *Race:* somebody else moved the group meanwhile: what is where it was to go is
+//! done, and what is elsewhere makes the plan stale.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
+
+use super::{
+    access::{Rights, Session},
+    apply::{Applying, text},
+    observe::Version,
+    rebalance::{Moving, at_once, moved},
+};
+use crate::{
+    model::{Backoff, Retry, citus::Address},
+    port::TargetError,
+    render::layout::size,
+};
+
+/// How often a move is tried where the coordinator was lost in the middle.
+const TRIES_MAX: u32 = 3;
+/// How long a coordinator may be away, and how long load may keep a move from beginning.
+const AWAY_TIME_MAX: Duration = Duration::from_secs(900);
+/// How often it is looked again, at progress, at load, at who is away.
+const LOOK: Duration = Duration::from_secs(2);
+/// How much of the last measure goes into the next.
+const MEMORY: u64 = 3;
+
+/// Where a group is.
+enum Where {
+    /// Where it was.
+    Source(i64),
+    /// Where it is to go.
+    Target,
+    /// Elsewhere.
+    Other(String),
+}
+
+impl Applying<'_> {
+    /// Moves groups, as many at once as may; answers whether all of them moved, or the window was over.
+    pub(super) async fn moves(&self, moves: Vec<Moving>) -> Result<bool, TargetError> {
+        let version = self.guard.row("SELECT split_part(extversion, '.', 1)::int, split_part(split_part(extversion, '.', 2), '-', 1)::int FROM pg_extension WHERE extname = 'citus'", &[]).await?;
+        let part = |at: usize| u32::try_from(version.get::<_, i32>(at)).unwrap_or(0);
+        let all_at_once = at_once(Version(part(0), part(1)));
+        let parallel = usize::try_from(self.work.moves.parallel).unwrap_or(1).max(1);
+        let mut waiting = moves;
+        let mut memory = self.this.memory(&self.job.instance).await?;
+        let mut running = FuturesUnordered::new();
+        let mut locked: BTreeSet<i32> = BTreeSet::new();
+        let (mut is_over, mut stop, mut begun) = (false, None, false);
+        loop {
+            while stop.is_none() && !is_over && running.len() < parallel {
+                let free = |moving: &Moving| all_at_once || !locked.contains(&moving.colocation);
+                let Some(at) = waiting.iter().position(free) else { break };
+                if let Err(error) = self.heed(begun) {
+                    stop = Some(error);
+                    break;
+                }
+                if !self.fits(&waiting[at], memory.bytes_per_second) {
+                    is_over = true;
+                    (self.progress)(format!("{} moves wait for the next window", waiting.len()));
+                    break;
+                }
+                let moving = waiting.remove(at);
+                locked.insert(moving.colocation);
+                running.push(async move { (self.one_move(&moving).await, moving) }.boxed());
+            }
+            let Some((done, moving)) = running.next().await else { break };
+            locked.remove(&moving.colocation);
+            match done {
+                Ok(took) => {
+                    begun = true;
+                    if let Some(speed) =
+                        took.and_then(|took| moving.bytes.checked_div(took.as_secs())).filter(|speed| *speed > 0)
+                    {
+                        let known = memory.bytes_per_second.unwrap_or(speed);
+                        memory.bytes_per_second = Some((known * (MEMORY - 1) + speed) / MEMORY);
+                    }
+                    if moving.for_balance {
+                        memory.rebalanced_at = Some(chrono::Utc::now().timestamp());
+                    }
+                    self.this.remember(&self.job.instance, &memory).await?;
+                }
+                // What runs beside it ends first.
+                Err(error) => {
+                    let message = format!("{}: {}", moved(&moving), error.message);
+                    stop = Some(TargetError { message, ..error });
+                }
+            }
+        }
+        match stop {
+            Some(error) => Err(TargetError { effect_may_have_begun: begun || error.effect_may_have_begun, ..error }),
+            None => Ok(!is_over),
+        }
+    }
+
+    /// Whether a move would be over by the end of the window.
+    fn fits(&self, moving: &Moving, speed: Option<u64>) -> bool {
+        let Some(until) = self.work.until else { return true };
+        let seconds = i64::try_from(moving.seconds(speed)).unwrap_or(i64::MAX);
+        chrono::Utc::now().timestamp().saturating_add(seconds) <= until.timestamp()
+    }
+
+    /// Moves one group; answers how long it took, or nothing where it was there already.
+    async fn one_move(&self, moving: &Moving) -> Result<Option<Duration>, TargetError> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let owner = self.back(tries > 1).await?;
+            let shard = match find(&owner, moving).await? {
+                Where::Target => return Ok(None),
+                Where::Source(shard) => shard,
+                Where::Other(where_) => {
+                    return Err(TargetError::new(
+                        "plan-stale",
+                        format!("it is on {where_} now, and not on `{}`", moving.from),
+                    ));
+                }
+            };
+            self.wait_for_load(&owner, moving).await?;
+            let began = Instant::now();
+            (self.progress)(format!(
+                "moving `{}` ({}) from {} to {}",
+                moving.group,
+                size(moving.bytes),
+                moving.from,
+                moving.to
+            ));
+            let done = self.call(&owner, moving, shard).await;
+            let Err(error) = done else {
+                if !matches!(find(&owner, moving).await?, Where::Target) {
+                    return Err(TargetError::new(
+                        "move",
+                        format!("Citus says that it moved, and it is not on `{}`", moving.to),
+                    ));
+                }
+                (self.progress)(format!("moved `{}` in {} s", moving.group, began.elapsed().as_secs()));
+                return Ok(Some(began.elapsed()));
+            };
+            let is_lost = error.kind == "unreachable";
+            if is_lost && tries < TRIES_MAX {
+                tracing::warn!(instance = %self.job.instance, error = error.line(), "a move was lost; looking what became of it");
+                continue;
+            }
+            if !is_lost {
+                // What it left behind would be in the way of the next; that it can't be removed now is no news.
+                drop(owner.run("CALL citus_cleanup_orphaned_resources()").await);
+            }
+            return Err(TargetError { effect_may_have_begun: true, retry: Retry::WhenInputChanges, ..error });
+        }
+    }
+
+    /// A session for a move; after a loss, once the coordinator answers and nothing of ours is in flight any more.
+    async fn back(&self, lost: bool) -> Result<Session, TargetError> {
+        let begin = Instant::now();
+        loop {
+            match self.effect(Rights::Apply).await {
+                Err(error) if lost && error.kind == "unreachable" && begin.elapsed() < AWAY_TIME_MAX => {
+                    self.heed(true)?;
+                    tokio::time::sleep(LOOK).await;
+                }
+                Ok(session) if lost => {
+                    self.settle(&session, begin).await?;
+                    return Ok(session);
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Waits until no move of this instance is in flight in another session.
+    async fn settle(&self, session: &Session, begin: Instant) -> Result<(), TargetError> {
+        let others = "SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND application_name = current_setting('application_name') AND state = 'active'";
+        while session.row(others, &[]).await?.get::<_, i64>(0) > 0 {
+            if begin.elapsed() > AWAY_TIME_MAX {
+                return Err(TargetError::new(
+                    "state-locked",
+                    "a move that was lost goes on; wait for it, and say `/apply`",
+                ));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// Lets Citus move a group, and tells how far it is.
+    async fn call(&self, owner: &Session, moving: &Moving, shard: i64) -> Result<(), TargetError> {
+        let (from, to) = (address(&moving.from)?, address(&moving.to)?);
+        let sql = format!(
+            "SELECT citus_move_shard_placement({shard}, {}, {}, {}, {}, {})",
+            text(&from.host),
+            from.port,
+            text(&to.host),
+            to.port,
+            text(self.work.moves.transfer_mode.word())
+        );
+        let mut call = std::pin::pin!(owner.run(&sql));
+        loop {
+            tokio::select! {
+                done = &mut call => return done,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            let far = "SELECT sum(source_shard_size)::bigint, sum(target_shard_size)::bigint, min(status::text) FROM get_rebalance_progress() WHERE sourcename = $1 AND sourceport = $2 AND targetname = $3 AND targetport = $4";
+            let with: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
+                [&from.host, &i32::from(from.port), &to.host, &i32::from(to.port)];
+            // Progress is a help; a move goes on without it.
+            let Ok(row) = self.guard.row(far, &with).await else { continue };
+            if let (Some(of), Some(done)) = (row.get::<_, Option<i64>>(0), row.get::<_, Option<i64>>(1)) {
+                let bytes = |count: i64| size(u64::try_from(count).unwrap_or(0));
+                let phase = row.get::<_, Option<String>>(2).unwrap_or_default().to_lowercase();
+                (self.progress)(format!("moving `{}`: {} of {}, {phase}", moving.group, bytes(done), bytes(of)));
+            }
+        }
+    }
+
+    /// Waits while the cluster has enough to do.
+    async fn wait_for_load(&self, session: &Session, moving: &Moving) -> Result<(), TargetError> {
+        let begin = Instant::now();
+        let mut said = String::new();
+        while let Some(why) = self.load(session, moving).await? {
+            self.heed(true)?;
+            let is_over = !self.fits(moving, None) && self.work.until.is_some_and(|until| chrono::Utc::now() > until);
+            if is_over || begin.elapsed() > AWAY_TIME_MAX {
+                let message = format!("no move begins while {why}");
+                return Err(TargetError { retry: Retry::After(Backoff::REMOTE), ..TargetError::new("busy", message) });
+            }
+            if said != why {
+                (self.progress)(format!("`{}` waits: {why}", moving.group));
+                said = why;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// Why no move may begin just now.
+    async fn load(&self, session: &Session, moving: &Moving) -> Result<Option<String>, TargetError> {
+        let moves = &self.work.moves;
+        if let Some(most) = moves.max_replication_lag {
+            let ask = "SELECT coalesce(max(pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)), 0)::bigint FROM pg_stat_replication WHERE application_name NOT LIKE 'citus%'";
+            let rows = session
+                .rows("SELECT nodename, nodeport, success, result FROM run_command_on_workers($1)", &[&ask])
+                .await?;
+            for row in &rows {
+                let node = format!("{}:{}", row.get::<_, String>(0), row.get::<_, i32>(1));
+                let said: String = row.get::<_, Option<String>>(3).unwrap_or_default();
+                match said.parse::<u64>() {
+                    Ok(lag) if lag <= most.0 => {}
+                    Ok(lag) => {
+                        return Ok(Some(format!(
+                            "a standby of `{node}` is {} behind (`maxReplicationLag` is {most})",
+                            size(lag)
+                        )));
+                    }
+                    Err(_) => return Ok(Some(format!("`{node}` does not say how far its standbys are behind"))),
+                }
+            }
+        }
+        if let Some((disk, free)) = moves.disk_size.zip(moves.disk_headroom) {
+            let (host, port) = address(&moving.to).map(|to| (to.host, i32::from(to.port)))?;
+            let ask = "SELECT pg_database_size(current_database())";
+            let row = session
+                .rows(
+                    "SELECT result FROM run_command_on_workers($1) WHERE nodename = $2 AND nodeport = $3 AND success",
+                    &[&ask, &host, &port],
+                )
+                .await?;
+            let used =
+                row.first().and_then(|row| row.get::<_, Option<String>>(0)).and_then(|text| text.parse::<u64>().ok());
+            let usable = disk.0 / 100 * u64::from(100_u32.saturating_sub(free.0));
+            match used {
+                Some(used) if used.saturating_add(moving.bytes) <= usable => {}
+                Some(used) => {
+                    return Ok(Some(format!(
+                        "`{}` has {} of {disk} and no room for {} more",
+                        moving.to,
+                        size(used),
+                        size(moving.bytes)
+                    )));
+                }
+                None => return Ok(Some(format!("`{}` does not say how full it is", moving.to))),
+            }
+        }
+        for pause in &moves.pause_while {
+            let sql =
+                format!("SELECT (SELECT told FROM ({}) AS q (told))::float8", pause.query.trim().trim_end_matches(';'));
+            let told: Option<f64> = session.row(&sql, &[]).await?.get(0);
+            match told {
+                Some(told) if told <= pause.over => {}
+                Some(told) => return Ok(Some(format!("`{}` says {told}, more than {}", pause.query, pause.over))),
+                None => return Ok(Some(format!("`{}` says nothing", pause.query))),
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn address(text: &str) -> Result<Address, TargetError> {
+    text.parse().map_err(|error: crate::model::ids::Malformed| TargetError::new("node", error.to_string()))
+}
+
+/// Where a group is, by the tables that it was planned with.
+async fn find(session: &Session, moving: &Moving) -> Result<Where, TargetError> {
+    let (from, to) = (address(&moving.from)?, address(&moving.to)?);
+    let sql = "SELECT n.nodename, n.nodeport, n.isactive FROM pg_dist_placement p JOIN pg_dist_node n USING (groupid) WHERE p.shardid = $1 AND p.shardstate = 1 AND n.noderole::text = 'primary'";
+    let rows = session.rows(sql, &[&moving.shard]).await?;
+    let on: Vec<(Address, bool)> = rows
+        .iter()
+        .map(|row| {
+            let address = Address { host: row.get(0), port: u16::try_from(row.get::<_, i32>(1)).unwrap_or(0) };
+            (address, row.get(2))
+        })
+        .collect();
+    if on.iter().any(|(node, _)| *node == to) && !on.iter().any(|(node, _)| *node == from) {
+        return Ok(Where::Target);
+    }
+    if on.iter().any(|(node, is_active)| *node == from && *is_active) {
+        return Ok(Where::Source(moving.shard));
+    }
+    let names: Vec<String> = on.iter().map(|(node, _)| format!("`{node}`")).collect();
+    Ok(Where::Other(if names.is_empty() { "no node: its table is gone".into() } else { names.join(" and ") }))
+}

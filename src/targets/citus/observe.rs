@@ -1,0 +1,347 @@
+//! One look at a cluster: its catalogs in one snapshot on the coordinator, and what each worker says of itself.
+//!
+//! *Flow:* one repeatable-read transaction reads every catalog; then all workers are asked at once for the sizes of what they
+//! hold and for their settings.
+//! *Guarantees:* a look is whole or it is an error: a worker that does not answer, or a warning of the server, makes it
+//! *partial*, from which nothing may be concluded. Ids of Citus never leave a look.
+//! *Race:* a shard moves between the snapshot and the sizes: a placement without a size is looked at again, and then an error.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Deserialize;
+use tokio_postgres::Row;
+
+use super::{
+    access::Session,
+    catalog::{Catalog, NodeRow, PlacementRow, ShardRow, TableRow},
+};
+use crate::{
+    model::{
+        Backoff, Retry,
+        citus::{Address, BalanceBy, table_name},
+    },
+    port::{CitusWork, TargetError},
+};
+
+/// How often a look is begun anew because shards moved under it.
+const LOOKS_MAX: u32 = 3;
+/// The oldest version of Citus that has what is used here: schemas, shard sizes by name, `citus_is_coordinator`.
+const VERSION_MIN: Version = Version(12, 0);
+
+/// Major and minor of a version of Citus.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Version(pub u32, pub u32);
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.0, self.1)
+    }
+}
+
+impl Version {
+    fn read(text: &str) -> Option<Self> {
+        let mut parts = text.split(['.', '-']);
+        Some(Self(parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+    }
+}
+
+/// What a worker says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Worker {
+    /// The bytes of each shard that it holds, with indexes.
+    pub sizes: BTreeMap<i64, u64>,
+    /// The rows of each shard of a table whose primary key is its distribution column; fewer than none where nobody
+    /// counted.
+    pub rows: BTreeMap<i64, i64>,
+    /// `replica` or `logical`.
+    pub wal_level: String,
+    /// How many replication slots are free.
+    pub free_slots: i64,
+    /// How far its furthest standby is behind, in bytes.
+    pub lag: i64,
+    /// The version of its Citus.
+    pub version: String,
+    /// The bytes of everything on it.
+    pub bytes: u64,
+}
+
+/// Everything that one look saw.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Seen {
+    /// Nodes, tables, shards, placements with their sizes.
+    pub catalog: Catalog,
+    /// The version of Citus.
+    pub version: Version,
+    /// Which cluster it is.
+    pub identity: String,
+    /// Distributed schemas.
+    pub schemas: BTreeSet<String>,
+    /// Schemas that are declared and there.
+    pub known_schemas: BTreeSet<String>,
+    /// Tables that are declared and there, and whether a row is in them.
+    pub known_tables: BTreeMap<String, bool>,
+    /// What workers say, by `host:port`; none of an inactive one.
+    pub workers: BTreeMap<String, Worker>,
+    /// Whether Citus has left-overs to clean up.
+    pub left_over: u64,
+    /// Background jobs that are under way or failed: number, state, what they do.
+    pub jobs: Vec<(i64, String, String)>,
+    /// The migrations that were applied, with their checksums.
+    pub migrations: BTreeMap<String, String>,
+    /// For each pin, the shard that its tenant is on.
+    pub pins: Vec<Option<i64>>,
+    /// What is balanced, by shard, where a query says it.
+    pub told: BTreeMap<i64, u64>,
+    /// How many shards a table gets where nobody says.
+    pub shard_count: u32,
+}
+
+/// What a worker is asked.
+const ASK_WORKER: &str = "SELECT json_build_object(\
+ 'sizes', (SELECT coalesce(json_object_agg(s.shardid, pg_total_relation_size(s.relation)), '{}') FROM (SELECT shardid, to_regclass(shard_name(logicalrelid, shardid)::text) AS relation FROM pg_dist_shard) s WHERE s.relation IS NOT NULL), \
+ 'rows', (SELECT coalesce(json_object_agg(s.shardid, c.reltuples::bigint), '{}') FROM (SELECT shardid, to_regclass(shard_name(logicalrelid, shardid)::text) AS relation FROM pg_dist_shard WHERE logicalrelid IN (SELECT i.indrelid FROM pg_index i JOIN pg_dist_partition p ON p.logicalrelid = i.indrelid JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] WHERE i.indisprimary AND i.indnatts = 1 AND p.partmethod = 'h' AND a.attname = column_to_column_name(p.logicalrelid, p.partkey))) s JOIN pg_class c ON c.oid = s.relation), \
+ 'walLevel', current_setting('wal_level'), \
+ 'freeSlots', current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots), \
+ 'lag', (SELECT coalesce(max(pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)), 0)::bigint FROM pg_stat_replication WHERE application_name NOT LIKE 'citus%'), \
+ 'version', (SELECT extversion FROM pg_extension WHERE extname = 'citus'), \
+ 'bytes', pg_database_size(current_database()))::text";
+
+fn partial(why: String) -> TargetError {
+    TargetError { retry: Retry::After(Backoff::REMOTE), ..TargetError::new("unreachable", why) }
+}
+
+fn refused(why: String) -> TargetError {
+    TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("connection", why) }
+}
+
+/// Looks at everything.
+pub(super) async fn look(session: &Session, work: &CitusWork) -> Result<Seen, TargetError> {
+    let mut without = None;
+    for _ in 0..LOOKS_MAX {
+        session.warnings();
+        session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+        let read = read(session, work).await;
+        session.run("ROLLBACK").await?;
+        let mut seen = read?;
+        ask_workers(session, &mut seen).await?;
+        if let Some(warning) = session.warnings().into_iter().next() {
+            return Err(partial(format!("the cluster could not be seen as a whole: {warning}")));
+        }
+        without = sizes(&mut seen);
+        if without.is_none() {
+            return Ok(seen);
+        }
+    }
+    let why = without.unwrap_or_default();
+    Err(partial(format!("the cluster could not be seen as a whole: {why}")))
+}
+
+/// Gives each placement its size; answers what has none.
+fn sizes(seen: &mut Seen) -> Option<String> {
+    let nodes: BTreeMap<i32, &NodeRow> =
+        seen.catalog.nodes.iter().filter(|node| node.is_primary).map(|node| (node.group, node)).collect();
+    let mut without = None;
+    for placement in &mut seen.catalog.placements {
+        let Some(node) = nodes.get(&placement.group) else { continue };
+        // What an inactive node holds can't be asked; nothing is balanced while one is.
+        let Some(worker) = seen.workers.get(&node.name) else { continue };
+        match worker.sizes.get(&placement.shard) {
+            Some(bytes) => placement.bytes = *bytes,
+            None => without = Some(format!("shard {} is not on `{}`", placement.shard, node.name)),
+        }
+    }
+    without
+}
+
+/// Refuses to conclude anything from a worker, or from a server without Citus.
+async fn is_coordinator(session: &Session) -> Result<Version, TargetError> {
+    let rows = session.rows("SELECT extversion FROM pg_extension WHERE extname = 'citus'", &[]).await?;
+    let Some(text) = rows.first().map(|row| row.get::<_, String>(0)) else {
+        return Err(refused("the database has no Citus: `CREATE EXTENSION citus` is missing there".into()));
+    };
+    let version = Version::read(&text).unwrap_or_default();
+    if version < VERSION_MIN {
+        return Err(refused(format!("the cluster has Citus {text}; {VERSION_MIN} or later is needed")));
+    }
+    if !session.row("SELECT citus_is_coordinator()", &[]).await?.get::<_, bool>(0) {
+        return Err(refused("the connection leads to a worker; it has to lead to the coordinator".into()));
+    }
+    Ok(version)
+}
+
+async fn read(session: &Session, work: &CitusWork) -> Result<Seen, TargetError> {
+    let mut seen = Seen { version: is_coordinator(session).await?, ..Seen::default() };
+    let row = session
+        .row(
+            "SELECT (SELECT system_identifier::text FROM pg_control_system()) || '/' || current_database(), current_setting('citus.shard_count')::int",
+            &[],
+        )
+        .await?;
+    seen.identity = row.get(0);
+    seen.shard_count = u32::try_from(row.get::<_, i32>(1)).unwrap_or(0);
+    seen.catalog = catalog(session).await?;
+    let names = |rows: Vec<Row>| rows.iter().map(|row| row.get::<_, String>(0)).collect::<BTreeSet<_>>();
+    seen.schemas = names(
+        session
+            .rows("SELECT n.nspname::text FROM pg_dist_schema s JOIN pg_namespace n ON n.oid = s.schemaid", &[])
+            .await?,
+    );
+    seen.known_schemas = names(
+        session.rows("SELECT nspname::text FROM pg_namespace WHERE nspname::text = ANY ($1)", &[&work.schemas]).await?,
+    );
+    for table in &work.tables {
+        if let Some(has_rows) = known_table(session, &table.name).await? {
+            seen.known_tables.insert(table.name.clone(), has_rows);
+        }
+    }
+    let left =
+        "SELECT (SELECT count(*) FROM pg_dist_cleanup) + (SELECT count(*) FROM pg_dist_placement WHERE shardstate = 4)";
+    seen.left_over = u64::try_from(session.row(left, &[]).await?.get::<_, i64>(0)).unwrap_or(0);
+    let jobs = "SELECT job_id, state::text, description FROM pg_dist_background_job WHERE state::text NOT IN ('finished', 'cancelled') ORDER BY job_id DESC LIMIT 20";
+    seen.jobs = session.rows(jobs, &[]).await?.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
+    seen.migrations = migrations(session).await?;
+    seen.pins = pins(session, work, &seen.catalog).await?;
+    if let BalanceBy::Query(query) = &work.placement.balance {
+        seen.told = told(session, &query.query).await?;
+    }
+    Ok(seen)
+}
+
+/// What a query says that shards cost.
+async fn told(session: &Session, query: &str) -> Result<BTreeMap<i64, u64>, TargetError> {
+    let query = query.trim().trim_end_matches(';');
+    let sql = format!("SELECT shard::bigint, greatest(cost::numeric, 0)::bigint FROM ({query}) AS told (shard, cost)");
+    let rows = session.rows(&sql, &[]).await.map_err(|mut error| {
+        error.message = format!("the query of `balance` failed: {}", error.message);
+        error
+    })?;
+    let told = rows.iter().map(|row| (row.get::<_, Option<i64>>(0), row.get::<_, Option<i64>>(1)));
+    Ok(told.filter_map(|(shard, cost)| Some((shard?, u64::try_from(cost?).ok()?))).collect())
+}
+
+/// Whether a declared table is there, and whether it has rows.
+async fn known_table(session: &Session, name: &str) -> Result<Option<bool>, TargetError> {
+    let Ok((schema, table)) = table_name(name) else { return Ok(None) };
+    let known = "SELECT c.reltuples > 0 OR pg_relation_size(c.oid) > 0 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')";
+    Ok(session.rows(known, &[&schema, &table]).await?.first().map(|row| row.get(0)))
+}
+
+/// The migrations that were applied; none where nobody ever did.
+async fn migrations(session: &Session) -> Result<BTreeMap<String, String>, TargetError> {
+    if session.row("SELECT to_regclass('evenkeel.migrations') IS NULL", &[]).await?.get(0) {
+        return Ok(BTreeMap::new());
+    }
+    let rows = session.rows("SELECT name, checksum FROM evenkeel.migrations WHERE applied_at IS NOT NULL", &[]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// The shard of each pinned tenant, where its table is distributed.
+async fn pins(session: &Session, work: &CitusWork, catalog: &Catalog) -> Result<Vec<Option<i64>>, TargetError> {
+    let mut shards = vec![];
+    for pin in &work.placement.pins {
+        let name = table_name(&pin.table).map(|(schema, table)| format!("{schema}.{table}")).unwrap_or_default();
+        let is_distributed = catalog.tables.iter().any(|table| table.name == name && table.method == 'h');
+        shards.push(match is_distributed {
+            true => {
+                // The second parameter is "any"; a text of unknown type takes the column's.
+                let tenant = pin.tenant.replace('\'', "''");
+                let sql = format!("SELECT get_shard_id_for_distribution_column('{name}'::regclass, '{tenant}')");
+                session.row(&sql, &[]).await?.get(0)
+            }
+            false => None,
+        });
+    }
+    Ok(shards)
+}
+
+async fn catalog(session: &Session) -> Result<Catalog, TargetError> {
+    let nodes = session
+        .rows("SELECT groupid, nodename, nodeport, noderole::text, isactive, shouldhaveshards FROM pg_dist_node ORDER BY groupid, nodename, nodeport", &[])
+        .await?;
+    let node = |row: &Row| NodeRow {
+        group: row.get(0),
+        name: address(row.get(1), row.get(2)),
+        is_primary: row.get::<_, String>(3) == "primary",
+        is_active: row.get(4),
+        holds: row.get(5),
+    };
+    let tables = session
+        .rows(
+            "SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname), p.partmethod::text, p.repmodel::text, p.colocationid, column_to_column_name(p.logicalrelid, p.partkey), \
+             c.relreplident IN ('f', 'i') OR (c.relreplident = 'd' AND EXISTS (SELECT 1 FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)), c.oid \
+             FROM pg_dist_partition p JOIN pg_class c ON c.oid = p.logicalrelid JOIN pg_namespace n ON n.oid = c.relnamespace",
+            &[],
+        )
+        .await?;
+    let by_oid: BTreeMap<u32, String> = tables.iter().map(|row| (row.get(6), row.get(0))).collect();
+    let letter = |text: String| text.chars().next().unwrap_or(' ');
+    let table = |row: &Row| TableRow {
+        name: row.get(0),
+        method: letter(row.get(1)),
+        replication: letter(row.get(2)),
+        colocation: row.get(3),
+        column: row.get(4),
+        has_identity: row.get(5),
+    };
+    let shards =
+        session.rows("SELECT shardid, logicalrelid::oid, shardminvalue::bigint FROM pg_dist_shard", &[]).await?;
+    let shard = |row: &Row| ShardRow {
+        id: row.get(0),
+        table: by_oid.get(&row.get::<_, u32>(1)).cloned().unwrap_or_default(),
+        from: row.get(2),
+    };
+    let placements = session.rows("SELECT shardid, groupid FROM pg_dist_placement WHERE shardstate = 1", &[]).await?;
+    let placement = |row: &Row| PlacementRow { shard: row.get(0), group: row.get(1), bytes: 0 };
+    Ok(Catalog {
+        nodes: nodes.iter().map(node).collect(),
+        tables: tables.iter().map(table).collect(),
+        shards: shards.iter().map(shard).collect(),
+        placements: placements.iter().map(placement).collect(),
+    })
+}
+
+fn address(host: String, port: i32) -> String {
+    Address { host, port: u16::try_from(port).unwrap_or(0) }.to_string()
+}
+
+/// Asks every active worker at once, and the coordinator, which may hold shards as well.
+async fn ask_workers(session: &Session, seen: &mut Seen) -> Result<(), TargetError> {
+    let asked = session
+        .rows("SELECT nodename, nodeport, success, result FROM run_command_on_workers($1)", &[&ASK_WORKER])
+        .await?;
+    for row in &asked {
+        let name = address(row.get(0), row.get(1));
+        let answer: Option<String> = row.get(3);
+        if !row.get::<_, bool>(2) {
+            let why = answer.unwrap_or_default();
+            let why = why.split_whitespace().collect::<Vec<_>>().join(" ");
+            return Err(partial(format!("worker {name} did not answer: {why}")));
+        }
+        seen.workers.insert(name, said(&answer.unwrap_or_default())?);
+    }
+    let own = session.row(ASK_WORKER, &[]).await?.get::<_, String>(0);
+    if let Some(coordinator) = seen.catalog.nodes.iter().find(|node| node.group == 0 && node.is_primary) {
+        seen.workers.insert(coordinator.name.clone(), said(&own)?);
+    }
+    let silent = |node: &&NodeRow| node.is_primary && node.is_active && !seen.workers.contains_key(&node.name);
+    match seen.catalog.nodes.iter().find(silent) {
+        Some(node) => Err(partial(format!("worker {} did not answer", node.name))),
+        None => Ok(()),
+    }
+}
+
+fn said(text: &str) -> Result<Worker, TargetError> {
+    serde_json::from_str(text).map_err(|error| partial(format!("a worker said what can't be read: {error}")))
+}
+
+/// A text that changes when anything of the layout does; cheap.
+pub(super) async fn fingerprint(session: &Session) -> Result<String, TargetError> {
+    let sql = "SELECT concat_ws(' ', \
+        (SELECT concat(count(*), ' ', sum(hashint8extended(shardid, groupid))) FROM pg_dist_placement WHERE shardstate = 1), \
+        (SELECT md5(string_agg(concat(nodename, nodeport, noderole, isactive, shouldhaveshards), ',' ORDER BY nodename, nodeport)) FROM pg_dist_node), \
+        (SELECT concat(count(*), ' ', sum(hashint8extended(logicalrelid::oid::bigint, colocationid))) FROM pg_dist_partition), \
+        (SELECT count(*) FROM pg_dist_cleanup), \
+        (SELECT string_agg(concat(job_id, state), ',' ORDER BY job_id) FROM pg_dist_background_job WHERE state::text NOT IN ('finished', 'cancelled')))";
+    Ok(session.row(sql, &[]).await?.get(0))
+}

@@ -1,0 +1,24 @@
+//! Changes of a cluster to actions: one for each move or statement (R2.2). Pure.
+
+use crate::{
+    model::{Action, InstanceId},
+    plan::action_digest,
+    port::Observation,
+};
+
+/// The type of a move that nothing but the balance asks for; what such an action does is `citus.rebalance`.
+pub const REBALANCE: &str = "citus_rebalance";
+
+/// The actions of an instance, in the order in which they are done.
+pub fn actions(id: &InstanceId, observation: &Observation) -> Vec<Action> {
+    observation
+        .changes
+        .iter()
+        .map(|change| {
+            let r#do = change.r#type.replacen('_', ".", 1);
+            let resources = vec![change.clone()];
+            let digest = action_digest(id, &r#do, &resources);
+            Action { digest, r#do, precondition: Default::default(), resources }
+        })
+        .collect()
+}

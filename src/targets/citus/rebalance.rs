@@ -1,0 +1,371 @@
+//! From a look at a cluster to the moves of a plan: what has to move, and what the balance asks for. Pure.
+//!
+//! Decides which nodes take part, what is balanced, and whether the cluster is ready for a move: what is missing is said here
+//! and not in the middle of the night. Where only the balance asks for a move, and it can't be made, it is a note; where a
+//! declaration asks for it, the plan is refused.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::{
+    balance::{self, Because, Layout, Node, Placement, Rebalance, Wanted},
+    catalog::{self, By, Group},
+    drift::{Compared, Found, Task, field, is_to_hold, undeclared},
+    observe::{Seen, Version},
+    plan::REBALANCE,
+};
+use crate::{
+    model::{
+        Change,
+        citus::{BalanceBy, BalanceWord, LayoutPlan, Load, MoveFigures, NodeLoad, RebalanceMode, TransferMode},
+    },
+    render::layout::{percent, size},
+};
+
+/// What a move makes in a second where nothing was measured here yet, in bytes: little, so that nothing runs over.
+pub const SPEED_ASSUMED: u64 = 8 << 20;
+/// What a move takes whatever it moves: snapshots, locks, waiting for the other side.
+pub const MOVE_SECONDS: u64 = 15;
+/// Since then tables of one colocation group can move at once.
+const PARALLEL_SINCE: Version = Version(13, 2);
+
+/// A group of shards that moves.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Moving {
+    /// What it is called.
+    pub group: String,
+    /// Its tables.
+    pub tables: Vec<String>,
+    /// Where the range of its shards begins; nothing for a schema.
+    pub shard: i64,
+    /// From where.
+    pub from: String,
+    /// To where.
+    pub to: String,
+    /// How much, with indexes.
+    pub bytes: u64,
+    /// How much of what is balanced.
+    pub weight: u64,
+    /// What it is colocated by.
+    pub colocation: i32,
+    /// Whether nothing but the balance asks for it.
+    pub for_balance: bool,
+}
+
+impl Moving {
+    /// How long it takes, in seconds.
+    pub fn seconds(&self, bytes_per_second: Option<u64>) -> u64 {
+        MOVE_SECONDS + self.bytes / bytes_per_second.unwrap_or(SPEED_ASSUMED).max(1)
+    }
+}
+
+/// How many moves can be made at once of tables that lie together.
+pub fn at_once(version: Version) -> bool {
+    version >= PARALLEL_SINCE
+}
+
+/// Adds the moves of a plan.
+pub(super) fn moves(this: &Compared<'_>, found: &mut Found) {
+    let catalog = &this.seen.catalog;
+    if let Some(node) = catalog.nodes.iter().find(|node| node.is_primary && !node.is_active) {
+        return found
+            .notes
+            .push(format!("`{}` is inactive: what is on it can't be measured, so nothing is moved", node.name));
+    }
+    let by = match by(this) {
+        Ok(by) => by,
+        Err(why) => return found.notes.push(format!("nothing is balanced: {why}")),
+    };
+    let (mut layout, groups) = match catalog::layout(catalog, &by) {
+        Ok(layout) => layout,
+        Err(why) => return found.refuse(|| format!("the catalogs contradict each other: {why}")),
+    };
+    nodes(this, &mut layout);
+    pins(this, &mut layout, &groups, found);
+    let limit = f64::from(this.work.placement.skew.0) / 100.0;
+    let wanted = Wanted::within(limit);
+    let full = balance::plan(&layout, Some(wanted));
+    let goes = is_due(this, &full, found);
+    let plan = if goes { full.clone() } else { balance::plan(&layout, None) };
+    for placement in &plan.stuck {
+        let placement = &layout.placements[*placement];
+        let (group, node) = (&groups[placement.group].name, &layout.nodes[placement.node].name);
+        let why = "no other node has room for it, or may hold it";
+        found.refuse(|| format!("`{group}` has to leave `{node}`, and {why}"));
+    }
+    notes(this, found, &layout, &groups, (&full, &plan), limit);
+    let moves = taken(this, found, &layout, &groups, &plan);
+    if !moves.is_empty() || plan.before.skew() > limit {
+        found.layout = Some(figures(this, &layout, &plan, &moves, limit));
+    }
+    for moving in moves {
+        let r#type = if moving.for_balance { REBALANCE } else { "citus_move" };
+        let fields = vec![field("/node", json!(moving.from), json!(moving.to))];
+        let resource = moved(&moving);
+        found.step(r#type, resource, Change::Move, fields, Task::Move(moving));
+    }
+}
+
+/// The resource of a move: the group where it is.
+pub fn moved(moving: &Moving) -> String {
+    format!("shards {} on {}", moving.group, moving.from)
+}
+
+/// What is balanced.
+fn by(this: &Compared<'_>) -> Result<By, String> {
+    match &this.work.placement.balance {
+        BalanceBy::Word(BalanceWord::Bytes) => Ok(By::Bytes),
+        BalanceBy::Word(BalanceWord::Shards) => Ok(By::Shards),
+        BalanceBy::Query(_) => Ok(By::Told(this.seen.told.clone())),
+        BalanceBy::Word(BalanceWord::Tenants) => tenants(this.seen).map(By::Told),
+    }
+}
+
+/// The tenants of each shard, by the rows of the tables whose primary key is the distribution column.
+pub(super) fn tenants(seen: &Seen) -> Result<BTreeMap<i64, u64>, String> {
+    let mut rows: BTreeMap<i64, u64> = BTreeMap::new();
+    for (worker, says) in &seen.workers {
+        for (shard, count) in &says.rows {
+            let empty = says.sizes.get(shard).is_none_or(|bytes| *bytes <= 16 << 10);
+            match u64::try_from(*count) {
+                Ok(count) => drop(rows.insert(*shard, count)),
+                // Nobody has counted it yet, and there is hardly anything to be counted.
+                Err(_) if empty => drop(rows.insert(*shard, 0)),
+                Err(_) => {
+                    return Err(format!(
+                        "the tenants of shard {shard} on `{worker}` were never counted; `ANALYZE` the table"
+                    ));
+                }
+            }
+        }
+    }
+    if rows.is_empty() {
+        return Err(
+            "no distributed table has its distribution column as its primary key, so tenants can't be counted".into()
+        );
+    }
+    Ok(rows)
+}
+
+/// The nodes as they are to be: those that come are there and empty, those that go hold nothing.
+fn nodes(this: &Compared<'_>, layout: &mut Layout) {
+    let gone: Vec<&str> = undeclared(this).iter().map(|row| row.name.as_str()).collect();
+    for node in &mut layout.nodes {
+        if gone.contains(&node.name.as_str()) {
+            node.holds = false;
+        } else if let Some(holds) = is_to_hold(this.work, &node.name) {
+            node.holds = holds;
+        }
+    }
+    for node in this.work.nodes.iter().flatten() {
+        let name = node.address.to_string();
+        if !layout.nodes.iter().any(|known| known.name == name) {
+            let holds = is_to_hold(this.work, &name).unwrap_or(node.holds);
+            layout.nodes.push(Node { name, holds, room: None });
+        }
+    }
+    let moves = &this.work.moves;
+    if let Some((disk, free)) = moves.disk_size.zip(moves.disk_headroom) {
+        let usable = disk.0 / 100 * u64::from(100_u32.saturating_sub(free.0));
+        for node in &mut layout.nodes {
+            let used = this.seen.workers.get(&node.name).map_or(0, |worker| worker.bytes);
+            node.room = Some(usable.saturating_sub(used));
+        }
+    }
+}
+
+fn pins(this: &Compared<'_>, layout: &mut Layout, groups: &[Group], found: &mut Found) {
+    for (pin, shard) in this.work.placement.pins.iter().zip(&this.seen.pins) {
+        let Some(group) = shard.and_then(|shard| groups.iter().position(|group| group.shards.contains(&shard))) else {
+            found.notes.push(format!(
+                "the tenant `{}` of `{}` is on no shard yet, so its pin says nothing",
+                pin.tenant, pin.table
+            ));
+            continue;
+        };
+        let Some(node) = layout.nodes.iter().position(|node| node.name == pin.node) else {
+            found.refuse(|| {
+                format!("the tenant `{}` of `{}` is pinned to `{}`, which is no node", pin.tenant, pin.table, pin.node)
+            });
+            continue;
+        };
+        if !layout.nodes[node].holds {
+            found.refuse(|| {
+                format!(
+                    "the tenant `{}` of `{}` is pinned to `{}`, which is to hold nothing",
+                    pin.tenant, pin.table, pin.node
+                )
+            });
+            continue;
+        }
+        let of_group = |one: &&mut Placement| one.group == group;
+        if layout.placements.iter().any(|one| one.group == group && one.node == node && one.pin.is_none()) {
+            layout
+                .placements
+                .iter_mut()
+                .filter(of_group)
+                .filter(|one| one.node == node)
+                .for_each(|one| one.pin = Some(node));
+            continue;
+        }
+        let mut all = layout.placements.iter_mut().filter(of_group);
+        match all.find(|one| one.pin.is_none_or(|other| other == node)) {
+            Some(one) => one.pin = Some(node),
+            None => found.refuse(|| {
+                format!("the tenant `{}` of `{}` is pinned to `{}`, and another of the same shard elsewhere; isolate one of them with `isolate_tenant_to_new_shard`", pin.tenant, pin.table, pin.node)
+            }),
+        }
+    }
+}
+
+/// Whether moves for the balance are part of the plan.
+fn is_due(this: &Compared<'_>, full: &Rebalance, found: &mut Found) -> bool {
+    let asks = full.moves.iter().filter(|one| one.because == Because::Balance).count();
+    if asks == 0 {
+        return true;
+    }
+    let bytes = size(full.bytes);
+    match this.work.placement.rebalance {
+        RebalanceMode::Report => {
+            found.notes.push(format!(
+                "{asks} moves would bring the nodes into balance ({bytes}); `rebalance: report` makes none"
+            ));
+            return false;
+        }
+        RebalanceMode::Scheduled if !this.work.rebalances => {
+            found.notes.push(format!("the next rebalance makes {asks} moves ({bytes})"));
+            return false;
+        }
+        _ => {}
+    }
+    let cooldown = i64::try_from(this.work.moves.cooldown.as_seconds()).unwrap_or(i64::MAX);
+    let left = this.memory.rebalanced_at.map_or(0, |at| at.saturating_add(cooldown) - this.now);
+    if left > 0 {
+        let hours = (left + 3599) / 3600;
+        found.notes.push(format!("{asks} moves ({bytes}) wait for the end of `moves.cooldown`, in {hours} h"));
+        return false;
+    }
+    true
+}
+
+fn notes(
+    this: &Compared<'_>,
+    found: &mut Found,
+    layout: &Layout,
+    groups: &[Group],
+    plans: (&Rebalance, &Rebalance),
+    limit: f64,
+) {
+    let (full, plan) = plans;
+    if full.before.skew() > limit {
+        let (above, below) = (percent(full.before.above), percent(-full.before.below));
+        found
+            .notes
+            .push(format!("the nodes carry {above} to {below} of the mean; the limit is {:.0} %", limit * 100.0));
+    }
+    if let Some(short) = &full.short {
+        let holding = layout.nodes.iter().filter(|node| node.holds).count();
+        let name = |placement: usize| groups[layout.placements[placement].group].name.clone();
+        found.notes.push(super::show::why(short, holding, limit, name));
+    }
+    let parallel = this.work.moves.parallel;
+    if plan.moves.len() > 1 && parallel > 1 {
+        found.notes.push(match at_once(this.seen.version) {
+            true => format!("{parallel} shard groups move at once"),
+            false => format!("{parallel} shard groups move at once, of different colocations: Citus {} locks a whole colocation for a move", this.seen.version),
+        });
+    }
+}
+
+/// The moves of a plan that the cluster is ready for.
+fn taken(this: &Compared<'_>, found: &mut Found, layout: &Layout, groups: &[Group], plan: &Rebalance) -> Vec<Moving> {
+    let mut moves = vec![];
+    let mut left_out: BTreeMap<String, usize> = BTreeMap::new();
+    for one in &plan.moves {
+        let placement = &layout.placements[one.placement];
+        let group = &groups[placement.group];
+        let moving = Moving {
+            group: group.name.clone(),
+            tables: group.tables.clone(),
+            shard: group.shard,
+            from: layout.nodes[one.from].name.clone(),
+            to: layout.nodes[one.to].name.clone(),
+            bytes: placement.bytes,
+            weight: placement.weight,
+            colocation: group.colocation,
+            for_balance: one.because == Because::Balance,
+        };
+        match unready(this, &moving) {
+            None => moves.push(moving),
+            Some(why) if moving.for_balance => *left_out.entry(why).or_default() += 1,
+            Some(why) => found.refuse(|| format!("`{}` can't leave `{}`: {why}", moving.group, moving.from)),
+        }
+    }
+    for (why, count) in left_out {
+        found.notes.push(format!("{count} moves for the balance can't be made: {why}"));
+    }
+    moves
+}
+
+/// Why a group can't be moved as the declaration wants it.
+fn unready(this: &Compared<'_>, moving: &Moving) -> Option<String> {
+    let mode = this.work.moves.transfer_mode;
+    if mode == TransferMode::BlockWrites {
+        return None;
+    }
+    if mode == TransferMode::Auto {
+        let rows = &this.seen.catalog.tables;
+        let without = rows.iter().find(|row| moving.tables.contains(&row.name) && !row.has_identity);
+        if let Some(row) = without {
+            return Some(format!(
+                "`{}` has no primary key and no replica identity; give it one, or say `moves.transferMode: blockWrites`",
+                row.name
+            ));
+        }
+    }
+    let worker = this.seen.workers.get(&moving.from)?;
+    if worker.wal_level != "logical" {
+        return Some(format!(
+            "`{}` has `wal_level = {}`; set `logical` and restart it, or say `moves.transferMode: blockWrites`",
+            moving.from, worker.wal_level
+        ));
+    }
+    (worker.free_slots < 1)
+        .then(|| format!("`{}` has no free replication slot; raise `max_replication_slots`", moving.from))
+}
+
+fn figures(this: &Compared<'_>, layout: &Layout, plan: &Rebalance, moves: &[Moving], limit: f64) -> LayoutPlan {
+    let nodes = layout.nodes.iter().enumerate().map(|(at, node)| {
+        let before = Load { load: plan.before.loads[at], bytes: plan.before.bytes[at] };
+        let mut after = before;
+        for moving in moves {
+            if moving.from == node.name {
+                (after.load, after.bytes) = (after.load - moving.weight, after.bytes - moving.bytes);
+            } else if moving.to == node.name {
+                (after.load, after.bytes) = (after.load + moving.weight, after.bytes + moving.bytes);
+            }
+        }
+        NodeLoad { node: node.name.clone(), holds: node.holds, before, after }
+    });
+    let speed = this.memory.bytes_per_second;
+    let figures = |moving: &Moving| MoveFigures {
+        resource: moved(moving),
+        to: moving.to.clone(),
+        bytes: moving.bytes,
+        seconds: moving.seconds(speed),
+    };
+    LayoutPlan {
+        balance: match &this.work.placement.balance {
+            BalanceBy::Query(_) => "query".into(),
+            BalanceBy::Word(BalanceWord::Bytes) => "bytes".into(),
+            BalanceBy::Word(BalanceWord::Shards) => "shards".into(),
+            BalanceBy::Word(BalanceWord::Tenants) => "tenants".into(),
+        },
+        limit,
+        nodes: nodes.collect(),
+        moves: moves.iter().map(figures).collect(),
+        bytes: moves.iter().map(|moving| moving.bytes).sum(),
+        bytes_at_least: plan.bytes_at_least.min(moves.iter().map(|moving| moving.bytes).sum()),
+    }
+}

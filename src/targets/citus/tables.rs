@@ -1,0 +1,163 @@
+//! Tables against their declaration. Pure.
+//!
+//! Decides how a table becomes distributed, and what lies with what: the first table of a colocation is the one that the others
+//! lie with. *Never:* a table is rewritten where the declaration does not allow it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+
+use super::{
+    catalog::TableRow,
+    drift::{Compared, Found, Task, field},
+};
+use crate::model::{
+    Change,
+    citus::{Table, table_name},
+};
+
+/// The table's name with its schema.
+pub(super) fn whole_name(name: &str) -> String {
+    table_name(name).map_or_else(|_| name.to_owned(), |(schema, table)| format!("{schema}.{table}"))
+}
+
+/// Tables that are missing, or not what they are declared to be.
+pub(super) fn tables(this: &Compared<'_>, found: &mut Found) {
+    let rows: BTreeMap<&str, &TableRow> = this.seen.catalog.tables.iter().map(|row| (&*row.name, row)).collect();
+    let mut shards: BTreeMap<&str, u32> = BTreeMap::new();
+    for shard in &this.seen.catalog.shards {
+        *shards.entry(&shard.table).or_default() += 1;
+    }
+    // Of each declared colocation, the first table that there is, or that will be.
+    let mut anchors: BTreeMap<&str, (String, Option<i32>)> = BTreeMap::new();
+    for table in this.work.tables.iter().filter(|table| !table.reference) {
+        let (Some(colocation), name) = (&table.colocation, whole_name(&table.name)) else { continue };
+        let Some(row) = rows.get(&*name).filter(|row| row.method == 'h') else { continue };
+        anchors.entry(colocation).or_insert((name, Some(row.colocation)));
+    }
+    let mut resized = BTreeSet::new();
+    for table in &this.work.tables {
+        let name = whole_name(&table.name);
+        let anchor = table.colocation.as_deref().and_then(|colocation| anchors.get(colocation)).cloned();
+        match rows.get(&*name).filter(|row| !row.is_local()) {
+            None => {
+                missing(this, found, table, &name, anchor.as_ref());
+                if let Some(colocation) = table.colocation.as_deref() {
+                    anchors.entry(colocation).or_insert((name, None));
+                }
+            }
+            Some(row) => {
+                let count = shards.get(&*name).copied().unwrap_or(0);
+                differing(this, found, table, row, count, anchor.as_ref(), &mut resized);
+            }
+        }
+    }
+}
+
+fn missing(this: &Compared<'_>, found: &mut Found, table: &Table, name: &str, anchor: Option<&(String, Option<i32>)>) {
+    let has_rows = this.seen.known_tables.get(&table.name).copied();
+    let may_come = found.steps.iter().any(|step| matches!(step.task, Task::Migrate(_)));
+    if has_rows.is_none() && !may_come {
+        found.refuse(|| format!("the table `{name}` does not exist; create it in a migration, and it is distributed"));
+    }
+    let resource = format!("table {name}");
+    let Some(column) = &table.distribution_column else {
+        let fields = vec![field("/reference", Value::Null, json!(true))];
+        return found.step("citus_table", resource, Change::Create, fields, Task::Refer(name.to_owned()));
+    };
+    let with = match (anchor, &table.colocation) {
+        (Some((anchor, _)), _) => anchor.clone(),
+        (None, Some(_)) => "none".into(),
+        (None, None) => "default".into(),
+    };
+    let mut fields = vec![field("/distributionColumn", Value::Null, json!(column))];
+    if let Some(count) = table.shard_count {
+        fields.push(field("/shardCount", Value::Null, json!(count)));
+    }
+    fields.push(field("/colocatedWith", Value::Null, json!(with)));
+    // The shards of what it lies with count.
+    let shards = table.shard_count.filter(|_| anchor.is_none());
+    let has_rows = has_rows.unwrap_or(false);
+    let task = Task::Distribute { table: name.to_owned(), column: column.clone(), with, shards, has_rows };
+    found.step("citus_table", resource, Change::Create, fields, task);
+}
+
+fn differing<'w>(
+    this: &Compared<'w>,
+    found: &mut Found,
+    table: &'w Table,
+    row: &TableRow,
+    count: u32,
+    anchor: Option<&(String, Option<i32>)>,
+    resized: &mut BTreeSet<&'w str>,
+) {
+    let name = &row.name;
+    if table.reference && row.is_reference() {
+        return;
+    }
+    if row.method == 'n' && !row.is_reference() {
+        return found
+            .refuse(|| format!("`{name}` lies in a distributed schema; its rows can't be distributed as well"));
+    }
+    let mut fields = vec![];
+    let undistribute = table.reference || row.is_reference();
+    let column = table.distribution_column.as_ref().filter(|column| Some(*column) != row.column.as_ref()).cloned();
+    if undistribute {
+        fields.push(field("/reference", json!(row.is_reference()), json!(table.reference)));
+    }
+    if let Some(column) = &column {
+        fields.push(field("/distributionColumn", json!(row.column), json!(column)));
+    }
+    let with = anchor
+        .filter(|(anchor, id)| !undistribute && anchor != name && *id != Some(row.colocation))
+        .map(|(anchor, _)| anchor.clone());
+    if let Some(with) = &with {
+        fields.push(field("/colocatedWith", Value::Null, json!(with)));
+    }
+    // All tables of a colocation change together.
+    let shards = table.shard_count.filter(|wanted| !undistribute && with.is_none() && *wanted != count);
+    let shards = shards.filter(|_| table.colocation.as_deref().is_none_or(|colocation| resized.insert(colocation)));
+    if let Some(shards) = shards {
+        fields.push(field("/shardCount", json!(count), json!(shards)));
+    }
+    if fields.is_empty() {
+        return;
+    }
+    if !this.work.allow_rewrite {
+        let what: Vec<&str> = fields.iter().map(|field| field.path.trim_start_matches('/')).collect();
+        found.refuse(|| {
+            format!("`{name}` has to be rewritten for another {}, which locks it; say `allowRewrite: true` to mean that, or declare what it is", what.join(" and "))
+        });
+    }
+    let task = Task::Rewrite { table: name.clone(), column, shards, with, undistribute };
+    found.notes.push(format!("`{name}` is rewritten ({}), and nobody can write to it meanwhile", size_of(this, name)));
+    found.step("citus_table", format!("table {name}"), Change::Replace, fields, task);
+}
+
+fn size_of(this: &Compared<'_>, table: &str) -> String {
+    let ids: BTreeSet<i64> =
+        this.seen.catalog.shards.iter().filter(|shard| shard.table == table).map(|shard| shard.id).collect();
+    let placements = this.seen.catalog.placements.iter();
+    crate::render::layout::size(placements.filter(|one| ids.contains(&one.shard)).map(|one| one.bytes).sum())
+}
+
+/// Reference tables that are not on every node.
+pub(super) fn reference_tables(this: &Compared<'_>, found: &mut Found) {
+    let catalog = &this.seen.catalog;
+    let nodes: BTreeMap<i32, &str> = (catalog.nodes.iter())
+        .filter(|node| node.is_primary && node.is_active)
+        .map(|node| (node.group, &*node.name))
+        .collect();
+    let mut without: BTreeSet<&str> = BTreeSet::new();
+    for table in catalog.tables.iter().filter(|table| table.is_reference()) {
+        for shard in catalog.shards.iter().filter(|shard| shard.table == table.name) {
+            let on: BTreeSet<i32> =
+                catalog.placements.iter().filter(|one| one.shard == shard.id).map(|one| one.group).collect();
+            without.extend(nodes.iter().filter(|(group, _)| !on.contains(group)).map(|(_, name)| *name));
+        }
+    }
+    if !without.is_empty() {
+        let fields = vec![field("/missingOn", json!(without), json!([]))];
+        found.step("citus_table", "reference tables".into(), Change::Update, fields, Task::Replicate);
+    }
+}

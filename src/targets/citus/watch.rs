@@ -1,0 +1,95 @@
+//! A cheap look every few seconds: a fingerprint of the layout, which says when a whole look is worth while.
+//!
+//! *Guarantees:* a change that a look did not see is hinted at once more. *Never:* it decides anything: a fingerprint that
+//! can't be taken is a hint as well.
+//! *Race:* an instance is let go while it is looked at: the watch ends at its next turn.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use secrecy::ExposeSecret;
+use tokio::{
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    task::JoinHandle,
+};
+
+use super::{
+    access::{Login, Session},
+    observe,
+};
+use crate::model::{InstanceId, Redactor};
+
+/// How often a fingerprint is taken.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// Who watches which instance, and what they say.
+pub(super) struct Watches {
+    running: Mutex<HashMap<InstanceId, (String, JoinHandle<()>)>>,
+    say: UnboundedSender<InstanceId>,
+    heard: tokio::sync::Mutex<UnboundedReceiver<InstanceId>>,
+}
+
+impl Default for Watches {
+    fn default() -> Self {
+        let (say, heard) = unbounded_channel();
+        Self { running: Mutex::default(), say, heard: tokio::sync::Mutex::new(heard) }
+    }
+}
+
+impl Drop for Watches {
+    fn drop(&mut self) {
+        for (_, (_, task)) in self.running.lock().unwrap_or_else(PoisonError::into_inner).drain() {
+            task.abort();
+        }
+    }
+}
+
+impl Watches {
+    /// Watches a cluster for an instance, if nobody does under this login.
+    pub(super) fn watch(&self, id: &InstanceId, login: Login, redactor: &Redactor) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let who = login.url.expose_secret().to_owned();
+        if running.get(id).is_some_and(|(known, task)| *known == who && !task.is_finished()) {
+            return;
+        }
+        let (say, id_for_task, redactor) = (self.say.clone(), id.clone(), redactor.clone());
+        let task = tokio::spawn(async move {
+            let mut known: Option<String> = None;
+            loop {
+                if let Ok(session) = Session::open(&login, "evenkeel watch", &redactor).await {
+                    while !session.is_closed() {
+                        let Ok(now) = observe::fingerprint(&session).await else { break };
+                        if known.replace(now.clone()).is_some_and(|known| known != now)
+                            && say.send(id_for_task.clone()).is_err()
+                        {
+                            return;
+                        }
+                        tokio::time::sleep(EVERY).await;
+                    }
+                }
+                tokio::time::sleep(EVERY).await;
+            }
+        });
+        if let Some((_, before)) = running.insert(id.clone(), (who, task)) {
+            before.abort();
+        }
+    }
+
+    /// Waits until something may have changed.
+    pub(super) async fn changed(&self) -> InstanceId {
+        match self.heard.lock().await.recv().await {
+            Some(id) => id,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Watches no more.
+    pub(super) fn forget(&self, id: &InstanceId) {
+        if let Some((_, task)) = self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(id) {
+            task.abort();
+        }
+    }
+}
