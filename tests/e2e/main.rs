@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test that can't go on has failed")]
 
 mod bad_days;
+mod citus;
+mod citus_cluster;
 mod cluster;
 mod conversation;
 mod crashes;

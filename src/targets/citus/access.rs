@@ -162,6 +162,16 @@ impl Session {
     }
 }
 
+/// A name in SQL.
+pub(super) fn name(text: &str) -> String {
+    format!("\"{}\"", text.replace('"', "\"\""))
+}
+
+/// A text in SQL.
+pub(super) fn text(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
 /// What an error of a session means. `kind` is the SQLSTATE's class where the server said it.
 fn said(error: &tokio_postgres::Error, redactor: &Redactor) -> TargetError {
     let Some(server) = error.as_db_error() else {

@@ -12,7 +12,7 @@ use std::{sync::PoisonError, time::Duration};
 
 use super::{
     Citus,
-    access::{Rights, Session},
+    access::{Rights, Session, name, text},
     drift::{Step, Task},
     migrations,
     rebalance::Moving,
@@ -150,16 +150,6 @@ async fn locked(session: &Session, class: i32, number: i32) -> TargetError {
         retry: Retry::After(Backoff::REMOTE),
         ..TargetError::new("state-locked", format!("the cluster is being changed by `{who}`"))
     }
-}
-
-/// A name in SQL.
-pub(super) fn name(text: &str) -> String {
-    format!("\"{}\"", text.replace('"', "\"\""))
-}
-
-/// A text in SQL.
-pub(super) fn text(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
 }
 
 impl Applying<'_> {

@@ -16,8 +16,8 @@ use std::{
 use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 
 use super::{
-    access::{Rights, Session},
-    apply::{Applying, text},
+    access::{Rights, Session, text},
+    apply::Applying,
     observe::Version,
     rebalance::{Moving, at_once, moved},
 };

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use tokio_postgres::Row;
 
 use super::{
-    access::Session,
+    access::{Session, text},
     catalog::{Catalog, NodeRow, PlacementRow, ShardRow, TableRow},
 };
 use crate::{
@@ -97,10 +97,19 @@ pub struct Seen {
     pub shard_count: u32,
 }
 
-/// What a worker is asked.
-const ASK_WORKER: &str = "SELECT json_build_object(\
- 'sizes', (SELECT coalesce(json_object_agg(s.shardid, pg_total_relation_size(s.relation)), '{}') FROM (SELECT shardid, to_regclass(shard_name(logicalrelid, shardid)::text) AS relation FROM pg_dist_shard) s WHERE s.relation IS NOT NULL), \
- 'rows', (SELECT coalesce(json_object_agg(s.shardid, c.reltuples::bigint), '{}') FROM (SELECT shardid, to_regclass(shard_name(logicalrelid, shardid)::text) AS relation FROM pg_dist_shard WHERE logicalrelid IN (SELECT i.indrelid FROM pg_index i JOIN pg_dist_partition p ON p.logicalrelid = i.indrelid JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] WHERE i.indisprimary AND i.indnatts = 1 AND p.partmethod = 'h' AND a.attname = column_to_column_name(p.logicalrelid, p.partkey))) s JOIN pg_class c ON c.oid = s.relation), \
+/// What a node is asked. Shards are found by the names that Citus gives them, in the schema of their table: a lookup by name
+/// would need rights on every schema.
+const ASK: &str = "WITH shards AS (\
+   SELECT s.shardid, c.oid, c.reltuples, s.logicalrelid FROM pg_dist_shard s JOIN pg_class t ON t.oid = s.logicalrelid \
+   CROSS JOIN LATERAL parse_ident(shard_name(s.logicalrelid, s.shardid)) AS name \
+   JOIN pg_class c ON c.relnamespace = t.relnamespace AND c.relname = name[cardinality(name)]), \
+ tenants AS (\
+   SELECT p.logicalrelid FROM pg_dist_partition p JOIN pg_index i ON i.indrelid = p.logicalrelid AND i.indisprimary AND i.indnatts = 1 \
+   JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
+   WHERE p.partmethod = 'h' AND a.attname = column_to_column_name(p.logicalrelid, p.partkey)) \
+ SELECT json_build_object(\
+ 'sizes', (SELECT coalesce(json_object_agg(shardid, pg_total_relation_size(oid)), '{}') FROM shards), \
+ 'rows', (SELECT coalesce(json_object_agg(shardid, reltuples::bigint), '{}') FROM shards JOIN tenants USING (logicalrelid)), \
  'walLevel', current_setting('wal_level'), \
  'freeSlots', current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots), \
  'lag', (SELECT coalesce(max(pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)), 0)::bigint FROM pg_stat_replication WHERE application_name NOT LIKE 'citus%'), \
@@ -124,7 +133,7 @@ pub(super) async fn look(session: &Session, work: &CitusWork) -> Result<Seen, Ta
         let read = read(session, work).await;
         session.run("ROLLBACK").await?;
         let mut seen = read?;
-        ask_workers(session, &mut seen).await?;
+        ask_nodes(session, &mut seen).await?;
         if let Some(warning) = session.warnings().into_iter().next() {
             return Err(partial(format!("the cluster could not be seen as a whole: {warning}")));
         }
@@ -236,21 +245,30 @@ async fn migrations(session: &Session) -> Result<BTreeMap<String, String>, Targe
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// The shard of each pinned tenant, where its table is distributed.
+/// The shard of each pinned tenant, where its table is distributed. Citus's own function for it needs rights on the table.
 async fn pins(session: &Session, work: &CitusWork, catalog: &Catalog) -> Result<Vec<Option<i64>>, TargetError> {
     let mut shards = vec![];
     for pin in &work.placement.pins {
-        let name = table_name(&pin.table).map(|(schema, table)| format!("{schema}.{table}")).unwrap_or_default();
-        let is_distributed = catalog.tables.iter().any(|table| table.name == name && table.method == 'h');
-        shards.push(match is_distributed {
-            true => {
-                // The second parameter is "any"; a text of unknown type takes the column's.
-                let tenant = pin.tenant.replace('\'', "''");
-                let sql = format!("SELECT get_shard_id_for_distribution_column('{name}'::regclass, '{tenant}')");
-                session.row(&sql, &[]).await?.get(0)
-            }
-            false => None,
-        });
+        let name = table_name(&pin.table).unwrap_or_default();
+        let whole = format!("{}.{}", name.0, name.1);
+        if !catalog.tables.iter().any(|table| table.name == whole && table.method == 'h') {
+            shards.push(None);
+            continue;
+        }
+        let column = "SELECT format_type(a.atttypid, a.atttypmod), c.oid FROM pg_dist_partition p JOIN pg_class c ON c.oid = p.logicalrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
+                      JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = column_to_column_name(p.logicalrelid, p.partkey) WHERE n.nspname = $1 AND c.relname = $2";
+        let row = session.row(column, &[&name.0, &name.1]).await?;
+        let (sort, table): (String, u32) = (row.get(0), row.get(1));
+        let find = format!(
+            "SELECT shardid FROM pg_dist_shard, (SELECT worker_hash({}::{sort}) AS hash) h WHERE logicalrelid::oid = $1 AND hash BETWEEN shardminvalue::int AND shardmaxvalue::int",
+            text(&pin.tenant)
+        );
+        let found = session.rows(&find, &[&table]).await.map_err(|mut error| {
+            error.message =
+                format!("the pin of the tenant `{}` of `{}` can't be placed: {}", pin.tenant, pin.table, error.message);
+            error
+        })?;
+        shards.push(found.first().map(|row| row.get(0)));
     }
     Ok(shards)
 }
@@ -305,28 +323,21 @@ fn address(host: String, port: i32) -> String {
     Address { host, port: u16::try_from(port).unwrap_or(0) }.to_string()
 }
 
-/// Asks every active worker at once, and the coordinator, which may hold shards as well.
-async fn ask_workers(session: &Session, seen: &mut Seen) -> Result<(), TargetError> {
-    let asked = session
-        .rows("SELECT nodename, nodeport, success, result FROM run_command_on_workers($1)", &[&ASK_WORKER])
-        .await?;
-    for row in &asked {
+/// Asks every active node at once; the coordinator may hold shards as well.
+async fn ask_nodes(session: &Session, seen: &mut Seen) -> Result<(), TargetError> {
+    let sql = "SELECT n.nodename, n.nodeport, a.success, a.result FROM run_command_on_all_nodes($1) a JOIN pg_dist_node n USING (nodeid)";
+    for row in &session.rows(sql, &[&ASK]).await? {
         let name = address(row.get(0), row.get(1));
-        let answer: Option<String> = row.get(3);
+        let answer = row.get::<_, Option<String>>(3).unwrap_or_default();
         if !row.get::<_, bool>(2) {
-            let why = answer.unwrap_or_default();
-            let why = why.split_whitespace().collect::<Vec<_>>().join(" ");
-            return Err(partial(format!("worker {name} did not answer: {why}")));
+            let why = answer.split_whitespace().collect::<Vec<_>>().join(" ");
+            return Err(partial(format!("node {name} did not answer: {why}")));
         }
-        seen.workers.insert(name, said(&answer.unwrap_or_default())?);
-    }
-    let own = session.row(ASK_WORKER, &[]).await?.get::<_, String>(0);
-    if let Some(coordinator) = seen.catalog.nodes.iter().find(|node| node.group == 0 && node.is_primary) {
-        seen.workers.insert(coordinator.name.clone(), said(&own)?);
+        seen.workers.insert(name, said(&answer)?);
     }
     let silent = |node: &&NodeRow| node.is_primary && node.is_active && !seen.workers.contains_key(&node.name);
     match seen.catalog.nodes.iter().find(silent) {
-        Some(node) => Err(partial(format!("worker {} did not answer", node.name))),
+        Some(node) => Err(partial(format!("node {} did not answer", node.name))),
         None => Ok(()),
     }
 }
