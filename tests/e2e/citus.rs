@@ -52,7 +52,7 @@ async fn a_layout_is_brought_about_seen_and_kept() {
     let held = cluster.shards().await;
     assert_eq!(held, [format!("{} 12", nodes[0]), format!("{} 12", nodes[1])]);
     // Somebody fills one node.
-    cluster.own("INSERT INTO tasks SELECT t, i, repeat(md5(i::text), 30) FROM generate_series(1, 40) t, generate_series(1, 300) i WHERE (SELECT count(*) FROM pg_dist_shard s JOIN pg_dist_placement p USING (shardid) JOIN pg_dist_node n USING (groupid) WHERE logicalrelid = 'tasks'::regclass AND worker_hash(t) BETWEEN shardminvalue::int AND shardmaxvalue::int AND nodeport = (SELECT min(nodeport) FROM pg_dist_node WHERE groupid > 0)) = 1").await;
+    cluster.fill("tasks", &nodes[0], 300, 900).await;
     let (code, out, err) = stage.drift("dev");
     println!("{code} {out} {err}");
     let drifted = stage.verdict("dev/shards", Verdict::Drifted).await;

@@ -1,12 +1,19 @@
 //! A Citus cluster for tests: a real one where `EVENKEEL_TEST_CITUS_URL` names a coordinator as its superuser, else a stand-in of plain PostgreSQL
 //! servers. Each test has a database of its own on every node, gone with the test.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{
+    Arc, OnceLock, Weak,
+    atomic::{AtomicU32, Ordering},
+};
 
 use serde_json::json;
+use tokio::sync::Mutex;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
-use crate::stage::Stage;
+use crate::{postgres::Postgres, stage::Stage};
+
+/// How many workers a cluster has.
+const WORKERS: usize = 4;
 
 /// A database on a coordinator and its workers.
 pub(crate) struct CitusCluster {
@@ -16,6 +23,28 @@ pub(crate) struct CitusCluster {
     /// `host:port` of each worker, whether it is part of the cluster or not.
     pub(crate) workers: Vec<String>,
     folder: tempfile::TempDir,
+    /// The servers of the stand-in, the coordinator first; none where a real cluster is used.
+    pub(crate) servers: Option<Arc<Vec<Postgres>>>,
+    /// Tests on a real cluster take turns: its servers are one another's for all databases.
+    _turn: Option<tokio::sync::OwnedMutexGuard<()>>,
+}
+
+/// The servers of a stand-in, shared by the tests that run at the same time.
+async fn shared() -> Arc<Vec<Postgres>> {
+    static SHARED: OnceLock<Mutex<Weak<Vec<Postgres>>>> = OnceLock::new();
+    let mut shared = SHARED.get_or_init(Mutex::default).lock().await;
+    if let Some(servers) = shared.upgrade() {
+        return servers;
+    }
+    let servers = Arc::new(servers());
+    *shared = Arc::downgrade(&servers);
+    servers
+}
+
+fn servers() -> Vec<Postgres> {
+    (0..=WORKERS)
+        .map(|_| Postgres::start_with("-c wal_level=logical -c max_prepared_transactions=20 -c max_connections=200"))
+        .collect()
 }
 
 async fn connect(config: &Config) -> Client {
@@ -34,41 +63,102 @@ async fn texts(client: &Client, sql: &str) -> Vec<String> {
     messages.into_iter().filter_map(text).collect()
 }
 
+/// Who looks, and who owns the tables.
+async fn roles(client: &Client) {
+    for role in ["evenkeel_watch", "evenkeel_own"] {
+        let make = format!(
+            "DO $$ BEGIN CREATE ROLE {role} LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
+        );
+        texts(client, &make).await;
+    }
+    texts(client, "GRANT pg_monitor TO evenkeel_watch").await;
+}
+
 impl CitusCluster {
     /// A cluster whose first workers are part of it.
     pub(crate) async fn start(with: usize) -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let url: Config = std::env::var("EVENKEEL_TEST_CITUS_URL").unwrap().parse().unwrap();
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let database = format!("evenkeel_{}_{number}", std::process::id());
+        match std::env::var("EVENKEEL_TEST_CITUS_URL") {
+            Ok(url) => Self::real(url.parse().unwrap(), with).await,
+            Err(_) => Self::stand_in(shared().await, with).await,
+        }
+    }
+
+    /// A stand-in of servers that nobody else uses, so that they may be stopped; nothing where a real cluster is used.
+    pub(crate) async fn breakable(with: usize) -> Option<Self> {
+        match std::env::var("EVENKEEL_TEST_CITUS_URL") {
+            Ok(_) => None,
+            Err(_) => Some(Self::stand_in(Arc::new(servers()), with).await),
+        }
+    }
+
+    async fn real(url: Config, with: usize) -> Self {
+        static TURN: OnceLock<Arc<Mutex<()>>> = OnceLock::new();
+        let turn = Arc::clone(TURN.get_or_init(Arc::default)).lock_owned().await;
         let all = connect(&url).await;
         let workers = texts(&all, "SELECT nodename || ':' || nodeport FROM pg_dist_node WHERE groupid > 0 AND noderole = 'primary' ORDER BY nodename, nodeport").await;
-        assert!(workers.len() >= 4, "the cluster of EVENKEEL_TEST_CITUS_URL needs four workers");
-        for role in ["evenkeel_watch", "evenkeel_own"] {
-            texts(&all, &format!("DO $$ BEGIN CREATE ROLE {role} LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$")).await;
-        }
-        texts(&all, "GRANT pg_monitor TO evenkeel_watch").await;
-        let this = Self { url, database, workers, folder: tempfile::tempdir().unwrap() };
-        let coordinator = format!("{}:{}", this.host(), this.url.get_ports().first().unwrap_or(&5432));
-        for node in this.workers.iter().chain([&coordinator]) {
+        assert!(workers.len() >= WORKERS, "the cluster of EVENKEEL_TEST_CITUS_URL needs four workers");
+        roles(&all).await;
+        let this = Self::new(url, workers, None, Some(turn));
+        for node in this.workers.iter().chain([&this.coordinator()]) {
             let client = connect(this.at(node).dbname("postgres")).await;
             texts(&client, &format!("CREATE DATABASE {}", this.database)).await;
+            texts(&connect(&this.at(node)).await, "CREATE EXTENSION citus; SELECT setval('pg_dist_operationid_seq', (random() * 1000000)::int + 1); GRANT ALL ON SCHEMA public TO evenkeel_own")
+                .await;
+        }
+        this.with(with).await
+    }
+
+    async fn stand_in(servers: Arc<Vec<Postgres>>, with: usize) -> Self {
+        let address = |server: &Postgres| format!("127.0.0.1:{}", server.port);
+        let workers = servers[1..].iter().map(address).collect();
+        let mut url = Config::new();
+        url.host("127.0.0.1").port(servers[0].port).user("evenkeel").dbname("postgres");
+        let this = Self::new(url, workers, Some(servers), None);
+        for node in this.workers.iter().chain([&this.coordinator()]) {
+            let client = connect(this.at(node).dbname("postgres")).await;
+            roles(&client).await;
+            texts(&client, &format!("CREATE DATABASE {}", this.database)).await;
             let client = connect(&this.at(node)).await;
-            texts(&client, "CREATE EXTENSION citus; GRANT ALL ON SCHEMA public TO evenkeel_own").await;
+            texts(&client, include_str!("citus_stand_in.sql")).await;
+            let database = &this.database;
+            texts(&client, &format!("GRANT ALL ON SCHEMA public TO evenkeel_own; ALTER DATABASE {database} SET search_path = \"$user\", public, citus; ALTER DATABASE {database} SET citus.shard_count = 32")).await;
         }
+        this.sql("UPDATE stand_in SET is_coordinator = true").await;
+        this.with(with).await
+    }
+
+    fn new(
+        url: Config,
+        workers: Vec<String>,
+        servers: Option<Arc<Vec<Postgres>>>,
+        turn: Option<tokio::sync::OwnedMutexGuard<()>>,
+    ) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let database = format!("evenkeel_{}_{number}", std::process::id());
+        Self { url, database, workers, folder: tempfile::tempdir().unwrap(), servers, _turn: turn }
+    }
+
+    fn coordinator(&self) -> String {
+        format!("{}:{}", self.host(), self.url.get_ports().first().unwrap_or(&5432))
+    }
+
+    /// Adds the first workers, and writes down who we are.
+    async fn with(self, with: usize) -> Self {
+        let coordinator = self.coordinator();
         let (host, port) = coordinator.rsplit_once(':').unwrap();
-        this.sql(&format!("SELECT citus_set_coordinator_host('{host}', {port})")).await;
-        for worker in &this.workers[..with] {
+        self.sql(&format!("SELECT citus_set_coordinator_host('{host}', {port})")).await;
+        for worker in &self.workers[..with] {
             let (host, port) = worker.rsplit_once(':').unwrap();
-            this.sql(&format!("SELECT citus_add_node('{host}', {port})")).await;
+            self.sql(&format!("SELECT citus_add_node('{host}', {port})")).await;
         }
-        this.sql(&format!("GRANT CREATE ON DATABASE {} TO evenkeel_own", this.database)).await;
+        self.sql(&format!("GRANT CREATE ON DATABASE {} TO evenkeel_own", self.database)).await;
         for (name, user) in [("plan", "evenkeel_watch"), ("apply", "evenkeel_own"), ("admin", "")] {
-            let user = if user.is_empty() { this.url.get_user().unwrap_or("postgres") } else { user };
-            let url = format!("postgresql://{user}@{coordinator}/{}?sslmode=disable", this.database);
-            std::fs::write(this.folder.path().join(name), url).unwrap();
+            let user = if user.is_empty() { self.url.get_user().unwrap_or("postgres") } else { user };
+            let url = format!("postgresql://{user}@{coordinator}/{}?sslmode=disable", self.database);
+            std::fs::write(self.folder.path().join(name), url).unwrap();
         }
-        this
+        self
     }
 
     fn host(&self) -> String {
@@ -113,6 +203,17 @@ impl CitusCluster {
         stage.config["connections"]["*"]["citus"] = json!({
             "plan": {"urlFile": place("plan")}, "apply": {"urlFile": place("apply")}, "admin": {"urlFile": place("admin")},
         });
+    }
+
+    /// Fills the shards of a table that are on a node with rows, each of so many bytes.
+    pub(crate) async fn fill(&self, table: &str, node: &str, rows: u32, bytes: u32) {
+        let (host, port) = node.rsplit_once(':').unwrap();
+        let shards = self.sql(&format!("SELECT s.shardid FROM pg_dist_shard s JOIN pg_dist_placement USING (shardid) JOIN pg_dist_node USING (groupid) WHERE s.logicalrelid = '{table}'::regclass AND nodename = '{host}' AND nodeport = {port} ORDER BY 1")).await;
+        let client = connect(&self.at(node)).await;
+        texts(&client, "SET citus.enable_manual_changes_to_shards TO on").await;
+        for shard in shards {
+            texts(&client, &format!("INSERT INTO {table}_{shard} SELECT {shard}, coalesce((SELECT max(id) FROM {table}_{shard}), 0) + i, repeat('x', {bytes}) FROM generate_series(1, {rows}) i")).await;
+        }
     }
 
     /// How many shards of distributed tables each node holds, as `host:port count`.

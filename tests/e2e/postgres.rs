@@ -24,6 +24,11 @@ fn as_nobody(program: &str) -> Command {
 
 impl Postgres {
     pub(crate) fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// A server with settings.
+    pub(crate) fn start_with(settings: &str) -> Self {
         let output = Command::new("tools/tools").arg("postgres").output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let bin = String::from_utf8_lossy(&output.stdout).trim().to_owned();
@@ -38,7 +43,8 @@ impl Postgres {
         let made = quiet(as_nobody(&format!("{bin}/initdb")).args(["-A", "trust", "-U", "evenkeel", "-D"]).arg(&data));
         assert!(made.unwrap().success(), "initdb");
         let port = free_port().unwrap();
-        let options = format!("-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off");
+        let options =
+            format!("-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off {settings}");
         let started = quiet(
             as_nobody(&format!("{bin}/pg_ctl"))
                 .args(["-w", "-o", &options, "-l"])

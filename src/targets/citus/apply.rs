@@ -218,6 +218,7 @@ impl Applying<'_> {
                 set_holds(&admin, &address, holds).await
             }
             Task::Remove(address) => self.remove(&address).await,
+            Task::Replicate => self.effect(Rights::Admin).await?.run("SELECT replicate_reference_tables()").await,
             Task::Migrate(migration) => {
                 let owner = self.effect(Rights::Apply).await?;
                 migrations::apply(&owner, &migration).await
@@ -325,7 +326,6 @@ fn statements(task: &Task) -> Vec<String> {
             )]
         }
         Task::Refer(table) => vec![format!("SELECT create_reference_table({})", text(table))],
-        Task::Replicate => vec!["SELECT replicate_reference_tables()".into()],
         Task::Rewrite { table, column, shards, with, undistribute } => {
             let table = text(table);
             if *undistribute {
@@ -349,6 +349,7 @@ fn statements(task: &Task) -> Vec<String> {
         | Task::Holds { .. }
         | Task::Remove(_)
         | Task::Migrate(_)
+        | Task::Replicate
         | Task::Move(_) => vec![],
     }
 }

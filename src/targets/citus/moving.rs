@@ -19,7 +19,7 @@ use super::{
     access::{Rights, Session, text},
     apply::Applying,
     observe::Version,
-    rebalance::{Moving, at_once, moved},
+    rebalance::{Moving, at_once, moved, shares_colocation},
 };
 use crate::{
     model::{Backoff, Retry, citus::Address},
@@ -33,6 +33,8 @@ const TRIES_MAX: u32 = 3;
 const AWAY_TIME_MAX: Duration = Duration::from_secs(900);
 /// How often it is looked again, at progress, at load, at who is away.
 const LOOK: Duration = Duration::from_secs(2);
+/// How long a node may be silent while something moves from it or to it.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How much of the last measure goes into the next.
 const MEMORY: u64 = 3;
 
@@ -51,8 +53,10 @@ impl Applying<'_> {
     pub(super) async fn moves(&self, moves: Vec<Moving>) -> Result<bool, TargetError> {
         let version = self.guard.row("SELECT split_part(extversion, '.', 1)::int, split_part(split_part(extversion, '.', 2), '-', 1)::int FROM pg_extension WHERE extname = 'citus'", &[]).await?;
         let part = |at: usize| u32::try_from(version.get::<_, i32>(at)).unwrap_or(0);
-        let all_at_once = at_once(Version(part(0), part(1)));
-        let parallel = usize::try_from(self.work.moves.parallel).unwrap_or(1).max(1);
+        let version = Version(part(0), part(1));
+        let (parallel, all_at_once) = (at_once(version, &self.work.moves), shares_colocation(version));
+        // What a move left behind is in the way of the next one to the same place.
+        drop(self.effect(Rights::Apply).await?.run("CALL citus_cleanup_orphaned_resources()").await);
         let mut waiting = moves;
         let mut memory = self.this.memory(&self.job.instance).await?;
         let mut running = FuturesUnordered::new();
@@ -204,11 +208,24 @@ impl Applying<'_> {
             to.port,
             text(self.work.moves.transfer_mode.word())
         );
+        let pid: i32 = owner.row("SELECT pg_backend_pid()", &[]).await?.get(0);
         let mut call = std::pin::pin!(owner.run(&sql));
+        let mut silent: Option<Instant> = None;
         loop {
             tokio::select! {
                 done = &mut call => return done,
                 () = tokio::time::sleep(LOOK) => {}
+            }
+            // Citus itself would wait for hours for a source that is gone.
+            let is_silent = self.is_silent([&from, &to]).await;
+            let since = silent.filter(|_| is_silent).unwrap_or_else(Instant::now);
+            silent = is_silent.then_some(since);
+            if is_silent && since.elapsed() > SILENCE_MAX {
+                self.guard.row("SELECT pg_cancel_backend($1)", &[&pid]).await?;
+                drop(call.await);
+                let message =
+                    format!("`{}` or `{}` does not answer any more; the move was cancelled", moving.from, moving.to);
+                return Err(TargetError::new("move", message));
             }
             let far = "SELECT sum(source_shard_size)::bigint, sum(target_shard_size)::bigint, min(status::text) FROM get_rebalance_progress() WHERE sourcename = $1 AND sourceport = $2 AND targetname = $3 AND targetport = $4";
             let with: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
@@ -221,6 +238,17 @@ impl Applying<'_> {
                 (self.progress)(format!("moving `{}`: {} of {}, {phase}", moving.group, bytes(done), bytes(of)));
             }
         }
+    }
+
+    /// Whether one of two nodes does not answer, as far as that can be asked.
+    async fn is_silent(&self, nodes: [&Address; 2]) -> bool {
+        let ask = "SELECT n.nodename, n.nodeport FROM run_command_on_all_nodes('SELECT 1') a JOIN pg_dist_node n USING (nodeid) WHERE NOT a.success";
+        let Ok(rows) = self.guard.rows(ask, &[]).await else { return false };
+        let is_meant = |row: &tokio_postgres::Row| {
+            let (host, port): (String, i32) = (row.get(0), row.get(1));
+            nodes.iter().any(|node| node.host == host && i32::from(node.port) == port)
+        };
+        rows.iter().any(is_meant)
     }
 
     /// Waits while the cluster has enough to do.

@@ -126,6 +126,7 @@ fn refused(why: String) -> TargetError {
 
 /// Looks at everything.
 pub(super) async fn look(session: &Session, work: &CitusWork) -> Result<Seen, TargetError> {
+    session.run("SET citus.node_connection_timeout TO 10000; SET statement_timeout TO '25s'").await?;
     let mut without = None;
     for _ in 0..LOOKS_MAX {
         session.warnings();

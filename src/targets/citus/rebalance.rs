@@ -18,7 +18,7 @@ use super::{
 use crate::{
     model::{
         Change,
-        citus::{BalanceBy, BalanceWord, LayoutPlan, Load, MoveFigures, NodeLoad, RebalanceMode, TransferMode},
+        citus::{BalanceBy, BalanceWord, LayoutPlan, Load, MoveFigures, Moves, NodeLoad, RebalanceMode, TransferMode},
     },
     render::layout::{percent, size},
 };
@@ -60,8 +60,15 @@ impl Moving {
     }
 }
 
-/// How many moves can be made at once of tables that lie together.
-pub fn at_once(version: Version) -> bool {
+/// How many moves are made at once. Before [`PARALLEL_SINCE`] a move locks its whole colocation, and a second one that lets
+/// writes go on waits for the first whatever it moves.
+pub fn at_once(version: Version, moves: &Moves) -> usize {
+    let is_serial = version < PARALLEL_SINCE && moves.transfer_mode != TransferMode::BlockWrites;
+    if is_serial { 1 } else { usize::try_from(moves.parallel).unwrap_or(1).max(1) }
+}
+
+/// Whether groups of one colocation can move at once.
+pub fn shares_colocation(version: Version) -> bool {
     version >= PARALLEL_SINCE
 }
 
@@ -271,9 +278,13 @@ fn notes(
     }
     let parallel = this.work.moves.parallel;
     if plan.moves.len() > 1 && parallel > 1 {
-        found.notes.push(match at_once(this.seen.version) {
-            true => format!("{parallel} shard groups move at once"),
-            false => format!("{parallel} shard groups move at once, of different colocations: Citus {} locks a whole colocation for a move", this.seen.version),
+        let version = this.seen.version;
+        found.notes.push(match at_once(version, &this.work.moves) {
+            1 => format!(
+                "the moves are made one after the other: Citus {version} can't make several at once while writes go on"
+            ),
+            _ if shares_colocation(version) => format!("{parallel} shard groups move at once"),
+            _ => format!("{parallel} shard groups move at once, of different colocations"),
         });
     }
 }
