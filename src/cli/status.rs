@@ -7,7 +7,7 @@ use super::{Done, Format, Global, client::Client, output};
 use crate::{
     daemon::{InstanceStatus, Status},
     model::Verdict,
-    render::{ago, differs, terminal::Colour},
+    render::{ago, differs, layout, terminal::Colour},
 };
 
 /// The longest reason in a line; `explain` says all of it.
@@ -76,6 +76,11 @@ pub(super) fn lines(status: &Status) -> String {
             for field in drift.fields.iter().take(20) {
                 let how = differs(field.desired.as_ref(), field.observed.as_ref());
                 text.push_str(&format!("  {}  {}  {how}{by}\n", drift.resource, field.path));
+            }
+        }
+        if let Some(plan) = instance.layout.as_ref().filter(|_| instance.verdict == Verdict::Drifted) {
+            for line in std::iter::once(layout::summary(plan).as_str()).chain(layout::bars(plan).lines()) {
+                text.push_str(&format!("  {line}\n"));
             }
         }
     }

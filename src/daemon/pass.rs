@@ -137,6 +137,7 @@ impl Daemon {
         let (id, work) = (&job.instance, &job.work);
         observed.drift = targets::drift(work, observation);
         observed.warnings.clone_from(&observation.warnings);
+        observed.layout.clone_from(&observation.layout);
         if observation.changes.is_empty() {
             // Outputs can change by somebody else's hand, and that is drift of this instance (R1.3).
             for (name, output) in &observation.outputs {

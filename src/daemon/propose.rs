@@ -160,7 +160,14 @@ impl Daemon {
             }
             let changed_by =
                 observed.drift.iter().filter_map(|drift| Some((drift.resource.clone(), drift.by()?))).collect();
-            drifted.push(Drifted { id: id.clone(), actions, upstreams: upstreams(head, &instance.id), changed_by });
+            let layout = observed.layout.clone();
+            drifted.push(Drifted {
+                id: id.clone(),
+                actions,
+                upstreams: upstreams(head, &instance.id),
+                changed_by,
+                layout,
+            });
         }
         // Whether a cause is proposed decides what its consequences are part of.
         drifted.retain(|one| one.upstreams.is_disjoint(&undecided));

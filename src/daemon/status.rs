@@ -10,7 +10,8 @@ use crate::{
     desired::{Instance, schema::OnDelete},
     journal::{Run, Status as RunStatus},
     model::{
-        ComponentName, Drift, EnvironmentName, InstanceId, Problem, ResourceChange, Revision, RunId, Verdict, WaitingOn,
+        ComponentName, Drift, EnvironmentName, InstanceId, Problem, ResourceChange, Revision, RunId, Verdict,
+        WaitingOn, citus::LayoutPlan,
     },
     plan::{Applied, Observed},
     render::{ago, comment, counts},
@@ -52,6 +53,9 @@ pub struct InstanceStatus {
     /// What the last look found that is no drift, and that somebody should know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// What the nodes of a cluster carry, where that is not what it should be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layout: Option<LayoutPlan>,
     /// What woke it last.
     pub woken_by: Option<String>,
 }
@@ -310,6 +314,7 @@ impl Daemon {
             run: run.map(|run| run.id),
             snoozed: None,
             warnings: observed.map(|o| o.warnings.clone()).unwrap_or_default(),
+            layout: observed.and_then(|o| o.layout.clone()),
             woken_by: self.queue.last(id),
         }
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     desired::schema::Component,
-    model::{Action, Digest, Drift, ResourceChange, Revision, RunId, WaitingOn},
+    model::{Action, Digest, Drift, ResourceChange, Revision, RunId, WaitingOn, citus::LayoutPlan},
     port::RecordedOutput,
 };
 
@@ -65,9 +65,12 @@ pub struct Observed {
     pub error: Option<ObservedError>,
     /// Checks that did not answer.
     pub failed_checks: Vec<String>,
-    /// How many resources there are, where that is known.
+    /// What is no drift, and somebody should know.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// What reverting it does to the layout of shards, in figures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layout: Option<LayoutPlan>,
 }
 
 /// Why an instance could not be observed completely.
@@ -100,6 +103,7 @@ impl Observed {
             error: None,
             failed_checks: vec![],
             warnings: vec![],
+            layout: None,
         }
     }
 }

@@ -13,7 +13,9 @@ use chrono::{DateTime, Utc};
 
 use crate::{
     desired::schema::{API_VERSION, Direction, Remediation, RemediationAction, RemediationField, RemediationResource},
-    model::{Action, Change, ChangedBy, ComponentName, Digest, Digester, EnvironmentName, InstanceId},
+    model::{
+        Action, Change, ChangedBy, ComponentName, Digest, Digester, EnvironmentName, InstanceId, citus::LayoutPlan,
+    },
     plan::order,
 };
 
@@ -34,6 +36,8 @@ pub struct Drifted {
     pub upstreams: BTreeSet<InstanceId>,
     /// Who changed which resource, where that is known.
     pub changed_by: BTreeMap<String, ChangedBy>,
+    /// What it does to the layout of shards, in figures.
+    pub layout: Option<LayoutPlan>,
 }
 
 /// Drifted instances of one cause: a drifted instance with the drifted instances that depend on it.
@@ -328,6 +332,7 @@ mod tests {
             id: id.parse().unwrap(),
             actions: vec![action],
             changed_by: BTreeMap::new(),
+            layout: None,
             upstreams: upstreams.iter().map(|up| up.parse().unwrap()).collect(),
         }
     }

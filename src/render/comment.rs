@@ -225,8 +225,7 @@ fn plan_table(plan: &Plan) -> String {
     for instance in &plan.instances {
         body.push_str(&details(instance));
         if let Some(plan) = &instance.layout {
-            let (name, summary, bars) = (&instance.id.component, layout::summary(plan), layout::bars(plan));
-            body.push_str(&format!("`{name}`: {summary}\n\n````text\n{bars}````\n\n{}", layout::moves(plan)));
+            body.push_str(&format!("`{}`: {}", instance.id.component, layout::drawn(plan)));
         }
     }
     for instance in &plan.instances {
@@ -436,6 +435,7 @@ fn drift_diffs(group: &Group) -> String {
             body.push_str(&format!("\n… {left} more lines"));
         }
         body.push_str("\n````\n\n");
+        body.push_str(&one.layout.as_ref().map(layout::drawn).unwrap_or_default());
     }
     body
 }

@@ -93,6 +93,11 @@ pub fn summary(plan: &LayoutPlan) -> String {
     )
 }
 
+/// A whole plan in Markdown: the sentence, the bars and the moves.
+pub fn drawn(plan: &LayoutPlan) -> String {
+    format!("{}\n\n````text\n{}````\n\n{}", summary(plan), bars(plan), moves(plan))
+}
+
 /// The most moves that a table shows.
 const MOVES_MAX: usize = 30;
 

@@ -43,24 +43,225 @@ async fn start(cluster: &CitusCluster, files: &[(String, String)]) -> Stage {
     stage
 }
 
+/// Waits until the cluster says something.
+async fn until(cluster: &CitusCluster, stage: &Stage, sql: &str, expected: &[&str]) {
+    let seen = std::sync::Mutex::new(vec![]);
+    let holds = async || {
+        let now = cluster.sql(sql).await;
+        let is = now == expected;
+        *seen.lock().unwrap() = now;
+        is.then_some(())
+    };
+    stage.until(&format!("{sql} says {expected:?}"), holds).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_layout_is_brought_about_seen_and_kept() {
     let cluster = CitusCluster::start(2).await;
     let nodes = cluster.workers[..2].to_vec();
     let stage = start(&cluster, &files(&nodes, "")).await;
     stage.verdict("dev/shards", Verdict::InSync).await;
-    let held = cluster.shards().await;
-    assert_eq!(held, [format!("{} 12", nodes[0]), format!("{} 12", nodes[1])]);
-    // Somebody fills one node.
-    cluster.fill("tasks", &nodes[0], 300, 900).await;
-    let (code, out, err) = stage.drift("dev");
-    println!("{code} {out} {err}");
-    let drifted = stage.verdict("dev/shards", Verdict::Drifted).await;
-    println!("{:#?}", drifted.says());
-    println!("{}", stage.run(&["plan", "dev"]).1);
+    assert_eq!(cluster.shards().await, [format!("{} 12", nodes[0]), format!("{} 12", nodes[1])]);
+    // Rows come to one node alone: nothing of that is seen in the catalogs, and a look finds it.
+    cluster.fill("tasks", &nodes[0], 300, 2000).await;
+    let (code, out, _) = stage.drift("dev");
+    assert_eq!(code, 2, "{out}");
+    assert!(out.contains("moves of ") && out.contains('█'), "{out}");
     let pull = stage.proposal().await;
-    println!("{}", pull["body"].as_str().unwrap());
+    let body = pull["body"].as_str().unwrap();
+    assert!(body.contains("shards public.tasks +1") && body.contains("| move | bytes | about |"), "{body}");
+    assert!(body.contains('█'), "{body}");
     stage.merge("lin", pull["number"].as_u64().unwrap()).await;
     stage.verdict("dev/shards", Verdict::InSync).await;
-    println!("{:?}", cluster.shards().await);
+    assert_ne!(cluster.shards().await[0], format!("{} 12", nodes[0]), "shards have moved");
+    // A second look finds nothing to do.
+    let (code, out, _) = stage.drift("dev");
+    assert_eq!(code, 0, "{out}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_comes_is_filled_and_goes() {
+    let cluster = CitusCluster::start(2).await;
+    let nodes = cluster.workers[..2].to_vec();
+    let stage = start(&cluster, &files(&nodes, "")).await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    for node in &nodes {
+        cluster.fill("tasks", node, 200, 2000).await;
+    }
+    let all = cluster.workers[..3].to_vec();
+    let grown = stage.pull("grow", &files(&all, "")[1..2]).await;
+    let plan = stage.comment(grown, "### Plan for `dev`").await;
+    assert!(plan.contains(&format!("+ node {}", all[2])) && plan.contains("4 to move"), "{plan}");
+    stage.merge("lin", grown).await;
+    until(&cluster, &stage, "SELECT count(*) FROM pg_dist_node WHERE groupid > 0 AND shouldhaveshards", &["3"]).await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    assert_eq!(cluster.shards().await, all.iter().map(|node| format!("{node} 8")).collect::<Vec<_>>());
+    let references = "SELECT count(*) FROM pg_dist_placement JOIN pg_dist_shard s USING (shardid) WHERE s.logicalrelid = 'plans'::regclass";
+    assert_eq!(cluster.sql(references).await, ["4"], "what is on every node is on the new one");
+    // The first goes: it is drained, empty, and then removed.
+    let rest = all[1..].to_vec();
+    let shrunk = stage.pull("shrink", &files(&rest, "")[1..2]).await;
+    let plan = stage.comment(shrunk, "1 to destroy").await;
+    assert!(plan.contains(&format!("- node {}", all[0])), "{plan}");
+    stage.merge("lin", shrunk).await;
+    until(&cluster, &stage, "SELECT count(*) FROM pg_dist_node WHERE groupid > 0", &["2"]).await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    assert_eq!(cluster.shards().await, rest.iter().map(|node| format!("{node} 12")).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pins_and_drains_are_kept_and_strangers_are_undone() {
+    let cluster = CitusCluster::start(3).await;
+    let nodes = cluster.workers[..3].to_vec();
+    let placement = format!(
+        "    placement: {{ rebalance: report, pins: [{{ table: tenants, tenant: \"7\", node: \"{}\" }}], drain: [\"{}\"] }}\n",
+        nodes[1], nodes[2]
+    );
+    let stage = start(&cluster, &files(&nodes, &placement)).await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    let held = cluster.shards().await;
+    assert_eq!(held[2], format!("{} 0", nodes[2]), "{held:?}");
+    let home = "SELECT nodeport FROM pg_dist_placement JOIN pg_dist_shard s USING (shardid) JOIN pg_dist_node USING (groupid) WHERE s.logicalrelid = 'tenants'::regclass AND worker_hash(7) BETWEEN shardminvalue::int AND shardmaxvalue::int";
+    let port = |node: &str| node.rsplit_once(':').unwrap().1.to_owned();
+    assert_eq!(cluster.sql(home).await, [port(&nodes[1])]);
+    // Somebody moves it by hand: it is seen within seconds, and proposed to be moved back.
+    let (from, to) = (port(&nodes[1]), port(&nodes[0]));
+    let host = nodes[0].rsplit_once(':').unwrap().0;
+    cluster.sql("CALL citus_cleanup_orphaned_resources()").await;
+    cluster.sql(&format!("SELECT citus_move_shard_placement((SELECT shardid FROM pg_dist_shard s WHERE s.logicalrelid = 'tenants'::regclass AND worker_hash(7) BETWEEN shardminvalue::int AND shardmaxvalue::int), '{host}', {from}, '{host}', {to})")).await;
+    let drifted = stage.verdict("dev/shards", Verdict::Drifted).await;
+    assert_eq!(drifted.drift.len(), 1, "{drifted:?}");
+    let pull = stage.proposal().await;
+    stage.merge("lin", pull["number"].as_u64().unwrap()).await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    assert_eq!(cluster.sql(home).await, [port(&nodes[1])]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn migrations_run_once_in_order_and_are_never_changed() {
+    let cluster = CitusCluster::start(2).await;
+    let nodes = cluster.workers[..2].to_vec();
+    let stage = start(&cluster, &files(&nodes, "")).await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    let migration = |name: &str, text: &str| vec![(format!("citus/migrations/{name}"), text.to_owned())];
+    stage.push(
+        "main",
+        &migration(
+            "0002_index.sql",
+            "CREATE TABLE notes (id int);\nCREATE INDEX CONCURRENTLY notes_by_id ON notes (id);\nSELECT 1 / 0;\n",
+        ),
+    );
+    let stalled = stage.verdict("dev/shards", Verdict::Stalled).await;
+    assert!(stalled.says().contains("statement 3 of 3 of the migration `0002_index.sql` failed"), "{}", stalled.says());
+    // What failed is mended; what was done is not done again.
+    stage.push(
+        "main",
+        &migration(
+            "0002_index.sql",
+            "CREATE TABLE notes (id int);\nCREATE INDEX CONCURRENTLY notes_by_id ON notes (id);\nSELECT 1;\n",
+        ),
+    );
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    assert_eq!(
+        cluster.sql("SELECT name FROM evenkeel.migrations WHERE applied_at IS NOT NULL ORDER BY 1").await,
+        ["0001_tables.sql", "0002_index.sql"]
+    );
+    // A transaction that fails leaves nothing.
+    stage.push("main", &migration("0003_half.sql", "CREATE TABLE half (id int);\nSELECT 1 / 0;\n"));
+    let stalled = stage.verdict("dev/shards", Verdict::Stalled).await;
+    assert!(stalled.says().contains("nothing of it was applied"), "{}", stalled.says());
+    assert_eq!(cluster.sql("SELECT to_regclass('half') IS NULL").await, ["t"]);
+    stage.push("main", &migration("0003_half.sql", ""));
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    // What was applied is what it was.
+    stage.push("main", &migration("0001_tables.sql", "SELECT 1;\n"));
+    let refused = stage.verdict("dev/shards", Verdict::Stalled).await;
+    assert!(
+        refused.says().contains("the migration `0001_tables.sql` was applied with the checksum"),
+        "{}",
+        refused.says()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_not_be_seen_as_a_whole_is_unknown() {
+    let cluster = CitusCluster::start(2).await;
+    let nodes = cluster.workers[..2].to_vec();
+    let mut stage = start(&cluster, &files(&nodes, "")).await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    // A worker is no coordinator, and a database without Citus is no cluster.
+    let place = stage.place("wrong-url");
+    let url = |node: &str, database: &str| format!("postgresql://evenkeel_watch@{node}/{database}?sslmode=disable");
+    let unknown = async |stage: &Stage, says: &str| {
+        stage
+            .until(says, async || {
+                stage.drift("dev");
+                stage
+                    .instance("dev/shards")
+                    .await
+                    .filter(|one| one.verdict == Verdict::Unknown && one.says().contains(says))
+            })
+            .await;
+    };
+    std::fs::write(&place, url(&nodes[0], &cluster.database)).unwrap();
+    stage.config["connections"]["*"]["citus"]["plan"]["urlFile"] = place.display().to_string().into();
+    stage.stop();
+    stage.serve();
+    stage.ready().await;
+    unknown(&stage, "the connection leads to a worker; it has to lead to the coordinator").await;
+    std::fs::write(&place, url(&nodes[0], "template1")).unwrap();
+    unknown(&stage, "the database has no Citus").await;
+    std::fs::write(&place, "postgresql://nobody-of-that-name@127.0.0.1:1/x").unwrap();
+    unknown(&stage, "the coordinator can't be reached").await;
+    std::fs::write(&place, "hunter2-is-no-address").unwrap();
+    unknown(&stage, "the connection can't be used: its file holds no `postgresql://…` address").await;
+    assert!(!stage.log().contains("hunter2"), "an address is never shown");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_down_drives_nothing() {
+    let Some(cluster) = CitusCluster::breakable(2).await else { return };
+    let nodes = cluster.workers[..2].to_vec();
+    let stage = start(&cluster, &files(&nodes, "")).await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    let servers = cluster.servers.as_ref().unwrap();
+    servers[2].halt();
+    let (code, out, _) = stage.drift("dev");
+    assert_eq!(code, 3, "{out}");
+    assert!(out.contains(&format!("node {} did not answer", nodes[1])), "{out}");
+    servers[2].go_on();
+    stage.until("it is in sync again", async || (stage.drift("dev").0 == 0).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_daemon_waits_for_the_move_that_goes_on_and_does_the_rest() {
+    let cluster = CitusCluster::start(2).await;
+    let nodes = cluster.workers[..2].to_vec();
+    let mut stage = start(&cluster, &files(&nodes, "")).await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    if cluster.servers.is_some() {
+        cluster.sql("UPDATE stand_in SET move_seconds = 1").await;
+    }
+    let drain = format!("    placement: {{ drain: [\"{}\"] }}\n", nodes[1]);
+    stage.push("main", &files(&nodes, &drain)[1..2]);
+    let active = "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name LIKE 'evenkeel dev/shards run %' AND query LIKE 'SELECT citus_move_shard_placement%' AND state = 'active'";
+    let mut kills = 0;
+    while cluster.shards().await[1] != format!("{} 0", nodes[1]) && kills < 6 {
+        let moving = stage.until("a move is under way, or all are over", async || {
+            let is_empty = cluster.shards().await[1] == format!("{} 0", nodes[1]);
+            let is_active = cluster.sql(active).await == ["t"];
+            (is_empty || is_active).then_some(is_active)
+        });
+        if !moving.await {
+            break;
+        }
+        stage.kill();
+        kills += 1;
+        stage.serve();
+        stage.ready().await;
+    }
+    assert!(kills > 1, "it was killed among the moves");
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    assert_eq!(cluster.shards().await[1], format!("{} 0", nodes[1]));
+    assert_eq!(cluster.shards().await[0], format!("{} 24", nodes[0]));
 }

@@ -71,7 +71,8 @@ async fn roles(client: &Client) {
         );
         texts(client, &make).await;
     }
-    texts(client, "GRANT pg_monitor TO evenkeel_watch").await;
+    let grant = "DO $$ BEGIN GRANT pg_monitor TO evenkeel_watch; EXCEPTION WHEN unique_violation THEN NULL; END $$";
+    texts(client, grant).await;
 }
 
 impl CitusCluster {
@@ -189,12 +190,6 @@ impl CitusCluster {
     /// Statements on the coordinator as the superuser; the first column of what they answer.
     pub(crate) async fn sql(&self, sql: &str) -> Vec<String> {
         texts(&connect(&self.here()).await, sql).await
-    }
-
-    /// The same as the owner of the tables.
-    pub(crate) async fn own(&self, sql: &str) -> Vec<String> {
-        let mut config = self.here();
-        texts(&connect(config.user("evenkeel_own")).await, sql).await
     }
 
     /// Lets the daemon of a stage use it as `citus`.

@@ -9,6 +9,7 @@ pub(crate) struct Postgres {
     _folder: tempfile::TempDir,
     data: std::path::PathBuf,
     bin: String,
+    options: String,
     pub(crate) port: u16,
 }
 
@@ -54,7 +55,24 @@ impl Postgres {
                 .arg("start"),
         );
         assert!(started.unwrap().success(), "{}", std::fs::read_to_string(data.join("log")).unwrap_or_default());
-        Self { _folder: folder, data, bin, port }
+        Self { _folder: folder, data, bin, options, port }
+    }
+}
+
+impl Postgres {
+    /// Stops at once, as a machine that is gone.
+    pub(crate) fn halt(&self) {
+        let mut stop = as_nobody(&format!("{}/pg_ctl", self.bin));
+        stop.args(["-m", "immediate", "-w", "-D"]).arg(&self.data).arg("stop").current_dir("/");
+        assert!(stop.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
+    }
+
+    /// Comes back where it was.
+    pub(crate) fn go_on(&self) {
+        let mut start = as_nobody(&format!("{}/pg_ctl", self.bin));
+        let log = self.data.join("log");
+        start.args(["-w", "-o", &self.options, "-l"]).arg(log).arg("-D").arg(&self.data).arg("start").current_dir("/");
+        assert!(start.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
     }
 }
 

@@ -118,7 +118,9 @@ impl Citus {
             return Err(TargetError::new("lanes", "the target is closed"));
         };
         let (observation, _) = self.look(job, work).await?;
-        if job.r#use == Use::Applied && !work.destroy {
+        // What is as head says after an apply is what is applied now.
+        let is_done = job.r#use == Use::Head && observation.changes.is_empty();
+        if (job.r#use == Use::Applied || is_done) && !work.destroy {
             self.watches.watch(&job.instance, self.login(job, Rights::Plan)?, &self.redactor);
         }
         Ok(observation)
