@@ -158,11 +158,15 @@ fn alone(before: Option<&Desired>, commit: &Desired, environment: &EnvironmentNa
 }
 
 fn tighter(one: &Limits, two: &Limits) -> Limits {
-    let Limits { destroys, replaces, changes } = two;
-    let both = |one: Option<u64>, two: Option<u64>| one.into_iter().chain(two).min();
+    let Limits { destroys, replaces, changes, moves, move_bytes } = two;
+    fn both<T: Ord>(one: Option<T>, two: Option<T>) -> Option<T> {
+        one.into_iter().chain(two).min()
+    }
     Limits {
         destroys: one.destroys.min(*destroys),
         replaces: one.replaces.min(*replaces),
         changes: both(one.changes, *changes),
+        moves: both(one.moves, *moves),
+        move_bytes: both(one.move_bytes, *move_bytes),
     }
 }

@@ -75,6 +75,8 @@ enum Command {
     Apply(apply::Apply),
     /// Look at the world now and open pull requests that revert what drifted
     Propose(apply::Propose),
+    /// Make the moves that bring the shards of a Citus cluster into balance, now
+    Rebalance(say::Words),
     /// Propose to return the world to what was applied
     Revert(say::Words),
     /// Propose to declare what was observed
@@ -187,6 +189,7 @@ async fn run(cli: Cli) -> Done {
         Command::Propose(args) => apply::propose(global, &args).await,
         Command::Revert(args) => say::run(global, Verb::Revert, &args).await,
         Command::Adopt(args) => say::run(global, Verb::Adopt, &args).await,
+        Command::Rebalance(args) => say::rebalance(global, &args).await,
         Command::Snooze(args) => say::snooze(global, &args).await,
         Command::Suspend(args) => say::run(global, Verb::Suspend, &args).await,
         Command::Resume(args) => say::run(global, Verb::Resume, &args).await,

@@ -62,6 +62,14 @@ pub(super) async fn run(global: &Global, verb: Verb, words: &Words) -> Done {
     Ok(0)
 }
 
+pub(super) async fn rebalance(global: &Global, words: &Words) -> Done {
+    let said = ask(global, Verb::Rebalance, &ask_for(words)?).await?;
+    if global.output == Format::Text {
+        tell(global, Verb::Rebalance, &said)?;
+    }
+    follow_all(global, "rebalance", &said.runs).await
+}
+
 pub(super) async fn snooze(global: &Global, args: &Snooze) -> Done {
     let said = ask(global, Verb::Snooze, &Ask { lasting: args.lasting, ..ask_for(&args.words)? }).await?;
     tell(global, Verb::Snooze, &said)?;

@@ -18,10 +18,11 @@ pub const COMMENT_BYTES_MAX: usize = 65_536;
 const COMMANDS_MAX: usize = 20;
 
 /// The commands that are there.
-pub const VERBS: [Verb; 14] = [
+pub const VERBS: [Verb; 15] = [
     Verb::Plan,
     Verb::Apply,
     Verb::Drift,
+    Verb::Rebalance,
     Verb::Revert,
     Verb::Adopt,
     Verb::Snooze,
@@ -35,7 +36,7 @@ pub const VERBS: [Verb; 14] = [
     Verb::Help,
 ];
 /// The commands that a later version brings.
-const LATER: [Verb; 4] = [Verb::Rebalance, Verb::Rotate, Verb::ApprovePolicy, Verb::Release];
+const LATER: [Verb; 3] = [Verb::Rotate, Verb::ApprovePolicy, Verb::Release];
 
 /// Something that somebody asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,6 +184,7 @@ pub fn help() -> String {
         Verb::Plan => "| `/plan [SELECTOR]` | plan again and show what would be done |",
         Verb::Apply => "| `/apply [SELECTOR] [DIGEST]` | apply the plan that was posted last |",
         Verb::Drift => "| `/drift [SELECTOR]` | look at the world now and say what drifted |",
+        Verb::Rebalance => "| `/rebalance [SELECTOR]` | make the moves that bring shards into balance, now |",
         Verb::Revert => "| `/revert [SELECTOR]` | propose to return the world to what was applied |",
         Verb::Adopt => "| `/adopt [SELECTOR]` | propose to declare what was observed |",
         Verb::Snooze => "| `/snooze [SELECTOR] [14d]` | leave this drift alone, 30 days or as long as you say |",

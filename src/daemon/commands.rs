@@ -264,6 +264,7 @@ impl Daemon {
             remediation: None,
             destroys: false,
             by_drift: false,
+            rebalance: None,
         };
         self.create_runs(head, authorised).await
     }

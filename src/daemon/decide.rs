@@ -15,7 +15,7 @@ use super::{Daemon, Error, Head, Wake, orphans::users, pulls::Seen};
 use crate::{
     authority::{self, Principal},
     desired::schema::{OnMerge, Team},
-    journal::{Approved, Event, Run, RunInstance, RunState, Status as RunStatus},
+    journal::{Approved, Event, Run, RunInstance, RunState, Status as RunStatus, Rebalance},
     model::{Digest, EnvironmentName, InstanceId, PullNumber, Revision, RunId},
     plan::order,
 };
@@ -51,6 +51,8 @@ pub(super) struct Authorised {
     pub(super) destroys: bool,
     /// Whether it reverts drift by the declaration's own word.
     pub(super) by_drift: bool,
+    /// Whether it moves shards for the balance, and until when.
+    pub(super) rebalance: Option<Rebalance>,
 }
 
 impl Daemon {
@@ -139,6 +141,7 @@ impl Daemon {
             remediation: None,
             destroys: false,
             by_drift: false,
+            rebalance: None,
         };
         self.create_runs(head, authorised).await.map(drop)
     }
@@ -272,6 +275,7 @@ impl Daemon {
             remediation,
             destroys,
             by_drift,
+            rebalance,
         } = authorised;
         let known = match &word {
             Some(word) => self.store().runs_by_word(word).await?,
@@ -307,6 +311,7 @@ impl Daemon {
             pull,
             remediation,
             by_drift,
+            rebalance,
             destroys,
             instances: rows.collect(),
             created_at: self.now(),

@@ -178,6 +178,9 @@ impl Daemon {
         let name = run.remediation.as_ref().and_then(|name| name.parse().ok());
         let listed = name.and_then(|name| head.desired.remediations.get(&name));
         let mut actions = listed.iter().flat_map(|(remediation, _)| &remediation.actions);
+        if let (Work::Citus(work), Some(rebalance)) = (&mut job.work, run.rebalance) {
+            (work.rebalances, work.until) = (true, rebalance.until);
+        }
         if let Work::Tofu(work) = &mut job.work {
             work.refresh = actions.any(|action| action.instance == *id && action.r#do == tofu::plan::REFRESH);
         }

@@ -34,6 +34,7 @@ mod prepare;
 mod propose;
 mod propose_apply;
 mod publish;
+mod rebalance;
 mod pulls;
 mod recovery;
 mod remediation;
@@ -42,6 +43,7 @@ mod repair;
 mod rollout;
 mod run;
 mod schedule;
+mod timers;
 pub mod snooze;
 mod status;
 mod suspension;
@@ -271,7 +273,7 @@ impl Daemon {
     /// Works until it is asked to stop, and then ends what is under way.
     pub async fn serve(self: &Arc<Self>) {
         self.begin().await;
-        let timers = tokio::spawn(schedule::timers(Arc::clone(self)));
+        let timers = tokio::spawn(timers::timers(Arc::clone(self)));
         let keeper = tokio::spawn(Arc::clone(self).keep_lease());
         let watcher = git::watch(self);
         let heeding = tokio::spawn(Arc::clone(self).heed_the_world());
@@ -358,6 +360,7 @@ impl Daemon {
         }
         self.queue.wake(Wake::Outbox, "poll");
         self.wake_everything().await?;
+        self.heed_schedules(self.now()).await?;
         self.wake_due(self.now()).await.map(drop)
     }
 

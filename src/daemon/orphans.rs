@@ -232,6 +232,7 @@ impl Daemon {
             remediation: None,
             destroys: true,
             by_drift: false,
+            rebalance: None,
         };
         self.create_run(head, authorised).await
     }

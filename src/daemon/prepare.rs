@@ -20,12 +20,13 @@ use super::{
 };
 use crate::{
     check,
-    desired::schema::Deferred,
+    desired::schema::{Deferred, Limits},
     journal::{Approved, Event, Run, Status},
-    model::{Action, InstanceId, Retry, WaitingOn},
+    model::{Action, InstanceId, Retry, WaitingOn, citus::LayoutPlan},
     plan::{self, Applied, InstancePlan, Plan},
     port::{Job, Prepared, RecordedOutput, Use},
-    remedy, render, targets,
+    remedy, render,
+    targets::{self, citus},
 };
 
 /// How often what another machine may mend is tried before the instance is stalled.
@@ -89,7 +90,7 @@ impl Daemon {
                     continue;
                 }
                 Some(Approved::Remediation) => self.remedied(driven, &run, id).await?,
-                Some(Approved::Unknown) | None => continue,
+                Some(Approved::Unknown | Approved::Moves) | None => continue,
             };
             instances.push(whole(id, actions));
         }
@@ -139,6 +140,9 @@ impl Daemon {
     ) -> Result<(Vec<Action>, Vec<Action>), Error> {
         if !run.reverts() || !left.iter().all(plan::stands_alone) {
             return Ok((left, vec![]));
+        }
+        if run.rebalance.is_some() {
+            return Ok(left.into_iter().partition(citus::plan::is_move));
         }
         let known = match self.store().approved(run.id, id).await? {
             Some(Approved::Actions { actions }) => actions,
@@ -196,6 +200,7 @@ impl Daemon {
             return Err(Stop::Waits(WaitingOn::Approval { digest: InstancePlan::digest_of(&actions) }, says));
         }
         let actions = self.approve(driven, &run, id, actions).await?;
+        let actions = self.throttled(driven, id, actions, observation.layout.as_ref()).await?;
         if actions.is_empty() {
             let left = Left { others: fresh, warnings: prepared.observation.warnings };
             return Err(Stop::Nothing(Box::new(job), inputs, left));
@@ -397,6 +402,7 @@ impl Daemon {
                     )),
                 }
             }
+            Approved::Moves => Ok(actions.into_iter().filter(|action| citus::plan::is_move(action)).collect()),
             Approved::Remediation => {
                 let name = run.remediation.clone().unwrap_or_default();
                 let Ok(name) = name.parse() else { return Err(Stop::Fails("the remediation has no name".into())) };
@@ -412,6 +418,36 @@ impl Daemon {
                 Ok(through)
             }
         }
+    }
+
+    /// As many moves for the balance as one run may make (R3.3); the rest is for the next.
+    async fn throttled(
+        self: &Arc<Self>,
+        driven: &Driven,
+        id: &InstanceId,
+        actions: Vec<Action>,
+        layout: Option<&LayoutPlan>,
+    ) -> Result<Vec<Action>, Stop> {
+        let head = self.head().unwrap_or_else(|| Arc::clone(&driven.head));
+        let Limits { moves, move_bytes, .. } = self.guards(&head).await?.limits(&id.environment);
+        let bytes = |action: &Action| {
+            let name = action.resources.first().map(|resource| &resource.resource);
+            let figures = layout.into_iter().flat_map(|layout| &layout.moves).find(|one| Some(&one.resource) == name);
+            figures.map_or(0, |figures| figures.bytes)
+        };
+        let (mut count, mut sum) = (0, 0);
+        let fits = |action: &Action| {
+            if !action.resources.iter().all(|resource| resource.r#type == citus::plan::REBALANCE) {
+                return true;
+            }
+            let size = bytes(action);
+            let fits = moves.is_none_or(|most| count < most) && move_bytes.is_none_or(|most| sum + size <= most.0);
+            if fits {
+                (count, sum) = (count + 1, sum + size);
+            }
+            fits
+        };
+        Ok(actions.into_iter().filter(fits).collect())
     }
 
     /// The independent checker, `protect` and the limits of one run.

@@ -193,6 +193,7 @@ impl Daemon {
             remediation: (!applies).then(|| name.to_string()),
             destroys: false,
             by_drift: false,
+            rebalance: None,
         };
         self.create_run(head, authorised).await
     }

@@ -90,6 +90,7 @@ impl Daemon {
                 remediation: None,
                 destroys: false,
                 by_drift: true,
+                rebalance: None,
             };
             self.create_run(head, authorised).await?;
         }

@@ -27,7 +27,7 @@ use crate::{
     model::{Action, InstanceId, WaitingOn},
     plan::{InstancePlan, Summary, order},
     port::{Fence, Job, LOST, RecordedOutput, TargetError},
-    targets,
+    targets::{self, citus},
 };
 
 /// How often a plan is tried again when the state moved under it.
@@ -341,8 +341,12 @@ impl Daemon {
         let left = targets::actions(&job.work, id, &again);
         let (mine, others) = self.business(driven, &run, id, left).await?;
         // What the balance asks for changes with every row that is written; it is drift where it still is.
-        let is_for_balance =
-            |action: &Action| action.resources.iter().all(|r| r.r#type == targets::citus::plan::REBALANCE);
+        // In a window it is left for the next one.
+        let rebalances = run.rebalance.is_some();
+        let is_for_balance = |action: &Action| {
+            let is_later = |sort: &str| sort == citus::plan::REBALANCE || rebalances && sort == citus::plan::MOVE;
+            action.resources.iter().all(|resource| is_later(&resource.r#type))
+        };
         let (later, mine): (Vec<Action>, Vec<Action>) = mine.into_iter().partition(is_for_balance);
         let others = others.into_iter().chain(later).collect();
         if let Some(left) = mine.first().and_then(|action| action.resources.first()) {

@@ -1,111 +1,145 @@
-//! Timers: what guarantees a look when every event is lost (R7.5). Sleeps until the next thing is due.
+//! What is done by the clock: the Schedules of the branch.
+//!
+//! Decides when each is due, by its calendar and by when it was begun last, and begins it once.
+//! *Guarantees:* a time is begun once, whoever is the daemon then: the time is written down before anything is begun. A
+//! Schedule that is new begins with its next time, and not with those that passed before it was declared.
+//! *Race:* the daemon dies between the two: that time is missed, and the next one comes; what it would have found is looked
+//! for then. *Race:* times pass while nobody is there: the last of them is made up for, if its window is still open, unless
+//! the declaration says `missed: skip`.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc};
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 
-use super::{Daemon, Wake};
+use super::{Daemon, Error, Head, Wake, conversation::environments, rebalance::Word};
+use crate::{
+    calendar::Calendar,
+    desired::schema::{Missed, Schedule, ScheduledRun},
+    model::{ComponentName, Digester, InstanceId},
+};
 
-/// How often drift is looked for where nothing says.
-const DRIFT_EVERY: Duration = Duration::from_secs(15 * 60);
-/// How soon what could not be seen is looked for again, where that may have passed.
-const UNKNOWN_AGAIN: chrono::Duration = chrono::Duration::minutes(2);
-/// How often what is old is forgotten.
-const PRUNE_EVERY: chrono::Duration = chrono::Duration::days(1);
-/// The longest sleep, so that a clock that jumps is noticed.
-const SLEEP_MAX: Duration = Duration::from_secs(60);
-/// The shortest, so that a wrong time can't spin.
-const SLEEP_MIN: Duration = Duration::from_millis(200);
+/// The sort of record that says when a Schedule was begun last.
+const SCHEDULE: &str = "schedule";
+/// How late a time may be begun and still is no missed one.
+const LATE: chrono::Duration = chrono::Duration::minutes(2);
+/// How many missed times are passed over at once; what is older is older than anybody cares.
+const MISSED_MAX: usize = 10_000;
 
-/// Wakes what is due, for ever.
-pub(super) async fn timers(daemon: Arc<Daemon>) {
-    let mut polled_at = daemon.now();
-    let mut pruned_at = DateTime::UNIX_EPOCH;
-    loop {
-        let now = daemon.now();
-        if now - pruned_at >= PRUNE_EVERY || now < pruned_at {
-            pruned_at = now;
-            if let Err(error) = daemon.store().prune(now).await {
-                tracing::warn!(error = crate::error_chain(&error), "could not forget what is old");
-            }
-        }
-        let poll = chrono::Duration::from_std(daemon.settings.poll).unwrap_or(chrono::Duration::minutes(1));
-        // A clock that was set back is due at once, rather than never.
-        if now - polled_at >= poll || now < polled_at {
-            polled_at = now;
-            daemon.queue.wake(Wake::Git, "poll");
-            if daemon.hands.forge.is_some() {
-                daemon.queue.wake(Wake::Pulls, "poll");
-            }
-            if let Err(error) = daemon.wake_everything().await {
-                tracing::warn!(error = crate::error_chain(&error), "could not read what is open");
-            }
-        }
-        let mut next = polled_at + poll;
-        match daemon.wake_due(now).await {
-            Ok(due) => next = next.min(due.unwrap_or(next)),
-            Err(error) => tracing::warn!(error = crate::error_chain(&error), "could not read what is due"),
-        }
-        match daemon.store().next_unsaid().await {
-            Ok(Some(at)) if at <= now => daemon.queue.wake(Wake::Outbox, "due"),
-            Ok(Some(at)) => next = next.min(at),
-            Ok(None) => {}
-            Err(error) => tracing::warn!(error = crate::error_chain(&error), "could not read the outbox"),
-        }
-        let sleep = (next - daemon.now()).to_std().unwrap_or_default().clamp(SLEEP_MIN, SLEEP_MAX);
-        tokio::select! {
-            () = tokio::time::sleep(sleep) => {}
-            () = daemon.due_changed.notified() => {}
-        }
-    }
+/// Up to when a Schedule was heeded, and by which calendar.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Heeded {
+    at: DateTime<Utc>,
+    cron: String,
+    zone: Option<String>,
+}
+
+/// The delay of one time: by its name and time, so that it is the same whoever asks.
+fn jitter(name: &ComponentName, schedule: &Schedule, at: DateTime<Utc>) -> chrono::Duration {
+    let Some(most) = schedule.jitter else { return chrono::Duration::zero() };
+    let digest = Digester::new("jitter").field(name.as_str().as_bytes()).field(at.to_rfc3339().as_bytes()).finish();
+    let number = digest.to_string().bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
+    chrono::Duration::seconds(i64::try_from(number % (most.as_seconds() + 1)).unwrap_or(0))
 }
 
 impl Daemon {
-    /// Wakes every decision and every open run: what an error stopped goes on, without anybody's event.
-    pub(super) async fn wake_everything(self: &Arc<Self>) -> Result<(), super::Error> {
-        let Some(head) = self.head() else { return Ok(()) };
-        for environment in head.desired.environments.keys() {
-            self.queue.wake(Wake::Decide(environment.clone()), "poll");
-            self.queue.wake(Wake::Propose(environment.clone()), "poll");
-        }
-        for run in self.store().open_runs().await? {
-            self.queue.wake(Wake::Run(run.id), "poll");
-        }
-        Ok(())
-    }
-
-    /// Wakes the instances whose drift is due to be looked for; answers when the next one is.
-    pub(super) async fn wake_due(self: &Arc<Self>, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, super::Error> {
+    /// Begins what is due; answers when the next is.
+    pub(super) async fn heed_schedules(self: &Arc<Self>, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, Error> {
         let Some(head) = self.head() else { return Ok(None) };
-        let applied = self.store().all_applied().await?;
-        let observed = self.store().all_observed().await?;
-        let default = head
-            .desired
-            .state_repo
-            .as_ref()
-            .and_then(|repo| repo.defaults.drift.as_ref())
-            .and_then(|drift| drift.every);
         let mut next: Option<DateTime<Utc>> = None;
-        for (id, record) in &applied {
-            let own = head
-                .instance(id)
-                .and_then(|instance| instance.spec.as_ref())
-                .unwrap_or(&Arc::new(record.spec.clone()))
-                .drift
-                .every;
-            let every = own.or(default).map_or(DRIFT_EVERY, crate::model::Duration::std);
-            let every = chrono::Duration::from_std(every).unwrap_or(chrono::Duration::minutes(15));
-            let observed = observed.get(id);
-            let may_pass = observed.is_some_and(|one| one.error.as_ref().is_some_and(|error| error.passes));
-            let every = if may_pass { every.min(UNKNOWN_AGAIN) } else { every };
-            let at = observed.map_or(now, |observed| observed.at + every);
-            if at <= now {
-                self.queue.wake(Wake::Instance(id.clone()), "drift.every");
-                next = Some(next.map_or(now + every, |next| next.min(now + every)));
-            } else {
+        for (name, schedule) in &head.desired.schedules {
+            let Ok(calendar) = Calendar::new(&schedule.cron, schedule.time_zone.as_deref()) else { continue };
+            if let Some(at) = self.heed_schedule(&head, name, schedule, &calendar, now).await? {
                 next = Some(next.map_or(at, |next| next.min(at)));
             }
         }
         Ok(next)
+    }
+
+    async fn heed_schedule(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        name: &ComponentName,
+        schedule: &Schedule,
+        calendar: &Calendar,
+        now: DateTime<Utc>,
+    ) -> Result<Option<DateTime<Utc>>, Error> {
+        let fresh = Heeded { at: now, cron: schedule.cron.clone(), zone: schedule.time_zone.clone() };
+        let known: Option<Heeded> = self.store().get(SCHEDULE, name.as_str()).await?;
+        let Some(known) = known.filter(|known| known.cron == fresh.cron && known.zone == fresh.zone) else {
+            self.store().put(SCHEDULE, name.as_str(), now, &fresh).await?;
+            return Ok(calendar.next(now));
+        };
+        let begins = |at: DateTime<Utc>| at + jitter(name, schedule, at);
+        let mut due: Option<DateTime<Utc>> = None;
+        let mut after = known.at;
+        for _ in 0..MISSED_MAX {
+            match calendar.next(after) {
+                Some(at) if begins(at) <= now => (due, after) = (Some(at), at),
+                Some(at) => {
+                    if let Some(due) = due {
+                        self.begin_schedule(head, name, schedule, due, now).await?;
+                    }
+                    return Ok(Some(begins(at)));
+                }
+                None => break,
+            }
+        }
+        if let Some(due) = due {
+            self.begin_schedule(head, name, schedule, due, now).await?;
+        }
+        Ok(Some(now))
+    }
+
+    /// Begins one time, after it was written down.
+    async fn begin_schedule(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        name: &ComponentName,
+        schedule: &Schedule,
+        at: DateTime<Utc>,
+        now: DateTime<Utc>,
+    ) -> Result<(), Error> {
+        let heeded = Heeded { at, cron: schedule.cron.clone(), zone: schedule.time_zone.clone() };
+        self.store().put(SCHEDULE, name.as_str(), now, &heeded).await?;
+        let begins = at + jitter(name, schedule, at);
+        let until = schedule.duration.and_then(|duration| chrono::Duration::from_std(duration.std()).ok()).map(|duration| at + duration);
+        let is_missed = now - begins > LATE;
+        if until.is_some_and(|until| now >= until) || is_missed && schedule.missed == Missed::Skip {
+            tracing::warn!(schedule = %name, %at, "a time passed while nobody was there, and is left out");
+            return Ok(());
+        }
+        let selector = match schedule.select.as_deref().map(str::parse) {
+            Some(Ok(selector)) => Some(selector),
+            Some(Err(_)) => return Ok(()),
+            None => None,
+        };
+        let selected = self.select(head, selector.as_ref(), &BTreeSet::new()).await?;
+        let applied = self.store().all_applied().await?;
+        let suspended = self.suspensions(Some(head)).await?;
+        let acts = schedule.run != ScheduledRun::Drift;
+        let may = |id: &&InstanceId| applied.contains_key(*id) && !(acts && suspended.instance(id).is_some());
+        let selected: BTreeSet<InstanceId> = selected.iter().filter(may).cloned().collect();
+        tracing::info!(schedule = %name, %at, run = ?schedule.run, instances = selected.len(), "a schedule is due");
+        let said = format!("the Schedule `{name}` of {}", at.format("%Y-%m-%d %H:%M UTC"));
+        self.store().audit(now, "schedule", "begin", name.as_str(), &said).await?;
+        match schedule.run {
+            ScheduledRun::Drift => {
+                for id in selected {
+                    self.queue.wake(Wake::Instance(id), "schedule");
+                }
+            }
+            ScheduledRun::Rebalance => {
+                let clusters = self.clusters(&selected).await?;
+                for environment in environments(&clusters) {
+                    let word =
+                        Word { because: said.clone(), principal: format!("schedule:{name}"), word: None, pull: None, until };
+                    self.start_rebalance(head, &environment, &clusters, word).await?;
+                }
+            }
+            // These are refused where they are declared.
+            ScheduledRun::Backup | ScheduledRun::Rotate | ScheduledRun::Report => {}
+        }
+        Ok(())
     }
 }

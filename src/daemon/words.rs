@@ -71,6 +71,10 @@ impl Daemon {
             Verb::Forget => self.forget(head, &meant, who).await?,
             Verb::Cancel => self.cancel(&meant, who).await?,
             Verb::Unlock => self.unlock(head, &meant, who).await?,
+            Verb::Rebalance => {
+                let (says, runs) = self.rebalance(head, &meant, who, pull).await?;
+                return Ok(Said { says, runs, ..Said::default() });
+            }
             Verb::Destroy => {
                 let digests: Vec<String> = command.digest.iter().cloned().collect();
                 let Some(selector) = selector else { return Err(say_what(command)) };

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Duration, EnvironmentName};
+use crate::model::{Duration, EnvironmentName, Size};
 
 /// A stage of the world, such as `staging`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -112,9 +112,6 @@ pub enum Deferred {
 /// What one run may do at most; it is stopped before its first effect.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-#[schemars(extend("x-not-supported-yet" = {
-    "moves": "moves come with Citus", "moveBytes": "moves come with Citus"
-}))]
 #[derive(Default)]
 pub struct Limits {
     /// Resources destroyed.
@@ -124,4 +121,10 @@ pub struct Limits {
     /// Resources changed in any way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub changes: Option<u64>,
+    /// Shard groups moved for the balance; what is more waits for the next run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moves: Option<u64>,
+    /// Bytes moved for the balance; what is more waits for the next run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub move_bytes: Option<Size>,
 }

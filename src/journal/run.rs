@@ -50,6 +50,9 @@ pub struct Run {
     /// Whether it reverts drift by the declaration's own word (`drift.mode: revert`).
     #[serde(default)]
     pub by_drift: bool,
+    /// Whether it moves shards for the balance, and until when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rebalance: Option<Rebalance>,
     /// Whether it destroys what is no longer declared (R1.9).
     #[serde(default)]
     pub destroys: bool,
@@ -59,6 +62,15 @@ pub struct Run {
     pub created_at: DateTime<Utc>,
     /// When it ended.
     pub ended_at: Option<DateTime<Utc>>,
+}
+
+/// A run that moves shards.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rebalance {
+    /// No move begins that would not be over by then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<DateTime<Utc>>,
 }
 
 /// Where an instance of a run stands.
@@ -126,12 +138,14 @@ pub enum Approved {
     },
     /// What a merged remediation lets through.
     Remediation,
+    /// Moves of shards, whichever the planner makes of what it sees then.
+    Moves,
 }
 
 impl Run {
     /// Whether it returns to what is applied, and leaves head alone.
     pub fn reverts(&self) -> bool {
-        self.remediation.is_some() || self.by_drift
+        self.remediation.is_some() || self.by_drift || self.rebalance.is_some()
     }
 
     /// Whether an instance of it has not ended.

@@ -6,8 +6,15 @@ use crate::{
     port::Observation,
 };
 
+/// The type of a move that a declaration asks for: a pin, a node that is drained.
+pub const MOVE: &str = "citus_move";
 /// The type of a move that nothing but the balance asks for; what such an action does is `citus.rebalance`.
 pub const REBALANCE: &str = "citus_rebalance";
+
+/// Whether an action moves shards.
+pub fn is_move(action: &Action) -> bool {
+    action.resources.iter().all(|resource| resource.r#type == REBALANCE || resource.r#type == MOVE)
+}
 
 /// The actions of an instance, in the order in which they are done.
 pub fn actions(id: &InstanceId, observation: &Observation) -> Vec<Action> {

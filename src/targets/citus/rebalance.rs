@@ -13,7 +13,7 @@ use super::{
     catalog::{self, By, Group},
     drift::{Compared, Found, Task, field, is_to_hold, undeclared},
     observe::{Seen, Version},
-    plan::REBALANCE,
+    plan::{MOVE, REBALANCE},
 };
 use crate::{
     model::{
@@ -107,7 +107,7 @@ pub(super) fn moves(this: &Compared<'_>, found: &mut Found) {
         found.layout = Some(figures(this, &layout, &plan, &moves, limit));
     }
     for moving in moves {
-        let r#type = if moving.for_balance { REBALANCE } else { "citus_move" };
+        let r#type = if moving.for_balance { REBALANCE } else { MOVE };
         let fields = vec![field("/node", json!(moving.from), json!(moving.to))];
         let resource = moved(&moving);
         found.step(r#type, resource, Change::Move, fields, Task::Move(moving));

@@ -1,0 +1,97 @@
+//! Runs that move shards: by somebody's word, or by a Schedule.
+//!
+//! Decides which instances such a run is about. Which groups move is planned when the run takes its turn, by what is seen
+//! then. *Never:* such a run changes anything but where shards are.
+//! *Race:* what is declared changes meanwhile: the run is about what is applied, and a newer run of the instance comes first.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use chrono::{DateTime, Utc};
+
+use super::{Daemon, Error, Head, conversation::environments, decide::Authorised};
+use crate::{
+    authority::Principal,
+    journal::{Approved, Rebalance},
+    model::{EnvironmentName, InstanceId, PullNumber, RunId},
+    render::comment,
+};
+
+/// By what a rebalance is authorised.
+pub(super) struct Word {
+    pub(super) because: String,
+    pub(super) principal: String,
+    pub(super) word: Option<String>,
+    pub(super) pull: Option<PullNumber>,
+    /// When its window is over.
+    pub(super) until: Option<DateTime<Utc>>,
+}
+
+impl Daemon {
+    /// `/rebalance`: makes the moves now.
+    pub(super) async fn rebalance(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        meant: &BTreeSet<InstanceId>,
+        who: &Principal,
+        pull: Option<PullNumber>,
+    ) -> Result<(String, Vec<RunId>), Error> {
+        let clusters = self.clusters(meant).await?;
+        if clusters.is_empty() {
+            let says = "Nothing is rebalanced: none of what you mean is the applied layout of a Citus cluster.";
+            return Err(Error::Refused(says.into()));
+        }
+        for environment in environments(&clusters) {
+            if let Some(says) = self.suspensions(Some(head)).await?.environment(&environment) {
+                return Err(Error::Refused(format!("Nothing is rebalanced: {says}.")));
+            }
+        }
+        let mut runs = vec![];
+        for environment in environments(&clusters) {
+            let word = Word {
+                because: format!("`/rebalance` of {}", who.name().replace("user:", "@")),
+                principal: who.name(),
+                word: who.word().map(str::to_owned),
+                pull,
+                until: None,
+            };
+            runs.push(self.start_rebalance(head, &environment, &clusters, word).await?);
+        }
+        let named: Vec<String> = runs.iter().map(ToString::to_string).collect();
+        let names = comment::names(clusters.iter().map(ToString::to_string));
+        Ok((format!("Run {} rebalances {names}.", named.join(" and ")), runs))
+    }
+
+    /// Those of some instances that are the applied layout of a cluster.
+    pub(super) async fn clusters(&self, meant: &BTreeSet<InstanceId>) -> Result<BTreeSet<InstanceId>, Error> {
+        let applied = self.store().all_applied().await?;
+        let is_cluster = |id: &&InstanceId| applied.get(*id).is_some_and(|record| record.spec.citus.is_some());
+        Ok(meant.iter().filter(is_cluster).cloned().collect())
+    }
+
+    /// Makes the run of one environment.
+    pub(super) async fn start_rebalance(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        environment: &EnvironmentName,
+        clusters: &BTreeSet<InstanceId>,
+        word: Word,
+    ) -> Result<RunId, Error> {
+        let instances: BTreeSet<InstanceId> =
+            clusters.iter().filter(|id| id.environment == *environment).cloned().collect();
+        let authorised = Authorised {
+            environment: environment.clone(),
+            approved: instances.iter().map(|id| (id.clone(), Approved::Moves)).collect(),
+            instances,
+            because: word.because,
+            principal: word.principal,
+            word: word.word,
+            by_merge: false,
+            pull: word.pull,
+            remediation: None,
+            destroys: false,
+            by_drift: false,
+            rebalance: Some(Rebalance { until: word.until }),
+        };
+        self.create_run(head, authorised).await
+    }
+}
