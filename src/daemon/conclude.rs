@@ -120,5 +120,14 @@ fn ended(run: &Run) -> String {
     if !superseded.is_empty() {
         return "A newer run took its place.".into();
     }
+    if run.rebalance.is_some() {
+        let moved = run.instances.values().any(|instance| instance.changed);
+        let said = if moved {
+            "The moves are made; what is left of the balance waits for the next rebalance."
+        } else {
+            "No move was to be made."
+        };
+        return said.into();
+    }
     "Everything it was to do is done, and a fresh plan is empty.".into()
 }

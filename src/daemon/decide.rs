@@ -15,7 +15,7 @@ use super::{Daemon, Error, Head, Wake, orphans::users, pulls::Seen};
 use crate::{
     authority::{self, Principal},
     desired::schema::{OnMerge, Team},
-    journal::{Approved, Event, Run, RunInstance, RunState, Status as RunStatus, Rebalance},
+    journal::{Approved, Event, Rebalance, Run, RunInstance, RunState, Status as RunStatus},
     model::{Digest, EnvironmentName, InstanceId, PullNumber, Revision, RunId},
     plan::order,
 };

@@ -48,6 +48,9 @@ impl Daemon {
                 self.queue.wake(Wake::Instance(id.clone()), "head moved");
             }
         }
+        if before.as_ref().is_none_or(|before| before.desired.schedules != head.desired.schedules) {
+            self.due_changed.notify_one();
+        }
         for environment in head.desired.environments.keys() {
             self.queue.wake(Wake::Decide(environment.clone()), "head moved");
         }

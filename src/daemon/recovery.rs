@@ -76,7 +76,8 @@ impl Daemon {
             return self.record(driven, id, Event::Applied { changed: true }, None).await.map(Effect::Ended);
         }
         let records = self.store().journal(Some(run.id), u32::MAX).await?;
-        let mut records = records.into_iter().rev().filter(|record| record.instance == *id);
+        let is_step = |event: &Event| matches!(event, Event::Step { .. });
+        let mut records = records.into_iter().rev().filter(|record| record.instance == *id && !is_step(&record.event));
         let (job, inputs) = match self.begun_job(driven, &run, id).await {
             Ok(job) => job,
             Err(error) => return self.stalled_begun(driven, id, status, crate::error_chain(&error)).await,
@@ -91,7 +92,9 @@ impl Daemon {
             }
             Some((Event::Started { .. }, token)) => {
                 let fence = Fence { run: run.id, token };
-                match self.hands.target.attach(&job, fence, Self::progress(id)).await? {
+                let (progress, told) = Self::progress();
+                let attaching = self.hands.target.attach(&job, fence, progress);
+                match self.hear(driven, id, attaching, told).await? {
                     Attached::Ended(done) => return self.finish(driven, id, done, &job, inputs).await,
                     Attached::Gone => {}
                 }
@@ -150,11 +153,5 @@ impl Daemon {
             self.record(driven, id, Event::Finished { outcome }, None).await?;
         }
         self.fail(driven, id, says).await.map(Effect::Ended)
-    }
-
-    /// Where the progress of an instance's effect is told.
-    pub(super) fn progress(id: &InstanceId) -> crate::port::Progress {
-        let instance = id.clone();
-        Arc::new(move |line| tracing::info!(%instance, line, "progress"))
     }
 }

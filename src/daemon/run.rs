@@ -260,7 +260,9 @@ impl Daemon {
         let digest = InstancePlan::digest_of(&actions);
         self.record(driven, id, Event::Started { digest }, None).await?;
         tracing::info!(instance = %id, actions = actions.len(), digest = digest.short(), "actions started");
-        let done = self.hands.target.apply(&job, prepared, fence, Self::progress(id)).await;
+        let (progress, told) = Self::progress();
+        let doing = self.hands.target.apply(&job, prepared, fence, progress);
+        let done = self.hear(driven, id, doing, told).await;
         match done {
             // Everything that knew of it was killed, while this daemon lives: the world tells.
             Err(error) if error.kind == LOST => self.look_again(driven, &run, id, &job, inputs).await,
@@ -456,6 +458,7 @@ impl Daemon {
                 | Event::Failed { says }
                 | Event::Skipped { says }
                 | Event::Cancelled { says }
+                | Event::Step { says }
                 | Event::Superseded { says } => says.clone(),
                 _ => String::new(),
             };

@@ -103,7 +103,10 @@ impl Daemon {
         let heeded = Heeded { at, cron: schedule.cron.clone(), zone: schedule.time_zone.clone() };
         self.store().put(SCHEDULE, name.as_str(), now, &heeded).await?;
         let begins = at + jitter(name, schedule, at);
-        let until = schedule.duration.and_then(|duration| chrono::Duration::from_std(duration.std()).ok()).map(|duration| at + duration);
+        let until = schedule
+            .duration
+            .and_then(|duration| chrono::Duration::from_std(duration.std()).ok())
+            .map(|duration| at + duration);
         let is_missed = now - begins > LATE;
         if until.is_some_and(|until| now >= until) || is_missed && schedule.missed == Missed::Skip {
             tracing::warn!(schedule = %name, %at, "a time passed while nobody was there, and is left out");
@@ -132,8 +135,13 @@ impl Daemon {
             ScheduledRun::Rebalance => {
                 let clusters = self.clusters(&selected).await?;
                 for environment in environments(&clusters) {
-                    let word =
-                        Word { because: said.clone(), principal: format!("schedule:{name}"), word: None, pull: None, until };
+                    let word = Word {
+                        because: said.clone(),
+                        principal: format!("schedule:{name}"),
+                        word: None,
+                        pull: None,
+                        until,
+                    };
                     self.start_rebalance(head, &environment, &clusters, word).await?;
                 }
             }

@@ -34,6 +34,11 @@ pub enum Event {
         /// The action.
         digest: Digest,
     },
+    /// A step of the effect begins, or is over.
+    Step {
+        /// In a sentence.
+        says: String,
+    },
     /// The effect is over.
     Finished {
         /// How.
@@ -142,6 +147,7 @@ impl Event {
             Self::Planned { .. } => "planned",
             Self::Waits { .. } => "waits",
             Self::Started { .. } => "started",
+            Self::Step { .. } => "step",
             Self::Finished { .. } => "finished",
             Self::Applied { .. } => "applied",
             Self::Failed { .. } => "failed",
@@ -162,6 +168,7 @@ pub fn next_status(instance: &InstanceId, status: Status, event: &Event) -> Resu
         (New | Waiting | Planned | Effected, Event::Planned { .. }) => Planned,
         (New | Planned | Waiting, Event::Waits { .. }) => Waiting,
         (Planned, Event::Started { .. }) => Running,
+        (Running, Event::Step { .. }) => Running,
         (Running, Event::Finished { outcome: Outcome::Done }) => Effected,
         (Running, Event::Finished { outcome: Outcome::Failed { .. } | Outcome::Interrupted { .. } }) => Effected,
         // Nothing was done, so the instance may be planned again.
@@ -221,6 +228,7 @@ impl fmt::Display for Event {
             Self::Planned { digest: None } => f.write_str("planned, nothing to do"),
             Self::Waits { says, .. } => write!(f, "waits: {says}"),
             Self::Started { digest } => write!(f, "started action {}", digest.short()),
+            Self::Step { says } => f.write_str(says),
             Self::Finished { outcome: Outcome::Done } => f.write_str("finished"),
             Self::Finished { outcome: Outcome::Failed { says } } => write!(f, "finished with an error: {says}"),
             Self::Finished { outcome: Outcome::Interrupted { says } } => write!(f, "was interrupted: {says}"),

@@ -300,8 +300,17 @@ pub struct Prepared {
     pub ticket: Box<dyn Any + Send>,
 }
 
+/// What a target tells of an effect while it is in flight.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// How far it is.
+    Now(String),
+    /// A step of it begins, or is over: it stands in the journal.
+    Step(String),
+}
+
 /// Hears what a target does while it does it.
-pub type Progress = Arc<dyn Fn(String) + Send + Sync>;
+pub type Progress = Arc<dyn Fn(Told) + Send + Sync>;
 
 /// What can be looked at and changed.
 #[async_trait]

@@ -265,3 +265,36 @@ async fn a_killed_daemon_waits_for_the_move_that_goes_on_and_does_the_rest() {
     assert_eq!(cluster.shards().await[1], format!("{} 0", nodes[1]));
     assert_eq!(cluster.shards().await[0], format!("{} 24", nodes[0]));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebalance_is_made_by_a_word_and_by_the_clock() {
+    let cluster = CitusCluster::start(2).await;
+    let nodes = cluster.workers[..2].to_vec();
+    let scheduled = "    placement: { rebalance: scheduled }\n    moves: { cooldown: 1s }\n";
+    let mut all = files(&nodes, scheduled);
+    all[0] = environment("dev", "onMerge: apply, limits: { moves: 1 }");
+    let stage = start(&cluster, &all).await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    let (code, out, _) = stage.run(&["rebalance", "dev"]);
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains("No move was to be made"), "{out}");
+    cluster.fill("tasks", &nodes[0], 300, 2000).await;
+    let (code, out, _) = stage.drift("dev");
+    assert_eq!(code, 0, "what waits for its time is no drift: {out}");
+    let told = stage.instance("dev/shards").await.unwrap().warnings;
+    assert!(told.iter().any(|one| one.starts_with("the next rebalance makes ")), "{told:?}");
+    // One move each time, as the limits say.
+    let (code, out, err) = stage.run(&["rebalance", "dev"]);
+    assert_eq!(code, 0, "{out}{err}");
+    assert_eq!(cluster.shards().await, [format!("{} 10", nodes[0]), format!("{} 14", nodes[1])]);
+    let (_, journal, _) = stage.run(&["journal"]);
+    assert!(journal.contains("moving public.tasks +1") && journal.contains("moved public.tasks +1"), "{journal}");
+    let explained = stage.run(&["explain", "dev/shards"]).1;
+    assert!(explained.contains("moved public.tasks +1"), "{explained}");
+    // And the next by the clock.
+    let schedule = "apiVersion: evenkeel.dev/v1alpha1\nkind: Schedule\nmetadata: { name: often }\nspec: { cron: \"* * * * *\", run: rebalance, select: \"kind:citus\", duration: 1m }\n";
+    stage.push("main", &[("state-repo/schedules/often.yaml".into(), schedule.into())]);
+    until(&cluster, &stage, "SELECT count(DISTINCT groupid) FROM pg_dist_placement p JOIN pg_dist_shard s USING (shardid) WHERE s.logicalrelid = 'tasks'::regclass AND (SELECT count(*) FROM pg_dist_placement q JOIN pg_dist_shard t USING (shardid) WHERE t.logicalrelid = 'tasks'::regclass AND q.groupid = p.groupid) = 8", &["1"]).await;
+    let runs = stage.run(&["runs"]).1;
+    assert!(runs.contains("Schedule"), "{runs}");
+}

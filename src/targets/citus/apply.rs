@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     model::{Backoff, InstanceId, Retry, citus::Address},
-    port::{Attached, CitusWork, Fence, Job, Observation, Prepared, Progress, TargetError},
+    port::{Attached, CitusWork, Fence, Job, Observation, Prepared, Progress, TargetError, Told},
 };
 
 /// The lock of a run; with the instance's own number.
@@ -115,7 +115,7 @@ impl Citus {
         while !self.is_quiet(&session, number).await? {
             if !said {
                 let whose = locked(&session, EFFECT, number).await;
-                progress(format!("waits for what goes on without the daemon: {}", whose.message));
+                progress(Told::Now(format!("waits for what goes on without the daemon: {}", whose.message)));
                 said = true;
             }
             tokio::time::sleep(LOOK).await;
@@ -173,7 +173,7 @@ impl Applying<'_> {
                     }
                 }
                 task => {
-                    (self.progress)(format!("{} {}", step.change.change.verb(), step.change.resource));
+                    (self.progress)(Told::Step(format!("{} {}", step.change.change.verb(), step.change.resource)));
                     self.one(task).await
                 }
             };

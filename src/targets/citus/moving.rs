@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     model::{Backoff, Retry, citus::Address},
-    port::TargetError,
+    port::{TargetError, Told},
     render::layout::size,
 };
 
@@ -72,7 +72,7 @@ impl Applying<'_> {
                 }
                 if !self.fits(&waiting[at], memory.bytes_per_second) {
                     is_over = true;
-                    (self.progress)(format!("{} moves wait for the next window", waiting.len()));
+                    (self.progress)(Told::Step(format!("{} moves wait for the next window", waiting.len())));
                     break;
                 }
                 let moving = waiting.remove(at);
@@ -133,13 +133,13 @@ impl Applying<'_> {
             };
             self.wait_for_load(&owner, moving).await?;
             let began = Instant::now();
-            (self.progress)(format!(
+            (self.progress)(Told::Step(format!(
                 "moving `{}` ({}) from {} to {}",
                 moving.group,
                 size(moving.bytes),
                 moving.from,
                 moving.to
-            ));
+            )));
             let done = self.call(&owner, moving, shard).await;
             let Err(error) = done else {
                 if !matches!(find(&owner, moving).await?, Where::Target) {
@@ -148,7 +148,7 @@ impl Applying<'_> {
                         format!("Citus says that it moved, and it is not on `{}`", moving.to),
                     ));
                 }
-                (self.progress)(format!("moved `{}` in {} s", moving.group, began.elapsed().as_secs()));
+                (self.progress)(Told::Step(format!("moved `{}` in {} s", moving.group, began.elapsed().as_secs())));
                 return Ok(Some(began.elapsed()));
             };
             let is_lost = error.kind == "unreachable";
@@ -235,7 +235,12 @@ impl Applying<'_> {
             if let (Some(of), Some(done)) = (row.get::<_, Option<i64>>(0), row.get::<_, Option<i64>>(1)) {
                 let bytes = |count: i64| size(u64::try_from(count).unwrap_or(0));
                 let phase = row.get::<_, Option<String>>(2).unwrap_or_default().to_lowercase();
-                (self.progress)(format!("moving `{}`: {} of {}, {phase}", moving.group, bytes(done), bytes(of)));
+                (self.progress)(Told::Now(format!(
+                    "moving `{}`: {} of {}, {phase}",
+                    moving.group,
+                    bytes(done),
+                    bytes(of)
+                )));
             }
         }
     }
@@ -263,7 +268,7 @@ impl Applying<'_> {
                 return Err(TargetError { retry: Retry::After(Backoff::REMOTE), ..TargetError::new("busy", message) });
             }
             if said != why {
-                (self.progress)(format!("`{}` waits: {why}", moving.group));
+                (self.progress)(Told::Now(format!("`{}` waits: {why}", moving.group)));
                 said = why;
             }
             tokio::time::sleep(LOOK).await;

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     model::{Backoff, Change, Retry},
-    port::{Diagnostic, Fence, Job, KubernetesWork, Observation, Prepared, Progress, TargetError},
+    port::{Diagnostic, Fence, Job, KubernetesWork, Observation, Prepared, Progress, TargetError, Told},
 };
 
 /// How often an object that keeps changing is looked at again.
@@ -188,7 +188,7 @@ impl Applying<'_> {
             match done {
                 Ok(held) => {
                     self.begun = true;
-                    progress(format!("{} {}", step.change.verb(), step.key));
+                    progress(Told::Now(format!("{} {}", step.change.verb(), step.key)));
                     self.inventory.insert(step.key, held);
                 }
                 Err(Stop::Stale(why)) => self.stale = Some(why),
@@ -389,7 +389,7 @@ impl Applying<'_> {
             match done {
                 Ok(gone) => {
                     self.begun = true;
-                    progress(format!("{} {}", step.change.verb(), step.key));
+                    progress(Told::Now(format!("{} {}", step.change.verb(), step.key)));
                     if gone {
                         self.inventory.remove(&step.key);
                     }
