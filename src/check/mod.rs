@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use crate::{
     desired::schema::Limits,
     model::{Change, InstanceId},
-    plan::{InstancePlan, Plan, Summary},
+    plan::{InstancePlan, Plan, Summary, carriers},
 };
 
 /// Something that the checker says of a plan.
@@ -68,6 +68,9 @@ fn instance_notes(instance: &InstancePlan, orders: &BTreeMap<&InstanceId, usize>
     }
     if !instance.actions.is_empty() && instance.digest != Some(InstancePlan::digest_of(&instance.actions)) {
         notes.push(fatal(format!("the digest of `{}` is not that of its actions", instance.id)));
+    }
+    if let Some(why) = carriers::violation(&instance.carried, &instance.actions) {
+        notes.push(fatal(why));
     }
     for action in &instance.actions {
         for resource in &action.resources {

@@ -403,7 +403,7 @@ fn citus_work(id: &InstanceId, citus: &Citus, inputs: &Inputs) -> Result<CitusWo
 }
 
 /// The nodes of a list, as a declaration or an output gives it.
-fn declared_nodes(value: &Value) -> Result<Vec<DeclaredNode>, String> {
+pub(super) fn declared_nodes(value: &Value) -> Result<Vec<DeclaredNode>, String> {
     let expected = "expected a list of `host:port`, or of `{host, port, shards, carriedBy}`";
     let Value::Array(items) = value else { return Err(format!("`nodes` is no list; {expected}")) };
     if items.is_empty() {

@@ -14,6 +14,7 @@ mod adopt;
 mod advance;
 mod approvals;
 mod cancel;
+mod carriers;
 mod commands;
 mod conclude;
 mod conversation;

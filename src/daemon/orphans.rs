@@ -92,6 +92,7 @@ impl Daemon {
             problem: None,
             warnings: vec![],
             layout: None,
+            carried: vec![],
         };
         let looked = async {
             let job = self.destroy_job(id, head).await?;

@@ -115,6 +115,16 @@ impl Daemon {
                 }
                 let protect = self.guards(head).await?.protect(id);
                 self.compare(&job, applied, &observation, &protect, &mut observed);
+                let revert = std::mem::take(&mut observed.revert);
+                match self.with_drains(head, id, revert.clone(), &observation).await {
+                    Ok((revert, _)) => observed.revert = revert,
+                    // It is proposed all the same, and refused where it is planned.
+                    Err(Error::Target(error)) => {
+                        observed.revert = revert;
+                        observed.warnings.push(error.line());
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             Err(error) => observed.error = Some(unknown(&error)),
         }

@@ -144,6 +144,7 @@ impl Daemon {
             problem: None,
             warnings: vec![],
             layout: None,
+            carried: vec![],
         };
         if let Some(problem) = instance.problems.first() {
             plan.problem = Some(problem.to_string());
@@ -184,7 +185,14 @@ impl Daemon {
                 return Outcome { plan: Some(plan), ..none };
             }
         };
-        plan.actions = targets::actions(&job.work, id, &observation);
+        let actions = targets::actions(&job.work, id, &observation);
+        match self.with_drains(head, id, actions, &observation).await {
+            Ok((actions, carried)) => (plan.actions, plan.carried) = (actions, carried),
+            Err(error) => {
+                plan.problem = Some(crate::error_chain(&error));
+                return Outcome { plan: Some(plan), ..none };
+            }
+        }
         mark_protected(asked.protect, &mut plan.actions);
         mark_drifted(asked.drifted, &mut plan.actions);
         plan.digest = Some(InstancePlan::digest_of(&plan.actions));

@@ -23,7 +23,7 @@ use crate::{
     desired::schema::{Deferred, Limits},
     journal::{Approved, Event, Run, Status},
     model::{Action, InstanceId, Retry, WaitingOn, citus::LayoutPlan},
-    plan::{self, Applied, InstancePlan, Plan},
+    plan::{self, Applied, Carried, InstancePlan, Plan},
     port::{Job, Prepared, RecordedOutput, Use},
     remedy, render,
     targets::{self, citus},
@@ -38,6 +38,7 @@ pub(super) struct Ready {
     pub(super) prepared: Prepared,
     pub(super) inputs: BTreeMap<String, RecordedOutput>,
     pub(super) actions: Vec<Action>,
+    pub(super) carried: Vec<Carried>,
 }
 
 /// Why an instance does not get to its effect.
@@ -176,7 +177,8 @@ impl Daemon {
             Some(head) => self.guards(&head).await?.protect(id),
             None => self.guards(&driven.head).await?.protect(id),
         };
-        let mut actions = targets::actions(&job.work, id, observation);
+        let actions = targets::actions(&job.work, id, observation);
+        let (mut actions, carried) = self.with_drains(&driven.head, id, actions, observation).await?;
         plan::mark_protected(&guards, &mut actions);
         let digest = (!actions.is_empty()).then(|| InstancePlan::digest_of(&actions));
         self.record(driven, id, Event::Planned { digest }, None).await?;
@@ -205,7 +207,7 @@ impl Daemon {
             let left = Left { others: fresh, warnings: prepared.observation.warnings };
             return Err(Stop::Nothing(Box::new(job), inputs, left));
         }
-        self.guard(driven, id, &actions).await?;
+        self.guard(driven, id, &actions, &carried).await?;
         match self.pin_before_effect(id, &prepared.observation).await {
             Err(Error::Refused(says)) => return Err(Stop::Fails(says)),
             done => done?,
@@ -219,7 +221,7 @@ impl Daemon {
         // What was cut from a remediation is not done.
         let is_meant = |name: &str| actions.iter().flat_map(|action| &action.resources).any(|r| r.resource == name);
         prepared.observation.changes.retain(|change| is_meant(&change.resource));
-        Ok(Ready { job, prepared, inputs, actions })
+        Ok(Ready { job, prepared, inputs, actions, carried })
     }
 
     /// By which newer run of the same sort an instance is done, in a sentence (R5.3).
@@ -451,10 +453,16 @@ impl Daemon {
     }
 
     /// The independent checker, `protect` and the limits of one run.
-    async fn guard(self: &Arc<Self>, driven: &Driven, id: &InstanceId, actions: &[Action]) -> Result<(), Stop> {
+    async fn guard(
+        self: &Arc<Self>,
+        driven: &Driven,
+        id: &InstanceId,
+        actions: &[Action],
+        carried: &[Carried],
+    ) -> Result<(), Stop> {
         let head = self.head().unwrap_or_else(|| Arc::clone(&driven.head));
         let limits = self.guards(&head).await?.limits(&id.environment);
-        let instance = whole(id, actions.to_vec());
+        let instance = InstancePlan { carried: carried.to_vec(), ..whole(id, actions.to_vec()) };
         let summary = instance.summary();
         let whole = Plan::new(id.environment.clone(), driven.head.revision.clone(), None, "run".into(), vec![instance]);
         if let Some(note) = check::plan(&whole, &limits).into_iter().find(|note| note.fatal) {
@@ -495,5 +503,6 @@ fn whole(id: &InstanceId, actions: Vec<Action>) -> InstancePlan {
         problem: None,
         warnings: vec![],
         layout: None,
+        carried: vec![],
     }
 }

@@ -248,7 +248,7 @@ impl Daemon {
 
     /// The effect, between its two journal records.
     async fn effect(self: &Arc<Self>, driven: &Driven, id: &InstanceId, ready: Ready) -> Result<Effect, Error> {
-        let Ready { job, prepared, inputs, actions } = ready;
+        let Ready { job, prepared, inputs, actions, carried } = ready;
         if self.stopping() {
             return Ok(Effect::Ended(Status::Waiting));
         }
@@ -261,7 +261,10 @@ impl Daemon {
         self.record(driven, id, Event::Started { digest }, None).await?;
         tracing::info!(instance = %id, actions = actions.len(), digest = digest.short(), "actions started");
         let (progress, told) = Self::progress();
-        let doing = self.hands.target.apply(&job, prepared, fence, progress);
+        let doing = async {
+            self.vacate(driven, &run, &actions, &carried, fence, &progress).await?;
+            self.hands.target.apply(&job, prepared, fence, Arc::clone(&progress)).await
+        };
         let done = self.hear(driven, id, doing, told).await;
         match done {
             // Everything that knew of it was killed, while this daemon lives: the world tells.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::carriers::Carried;
 use crate::model::{
     Action, Change, Digest, Digester, EnvironmentName, InstanceId, ResourceChange, Revision, WaitingOn,
     citus::LayoutPlan,
@@ -54,6 +55,9 @@ pub struct InstancePlan {
     /// What moves of shards do to the layout, in figures; not part of any digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layout: Option<LayoutPlan>,
+    /// The nodes of clusters that it may carry, for the checker; not part of any digest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub carried: Vec<Carried>,
 }
 
 /// How many of what.

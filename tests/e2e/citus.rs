@@ -298,3 +298,50 @@ async fn a_rebalance_is_made_by_a_word_and_by_the_clock() {
     let runs = stage.run(&["runs"]).1;
     assert!(runs.contains("Schedule"), "{runs}");
 }
+
+/// Machines of tofu that nodes run on, one for each port.
+fn machines(ports: &str) -> (String, String) {
+    let text = format!(
+        "apiVersion: evenkeel.dev/v1alpha1\nkind: Component\nmetadata: {{ name: vm }}\nspec:\n  environments: [dev]\n  tofu: {{ connection: world, root: tf/vm, variables: {{ ports: [{ports}] }} }}\n"
+    );
+    ("state-repo/components/vm.yaml".into(), text)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_goes_after_the_node_on_it_is_empty_and_gone() {
+    let cluster = CitusCluster::start(3).await;
+    let nodes = cluster.workers[..3].to_vec();
+    let port = |node: &str| node.rsplit_once(':').unwrap().1.to_owned();
+    let ports = |nodes: &[String]| nodes.iter().map(|node| port(node)).collect::<Vec<_>>().join(", ");
+    let module = "terraform {\n  required_providers {\n    world = { source = \"evenkeel/world\" }\n  }\n}\nvariable \"ports\" { type = list(number) }\nresource \"world_file\" \"worker\" {\n  for_each = { for port in var.ports : tostring(port) => port }\n  path     = \"worker-${each.key}\"\n  content  = each.key\n}\noutput \"workers\" {\n  value = [for port in var.ports : { host = \"127.0.0.1\", port = port, carriedBy = \"world_file.worker[\\\"${port}\\\"]\" }]\n}\n";
+    let shards = layout(&[], "").replace("nodes: []", "nodes: ${vm.outputs.workers}");
+    let all = vec![
+        environment("dev", "onMerge: apply, deferred: apply, limits: { destroys: 3 }"),
+        machines(&ports(&nodes)),
+        ("tf/vm/main.tf".into(), module.into()),
+        component("shards", &shards, "  dependsOn: [vm]\n"),
+        ("citus/migrations/0001_tables.sql".into(), TABLES.into()),
+    ];
+    let stage = start(&cluster, &all).await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    assert_eq!(cluster.shards().await, nodes.iter().map(|node| format!("{node} 8")).collect::<Vec<_>>());
+    // The plan says so, and in this order.
+    let shrunk = stage.pull("shrink", &[machines(&ports(&nodes[..2]))]).await;
+    let plan = stage.comment(shrunk, "### Plan for `dev`").await;
+    let drain = plan.find(&format!("drain of node {} in dev/shards", nodes[2])).expect(&plan);
+    let destroy = plan.find(&format!("world_file.worker[\"{}\"]", port(&nodes[2]))).expect(&plan);
+    assert!(drain < destroy, "{plan}");
+    stage.merge("lin", shrunk).await;
+    stage
+        .until("the machine is gone", async || {
+            stage.world(&format!("worker-{}", port(&nodes[2]))).is_empty().then_some(())
+        })
+        .await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    assert_eq!(cluster.sql("SELECT count(*) FROM pg_dist_node WHERE groupid > 0").await, ["2"]);
+    assert_eq!(cluster.shards().await, nodes[..2].iter().map(|node| format!("{node} 12")).collect::<Vec<_>>());
+    let journal = stage.run(&["journal"]).1;
+    let drained = journal.find("destroy node").expect(&journal);
+    let begun = journal.find("drains ").expect(&journal);
+    assert!(begun < drained && journal[drained..].contains("finished"), "{journal}");
+}

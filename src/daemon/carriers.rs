@@ -1,0 +1,195 @@
+//! A machine goes only after the node on it: the drain of another target's node stands before the action that takes its
+//! carrier away, in the same plan and in the same run.
+//!
+//! *Flow:* whoever plans an instance asks which nodes of the environment's clusters it may carry, as they are applied; the
+//! nodes that its actions would take the carrier of become actions of their own, before all others. In a run those are done
+//! first: the node is drained, verified to be empty and removed.
+//! *Guarantees:* the independent checker works the same out again, of the plan and of what is left of it after a cut.
+//! *Race:* the cluster changes between plan and run: what is drained is what is there then. *Race:* the daemon dies in the
+//! middle: the next one waits for a move that goes on, and drains what is left.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use super::{Daemon, Error, Head, inputs::declared_nodes, prepare::Stop, run::Driven};
+use crate::{
+    desired::{
+        resolve,
+        schema::{Component, Nodes},
+    },
+    journal::Run,
+    model::{Action, Change, InstanceId},
+    plan::{Carried, carriers},
+    port::{Attached, Fence, Job, Observation, TargetError, Told, Work},
+};
+
+impl Daemon {
+    /// The actions of an instance with the drains that have to come before them, and the nodes that it may carry.
+    ///
+    /// # Errors
+    /// When it is not known what would be taken away: a target's error.
+    pub(super) async fn with_drains(
+        self: &Arc<Self>,
+        head: &Head,
+        id: &InstanceId,
+        actions: Vec<Action>,
+        observation: &Observation,
+    ) -> Result<(Vec<Action>, Vec<Carried>), Error> {
+        let takes = |change: Change| matches!(change, Change::Destroy | Change::Replace | Change::Update);
+        if !actions.iter().flat_map(|action| &action.resources).any(|resource| takes(resource.change)) {
+            return Ok((actions, vec![]));
+        }
+        let carried = self.carried(head, id, observation).await?;
+        if carried.is_empty() {
+            return Ok((actions, carried));
+        }
+        let refused = |why| TargetError {
+            retry: crate::model::Retry::WhenInputChanges,
+            ..TargetError::new("carrier-unknown", why)
+        };
+        let drains = carriers::vacates(id, &carriers::taken_away(&carried, &actions).map_err(refused)?);
+        Ok((drains.into_iter().chain(actions).collect(), carried))
+    }
+
+    /// The nodes of applied clusters that an instance may carry.
+    async fn carried(
+        self: &Arc<Self>,
+        head: &Head,
+        id: &InstanceId,
+        observation: &Observation,
+    ) -> Result<Vec<Carried>, Error> {
+        let mut carried = vec![];
+        for (cluster, record) in self.store().all_applied().await? {
+            let Some(citus) = record.spec.citus.as_ref().filter(|_| cluster.environment == id.environment) else {
+                continue;
+            };
+            let (direct, reference) = match &citus.nodes {
+                Some(Nodes::Output(text)) => {
+                    let mut found = BTreeSet::new();
+                    resolve::references(&text.as_str().into(), &mut found);
+                    let own = found.into_iter().find(|reference| reference.component == id.component);
+                    (own.is_some(), own)
+                }
+                _ => (false, None),
+            };
+            if !direct && !is_upstream(head, &record.spec, id) {
+                continue;
+            }
+            let job = self.applied_job(&cluster, &record, head).await?;
+            let Work::Citus(work) = &job.work else { continue };
+            // What the list is once the plan is done, where that is known.
+            let planned = reference.and_then(|reference| {
+                let name = reference.key.split('.').next().unwrap_or_default();
+                declared_nodes(observation.outputs.get(name)?.value.as_ref()?).ok()
+            });
+            for node in work.nodes.iter().flatten().filter(|node| direct || node.carried_by.is_some()) {
+                let stays =
+                    |nodes: &Vec<_>| nodes.iter().any(|one: &crate::port::DeclaredNode| one.address == node.address);
+                carried.push(Carried {
+                    node: node.address.to_string(),
+                    cluster: cluster.clone(),
+                    by: node.carried_by.clone(),
+                    vanishes: planned.as_ref().is_some_and(|nodes| !stays(nodes)),
+                });
+            }
+        }
+        Ok(carried)
+    }
+
+    /// Does the drains that stand among the actions of an instance.
+    pub(super) async fn vacate(
+        self: &Arc<Self>,
+        driven: &Driven,
+        run: &Run,
+        actions: &[Action],
+        carried: &[Carried],
+        fence: Fence,
+        progress: &crate::port::Progress,
+    ) -> Result<(), TargetError> {
+        let asked: BTreeSet<&str> = (actions.iter())
+            .filter(|action| action.r#do == carriers::VACATE)
+            .flat_map(|action| action.resources.iter().map(|resource| resource.resource.as_str()))
+            .collect();
+        let clusters: BTreeSet<&InstanceId> =
+            carried.iter().filter(|one| asked.contains(one.resource().as_str())).map(|one| &one.cluster).collect();
+        for cluster in clusters {
+            let of = |one: &&Carried| one.cluster == *cluster && asked.contains(one.resource().as_str());
+            let nodes: BTreeSet<String> = carried.iter().filter(of).map(|one| one.node.clone()).collect();
+            let failed = |error: Error| match error {
+                Error::Target(error) => error,
+                other => TargetError::new("drain", crate::error_chain(&other)),
+            };
+            let Some(record) = self.store().applied(cluster).await.map_err(Error::from).map_err(failed)? else {
+                continue;
+            };
+            if self.store().lock_instance(cluster, run.id).await.map_err(Error::from).map_err(failed)? != run.id {
+                return Err(TargetError::new(
+                    "drain",
+                    format!("another run works on `{cluster}`; say `/apply` once it is over"),
+                ));
+            }
+            let mut job = self.applied_job(cluster, &record, &driven.head).await.map_err(failed)?;
+            let Work::Citus(work) = &mut job.work else { continue };
+            work.rebalances = false;
+            work.nodes.get_or_insert_default().retain(|node| !nodes.contains(&node.address.to_string()));
+            self.empty(&job, &nodes, fence, progress).await.map_err(|error| TargetError {
+                message: format!(
+                    "`{cluster}` has to let go of {} first: {}",
+                    nodes.iter().cloned().collect::<Vec<_>>().join(", "),
+                    error.message
+                ),
+                ..error
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Drains nodes of a cluster and removes them.
+    async fn empty(
+        self: &Arc<Self>,
+        job: &Job,
+        nodes: &BTreeSet<String>,
+        fence: Fence,
+        progress: &crate::port::Progress,
+    ) -> Result<(), TargetError> {
+        let Attached::Gone = self.hands.target.attach(job, fence, Arc::clone(progress)).await? else { return Ok(()) };
+        let (job, mut prepared) = self.prepare_job(&*driven_head(self)?, job).await.map_err(stopped)?;
+        // What else differs there is none of this run's business.
+        let is_meant = |resource: &str| {
+            nodes.iter().any(|node| resource == format!("node {node}") || resource.ends_with(&format!(" on {node}")))
+        };
+        prepared.observation.changes.retain(|change| is_meant(&change.resource));
+        if prepared.observation.changes.is_empty() {
+            return Ok(());
+        }
+        progress(Told::Step(format!("drains {}", nodes.iter().cloned().collect::<Vec<_>>().join(", "))));
+        self.hands.target.apply(&job, prepared, fence, Arc::clone(progress)).await
+    }
+}
+
+fn driven_head(daemon: &Daemon) -> Result<Arc<Head>, TargetError> {
+    daemon.head().ok_or_else(|| TargetError::new("drain", "the branch is not known"))
+}
+
+fn stopped(stop: Stop) -> TargetError {
+    match stop {
+        Stop::Fails(says) | Stop::Waits(_, says) => TargetError::new("drain", says),
+        Stop::Error(error) => TargetError::new("drain", crate::error_chain(&error)),
+        _ => TargetError::new("drain", "the daemon stops"),
+    }
+}
+
+/// Whether what a cluster was made from comes after an instance.
+fn is_upstream(head: &Head, spec: &Component, id: &InstanceId) -> bool {
+    let mut open: Vec<InstanceId> =
+        spec.depends_on.iter().map(|component| InstanceId::new(&id.environment, component)).collect();
+    let mut seen = BTreeSet::new();
+    while let Some(upstream) = open.pop() {
+        if upstream == *id {
+            return true;
+        }
+        if seen.insert(upstream.clone()) {
+            open.extend(head.instance(&upstream).into_iter().flat_map(|instance| instance.upstreams.iter().cloned()));
+        }
+    }
+    false
+}

@@ -1,0 +1,230 @@
+//! Nodes of a database, and what they run on: nothing takes a machine away before the node on it is drained, empty and out of
+//! its cluster. Pure.
+//!
+//! Decides which actions take a carrier away, and which steps have to come before them. What carries a node and is not known
+//! is refused: a guess would take data away.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{action::protects, action_digest};
+use crate::model::{Action, Change, InstanceId, ResourceChange};
+
+/// What an action does that drains a node and takes it out of its cluster.
+pub const VACATE: &str = "citus.vacate";
+/// The type of what it does that to.
+const NODE: &str = "citus_vacate";
+
+/// A node of a cluster that an instance may carry.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Carried {
+    /// `host:port`.
+    pub node: String,
+    /// The instance that declares the cluster.
+    pub cluster: InstanceId,
+    /// What it runs on; nothing where that is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// Whether it is known to be gone from the cluster's list once the plan is done.
+    #[serde(default)]
+    pub vanishes: bool,
+}
+
+impl Carried {
+    /// The resource of the action that vacates it.
+    pub fn resource(&self) -> String {
+        format!("drain of node {} in {}", self.node, self.cluster)
+    }
+}
+
+/// How many replicas of a set are left, where an action says so.
+fn replicas_left(resource: &ResourceChange) -> Option<u64> {
+    let field = resource.fields.iter().find(|field| field.path == "/spec/replicas")?;
+    field.after.as_ref().and_then(Value::as_u64)
+}
+
+/// The number of a pod in its set, by the name of its host: `worker-3.workers.data.svc` is 3.
+fn ordinal(node: &str, set: &str) -> Option<u64> {
+    let host = node.split([':', '.']).next()?;
+    host.strip_prefix(set.rsplit('/').next()?)?.strip_prefix('-')?.parse().ok()
+}
+
+/// Whether a change takes the carrier of a node away.
+fn takes_away(resource: &ResourceChange, by: &str, node: &str) -> bool {
+    if !protects(by, &resource.resource) {
+        return false;
+    }
+    match resource.change {
+        Change::Destroy | Change::Replace => true,
+        Change::Update if resource.resource.starts_with("StatefulSet/") => {
+            replicas_left(resource).is_some_and(|left| ordinal(node, by).is_none_or(|number| number >= left))
+        }
+        _ => false,
+    }
+}
+
+fn destroys(resource: &ResourceChange) -> bool {
+    resource.r#type != "output" && matches!(resource.change, Change::Destroy | Change::Replace)
+}
+
+/// The nodes that have to be vacated before actions are done.
+///
+/// # Errors
+/// When it is not known what would be taken away, in a sentence.
+pub fn taken_away<'c>(carried: &'c [Carried], actions: &[Action]) -> Result<Vec<&'c Carried>, String> {
+    let resources: Vec<&ResourceChange> = actions.iter().flat_map(|action| &action.resources).collect();
+    let mut taken: Vec<&Carried> = vec![];
+    for one in carried {
+        let goes = match &one.by {
+            Some(by) => resources.iter().any(|resource| takes_away(resource, by, &one.node)),
+            None => one.vanishes,
+        };
+        if goes {
+            taken.push(one);
+        }
+    }
+    // Without a word on what carries what, only nodes that leave the list explain what is destroyed.
+    let blind: Vec<&Carried> = carried.iter().filter(|one| one.by.is_none()).collect();
+    let unexplained = resources.iter().find(|resource| destroys(resource));
+    let explained = !taken.is_empty() && !resources.iter().any(|resource| resource.change == Change::Replace);
+    if let (Some(first), Some(resource), false) = (blind.first(), unexplained, explained) {
+        return Err(format!(
+            "`{}` would be {}, and `nodes` of `{}` does not say what its nodes run on: say `carriedBy` for each, so that the node is drained first",
+            resource.resource,
+            if resource.change == Change::Replace { "replaced" } else { "destroyed" },
+            first.cluster
+        ));
+    }
+    taken.sort();
+    taken.dedup();
+    Ok(taken)
+}
+
+/// The actions that vacate nodes, to be done before those of an instance.
+pub fn vacates(id: &InstanceId, taken: &[&Carried]) -> Vec<Action> {
+    let action = |one: &&Carried| {
+        let resources = vec![ResourceChange {
+            resource: one.resource(),
+            r#type: NODE.into(),
+            change: Change::Run,
+            reverts_drift: false,
+            protected: false,
+            fields: vec![],
+        }];
+        Action {
+            digest: action_digest(id, VACATE, &resources),
+            r#do: VACATE.into(),
+            precondition: Default::default(),
+            resources,
+        }
+    };
+    taken.iter().map(action).collect()
+}
+
+/// What would be taken away from under a node, worked out again from a finished plan; nothing where all is well.
+pub fn violation(carried: &[Carried], actions: &[Action]) -> Option<String> {
+    let own: Vec<Action> = actions.iter().filter(|action| action.r#do != VACATE).cloned().collect();
+    let taken = match taken_away(carried, &own) {
+        Ok(taken) => taken,
+        Err(why) => return Some(why),
+    };
+    let mut vacated = BTreeSet::new();
+    let mut others = false;
+    for action in actions {
+        if action.r#do == VACATE && !others {
+            vacated.extend(action.resources.iter().map(|resource| resource.resource.clone()));
+        }
+        others |= action.r#do != VACATE;
+    }
+    let missing = taken.into_iter().find(|one| !vacated.contains(&one.resource()))?;
+    Some(format!(
+        "what the node `{}` of `{}` runs on would be taken away before the node is drained and removed",
+        missing.node, missing.cluster
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Field;
+
+    fn change(resource: &str, change: Change, replicas: Option<(u64, u64)>) -> Action {
+        let field = replicas.map(|(before, after)| Field {
+            path: "/spec/replicas".into(),
+            before: Some(before.into()),
+            after: Some(after.into()),
+            sensitive: false,
+            unknown: false,
+            sealed: None,
+        });
+        let resources = vec![ResourceChange {
+            resource: resource.into(),
+            r#type: "x".into(),
+            change,
+            reverts_drift: false,
+            protected: false,
+            fields: field.into_iter().collect(),
+        }];
+        let id = "dev/vm".parse().unwrap();
+        Action {
+            digest: action_digest(&id, "x", &resources),
+            r#do: "x".into(),
+            precondition: Default::default(),
+            resources,
+        }
+    }
+
+    fn carried(node: &str, by: Option<&str>, vanishes: bool) -> Carried {
+        Carried { node: node.into(), cluster: "dev/shards".parse().unwrap(), by: by.map(Into::into), vanishes }
+    }
+
+    #[test]
+    fn what_carries_a_node_is_taken_away_after_the_node() {
+        let vm = |at: usize| {
+            carried(&format!("10.0.0.{at}:5432"), Some(&format!("google_compute_instance.worker[{at}]")), false)
+        };
+        let nodes = [vm(1), vm(2)];
+        let id: InstanceId = "dev/vm".parse().unwrap();
+        let check = |actions: &[Action]| {
+            let taken = taken_away(&nodes, actions).unwrap();
+            taken.iter().map(|one| one.node.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(check(&[change("google_compute_instance.worker[2]", Change::Destroy, None)]), ["10.0.0.2:5432"]);
+        assert_eq!(check(&[change("google_compute_instance.worker[1]", Change::Replace, None)]), ["10.0.0.1:5432"]);
+        assert!(check(&[change("google_compute_instance.worker[1]", Change::Update, None)]).is_empty());
+        assert!(check(&[change("google_compute_disk.worker[1]", Change::Destroy, None)]).is_empty());
+        // The checker works it out again: without the drain, or after the effect, it is refused.
+        let apply = change("google_compute_instance.worker[2]", Change::Destroy, None);
+        let drain = vacates(&id, &taken_away(&nodes, std::slice::from_ref(&apply)).unwrap()).remove(0);
+        assert_eq!(violation(&nodes, &[drain.clone(), apply.clone()]), None);
+        assert!(violation(&nodes, std::slice::from_ref(&apply)).unwrap().contains("before the node is drained"));
+        assert!(violation(&nodes, &[apply, drain]).is_some());
+    }
+
+    #[test]
+    fn a_set_that_shrinks_takes_its_last_pods_away() {
+        let pod =
+            |at: usize| carried(&format!("worker-{at}.workers.data.svc:5432"), Some("StatefulSet/data/worker"), false);
+        let nodes = [pod(0), pod(1), pod(2)];
+        let shrinks = change("StatefulSet/data/worker", Change::Update, Some((3, 1)));
+        let taken: Vec<&str> = taken_away(&nodes, &[shrinks]).unwrap().iter().map(|one| one.node.as_str()).collect();
+        assert_eq!(taken, ["worker-1.workers.data.svc:5432", "worker-2.workers.data.svc:5432"]);
+        let grows = change("StatefulSet/data/worker", Change::Update, Some((3, 5)));
+        assert!(taken_away(&nodes, &[grows]).unwrap().is_empty());
+        assert_eq!(taken_away(&nodes, &[change("StatefulSet/data/worker", Change::Destroy, None)]).unwrap().len(), 3);
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused_or_told_by_the_list() {
+        let nodes = [carried("10.0.0.1:5432", None, false), carried("10.0.0.2:5432", None, true)];
+        let destroy = change("vm[1]", Change::Destroy, None);
+        let taken = taken_away(&nodes, std::slice::from_ref(&destroy)).unwrap();
+        assert_eq!(taken.iter().map(|one| one.node.as_str()).collect::<Vec<_>>(), ["10.0.0.2:5432"]);
+        assert!(taken_away(&nodes, &[change("vm[0]", Change::Replace, None)]).unwrap_err().contains("say `carriedBy`"));
+        assert!(taken_away(&nodes[..1], &[destroy]).is_err());
+        assert!(taken_away(&nodes[..1], &[change("vm[0]", Change::Update, None)]).unwrap().is_empty());
+    }
+}
