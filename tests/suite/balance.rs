@@ -119,11 +119,14 @@ fn any_layout() -> impl Strategy<Value = Layout> {
         proptest::collection::vec(group, 0..90).prop_map(move |groups| {
             let mut placements = vec![];
             for (group, (node, weight, pinned, pin, twin)) in groups.into_iter().enumerate() {
-                let pin = (pinned == 0).then_some(pin);
+                let has_twin = twin == 0 && count > 1;
+                let other = (node + 1) % count;
+                let free = |pin: &usize, own: usize| !has_twin || *pin == own || *pin != node && *pin != other;
+                let pin = (pinned == 0).then_some(pin).filter(|pin| free(pin, node));
                 let one = Placement { group, node, bytes: weight * 10, weight, pin };
-                if twin == 0 && count > 1 {
+                if has_twin {
                     let pin = (pinned < 6).then_some((pin.unwrap_or(node) + usize::from(pinned)) % count);
-                    placements.push(Placement { node: (node + 1) % count, pin, ..one.clone() });
+                    placements.push(Placement { node: other, pin: pin.filter(|pin| free(pin, other)), ..one.clone() });
                 }
                 placements.push(one);
             }

@@ -15,6 +15,8 @@ use super::solve::{Band, State, solve};
 
 /// How often what was planned is planned again, until nothing is left to do.
 const ROUNDS_MAX: usize = 4;
+/// How often a plan is made of what a plan leaves.
+const PLANS_MAX: usize = 8;
 /// Where the aim is out of reach, so many steps lead from it to the limit.
 const STEPS: u32 = 4;
 
@@ -40,7 +42,7 @@ pub struct Placement {
     pub bytes: u64,
     /// What is balanced: bytes, one for each, tenants, or a cost.
     pub weight: u64,
-    /// Where it has to be.
+    /// Where it has to be; never where another placement of its group is, which would do as well.
     pub pin: Option<usize>,
 }
 
@@ -180,6 +182,41 @@ impl Wanted {
 
 /// What is to be moved. Where nothing is wanted of the balance, only what has to move moves.
 pub fn plan(layout: &Layout, wanted: Option<Wanted>) -> Rebalance {
+    let first = once(layout, wanted);
+    let home: Vec<usize> = layout.placements.iter().map(|placement| placement.node).collect();
+    let mut now = moved(layout, &first.moves);
+    let mut last = None;
+    for _ in 0..PLANS_MAX {
+        let more = once(&now, wanted);
+        if more.moves.is_empty() {
+            break;
+        }
+        now = moved(&now, &more.moves);
+        last = Some(more);
+    }
+    // Mostly nothing is left to do, and this is all.
+    let Some(last) = last else { return first };
+    let at: Vec<usize> = now.placements.iter().map(|placement| placement.node).collect();
+    let moves = ordered(layout, &home, &at, &first.before);
+    let bytes = moves.iter().map(|one| layout.placements[one.placement].bytes).sum();
+    let bytes_at_least = first.bytes_at_least.min(bytes);
+    Rebalance { moves, bytes, bytes_at_least, before: first.before, ..last }
+}
+
+/// A layout once moves were made: what came takes room.
+fn moved(layout: &Layout, moves: &[Move]) -> Layout {
+    let mut now = layout.clone();
+    for one in moves {
+        now.placements[one.placement].node = one.to;
+        if let Some(room) = &mut now.nodes[one.to].room {
+            *room = room.saturating_sub(layout.placements[one.placement].bytes);
+        }
+    }
+    now
+}
+
+/// One plan, after which there may be more to gain where the limit is out of reach.
+fn once(layout: &Layout, wanted: Option<Wanted>) -> Rebalance {
     let home: Vec<usize> = layout.placements.iter().map(|placement| placement.node).collect();
     let before = balance(layout, &home);
     let (mut at, mut stuck) = forced(layout, &home, home.clone());
