@@ -10,9 +10,15 @@ use serde::{Deserialize, Serialize};
 
 use super::Rights;
 use crate::{
-    desired::{Desired, schema::Limits},
+    desired::{
+        Desired,
+        schema::{Component, Limits},
+    },
     model::{EnvironmentName, InstanceId, Revision},
 };
+
+/// What is protected of a cluster whose tables may not be rewritten.
+const TABLES: &str = "table *";
 
 /// A guard, and the commit since which it holds.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -34,6 +40,9 @@ pub struct InForce {
     pub limits: BTreeMap<EnvironmentName, Held<Limits>>,
     /// The protected addresses of each instance.
     pub protect: BTreeMap<InstanceId, Held<Vec<String>>>,
+    /// Whether tables of each instance may be rewritten.
+    #[serde(default)]
+    pub rewrites: BTreeMap<InstanceId, Held<bool>>,
     /// Who may do what in each environment: as it is declared, and as it was before where that was changed together with
     /// what it guards; all of it holds.
     #[serde(default)]
@@ -48,7 +57,11 @@ impl InForce {
 
     /// The addresses of an instance that no run may destroy, replace, forget or move.
     pub fn protect(&self, id: &InstanceId) -> Vec<String> {
-        self.protect.get(id).map(|held| held.guard.clone()).unwrap_or_default()
+        let mut protect = self.protect.get(id).map(|held| held.guard.clone()).unwrap_or_default();
+        if self.rewrites.get(id).is_some_and(|held| !held.guard) {
+            protect.push(TABLES.into());
+        }
+        protect
     }
 
     /// Who may do what in an environment.
@@ -99,6 +112,25 @@ impl InForce {
             let says_the_same = declared_before
                 .and_then(|before| before.spec.as_ref())
                 .is_some_and(|before| before.protect == spec.protect);
+            if let Some(citus) = &spec.citus {
+                let said = |spec: &Component| spec.citus.as_ref().map(|citus| citus.allow_rewrite);
+                let said_before = declared_before.and_then(|before| said(before.spec.as_ref()?));
+                let held = before.and_then(|_| self.rewrites.get(id)).map(|held| held.guard);
+                let guard = match held {
+                    // What was refused once is not let in by a commit that says nothing about it.
+                    Some(held) if said_before == Some(citus.allow_rewrite) => held,
+                    Some(false) if citus.allow_rewrite && !same => {
+                        refused.push(format!(
+                            "`allowRewrite` of `{id}` is said together with a change of it: split in two pull requests"
+                        ));
+                        false
+                    }
+                    _ => citus.allow_rewrite,
+                };
+                if held != Some(guard) {
+                    next.rewrites.insert(id.clone(), Held { guard, since: revision.clone() });
+                }
+            }
             let mut guard = spec.protect.clone();
             if let Some(known) = known.as_ref().filter(|_| !same || says_the_same) {
                 let lifted: Vec<String> = known.iter().filter(|entry| !guard.contains(entry)).cloned().collect();

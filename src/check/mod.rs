@@ -83,6 +83,13 @@ fn instance_notes(instance: &InstancePlan, orders: &BTreeMap<&InstanceId, usize>
                     Change::Forget => "forgotten",
                     _ => "moved",
                 };
+                if resource.r#type == "citus_table" && resource.change == Change::Replace {
+                    notes.push(fatal(format!(
+                        "`{}` of `{}` would be rewritten; say `allowRewrite: true` in a pull request of its own first",
+                        resource.resource, instance.id
+                    )));
+                    continue;
+                }
                 notes.push(fatal(format!(
                     "`{}` of `{}` is protected and would be {would}; lift `protect` in a pull request of its own first",
                     resource.resource, instance.id

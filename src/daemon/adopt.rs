@@ -126,7 +126,13 @@ impl Daemon {
     }
 
     /// Edits a value at the narrowest place that concerns this instance alone.
-    fn edit(&self, head: &Head, instance: &Instance, adopted: &Adopted, edits: &mut Edits) -> Result<(), String> {
+    pub(super) fn edit(
+        &self,
+        head: &Head,
+        instance: &Instance,
+        adopted: &Adopted,
+        edits: &mut Edits,
+    ) -> Result<(), String> {
         let Some(tofu) = instance.spec.as_ref().and_then(|spec| spec.tofu.as_ref()) else {
             return Err(format!("`{}` has no variables", instance.id));
         };

@@ -396,6 +396,7 @@ fn citus_work(id: &InstanceId, citus: &Citus, inputs: &Inputs) -> Result<CitusWo
         placement,
         moves: citus.moves.clone(),
         allow_rewrite: citus.allow_rewrite,
+        capacity: citus.capacity.clone(),
         migrations: citus.migrations.as_ref().and_then(|path| join("", path)),
         until: None,
         destroy: false,

@@ -14,6 +14,7 @@ mod adopt;
 mod advance;
 mod approvals;
 mod cancel;
+mod capacity;
 mod carriers;
 mod commands;
 mod conclude;

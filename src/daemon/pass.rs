@@ -113,6 +113,11 @@ impl Daemon {
                     observed.error = Some(unknown(&error));
                     return Ok(observed);
                 }
+                if let Some(head) = self.head().filter(|_| !observation.capacity.is_empty())
+                    && let Err(error) = self.ask_for_capacity(&head, id, &observation.capacity).await
+                {
+                    tracing::warn!(instance = %id, error = crate::error_chain(&error), "could not ask for more nodes");
+                }
                 let protect = self.guards(head).await?.protect(id);
                 self.compare(&job, applied, &observation, &protect, &mut observed);
                 let revert = std::mem::take(&mut observed.revert);

@@ -145,8 +145,43 @@ impl Daemon {
                     self.start_rebalance(head, &environment, &clusters, word).await?;
                 }
             }
+            ScheduledRun::Backup => self.back_up(head, &self.clusters(&selected).await?, at, &said).await?,
             // These are refused where they are declared.
-            ScheduledRun::Backup | ScheduledRun::Rotate | ScheduledRun::Report => {}
+            ScheduledRun::Rotate | ScheduledRun::Report => {}
+        }
+        Ok(())
+    }
+
+    /// Makes restore points; one that can't be made is told, and keeps the others from nothing.
+    async fn back_up(
+        self: &Arc<Self>,
+        head: &Head,
+        clusters: &BTreeSet<InstanceId>,
+        at: DateTime<Utc>,
+        because: &str,
+    ) -> Result<(), Error> {
+        let name = format!("evenkeel_{}", at.format("%Y%m%dT%H%M%SZ"));
+        for id in clusters {
+            let Some(record) = self.store().applied(id).await? else { continue };
+            let job = match self.applied_job(id, &record, head).await {
+                Ok(job) => job,
+                Err(Error::Target(error)) => {
+                    tracing::error!(instance = %id, error = error.line(), "no restore point could be made");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let said = match self.hands.target.restore_point(&job, &name).await {
+                Ok(place) => {
+                    tracing::info!(instance = %id, name, place, "a restore point was made");
+                    format!("`{name}` at {place}, {because}")
+                }
+                Err(error) => {
+                    tracing::error!(instance = %id, error = error.line(), "no restore point could be made");
+                    format!("none could be made, {because}: {}", error.line())
+                }
+            };
+            self.store().audit(self.now(), "schedule", "restore-point", &id.to_string(), &said).await?;
         }
         Ok(())
     }

@@ -298,7 +298,7 @@ fn check_schedule(document: &mut Document) {
             }
         }
     }
-    if let Some(run @ ("backup" | "rotate" | "report")) = spec.get("run").and_then(Node::text) {
+    if let Some(run @ ("rotate" | "report")) = spec.get("run").and_then(Node::text) {
         let message = format!("a schedule of `{run}` is not supported yet");
         let problem = Problem::new("not-supported-yet", &document.file, at("run"), message);
         document.problems.push(problem.hint("remove it: what is accepted is enforced"));

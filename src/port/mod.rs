@@ -23,7 +23,8 @@ pub use repository::{Commit, Merged, Repository, RepositoryError};
 pub use work::{CitusWork, DeclaredNode, Job, KubernetesWork, ManifestSource, Owners, TofuWork, Use, Work};
 
 use crate::model::{
-    Backoff, ChangedBy, Drift, InstanceId, Overwrite, PullNumber, ResourceChange, Retry, RunId, Seal, citus::LayoutPlan,
+    Backoff, ChangedBy, ComponentName, Drift, InstanceId, Overwrite, PullNumber, ResourceChange, Retry, RunId, Seal,
+    citus::LayoutPlan,
 };
 
 /// The content of one revision or of a working tree; it never changes under its reader.
@@ -131,6 +132,23 @@ pub struct Observation {
     pub warnings: Vec<String>,
     /// What the moves of shards do, in figures.
     pub layout: Option<LayoutPlan>,
+    /// More of what carries a cluster, where it wants that.
+    pub capacity: Vec<MoreCapacity>,
+}
+
+/// More of what carries a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MoreCapacity {
+    /// The component of the same environment that says how much there is.
+    pub component: ComponentName,
+    /// The variable that says it.
+    pub variable: String,
+    /// By how much it is to be raised.
+    pub by: u64,
+    /// Never over this.
+    pub max: u64,
+    /// The figures, in sentences.
+    pub says: String,
 }
 
 /// Whether what was applied came up, or what was destroyed is gone.
@@ -374,6 +392,13 @@ pub trait Target: Send + Sync {
     /// # Errors
     /// When they could not be read.
     async fn outputs(&self, job: &Job) -> Result<BTreeMap<String, Output>, TargetError>;
+    /// Makes a point that everything of a target can be restored to, by a name; answers where it is.
+    ///
+    /// # Errors
+    /// When the target has none, or it can't be made.
+    async fn restore_point(&self, job: &Job, _name: &str) -> Result<String, TargetError> {
+        Err(TargetError::new("unsupported", format!("`{}` has no restore points", job.instance)))
+    }
     /// Forgets the work trees of a pull request that is over.
     async fn forget_pull(&self, pull: PullNumber);
     /// Moves what the daemon keeps for an instance to another name; nothing happens where that was done before.

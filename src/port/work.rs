@@ -14,7 +14,7 @@ use chrono::{DateTime, Utc};
 use super::Files;
 use crate::model::{
     Digest, InstanceId, PullNumber,
-    citus::{Address, Moves, Placement, Table},
+    citus::{Address, Capacity, Moves, Placement, Table},
 };
 
 /// Which content a work tree holds: each has its own tool data, and merged content one path (R2.2).
@@ -173,6 +173,8 @@ pub struct CitusWork {
     pub moves: Moves,
     /// Whether a table may be rewritten.
     pub allow_rewrite: bool,
+    /// When a pull request asks for more nodes.
+    pub capacity: Vec<Capacity>,
     /// The folder of migrations, relative to the root of the repository.
     pub migrations: Option<String>,
     /// Whether moves for the balance are part of what is done.

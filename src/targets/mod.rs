@@ -133,6 +133,12 @@ impl Target for Targets {
             Work::Kubernetes(_) | Work::Citus(_) => Ok(BTreeMap::new()),
         }
     }
+    async fn restore_point(&self, job: &Job, name: &str) -> Result<String, TargetError> {
+        match &job.work {
+            Work::Citus(_) => self.citus.restore_point(job, name).await,
+            _ => Err(TargetError::new("unsupported", format!("`{}` has no restore points", job.instance))),
+        }
+    }
     async fn forget_pull(&self, pull: PullNumber) {
         self.tofu.forget_pull(pull).await;
     }

@@ -1,6 +1,7 @@
 //! The shard layout of a Citus cluster: declared, seen, brought about, and kept.
 
 use evenkeel::model::Verdict;
+use serde_json::Value;
 
 use crate::{
     citus_cluster::CitusCluster,
@@ -344,4 +345,86 @@ async fn a_machine_goes_after_the_node_on_it_is_empty_and_gone() {
     let drained = journal.find("destroy node").expect(&journal);
     let begun = journal.find("drains ").expect(&journal);
     assert!(begun < drained && journal[drained..].contains("finished"), "{journal}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_nodes_are_asked_for_once_and_a_backup_is_made_by_the_clock() {
+    let cluster = CitusCluster::start(2).await;
+    let nodes = cluster.workers[..2].to_vec();
+    let rule = "    capacity:\n      - { when: { bytesPerWorker: 1kB, for: 1s }, raise: { component: vm, variable: worker_count, by: 1, max: 3 } }\n";
+    let mut all = files(&nodes, rule);
+    all.push(crate::stage::component("vm", "dev", "root: tf/vm, variables: { worker_count: 2 }", ""));
+    all.push((
+        "tf/vm/main.tf".into(),
+        "variable \"worker_count\" { type = number }\noutput \"count\" { value = var.worker_count }\n".into(),
+    ));
+    let backup = "apiVersion: evenkeel.dev/v1alpha1\nkind: Schedule\nmetadata: { name: points }\nspec: { cron: \"* * * * *\", run: backup }\n";
+    all.push(("state-repo/schedules/points.yaml".into(), backup.into()));
+    let stage = start(&cluster, &all).await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    let asked = async || {
+        let (_, open) = stage.forge("lin", reqwest::Method::GET, "pulls?state=all", Value::Null).await;
+        let of =
+            |pull: &Value| pull["head"]["ref"].as_str().is_some_and(|branch| branch.starts_with("evenkeel-capacity/"));
+        open.as_array().into_iter().flatten().filter(|pull| of(pull)).cloned().collect::<Vec<_>>()
+    };
+    let pull = stage.until("more nodes are asked for", async || {
+        stage.drift("dev/shards");
+        asked().await.first().cloned()
+    });
+    let pull = pull.await;
+    let body = pull["body"].as_str().unwrap();
+    assert!(
+        body.contains("raises `worker_count` of `dev/vm` from 2 to 3") && body.contains("the limit is 1.0 KiB"),
+        "{body}"
+    );
+    // It is planned like anybody's, and asked for once.
+    let number = pull["number"].as_u64().unwrap();
+    stage.comment(number, "### Plan for `dev`").await;
+    stage.merge("lin", number).await;
+    stage.verdict("dev/vm", Verdict::InSync).await;
+    assert!(stage.run(&["explain", "dev/vm"]).1.contains("in sync"));
+    stage.drift("dev/shards");
+    assert_eq!(asked().await.len(), 1, "3 is the most");
+    let (_, applied) =
+        stage.forge("lin", reqwest::Method::GET, "contents/state-repo/components/vm.yaml", Value::Null).await;
+    drop(applied);
+    stage
+        .until("a restore point was made", async || stage.run(&["audit"]).1.contains("restore-point").then_some(()))
+        .await;
+    let audit = stage.run(&["audit"]).1;
+    assert!(audit.contains("evenkeel_20") && !audit.contains("none could be made"), "{audit}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rewrite_needs_a_word_and_has_a_point_to_go_back_to() {
+    let cluster = CitusCluster::start(2).await;
+    let nodes = cluster.workers[..2].to_vec();
+    let mut all = files(&nodes, "");
+    all[0] = environment("dev", "onMerge: apply, limits: { destroys: 2, replaces: 1 }");
+    let stage = start(&cluster, &all).await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    let wider = |more: &str| {
+        let (path, text) = component("shards", &layout(&nodes, more), "");
+        let text = text.replace("shardCount: 12", "shardCount: 24");
+        vec![(path, text)]
+    };
+    let pull = stage.pull("wider", &wider("")).await;
+    let plan = stage.comment(pull, "### Plan for `dev`").await;
+    assert!(
+        plan.contains("has to be rewritten for another shardCount") && plan.contains("`allowRewrite: true`"),
+        "{plan}"
+    );
+    // Said together with what it allows, it does not count.
+    stage.push_on("wider", &wider("    allowRewrite: true\n"));
+    stage.comment(pull, "say `allowRewrite: true` in a pull request of its own first").await;
+    stage.push("main", &files(&nodes, "    allowRewrite: true\n")[1..2]);
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    let pull = stage.pull("wide", &wider("    allowRewrite: true\n")).await;
+    stage.comment(pull, "1 to replace").await;
+    stage.merge("lin", pull).await;
+    until(&cluster, &stage, "SELECT count(*) FROM pg_dist_shard WHERE logicalrelid = 'tasks'::regclass", &["24"]).await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    let journal = stage.run(&["journal"]).1;
+    assert!(journal.contains("restore point evenkeel_run_2 at "), "{journal}");
 }

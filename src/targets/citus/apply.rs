@@ -107,6 +107,12 @@ impl Citus {
         done
     }
 
+    /// Makes a named restore point on every node; answers where it is in the coordinator's log.
+    pub(in crate::targets) async fn restore_point(&self, job: &Job, name: &str) -> Result<String, TargetError> {
+        let admin = self.session(job, Rights::Admin, "restore point").await?;
+        Ok(admin.row("SELECT citus_create_restore_point($1)::text", &[&name]).await?.get(0))
+    }
+
     /// Waits for an effect that goes on without the daemon that began it; then the world tells what became of it.
     pub(in crate::targets) async fn attach(&self, job: &Job, progress: Progress) -> Result<Attached, TargetError> {
         let session = self.session(job, Rights::Apply, "run").await?;
@@ -173,6 +179,11 @@ impl Applying<'_> {
                     }
                 }
                 task => {
+                    if matches!(task, Task::Rewrite { .. }) {
+                        let name = format!("evenkeel_run_{}", self.fence.run.0);
+                        let at = self.this.restore_point(self.job, &name).await?;
+                        (self.progress)(Told::Step(format!("restore point `{name}` at {at}")));
+                    }
                     (self.progress)(Told::Step(format!("{} {}", step.change.change.verb(), step.change.resource)));
                     self.one(task).await
                 }

@@ -6,7 +6,7 @@
 //! left alone, but for nodes, where the declaration lists them all. Nothing here names an id of Citus that outlives a look.
 //! *Never:* a plan of moves while a node is inactive, whose shards nobody can measure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
@@ -142,6 +142,18 @@ pub struct Memory {
     pub bytes_per_second: Option<u64>,
     /// When the last rebalance ended, in seconds since 1970.
     pub rebalanced_at: Option<i64>,
+    /// Of each rule of capacity, what was seen.
+    pub rules: BTreeMap<String, RuleMemory>,
+}
+
+/// What was seen of a rule of capacity.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RuleMemory {
+    /// Since when it is over its limit, in seconds since 1970.
+    pub over_since: Option<i64>,
+    /// What the whole cluster had, and when.
+    pub samples: Vec<(i64, u64)>,
 }
 
 /// What is compared.

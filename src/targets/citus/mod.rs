@@ -11,6 +11,7 @@
 mod access;
 mod apply;
 pub mod balance;
+pub mod capacity;
 pub mod catalog;
 pub mod drift;
 pub mod migrations;
@@ -131,10 +132,15 @@ impl Citus {
         let migrations = migrations::of(job, work.migrations.as_deref())?;
         let session = self.session(job, Rights::Plan, "look").await?;
         let seen = observe::look(&session, work).await?;
-        let memory = self.memory(&job.instance).await?;
+        let mut memory = self.memory(&job.instance).await?;
         let now = chrono::Utc::now().timestamp();
         let compared = Compared { work, seen: &seen, migrations: &migrations, memory: &memory, now };
-        let found = drift::compare(&compared);
+        let mut found = drift::compare(&compared);
+        let known = memory.clone();
+        let capacity = capacity::wanted(&work.capacity, &work.moves, &seen, &mut memory, now, &mut found.notes);
+        if memory != known && job.r#use == Use::Applied && !work.destroy {
+            self.remember(&job.instance, &memory).await?;
+        }
         let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let observation = Observation {
             changes: found.steps.iter().map(|step| step.change.clone()).collect(),
@@ -144,6 +150,7 @@ impl Citus {
             refused: found.refused.clone(),
             warnings: found.notes.iter().cloned().chain(found.refused.clone()).collect(),
             layout: found.layout.clone(),
+            capacity,
             ..Observation::default()
         };
         Ok((observation, found))

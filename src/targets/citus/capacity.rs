@@ -1,0 +1,200 @@
+//! When a cluster wants more nodes: figures, how long they have been over their limit, and where they go. Pure.
+//!
+//! Decides whether a rule has held for its time. *Never:* it raises anything: a pull request asks for it.
+
+use super::{drift::Memory, observe::Seen, rebalance::tenants};
+use crate::{
+    model::citus::{Capacity, CapacityWhen, Moves},
+    port::MoreCapacity,
+    render::layout::size,
+};
+
+/// How far apart figures that are remembered lie, in seconds.
+const SAMPLE_EVERY: i64 = 3600;
+/// How many are remembered: two weeks.
+const SAMPLES_MAX: usize = 14 * 24;
+/// How far ahead is looked, in days.
+const AHEAD_DAYS: i64 = 30;
+/// Of less than this nothing is said about where it goes, in seconds.
+const FORECAST_MIN: i64 = 6 * 3600;
+const DAY: i64 = 24 * 3600;
+
+/// What one rule is about.
+struct Figure {
+    /// On a node, in the mean; of disks, of the fullest.
+    now: f64,
+    limit: f64,
+    /// Of the whole cluster.
+    total: u64,
+    said: fn(f64) -> String,
+    what: &'static str,
+}
+
+fn count(value: f64) -> String {
+    format!("{value:.0}")
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes are positive")]
+fn bytes(value: f64) -> String {
+    size(value.max(0.0) as u64)
+}
+
+fn percent(value: f64) -> String {
+    format!("{value:.0} %")
+}
+
+fn figure(when: &CapacityWhen, moves: &Moves, seen: &Seen) -> Result<Figure, String> {
+    let holding: Vec<&str> = (seen.catalog.nodes.iter())
+        .filter(|node| node.is_primary && node.is_active && node.holds)
+        .map(|node| node.name.as_str())
+        .collect();
+    if holding.is_empty() {
+        return Err("no node holds shards".into());
+    }
+    let nodes = holding.len() as f64;
+    let used = |node: &&str| seen.workers.get(*node).map_or(0, |worker| worker.bytes);
+    if let Some(limit) = when.tenants_per_worker {
+        let total: u64 = tenants(seen)?.values().sum();
+        return Ok(Figure {
+            now: total as f64 / nodes,
+            limit: limit as f64,
+            total,
+            said: count,
+            what: "tenants on a node",
+        });
+    }
+    let total: u64 = holding.iter().map(used).sum();
+    if let Some(limit) = when.bytes_per_worker {
+        return Ok(Figure { now: total as f64 / nodes, limit: limit.0 as f64, total, said: bytes, what: "on a node" });
+    }
+    let (Some(limit), Some(disk)) = (when.disk_used, moves.disk_size) else {
+        return Err("`diskUsed` needs `moves.diskSize`".into());
+    };
+    let fullest = holding.iter().map(used).max().unwrap_or(0);
+    let now = fullest as f64 / disk.0 as f64 * 100.0;
+    Ok(Figure { now, limit: f64::from(limit.0), total, said: percent, what: "of the fullest disk" })
+}
+
+/// What holds of the rules, with what is remembered brought up to date, and notes on those that can't be told.
+pub fn wanted(
+    rules: &[Capacity],
+    moves: &Moves,
+    seen: &Seen,
+    memory: &mut Memory,
+    now: i64,
+    notes: &mut Vec<String>,
+) -> Vec<MoreCapacity> {
+    let mut wanted = vec![];
+    let mut known = std::mem::take(&mut memory.rules);
+    for rule in rules {
+        let name = format!("{}.{}", rule.raise.component, rule.raise.variable);
+        let figure = match figure(&rule.when, moves, seen) {
+            Ok(figure) => figure,
+            Err(why) => {
+                notes.push(format!("the capacity rule for `{name}` can't be told: {why}"));
+                // What can't be told is not over its limit, and not under it.
+                known.remove(&name).map(|known| memory.rules.insert(name, known));
+                continue;
+            }
+        };
+        let mut kept = known.remove(&name).unwrap_or_default();
+        let is_due = kept.samples.last().is_none_or(|(at, _)| now - at >= SAMPLE_EVERY);
+        if is_due {
+            kept.samples.push((now, figure.total));
+            let left_out = kept.samples.len().saturating_sub(SAMPLES_MAX);
+            kept.samples.drain(..left_out);
+        }
+        kept.over_since = (figure.now > figure.limit).then(|| kept.over_since.unwrap_or(now));
+        if let Some(since) = kept.over_since
+            && now - since >= i64::try_from(rule.when.r#for.as_seconds()).unwrap_or(i64::MAX)
+        {
+            let Figure { now: value, limit, said, what, .. } = figure;
+            let says = format!(
+                "{} {what}, and the limit is {}; for {} it has been over it.{}",
+                said(value),
+                said(limit),
+                ago(now - since),
+                forecast(&kept.samples, value, said)
+            );
+            wanted.push(MoreCapacity {
+                component: rule.raise.component.clone(),
+                variable: rule.raise.variable.clone(),
+                by: rule.raise.by,
+                max: rule.raise.max,
+                says,
+            });
+        }
+        memory.rules.insert(name, kept);
+    }
+    wanted
+}
+
+fn ago(seconds: i64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / DAY),
+    }
+}
+
+/// Where it goes as it went until now.
+fn forecast(samples: &[(i64, u64)], value: f64, said: fn(f64) -> String) -> String {
+    let (Some((from, first)), Some((to, last))) = (samples.first(), samples.last()) else { return String::new() };
+    let span = to - from;
+    if span < FORECAST_MIN || *first == 0 || *last == 0 {
+        return " It is too early to say where it goes.".into();
+    }
+    let a_day = (*last as f64 - *first as f64) / *last as f64 * value / (span as f64 / DAY as f64);
+    let ahead = value + a_day * AHEAD_DAYS as f64;
+    format!(
+        " As it went in the last {}, it is {} in {AHEAD_DAYS} days with the nodes that there are.",
+        ago(span),
+        said(ahead.max(0.0))
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{catalog::NodeRow, observe::Worker},
+        *,
+    };
+
+    #[test]
+    fn a_rule_holds_once_it_has_held_for_its_time() {
+        let rule: Capacity = serde_json::from_value(serde_json::json!({
+            "when": {"bytesPerWorker": "1GiB", "for": "24h"},
+            "raise": {"component": "vm", "variable": "count", "by": 1, "max": 5},
+        }))
+        .unwrap();
+        let node = |name: &str| NodeRow { group: 1, name: name.into(), is_primary: true, is_active: true, holds: true };
+        let mut seen = Seen::default();
+        seen.catalog.nodes = vec![node("a:1"), node("b:1")];
+        let mut fill = |bytes: u64| {
+            for name in ["a:1", "b:1"] {
+                seen.workers.insert(name.into(), Worker { bytes, ..Worker::default() });
+            }
+            seen.clone()
+        };
+        let (mut memory, mut notes) = (Memory::default(), vec![]);
+        let mut look = |seen: &Seen, hour: i64| {
+            let found =
+                wanted(std::slice::from_ref(&rule), &Moves::default(), seen, &mut memory, hour * 3600, &mut notes);
+            found.into_iter().map(|one| one.says).collect::<Vec<_>>()
+        };
+        assert!(look(&fill(1 << 29), 0).is_empty());
+        assert!(look(&fill(3 << 29), 10).is_empty());
+        assert!(look(&fill(3 << 29), 33).is_empty());
+        assert_eq!(
+            look(&fill(3 << 29), 34),
+            [
+                "1.5 GiB on a node, and the limit is 1.0 GiB; for 24 h it has been over it. As it went in the last 34 h, it is 22.7 GiB in 30 days with the nodes that there are."
+            ]
+        );
+        // Once under it, the time begins anew.
+        assert!(look(&fill(1 << 29), 35).is_empty());
+        assert!(look(&fill(3 << 29), 40).is_empty());
+        assert!(notes.is_empty());
+    }
+}
