@@ -4,14 +4,14 @@
 //! changes nothing else of what it guards, and not otherwise. Never looks at what is applied.
 //! *Invariant:* two commits that loosen and use what was loosened are judged one by one, in their order.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 use super::Rights;
 use crate::{
     desired::{
-        Desired,
+        Desired, Instance,
         schema::{Component, Limits},
     },
     model::{EnvironmentName, InstanceId, Revision},
@@ -112,25 +112,8 @@ impl InForce {
             let says_the_same = declared_before
                 .and_then(|before| before.spec.as_ref())
                 .is_some_and(|before| before.protect == spec.protect);
-            if let Some(citus) = &spec.citus {
-                let said = |spec: &Component| spec.citus.as_ref().map(|citus| citus.allow_rewrite);
-                let said_before = declared_before.and_then(|before| said(before.spec.as_ref()?));
-                let held = before.and_then(|_| self.rewrites.get(id)).map(|held| held.guard);
-                let guard = match held {
-                    // What was refused once is not let in by a commit that says nothing about it.
-                    Some(held) if said_before == Some(citus.allow_rewrite) => held,
-                    Some(false) if citus.allow_rewrite && !same => {
-                        refused.push(format!(
-                            "`allowRewrite` of `{id}` is said together with a change of it: split in two pull requests"
-                        ));
-                        false
-                    }
-                    _ => citus.allow_rewrite,
-                };
-                if held != Some(guard) {
-                    next.rewrites.insert(id.clone(), Held { guard, since: revision.clone() });
-                }
-            }
+            let held = before.and(self.rewrites.get(id));
+            refused.extend(next.judge_rewrites(held, declared_before, instance, !same, revision));
             let mut guard = spec.protect.clone();
             if let Some(known) = known.as_ref().filter(|_| !same || says_the_same) {
                 let lifted: Vec<String> = known.iter().filter(|entry| !guard.contains(entry)).cloned().collect();
@@ -151,6 +134,34 @@ impl InForce {
 }
 
 impl InForce {
+    /// Takes over whether tables of an instance may be rewritten, as a commit says it.
+    fn judge_rewrites(
+        &mut self,
+        held: Option<&Held<bool>>,
+        before: Option<&Arc<Instance>>,
+        instance: &Instance,
+        changed: bool,
+        revision: &Revision,
+    ) -> Option<String> {
+        let said = |spec: &Component| spec.citus.as_ref().map(|citus| citus.allow_rewrite);
+        let declared = instance.spec.as_ref().and_then(|spec| said(spec))?;
+        let said_before = before.and_then(|before| said(before.spec.as_ref()?));
+        let held = held.map(|held| held.guard);
+        let (guard, refused) = match held {
+            // What was refused once is not let in by a commit that says nothing about it.
+            Some(held) if said_before == Some(declared) => (held, None),
+            Some(false) if declared && changed => {
+                let says = "is said together with a change of it: split in two pull requests";
+                (false, Some(format!("`allowRewrite` of `{}` {says}", instance.id)))
+            }
+            _ => (declared, None),
+        };
+        if held != Some(guard) {
+            self.rewrites.insert(instance.id.clone(), Held { guard, since: revision.clone() });
+        }
+        refused
+    }
+
     /// Takes over who may do what, as a commit says it.
     fn judge_rights(&mut self, before: Option<&Desired>, commit: &Desired, revision: &Revision) -> Vec<String> {
         let Some(state_repo) = &commit.state_repo else { return vec![] };

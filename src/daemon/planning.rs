@@ -185,20 +185,10 @@ impl Daemon {
                 return Outcome { plan: Some(plan), ..none };
             }
         };
-        let actions = targets::actions(&job.work, id, &observation);
-        match self.with_drains(head, id, actions, &observation).await {
-            Ok((actions, carried)) => (plan.actions, plan.carried) = (actions, carried),
-            Err(error) => {
-                plan.problem = Some(crate::error_chain(&error));
-                return Outcome { plan: Some(plan), ..none };
-            }
+        if let Err(error) = self.fill(head, &asked, &mut plan, &job, &observation).await {
+            plan.problem = Some(crate::error_chain(&error));
+            return Outcome { plan: Some(plan), ..none };
         }
-        mark_protected(asked.protect, &mut plan.actions);
-        mark_drifted(asked.drifted, &mut plan.actions);
-        plan.digest = Some(InstancePlan::digest_of(&plan.actions));
-        plan.problem.clone_from(&observation.refused);
-        plan.warnings.clone_from(&observation.warnings);
-        plan.layout.clone_from(&observation.layout);
         let first_contact =
             asked.applied.is_none() && self.is_first_contact(id, observation.holds_anything).await.unwrap_or(true);
         if first_contact {
@@ -206,6 +196,26 @@ impl Daemon {
         }
         let outputs = (!observation.changes.is_empty() || asked.applied.is_none()).then_some(observation.outputs);
         Outcome { plan: Some(plan), outputs, inputs: inputs.recorded, job: Some(job), first_contact }
+    }
+
+    /// What an observation makes of a plan.
+    async fn fill(
+        self: &Arc<Self>,
+        head: &Head,
+        asked: &Asked<'_>,
+        plan: &mut InstancePlan,
+        job: &Job,
+        observation: &Observation,
+    ) -> Result<(), Error> {
+        let actions = targets::actions(&job.work, asked.id, observation);
+        (plan.actions, plan.carried) = self.with_drains(head, asked.id, actions, observation).await?;
+        mark_protected(asked.protect, &mut plan.actions);
+        mark_drifted(asked.drifted, &mut plan.actions);
+        plan.digest = Some(InstancePlan::digest_of(&plan.actions));
+        plan.problem.clone_from(&observation.refused);
+        plan.warnings.clone_from(&observation.warnings);
+        plan.layout.clone_from(&observation.layout);
+        Ok(())
     }
 
     async fn look_at_declared(

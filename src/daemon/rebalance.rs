@@ -8,12 +8,14 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use chrono::{DateTime, Utc};
 
-use super::{Daemon, Error, Head, conversation::environments, decide::Authorised};
+use super::{Daemon, Error, Head, conversation::environments, decide::Authorised, prepare::Stop, run::Driven};
 use crate::{
     authority::Principal,
+    desired::schema::Limits,
     journal::{Approved, Rebalance},
-    model::{EnvironmentName, InstanceId, PullNumber, RunId},
+    model::{Action, EnvironmentName, InstanceId, PullNumber, RunId, citus::LayoutPlan},
     render::comment,
+    targets::citus,
 };
 
 /// By what a rebalance is authorised.
@@ -93,5 +95,35 @@ impl Daemon {
             rebalance: Some(Rebalance { until: word.until }),
         };
         self.create_run(head, authorised).await
+    }
+
+    /// As many moves for the balance as one run may make (R3.3); the rest is for the next.
+    pub(super) async fn throttled(
+        self: &Arc<Self>,
+        driven: &Driven,
+        id: &InstanceId,
+        actions: Vec<Action>,
+        layout: Option<&LayoutPlan>,
+    ) -> Result<Vec<Action>, Stop> {
+        let head = self.head().unwrap_or_else(|| Arc::clone(&driven.head));
+        let Limits { moves, move_bytes, .. } = self.guards(&head).await?.limits(&id.environment);
+        let bytes = |action: &Action| {
+            let name = action.resources.first().map(|resource| &resource.resource);
+            let figures = layout.into_iter().flat_map(|layout| &layout.moves).find(|one| Some(&one.resource) == name);
+            figures.map_or(0, |figures| figures.bytes)
+        };
+        let (mut count, mut sum) = (0, 0);
+        let fits = |action: &Action| {
+            if !action.resources.iter().all(|resource| resource.r#type == citus::plan::REBALANCE) {
+                return true;
+            }
+            let size = bytes(action);
+            let fits = moves.is_none_or(|most| count < most) && move_bytes.is_none_or(|most| sum + size <= most.0);
+            if fits {
+                (count, sum) = (count + 1, sum + size);
+            }
+            fits
+        };
+        Ok(actions.into_iter().filter(fits).collect())
     }
 }

@@ -11,6 +11,7 @@
 mod access;
 mod apply;
 pub mod balance;
+mod bound;
 pub mod capacity;
 pub mod catalog;
 pub mod drift;

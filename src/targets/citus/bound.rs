@@ -1,0 +1,70 @@
+//! How few bytes any plan would have to move. Pure.
+//!
+//! Decides nothing: it is what a plan is measured by.
+
+use super::{
+    balance::{Layout, Placement},
+    solve::Band,
+};
+
+/// How many bytes any plan has to move that brings every node into a band, as far as that can be proved.
+pub(super) fn at_least(layout: &Layout, home: &[usize], stuck: &[usize], bands: Option<Vec<Band>>) -> u64 {
+    let mut loads = vec![0_u64; layout.nodes.len()];
+    let (mut bytes, mut loose) = (0, 0);
+    let mut stays: Vec<Vec<&Placement>> = vec![vec![]; layout.nodes.len()];
+    for (index, (placement, node)) in layout.placements.iter().zip(home).enumerate() {
+        match placement.pin {
+            _ if stuck.binary_search(&index).is_ok() => loads[*node] += placement.weight,
+            Some(pin) => {
+                loads[pin] += placement.weight;
+                bytes += if pin == *node { 0 } else { placement.bytes };
+            }
+            None if !layout.nodes[*node].holds => {
+                loose += placement.weight;
+                bytes += placement.bytes;
+            }
+            None => {
+                loads[*node] += placement.weight;
+                stays[*node].push(placement);
+            }
+        }
+    }
+    let Some(bands) = bands else { return bytes };
+    let nodes = || (0..layout.nodes.len()).filter(|node| layout.nodes[*node].holds);
+    // What is too much on a node leaves it, and something whole does; what is lacking comes from somewhere, and whole.
+    let whole = stays.iter().flatten().map(|placement| placement.weight).fold(loose, gcd).max(1);
+    let mut leaves = 0;
+    for node in nodes().filter(|node| loads[*node] > bands[*node].high) {
+        let smallest = stays[node].iter().map(|placement| placement.bytes).min().unwrap_or(0);
+        leaves += cheapest(&stays[node], (loads[node] - bands[node].high).next_multiple_of(whole)).max(smallest);
+    }
+    let lacking: u64 = nodes().map(|node| bands[node].low.saturating_sub(loads[node]).next_multiple_of(whole)).sum();
+    let all: Vec<&Placement> = stays.concat();
+    bytes + leaves.max(cheapest(&all, lacking.saturating_sub(loose)))
+}
+
+/// A number that is whole and not negative, as one.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is not negative, and saturates")]
+pub(super) fn whole(number: f64) -> u64 {
+    number.max(0.0) as u64
+}
+
+fn gcd(one: u64, two: u64) -> u64 {
+    if two == 0 { one } else { gcd(two, one % two) }
+}
+
+/// The bytes of a weight, could it be cut from anything.
+fn cheapest(from: &[&Placement], mut weight: u64) -> u64 {
+    let mut from: Vec<&&Placement> = from.iter().filter(|placement| placement.weight > 0).collect();
+    from.sort_by(|one, two| (one.bytes as f64 / one.weight as f64).total_cmp(&(two.bytes as f64 / two.weight as f64)));
+    let mut bytes = 0;
+    for placement in from {
+        if placement.weight >= weight {
+            let part = u128::from(placement.bytes) * u128::from(weight) / u128::from(placement.weight);
+            return bytes + u64::try_from(part).unwrap_or(u64::MAX);
+        }
+        weight -= placement.weight;
+        bytes += placement.bytes;
+    }
+    bytes
+}
