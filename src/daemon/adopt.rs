@@ -19,6 +19,7 @@ use crate::{
     remedy::{
         self, Group,
         adopt::{Adopted, Declared, adopted, edit_tfvars},
+        adopt_cluster::edit_cluster,
         adopt_objects::{edit_object, edit_values},
     },
     render::comment,
@@ -112,6 +113,22 @@ impl Daemon {
         let observation = self.look_at_job(head, &job).await?;
         if instance.kind == "kubernetes" {
             return Ok(self.edit_objects(head, instance, &observation.changes, edits));
+        }
+        if let Some(citus) = instance.spec.as_ref().and_then(|spec| spec.citus.as_ref()) {
+            let name = id.component.as_str();
+            let Some(path) = component_file(&*head.content, &self.settings.root, &id.component) else {
+                return Ok(Err(format!("the declaration of `{name}` can't be found")));
+            };
+            let text = edits
+                .get(&path)
+                .cloned()
+                .map_or_else(|| head.content.read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()), Ok);
+            let text = match text {
+                Ok(text) => text,
+                Err(error) => return Ok(Err(error.to_string())),
+            };
+            return Ok(edit_cluster(&text, name, &id.environment, citus, &observation.changes)
+                .map(|edited| drop(edits.insert(path, edited))));
         }
         let found = match adopted(&observation.changes, &observation.origins) {
             Ok(found) => found,

@@ -146,11 +146,53 @@ impl Declared<'_> {
         }
         let value = within(self.tofu.variables.get(variable), adopted)?;
         let way = if single && overridden.is_none() { &own[..] } else { &over[..] };
+        let way: Vec<Way> = way.iter().map(|key| Way::Key(key.clone())).collect();
         let starts: Vec<usize> = nodes.iter().map(|node| node.at.line as usize).collect();
         let (before, text, after) = document(self.text, &starts, at);
-        let edited = set(text, way, variable, &escaped(&value))?;
+        let edited = set(text, &way, variable, &escaped(&value))?;
         Ok(format!("{before}{edited}{after}"))
     }
+}
+
+/// A step into a declaration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// A key of a mapping.
+    Key(String),
+    /// An item of a list.
+    Item(usize),
+}
+
+/// The file of a component's declaration with another value of a field that it says for one environment alone.
+pub(super) fn declaration(
+    text: &str,
+    component: &str,
+    environment: &EnvironmentName,
+    way: &[Way],
+    key: &str,
+    value: &Value,
+) -> Result<String, String> {
+    let (nodes, _) = node::read(&"component.yaml".into(), text.as_bytes());
+    let is_it = |node: &node::Node| {
+        node.get("kind").and_then(node::Node::text) == Some("Component")
+            && node.get("metadata").and_then(|m| m.get("name")).and_then(node::Node::text) == Some(component)
+    };
+    let Some(at) = nodes.iter().position(is_it) else {
+        return Err(format!("the declaration of `{component}` can't be found in its file"));
+    };
+    let spec = nodes[at].get("spec").map(node::Node::to_json).unwrap_or_default();
+    let single = spec["environments"].as_array().is_some_and(|names| names.len() == 1);
+    if !single || !spec["overrides"][environment.as_str()]["citus"].is_null() {
+        return Err(format!(
+            "`{component}` says it for several environments, or in `overrides`; change its declaration"
+        ));
+    }
+    let starts: Vec<usize> = nodes.iter().map(|node| node.at.line as usize).collect();
+    let (before, text, after) = document(text, &starts, at);
+    let whole: Vec<Way> =
+        ["spec", "citus"].map(|key| Way::Key(key.into())).into_iter().chain(way.iter().cloned()).collect();
+    let edited = set(text, &whole, key, &escaped(value))?;
+    Ok(format!("{before}{edited}{after}"))
 }
 
 /// A value as a declaration says it: `${` begins a reference there.
@@ -180,13 +222,17 @@ pub(super) fn document<'t>(text: &'t str, starts: &[usize], at: usize) -> (&'t s
 }
 
 /// Sets a key at the end of a way of keys, which is made as far as it is missing.
-fn set(text: &str, way: &[String], key: &str, value: &Value) -> Result<String, String> {
+fn set(text: &str, way: &[Way], key: &str, value: &Value) -> Result<String, String> {
     let failed = |error: &dyn std::fmt::Display| format!("its file can't be edited by a program: {error}");
     let document = yamlpath::Document::new(text).map_err(|error| failed(&error))?;
-    let steps = |keys: &[String]| -> Route<'static> {
-        keys.iter().map(|key| Step::Key(Cow::Owned(key.clone()))).collect::<Vec<_>>().into()
+    let steps = |way: &[Way]| -> Route<'static> {
+        let step = |way: &Way| match way {
+            Way::Key(key) => Step::Key(Cow::Owned(key.clone())),
+            Way::Item(at) => Step::Index(*at),
+        };
+        way.iter().map(step).collect::<Vec<_>>().into()
     };
-    let whole: Vec<String> = way.iter().cloned().chain([key.to_owned()]).collect();
+    let whole: Vec<Way> = way.iter().cloned().chain([Way::Key(key.to_owned())]).collect();
     let there = (0..=whole.len()).rev().find(|length| *length == 0 || document.query_exists(&steps(&whole[..*length])));
     let there = there.unwrap_or(0);
     let empty = serde_yaml::Value::Mapping(serde_yaml::Mapping::new());
@@ -194,7 +240,8 @@ fn set(text: &str, way: &[String], key: &str, value: &Value) -> Result<String, S
     let mut patches = vec![];
     for at in there..whole.len() {
         let value = if at + 1 == whole.len() { serde_yaml::Value::from(0) } else { empty.clone() };
-        patches.push(Patch { route: steps(&whole[..at]), operation: Op::Add { key: whole[at].clone(), value } });
+        let Way::Key(key) = whole[at].clone() else { return Err(failed(&"it has no such item")) };
+        patches.push(Patch { route: steps(&whole[..at]), operation: Op::Add { key, value } });
     }
     let made = match &patches[..] {
         [] => document,
@@ -208,9 +255,10 @@ fn set(text: &str, way: &[String], key: &str, value: &Value) -> Result<String, S
     let mut edited = made.source().to_owned();
     edited.replace_range(from..to, &value.to_string());
     let (nodes, problems) = node::read(&"component.yaml".into(), edited.as_bytes());
-    let read = whole
-        .iter()
-        .try_fold(nodes.first().map(node::Node::to_json).unwrap_or_default(), |at, key| at.get(key).cloned());
+    let read = whole.iter().try_fold(nodes.first().map(node::Node::to_json).unwrap_or_default(), |at, way| match way {
+        Way::Key(key) => at.get(key).cloned(),
+        Way::Item(item) => at.get(item).cloned(),
+    });
     if !problems.is_empty() || read.as_ref() != Some(value) {
         return Err(failed(&format!("`{key}` would not be read back as it was written")));
     }

@@ -5,6 +5,7 @@
 //! Never proposes what no apply would change.
 
 pub mod adopt;
+pub mod adopt_cluster;
 pub mod adopt_objects;
 
 use std::collections::{BTreeMap, BTreeSet};

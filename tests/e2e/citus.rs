@@ -136,6 +136,24 @@ async fn pins_and_drains_are_kept_and_strangers_are_undone() {
     stage.merge("lin", pull["number"].as_u64().unwrap()).await;
     stage.verdict("dev/shards", Verdict::InSync).await;
     assert_eq!(cluster.sql(home).await, [port(&nodes[1])]);
+    // And once more, which is declared this time.
+    cluster.sql("CALL citus_cleanup_orphaned_resources()").await;
+    cluster.sql(&format!("SELECT citus_move_shard_placement((SELECT shardid FROM pg_dist_shard s WHERE s.logicalrelid = 'tenants'::regclass AND worker_hash(7) BETWEEN shardminvalue::int AND shardmaxvalue::int), '{host}', {from}, '{host}', {to})")).await;
+    stage.verdict("dev/shards", Verdict::Drifted).await;
+    let pull = stage.proposal().await;
+    let (code, out, err) = stage.run(&["adopt", "dev/shards"]);
+    assert_eq!(code, 0, "{out}{err}");
+    stage
+        .until("the pull request adopts", async || {
+            let number = pull["number"].as_u64().unwrap();
+            let (_, files) =
+                stage.forge("lin", reqwest::Method::GET, &format!("pulls/{number}/files"), Value::Null).await;
+            files.to_string().contains("shards.yaml").then_some(())
+        })
+        .await;
+    stage.merge("lin", pull["number"].as_u64().unwrap()).await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    assert_eq!(cluster.sql(home).await, [port(&nodes[0])]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -427,4 +445,98 @@ async fn a_rewrite_needs_a_word_and_has_a_point_to_go_back_to() {
     stage.verdict("dev/shards", Verdict::InSync).await;
     let journal = stage.run(&["journal"]).1;
     assert!(journal.contains("restore point evenkeel_run_2 at "), "{journal}");
+}
+
+/// A cluster with a layout and a drain that is about to begin, which takes a while.
+async fn draining(cluster: &CitusCluster, more: &str) -> (Stage, Vec<String>) {
+    let nodes = cluster.workers[..2].to_vec();
+    let stage = start(cluster, &files(&nodes, "")).await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    if cluster.servers.is_some() {
+        cluster.sql("UPDATE stand_in SET move_seconds = 1").await;
+    }
+    let drain = format!("    placement: {{ drain: [\"{}\"] }}\n{more}", nodes[1]);
+    stage.push("main", &files(&nodes, &drain)[1..2]);
+    (stage, nodes)
+}
+
+const MOVING: &str = "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name LIKE 'evenkeel dev/shards run %' AND query LIKE 'SELECT citus_move_shard_placement%' AND state = 'active'";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_restarts_under_a_move_is_waited_for() {
+    let Some(cluster) = CitusCluster::breakable(2).await else { return };
+    let (stage, nodes) = draining(&cluster, "").await;
+    until(&cluster, &stage, MOVING, &["t"]).await;
+    let servers = cluster.servers.as_ref().unwrap();
+    servers[0].halt();
+    servers[0].go_on();
+    stage
+        .until("the node is empty", async || (cluster.shards().await[1] == format!("{} 0", nodes[1])).then_some(()))
+        .await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_goes_down_under_a_move_ends_it_and_nothing_is_lost() {
+    let Some(cluster) = CitusCluster::breakable(2).await else { return };
+    let (stage, nodes) = draining(&cluster, "").await;
+    until(&cluster, &stage, MOVING, &["t"]).await;
+    let servers = cluster.servers.as_ref().unwrap();
+    servers[1].halt();
+    stage
+        .until("it is told", async || {
+            let said = stage.instance("dev/shards").await?;
+            matches!(said.verdict, Verdict::Stalled | Verdict::Unknown).then_some(())
+        })
+        .await;
+    servers[1].go_on();
+    // A word goes on where it ended.
+    stage.until("it can be applied again", async || (stage.run(&["apply", "dev", "--yes"]).0 == 0).then_some(())).await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    assert_eq!(cluster.shards().await[1], format!("{} 0", nodes[1]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_move_begins_while_somebody_moves_or_the_load_is_high() {
+    let cluster = CitusCluster::start(2).await;
+    cluster.sql("CREATE TABLE load (much int); INSERT INTO load VALUES (9); GRANT SELECT ON load TO PUBLIC").await;
+    let (stage, nodes) =
+        draining(&cluster, "    moves: { pauseWhile: [{ query: SELECT much FROM load, over: 3 }] }\n").await;
+    stage.until("it waits", async || stage.log().contains("says 9, more than 3").then_some(())).await;
+    assert_eq!(cluster.shards().await[1], format!("{} 12", nodes[1]));
+    cluster.sql("UPDATE load SET much = 1").await;
+    stage
+        .until("the node is empty", async || (cluster.shards().await[1] == format!("{} 0", nodes[1])).then_some(()))
+        .await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_move_lacks_is_said_in_the_plan() {
+    let cluster = CitusCluster::start(2).await;
+    let nodes = cluster.workers[..2].to_vec();
+    let mut all = files(&nodes, "");
+    all[2].1 = TABLES.replace("body text, PRIMARY KEY (tenant_id, id)", "body text");
+    let stage = start(&cluster, &all).await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    let drain = |mode: &str| {
+        let placement =
+            format!("    placement: {{ drain: [\"{}\"] }}\n    moves: {{ transferMode: {mode} }}\n", nodes[1]);
+        all.iter().cloned().take(1).chain(files(&nodes, &placement).into_iter().skip(1).take(1)).collect::<Vec<_>>()
+    };
+    let pull = stage.pull("drain", &drain("auto")[1..]).await;
+    stage.comment(pull, "`public.tasks` has no primary key and no replica identity").await;
+    stage.push_on("drain", &drain("blockWrites")[1..]);
+    stage.comment(pull, "6 to move").await;
+    stage.merge("lin", pull).await;
+    stage
+        .until("the node is empty", async || (cluster.shards().await[1] == format!("{} 0", nodes[1])).then_some(()))
+        .await;
+    // Where nobody has room, the plan says so.
+    let full = format!(
+        "    placement: {{ drain: [\"{}\"] }}\n    moves: {{ transferMode: blockWrites, diskSize: 1MiB, diskHeadroom: 10% }}\n",
+        nodes[0]
+    );
+    let pull = stage.pull("full", &files(&nodes, &full)[1..2]).await;
+    stage.comment(pull, "no other node has room for it").await;
 }

@@ -117,7 +117,7 @@ impl Applying<'_> {
 
     /// Moves one group; answers how long it took, or nothing where it was there already.
     async fn one_move(&self, moving: &Moving) -> Result<Option<Duration>, TargetError> {
-        let mut tries = 0;
+        let (mut tries, since) = (0, Instant::now());
         loop {
             tries += 1;
             let owner = self.back(tries > 1).await?;
@@ -151,6 +151,14 @@ impl Applying<'_> {
                 (self.progress)(Told::Step(format!("moved `{}` in {} s", moving.group, began.elapsed().as_secs())));
                 return Ok(Some(began.elapsed()));
             };
+            // Somebody else moves something of the same colocation; it is over some time.
+            if error.message.contains("could not acquire the lock") && since.elapsed() < AWAY_TIME_MAX {
+                self.heed(true)?;
+                (self.progress)(Told::Now(format!("`{}` waits: {}", moving.group, error.message)));
+                tries -= 1;
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
             let is_lost = error.kind == "unreachable";
             if is_lost && tries < TRIES_MAX {
                 tracing::warn!(instance = %self.job.instance, error = error.line(), "a move was lost; looking what became of it");

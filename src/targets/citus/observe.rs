@@ -347,11 +347,11 @@ fn said(text: &str) -> Result<Worker, TargetError> {
     serde_json::from_str(text).map_err(|error| partial(format!("a worker said what can't be read: {error}")))
 }
 
-/// A text that changes when anything of the layout does; cheap.
+/// A text that changes when anything of the layout does, also where it changed back; cheap.
 pub(super) async fn fingerprint(session: &Session) -> Result<String, TargetError> {
     let sql = "SELECT concat_ws(' ', \
-        (SELECT concat(count(*), ' ', sum(hashint8extended(shardid, groupid))) FROM pg_dist_placement WHERE shardstate = 1), \
-        (SELECT md5(string_agg(concat(nodename, nodeport, noderole, isactive, shouldhaveshards), ',' ORDER BY nodename, nodeport)) FROM pg_dist_node), \
+        (SELECT concat(count(*), ' ', sum(hashint8extended(shardid, groupid)), ' ', sum(xmin::text::bigint)) FROM pg_dist_placement WHERE shardstate = 1), \
+        (SELECT md5(string_agg(concat(nodename, nodeport, noderole, isactive, shouldhaveshards, xmin), ',' ORDER BY nodename, nodeport)) FROM pg_dist_node), \
         (SELECT concat(count(*), ' ', sum(hashint8extended(logicalrelid::oid::bigint, colocationid))) FROM pg_dist_partition), \
         (SELECT count(*) FROM pg_dist_cleanup), \
         (SELECT string_agg(concat(job_id, state), ',' ORDER BY job_id) FROM pg_dist_background_job WHERE state::text NOT IN ('finished', 'cancelled')))";

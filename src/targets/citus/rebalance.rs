@@ -359,6 +359,8 @@ fn figures(this: &Compared<'_>, layout: &Layout, plan: &Rebalance, moves: &[Movi
         }
         NodeLoad { node: node.name.clone(), holds: node.holds, before, after }
     });
+    // A coordinator that holds nothing is no part of the picture.
+    let nodes = nodes.filter(|node| node.holds || node.before.bytes + node.after.bytes > 0);
     let speed = this.memory.bytes_per_second;
     let figures = |moving: &Moving| MoveFigures {
         resource: moved(moving),

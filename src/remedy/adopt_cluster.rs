@@ -1,0 +1,113 @@
+//! What was observed of a cluster, declared: columns and shard counts of tables, and the nodes of pins.
+//!
+//! Decides which of it a declaration can say. Where groups of shards are is not declared but for pins, so that what only the
+//! balance asks for can't be adopted. Comments stay, because single values are edited.
+
+use serde_json::Value;
+
+use super::adopt::{Way, declaration};
+use crate::{
+    desired::schema::Citus,
+    model::{Change, EnvironmentName, ResourceChange, citus::table_name},
+};
+
+fn whole(name: &str) -> String {
+    table_name(name).map_or_else(|_| name.to_owned(), |(schema, table)| format!("{schema}.{table}"))
+}
+
+/// The file of a declaration with what was observed of its cluster.
+///
+/// # Errors
+/// What can't be declared, in a sentence.
+pub fn edit_cluster(
+    text: &str,
+    component: &str,
+    environment: &EnvironmentName,
+    citus: &Citus,
+    changes: &[ResourceChange],
+) -> Result<String, String> {
+    let mut edited = text.to_owned();
+    for change in changes {
+        let name = &change.resource;
+        let observed = |path: &str| change.fields.iter().find(|field| field.path == path);
+        let mut set = |way: Vec<Way>, key: &str, value: &Value| -> Result<(), String> {
+            edited = declaration(&edited, component, environment, &way, key, value)?;
+            Ok(())
+        };
+        match (change.r#type.as_str(), change.change) {
+            ("citus_table", Change::Replace) => {
+                let table = name.strip_prefix("table ").unwrap_or(name);
+                let Some(at) = citus.tables.iter().position(|declared| whole(&declared.name) == table) else {
+                    return Err(format!("`{name}` is not declared"));
+                };
+                for field in &change.fields {
+                    let key = field.path.trim_start_matches('/');
+                    let (true, Some(value)) = (["shardCount", "distributionColumn"].contains(&key), &field.before)
+                    else {
+                        return Err(format!("`{key}` of `{name}` can't be adopted; change its declaration"));
+                    };
+                    set(vec![Way::Key("tables".into()), Way::Item(at)], key, value)?;
+                }
+            }
+            ("citus_move", Change::Move) => {
+                let field = observed("/node");
+                let (from, to) = (field.and_then(|f| f.before.as_ref()), field.and_then(|f| f.after.as_ref()));
+                let pins = &citus.placement.pins;
+                let mut meant =
+                    (0..pins.len()).filter(|at| to.and_then(Value::as_str) == Some(pins[*at].node.as_str()));
+                let (Some(at), None, Some(from)) = (meant.next(), meant.next(), from) else {
+                    return Err(format!(
+                        "`{name}` is moved by `drain`, or by one of several pins; change the declaration"
+                    ));
+                };
+                set(vec![Way::Key("placement".into()), Way::Key("pins".into()), Way::Item(at)], "node", from)?;
+            }
+            ("citus_rebalance", _) => {
+                return Err(format!(
+                    "where `{name}` is, is not declared: allow a wider `placement.skew`, or let it be moved"
+                ));
+            }
+            _ => return Err(format!("`{name}` can't be adopted; change its declaration")),
+        }
+    }
+    Ok(edited)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Field;
+
+    #[test]
+    fn r4_3_what_was_observed_of_a_cluster_is_declared_and_comments_stay() {
+        let text = "apiVersion: evenkeel.dev/v1alpha1\nkind: Component\nmetadata: { name: shards }\nspec:\n  environments: [dev] # one\n  citus:\n    connection: citus\n    tables: # two\n      - { name: tenants, distributionColumn: id, shardCount: 32 } # three\n      # four\n      - name: public.tasks\n        distributionColumn: id\n        shardCount: 32 # five\n    placement:\n      pins:\n        - { table: tenants, tenant: \"7\", node: \"a:5432\" } # six\n";
+        let (nodes, _) = crate::desired::node::read(&"x.yaml".into(), text.as_bytes());
+        let citus: Citus = serde_json::from_value(nodes[0].to_json()["spec"]["citus"].clone()).unwrap();
+        let change = |resource: &str, r#type: &str, change, path: &str, before: Value, after: Value| ResourceChange {
+            resource: resource.into(),
+            r#type: r#type.into(),
+            change,
+            reverts_drift: false,
+            protected: false,
+            fields: vec![Field {
+                path: path.into(),
+                before: Some(before),
+                after: Some(after),
+                sensitive: false,
+                unknown: false,
+                sealed: None,
+            }],
+        };
+        let edit = |changes: &[ResourceChange]| edit_cluster(text, "shards", &"dev".parse().unwrap(), &citus, changes);
+        let wider = change("table public.tasks", "citus_table", Change::Replace, "/shardCount", 64.into(), 32.into());
+        let moved = change("shards x on b:5432", "citus_move", Change::Move, "/node", "b:5432".into(), "a:5432".into());
+        let edited = edit(&[wider, moved]).unwrap();
+        assert_eq!(
+            edited,
+            text.replace("shardCount: 32 # five", "shardCount: 64 # five").replace("\"a:5432\"", "\"b:5432\"")
+        );
+        let balance =
+            change("shards x on b:5432", "citus_rebalance", Change::Move, "/node", "b:5432".into(), "a:5432".into());
+        assert!(edit(&[balance]).unwrap_err().contains("a wider `placement.skew`"));
+    }
+}
