@@ -379,6 +379,7 @@ fn minds() -> Vec<Row> {
                     actions,
                     upstreams: upstreams.clone(),
                     changed_by: BTreeMap::new(),
+                    layout: None,
                 });
             }
         }
@@ -400,6 +401,8 @@ fn minds() -> Vec<Row> {
             actions,
             problem: None,
             warnings: vec![],
+            layout: None,
+            carried: vec![],
         };
         let revision = "0".repeat(40).parse().unwrap();
         let plan = Plan::new(environment.clone(), revision, None, "head".into(), vec![instance]);

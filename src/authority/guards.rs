@@ -112,7 +112,8 @@ impl InForce {
             let says_the_same = declared_before
                 .and_then(|before| before.spec.as_ref())
                 .is_some_and(|before| before.protect == spec.protect);
-            let held = before.and(self.rewrites.get(id));
+            let held = |id: &InstanceId| before.and(self.rewrites.get(id));
+            let held = held(id).or_else(|| former.and_then(held));
             refused.extend(next.judge_rewrites(held, declared_before, instance, !same, revision));
             let mut guard = spec.protect.clone();
             if let Some(known) = known.as_ref().filter(|_| !same || says_the_same) {

@@ -75,7 +75,14 @@ impl Daemon {
         while self.store().run(run).await.ok().flatten().is_some_and(in_flight) {
             match self.hands.target.interrupt(id).await {
                 Ok(true) => return,
-                Ok(false) => {}
+                // A cluster may be about to let go of a node for it.
+                Ok(false) => {
+                    let vacating =
+                        self.vacating.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(id).cloned();
+                    if let Some(cluster) = vacating {
+                        drop(self.hands.target.interrupt(&cluster).await);
+                    }
+                }
                 Err(error) => tracing::warn!(instance = %id, error = error.line(), "could not interrupt"),
             }
             tokio::time::sleep(ASK_EVERY).await;

@@ -42,6 +42,15 @@ impl Daemon {
             let now = head
                 .instance(&id)
                 .and_then(|instance| instance.spec.as_ref()?.tofu.as_ref()?.variables.get(&more.variable)?.as_u64());
+            let applied = self.store().applied(&id).await?;
+            let is_applied = applied.is_some_and(|record| {
+                let variables = record.spec.tofu.as_ref().map(|tofu| &tofu.variables);
+                variables.and_then(|all| all.get(&more.variable)?.as_u64()) == now
+            });
+            if !is_applied && now.is_some() {
+                // What was asked for before is still on its way.
+                continue;
+            }
             let (Some(instance), Some(now)) = (head.instance(&id), now) else {
                 tracing::warn!(instance = %cluster, "more nodes are wanted, and `{}` has no number in `{}`", id, more.variable);
                 continue;

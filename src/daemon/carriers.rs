@@ -8,14 +8,14 @@
 //! *Race:* the cluster changes between plan and run: what is drained is what is there then. *Race:* the daemon dies in the
 //! middle: the next one waits for a move that goes on, and drains what is left.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, PoisonError},
+};
 
 use super::{Daemon, Error, Head, inputs::declared_nodes, prepare::Stop, run::Driven};
 use crate::{
-    desired::{
-        resolve,
-        schema::{Component, Nodes},
-    },
+    desired::{resolve, schema::Nodes},
     journal::Run,
     model::{Action, Change, InstanceId},
     plan::{Carried, carriers},
@@ -62,16 +62,14 @@ impl Daemon {
             let Some(citus) = record.spec.citus.as_ref().filter(|_| cluster.environment == id.environment) else {
                 continue;
             };
-            let (direct, reference) = match &citus.nodes {
-                Some(Nodes::Output(text)) => {
-                    let mut found = BTreeSet::new();
-                    resolve::references(&text.as_str().into(), &mut found);
-                    let own = found.into_iter().find(|reference| reference.component == id.component);
-                    (own.is_some(), own)
-                }
-                _ => (false, None),
-            };
-            if !direct && !is_upstream(head, &record.spec, id) {
+            let mut found = BTreeSet::new();
+            let nodes = serde_json::to_value(&citus.nodes).unwrap_or_default();
+            resolve::references(&nodes, &mut found);
+            let direct = found.iter().any(|reference| reference.component == id.component);
+            let is_output = matches!(citus.nodes, Some(Nodes::Output(_)));
+            let reference = found.into_iter().find(|reference| is_output && reference.component == id.component);
+            let says_what_carries = nodes.to_string().contains("carriedBy");
+            if !direct && !says_what_carries && !is_output {
                 continue;
             }
             let job = self.applied_job(&cluster, &record, head).await?;
@@ -100,8 +98,8 @@ impl Daemon {
         self: &Arc<Self>,
         driven: &Driven,
         run: &Run,
-        actions: &[Action],
-        carried: &[Carried],
+        of_run: &InstanceId,
+        (actions, carried): (&[Action], &[Carried]),
         fence: Fence,
         progress: &crate::port::Progress,
     ) -> Result<(), TargetError> {
@@ -129,9 +127,16 @@ impl Daemon {
             }
             let mut job = self.applied_job(cluster, &record, &driven.head).await.map_err(failed)?;
             let Work::Citus(work) = &mut job.work else { continue };
-            work.rebalances = false;
-            work.nodes.get_or_insert_default().retain(|node| !nodes.contains(&node.address.to_string()));
-            self.empty(&job, &nodes, fence, progress).await.map_err(|error| TargetError {
+            (work.rebalances, work.only_moves) = (false, true);
+            work.vacate = nodes.iter().cloned().collect();
+            let suspended = self.suspensions(Some(&driven.head)).await.map_err(failed)?;
+            if let Some(says) = suspended.instance(cluster) {
+                return Err(TargetError::new("drain", format!("`{cluster}` has to let go of a node first: {says}")));
+            }
+            self.vacating.lock().unwrap_or_else(PoisonError::into_inner).insert(of_run.clone(), cluster.clone());
+            let emptied = self.empty(&job, &nodes, fence, progress).await;
+            self.vacating.lock().unwrap_or_else(PoisonError::into_inner).remove(of_run);
+            emptied.map_err(|error| TargetError {
                 message: format!(
                     "`{cluster}` has to let go of {} first: {}",
                     nodes.iter().cloned().collect::<Vec<_>>().join(", "),
@@ -152,17 +157,29 @@ impl Daemon {
         progress: &crate::port::Progress,
     ) -> Result<(), TargetError> {
         let Attached::Gone = self.hands.target.attach(job, fence, Arc::clone(progress)).await? else { return Ok(()) };
-        let (job, mut prepared) = self.prepare_job(&*driven_head(self)?, job).await.map_err(stopped)?;
+        let head = driven_head(self)?;
+        let (job, mut prepared) = self.prepare_job(&head, job).await.map_err(stopped)?;
+        // Another cluster than the one that is applied may not have the node, and would call it empty (R1.8).
+        let failed = |error: Error| match error {
+            Error::Target(error) => error,
+            other => TargetError::new("drain", crate::error_chain(&other)),
+        };
+        self.identify(&job.instance, &prepared.observation, true).await.map_err(failed)?;
         // What else differs there is none of this run's business.
         let is_meant = |resource: &str| {
             nodes.iter().any(|node| resource == format!("node {node}") || resource.ends_with(&format!(" on {node}")))
         };
         prepared.observation.changes.retain(|change| is_meant(&change.resource));
-        if prepared.observation.changes.is_empty() {
-            return Ok(());
+        if !prepared.observation.changes.is_empty() {
+            progress(Told::Step(format!("drains {}", nodes.iter().cloned().collect::<Vec<_>>().join(", "))));
+            self.hands.target.apply(&job, prepared, fence, Arc::clone(progress)).await?;
         }
-        progress(Told::Step(format!("drains {}", nodes.iter().cloned().collect::<Vec<_>>().join(", "))));
-        self.hands.target.apply(&job, prepared, fence, Arc::clone(progress)).await
+        // Whatever was done: it counts that nothing is left to do.
+        let (_, again) = self.prepare_job(&head, &job).await.map_err(stopped)?;
+        match again.observation.changes.iter().find(|change| is_meant(&change.resource)) {
+            None => Ok(()),
+            Some(left) => Err(TargetError::new("drain", format!("`{}` is still there", left.resource))),
+        }
     }
 }
 
@@ -176,20 +193,4 @@ fn stopped(stop: Stop) -> TargetError {
         Stop::Error(error) => TargetError::new("drain", crate::error_chain(&error)),
         _ => TargetError::new("drain", "the daemon stops"),
     }
-}
-
-/// Whether what a cluster was made from comes after an instance.
-fn is_upstream(head: &Head, spec: &Component, id: &InstanceId) -> bool {
-    let mut open: Vec<InstanceId> =
-        spec.depends_on.iter().map(|component| InstanceId::new(&id.environment, component)).collect();
-    let mut seen = BTreeSet::new();
-    while let Some(upstream) = open.pop() {
-        if upstream == *id {
-            return true;
-        }
-        if seen.insert(upstream.clone()) {
-            open.extend(head.instance(&upstream).into_iter().flat_map(|instance| instance.upstreams.iter().cloned()));
-        }
-    }
-    false
 }

@@ -179,7 +179,7 @@ impl Daemon {
         let listed = name.and_then(|name| head.desired.remediations.get(&name));
         let mut actions = listed.iter().flat_map(|(remediation, _)| &remediation.actions);
         if let (Work::Citus(work), Some(rebalance)) = (&mut job.work, run.rebalance) {
-            (work.rebalances, work.until) = (true, rebalance.until);
+            (work.rebalances, work.only_moves, work.until) = (true, true, rebalance.until);
         }
         if let Work::Tofu(work) = &mut job.work {
             work.refresh = actions.any(|action| action.instance == *id && action.r#do == tofu::plan::REFRESH);
@@ -399,6 +399,9 @@ fn citus_work(id: &InstanceId, citus: &Citus, inputs: &Inputs) -> Result<CitusWo
         capacity: citus.capacity.clone(),
         migrations: citus.migrations.as_ref().and_then(|path| join("", path)),
         until: None,
+        only_moves: false,
+        vacate: vec![],
+        approved: vec![],
         destroy: false,
     })
 }

@@ -195,6 +195,8 @@ pub struct Daemon {
     taking_up: tokio::sync::Mutex<()>,
     /// For which head and applied records an environment's head was planned without a problem.
     planned_for: Mutex<BTreeMap<EnvironmentName, String>>,
+    /// The cluster that lets go of a node for an instance.
+    vacating: Mutex<BTreeMap<InstanceId, InstanceId>>,
     /// The guards in force, as they were judged last.
     in_force: Mutex<Option<crate::authority::guards::InForce>>,
     /// The head since which the pull requests were listed.
@@ -213,6 +215,7 @@ impl Daemon {
     /// A daemon that has not looked at anything yet.
     pub fn new(settings: Settings, hands: Hands) -> Arc<Self> {
         Arc::new(Self {
+            vacating: Mutex::default(),
             settings,
             hands,
             queue: Queue::default(),

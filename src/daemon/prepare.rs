@@ -121,7 +121,7 @@ impl Daemon {
     }
 
     /// The actions that a remediation lets through for an instance, as they were stored when it was proposed.
-    async fn remedied(&self, driven: &Driven, run: &Run, id: &InstanceId) -> Result<Vec<Action>, Error> {
+    pub(super) async fn remedied(&self, driven: &Driven, run: &Run, id: &InstanceId) -> Result<Vec<Action>, Error> {
         let name = run.remediation.as_ref().and_then(|name| name.parse().ok());
         let found = name.and_then(|name| driven.head.desired.remediations.get(&name));
         let mut actions = vec![];
@@ -163,7 +163,8 @@ impl Daemon {
         if run.destroys && applied.is_none() {
             return Err(Stop::Gone);
         }
-        let (job, inputs) = self.job(driven, &run, id, applied.as_ref()).await?;
+        let (mut job, inputs) = self.job(driven, &run, id, applied.as_ref()).await?;
+        self.with_approved_moves(driven, &run, id, &mut job).await?;
         let (job, prepared) = self.prepare_job(&driven.head, &job).await?;
         let observation = &prepared.observation;
         match self.identify(id, observation, applied.is_some()).await {
@@ -404,7 +405,7 @@ impl Daemon {
                     )),
                 }
             }
-            Approved::Moves => Ok(actions.into_iter().filter(|action| citus::plan::is_move(action)).collect()),
+            Approved::Moves => Ok(actions.into_iter().filter(citus::plan::is_move).collect()),
             Approved::Remediation => {
                 let name = run.remediation.clone().unwrap_or_default();
                 let Ok(name) = name.parse() else { return Err(Stop::Fails("the remediation has no name".into())) };

@@ -12,8 +12,9 @@ use super::{Daemon, Error, Head, conversation::environments, decide::Authorised,
 use crate::{
     authority::Principal,
     desired::schema::Limits,
-    journal::{Approved, Rebalance},
+    journal::{Approved, Rebalance, Run},
     model::{Action, EnvironmentName, InstanceId, PullNumber, RunId, citus::LayoutPlan},
+    port::{ApprovedMove, Job, Work},
     render::comment,
     targets::citus,
 };
@@ -112,18 +113,49 @@ impl Daemon {
             let figures = layout.into_iter().flat_map(|layout| &layout.moves).find(|one| Some(&one.resource) == name);
             figures.map_or(0, |figures| figures.bytes)
         };
-        let (mut count, mut sum) = (0, 0);
+        let (mut count, mut sum, mut full) = (0, 0, false);
         let fits = |action: &Action| {
             if !action.resources.iter().all(|resource| resource.r#type == citus::plan::REBALANCE) {
                 return true;
             }
             let size = bytes(action);
-            let fits = moves.is_none_or(|most| count < most) && move_bytes.is_none_or(|most| sum + size <= most.0);
+            // The first that is too much ends it: of two that go together not one alone is made.
+            let fits =
+                !full && moves.is_none_or(|most| count < most) && move_bytes.is_none_or(|most| sum + size <= most.0);
+            full |= !fits;
             if fits {
                 (count, sum) = (count + 1, sum + size);
             }
             fits
         };
         Ok(actions.into_iter().filter(fits).collect())
+    }
+
+    /// Tells a cluster which moves were approved: sizes change, and what was approved is made as far as it still can be.
+    pub(super) async fn with_approved_moves(
+        &self,
+        driven: &Driven,
+        run: &Run,
+        id: &InstanceId,
+        job: &mut Job,
+    ) -> Result<(), Error> {
+        let Work::Citus(work) = &mut job.work else { return Ok(()) };
+        let actions = match self.store().approved(run.id, id).await? {
+            Some(Approved::Actions { actions }) => actions,
+            Some(Approved::Remediation) => self.remedied(driven, run, id).await?,
+            _ => return Ok(()),
+        };
+        let moves = actions.iter().filter(|action| citus::plan::is_move(action)).flat_map(|action| &action.resources);
+        let approved = moves.filter_map(|change| {
+            let field = change.fields.iter().find(|field| field.path == "/node")?;
+            Some(ApprovedMove {
+                resource: change.resource.clone(),
+                from: field.before.as_ref()?.as_str()?.to_owned(),
+                to: field.after.as_ref()?.as_str()?.to_owned(),
+                for_balance: change.r#type == citus::plan::REBALANCE,
+            })
+        });
+        work.approved = approved.collect();
+        Ok(())
     }
 }

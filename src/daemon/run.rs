@@ -262,7 +262,10 @@ impl Daemon {
         tracing::info!(instance = %id, actions = actions.len(), digest = digest.short(), "actions started");
         let (progress, told) = Self::progress();
         let doing = async {
-            self.vacate(driven, &run, &actions, &carried, fence, &progress).await?;
+            self.vacate(driven, &run, id, (&actions, &carried), fence, &progress).await?;
+            if let Ok(Some(says)) = self.cancelled(run.id, id).await {
+                return Err(TargetError::new("interrupted", says));
+            }
             self.hands.target.apply(&job, prepared, fence, Arc::clone(&progress)).await
         };
         let done = self.hear(driven, id, doing, told).await;

@@ -72,7 +72,8 @@ impl Daemon {
         };
         let begins = |at: DateTime<Utc>| at + jitter(name, schedule, at);
         let mut due: Option<DateTime<Utc>> = None;
-        let mut after = known.at;
+        // A clock that was set back begins anew.
+        let mut after = known.at.min(now);
         for _ in 0..MISSED_MAX {
             match calendar.next(after) {
                 Some(at) if begins(at) <= now => (due, after) = (Some(at), at),

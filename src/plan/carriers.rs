@@ -86,11 +86,17 @@ pub fn taken_away<'c>(carried: &'c [Carried], actions: &[Action]) -> Result<Vec<
             taken.push(one);
         }
     }
-    // Without a word on what carries what, only nodes that leave the list explain what is destroyed.
+    // Without a word on what carries what, only nodes that leave the list explain what is destroyed, one for one.
     let blind: Vec<&Carried> = carried.iter().filter(|one| one.by.is_none()).collect();
-    let unexplained = resources.iter().find(|resource| destroys(resource));
-    let explained = !taken.is_empty() && !resources.iter().any(|resource| resource.change == Change::Replace);
-    if let (Some(first), Some(resource), false) = (blind.first(), unexplained, explained) {
+    let is_said = |resource: &ResourceChange| {
+        carried.iter().any(|one| one.by.as_ref().is_some_and(|by| protects(by, &resource.resource)))
+    };
+    let unsaid: Vec<&&ResourceChange> =
+        resources.iter().filter(|resource| destroys(resource) && !is_said(resource)).collect();
+    let vanish = blind.iter().filter(|one| one.vanishes).count();
+    let replaced = unsaid.iter().find(|resource| resource.change == Change::Replace);
+    let unexplained = replaced.or_else(|| unsaid.first().filter(|_| unsaid.len() > vanish));
+    if let (Some(first), Some(resource)) = (blind.first(), unexplained) {
         return Err(format!(
             "`{}` would be {}, and `nodes` of `{}` does not say what its nodes run on: say `carriedBy` for each, so that the node is drained first",
             resource.resource,

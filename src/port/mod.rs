@@ -20,7 +20,9 @@ pub use forge::{Comment, Forge, ForgeError, Pull, Review};
 pub use keeper::{Keeper, KeeperError};
 pub use overlay::Overlay;
 pub use repository::{Commit, Merged, Repository, RepositoryError};
-pub use work::{CitusWork, DeclaredNode, Job, KubernetesWork, ManifestSource, Owners, TofuWork, Use, Work};
+pub use work::{
+    ApprovedMove, CitusWork, DeclaredNode, Job, KubernetesWork, ManifestSource, Owners, TofuWork, Use, Work,
+};
 
 use crate::model::{
     Backoff, ChangedBy, ComponentName, Drift, InstanceId, Overwrite, PullNumber, ResourceChange, Retry, RunId, Seal,

@@ -179,10 +179,29 @@ pub struct CitusWork {
     pub migrations: Option<String>,
     /// Whether moves for the balance are part of what is done.
     pub rebalances: bool,
+    /// Whether nodes stay as they are, so that nothing moves to one that is still to come.
+    pub only_moves: bool,
+    /// Nodes that have to be empty and gone, whatever else is declared.
+    pub vacate: Vec<String>,
+    /// Moves that were approved: they are made as far as they still can be, in place of others.
+    pub approved: Vec<ApprovedMove>,
     /// No move begins that would not be over by then.
     pub until: Option<DateTime<Utc>>,
     /// Whether everything is to go (R1.9).
     pub destroy: bool,
+}
+
+/// A move as it was approved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApprovedMove {
+    /// The resource of its action.
+    pub resource: String,
+    /// From where.
+    pub from: String,
+    /// To where.
+    pub to: String,
+    /// Whether nothing but the balance asks for it.
+    pub for_balance: bool,
 }
 
 /// A worker.

@@ -26,6 +26,8 @@ use crate::{
 const RUN: i32 = 0x0065_766b;
 /// The lock of an effect: shared by all of a run, so that nobody else holds it alone meanwhile.
 const EFFECT: i32 = 0x0065_766c;
+/// The lock of migrations, of a whole database.
+const MIGRATE: i32 = 0x0065_766d;
 /// How often it is looked whether an effect that was left behind has ended.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -52,6 +54,8 @@ pub(super) struct Applying<'a> {
     pub(super) progress: &'a Progress,
     /// What holds the lock of the run; the progress of moves is read by it.
     pub(super) guard: &'a Session,
+    /// Whether every move that the balance asks for is among the steps.
+    pub(super) is_whole: bool,
 }
 
 impl Citus {
@@ -101,7 +105,8 @@ impl Citus {
         }
         self.interrupted.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.instance);
         self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).insert(job.instance.clone());
-        let applying = Applying { this: self, job, work, fence, progress: &progress, guard: &ticket.guard };
+        let is_whole = !cut.iter().any(|step| matches!(&step.task, Task::Move(moving) if moving.for_balance));
+        let applying = Applying { this: self, job, work, fence, progress: &progress, guard: &ticket.guard, is_whole };
         let done = applying.run(steps).await;
         self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.instance);
         done
@@ -226,16 +231,25 @@ impl Applying<'_> {
             }
             Task::Holds { address, holds } => {
                 let admin = self.effect(Rights::Admin).await?;
+                if holds && let Some(why) = self.unfit(&admin, &address).await? {
+                    let message = format!("`{address}` does not get shards: {why}");
+                    return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("node", message) });
+                }
                 set_holds(&admin, &address, holds).await
             }
             Task::Remove(address) => self.remove(&address).await,
-            Task::Replicate => self.effect(Rights::Admin).await?.run("SELECT replicate_reference_tables()").await,
+            Task::Replicate => self.effect(Rights::Admin).await?.run(&replicate(self.work)).await,
             Task::Migrate(migration) => {
                 let owner = self.effect(Rights::Apply).await?;
+                // Whoever else applies one waits, and finds it recorded.
+                owner.rows("SELECT pg_advisory_lock($1, 0)", &[&MIGRATE]).await?;
                 migrations::apply(&owner, &migration).await
             }
             task => {
                 let owner = self.effect(Rights::Apply).await?;
+                if is_done(&owner, &task).await? {
+                    return Ok(());
+                }
                 for statement in statements(&task) {
                     owner.run(&statement).await?;
                 }
@@ -248,10 +262,10 @@ impl Applying<'_> {
     async fn add(&self, address: &Address, holds: bool) -> Result<(), TargetError> {
         let admin = self.effect(Rights::Admin).await?;
         let (host, port) = (text(&address.host), address.port);
-        admin.run(&format!("SELECT citus_add_node({host}, {port})")).await?;
-        // It gets nothing before it has proved that it can be reached from everywhere.
-        set_holds(&admin, address, false).await?;
-        if let Some(why) = self.unfit(&admin, address).await? {
+        // It gets nothing before it has proved that it can be reached from everywhere, also where we die in between.
+        admin.run(&format!("BEGIN; SELECT citus_add_node({host}, {port}); SELECT citus_set_node_property({host}, {port}, 'shouldhaveshards', false); COMMIT")).await?;
+        let unfit = self.unfit(&admin, address).await.unwrap_or_else(|error| Some(error.message));
+        if let Some(why) = unfit {
             admin.run(&format!("SELECT citus_remove_node({host}, {port})")).await?;
             let message = format!("`{address}` was not added: {why}");
             return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("node", message) });
@@ -259,7 +273,7 @@ impl Applying<'_> {
         set_holds(&admin, address, holds).await?;
         let references = "SELECT count(*) FROM pg_dist_partition WHERE repmodel = 't'";
         if admin.row(references, &[]).await?.get::<_, i64>(0) > 0 {
-            admin.run("SELECT replicate_reference_tables()").await?;
+            admin.run(&replicate(self.work)).await?;
         }
         Ok(())
     }
@@ -312,6 +326,39 @@ impl Applying<'_> {
     }
 }
 
+/// Brings reference tables to every node, as the declaration lets shards be moved.
+fn replicate(work: &CitusWork) -> String {
+    format!("SELECT replicate_reference_tables({})", text(work.moves.transfer_mode.word()))
+}
+
+/// A table in SQL.
+fn quoted(table: &str) -> String {
+    text(&table.split('.').map(name).collect::<Vec<_>>().join("."))
+}
+
+/// Whether a table already is what it is to become: a migration before may have distributed it.
+async fn is_done(owner: &Session, task: &Task) -> Result<bool, TargetError> {
+    let (table, column) = match task {
+        Task::Distribute { table, column, .. } => (table, Some(column)),
+        Task::Refer(table) => (table, None),
+        _ => return Ok(false),
+    };
+    let sql = format!(
+        "SELECT partmethod::text, repmodel::text, column_to_column_name(logicalrelid, partkey) FROM pg_dist_partition WHERE logicalrelid = to_regclass({})",
+        quoted(table)
+    );
+    let rows = owner.rows(&sql, &[]).await?;
+    let Some(row) = rows.first() else { return Ok(false) };
+    let (method, model, by): (String, String, Option<String>) = (row.get(0), row.get(1), row.get(2));
+    let is_local = method == "n" && model != "t";
+    match column {
+        _ if is_local => Ok(false),
+        Some(column) if method == "h" && by.as_ref() == Some(column) => Ok(true),
+        None if model == "t" => Ok(true),
+        _ => Err(TargetError::new("plan-stale", format!("`{table}` was distributed in another way meanwhile"))),
+    }
+}
+
 async fn set_holds(admin: &Session, address: &Address, holds: bool) -> Result<(), TargetError> {
     let (host, port) = (text(&address.host), address.port);
     admin.run(&format!("SELECT citus_set_node_property({host}, {port}, 'shouldhaveshards', {holds})")).await
@@ -329,27 +376,30 @@ fn statements(task: &Task) -> Vec<String> {
         Task::Distribute { table, column, with, shards, has_rows } => {
             let function = if *has_rows { "create_distributed_table_concurrently" } else { "create_distributed_table" };
             let count = shards.map(|count| format!(", shard_count => {count}")).unwrap_or_default();
-            vec![format!(
-                "SELECT {function}({}, {}, colocate_with => {}{count})",
-                text(table),
-                text(column),
-                text(with)
-            )]
+            {
+                let with = if with.contains('.') { quoted(with) } else { text(with) };
+                vec![format!("SELECT {function}({}, {}, colocate_with => {with}{count})", quoted(table), text(column))]
+            }
         }
-        Task::Refer(table) => vec![format!("SELECT create_reference_table({})", text(table))],
+        Task::Refer(table) => vec![format!("SELECT create_reference_table({})", quoted(table))],
         Task::Rewrite { table, column, shards, with, undistribute } => {
-            let table = text(table);
+            let table = quoted(table);
             if *undistribute {
                 let mut all = vec![format!("SELECT undistribute_table({table})")];
                 all.push(match column {
-                    Some(column) => format!("SELECT create_distributed_table({table}, {})", text(column)),
+                    Some(column) => {
+                        let with = with.as_ref().map(|with| format!(", colocate_with => {}", quoted(with)));
+                        let count = shards.filter(|_| with.is_none()).map(|count| format!(", shard_count => {count}"));
+                        let more: String = with.into_iter().chain(count).collect();
+                        format!("SELECT create_distributed_table({table}, {}{more})", text(column))
+                    }
                     None => format!("SELECT create_reference_table({table})"),
                 });
                 return all;
             }
             let mut arguments = vec![table];
             arguments.extend(column.as_ref().map(|column| format!("distribution_column => {}", text(column))));
-            arguments.extend(with.as_ref().map(|with| format!("colocate_with => {}", text(with))));
+            arguments.extend(with.as_ref().map(|with| format!("colocate_with => {}", quoted(with))));
             if let Some(count) = shards {
                 arguments.push(format!("shard_count => {count}, cascade_to_colocated => true"));
             }

@@ -87,7 +87,13 @@ pub fn wanted(
     let mut wanted = vec![];
     let mut known = std::mem::take(&mut memory.rules);
     for rule in rules {
-        let name = format!("{}.{}", rule.raise.component, rule.raise.variable);
+        let CapacityWhen { tenants_per_worker, bytes_per_worker, disk_used, .. } = &rule.when;
+        let limit = match (tenants_per_worker, bytes_per_worker, disk_used) {
+            (Some(_), ..) => "tenants",
+            (None, Some(_), _) => "bytes",
+            _ => "disk",
+        };
+        let name = format!("{}.{} {limit}", rule.raise.component, rule.raise.variable);
         let figure = match figure(&rule.when, moves, seen) {
             Ok(figure) => figure,
             Err(why) => {

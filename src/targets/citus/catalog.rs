@@ -46,6 +46,10 @@ impl TableRow {
     pub fn is_reference(&self) -> bool {
         self.replication == 't'
     }
+    /// Whether its shards are moved: those of tables by range or by appending are not.
+    pub fn is_movable(&self) -> bool {
+        !self.is_reference() && !self.is_local() && matches!(self.method, 'h' | 'n')
+    }
     /// Whether it is neither distributed nor on other nodes.
     pub fn is_local(&self) -> bool {
         self.method == 'n' && self.colocation == 0 && !self.is_reference()
@@ -136,7 +140,7 @@ pub fn layout(catalog: &Catalog, by: &By) -> Result<(Layout, Vec<Group>), String
             return Err(format!("shard {} belongs to `{}`, which is no distributed table", shard.id, shard.table));
         };
         // A reference table is on every node, and a local one on none but the coordinator.
-        if !table.is_reference() && !table.is_local() {
+        if table.is_movable() {
             by_group.entry((table.colocation, shard.from)).or_default().push(shard);
         }
     }

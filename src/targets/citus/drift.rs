@@ -190,7 +190,8 @@ pub fn compare(this: &Compared<'_>) -> Found {
 
 /// Whether a node is to hold shards, as far as the declaration says it.
 pub(super) fn is_to_hold(work: &CitusWork, name: &str) -> Option<bool> {
-    if work.placement.drain.iter().any(|drained| drained == name) {
+    let drained = work.placement.drain.iter().chain(&work.vacate);
+    if drained.into_iter().any(|drained| drained == name) {
         return Some(false);
     }
     let nodes = work.nodes.as_ref()?;
@@ -199,15 +200,23 @@ pub(super) fn is_to_hold(work: &CitusWork, name: &str) -> Option<bool> {
 
 /// The primaries that a declaration of all nodes leaves out; never the coordinator.
 pub(super) fn undeclared<'s>(this: &'s Compared<'_>) -> Vec<&'s NodeRow> {
-    let Some(nodes) = &this.work.nodes else { return vec![] };
-    let declared: BTreeSet<String> = nodes.iter().map(|node| node.address.to_string()).collect();
-    let rows = this.seen.catalog.nodes.iter();
-    rows.filter(|row| row.is_primary && row.group != 0 && !declared.contains(&row.name)).collect()
+    let declared: Option<BTreeSet<String>> =
+        this.work.nodes.as_ref().map(|nodes| nodes.iter().map(|node| node.address.to_string()).collect());
+    let goes = |row: &&NodeRow| {
+        let is_vacated = this.work.vacate.contains(&row.name);
+        row.is_primary
+            && row.group != 0
+            && (is_vacated || declared.as_ref().is_some_and(|all| !all.contains(&row.name)))
+    };
+    this.seen.catalog.nodes.iter().filter(goes).collect()
 }
 
 fn nodes(this: &Compared<'_>, found: &mut Found) {
     let rows = &this.seen.catalog.nodes;
-    for node in this.work.nodes.iter().flatten() {
+    if let Some(row) = rows.iter().find(|row| row.group == 0 && this.work.vacate.contains(&row.name)) {
+        found.refuse(|| format!("`{}` is the coordinator, and can't be taken out of the cluster", row.name));
+    }
+    for node in this.work.nodes.iter().flatten().filter(|node| !this.work.vacate.contains(&node.address.to_string())) {
         let name = node.address.to_string();
         let holds = is_to_hold(this.work, &name).unwrap_or(node.holds);
         match rows.iter().find(|row| row.name == name) {
@@ -299,7 +308,25 @@ fn schemas(this: &Compared<'_>, found: &mut Found) {
 
 /// Nodes that nobody declares go once they are empty, which the moves before have seen to.
 fn removals(this: &Compared<'_>, found: &mut Found) {
+    let catalog = &this.seen.catalog;
+    let unmovable: BTreeSet<&str> = (catalog.tables.iter())
+        .filter(|table| !table.is_movable() && !table.is_reference() && !table.is_local())
+        .map(|table| table.name.as_str())
+        .collect();
+    let stays = |group: i32| {
+        let shards = catalog.shards.iter().filter(|shard| unmovable.contains(shard.table.as_str()));
+        let on = |shard: i64| catalog.placements.iter().any(|one| one.shard == shard && one.group == group);
+        shards.into_iter().find(|shard| on(shard.id)).map(|shard| shard.table.clone())
+    };
     for row in undeclared(this) {
+        if let Some(table) = stays(row.group) {
+            found.refuse(|| {
+                format!(
+                    "`{table}` is distributed by range or by appending, which is not moved from here, and is on `{}`",
+                    row.name
+                )
+            });
+        }
         let Ok(address) = row.name.parse() else { continue };
         if !row.is_active {
             let held =

@@ -86,8 +86,8 @@ pub(super) fn of(job: &Job, folder: Option<&str>) -> Result<Vec<Migration>, Targ
         }
         let migration = Migration::new(name, text);
         let ends = |statement: &&str| {
-            let word = statement.split_whitespace().next().unwrap_or_default().to_uppercase();
-            matches!(word.as_str(), "BEGIN" | "COMMIT" | "ROLLBACK" | "END")
+            let words = ["BEGIN", "START", "COMMIT", "ROLLBACK", "ABORT", "END", "SAVEPOINT", "RELEASE", "PREPARE"];
+            words.contains(&first_word(statement).as_str())
         };
         if migration.in_transaction && statements(text).iter().any(ends) {
             return Err(wrong(format!(
@@ -183,6 +183,29 @@ const RECORDS: &str = "CREATE SCHEMA IF NOT EXISTS evenkeel; GRANT USAGE ON SCHE
 const RECORD: &str = "INSERT INTO evenkeel.migrations (name, checksum, statements, applied_at) VALUES ($1, $2, $3, CASE WHEN $4 THEN now() END) \
     ON CONFLICT (name) DO UPDATE SET checksum = excluded.checksum, statements = excluded.statements, applied_at = excluded.applied_at";
 
+/// One transaction. Each statement is a message of its own: Citus sends what it gets on to shards as it stands, and several
+/// in one are refused there.
+async fn transaction(session: &Session, sql: &str, record: &str) -> Result<(), TargetError> {
+    session.run("BEGIN").await?;
+    for statement in statements(sql) {
+        session.run(statement).await?;
+    }
+    session.run(record).await?;
+    session.run("COMMIT").await
+}
+
+/// The first word of a statement, behind its comments.
+fn first_word(statement: &str) -> String {
+    let mut rest = statement.trim_start();
+    loop {
+        rest = match rest.get(..2) {
+            Some("--") => rest.split_once('\n').map_or("", |(_, rest)| rest).trim_start(),
+            Some("/*") => rest[after_comment(rest.as_bytes(), 0)..].trim_start(),
+            _ => return rest.split_whitespace().next().unwrap_or_default().to_uppercase(),
+        };
+    }
+}
+
 /// Applies one migration, if it was not applied meanwhile, and records it.
 pub(super) async fn apply(session: &Session, migration: &Migration) -> Result<(), TargetError> {
     session.run(RECORDS).await?;
@@ -200,7 +223,7 @@ pub(super) async fn apply(session: &Session, migration: &Migration) -> Result<()
             quoted(name),
             quoted(now)
         );
-        let done = session.run(&format!("BEGIN; {sql}\n; {record}; COMMIT")).await;
+        let done = transaction(session, sql, &record).await;
         if let Err(error) = done {
             session.run("ROLLBACK").await?;
             let message = format!("the migration `{name}` failed, and nothing of it was applied: {}", error.message);

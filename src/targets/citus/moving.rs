@@ -33,6 +33,8 @@ const TRIES_MAX: u32 = 3;
 const AWAY_TIME_MAX: Duration = Duration::from_secs(900);
 /// How often it is looked again, at progress, at load, at who is away.
 const LOOK: Duration = Duration::from_secs(2);
+/// The kind of the error where a window is over before a move could begin.
+const OVER: &str = "window-over";
 /// How long a node may be silent while something moves from it or to it.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How much of the last measure goes into the next.
@@ -61,7 +63,7 @@ impl Applying<'_> {
         let mut memory = self.this.memory(&self.job.instance).await?;
         let mut running = FuturesUnordered::new();
         let mut locked: BTreeSet<i32> = BTreeSet::new();
-        let (mut is_over, mut stop, mut begun) = (false, None, false);
+        let (mut is_over, mut stop, mut begun, mut balanced) = (false, None, false, false);
         loop {
             while stop.is_none() && !is_over && running.len() < parallel {
                 let free = |moving: &Moving| all_at_once || !locked.contains(&moving.colocation);
@@ -90,10 +92,17 @@ impl Applying<'_> {
                         let known = memory.bytes_per_second.unwrap_or(speed);
                         memory.bytes_per_second = Some((known * (MEMORY - 1) + speed) / MEMORY);
                     }
-                    if moving.for_balance {
-                        memory.rebalanced_at = Some(chrono::Utc::now().timestamp());
-                    }
+                    balanced |= moving.for_balance;
                     self.this.remember(&self.job.instance, &memory).await?;
+                }
+                // No other begins; what was to be moved is for the next window.
+                Err(error) if error.kind == OVER => {
+                    is_over = true;
+                    (self.progress)(Told::Step(format!(
+                        "{} moves wait for the next window: {}",
+                        waiting.len() + 1,
+                        error.message
+                    )));
                 }
                 // What runs beside it ends first.
                 Err(error) => {
@@ -101,6 +110,11 @@ impl Applying<'_> {
                     stop = Some(TargetError { message, ..error });
                 }
             }
+        }
+        if balanced && stop.is_none() && !is_over && self.is_whole {
+            // It is over once nothing is left of it; what was interrupted goes on before the cooldown begins.
+            memory.rebalanced_at = Some(chrono::Utc::now().timestamp());
+            self.this.remember(&self.job.instance, &memory).await?;
         }
         match stop {
             Some(error) => Err(TargetError { effect_may_have_begun: begun || error.effect_may_have_begun, ..error }),
@@ -132,6 +146,9 @@ impl Applying<'_> {
                 }
             };
             self.wait_for_load(&owner, moving).await?;
+            if !self.fits(moving, self.this.memory(&self.job.instance).await?.bytes_per_second) {
+                return Err(TargetError::new(OVER, "the window is almost over"));
+            }
             let began = Instant::now();
             (self.progress)(Told::Step(format!(
                 "moving `{}` ({}) from {} to {}",
@@ -273,6 +290,9 @@ impl Applying<'_> {
             let is_over = !self.fits(moving, None) && self.work.until.is_some_and(|until| chrono::Utc::now() > until);
             if is_over || begin.elapsed() > AWAY_TIME_MAX {
                 let message = format!("no move begins while {why}");
+                if self.work.until.is_some() {
+                    return Err(TargetError::new(OVER, message));
+                }
                 return Err(TargetError { retry: Retry::After(Backoff::REMOTE), ..TargetError::new("busy", message) });
             }
             if said != why {

@@ -287,7 +287,7 @@ async fn catalog(session: &Session) -> Result<Catalog, TargetError> {
     };
     let tables = session
         .rows(
-            "SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname), p.partmethod::text, p.repmodel::text, p.colocationid, column_to_column_name(p.logicalrelid, p.partkey), \
+            "SELECT n.nspname || '.' || c.relname, p.partmethod::text, p.repmodel::text, p.colocationid, column_to_column_name(p.logicalrelid, p.partkey), \
              c.relreplident IN ('f', 'i') OR (c.relreplident = 'd' AND EXISTS (SELECT 1 FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)), c.oid \
              FROM pg_dist_partition p JOIN pg_class c ON c.oid = p.logicalrelid JOIN pg_namespace n ON n.oid = c.relnamespace",
             &[],
@@ -304,7 +304,7 @@ async fn catalog(session: &Session) -> Result<Catalog, TargetError> {
         has_identity: row.get(5),
     };
     let shards =
-        session.rows("SELECT shardid, logicalrelid::oid, shardminvalue::bigint FROM pg_dist_shard", &[]).await?;
+        session.rows("SELECT shardid, s.logicalrelid::oid, CASE WHEN p.partmethod = 'h' THEN shardminvalue::bigint END FROM pg_dist_shard s JOIN pg_dist_partition p USING (logicalrelid)", &[]).await?;
     let shard = |row: &Row| ShardRow {
         id: row.get(0),
         table: by_oid.get(&row.get::<_, u32>(1)).cloned().unwrap_or_default(),

@@ -76,13 +76,19 @@ pub fn shares_colocation(version: Version) -> bool {
 pub(super) fn moves(this: &Compared<'_>, found: &mut Found) {
     let catalog = &this.seen.catalog;
     if let Some(node) = catalog.nodes.iter().find(|node| node.is_primary && !node.is_active) {
-        return found
-            .notes
-            .push(format!("`{}` is inactive: what is on it can't be measured, so nothing is moved", node.name));
+        let has_to = !undeclared(this).is_empty() || !this.work.placement.drain.is_empty();
+        let says = format!("`{}` is inactive: what is on it can't be measured, so nothing is moved", node.name);
+        if has_to {
+            found.refuse(|| says.clone());
+        }
+        return found.notes.push(says);
     }
-    let by = match by(this) {
-        Ok(by) => by,
-        Err(why) => return found.notes.push(format!("nothing is balanced: {why}")),
+    let (by, is_told) = match by(this) {
+        Ok(by) => (by, true),
+        Err(why) => {
+            found.notes.push(format!("nothing is balanced: {why}"));
+            (By::Bytes, false)
+        }
     };
     let (mut layout, groups) = match catalog::layout(catalog, &by) {
         Ok(layout) => layout,
@@ -92,8 +98,11 @@ pub(super) fn moves(this: &Compared<'_>, found: &mut Found) {
     pins(this, &mut layout, &groups, found);
     let limit = f64::from(this.work.placement.skew.0) / 100.0;
     let wanted = Wanted::within(limit);
-    let full = balance::plan(&layout, Some(wanted));
-    let goes = is_due(this, &full, found);
+    let home: Vec<usize> = layout.placements.iter().map(|placement| placement.node).collect();
+    let before = balance::balance(&layout, &home);
+    let replayed = replayed(this, &mut layout, &groups);
+    let full = balance::plan(&layout, is_told.then_some(wanted));
+    let goes = this.work.approved.is_empty() && is_due(this, &full, found);
     let plan = if goes { full.clone() } else { balance::plan(&layout, None) };
     for placement in &plan.stuck {
         let placement = &layout.placements[*placement];
@@ -102,9 +111,10 @@ pub(super) fn moves(this: &Compared<'_>, found: &mut Found) {
         found.refuse(|| format!("`{group}` has to leave `{node}`, and {why}"));
     }
     notes(this, found, &layout, &groups, (&full, &plan), limit);
-    let moves = taken(this, found, &layout, &groups, &plan);
+    let fresh = taken(this, found, &layout, &groups, &plan);
+    let moves: Vec<Moving> = replayed.into_iter().chain(fresh).collect();
     if !moves.is_empty() || plan.before.skew() > limit {
-        found.layout = Some(figures(this, &layout, &plan, &moves, limit));
+        found.layout = Some(figures(this, &layout, (&before, plan.bytes_at_least), &moves, limit));
     }
     for moving in moves {
         let r#type = if moving.for_balance { REBALANCE } else { MOVE };
@@ -112,6 +122,42 @@ pub(super) fn moves(this: &Compared<'_>, found: &mut Found) {
         let resource = moved(&moving);
         found.step(r#type, resource, Change::Move, fields, Task::Move(moving));
     }
+}
+
+/// The moves that were approved and still can be made, which then are where they go.
+fn replayed(this: &Compared<'_>, layout: &mut Layout, groups: &[Group]) -> Vec<Moving> {
+    let mut moves = vec![];
+    for approved in &this.work.approved {
+        let place = |name: &str, layout: &Layout| layout.nodes.iter().position(|node| node.name == name);
+        let (Some(from), Some(to)) = (place(&approved.from, layout), place(&approved.to, layout)) else { continue };
+        let is_it = |one: &Placement| {
+            one.node == from && format!("shards {} on {}", groups[one.group].name, approved.from) == approved.resource
+        };
+        let Some(at) = layout.placements.iter().position(is_it) else { continue };
+        let group = &groups[layout.placements[at].group];
+        let is_there = |one: &Placement| one.group == layout.placements[at].group && one.node == to;
+        if !layout.nodes[to].holds || layout.placements.iter().any(is_there) {
+            continue;
+        }
+        let placement = &mut layout.placements[at];
+        let moving = Moving {
+            group: group.name.clone(),
+            tables: group.tables.clone(),
+            shard: group.shard,
+            from: approved.from.clone(),
+            to: approved.to.clone(),
+            bytes: placement.bytes,
+            weight: placement.weight,
+            colocation: group.colocation,
+            for_balance: approved.for_balance,
+        };
+        if unready(this, &moving).is_some() {
+            continue;
+        }
+        placement.node = to;
+        moves.push(moving);
+    }
+    moves
 }
 
 /// The resource of a move: the group where it is.
@@ -162,10 +208,11 @@ fn nodes(this: &Compared<'_>, layout: &mut Layout) {
         if gone.contains(&node.name.as_str()) {
             node.holds = false;
         } else if let Some(holds) = is_to_hold(this.work, &node.name) {
-            node.holds = holds;
+            // What is only moved goes where it can go now.
+            node.holds = holds && (node.holds || !this.work.only_moves);
         }
     }
-    for node in this.work.nodes.iter().flatten() {
+    for node in this.work.nodes.iter().flatten().filter(|_| !this.work.only_moves) {
         let name = node.address.to_string();
         if !layout.nodes.iter().any(|known| known.name == name) {
             let holds = is_to_hold(this.work, &name).unwrap_or(node.holds);
@@ -247,7 +294,10 @@ fn is_due(this: &Compared<'_>, full: &Rebalance, found: &mut Found) -> bool {
         _ => {}
     }
     let cooldown = i64::try_from(this.work.moves.cooldown.as_seconds()).unwrap_or(i64::MAX);
-    let left = this.memory.rebalanced_at.map_or(0, |at| at.saturating_add(cooldown) - this.now);
+    // Somebody's word is not held back, and a clock that was set back begins anew.
+    let by_word = this.work.only_moves && this.work.until.is_none();
+    let last = this.memory.rebalanced_at.filter(|_| !by_word).map(|at| at.min(this.now));
+    let left = last.map_or(0, |at| at.saturating_add(cooldown) - this.now);
     if left > 0 {
         let hours = (left + 3599) / 3600;
         found.notes.push(format!("{asks} moves ({bytes}) wait for the end of `moves.cooldown`, in {hours} h"));
@@ -346,9 +396,15 @@ fn unready(this: &Compared<'_>, moving: &Moving) -> Option<String> {
         .then(|| format!("`{}` has no free replication slot; raise `max_replication_slots`", moving.from))
 }
 
-fn figures(this: &Compared<'_>, layout: &Layout, plan: &Rebalance, moves: &[Moving], limit: f64) -> LayoutPlan {
+fn figures(
+    this: &Compared<'_>,
+    layout: &Layout,
+    (before, at_least): (&balance::Balance, u64),
+    moves: &[Moving],
+    limit: f64,
+) -> LayoutPlan {
     let nodes = layout.nodes.iter().enumerate().map(|(at, node)| {
-        let before = Load { load: plan.before.loads[at], bytes: plan.before.bytes[at] };
+        let before = Load { load: before.loads[at], bytes: before.bytes[at] };
         let mut after = before;
         for moving in moves {
             if moving.from == node.name {
@@ -379,6 +435,6 @@ fn figures(this: &Compared<'_>, layout: &Layout, plan: &Rebalance, moves: &[Movi
         nodes: nodes.collect(),
         moves: moves.iter().map(figures).collect(),
         bytes: moves.iter().map(|moving| moving.bytes).sum(),
-        bytes_at_least: plan.bytes_at_least.min(moves.iter().map(|moving| moving.bytes).sum()),
+        bytes_at_least: at_least.min(moves.iter().map(|moving| moving.bytes).sum()),
     }
 }

@@ -12,7 +12,7 @@ use super::{
     drift::{Compared, Found, Task, field},
 };
 use crate::model::{
-    Change,
+    Change, Field,
     citus::{Table, table_name},
 };
 
@@ -129,9 +129,33 @@ fn differing<'w>(
             format!("`{name}` has to be rewritten for another {}, which locks it; say `allowRewrite: true` to mean that, or declare what it is", what.join(" and "))
         });
     }
+    if shards.is_some() {
+        fields.extend(rewritten_with(this, found, row, column.is_some()));
+    }
     let task = Task::Rewrite { table: name.clone(), column, shards, with, undistribute };
     found.notes.push(format!("`{name}` is rewritten ({}), and nobody can write to it meanwhile", size_of(this, name)));
     found.step("citus_table", format!("table {name}"), Change::Replace, fields, task);
+}
+
+/// What is rewritten with a table whose shard count changes: all that lies with it.
+fn rewritten_with(this: &Compared<'_>, found: &mut Found, row: &TableRow, column: bool) -> Option<Field> {
+    let name = &row.name;
+    let others =
+        this.seen.catalog.tables.iter().filter(|other| other.colocation == row.colocation && other.name != *name);
+    let together: Vec<&str> = others.map(|other| other.name.as_str()).collect();
+    let declared: BTreeSet<String> = this.work.tables.iter().map(|table| whole_name(&table.name)).collect();
+    if let Some(other) = together.iter().find(|other| !declared.contains(**other)) {
+        found.refuse(|| format!("`{other}` lies with `{name}` and would be rewritten with it; declare it as well"));
+    }
+    if column && !together.is_empty() {
+        found.refuse(|| {
+            format!("the column and the shard count of `{name}` can't be changed at once, because others lie with it")
+        });
+    }
+    for other in &together {
+        found.notes.push(format!("`{other}` is rewritten with it ({})", size_of(this, other)));
+    }
+    (!together.is_empty()).then(|| field("/rewrittenWithIt", Value::Null, json!(together)))
 }
 
 fn size_of(this: &Compared<'_>, table: &str) -> String {
