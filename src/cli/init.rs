@@ -12,7 +12,12 @@ use clap::Args;
 use serde_json::json;
 
 use super::{Done, Failure, Format, Global, output};
-use crate::{desired::hcl, port::Files};
+use crate::{
+    desired::{hcl, schema::API_VERSION},
+    model::{EnvironmentName, Redactor},
+    port::Files,
+    targets::citus::{self, Login},
+};
 
 /// Write a first state repo for the root modules that are there.
 #[derive(Args, Debug)]
@@ -22,6 +27,48 @@ pub(crate) struct Init {
     /// The folder of the declarations, relative to the repository
     #[arg(long, default_value = "state-repo", value_name = "FOLDER")]
     state_repo: String,
+    /// A file with the address of a Citus coordinator: print a component that declares what is there, and write nothing
+    #[arg(long, value_name = "FILE")]
+    citus: Option<PathBuf>,
+    /// The environment of that component
+    #[arg(long, value_name = "NAME", default_value = "production", requires = "citus")]
+    environment: String,
+}
+
+/// Prints the declaration of a running cluster.
+async fn cluster(file: &Path, environment: &str) -> Done {
+    let name: EnvironmentName =
+        environment.parse().map_err(|error| Failure { code: 64, ..Failure::new(format!("{error}")) })?;
+    let failed = |error: std::io::Error| Failure::new(format!("could not read `{}`: {error}", file.display()));
+    let url = std::fs::read_to_string(file).map_err(failed)?;
+    let login = Login { url: url.into(), authorities: None, shared_with: vec![] };
+    let (citus, left) = citus::declare(&login, &Redactor::default(), "citus").await.map_err(Failure::new)?;
+    let document = json!({
+        "apiVersion": API_VERSION, "kind": "Component", "metadata": {"name": "shards"},
+        "spec": {"environments": [name], "citus": citus},
+    });
+    let yaml = serde_yaml::to_string(&without_defaults(document)).map_err(|error| Failure::new(error.to_string()))?;
+    output::text(&format!(
+        "# What is there. `rebalance: report` changes nothing; `docs/citus.md` says what else there is.\n{yaml}"
+    ));
+    for one in left {
+        output::note(&format!("Left out: {one}."));
+    }
+    Ok(0)
+}
+
+/// A document without what is the default, which a reader need not read.
+fn without_defaults(mut document: serde_json::Value) -> serde_json::Value {
+    let citus = &mut document["spec"]["citus"];
+    if let Some(citus) = citus.as_object_mut() {
+        citus
+            .retain(|key, value| !matches!(key.as_str(), "moves" | "allowRewrite" | "capacity") && *value != json!([]));
+        citus.insert("placement".into(), json!({"rebalance": "report"}));
+    }
+    for table in citus["tables"].as_array_mut().into_iter().flatten().filter_map(serde_json::Value::as_object_mut) {
+        table.retain(|key, value| key != "reference" || *value == json!(true));
+    }
+    document
 }
 
 /// The names of folders that are environments by convention, the earlier before the later.
@@ -46,7 +93,14 @@ struct Root {
     backend: bool,
 }
 
-pub(super) fn run(global: &Global, args: &Init) -> Done {
+pub(super) async fn run(global: &Global, args: &Init) -> Done {
+    if let Some(file) = &args.citus {
+        return cluster(file, &args.environment).await;
+    }
+    roots_of_repository(global, args)
+}
+
+fn roots_of_repository(global: &Global, args: &Init) -> Done {
     let folder = match &args.folder {
         Some(folder) => folder.clone(),
         None => repository(&std::env::current_dir()?).ok_or_else(|| {

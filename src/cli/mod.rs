@@ -203,7 +203,7 @@ async fn run(cli: Cli) -> Done {
         Command::Audit(args) => runs::audit(global, &args).await,
         Command::Graph(args) => graph::run(global, &args),
         Command::WhoCan(args) => who_can::run(global, &args),
-        Command::Init(args) => init::run(global, &args),
+        Command::Init(args) => init::run(global, &args).await,
         Command::Doctor(args) => doctor::run(global, &args).await,
         Command::Forge(args) => forge::run(args).await,
         Command::Demo(args) => demo::run(args).await,

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::closure::Source;
 pub use super::{
-    citus::{Citus, CitusNode, Nodes},
+    citus::{Citus, CitusNode, CitusNodeWith, Nodes},
     environment::{After, AfterWith, Deferred, Environment, KubernetesDefaults, Limits, OnMerge},
     kubernetes::{Helm, Kubernetes},
     remediation::{Direction, Remediation, RemediationAction, RemediationField, RemediationResource},

@@ -63,6 +63,16 @@ async fn a_layout_is_brought_about_seen_and_kept() {
     let stage = start(&cluster, &files(&nodes, "")).await;
     stage.verdict("dev/shards", Verdict::InSync).await;
     assert_eq!(cluster.shards().await, [format!("{} 12", nodes[0]), format!("{} 12", nodes[1])]);
+    // What is there can be written down by a program, and nothing would change.
+    let (code, out, err) =
+        stage.run(&["init", "--citus", cluster.file("plan").to_str().unwrap(), "--environment", "dev"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(
+        out.contains("distributionColumn: tenant_id") && out.contains("shardCount: 12") && out.contains(&nodes[1]),
+        "{out}"
+    );
+    let pull = stage.pull("written", &[("state-repo/components/shards.yaml".into(), out)]).await;
+    stage.comment(pull, "Nothing would change in `dev`").await;
     // Rows come to one node alone: nothing of that is seen in the catalogs, and a look finds it.
     cluster.fill("tasks", &nodes[0], 300, 2000).await;
     let (code, out, _) = stage.drift("dev");
@@ -522,7 +532,7 @@ async fn what_a_move_lacks_is_said_in_the_plan() {
     let drain = |mode: &str| {
         let placement =
             format!("    placement: {{ drain: [\"{}\"] }}\n    moves: {{ transferMode: {mode} }}\n", nodes[1]);
-        all.iter().cloned().take(1).chain(files(&nodes, &placement).into_iter().skip(1).take(1)).collect::<Vec<_>>()
+        all.iter().take(1).cloned().chain(files(&nodes, &placement).into_iter().skip(1).take(1)).collect::<Vec<_>>()
     };
     let pull = stage.pull("drain", &drain("auto")[1..]).await;
     stage.comment(pull, "`public.tasks` has no primary key and no replica identity").await;

@@ -192,6 +192,11 @@ impl CitusCluster {
         texts(&connect(&self.here()).await, sql).await
     }
 
+    /// The file with the address of the coordinator, as somebody.
+    pub(crate) fn file(&self, who: &str) -> std::path::PathBuf {
+        self.folder.path().join(who)
+    }
+
     /// Lets the daemon of a stage use it as `citus`.
     pub(crate) fn connect(&self, stage: &mut Stage) {
         let place = |name: &str| self.folder.path().join(name);

@@ -14,6 +14,7 @@ pub mod balance;
 mod bound;
 pub mod capacity;
 pub mod catalog;
+mod declare;
 pub mod drift;
 pub mod migrations;
 mod moving;
@@ -80,6 +81,20 @@ pub async fn reach(login: &Login, redactor: &Redactor) -> Result<String, String>
     let seen = observe::look(&session, &CitusWork::default()).await.map_err(|error| error.line())?;
     let nodes = seen.catalog.nodes.iter().filter(|node| node.group != 0).count();
     Ok(format!("Citus {} answers, with {nodes} workers, the cluster is {}", seen.version, seen.identity))
+}
+
+/// Looks at a cluster and declares what is there; and what a declaration can't say.
+///
+/// # Errors
+/// When it can't be looked at as a whole, in a sentence.
+pub async fn declare(
+    login: &Login,
+    redactor: &Redactor,
+    connection: &str,
+) -> Result<(crate::desired::schema::Citus, Vec<String>), String> {
+    let session = Session::open(login, "evenkeel init", redactor).await.map_err(|error| error.line())?;
+    let seen = observe::look(&session, &CitusWork::default()).await.map_err(|error| error.line())?;
+    Ok(declare::declared(&seen, connection))
 }
 
 impl Citus {

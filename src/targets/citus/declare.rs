@@ -1,0 +1,74 @@
+//! A running cluster as a declaration: what `init` writes.
+//!
+//! Decides what a first declaration says: every worker, every distributed and reference table with what it lies with, every
+//! distributed schema; and `rebalance: report`, so that merging it changes nothing.
+
+use std::collections::BTreeMap;
+
+use super::observe::Seen;
+use crate::{
+    desired::schema::{Citus, CitusNode, CitusNodeWith, Nodes},
+    model::citus::{Address, Placement, RebalanceMode, Schema, Table, table_name},
+};
+
+/// The declaration of what was seen, and what it could not say.
+pub(super) fn declared(seen: &Seen, connection: &str) -> (Citus, Vec<String>) {
+    let mut left = vec![];
+    let nodes = seen.catalog.nodes.iter().filter(|node| node.is_primary && (node.group != 0 || node.holds));
+    let nodes: Vec<CitusNode> = nodes
+        .map(|node| match (node.holds, node.name.parse::<Address>()) {
+            (false, Ok(Address { host, port })) => {
+                CitusNode::With(CitusNodeWith { host, port: Some(port), shards: false, carried_by: None })
+            }
+            _ => CitusNode::Address(node.name.clone()),
+        })
+        .collect();
+    let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+    for shard in &seen.catalog.shards {
+        *counts.entry(&shard.table).or_default() += 1;
+    }
+    let mut rows: Vec<_> = seen.catalog.tables.iter().filter(|row| row.is_reference() || row.method == 'h').collect();
+    rows.sort_by(|one, two| {
+        (one.is_reference(), one.colocation, &one.name).cmp(&(two.is_reference(), two.colocation, &two.name))
+    });
+    let mut tables: Vec<Table> = vec![];
+    let mut groups: BTreeMap<i32, String> = BTreeMap::new();
+    for row in &rows {
+        if table_name(&row.name).is_err() {
+            left.push(format!("`{}`: its name needs quotes", row.name));
+            continue;
+        }
+        let mut table = Table {
+            name: row.name.clone(),
+            distribution_column: None,
+            shard_count: None,
+            colocation: None,
+            reference: row.is_reference(),
+        };
+        if !row.is_reference() {
+            let together =
+                rows.iter().filter(|other| other.colocation == row.colocation && !other.is_reference()).count();
+            let is_first = !groups.contains_key(&row.colocation);
+            let short = row.name.rsplit('.').next().unwrap_or_default();
+            let name = groups.entry(row.colocation).or_insert_with(|| short.to_owned()).clone();
+            table.distribution_column.clone_from(&row.column);
+            table.colocation = (together > 1).then_some(name);
+            table.shard_count = counts.get(row.name.as_str()).copied().filter(|_| is_first || together == 1);
+        }
+        tables.push(table);
+    }
+    let others = seen.catalog.tables.iter().filter(|row| !row.is_reference() && !row.is_local() && !row.is_movable());
+    left.extend(others.map(|row| format!("`{}`: it is distributed by range or by appending", row.name)));
+    let citus = Citus {
+        connection: connection.to_owned(),
+        nodes: Some(Nodes::List(nodes)),
+        tables,
+        schemas: seen.schemas.iter().map(|name| Schema { name: name.clone() }).collect(),
+        placement: Placement { rebalance: RebalanceMode::Report, ..Placement::default() },
+        moves: Default::default(),
+        allow_rewrite: false,
+        migrations: None,
+        capacity: vec![],
+    };
+    (citus, left)
+}
