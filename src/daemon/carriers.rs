@@ -18,7 +18,7 @@ use crate::{
     desired::{resolve, schema::Nodes},
     journal::Run,
     model::{Action, Change, InstanceId},
-    plan::{Carried, carriers},
+    plan::{Applied, Carried, carriers},
     port::{Attached, Fence, Job, Observation, TargetError, Told, Work},
 };
 
@@ -58,10 +58,8 @@ impl Daemon {
         observation: &Observation,
     ) -> Result<Vec<Carried>, Error> {
         let mut carried = vec![];
-        for (cluster, record) in self.store().all_applied().await? {
-            let Some(citus) = record.spec.citus.as_ref().filter(|_| cluster.environment == id.environment) else {
-                continue;
-            };
+        for (cluster, record) in self.applied_clusters(head, id).await? {
+            let Some(citus) = record.spec.citus.as_ref() else { continue };
             let mut found = BTreeSet::new();
             let nodes = serde_json::to_value(&citus.nodes).unwrap_or_default();
             resolve::references(&nodes, &mut found);
@@ -91,6 +89,33 @@ impl Daemon {
             }
         }
         Ok(carried)
+    }
+
+    /// The applied clusters of an instance's environment, also those that are no longer declared.
+    async fn applied_clusters(&self, head: &Head, id: &InstanceId) -> Result<Vec<(InstanceId, Applied)>, Error> {
+        let known = self.undeclared_clusters.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let undeclared = match known.filter(|(revision, _)| *revision == head.revision) {
+            Some((_, undeclared)) => undeclared,
+            None => {
+                // All records are read for it, so that it is asked once for each head.
+                let all = self.store().all_applied().await?;
+                let is_meant = |id: &InstanceId| head.instance(id).is_none_or(|instance| instance.kind != "citus");
+                let found = all.into_iter().filter(|(id, record)| record.spec.citus.is_some() && is_meant(id));
+                let found: BTreeSet<InstanceId> = found.map(|(id, _)| id).collect();
+                let known = Some((head.revision.clone(), found.clone()));
+                *self.undeclared_clusters.lock().unwrap_or_else(PoisonError::into_inner) = known;
+                found
+            }
+        };
+        let declared = head.environment(&id.environment).filter(|one| one.kind == "citus").map(|one| one.id.clone());
+        let of_environment = undeclared.into_iter().filter(|one| one.environment == id.environment);
+        let mut found = vec![];
+        for cluster in declared.chain(of_environment) {
+            if let Some(record) = self.store().applied(&cluster).await? {
+                found.push((cluster, record));
+            }
+        }
+        Ok(found)
     }
 
     /// Does the drains that stand among the actions of an instance.

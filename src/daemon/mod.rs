@@ -195,6 +195,8 @@ pub struct Daemon {
     taking_up: tokio::sync::Mutex<()>,
     /// For which head and applied records an environment's head was planned without a problem.
     planned_for: Mutex<BTreeMap<EnvironmentName, String>>,
+    /// The applied clusters that a head does not declare.
+    undeclared_clusters: Mutex<Option<(Revision, BTreeSet<InstanceId>)>>,
     /// The cluster that lets go of a node for an instance.
     vacating: Mutex<BTreeMap<InstanceId, InstanceId>>,
     /// The guards in force, as they were judged last.
@@ -216,6 +218,7 @@ impl Daemon {
     pub fn new(settings: Settings, hands: Hands) -> Arc<Self> {
         Arc::new(Self {
             vacating: Mutex::default(),
+            undeclared_clusters: Mutex::default(),
             settings,
             hands,
             queue: Queue::default(),
