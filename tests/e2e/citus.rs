@@ -550,3 +550,74 @@ async fn what_a_move_lacks_is_said_in_the_plan() {
     let pull = stage.pull("full", &files(&nodes, &full)[1..2]).await;
     stage.comment(pull, "no other node has room for it").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_is_replaced_under_its_node_is_vacated_and_all_at_once_is_refused() {
+    let cluster = CitusCluster::start(3).await;
+    let nodes = cluster.workers[..3].to_vec();
+    let port = |node: &str| node.rsplit_once(':').unwrap().1.to_owned();
+    let machines = |renewed: &[&String]| {
+        let ports = nodes.iter().map(|node| port(node)).collect::<Vec<_>>().join(", ");
+        let renewed = renewed.iter().map(|node| port(node)).collect::<Vec<_>>().join(", ");
+        let text = format!(
+            "apiVersion: evenkeel.dev/v1alpha1\nkind: Component\nmetadata: {{ name: vm }}\nspec:\n  environments: [dev]\n  tofu: {{ connection: world, root: tf/vm, variables: {{ ports: [{ports}], renewed: [{renewed}] }} }}\n"
+        );
+        ("state-repo/components/vm.yaml".to_owned(), text)
+    };
+    let module = "terraform {\n  required_providers {\n    world = { source = \"evenkeel/world\" }\n  }\n}\nvariable \"ports\" { type = list(number) }\nvariable \"renewed\" { type = list(number) }\nresource \"world_file\" \"worker\" {\n  for_each = { for port in var.ports : tostring(port) => port }\n  path     = contains(var.renewed, each.value) ? \"new-${each.key}\" : \"worker-${each.key}\"\n  content  = each.key\n}\noutput \"workers\" {\n  value = [for port in var.ports : { host = \"127.0.0.1\", port = port, carriedBy = \"world_file.worker[\\\"${port}\\\"]\" }]\n}\n";
+    let shards = layout(&[], "").replace("nodes: []", "nodes: ${vm.outputs.workers}");
+    let all = vec![
+        environment("dev", "onMerge: apply, deferred: apply, limits: { destroys: 3, replaces: 3 }"),
+        machines(&[]),
+        ("tf/vm/main.tf".into(), module.into()),
+        component("shards", &shards, "  dependsOn: [vm]\n"),
+        ("citus/migrations/0001_tables.sql".into(), TABLES.into()),
+    ];
+    let stage = start(&cluster, &all).await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    // All at once would leave the shards nowhere to go: nothing is replaced.
+    let everything = stage.pull("all", &[machines(&nodes.iter().collect::<Vec<_>>())]).await;
+    stage.comment(everything, "3 to replace").await;
+    stage.merge("lin", everything).await;
+    let stalled = stage.verdict("dev/vm", Verdict::Stalled).await;
+    assert!(stalled.says().contains("has to let go of"), "{}", stalled.says());
+    assert_eq!(stage.world(&format!("worker-{}", port(&nodes[0]))), port(&nodes[0]));
+    assert_eq!(cluster.shards().await, nodes.iter().map(|node| format!("{node} 8")).collect::<Vec<_>>());
+    // One is vacated, replaced, and missing then: it comes back as whatever is missing does.
+    stage.push("main", &[machines(&[&nodes[2]])]);
+    stage
+        .until("the machine is another one", async || {
+            (!stage.world(&format!("new-{}", port(&nodes[2]))).is_empty()).then_some(())
+        })
+        .await;
+    stage.verdict("dev/vm", Verdict::InSync).await;
+    assert_eq!(cluster.sql("SELECT count(*) FROM pg_dist_node WHERE groupid > 0").await, ["2"]);
+    let pull = stage.proposal().await;
+    stage.merge("lin", pull["number"].as_u64().unwrap()).await;
+    until(&cluster, &stage, "SELECT count(*) FROM pg_dist_node WHERE groupid > 0 AND shouldhaveshards", &["3"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebalance_is_a_word_of_those_who_may() {
+    let cluster = CitusCluster::start(2).await;
+    let nodes = cluster.workers[..2].to_vec();
+    let mut all = files(&nodes, "    placement: { rebalance: scheduled }\n");
+    let rights = crate::stage::STATE_REPO.replace("allow: [apply]", "allow: [apply, rebalance]");
+    all.push(("state-repo/staterepo.yaml".into(), rights));
+    all.push(("README.md".into(), "one\n".into()));
+    let stage = start(&cluster, &all).await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    cluster.fill("tasks", &nodes[0], 300, 2000).await;
+    let pull = stage.pull("talk", &[("README.md".into(), "two\n".into())]).await;
+    stage.say("mira", pull, "/rebalance dev").await;
+    stage.comment(pull, "is not allowed to `/rebalance`").await;
+    stage.say("lin", pull, "/rebalance kind:tofu or component:nothing").await;
+    stage.comment(pull, "matches no instance").await;
+    stage.say("lin", pull, "/rebalance dev").await;
+    let run = stage.comment(pull, "The moves are made").await;
+    assert!(run.contains("`/rebalance` of @lin"), "{run}");
+    let (code, out, _) = stage.drift("dev");
+    assert_eq!(code, 0, "{out}");
+    let told = stage.instance("dev/shards").await.unwrap().warnings;
+    assert!(!told.iter().any(|one| one.starts_with("the next rebalance")), "{told:?}");
+}
