@@ -13,7 +13,7 @@ use std::{
     sync::{Arc, PoisonError},
 };
 
-use super::{Daemon, Error, Head, inputs::declared_nodes, prepare::Stop, run::Driven};
+use super::{Daemon, Error, Head, Wake, inputs::declared_nodes, prepare::Stop, run::Driven};
 use crate::{
     desired::{resolve, schema::Nodes},
     journal::Run,
@@ -161,6 +161,8 @@ impl Daemon {
             self.vacating.lock().unwrap_or_else(PoisonError::into_inner).insert(of_run.clone(), cluster.clone());
             let emptied = self.empty(&job, &nodes, fence, progress).await;
             self.vacating.lock().unwrap_or_else(PoisonError::into_inner).remove(of_run);
+            // What changed meanwhile was looked at by nobody.
+            self.queue.wake(Wake::Instance(cluster.clone()), "it let go of a node");
             emptied.map_err(|error| TargetError {
                 message: format!(
                     "`{cluster}` has to let go of {} first: {}",

@@ -89,6 +89,11 @@ impl Daemon {
 
     /// Whether an effect on an instance is under way.
     pub(super) async fn is_in_flight(&self, id: &InstanceId) -> Result<bool, Error> {
+        // A cluster that lets go of a node for another instance is being changed by that one's run.
+        if self.vacating.lock().unwrap_or_else(std::sync::PoisonError::into_inner).values().any(|cluster| cluster == id)
+        {
+            return Ok(true);
+        }
         let runs = self.store().open_runs().await?;
         Ok(runs.iter().any(|run| {
             run.instances
