@@ -19,7 +19,7 @@ use crate::{
     journal::Run,
     model::{Action, Change, InstanceId},
     plan::{Applied, Carried, carriers},
-    port::{Attached, Fence, Job, Observation, TargetError, Told, Work},
+    port::{Fence, Job, Observation, TargetError, Told, Work},
 };
 
 impl Daemon {
@@ -159,7 +159,7 @@ impl Daemon {
                 return Err(TargetError::new("drain", format!("`{cluster}` has to let go of a node first: {says}")));
             }
             self.vacating.lock().unwrap_or_else(PoisonError::into_inner).insert(of_run.clone(), cluster.clone());
-            let emptied = self.empty(&job, &nodes, fence, progress).await;
+            let emptied = self.empty(&driven.head, &job, &nodes, fence, progress).await;
             self.vacating.lock().unwrap_or_else(PoisonError::into_inner).remove(of_run);
             // What changed meanwhile was looked at by nobody.
             self.queue.wake(Wake::Instance(cluster.clone()), "it let go of a node");
@@ -178,14 +178,15 @@ impl Daemon {
     /// Drains nodes of a cluster and removes them.
     async fn empty(
         self: &Arc<Self>,
+        head: &Head,
         job: &Job,
         nodes: &BTreeSet<String>,
         fence: Fence,
         progress: &crate::port::Progress,
     ) -> Result<(), TargetError> {
-        let Attached::Gone = self.hands.target.attach(job, fence, Arc::clone(progress)).await? else { return Ok(()) };
-        let head = driven_head(self)?;
-        let (job, mut prepared) = self.prepare_job(&head, job).await.map_err(stopped)?;
+        // However what was begun before ended: what is there now counts.
+        self.hands.target.attach(job, fence, Arc::clone(progress)).await?;
+        let (job, mut prepared) = self.prepare_job(head, job).await.map_err(stopped)?;
         // Another cluster than the one that is applied may not have the node, and would call it empty (R1.8).
         let failed = |error: Error| match error {
             Error::Target(error) => error,
@@ -202,16 +203,12 @@ impl Daemon {
             self.hands.target.apply(&job, prepared, fence, Arc::clone(progress)).await?;
         }
         // Whatever was done: it counts that nothing is left to do.
-        let (_, again) = self.prepare_job(&head, &job).await.map_err(stopped)?;
+        let (_, again) = self.prepare_job(head, &job).await.map_err(stopped)?;
         match again.observation.changes.iter().find(|change| is_meant(&change.resource)) {
             None => Ok(()),
             Some(left) => Err(TargetError::new("drain", format!("`{}` is still there", left.resource))),
         }
     }
-}
-
-fn driven_head(daemon: &Daemon) -> Result<Arc<Head>, TargetError> {
-    daemon.head().ok_or_else(|| TargetError::new("drain", "the branch is not known"))
 }
 
 fn stopped(stop: Stop) -> TargetError {

@@ -5,7 +5,7 @@
 
 use std::{
     future::poll_fn,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -19,8 +19,8 @@ use crate::{
 
 /// How long a coordinator may take to let us in.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(15);
-/// How long it may take to answer where no other time is given.
-pub(super) const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
+/// How long it may take to answer.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// What a session may do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,8 +76,14 @@ fn roots(authorities: Option<&[u8]>) -> Result<rustls::RootCertStore, String> {
     use rustls::pki_types::{CertificateDer, pem::PemObject};
     let mut roots = rustls::RootCertStore::empty();
     let Some(pem) = authorities else {
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        return Ok(roots);
+        // Hundreds of files, and a session is opened for each look and each move.
+        static OF_MACHINE: OnceLock<rustls::RootCertStore> = OnceLock::new();
+        let read = || {
+            let mut roots = rustls::RootCertStore::empty();
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            roots
+        };
+        return Ok(OF_MACHINE.get_or_init(read).clone());
     };
     for certificate in CertificateDer::pem_slice_iter(pem) {
         let certificate = certificate.map_err(|error| format!("`caFile` is no PEM: {error}"))?;
@@ -124,31 +130,17 @@ impl Session {
 
     /// The rows of a query.
     pub(super) async fn rows(&self, sql: &str, with: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, TargetError> {
-        self.within(ANSWER_TIME_MAX, self.client.query(sql, with)).await
+        within(self.client.query(sql, with), &self.redactor).await
     }
 
     /// One row of a query that has one.
     pub(super) async fn row(&self, sql: &str, with: &[&(dyn ToSql + Sync)]) -> Result<Row, TargetError> {
-        self.within(ANSWER_TIME_MAX, self.client.query_one(sql, with)).await
+        within(self.client.query_one(sql, with), &self.redactor).await
     }
 
     /// Does something that has no answer, for as long as it takes.
     pub(super) async fn run(&self, sql: &str) -> Result<(), TargetError> {
         self.client.batch_execute(sql).await.map_err(|error| said(&error, &self.redactor))
-    }
-
-    async fn within<T>(
-        &self,
-        time: Duration,
-        asked: impl Future<Output = Result<T, tokio_postgres::Error>>,
-    ) -> Result<T, TargetError> {
-        match tokio::time::timeout(time, asked).await {
-            Ok(answer) => answer.map_err(|error| said(&error, &self.redactor)),
-            Err(_) => {
-                let seconds = time.as_secs();
-                Err(TargetError::new("unreachable", format!("the coordinator did not answer within {seconds} s")))
-            }
-        }
     }
 
     /// What the server warned of since this was last asked.
@@ -159,6 +151,20 @@ impl Session {
     /// Whether nobody is at the other end any more.
     pub(super) fn is_closed(&self) -> bool {
         self.client.is_closed()
+    }
+}
+
+/// An answer that is not waited for longer than one waits.
+async fn within<T>(
+    asked: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    redactor: &Redactor,
+) -> Result<T, TargetError> {
+    match tokio::time::timeout(ANSWER_TIME_MAX, asked).await {
+        Ok(answer) => answer.map_err(|error| said(&error, redactor)),
+        Err(_) => {
+            let seconds = ANSWER_TIME_MAX.as_secs();
+            Err(TargetError::new("unreachable", format!("the coordinator did not answer within {seconds} s")))
+        }
     }
 }
 

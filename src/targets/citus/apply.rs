@@ -242,7 +242,7 @@ impl Applying<'_> {
             Task::Migrate(migration) => {
                 let owner = self.effect(Rights::Apply).await?;
                 // Whoever else applies one waits, and finds it recorded.
-                owner.rows("SELECT pg_advisory_lock($1, 0)", &[&MIGRATE]).await?;
+                owner.run(&format!("SELECT pg_advisory_lock({MIGRATE}, 0)")).await?;
                 migrations::apply(&owner, &migration).await
             }
             task => {
@@ -376,10 +376,8 @@ fn statements(task: &Task) -> Vec<String> {
         Task::Distribute { table, column, with, shards, has_rows } => {
             let function = if *has_rows { "create_distributed_table_concurrently" } else { "create_distributed_table" };
             let count = shards.map(|count| format!(", shard_count => {count}")).unwrap_or_default();
-            {
-                let with = if with.contains('.') { quoted(with) } else { text(with) };
-                vec![format!("SELECT {function}({}, {}, colocate_with => {with}{count})", quoted(table), text(column))]
-            }
+            let with = if with.contains('.') { quoted(with) } else { text(with) };
+            vec![format!("SELECT {function}({}, {}, colocate_with => {with}{count})", quoted(table), text(column))]
         }
         Task::Refer(table) => vec![format!("SELECT create_reference_table({})", quoted(table))],
         Task::Rewrite { table, column, shards, with, undistribute } => {

@@ -198,6 +198,12 @@ pub(super) fn is_to_hold(work: &CitusWork, name: &str) -> Option<bool> {
     nodes.iter().find(|node| node.address.to_string() == name).map(|node| node.holds)
 }
 
+/// The same of a node that is there: one that goes gets nothing new while it is emptied.
+pub(super) fn is_to_hold_there(this: &Compared<'_>, row: &NodeRow) -> Option<bool> {
+    let goes = undeclared(this).iter().any(|gone| gone.name == row.name);
+    if goes { Some(false) } else { is_to_hold(this.work, &row.name) }
+}
+
 /// The primaries that a declaration of all nodes leaves out; never the coordinator.
 pub(super) fn undeclared<'s>(this: &'s Compared<'_>) -> Vec<&'s NodeRow> {
     let declared: Option<BTreeSet<String>> =
@@ -242,18 +248,10 @@ fn nodes(this: &Compared<'_>, found: &mut Found) {
         }
     }
     for row in rows.iter().filter(|row| row.is_primary && row.is_active) {
-        let (Some(holds), Ok(address)) = (is_to_hold(this.work, &row.name), row.name.parse()) else { continue };
+        let (Some(holds), Ok(address)) = (is_to_hold_there(this, row), row.name.parse()) else { continue };
         if holds != row.holds {
             let fields = vec![field("/shards", json!(row.holds), json!(holds))];
             let task = Task::Holds { address, holds };
-            found.step("citus_node", format!("node {}", row.name), Change::Update, fields, task);
-        }
-    }
-    for row in undeclared(this).into_iter().filter(|row| row.is_active && row.holds) {
-        // Citus itself puts nothing new there while it is emptied.
-        if let Ok(address) = row.name.parse() {
-            let fields = vec![field("/shards", json!(true), json!(false))];
-            let task = Task::Holds { address, holds: false };
             found.step("citus_node", format!("node {}", row.name), Change::Update, fields, task);
         }
     }

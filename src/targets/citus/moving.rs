@@ -43,7 +43,7 @@ const MEMORY: u64 = 3;
 /// Where a group is.
 enum Where {
     /// Where it was.
-    Source(i64),
+    Source,
     /// Where it is to go.
     Target,
     /// Elsewhere.
@@ -79,7 +79,8 @@ impl Applying<'_> {
                 }
                 let moving = waiting.remove(at);
                 locked.insert(moving.colocation);
-                running.push(async move { (self.one_move(&moving).await, moving) }.boxed());
+                let speed = memory.bytes_per_second;
+                running.push(async move { (self.one_move(&moving, speed).await, moving) }.boxed());
             }
             let Some((done, moving)) = running.next().await else { break };
             locked.remove(&moving.colocation);
@@ -106,7 +107,7 @@ impl Applying<'_> {
                 }
                 // What runs beside it ends first.
                 Err(error) => {
-                    let message = format!("{}: {}", moved(&moving), error.message);
+                    let message = format!("{}: {}", moved(&moving.group, &moving.from), error.message);
                     stop = Some(TargetError { message, ..error });
                 }
             }
@@ -130,25 +131,22 @@ impl Applying<'_> {
     }
 
     /// Moves one group; answers how long it took, or nothing where it was there already.
-    async fn one_move(&self, moving: &Moving) -> Result<Option<Duration>, TargetError> {
+    async fn one_move(&self, moving: &Moving, speed: Option<u64>) -> Result<Option<Duration>, TargetError> {
         let (mut tries, since) = (0, Instant::now());
         loop {
             tries += 1;
-            let owner = self.back(tries > 1).await?;
-            let shard = match find(&owner, moving).await? {
+            let owner = self.back(moving.shard, tries > 1).await?;
+            match find(&owner, moving).await? {
                 Where::Target => return Ok(None),
-                Where::Source(shard) => shard,
+                Where::Source => {}
                 Where::Other(where_) => {
                     return Err(TargetError::new(
                         "plan-stale",
                         format!("it is on {where_} now, and not on `{}`", moving.from),
                     ));
                 }
-            };
-            self.wait_for_load(&owner, moving).await?;
-            if !self.fits(moving, self.this.memory(&self.job.instance).await?.bytes_per_second) {
-                return Err(TargetError::new(OVER, "the window is almost over"));
             }
+            self.wait_for_load(&owner, moving, speed).await?;
             let began = Instant::now();
             (self.progress)(Told::Step(format!(
                 "moving `{}` ({}) from {} to {}",
@@ -157,7 +155,7 @@ impl Applying<'_> {
                 moving.from,
                 moving.to
             )));
-            let done = self.call(&owner, moving, shard).await;
+            let done = self.call(&owner, moving).await;
             let Err(error) = done else {
                 if !matches!(find(&owner, moving).await?, Where::Target) {
                     return Err(TargetError::new(
@@ -190,7 +188,7 @@ impl Applying<'_> {
     }
 
     /// A session for a move; after a loss, once the coordinator answers and nothing of ours is in flight any more.
-    async fn back(&self, lost: bool) -> Result<Session, TargetError> {
+    async fn back(&self, shard: i64, lost: bool) -> Result<Session, TargetError> {
         let begin = Instant::now();
         loop {
             match self.effect(Rights::Apply).await {
@@ -199,7 +197,7 @@ impl Applying<'_> {
                     tokio::time::sleep(LOOK).await;
                 }
                 Ok(session) if lost => {
-                    self.settle(&session, begin).await?;
+                    self.settle(&session, shard, begin).await?;
                     return Ok(session);
                 }
                 done => return done,
@@ -207,10 +205,11 @@ impl Applying<'_> {
         }
     }
 
-    /// Waits until no move of this instance is in flight in another session.
-    async fn settle(&self, session: &Session, begin: Instant) -> Result<(), TargetError> {
-        let others = "SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND application_name = current_setting('application_name') AND state = 'active'";
-        while session.row(others, &[]).await?.get::<_, i64>(0) > 0 {
+    /// Waits until this very move is in flight in no other session; those beside it are none of its business.
+    async fn settle(&self, session: &Session, shard: i64, begin: Instant) -> Result<(), TargetError> {
+        let others = "SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND state = 'active' AND query LIKE $1";
+        let mine = format!("SELECT citus_move_shard_placement({shard}, %");
+        while session.row(others, &[&mine]).await?.get::<_, i64>(0) > 0 {
             if begin.elapsed() > AWAY_TIME_MAX {
                 return Err(TargetError::new(
                     "state-locked",
@@ -223,10 +222,11 @@ impl Applying<'_> {
     }
 
     /// Lets Citus move a group, and tells how far it is.
-    async fn call(&self, owner: &Session, moving: &Moving, shard: i64) -> Result<(), TargetError> {
+    async fn call(&self, owner: &Session, moving: &Moving) -> Result<(), TargetError> {
         let (from, to) = (address(&moving.from)?, address(&moving.to)?);
         let sql = format!(
-            "SELECT citus_move_shard_placement({shard}, {}, {}, {}, {}, {})",
+            "SELECT citus_move_shard_placement({}, {}, {}, {}, {}, {})",
+            moving.shard,
             text(&from.host),
             from.port,
             text(&to.host),
@@ -281,18 +281,19 @@ impl Applying<'_> {
         rows.iter().any(is_meant)
     }
 
-    /// Waits while the cluster has enough to do.
-    async fn wait_for_load(&self, session: &Session, moving: &Moving) -> Result<(), TargetError> {
+    /// Waits while the cluster has enough to do: to where a move would not be over in the window, or for as long as one waits.
+    async fn wait_for_load(&self, session: &Session, moving: &Moving, speed: Option<u64>) -> Result<(), TargetError> {
         let begin = Instant::now();
         let mut said = String::new();
-        while let Some(why) = self.load(session, moving).await? {
+        loop {
+            let why = self.load(session, moving).await?;
+            if !self.fits(moving, speed) {
+                return Err(TargetError::new(OVER, why.unwrap_or_else(|| "the window is almost over".into())));
+            }
+            let Some(why) = why else { return Ok(()) };
             self.heed(true)?;
-            let is_over = !self.fits(moving, None) && self.work.until.is_some_and(|until| chrono::Utc::now() > until);
-            if is_over || begin.elapsed() > AWAY_TIME_MAX {
+            if self.work.until.is_none() && begin.elapsed() > AWAY_TIME_MAX {
                 let message = format!("no move begins while {why}");
-                if self.work.until.is_some() {
-                    return Err(TargetError::new(OVER, message));
-                }
                 return Err(TargetError { retry: Retry::After(Backoff::REMOTE), ..TargetError::new("busy", message) });
             }
             if said != why {
@@ -301,7 +302,6 @@ impl Applying<'_> {
             }
             tokio::time::sleep(LOOK).await;
         }
-        Ok(())
     }
 
     /// Why no move may begin just now.
@@ -386,7 +386,7 @@ async fn find(session: &Session, moving: &Moving) -> Result<Where, TargetError> 
         return Ok(Where::Target);
     }
     if on.iter().any(|(node, is_active)| *node == from && *is_active) {
-        return Ok(Where::Source(moving.shard));
+        return Ok(Where::Source);
     }
     let names: Vec<String> = on.iter().map(|(node, _)| format!("`{node}`")).collect();
     Ok(Where::Other(if names.is_empty() { "no node: its table is gone".into() } else { names.join(" and ") }))

@@ -10,8 +10,8 @@ use serde_json::json;
 
 use super::{
     balance::{self, Because, Layout, Node, Placement, Rebalance, Wanted},
-    catalog::{self, By, Group},
-    drift::{Compared, Found, Task, field, is_to_hold, undeclared},
+    catalog::{self, By, Group, NodeRow},
+    drift::{Compared, Found, Task, field, is_to_hold, is_to_hold_there, undeclared},
     observe::{Seen, Version},
     plan::{MOVE, REBALANCE},
 };
@@ -37,7 +37,7 @@ pub struct Moving {
     pub group: String,
     /// Its tables.
     pub tables: Vec<String>,
-    /// Where the range of its shards begins; nothing for a schema.
+    /// The shard of the first of them, which the move names.
     pub shard: i64,
     /// From where.
     pub from: String,
@@ -119,50 +119,58 @@ pub(super) fn moves(this: &Compared<'_>, found: &mut Found) {
     for moving in moves {
         let r#type = if moving.for_balance { REBALANCE } else { MOVE };
         let fields = vec![field("/node", json!(moving.from), json!(moving.to))];
-        let resource = moved(&moving);
+        let resource = moved(&moving.group, &moving.from);
         found.step(r#type, resource, Change::Move, fields, Task::Move(moving));
     }
 }
 
 /// The moves that were approved and still can be made, which then are where they go.
 fn replayed(this: &Compared<'_>, layout: &mut Layout, groups: &[Group]) -> Vec<Moving> {
+    if this.work.approved.is_empty() {
+        return vec![];
+    }
+    let place: BTreeMap<String, usize> =
+        layout.nodes.iter().enumerate().map(|(at, node)| (node.name.clone(), at)).collect();
+    let called = |one: &Placement| moved(&groups[one.group].name, &layout.nodes[one.node].name);
+    let known: BTreeMap<String, usize> =
+        layout.placements.iter().enumerate().map(|(at, one)| (called(one), at)).collect();
     let mut moves = vec![];
     for approved in &this.work.approved {
-        let place = |name: &str, layout: &Layout| layout.nodes.iter().position(|node| node.name == name);
-        let (Some(from), Some(to)) = (place(&approved.from, layout), place(&approved.to, layout)) else { continue };
-        let is_it = |one: &Placement| {
-            one.node == from && format!("shards {} on {}", groups[one.group].name, approved.from) == approved.resource
-        };
-        let Some(at) = layout.placements.iter().position(is_it) else { continue };
-        let group = &groups[layout.placements[at].group];
-        let is_there = |one: &Placement| one.group == layout.placements[at].group && one.node == to;
-        if !layout.nodes[to].holds || layout.placements.iter().any(is_there) {
+        let (Some(at), Some(to)) = (known.get(&approved.resource), place.get(&approved.to)) else { continue };
+        let group = layout.placements[*at].group;
+        let is_there = |one: &Placement| one.group == group && one.node == *to;
+        if !layout.nodes[*to].holds || layout.placements.iter().any(is_there) {
             continue;
         }
-        let placement = &mut layout.placements[at];
-        let moving = Moving {
-            group: group.name.clone(),
-            tables: group.tables.clone(),
-            shard: group.shard,
-            from: approved.from.clone(),
-            to: approved.to.clone(),
-            bytes: placement.bytes,
-            weight: placement.weight,
-            colocation: group.colocation,
-            for_balance: approved.for_balance,
-        };
-        if unready(this, &moving).is_some() {
-            continue;
+        let moving = moving(layout, groups, *at, *to, approved.for_balance);
+        if unready(this, &moving).is_none() {
+            layout.placements[*at].node = *to;
+            moves.push(moving);
         }
-        placement.node = to;
-        moves.push(moving);
     }
     moves
 }
 
+/// A placement that moves from where it is.
+fn moving(layout: &Layout, groups: &[Group], placement: usize, to: usize, for_balance: bool) -> Moving {
+    let placement = &layout.placements[placement];
+    let group = &groups[placement.group];
+    Moving {
+        group: group.name.clone(),
+        tables: group.tables.clone(),
+        shard: group.shard,
+        from: layout.nodes[placement.node].name.clone(),
+        to: layout.nodes[to].name.clone(),
+        bytes: placement.bytes,
+        weight: placement.weight,
+        colocation: group.colocation,
+        for_balance,
+    }
+}
+
 /// The resource of a move: the group where it is.
-pub fn moved(moving: &Moving) -> String {
-    format!("shards {} on {}", moving.group, moving.from)
+pub fn moved(group: &str, from: &str) -> String {
+    format!("shards {group} on {from}")
 }
 
 /// What is balanced.
@@ -203,11 +211,10 @@ pub(super) fn tenants(seen: &Seen) -> Result<BTreeMap<i64, u64>, String> {
 
 /// The nodes as they are to be: those that come are there and empty, those that go hold nothing.
 fn nodes(this: &Compared<'_>, layout: &mut Layout) {
-    let gone: Vec<&str> = undeclared(this).iter().map(|row| row.name.as_str()).collect();
+    let rows: BTreeMap<&str, &NodeRow> =
+        this.seen.catalog.nodes.iter().filter(|row| row.is_primary).map(|row| (&*row.name, row)).collect();
     for node in &mut layout.nodes {
-        if gone.contains(&node.name.as_str()) {
-            node.holds = false;
-        } else if let Some(holds) = is_to_hold(this.work, &node.name) {
+        if let Some(holds) = rows.get(&*node.name).and_then(|row| is_to_hold_there(this, row)) {
             // What is only moved goes where it can go now.
             node.holds = holds && (node.holds || !this.work.only_moves);
         }
@@ -344,19 +351,7 @@ fn taken(this: &Compared<'_>, found: &mut Found, layout: &Layout, groups: &[Grou
     let mut moves = vec![];
     let mut left_out: BTreeMap<String, usize> = BTreeMap::new();
     for one in &plan.moves {
-        let placement = &layout.placements[one.placement];
-        let group = &groups[placement.group];
-        let moving = Moving {
-            group: group.name.clone(),
-            tables: group.tables.clone(),
-            shard: group.shard,
-            from: layout.nodes[one.from].name.clone(),
-            to: layout.nodes[one.to].name.clone(),
-            bytes: placement.bytes,
-            weight: placement.weight,
-            colocation: group.colocation,
-            for_balance: one.because == Because::Balance,
-        };
+        let moving = moving(layout, groups, one.placement, one.to, one.because == Because::Balance);
         match unready(this, &moving) {
             None => moves.push(moving),
             Some(why) if moving.for_balance => *left_out.entry(why).or_default() += 1,
@@ -419,7 +414,7 @@ fn figures(
     let nodes = nodes.filter(|node| node.holds || node.before.bytes + node.after.bytes > 0);
     let speed = this.memory.bytes_per_second;
     let figures = |moving: &Moving| MoveFigures {
-        resource: moved(moving),
+        resource: moved(&moving.group, &moving.from),
         to: moving.to.clone(),
         bytes: moving.bytes,
         seconds: moving.seconds(speed),
