@@ -815,7 +815,7 @@ async fn fairness() -> Vec<Row> {
     let repository = evenkeel::sim::Repository::new(Arc::clone(&clock));
     let seal = Arc::new(evenkeel::model::Seal::new(b"bench".to_vec()));
     // A look takes 10 ms and 4 go side by side; what takes 100 ms is long, as a minute is for a real plan.
-    let world = evenkeel::sim::World::new(Arc::clone(&seal));
+    let world = evenkeel::sim::World::new(Arc::clone(&seal), Arc::new(evenkeel::sim::Clock::new(clock.now())));
     let paced =
         world.paced(evenkeel::targets::lanes::Lanes::new(4, Duration::from_millis(100)), Duration::from_millis(10));
     let mut files = vec![

@@ -38,16 +38,44 @@ impl Daemon {
         if !actions.iter().flat_map(|action| &action.resources).any(|resource| takes(resource.change)) {
             return Ok((actions, vec![]));
         }
-        let carried = self.carried(head, id, observation).await?;
-        if carried.is_empty() {
-            return Ok((actions, carried));
-        }
         let refused = |why| TargetError {
             retry: crate::model::Retry::WhenInputChanges,
             ..TargetError::new("carrier-unknown", why)
         };
+        if carriers::may_take(&actions)
+            && let Some(cluster) = self.never_applied(head, id).await?
+        {
+            let why = format!(
+                "`{cluster}` may run on what `{id}` would take away, and was never applied, so that no node of it would be drained first; say `/apply {cluster}` before"
+            );
+            return Err(refused(why).into());
+        }
+        let carried = self.carried(head, id, observation).await?;
+        if carried.is_empty() {
+            return Ok((actions, carried));
+        }
         let drains = carriers::vacates(id, &carriers::taken_away(&carried, &actions).map_err(refused)?);
         Ok((drains.into_iter().chain(actions).collect(), carried))
+    }
+
+    /// A declared cluster that an applied instance may carry, and whose nodes were never agreed on.
+    async fn never_applied(&self, head: &Head, id: &InstanceId) -> Result<Option<InstanceId>, Error> {
+        // What was never applied itself carries nothing that anybody began here, and may have to be made again.
+        if self.store().applied(id).await?.is_none() {
+            return Ok(None);
+        }
+        for cluster in head.environment(&id.environment).filter(|one| one.kind == "citus") {
+            let Some(nodes) = cluster.spec.as_ref().and_then(|spec| spec.citus.as_ref()?.nodes.as_ref()) else {
+                continue;
+            };
+            let says_what_carries =
+                || serde_json::to_value(nodes).is_ok_and(|nodes| nodes.to_string().contains("carriedBy"));
+            let may_run_on = cluster.upstreams.contains(id) || says_what_carries();
+            if may_run_on && self.store().applied(&cluster.id).await?.is_none() {
+                return Ok(Some(cluster.id.clone()));
+            }
+        }
+        Ok(None)
     }
 
     /// The nodes of applied clusters that an instance may carry.

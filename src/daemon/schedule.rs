@@ -1,10 +1,11 @@
 //! What is done by the clock: the Schedules of the branch.
 //!
 //! Decides when each is due, by its calendar and by when it was begun last, and begins it once.
-//! *Guarantees:* a time is begun once, whoever is the daemon then: the time is written down before anything is begun. A
-//! Schedule that is new begins with its next time, and not with those that passed before it was declared.
-//! *Race:* the daemon dies between the two: that time is missed, and the next one comes; what it would have found is looked
-//! for then. *Race:* times pass while nobody is there: the last of them is made up for, if its window is still open, unless
+//! *Guarantees:* a time is begun, and makes one run, whoever is the daemon then: it is written down once everything of it has
+//! begun, and what it begins is known by its name and time. A Schedule that is new begins with its next time, and not with
+//! those that passed before it was declared.
+//! *Race:* the daemon dies in between: the next one begins that time again, finds the runs that were made, and makes a restore
+//! point a second time under the same name. *Race:* times pass while nobody is there: the last of them is made up for, if its window is still open, unless
 //! the declaration says `missed: skip`.
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -79,7 +80,7 @@ impl Daemon {
                 Some(at) if begins(at) <= now => (due, after) = (Some(at), at),
                 Some(at) => {
                     if let Some(due) = due {
-                        self.begin_schedule(head, name, schedule, due, now).await?;
+                        self.heed_time(head, name, schedule, due, now).await?;
                     }
                     return Ok(Some(begins(at)));
                 }
@@ -87,12 +88,25 @@ impl Daemon {
             }
         }
         if let Some(due) = due {
-            self.begin_schedule(head, name, schedule, due, now).await?;
+            self.heed_time(head, name, schedule, due, now).await?;
         }
         Ok(Some(now))
     }
 
-    /// Begins one time, after it was written down.
+    /// Begins one time, and writes down that it was.
+    async fn heed_time(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        name: &ComponentName,
+        schedule: &Schedule,
+        at: DateTime<Utc>,
+        now: DateTime<Utc>,
+    ) -> Result<(), Error> {
+        self.begin_schedule(head, name, schedule, at, now).await?;
+        let heeded = Heeded { at, cron: schedule.cron.clone(), zone: schedule.time_zone.clone() };
+        Ok(self.store().put(SCHEDULE, name.as_str(), now, &heeded).await?)
+    }
+
     async fn begin_schedule(
         self: &Arc<Self>,
         head: &Arc<Head>,
@@ -101,8 +115,6 @@ impl Daemon {
         at: DateTime<Utc>,
         now: DateTime<Utc>,
     ) -> Result<(), Error> {
-        let heeded = Heeded { at, cron: schedule.cron.clone(), zone: schedule.time_zone.clone() };
-        self.store().put(SCHEDULE, name.as_str(), now, &heeded).await?;
         let begins = at + jitter(name, schedule, at);
         let until = schedule
             .duration
@@ -139,7 +151,7 @@ impl Daemon {
                     let word = Word {
                         because: said.clone(),
                         principal: format!("schedule:{name}"),
-                        word: None,
+                        word: Some(format!("schedule {name} {}", at.to_rfc3339())),
                         pull: None,
                         until,
                     };

@@ -70,6 +70,13 @@ fn destroys(resource: &ResourceChange) -> bool {
     resource.r#type != "output" && matches!(resource.change, Change::Destroy | Change::Replace)
 }
 
+/// Whether actions may take the carrier of some node away.
+pub fn may_take(actions: &[Action]) -> bool {
+    let shrinks =
+        |resource: &ResourceChange| resource.resource.starts_with("StatefulSet/") && replicas_left(resource).is_some();
+    actions.iter().flat_map(|action| &action.resources).any(|resource| destroys(resource) || shrinks(resource))
+}
+
 /// The nodes that have to be vacated before actions are done.
 ///
 /// # Errors

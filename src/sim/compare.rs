@@ -5,10 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::{
-    module::{FieldSpec, Module},
+    module::{FieldSpec, Module, OutputSpec},
     world::{Fields, TofuState},
 };
-use crate::model::{Change, Drift, DriftField, DriftKind, Field, ResourceChange, change};
+use crate::{
+    model::{Change, Drift, DriftField, DriftKind, Field, ResourceChange, Seal, change},
+    port::Output,
+};
 
 pub(super) fn field(name: &str, before: Option<&String>, spec: &FieldSpec) -> Field {
     Field {
@@ -126,4 +129,67 @@ pub(super) fn made_fields(specs: &BTreeMap<String, FieldSpec>, old: &Fields, mad
         (key.clone(), value)
     };
     specs.iter().map(value).collect()
+}
+
+/// The outputs as they would be after an apply, and those that change.
+pub(super) fn outputs(
+    seal: &Seal,
+    module: &Module,
+    kept: &TofuState,
+    live: &BTreeMap<String, Fields>,
+    changes: &[ResourceChange],
+) -> (BTreeMap<String, Output>, Vec<ResourceChange>) {
+    let (mut outputs, mut found) = (BTreeMap::new(), vec![]);
+    for (name, spec) in &module.outputs {
+        let OutputSpec { resource, field, secret } = spec;
+        let remade = changes
+            .iter()
+            .any(|change| change.resource == *resource && matches!(change.change, Change::Create | Change::Replace));
+        let value = match module.resources.get(resource).and_then(|fields| fields.get(field)) {
+            Some(FieldSpec { value: Some(value), .. }) => Some(value.clone()),
+            _ if remade => None,
+            _ => live.get(resource).and_then(|fields| fields.get(field)).cloned(),
+        };
+        let before = kept.outputs.get(name);
+        if before != value.as_ref() {
+            found.push(output_change(seal, name, before, value.as_ref(), *secret));
+        }
+        outputs.insert(name.clone(), Output { value: value.map(Value::from), sensitive: *secret });
+    }
+    for (name, before) in kept.outputs.iter().filter(|(name, _)| !module.outputs.contains_key(*name)) {
+        let mut gone = output_change(seal, name, Some(before), None, false);
+        gone.change = Change::Destroy;
+        gone.fields.iter_mut().for_each(|field| (field.after, field.unknown) = (None, false));
+        found.push(gone);
+    }
+    (outputs, found)
+}
+
+fn output_change(
+    seal: &Seal,
+    name: &str,
+    before: Option<&String>,
+    after: Option<&String>,
+    secret: bool,
+) -> ResourceChange {
+    let shown = |value: &String| if secret { change::MASKED.into() } else { Value::from(value.as_str()) };
+    let sealed = |value: Option<&String>| seal.seal(&value.map_or(Value::Null, |value| value.as_str().into()));
+    let unknown = after.is_none();
+    let field = Field {
+        path: String::new(),
+        before: before.map(shown),
+        after: Some(after.map_or_else(|| change::KNOWN_AFTER_APPLY.into(), shown)),
+        sensitive: secret,
+        unknown,
+        sealed: secret.then(|| (sealed(before), sealed(after))),
+    };
+    let change = if before.is_some() { Change::Update } else { Change::Create };
+    ResourceChange {
+        resource: format!("output {name}"),
+        r#type: "output".into(),
+        change,
+        reverts_drift: false,
+        protected: false,
+        fields: vec![field],
+    }
 }

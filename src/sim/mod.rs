@@ -4,6 +4,8 @@
 //! fail. Never sleeps, never reads a clock, never touches a disk or a network.
 //! *Invariant:* the same script gives the same world: ids are counted, commits are hashed by their content.
 
+mod cluster;
+mod clusters;
 mod compare;
 mod forge;
 mod life;

@@ -10,13 +10,15 @@ use async_trait::async_trait;
 use serde_json::Value;
 
 use super::{
-    compare::{changed, field, made_fields, meddled, origins, resource_changes},
+    Clock,
+    cluster::Cluster,
+    compare::{changed, field, made_fields, meddled, origins, outputs, resource_changes},
     held,
     life::{Life, pass},
-    module::{FieldSpec, Module, OutputSpec},
+    module::{Module, OutputSpec},
 };
 use crate::{
-    model::{Change, Field, InstanceId, PullNumber, ResourceChange, Retry, Seal, change},
+    model::{Change, InstanceId, PullNumber, ResourceChange, Retry, Seal},
     port::{Attached, Cut, Fence, Job, Observation, Output, Prepared, Progress, Target, TargetError, TofuWork, Work},
     store::Store,
     targets::lanes::{Lanes, Slot},
@@ -51,17 +53,19 @@ pub(super) struct TofuState {
     /// That of each new state is another one.
     lineage: String,
     pub(super) resources: BTreeMap<String, Fields>,
-    outputs: BTreeMap<String, String>,
+    pub(super) outputs: BTreeMap<String, String>,
 }
 
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     states: BTreeMap<String, TofuState>,
     live: BTreeMap<String, BTreeMap<String, Fields>>,
-    faults: BTreeMap<InstanceId, Fault>,
-    silent: BTreeSet<String>,
+    /// Citus clusters, by the name of their connection.
+    pub(super) clusters: BTreeMap<String, Cluster>,
+    pub(super) faults: BTreeMap<InstanceId, Fault>,
+    pub(super) silent: BTreeSet<String>,
     /// What was done, in order, since somebody asked last.
-    effects: Vec<String>,
+    pub(super) effects: Vec<String>,
     made: u64,
     lineages: u64,
     /// What was begun last with each instance, under which fence and in which life, and how it ended.
@@ -78,7 +82,8 @@ struct Begun {
 /// The world. Clones are the same one.
 #[derive(Clone)]
 pub struct World {
-    state: Arc<Mutex<State>>,
+    pub(super) state: Arc<Mutex<State>>,
+    pub(super) clock: Arc<Clock>,
     seal: Arc<Seal>,
     /// The life of the daemon whose hand this is, and the store whose tokens its supervisor asks for.
     life: Option<(Arc<Life>, Store)>,
@@ -97,7 +102,7 @@ fn place(job: &Job) -> String {
 fn tofu(job: &Job) -> Result<&TofuWork, TargetError> {
     match &job.work {
         Work::Tofu(work) => Ok(work),
-        _ => Err(TargetError::new("unreachable", "there is no cluster in this world")),
+        _ => Err(TargetError::new("unreachable", "there is no such target in this world")),
     }
 }
 
@@ -124,9 +129,9 @@ impl State {
 }
 
 impl World {
-    /// An empty world.
-    pub fn new(seal: Arc<Seal>) -> Self {
-        Self { state: Arc::default(), seal, life: None, pace: None }
+    /// An empty world, where what takes long moves the clock forward.
+    pub fn new(seal: Arc<Seal>, clock: Arc<Clock>) -> Self {
+        Self { state: Arc::default(), clock, seal, life: None, pace: None }
     }
 
     /// The same world, in the hands of a daemon with a life.
@@ -151,8 +156,18 @@ impl World {
         slot
     }
 
-    async fn pass(&self, cut: Cut, what: &str) {
+    pub(super) async fn pass(&self, cut: Cut, what: &str) {
         pass(self.life.as_ref().map(|(life, _)| life), cut, what).await;
+    }
+
+    /// Whether the daemon whose hand this is still holds its environment.
+    pub(super) async fn in_force(&self, id: &InstanceId, fence: Fence) -> Result<(), TargetError> {
+        match &self.life {
+            Some((_, store)) if !store.is_in_force(&id.environment, fence.token).await? => {
+                Err(TargetError::new("fenced", format!("another daemon has taken over `{}`", id.environment)))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Changes a thing behind everybody's back; without a value it is gone.
@@ -214,7 +229,11 @@ impl World {
                 fields.iter().map(move |(field, value)| format!("{place} {name}.{field} = {value}"))
             })
         });
-        lines.collect()
+        let clusters = state
+            .clusters
+            .iter()
+            .flat_map(|(name, cluster)| cluster.things().map(move |thing| format!("{name} {thing}")));
+        lines.chain(clusters).collect()
     }
 
     fn look(&self, job: &Job, work: &TofuWork) -> Result<Observation, TargetError> {
@@ -249,7 +268,7 @@ impl World {
             let fields = fields.map(|(key, spec)| field(key, live.get(name).and_then(|live| live.get(key)), spec));
             changes.push(changed(name, Change::Update, fields.collect()));
         }
-        let (outputs, output_changes) = self.outputs(&module, &kept, &live, &changes);
+        let (outputs, output_changes) = outputs(&self.seal, &module, &kept, &live, &changes);
         changes.extend(output_changes);
         let adopt_only = kept.resources.keys().filter(|name| !changes.iter().any(|change| change.resource == **name));
         let adopt_only = adopt_only
@@ -270,68 +289,6 @@ impl World {
             identity: Some(kept.lineage).filter(|lineage| !lineage.is_empty()),
             ..Observation::default()
         })
-    }
-
-    fn outputs(
-        &self,
-        module: &Module,
-        kept: &TofuState,
-        live: &BTreeMap<String, Fields>,
-        changes: &[ResourceChange],
-    ) -> (BTreeMap<String, Output>, Vec<ResourceChange>) {
-        let (mut outputs, mut found) = (BTreeMap::new(), vec![]);
-        for (name, spec) in &module.outputs {
-            let OutputSpec { resource, field, secret } = spec;
-            let remade = changes.iter().any(|change| {
-                change.resource == *resource && matches!(change.change, Change::Create | Change::Replace)
-            });
-            let value = match module.resources.get(resource).and_then(|fields| fields.get(field)) {
-                Some(FieldSpec { value: Some(value), .. }) => Some(value.clone()),
-                _ if remade => None,
-                _ => live.get(resource).and_then(|fields| fields.get(field)).cloned(),
-            };
-            let before = kept.outputs.get(name);
-            if before != value.as_ref() {
-                found.push(self.output_change(name, before, value.as_ref(), *secret));
-            }
-            outputs.insert(name.clone(), Output { value: value.map(Value::from), sensitive: *secret });
-        }
-        for (name, before) in kept.outputs.iter().filter(|(name, _)| !module.outputs.contains_key(*name)) {
-            let mut gone = self.output_change(name, Some(before), None, false);
-            gone.change = Change::Destroy;
-            gone.fields.iter_mut().for_each(|field| (field.after, field.unknown) = (None, false));
-            found.push(gone);
-        }
-        (outputs, found)
-    }
-
-    fn output_change(
-        &self,
-        name: &str,
-        before: Option<&String>,
-        after: Option<&String>,
-        secret: bool,
-    ) -> ResourceChange {
-        let shown = |value: &String| if secret { change::MASKED.into() } else { Value::from(value.as_str()) };
-        let seal = |value: Option<&String>| self.seal.seal(&value.map_or(Value::Null, |value| value.as_str().into()));
-        let unknown = after.is_none();
-        let field = Field {
-            path: String::new(),
-            before: before.map(shown),
-            after: Some(after.map_or_else(|| change::KNOWN_AFTER_APPLY.into(), shown)),
-            sensitive: secret,
-            unknown,
-            sealed: secret.then(|| (seal(before), seal(after))),
-        };
-        let change = if before.is_some() { Change::Update } else { Change::Create };
-        ResourceChange {
-            resource: format!("output {name}"),
-            r#type: "output".into(),
-            change,
-            reverts_drift: false,
-            protected: false,
-            fields: vec![field],
-        }
     }
 
     /// Makes changes, one after the other, as the tool does.
@@ -405,29 +362,32 @@ impl World {
 #[async_trait]
 impl Target for World {
     async fn observe(&self, job: &Job) -> Result<Observation, TargetError> {
-        let work = tofu(job)?;
         let _slot = self.take_time(&job.instance).await;
-        self.look(job, work)
+        match &job.work {
+            Work::Citus(work) => Ok(self.look_at_cluster(job, work)?.0),
+            _ => self.look(job, tofu(job)?),
+        }
     }
     async fn prepare(&self, job: &Job) -> Result<Prepared, TargetError> {
-        let work = tofu(job)?;
         if let Some(Fault::Locked(by)) = held(&self.state).faults.get(&job.instance) {
             let message = format!("the state of `{}` is locked by {by}", job.instance);
             return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("state-locked", message) });
         }
-        let observation = self.look(job, work)?;
+        if let Work::Citus(work) = &job.work {
+            return self.prepare_cluster(job, work);
+        }
+        let observation = self.look(job, tofu(job)?)?;
         let serial = observation.serial.unwrap_or(0);
         Ok(Prepared { observation, ticket: Box::new(serial) })
     }
     async fn apply(&self, job: &Job, prepared: Prepared, fence: Fence, _: Progress) -> Result<(), TargetError> {
+        if let Work::Citus(work) = &job.work {
+            return self.change_cluster(job, work, prepared, fence).await;
+        }
         let work = tofu(job)?;
         let (id, what) = (&job.instance, format!("apply {}", job.instance));
         self.pass(Cut::BeforeEffect, &what).await;
-        if let Some((_, store)) = &self.life
-            && !store.is_in_force(&id.environment, fence.token).await?
-        {
-            return Err(TargetError::new("fenced", format!("another daemon has taken over `{}`", id.environment)));
-        }
+        self.in_force(id, fence).await?;
         let planned = prepared.ticket.downcast::<u64>().map_or(0, |serial| *serial);
         let now = held(&self.state).states.get(&place(job)).map_or(0, |state| state.serial);
         if planned != now {
@@ -468,8 +428,10 @@ impl Target for World {
         })
     }
     async fn outputs(&self, job: &Job) -> Result<BTreeMap<String, Output>, TargetError> {
-        let work = tofu(job)?;
-        let module = module(job, work)?;
+        if let Work::Citus(_) = &job.work {
+            return Ok(BTreeMap::new());
+        }
+        let module = module(job, tofu(job)?)?;
         let kept = held(&self.state).states.get(&place(job)).cloned().unwrap_or_default();
         let sensitive = |name: &String| module.outputs.get(name).is_some_and(|output| output.secret);
         Ok(kept

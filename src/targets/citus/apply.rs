@@ -13,7 +13,7 @@ use std::{sync::PoisonError, time::Duration};
 use super::{
     Citus,
     access::{Rights, Session, name, text},
-    drift::{Step, Task},
+    drift::{self, Step, Task},
     migrations,
     rebalance::Moving,
 };
@@ -70,9 +70,7 @@ impl Citus {
             return Err(locked(&guard, EFFECT, number).await);
         }
         let (observation, found) = self.look(job, work).await?;
-        if let Some(why) = found.refused {
-            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("refused", why) });
-        }
+        found.allowed()?;
         Ok(Prepared { observation, ticket: Box::new(Ticket { guard, steps: found.steps }) })
     }
 
@@ -98,14 +96,9 @@ impl Citus {
         let Ok(ticket) = ticket.downcast::<Ticket>() else {
             return Err(TargetError::new("plan-missing", format!("the plan of `{}` is of another kind", job.instance)));
         };
-        let is_meant = |step: &Step| changes.iter().any(|change| change.resource == step.change.resource);
-        let (steps, cut): (Vec<Step>, Vec<Step>) = ticket.steps.into_iter().partition(is_meant);
-        if let Some(why) = holds_on(&steps, &cut) {
-            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("in-use", why) });
-        }
+        let (steps, is_whole) = drift::meant(ticket.steps, &changes)?;
         self.interrupted.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.instance);
         self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).insert(job.instance.clone());
-        let is_whole = !cut.iter().any(|step| matches!(&step.task, Task::Move(moving) if moving.for_balance));
         let applying = Applying { this: self, job, work, fence, progress: &progress, guard: &ticket.guard, is_whole };
         let done = applying.run(steps).await;
         self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.instance);
@@ -133,21 +126,6 @@ impl Citus {
         }
         Ok(Attached::Gone)
     }
-}
-
-/// Why a node can't go: something that was to leave it was taken out of the plan.
-fn holds_on(steps: &[Step], cut: &[Step]) -> Option<String> {
-    let mut removed = steps.iter().filter_map(|step| match &step.task {
-        Task::Remove(address) => Some(address.to_string()),
-        _ => None,
-    });
-    removed.find_map(|node| {
-        let stays = cut.iter().find_map(|step| match &step.task {
-            Task::Move(moving) if moving.from == node => Some(&moving.group),
-            _ => None,
-        })?;
-        Some(format!("`{node}` can't be removed while `{stays}` stays on it; take its removal out as well"))
-    })
 }
 
 /// Who has a lock.

@@ -19,10 +19,10 @@ use super::{
 };
 use crate::{
     model::{
-        Change, Drift, DriftField, DriftKind, Field, ResourceChange,
+        Change, Drift, DriftField, DriftKind, Field, ResourceChange, Retry,
         citus::{Address, LayoutPlan},
     },
-    port::{CitusWork, Observation},
+    port::{CitusWork, Observation, TargetError},
 };
 
 /// One thing to do.
@@ -119,6 +119,56 @@ impl Found {
             self.refused = Some(why());
         }
     }
+    /// What was found, as it is observed of a cluster.
+    pub fn observation(&self, seen: &Seen) -> Observation {
+        Observation {
+            changes: self.steps.iter().map(|step| step.change.clone()).collect(),
+            holds_anything: !seen.catalog.tables.is_empty(),
+            identity: Some(seen.identity.clone()),
+            refused: self.refused.clone(),
+            warnings: self.notes.iter().cloned().chain(self.refused.clone()).collect(),
+            layout: self.layout.clone(),
+            ..Observation::default()
+        }
+    }
+    /// Why it can't be done as it stands, as an error.
+    ///
+    /// # Errors
+    /// When it can't.
+    pub fn allowed(&self) -> Result<(), TargetError> {
+        let refused =
+            |why: &String| TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("refused", why.clone()) };
+        self.refused.as_ref().map_or(Ok(()), |why| Err(refused(why)))
+    }
+}
+
+/// The steps that are left where not everything is done, and whether all moves for the balance are among them.
+///
+/// # Errors
+/// When a node would go while something that was to leave it stays.
+pub fn meant(steps: Vec<Step>, changes: &[ResourceChange]) -> Result<(Vec<Step>, bool), TargetError> {
+    let is_meant = |step: &Step| changes.iter().any(|change| change.resource == step.change.resource);
+    let (steps, cut): (Vec<Step>, Vec<Step>) = steps.into_iter().partition(is_meant);
+    if let Some(why) = holds_on(&steps, &cut) {
+        return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("in-use", why) });
+    }
+    let is_whole = !cut.iter().any(|step| matches!(&step.task, Task::Move(moving) if moving.for_balance));
+    Ok((steps, is_whole))
+}
+
+/// Why a node can't go: something that was to leave it was taken out of the plan.
+fn holds_on(steps: &[Step], cut: &[Step]) -> Option<String> {
+    let mut removed = steps.iter().filter_map(|step| match &step.task {
+        Task::Remove(address) => Some(address.to_string()),
+        _ => None,
+    });
+    removed.find_map(|node| {
+        let stays = cut.iter().find_map(|step| match &step.task {
+            Task::Move(moving) if moving.from == node => Some(&moving.group),
+            _ => None,
+        })?;
+        Some(format!("`{node}` can't be removed while `{stays}` stays on it; take its removal out as well"))
+    })
 }
 
 /// A field before and after.

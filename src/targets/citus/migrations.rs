@@ -73,7 +73,10 @@ fn stands_alone(statement: &str) -> bool {
 }
 
 /// The migrations of a job's folder, in order.
-pub(super) fn of(job: &Job, folder: Option<&str>) -> Result<Vec<Migration>, TargetError> {
+///
+/// # Errors
+/// When one can't be read, or is none.
+pub fn of(job: &Job, folder: Option<&str>) -> Result<Vec<Migration>, TargetError> {
     let Some(folder) = folder else { return Ok(vec![]) };
     let wrong = |why: String| TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("migrations", why) };
     let mut migrations = vec![];

@@ -158,17 +158,8 @@ impl Citus {
             self.remember(&job.instance, &memory).await?;
         }
         let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        let observation = Observation {
-            changes: found.steps.iter().map(|step| step.change.clone()).collect(),
-            holds_anything: !seen.catalog.tables.is_empty(),
-            identity: Some(seen.identity.clone()),
-            shared_with: shared.get(&job.instance).cloned(),
-            refused: found.refused.clone(),
-            warnings: found.notes.iter().cloned().chain(found.refused.clone()).collect(),
-            layout: found.layout.clone(),
-            capacity,
-            ..Observation::default()
-        };
+        let shared_with = shared.get(&job.instance).cloned();
+        let observation = Observation { shared_with, capacity, ..found.observation(&seen) };
         Ok((observation, found))
     }
 

@@ -69,7 +69,7 @@ impl Stage {
         let forge =
             Forge::new(repository.clone(), Arc::clone(&clock) as _, &people, &[("acme/platform", &["lin", "noor"])]);
         let seal = Arc::new(Seal::new(b"a key that every run of the scenarios has".to_vec()));
-        let world = World::new(Arc::clone(&seal));
+        let world = World::new(Arc::clone(&seal), Arc::clone(&clock));
         let store = Store::in_memory().await.unwrap();
         let staged = vec![("state-repo/staterepo.yaml".to_owned(), Some(STATE_REPO.to_owned()))];
         let life = lives.begin();
@@ -172,7 +172,7 @@ impl Stage {
             return Ok(said);
         }
         // What happens to the world behind everybody's back is heard by nobody.
-        if matches!(word, "meddle" | "hold" | "wipe" | "fault" | "silence" | "answer") {
+        if matches!(word, "meddle" | "hold" | "wipe" | "cluster" | "fault" | "silence" | "answer") {
             return Ok(said);
         }
         // Every comment and event of the real forge comes with an event, and a poll finds what events lose.
@@ -209,7 +209,7 @@ impl Stage {
             }
             "component" => {
                 let (name, environments) = two(rest, " in ")?;
-                let tofu = if block.iter().any(|line| line.starts_with("tofu:")) {
+                let tofu = if block.iter().any(|line| line.starts_with("tofu:") || line.starts_with("citus:")) {
                     String::new()
                 } else {
                     format!("  tofu: {{ root: tf/{name} }}\n")
@@ -330,6 +330,10 @@ impl Stage {
                 self.repository.put_out_of_reach(why);
             }
             "wipe" => self.world.wipe(rest),
+            "cluster" => {
+                let (name, what) = two(rest, " ")?;
+                self.world.tell(name, what)?;
+            }
             "silence" => self.world.silence(rest, true),
             "answer" => self.world.silence(rest, false),
             "wait" => {
