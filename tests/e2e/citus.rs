@@ -28,7 +28,7 @@ fn layout(nodes: &[String], more: &str) -> String {
     )
 }
 
-fn files(nodes: &[String], more: &str) -> Vec<(String, String)> {
+pub(crate) fn files(nodes: &[String], more: &str) -> Vec<(String, String)> {
     vec![
         environment("dev", "onMerge: apply, limits: { destroys: 2 }"),
         component("shards", &layout(nodes, more), ""),
@@ -36,7 +36,7 @@ fn files(nodes: &[String], more: &str) -> Vec<(String, String)> {
     ]
 }
 
-async fn start(cluster: &CitusCluster, files: &[(String, String)]) -> Stage {
+pub(crate) async fn start(cluster: &CitusCluster, files: &[(String, String)]) -> Stage {
     let mut stage = Stage::new(files).await;
     cluster.connect(&mut stage);
     stage.serve();
@@ -45,7 +45,7 @@ async fn start(cluster: &CitusCluster, files: &[(String, String)]) -> Stage {
 }
 
 /// Waits until the cluster says something.
-async fn until(cluster: &CitusCluster, stage: &Stage, sql: &str, expected: &[&str]) {
+pub(crate) async fn until(cluster: &CitusCluster, stage: &Stage, sql: &str, expected: &[&str]) {
     let seen = std::sync::Mutex::new(vec![]);
     let holds = async || {
         let now = cluster.sql(sql).await;
@@ -248,54 +248,6 @@ async fn what_can_not_be_seen_as_a_whole_is_unknown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_is_down_drives_nothing() {
-    let Some(cluster) = CitusCluster::breakable(2).await else { return };
-    let nodes = cluster.workers[..2].to_vec();
-    let stage = start(&cluster, &files(&nodes, "")).await;
-    stage.verdict("dev/shards", Verdict::InSync).await;
-    let servers = cluster.servers.as_ref().unwrap();
-    servers[2].halt();
-    let (code, out, _) = stage.drift("dev");
-    assert_eq!(code, 3, "{out}");
-    assert!(out.contains(&format!("node {} did not answer", nodes[1])), "{out}");
-    servers[2].go_on();
-    stage.until("it is in sync again", async || (stage.drift("dev").0 == 0).then_some(())).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_killed_daemon_waits_for_the_move_that_goes_on_and_does_the_rest() {
-    let cluster = CitusCluster::start(2).await;
-    let nodes = cluster.workers[..2].to_vec();
-    let mut stage = start(&cluster, &files(&nodes, "")).await;
-    stage.verdict("dev/shards", Verdict::InSync).await;
-    if cluster.servers.is_some() {
-        cluster.sql("UPDATE stand_in SET move_seconds = 1").await;
-    }
-    let drain = format!("    placement: {{ drain: [\"{}\"] }}\n", nodes[1]);
-    stage.push("main", &files(&nodes, &drain)[1..2]);
-    let active = "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name LIKE 'evenkeel dev/shards run %' AND query LIKE 'SELECT citus_move_shard_placement%' AND state = 'active'";
-    let mut kills = 0;
-    while cluster.shards().await[1] != format!("{} 0", nodes[1]) && kills < 6 {
-        let moving = stage.until("a move is under way, or all are over", async || {
-            let is_empty = cluster.shards().await[1] == format!("{} 0", nodes[1]);
-            let is_active = cluster.sql(active).await == ["t"];
-            (is_empty || is_active).then_some(is_active)
-        });
-        if !moving.await {
-            break;
-        }
-        stage.kill();
-        kills += 1;
-        stage.serve();
-        stage.ready().await;
-    }
-    assert!(kills > 1, "it was killed among the moves");
-    stage.verdict("dev/shards", Verdict::InSync).await;
-    assert_eq!(cluster.shards().await[1], format!("{} 0", nodes[1]));
-    assert_eq!(cluster.shards().await[0], format!("{} 24", nodes[0]));
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_rebalance_is_made_by_a_word_and_by_the_clock() {
     let cluster = CitusCluster::start(2).await;
     let nodes = cluster.workers[..2].to_vec();
@@ -455,70 +407,6 @@ async fn a_rewrite_needs_a_word_and_has_a_point_to_go_back_to() {
     stage.verdict("dev/shards", Verdict::InSync).await;
     let journal = stage.run(&["journal"]).1;
     assert!(journal.contains("restore point evenkeel_run_2 at "), "{journal}");
-}
-
-/// A cluster with a layout and a drain that is about to begin, which takes a while.
-async fn draining(cluster: &CitusCluster, more: &str) -> (Stage, Vec<String>) {
-    let nodes = cluster.workers[..2].to_vec();
-    let stage = start(cluster, &files(&nodes, "")).await;
-    stage.verdict("dev/shards", Verdict::InSync).await;
-    if cluster.servers.is_some() {
-        cluster.sql("UPDATE stand_in SET move_seconds = 1").await;
-    }
-    let drain = format!("    placement: {{ drain: [\"{}\"] }}\n{more}", nodes[1]);
-    stage.push("main", &files(&nodes, &drain)[1..2]);
-    (stage, nodes)
-}
-
-const MOVING: &str = "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name LIKE 'evenkeel dev/shards run %' AND query LIKE 'SELECT citus_move_shard_placement%' AND state = 'active'";
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_coordinator_that_restarts_under_a_move_is_waited_for() {
-    let Some(cluster) = CitusCluster::breakable(2).await else { return };
-    let (stage, nodes) = draining(&cluster, "").await;
-    until(&cluster, &stage, MOVING, &["t"]).await;
-    let servers = cluster.servers.as_ref().unwrap();
-    servers[0].halt();
-    servers[0].go_on();
-    stage
-        .until("the node is empty", async || (cluster.shards().await[1] == format!("{} 0", nodes[1])).then_some(()))
-        .await;
-    stage.verdict("dev/shards", Verdict::InSync).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_goes_down_under_a_move_ends_it_and_nothing_is_lost() {
-    let Some(cluster) = CitusCluster::breakable(2).await else { return };
-    let (stage, nodes) = draining(&cluster, "").await;
-    until(&cluster, &stage, MOVING, &["t"]).await;
-    let servers = cluster.servers.as_ref().unwrap();
-    servers[1].halt();
-    stage
-        .until("it is told", async || {
-            let said = stage.instance("dev/shards").await?;
-            matches!(said.verdict, Verdict::Stalled | Verdict::Unknown).then_some(())
-        })
-        .await;
-    servers[1].go_on();
-    // A word goes on where it ended.
-    stage.until("it can be applied again", async || (stage.run(&["apply", "dev", "--yes"]).0 == 0).then_some(())).await;
-    stage.verdict("dev/shards", Verdict::InSync).await;
-    assert_eq!(cluster.shards().await[1], format!("{} 0", nodes[1]));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn no_move_begins_while_somebody_moves_or_the_load_is_high() {
-    let cluster = CitusCluster::start(2).await;
-    cluster.sql("CREATE TABLE load (much int); INSERT INTO load VALUES (9); GRANT SELECT ON load TO PUBLIC").await;
-    let (stage, nodes) =
-        draining(&cluster, "    moves: { pauseWhile: [{ query: SELECT much FROM load, over: 3 }] }\n").await;
-    stage.until("it waits", async || stage.log().contains("says 9, more than 3").then_some(())).await;
-    assert_eq!(cluster.shards().await[1], format!("{} 12", nodes[1]));
-    cluster.sql("UPDATE load SET much = 1").await;
-    stage
-        .until("the node is empty", async || (cluster.shards().await[1] == format!("{} 0", nodes[1])).then_some(()))
-        .await;
-    stage.verdict("dev/shards", Verdict::InSync).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -156,8 +156,7 @@ impl CitusCluster {
         self.sql(&format!("GRANT CREATE ON DATABASE {} TO evenkeel_own", self.database)).await;
         for (name, user) in [("plan", "evenkeel_watch"), ("apply", "evenkeel_own"), ("admin", "")] {
             let user = if user.is_empty() { self.url.get_user().unwrap_or("postgres") } else { user };
-            let url = format!("postgresql://{user}@{coordinator}/{}?sslmode=disable", self.database);
-            std::fs::write(self.folder.path().join(name), url).unwrap();
+            self.write(name, user);
         }
         self
     }
@@ -195,6 +194,17 @@ impl CitusCluster {
     /// The file with the address of the coordinator, as somebody.
     pub(crate) fn file(&self, who: &str) -> std::path::PathBuf {
         self.folder.path().join(who)
+    }
+
+    /// Statements on a node as the superuser.
+    pub(crate) async fn at_node(&self, node: &str, sql: &str) {
+        texts(&connect(&self.at(node)).await, sql).await;
+    }
+
+    /// Writes down as whom somebody comes: a role, with its password where it has one.
+    pub(crate) fn write(&self, who: &str, user: &str) {
+        let url = format!("postgresql://{user}@{}/{}?sslmode=disable", self.coordinator(), self.database);
+        std::fs::write(self.folder.path().join(who), url).unwrap();
     }
 
     /// Lets the daemon of a stage use it as `citus`.

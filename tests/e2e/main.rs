@@ -3,6 +3,7 @@
 
 mod bad_days;
 mod citus;
+mod citus_bad_days;
 mod citus_cluster;
 mod cluster;
 mod conversation;

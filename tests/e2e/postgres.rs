@@ -67,6 +67,13 @@ impl Postgres {
         assert!(stop.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
     }
 
+    /// Lets nobody in, and answers nobody who asks, or goes on.
+    pub(crate) fn freeze(&self, frozen: bool) {
+        let pid = std::fs::read_to_string(self.data.join("postmaster.pid")).unwrap();
+        let signal = if frozen { "-STOP" } else { "-CONT" };
+        assert!(Command::new("kill").args([signal, pid.lines().next().unwrap()]).status().unwrap().success());
+    }
+
     /// Comes back where it was.
     pub(crate) fn go_on(&self) {
         let mut start = as_nobody(&format!("{}/pg_ctl", self.bin));

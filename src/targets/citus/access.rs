@@ -193,7 +193,8 @@ fn said(error: &tokio_postgres::Error, redactor: &Redactor) -> TargetError {
     let (kind, retry) = match &code[..2] {
         // It is starting, stopping, or has no room for us.
         "57" | "53" | "08" | "58" => ("unreachable", Retry::After(Backoff::REMOTE)),
-        "28" => ("credentials", Retry::WhenInputChanges),
+        // Whoever rotates a password writes it down a moment later.
+        "28" => ("credentials", Retry::After(Backoff::REMOTE)),
         "55" | "40" => ("conflict", Retry::After(Backoff::REMOTE)),
         _ => ("refused", Retry::WhenInputChanges),
     };

@@ -171,10 +171,15 @@ impl Applying<'_> {
                     self.one(task).await
                 }
             };
-            done.map_err(|error| TargetError {
-                effect_may_have_begun: begun || error.effect_may_have_begun,
-                message: format!("{}: {}", step.change.resource, error.message),
-                ..error
+            done.map_err(|error| {
+                let begun = begun || error.effect_may_have_begun;
+                TargetError {
+                    // A part is done, and the rest is planned again.
+                    kind: if begun && error.kind == "plan-stale" { "apply-stale" } else { error.kind },
+                    effect_may_have_begun: begun,
+                    message: format!("{}: {}", step.change.resource, error.message),
+                    ..error
+                }
             })?;
             begun = true;
         }
