@@ -8,13 +8,19 @@
 //! *Race:* the daemon dies: its sessions end, but a move that Citus had begun goes on and keeps its own lock. Whoever comes
 //! next waits for that lock, looks, and does what is left.
 
-use std::{sync::PoisonError, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Mutex;
 
 use super::{
     Citus,
     access::{Rights, Session, name, text},
     drift::{self, Step, Task},
     migrations,
+    observe::Version,
     rebalance::Moving,
 };
 use crate::{
@@ -31,10 +37,14 @@ const MIGRATE: i32 = 0x0065_766d;
 /// How often it is looked whether an effect that was left behind has ended.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// What stands ready: the session that holds the lock of the run, and the steps.
+/// How long it is waited for a lock that a lost session of ours may still hold.
+const LOCK_TIME_MAX: Duration = Duration::from_secs(900);
+
+/// What stands ready: the session that holds the lock of the run, the steps, and the version that they were planned for.
 struct Ticket {
     guard: Session,
     steps: Vec<Step>,
+    version: Version,
 }
 
 /// The number of an instance among locks.
@@ -53,7 +63,9 @@ pub(super) struct Applying<'a> {
     pub(super) fence: Fence,
     pub(super) progress: &'a Progress,
     /// What holds the lock of the run; the progress of moves is read by it.
-    pub(super) guard: &'a Session,
+    guard: Mutex<Arc<Session>>,
+    /// The version of Citus.
+    pub(super) version: Version,
     /// Whether every move that the balance asks for is among the steps.
     pub(super) is_whole: bool,
 }
@@ -69,9 +81,9 @@ impl Citus {
         if !self.is_quiet(&guard, number).await? {
             return Err(locked(&guard, EFFECT, number).await);
         }
-        let (observation, found) = self.look(job, work).await?;
+        let (observation, found, version) = self.look(job, work).await?;
         found.allowed()?;
-        Ok(Prepared { observation, ticket: Box::new(Ticket { guard, steps: found.steps }) })
+        Ok(Prepared { observation, ticket: Box::new(Ticket { guard, steps: found.steps, version }) })
     }
 
     /// Whether no effect is in flight, of this daemon or one before.
@@ -99,7 +111,9 @@ impl Citus {
         let (steps, is_whole) = drift::meant(ticket.steps, &changes)?;
         self.interrupted.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.instance);
         self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).insert(job.instance.clone());
-        let applying = Applying { this: self, job, work, fence, progress: &progress, guard: &ticket.guard, is_whole };
+        let guard = Mutex::new(Arc::new(ticket.guard));
+        let applying =
+            Applying { this: self, job, work, fence, progress: &progress, guard, version: ticket.version, is_whole };
         let done = applying.run(steps).await;
         self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.instance);
         done
@@ -147,6 +161,7 @@ impl Applying<'_> {
         let mut steps = steps.into_iter().peekable();
         while let Some(step) = steps.next() {
             self.heed(begun)?;
+            self.guard().await?;
             let done = match step.task {
                 Task::Move(first) => {
                     let mut moves: Vec<Moving> = vec![first];
@@ -196,6 +211,31 @@ impl Applying<'_> {
             effect_may_have_begun: begun,
             ..TargetError::new("interrupted", "it was asked to end, and began no further step")
         })
+    }
+
+    /// The session that holds the lock of the run; taken again where the coordinator restarted, unless somebody else has it.
+    pub(super) async fn guard(&self) -> Result<Arc<Session>, TargetError> {
+        let mut guard = self.guard.lock().await;
+        let since = Instant::now();
+        while guard.is_closed() {
+            let number = number(&self.job.instance);
+            let again = self.this.session(self.job, Rights::Apply, "run").await?;
+            if again.row("SELECT pg_try_advisory_lock($1, $2)", &[&RUN, &number]).await?.get::<_, bool>(0) {
+                *guard = Arc::new(again);
+            } else if since.elapsed() > LOCK_TIME_MAX {
+                return Err(locked(&again, RUN, number).await);
+            } else {
+                self.heed(true)?;
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+        Ok(Arc::clone(&guard))
+    }
+
+    /// A session beside a move that is in flight, where there is one just now.
+    pub(super) fn aside(&self) -> Option<Arc<Session>> {
+        let guard = self.guard.try_lock().ok()?;
+        (!guard.is_closed()).then(|| Arc::clone(&guard))
     }
 
     /// A session for one effect, with the effect's own lock.

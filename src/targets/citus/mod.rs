@@ -35,6 +35,7 @@ use std::{
 use access::Session;
 pub use access::{Login, Logins, Rights};
 use drift::{Compared, Found, Memory};
+use observe::Version;
 
 use super::lanes::Lanes;
 use crate::{
@@ -134,7 +135,7 @@ impl Citus {
         let Some(_slot) = self.lanes.take(&job.instance).await else {
             return Err(TargetError::new("lanes", "the target is closed"));
         };
-        let (observation, _) = self.look(job, work).await?;
+        let (observation, ..) = self.look(job, work).await?;
         // What is as head says after an apply is what is applied now.
         let is_done = job.r#use == Use::Head && observation.changes.is_empty();
         if (job.r#use == Use::Applied || is_done) && !work.destroy {
@@ -143,8 +144,8 @@ impl Citus {
         Ok(observation)
     }
 
-    /// What is there and what would be done.
-    async fn look(&self, job: &Job, work: &CitusWork) -> Result<(Observation, Found), TargetError> {
+    /// What is there, what would be done, and by which version of Citus.
+    async fn look(&self, job: &Job, work: &CitusWork) -> Result<(Observation, Found, Version), TargetError> {
         let migrations = migrations::of(job, work.migrations.as_deref())?;
         let session = self.session(job, Rights::Plan, "look").await?;
         let seen = observe::look(&session, work).await?;
@@ -160,7 +161,7 @@ impl Citus {
         let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let shared_with = shared.get(&job.instance).cloned();
         let observation = Observation { shared_with, capacity, ..found.observation(&seen) };
-        Ok((observation, found))
+        Ok((observation, found, seen.version))
     }
 
     async fn memory(&self, id: &InstanceId) -> Result<Memory, TargetError> {

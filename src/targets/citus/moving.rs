@@ -18,7 +18,6 @@ use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use super::{
     access::{Rights, Session, text},
     apply::Applying,
-    observe::Version,
     rebalance::{Moving, at_once, moved, shares_colocation},
 };
 use crate::{
@@ -53,10 +52,7 @@ enum Where {
 impl Applying<'_> {
     /// Moves groups, as many at once as may; answers whether all of them moved, or the window was over.
     pub(super) async fn moves(&self, moves: Vec<Moving>) -> Result<bool, TargetError> {
-        let version = self.guard.row("SELECT split_part(extversion, '.', 1)::int, split_part(split_part(extversion, '.', 2), '-', 1)::int FROM pg_extension WHERE extname = 'citus'", &[]).await?;
-        let part = |at: usize| u32::try_from(version.get::<_, i32>(at)).unwrap_or(0);
-        let version = Version(part(0), part(1));
-        let (parallel, all_at_once) = (at_once(version, &self.work.moves), shares_colocation(version));
+        let (parallel, all_at_once) = (at_once(self.version, &self.work.moves), shares_colocation(self.version));
         // What a move left behind is in the way of the next one to the same place.
         drop(self.effect(Rights::Apply).await?.run("CALL citus_cleanup_orphaned_resources()").await);
         let mut waiting = moves;
@@ -197,6 +193,8 @@ impl Applying<'_> {
                     tokio::time::sleep(LOOK).await;
                 }
                 Ok(session) if lost => {
+                    // Somebody else may have begun a run meanwhile.
+                    self.guard().await?;
                     self.settle(&session, shard, begin).await?;
                     return Ok(session);
                 }
@@ -246,7 +244,7 @@ impl Applying<'_> {
             let since = silent.filter(|_| is_silent).unwrap_or_else(Instant::now);
             silent = is_silent.then_some(since);
             if is_silent && since.elapsed() > SILENCE_MAX {
-                self.guard.row("SELECT pg_cancel_backend($1)", &[&pid]).await?;
+                self.guard().await?.row("SELECT pg_cancel_backend($1)", &[&pid]).await?;
                 drop(call.await);
                 let message =
                     format!("`{}` or `{}` does not answer any more; the move was cancelled", moving.from, moving.to);
@@ -256,7 +254,8 @@ impl Applying<'_> {
             let with: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
                 [&from.host, &i32::from(from.port), &to.host, &i32::from(to.port)];
             // Progress is a help; a move goes on without it.
-            let Ok(row) = self.guard.row(far, &with).await else { continue };
+            let Some(guard) = self.aside() else { continue };
+            let Ok(row) = guard.row(far, &with).await else { continue };
             if let (Some(of), Some(done)) = (row.get::<_, Option<i64>>(0), row.get::<_, Option<i64>>(1)) {
                 let bytes = |count: i64| size(u64::try_from(count).unwrap_or(0));
                 let phase = row.get::<_, Option<String>>(2).unwrap_or_default().to_lowercase();
@@ -273,7 +272,8 @@ impl Applying<'_> {
     /// Whether one of two nodes does not answer, as far as that can be asked.
     async fn is_silent(&self, nodes: [&Address; 2]) -> bool {
         let ask = "SELECT n.nodename, n.nodeport FROM run_command_on_all_nodes('SELECT 1') a JOIN pg_dist_node n USING (nodeid) WHERE NOT a.success";
-        let Ok(rows) = self.guard.rows(ask, &[]).await else { return false };
+        let Some(guard) = self.aside() else { return false };
+        let Ok(rows) = guard.rows(ask, &[]).await else { return false };
         let is_meant = |row: &tokio_postgres::Row| {
             let (host, port): (String, i32) = (row.get(0), row.get(1));
             nodes.iter().any(|node| node.host == host && i32::from(node.port) == port)
