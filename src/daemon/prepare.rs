@@ -91,7 +91,7 @@ impl Daemon {
                     continue;
                 }
                 Some(Approved::Remediation) => self.remedied(driven, &run, id).await?,
-                Some(Approved::Unknown | Approved::Moves) | None => continue,
+                Some(Approved::Unknown | Approved::Moves { .. }) | None => continue,
             };
             instances.push(whole(id, actions));
         }
@@ -203,7 +203,7 @@ impl Daemon {
             return Err(Stop::Waits(WaitingOn::Approval { digest: InstancePlan::digest_of(&actions) }, says));
         }
         let actions = self.approve(driven, &run, id, actions).await?;
-        let actions = self.throttled(driven, id, actions, observation.layout.as_ref()).await?;
+        let actions = self.throttled(driven, &run, id, actions, observation.layout.as_ref()).await?;
         if actions.is_empty() {
             let left = Left { others: fresh, warnings: prepared.observation.warnings };
             return Err(Stop::Nothing(Box::new(job), inputs, left));
@@ -405,7 +405,7 @@ impl Daemon {
                     )),
                 }
             }
-            Approved::Moves => Ok(actions.into_iter().filter(citus::plan::is_move).collect()),
+            Approved::Moves { .. } => Ok(actions.into_iter().filter(citus::plan::is_move).collect()),
             Approved::Remediation => {
                 let name = run.remediation.clone().unwrap_or_default();
                 let Ok(name) = name.parse() else { return Err(Stop::Fails("the remediation has no name".into())) };

@@ -83,7 +83,7 @@ impl Daemon {
             clusters.iter().filter(|id| id.environment == *environment).cloned().collect();
         let authorised = Authorised {
             environment: environment.clone(),
-            approved: instances.iter().map(|id| (id.clone(), Approved::Moves)).collect(),
+            approved: instances.iter().map(|id| (id.clone(), Approved::Moves { chosen: None })).collect(),
             instances,
             because: word.because,
             principal: word.principal,
@@ -98,10 +98,12 @@ impl Daemon {
         self.create_run(head, authorised).await
     }
 
-    /// As many moves for the balance as one run may make (R3.3); the rest is for the next.
+    /// As many moves for the balance as one run may make (R3.3); the rest is for the next. What a rebalance makes is chosen
+    /// once, so that a run that is taken up again makes no more.
     pub(super) async fn throttled(
         self: &Arc<Self>,
         driven: &Driven,
+        run: &Run,
         id: &InstanceId,
         actions: Vec<Action>,
         layout: Option<&LayoutPlan>,
@@ -128,7 +130,11 @@ impl Daemon {
             }
             fits
         };
-        Ok(actions.into_iter().filter(fits).collect())
+        let actions: Vec<Action> = actions.into_iter().filter(fits).collect();
+        if run.rebalance.is_some() && !actions.is_empty() {
+            self.store().choose(run.id, id, &Approved::Moves { chosen: Some(actions.clone()) }).await?;
+        }
+        Ok(actions)
     }
 
     /// Tells a cluster which moves were approved: sizes change, and what was approved is made as far as it still can be.
@@ -141,7 +147,7 @@ impl Daemon {
     ) -> Result<(), Error> {
         let Work::Citus(work) = &mut job.work else { return Ok(()) };
         let actions = match self.store().approved(run.id, id).await? {
-            Some(Approved::Actions { actions }) => actions,
+            Some(Approved::Actions { actions } | Approved::Moves { chosen: Some(actions) }) => actions,
             Some(Approved::Remediation) => self.remedied(driven, run, id).await?,
             _ => return Ok(()),
         };

@@ -138,8 +138,12 @@ pub enum Approved {
     },
     /// What a merged remediation lets through.
     Remediation,
-    /// Moves of shards, whichever the planner makes of what it sees then.
-    Moves,
+    /// Moves of shards.
+    Moves {
+        /// Those that the planner made of what it saw first; nothing before that.
+        #[serde(default)]
+        chosen: Option<Vec<Action>>,
+    },
 }
 
 impl Run {

@@ -1,4 +1,5 @@
-//! What was observed of a cluster, declared: columns and shard counts of tables, and the nodes of pins.
+//! What was observed of a cluster, declared: columns, shard counts and colocations of tables, and the
+//! nodes of pins.
 //!
 //! Decides which of it a declaration can say. Where groups of shards are is not declared but for pins, so that what only the
 //! balance asks for can't be adopted. Comments stay, because single values are edited.
@@ -13,6 +14,27 @@ use crate::{
 
 fn whole(name: &str) -> String {
     table_name(name).map_or_else(|_| name.to_owned(), |(schema, table)| format!("{schema}.{table}"))
+}
+
+/// The name of a colocation that says what a table lies with, or that it lies with nothing that is declared.
+fn colocation(citus: &Citus, table: &str, beside: Option<&Value>) -> Result<Value, String> {
+    let named = |name: &String| citus.tables.iter().any(|other| other.colocation.as_ref() == Some(name));
+    match beside.and_then(Value::as_str) {
+        Some(beside) => {
+            let other = citus.tables.iter().find(|other| whole(&other.name) == beside);
+            let name = other.and_then(|other| other.colocation.clone());
+            name.map(Value::from).ok_or_else(|| {
+                format!("`{table}` lies with `{beside}`, which has no `colocation`; give both the same one")
+            })
+        }
+        None => {
+            let own = table.rsplit('.').next().unwrap_or(table).to_owned();
+            if named(&own) {
+                return Err(format!("`{table}` lies with nothing else; give it a `colocation` of its own"));
+            }
+            Ok(own.into())
+        }
+    }
 }
 
 /// The file of a declaration with what was observed of its cluster.
@@ -42,6 +64,11 @@ pub fn edit_cluster(
                 };
                 for field in &change.fields {
                     let key = field.path.trim_start_matches('/');
+                    if key == "colocatedWith" {
+                        let value = colocation(citus, &citus.tables[at].name, field.before.as_ref())?;
+                        set(vec![Way::Key("tables".into()), Way::Item(at)], "colocation", &value)?;
+                        continue;
+                    }
                     let (true, Some(value)) = (["shardCount", "distributionColumn"].contains(&key), &field.before)
                     else {
                         return Err(format!("`{key}` of `{name}` can't be adopted; change its declaration"));
@@ -106,6 +133,16 @@ mod tests {
             edited,
             text.replace("shardCount: 32 # five", "shardCount: 64 # five").replace("\"a:5432\"", "\"b:5432\"")
         );
+        // What lies by itself gets a colocation of its own, and what lies with another one that one's.
+        let apart =
+            change("table tenants", "citus_table", Change::Replace, "/colocatedWith", Value::Null, "x.y".into());
+        assert!(edit(std::slice::from_ref(&apart)).is_err(), "`tenants` is declared as `public.tenants`");
+        let apart = ResourceChange { resource: "table public.tenants".into(), ..apart };
+        let edited = edit(std::slice::from_ref(&apart)).unwrap();
+        assert!(edited.contains("shardCount: 32, colocation: \"tenants\" }"), "{edited}");
+        let mut beside = apart;
+        beside.fields[0].before = Some("public.tasks".into());
+        assert!(edit(&[beside]).unwrap_err().contains("lies with `public.tasks`, which has no `colocation`"));
         let balance =
             change("shards x on b:5432", "citus_rebalance", Change::Move, "/node", "b:5432".into(), "a:5432".into());
         assert!(edit(&[balance]).unwrap_err().contains("a wider `placement.skew`"));

@@ -10,6 +10,7 @@
 //! size public.tasks 2 40                                how many MiB a shard has now
 //! moved public.tasks 2 w1:5432                          where a shard is now
 //! shards w1:5432 false                                  whether a node is to hold shards
+//! left 2                                                how much moves left behind that nobody cleans up
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -93,6 +94,7 @@ impl Cluster {
                 let all = self.catalog.placements.iter_mut().filter(|one| colocated.contains(&one.shard));
                 all.for_each(|one| one.group = group);
             }
+            ["left", count] => self.left_over = number(count)?,
             ["shards", node, holds] => self.node(node)?.holds = holds == "true",
             _ => return Err(format!("`{what}` is nothing that happens to a cluster")),
         }
@@ -175,7 +177,9 @@ impl Cluster {
                 self.replicate();
             }
             Task::Rewrite { table, column, shards, .. } => self.rewrite(table, column.as_deref(), *shards),
+            Task::Along(_) => {}
             Task::Replicate => self.replicate(),
+            Task::CleanUp => self.left_over = 0,
             Task::Move(moving) => self.r#move(moving, work, silent)?,
             Task::Remove(address) => {
                 let group = self.group(&address.to_string())?;

@@ -43,6 +43,7 @@ impl World {
         let cluster = state.clusters.get_mut(connection(job)).ok_or_else(|| absent(job))?;
         let seen = cluster.seen(work, &silent)?;
         let now = self.clock.now().timestamp();
+        cluster.memory.take_in(&seen, now);
         let memory = &cluster.memory;
         let mut found = drift::compare(&Compared { work, seen: &seen, migrations: &migrations, memory, now });
         let rules = &mut cluster.memory;
@@ -53,7 +54,7 @@ impl World {
     pub(super) fn prepare_cluster(&self, job: &Job, work: &CitusWork) -> Result<Prepared, TargetError> {
         let (observation, found) = self.look_at_cluster(job, work)?;
         found.allowed()?;
-        Ok(Prepared { observation, ticket: Box::new(found.steps) })
+        Ok(Prepared { observation, ticket: Box::new(found) })
     }
 
     pub(super) async fn change_cluster(
@@ -63,8 +64,8 @@ impl World {
         prepared: Prepared,
         fence: Fence,
     ) -> Result<(), TargetError> {
-        let steps = prepared.ticket.downcast::<Vec<Step>>().map_or(vec![], |steps| *steps);
-        let (steps, is_whole) = drift::meant(steps, &prepared.observation.changes)?;
+        let found = prepared.ticket.downcast::<Found>().map_or_else(|_| Found::default(), |found| *found);
+        let (steps, is_whole) = drift::meant(found, &prepared.observation.changes)?;
         let mut balanced = false;
         for (at, step) in steps.iter().enumerate() {
             let what = format!("{} {} {}", step.change.change.verb(), connection(job), step.change.resource);
@@ -111,7 +112,9 @@ impl World {
             Task::Move(moving) => format!(" to {}", moving.to),
             _ => String::new(),
         };
-        state.effects.push(format!("{what}{more}"));
+        if !matches!(step.task, Task::Along(_)) {
+            state.effects.push(format!("{what}{more}"));
+        }
         Ok(())
     }
 

@@ -43,6 +43,23 @@ impl Store {
         writing.commit().await
     }
 
+    /// Says closer what was approved of an instance, which said nothing before.
+    ///
+    /// # Errors
+    /// When the store can't be written.
+    pub async fn choose(&self, run: RunId, id: &InstanceId, chosen: &Approved) -> Result<(), Error> {
+        let attempt = "say what was chosen";
+        let mut writing = self.writing(attempt, Some(&id.environment)).await?;
+        sqlx::query("UPDATE approved SET document = ? WHERE run = ? AND instance = ?")
+            .bind(encode(attempt, chosen)?)
+            .bind(run.0)
+            .bind(id.to_string())
+            .execute(&mut *writing.on)
+            .await
+            .map_err(statement(attempt))?;
+        writing.commit().await
+    }
+
     /// What was approved of an instance when a run was authorised.
     ///
     /// # Errors

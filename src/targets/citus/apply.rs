@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 use super::{
     Citus,
     access::{Rights, Session, name, text},
-    drift::{self, Step, Task},
+    drift::{self, Found, Step, Task},
     migrations,
     observe::Version,
     rebalance::Moving,
@@ -34,16 +34,18 @@ const RUN: i32 = 0x0065_766b;
 const EFFECT: i32 = 0x0065_766c;
 /// The lock of migrations, of a whole database.
 const MIGRATE: i32 = 0x0065_766d;
+/// Removes what moves left behind.
+pub(super) const CLEAN_UP: &str = "CALL citus_cleanup_orphaned_resources()";
 /// How often it is looked whether an effect that was left behind has ended.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// How long it is waited for a lock that a lost session of ours may still hold.
 const LOCK_TIME_MAX: Duration = Duration::from_secs(900);
 
-/// What stands ready: the session that holds the lock of the run, the steps, and the version that they were planned for.
+/// What stands ready: the session that holds the lock of the run, what would be done, and the version that it is planned for.
 struct Ticket {
     guard: Session,
-    steps: Vec<Step>,
+    found: Found,
     version: Version,
 }
 
@@ -83,7 +85,7 @@ impl Citus {
         }
         let (observation, found, version) = self.look(job, work).await?;
         found.allowed()?;
-        Ok(Prepared { observation, ticket: Box::new(Ticket { guard, steps: found.steps, version }) })
+        Ok(Prepared { observation, ticket: Box::new(Ticket { guard, found, version }) })
     }
 
     /// Whether no effect is in flight, of this daemon or one before.
@@ -108,7 +110,7 @@ impl Citus {
         let Ok(ticket) = ticket.downcast::<Ticket>() else {
             return Err(TargetError::new("plan-missing", format!("the plan of `{}` is of another kind", job.instance)));
         };
-        let (steps, is_whole) = drift::meant(ticket.steps, &changes)?;
+        let (steps, is_whole) = drift::meant(ticket.found, &changes)?;
         self.interrupted.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.instance);
         self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).insert(job.instance.clone());
         let guard = Mutex::new(Arc::new(ticket.guard));
@@ -261,6 +263,8 @@ impl Applying<'_> {
                 set_holds(&admin, &address, holds).await
             }
             Task::Remove(address) => self.remove(&address).await,
+            Task::Along(_) => Ok(()),
+            Task::CleanUp => self.effect(Rights::Apply).await?.run(CLEAN_UP).await,
             Task::Replicate => self.effect(Rights::Admin).await?.run(&replicate(self.work)).await,
             Task::Migrate(migration) => {
                 let owner = self.effect(Rights::Apply).await?;
@@ -431,6 +435,8 @@ fn statements(task: &Task) -> Vec<String> {
         | Task::Holds { .. }
         | Task::Remove(_)
         | Task::Migrate(_)
+        | Task::Along(_)
+        | Task::CleanUp
         | Task::Replicate
         | Task::Move(_) => vec![],
     }

@@ -25,6 +25,9 @@ use crate::{
     port::{CitusWork, Observation, TargetError},
 };
 
+/// How long Citus is given to clean up after its moves.
+const LEFT_OVER_SECONDS_MAX: i64 = 3600;
+
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Task {
@@ -78,8 +81,12 @@ pub enum Task {
         /// Whether it has to be brought together first.
         undistribute: bool,
     },
+    /// A table is rewritten with another one, by whose step it is done.
+    Along(String),
     /// Reference tables come to be on every node.
     Replicate,
+    /// What moves left behind is cleaned up.
+    CleanUp,
     /// A group of shards moves.
     Move(Moving),
     /// An empty node is removed.
@@ -106,6 +113,8 @@ pub struct Found {
     pub refused: Option<String>,
     /// What the moves do to the layout.
     pub layout: Option<LayoutPlan>,
+    /// Whether the balance asks for moves that are not among the steps.
+    pub more: bool,
 }
 
 impl Found {
@@ -146,14 +155,27 @@ impl Found {
 ///
 /// # Errors
 /// When a node would go while something that was to leave it stays.
-pub fn meant(steps: Vec<Step>, changes: &[ResourceChange]) -> Result<(Vec<Step>, bool), TargetError> {
+pub fn meant(found: Found, changes: &[ResourceChange]) -> Result<(Vec<Step>, bool), TargetError> {
     let is_meant = |step: &Step| changes.iter().any(|change| change.resource == step.change.resource);
-    let (steps, cut): (Vec<Step>, Vec<Step>) = steps.into_iter().partition(is_meant);
-    if let Some(why) = holds_on(&steps, &cut) {
+    let (steps, cut): (Vec<Step>, Vec<Step>) = found.steps.into_iter().partition(is_meant);
+    if let Some(why) = holds_on(&steps, &cut).or_else(|| goes_along(&steps, &cut)) {
         return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("in-use", why) });
     }
-    let is_whole = !cut.iter().any(|step| matches!(&step.task, Task::Move(moving) if moving.for_balance));
-    Ok((steps, is_whole))
+    let is_cut = cut.iter().any(|step| matches!(&step.task, Task::Move(moving) if moving.for_balance));
+    Ok((steps, !is_cut && !found.more))
+}
+
+/// Why a table can't be rewritten: one that is rewritten with it was taken out of the plan, or the other way round.
+fn goes_along(steps: &[Step], cut: &[Step]) -> Option<String> {
+    let torn = |one: &[Step], other: &[Step]| {
+        one.iter().find_map(|step| {
+            let Task::Along(with) = &step.task else { return None };
+            let is_main = |main: &Step| matches!(&main.task, Task::Rewrite { table, .. } if table == with);
+            other.iter().any(is_main).then(|| (step.change.resource.clone(), with.clone()))
+        })
+    };
+    let (along, with) = torn(steps, cut).or_else(|| torn(cut, steps))?;
+    Some(format!("`{along}` and `table {with}` are rewritten together; leave both in, or take both out"))
 }
 
 /// Why a node can't go: something that was to leave it was taken out of the plan.
@@ -194,6 +216,15 @@ pub struct Memory {
     pub rebalanced_at: Option<i64>,
     /// Of each rule of capacity, what was seen.
     pub rules: BTreeMap<String, RuleMemory>,
+    /// Since when there are left-overs of moves, in seconds since 1970.
+    pub left_over_since: Option<i64>,
+}
+
+impl Memory {
+    /// Takes in what a look saw.
+    pub fn take_in(&mut self, seen: &Seen, now: i64) {
+        self.left_over_since = (seen.left_over > 0).then(|| self.left_over_since.unwrap_or(now));
+    }
 }
 
 /// What was seen of a rule of capacity.
@@ -405,11 +436,12 @@ fn asides(this: &Compared<'_>, found: &mut Found) {
             _ => format!("a background job of Citus is {state}: {job}, {what}"),
         });
     }
-    if seen.left_over > 0 {
-        found.notes.push(format!(
-            "{} left-overs of moves wait for Citus to clean them up; `CALL citus_cleanup_orphaned_resources()` does it at once",
-            seen.left_over
-        ));
+    let since = this.memory.left_over_since.filter(|since| this.now - since >= LEFT_OVER_SECONDS_MAX);
+    if since.is_some() {
+        let fields = vec![field("/count", json!(seen.left_over), json!(0))];
+        found.step("citus_left_overs", "left-overs of moves".into(), Change::Update, fields, Task::CleanUp);
+    } else if seen.left_over > 0 {
+        found.notes.push(format!("{} left-overs of moves wait for Citus to clean them up", seen.left_over));
     }
     let declared: BTreeSet<String> = this.work.tables.iter().map(|table| whole_name(&table.name)).collect();
     let in_schema = |name: &str| {

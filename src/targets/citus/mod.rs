@@ -149,11 +149,11 @@ impl Citus {
         let migrations = migrations::of(job, work.migrations.as_deref())?;
         let session = self.session(job, Rights::Plan, "look").await?;
         let seen = observe::look(&session, work).await?;
-        let mut memory = self.memory(&job.instance).await?;
-        let now = chrono::Utc::now().timestamp();
+        let known = self.memory(&job.instance).await?;
+        let (mut memory, now) = (known.clone(), chrono::Utc::now().timestamp());
+        memory.take_in(&seen, now);
         let compared = Compared { work, seen: &seen, migrations: &migrations, memory: &memory, now };
         let mut found = drift::compare(&compared);
-        let known = memory.clone();
         let capacity = capacity::wanted(&work.capacity, &work.moves, &seen, &mut memory, now, &mut found.notes);
         if memory != known && job.r#use == Use::Applied && !work.destroy {
             self.remember(&job.instance, &memory).await?;

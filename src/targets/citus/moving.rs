@@ -17,7 +17,7 @@ use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 
 use super::{
     access::{Rights, Session, text},
-    apply::Applying,
+    apply::{Applying, CLEAN_UP},
     rebalance::{Moving, at_once, moved, shares_colocation},
 };
 use crate::{
@@ -54,7 +54,7 @@ impl Applying<'_> {
     pub(super) async fn moves(&self, moves: Vec<Moving>) -> Result<bool, TargetError> {
         let (parallel, all_at_once) = (at_once(self.version, &self.work.moves), shares_colocation(self.version));
         // What a move left behind is in the way of the next one to the same place.
-        drop(self.effect(Rights::Apply).await?.run("CALL citus_cleanup_orphaned_resources()").await);
+        drop(self.effect(Rights::Apply).await?.run(CLEAN_UP).await);
         let mut waiting = moves;
         let mut memory = self.this.memory(&self.job.instance).await?;
         let mut running = FuturesUnordered::new();
@@ -177,7 +177,7 @@ impl Applying<'_> {
             }
             if !is_lost {
                 // What it left behind would be in the way of the next; that it can't be removed now is no news.
-                drop(owner.run("CALL citus_cleanup_orphaned_resources()").await);
+                drop(owner.run(CLEAN_UP).await);
             }
             return Err(TargetError { effect_may_have_begun: true, retry: Retry::WhenInputChanges, ..error });
         }

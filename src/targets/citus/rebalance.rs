@@ -27,6 +27,8 @@ use crate::{
 pub const SPEED_ASSUMED: u64 = 8 << 20;
 /// What a move takes whatever it moves: snapshots, locks, waiting for the other side.
 pub const MOVE_SECONDS: u64 = 15;
+/// How many colocations that are unbalanced by themselves are told.
+const SKEWED_SHOWN: usize = 3;
 /// Since then tables of one colocation group can move at once.
 const PARALLEL_SINCE: Version = Version(13, 2);
 
@@ -103,6 +105,7 @@ pub(super) fn moves(this: &Compared<'_>, found: &mut Found) {
     let replayed = replayed(this, &mut layout, &groups);
     let full = balance::plan(&layout, is_told.then_some(wanted));
     let goes = this.work.approved.is_empty() && is_due(this, &full, found);
+    found.more = !goes && full.moves.iter().any(|one| one.because == Because::Balance);
     let plan = if goes { full.clone() } else { balance::plan(&layout, None) };
     for placement in &plan.stuck {
         let placement = &layout.placements[*placement];
@@ -328,6 +331,7 @@ fn notes(
             .notes
             .push(format!("the nodes carry {above} to {below} of the mean; the limit is {:.0} %", limit * 100.0));
     }
+    found.notes.extend(skewed_alone(layout, groups, limit));
     if let Some(short) = &full.short {
         let holding = layout.nodes.iter().filter(|node| node.holds).count();
         let name = |placement: usize| groups[layout.placements[placement].group].name.clone();
@@ -344,6 +348,44 @@ fn notes(
             _ => format!("{parallel} shard groups move at once, of different colocations"),
         });
     }
+}
+
+/// The colocations whose own shards lie unlike on the nodes, whatever the sum of all is; the worst first.
+fn skewed_alone(layout: &Layout, groups: &[Group], limit: f64) -> Vec<String> {
+    let mut loads: BTreeMap<i32, (usize, Vec<u64>)> = BTreeMap::new();
+    for (at, placement) in layout.placements.iter().enumerate() {
+        let (_, load) =
+            loads.entry(groups[placement.group].colocation).or_insert_with(|| (at, vec![0; layout.nodes.len()]));
+        load[placement.node] += placement.weight;
+    }
+    let holding: Vec<usize> = (0..layout.nodes.len()).filter(|at| layout.nodes[*at].holds).collect();
+    let skew = |(at, load): (usize, Vec<u64>)| {
+        let group = &groups[layout.placements[at].group];
+        let count = groups.iter().filter(|other| other.colocation == group.colocation).count();
+        let mean = load.iter().sum::<u64>() as f64 / holding.len().max(1) as f64;
+        let part = |at: &usize| load[*at] as f64 / mean - 1.0;
+        let (above, below) =
+            holding.iter().map(part).fold((0.0_f64, 0.0_f64), |(a, b), part| (a.max(part), b.min(part)));
+        // A few groups can't lie alike on many nodes.
+        let counts = count >= 2 * holding.len() && mean > 0.0 && above.max(-below) > limit;
+        counts.then(|| {
+            (
+                above.max(-below),
+                format!(
+                    "the shards of `{}` alone are at {} to {} of their mean",
+                    group.tables.join("`, `"),
+                    percent(above),
+                    percent(below)
+                ),
+            )
+        })
+    };
+    if loads.len() < 2 {
+        return vec![];
+    }
+    let mut skewed: Vec<(f64, String)> = loads.into_values().filter_map(skew).collect();
+    skewed.sort_by(|one, two| two.0.total_cmp(&one.0));
+    skewed.into_iter().take(SKEWED_SHOWN).map(|(_, says)| says).collect()
 }
 
 /// The moves of a plan that the cluster is ready for.

@@ -12,7 +12,7 @@ use super::{
     drift::{Compared, Found, Task, field},
 };
 use crate::model::{
-    Change, Field,
+    Change,
     citus::{Table, table_name},
 };
 
@@ -35,7 +35,7 @@ pub(super) fn tables(this: &Compared<'_>, found: &mut Found) {
         let Some(row) = rows.get(&*name).filter(|row| row.method == 'h') else { continue };
         anchors.entry(colocation).or_insert((name, Some(row.colocation)));
     }
-    let mut resized = BTreeSet::new();
+    let (mut resized, mut along) = (BTreeSet::new(), vec![]);
     for table in &this.work.tables {
         let name = whole_name(&table.name);
         let anchor = table.colocation.as_deref().and_then(|colocation| anchors.get(colocation)).cloned();
@@ -48,8 +48,15 @@ pub(super) fn tables(this: &Compared<'_>, found: &mut Found) {
             }
             Some(row) => {
                 let count = shards.get(&*name).copied().unwrap_or(0);
-                differing(this, found, table, row, count, anchor.as_ref(), &mut resized);
+                along.extend(differing(this, found, table, row, count, anchor.as_ref(), &mut resized));
             }
+        }
+    }
+    for (other, with) in along {
+        let resource = format!("table {other}");
+        if !found.steps.iter().any(|step| step.change.resource == resource) {
+            let fields = vec![field("/rewrittenWith", Value::Null, json!(with))];
+            found.step("citus_table", resource, Change::Replace, fields, Task::Along(with));
         }
     }
 }
@@ -82,22 +89,23 @@ fn missing(this: &Compared<'_>, found: &mut Found, table: &Table, name: &str, an
     found.step("citus_table", resource, Change::Create, fields, task);
 }
 
-fn differing<'w>(
-    this: &Compared<'w>,
+/// Adds what differs of a table that is distributed; answers what is rewritten with it, each with the table.
+fn differing(
+    this: &Compared<'_>,
     found: &mut Found,
-    table: &'w Table,
+    table: &Table,
     row: &TableRow,
     count: u32,
     anchor: Option<&(String, Option<i32>)>,
-    resized: &mut BTreeSet<&'w str>,
-) {
+    resized: &mut BTreeSet<i32>,
+) -> Vec<(String, String)> {
     let name = &row.name;
     if table.reference && row.is_reference() {
-        return;
+        return vec![];
     }
     if row.method == 'n' && !row.is_reference() {
-        return found
-            .refuse(|| format!("`{name}` lies in a distributed schema; its rows can't be distributed as well"));
+        found.refuse(|| format!("`{name}` lies in a distributed schema; its rows can't be distributed as well"));
+        return vec![];
     }
     let mut fields = vec![];
     let undistribute = table.reference || row.is_reference();
@@ -112,16 +120,16 @@ fn differing<'w>(
         .filter(|(anchor, id)| !undistribute && anchor != name && *id != Some(row.colocation))
         .map(|(anchor, _)| anchor.clone());
     if let Some(with) = &with {
-        fields.push(field("/colocatedWith", Value::Null, json!(with)));
+        fields.push(field("/colocatedWith", json!(beside(this, row)), json!(with)));
     }
     // All tables of a colocation change together.
     let shards = table.shard_count.filter(|wanted| !undistribute && with.is_none() && *wanted != count);
-    let shards = shards.filter(|_| table.colocation.as_deref().is_none_or(|colocation| resized.insert(colocation)));
+    let shards = shards.filter(|_| resized.insert(row.colocation));
     if let Some(shards) = shards {
         fields.push(field("/shardCount", json!(count), json!(shards)));
     }
     if fields.is_empty() {
-        return;
+        return vec![];
     }
     if !this.work.allow_rewrite {
         let what: Vec<&str> = fields.iter().map(|field| field.path.trim_start_matches('/')).collect();
@@ -129,16 +137,23 @@ fn differing<'w>(
             format!("`{name}` has to be rewritten for another {}, which locks it; say `allowRewrite: true` to mean that, or declare what it is", what.join(" and "))
         });
     }
-    if shards.is_some() {
-        fields.extend(rewritten_with(this, found, row, column.is_some()));
-    }
+    let others = if shards.is_some() { rewritten_with(this, found, row, column.is_some()) } else { vec![] };
     let task = Task::Rewrite { table: name.clone(), column, shards, with, undistribute };
     found.notes.push(format!("`{name}` is rewritten ({}), and nobody can write to it meanwhile", size_of(this, name)));
     found.step("citus_table", format!("table {name}"), Change::Replace, fields, task);
+    others.into_iter().map(|other| (other, name.clone())).collect()
+}
+
+/// Another declared table that a table lies with.
+fn beside(this: &Compared<'_>, row: &TableRow) -> Option<String> {
+    let declared: BTreeSet<String> = this.work.tables.iter().map(|table| whole_name(&table.name)).collect();
+    let is_beside = |other: &&TableRow| other.colocation == row.colocation && other.name != row.name;
+    let mut others = this.seen.catalog.tables.iter().filter(is_beside);
+    others.find(|other| declared.contains(&other.name)).map(|other| other.name.clone())
 }
 
 /// What is rewritten with a table whose shard count changes: all that lies with it.
-fn rewritten_with(this: &Compared<'_>, found: &mut Found, row: &TableRow, column: bool) -> Option<Field> {
+fn rewritten_with(this: &Compared<'_>, found: &mut Found, row: &TableRow, column: bool) -> Vec<String> {
     let name = &row.name;
     let others =
         this.seen.catalog.tables.iter().filter(|other| other.colocation == row.colocation && other.name != *name);
@@ -155,7 +170,7 @@ fn rewritten_with(this: &Compared<'_>, found: &mut Found, row: &TableRow, column
     for other in &together {
         found.notes.push(format!("`{other}` is rewritten with it ({})", size_of(this, other)));
     }
-    (!together.is_empty()).then(|| field("/rewrittenWithIt", Value::Null, json!(together)))
+    together.into_iter().map(str::to_owned).collect()
 }
 
 fn size_of(this: &Compared<'_>, table: &str) -> String {
