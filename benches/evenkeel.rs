@@ -82,6 +82,9 @@ fn main() {
         if asked("many") {
             rows.extend(told(kubernetes::many::rows().await));
         }
+        if asked("layout") {
+            rows.extend(told(citus::observation::rows().await));
+        }
         if asked("planner") {
             rows.extend(told(citus::rows()));
         }

@@ -1,5 +1,7 @@
 //! The planner of shard moves, against a bound that no plan can beat and against the rules of Citus's own rebalancer.
 
+pub(crate) mod observation;
+
 use std::time::Instant;
 
 use evenkeel::targets::citus::balance::{Layout, Node, Placement, Wanted, balance, plan};

@@ -430,6 +430,8 @@ impl Fair {
 
     /// What every node may carry, for a share of the mean on both sides; by node.
     fn bands(&self, layout: &Layout, share: f64) -> Vec<Band> {
+        // What is exactly at the limit is inside, however it was rounded.
+        let share = share + 1e-12;
         let low = whole((self.mean * (1.0 - share)).ceil());
         let high = whole((self.mean * (1.0 + share)).floor());
         let mut bands = vec![Band { low, high }; layout.nodes.len()];

@@ -84,6 +84,19 @@ pub async fn reach(login: &Login, redactor: &Redactor) -> Result<String, String>
     Ok(format!("Citus {} answers, with {nodes} workers, the cluster is {}", seen.version, seen.identity))
 }
 
+/// Looks at a cluster some times over one session, part by part.
+///
+/// # Errors
+/// When it can't be looked at, in a sentence.
+pub async fn timed(login: &Login, redactor: &Redactor, looks: usize) -> Result<Vec<observe::Times>, String> {
+    let session = Session::open(login, "evenkeel bench", redactor).await.map_err(|error| error.line())?;
+    let mut times = vec![];
+    for _ in 0..looks {
+        times.push(observe::timed(&session).await.map_err(|error| error.line())?);
+    }
+    Ok(times)
+}
+
 /// Looks at a cluster and declares what is there; and what a declaration can't say.
 ///
 /// # Errors

@@ -6,7 +6,10 @@
 //! *partial*, from which nothing may be concluded. Ids of Citus never leave a look.
 //! *Race:* a shard moves between the snapshot and the sizes: a placement without a size is looked at again, and then an error.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
 use serde::Deserialize;
 use tokio_postgres::Row;
@@ -97,12 +100,13 @@ pub struct Seen {
     pub shard_count: u32,
 }
 
-/// What a node is asked. Shards are found by the names that Citus gives them, in the schema of their table: a lookup by name
-/// would need rights on every schema.
-const ASK: &str = "WITH shards AS (\
-   SELECT s.shardid, c.oid, c.reltuples, s.logicalrelid FROM pg_dist_shard s JOIN pg_class t ON t.oid = s.logicalrelid \
-   CROSS JOIN LATERAL parse_ident(shard_name(s.logicalrelid, s.shardid)) AS name \
-   JOIN pg_class c ON c.relnamespace = t.relnamespace AND c.relname = name[cardinality(name)]), \
+/// What a node is asked. Shards are found among its own tables by the number and the name that Citus gives them, in the schema
+/// of their table: a lookup by name would need rights on every schema.
+const ASK: &str = "WITH shards AS MATERIALIZED (\
+   SELECT s.shardid, c.oid, c.reltuples, s.logicalrelid \
+   FROM (SELECT *, substring(relname FROM '_([0-9]{1,18})$')::bigint AS number FROM pg_class WHERE relkind IN ('r', 'p')) c \
+   JOIN pg_dist_shard s ON s.shardid = c.number JOIN pg_class t ON t.oid = s.logicalrelid AND t.relnamespace = c.relnamespace \
+   CROSS JOIN LATERAL parse_ident(shard_name(s.logicalrelid, s.shardid)) AS name WHERE c.relname = name[cardinality(name)]), \
  tenants AS (\
    SELECT p.logicalrelid FROM pg_dist_partition p JOIN pg_index i ON i.indrelid = p.logicalrelid AND i.indisprimary AND i.indnatts = 1 \
    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
@@ -122,6 +126,31 @@ fn partial(why: String) -> TargetError {
 
 fn refused(why: String) -> TargetError {
     TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("connection", why) }
+}
+
+/// How long the parts of a look take.
+pub struct Times {
+    /// What is asked every few seconds.
+    pub fingerprint: Duration,
+    /// The catalogs, in one snapshot.
+    pub catalogs: Duration,
+    /// What all nodes say of themselves, with the sizes of shards.
+    pub nodes: Duration,
+    /// How many placements there are.
+    pub placements: usize,
+}
+
+/// Looks part by part, with a clock.
+pub(super) async fn timed(session: &Session) -> Result<Times, TargetError> {
+    let begin = Instant::now();
+    fingerprint(session).await?;
+    let (fingerprint, begin) = (begin.elapsed(), Instant::now());
+    session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let mut seen = read(session, &CitusWork::default()).await?;
+    session.run("ROLLBACK").await?;
+    let (catalogs, begin) = (begin.elapsed(), Instant::now());
+    ask_nodes(session, &mut seen).await?;
+    Ok(Times { fingerprint, catalogs, nodes: begin.elapsed(), placements: seen.catalog.placements.len() })
 }
 
 /// Looks at everything.
