@@ -165,10 +165,7 @@ impl Daemon {
         for cluster in clusters {
             let of = |one: &&Carried| one.cluster == *cluster && asked.contains(one.resource().as_str());
             let nodes: BTreeSet<String> = carried.iter().filter(of).map(|one| one.node.clone()).collect();
-            let failed = |error: Error| match error {
-                Error::Target(error) => error,
-                other => TargetError::new("drain", crate::error_chain(&other)),
-            };
+            let failed = |error: Error| error.into_target("drain");
             let Some(record) = self.store().applied(cluster).await.map_err(Error::from).map_err(failed)? else {
                 continue;
             };
@@ -216,11 +213,8 @@ impl Daemon {
         self.hands.target.attach(job, fence, Arc::clone(progress)).await?;
         let (job, mut prepared) = self.prepare_job(head, job).await.map_err(stopped)?;
         // Another cluster than the one that is applied may not have the node, and would call it empty (R1.8).
-        let failed = |error: Error| match error {
-            Error::Target(error) => error,
-            other => TargetError::new("drain", crate::error_chain(&other)),
-        };
-        self.identify(&job.instance, &prepared.observation, true).await.map_err(failed)?;
+        let identified = self.identify(&job.instance, &prepared.observation, true).await;
+        identified.map_err(|error| error.into_target("drain"))?;
         // What else differs there is none of this run's business.
         let is_meant = |resource: &str| {
             nodes.iter().any(|node| resource == format!("node {node}") || resource.ends_with(&format!(" on {node}")))

@@ -110,6 +110,16 @@ pub enum Error {
     Refused(String),
 }
 
+impl Error {
+    /// As what a target says: its own error, or another one under a word.
+    fn into_target(self, kind: &'static str) -> TargetError {
+        match self {
+            Self::Target(error) => error,
+            other => TargetError::new(kind, crate::error_chain(&other)),
+        }
+    }
+}
+
 /// The head of the branch, loaded.
 pub struct Head {
     /// The revision.

@@ -379,10 +379,7 @@ impl Daemon {
     ) -> Result<(), TargetError> {
         let Left { others, warnings } = left;
         let run = driven.run.lock().await.clone();
-        let refused = |error: Error| match error {
-            Error::Target(error) => error,
-            other => TargetError::new("record", crate::error_chain(&other)),
-        };
+        let refused = |error: Error| error.into_target("record");
         if run.destroys {
             return self.let_go(id).await.map_err(refused);
         }

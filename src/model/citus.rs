@@ -211,6 +211,14 @@ pub struct Moves {
     pub cooldown: Duration,
 }
 
+impl Moves {
+    /// How many bytes of a node's disk may be used; nothing where that is not said.
+    pub fn usable(&self) -> Option<u64> {
+        let (disk, free) = self.disk_size.zip(self.disk_headroom)?;
+        Some(disk.0 / 100 * u64::from(100_u32.saturating_sub(free.0)))
+    }
+}
+
 impl Default for Moves {
     fn default() -> Self {
         Self {

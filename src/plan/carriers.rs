@@ -14,6 +14,8 @@ use crate::model::{Action, Change, InstanceId, ResourceChange};
 
 /// What an action does that drains a node and takes it out of its cluster.
 pub const VACATE: &str = "citus.vacate";
+/// How the address of a set of pods begins.
+const SET: &str = "StatefulSet/";
 /// The type of what it does that to.
 const NODE: &str = "citus_vacate";
 
@@ -40,6 +42,11 @@ impl Carried {
     }
 }
 
+/// What stands for an object in a declaration: without the group of its kind.
+fn address(resource: &str) -> String {
+    resource.replacen("StatefulSet.apps/", SET, 1)
+}
+
 /// How many replicas of a set are left, where an action says so.
 fn replicas_left(resource: &ResourceChange) -> Option<u64> {
     let field = resource.fields.iter().find(|field| field.path == "/spec/replicas")?;
@@ -54,12 +61,13 @@ fn ordinal(node: &str, set: &str) -> Option<u64> {
 
 /// Whether a change takes the carrier of a node away.
 fn takes_away(resource: &ResourceChange, by: &str, node: &str) -> bool {
-    if !protects(by, &resource.resource) {
+    let (by, resource_address) = (&address(by)[..], address(&resource.resource));
+    if !protects(by, &resource_address) {
         return false;
     }
     match resource.change {
         Change::Destroy | Change::Replace => true,
-        Change::Update if resource.resource.starts_with("StatefulSet/") => {
+        Change::Update if resource_address.starts_with(SET) => {
             replicas_left(resource).is_some_and(|left| ordinal(node, by).is_none_or(|number| number >= left))
         }
         _ => false,
@@ -73,7 +81,7 @@ fn destroys(resource: &ResourceChange) -> bool {
 /// Whether actions may take the carrier of some node away.
 pub fn may_take(actions: &[Action]) -> bool {
     let shrinks =
-        |resource: &ResourceChange| resource.resource.starts_with("StatefulSet/") && replicas_left(resource).is_some();
+        |resource: &ResourceChange| address(&resource.resource).starts_with(SET) && replicas_left(resource).is_some();
     actions.iter().flat_map(|action| &action.resources).any(|resource| destroys(resource) || shrinks(resource))
 }
 
@@ -96,7 +104,8 @@ pub fn taken_away<'c>(carried: &'c [Carried], actions: &[Action]) -> Result<Vec<
     // Without a word on what carries what, only nodes that leave the list explain what is destroyed, one for one.
     let blind: Vec<&Carried> = carried.iter().filter(|one| one.by.is_none()).collect();
     let is_said = |resource: &ResourceChange| {
-        carried.iter().any(|one| one.by.as_ref().is_some_and(|by| protects(by, &resource.resource)))
+        let resource = address(&resource.resource);
+        carried.iter().any(|one| one.by.as_ref().is_some_and(|by| protects(&address(by), &resource)))
     };
     let unsaid: Vec<&&ResourceChange> =
         resources.iter().filter(|resource| destroys(resource) && !is_said(resource)).collect();
@@ -222,12 +231,15 @@ mod tests {
         let pod =
             |at: usize| carried(&format!("worker-{at}.workers.data.svc:5432"), Some("StatefulSet/data/worker"), false);
         let nodes = [pod(0), pod(1), pod(2)];
-        let shrinks = change("StatefulSet/data/worker", Change::Update, Some((3, 1)));
+        let shrinks = change("StatefulSet.apps/data/worker", Change::Update, Some((3, 1)));
         let taken: Vec<&str> = taken_away(&nodes, &[shrinks]).unwrap().iter().map(|one| one.node.as_str()).collect();
         assert_eq!(taken, ["worker-1.workers.data.svc:5432", "worker-2.workers.data.svc:5432"]);
-        let grows = change("StatefulSet/data/worker", Change::Update, Some((3, 5)));
+        let grows = change("StatefulSet.apps/data/worker", Change::Update, Some((3, 5)));
         assert!(taken_away(&nodes, &[grows]).unwrap().is_empty());
-        assert_eq!(taken_away(&nodes, &[change("StatefulSet/data/worker", Change::Destroy, None)]).unwrap().len(), 3);
+        assert_eq!(
+            taken_away(&nodes, &[change("StatefulSet.apps/data/worker", Change::Destroy, None)]).unwrap().len(),
+            3
+        );
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::{
     citus_cluster::CitusCluster,
+    cluster::Cluster,
     stage::{Stage, environment},
 };
 
@@ -511,6 +512,65 @@ async fn a_rebalance_is_a_word_of_those_who_may() {
     assert_eq!(code, 0, "{out}");
     let told = stage.instance("dev/shards").await.unwrap().warnings;
     assert!(!told.iter().any(|one| one.starts_with("the next rebalance")), "{told:?}");
+}
+
+/// A set of pods, and the nodes of a cluster that run in the first of them.
+fn pods(cluster: &CitusCluster, replicas: usize) -> Vec<(String, String)> {
+    let set = format!(
+        "apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {{ name: worker }}\nspec:\n  replicas: {replicas}\n  serviceName: workers\n  selector: {{ matchLabels: {{ app: worker }} }}\n  template:\n    metadata: {{ labels: {{ app: worker }} }}\n    spec: {{ containers: [{{ name: citus, image: \"citus:13\" }}] }}\n"
+    );
+    let ports = cluster.workers.iter().filter_map(|worker| worker.rsplit(':').next()).take(replicas).enumerate();
+    let node = |(at, port): (usize, &str)| {
+        format!("      - {{ host: worker-{at}, port: {port}, carriedBy: StatefulSet/pods/worker }}\n")
+    };
+    let nodes: String = ports.map(node).collect();
+    let shards = layout(&[], "").replacen("    nodes: []\n", &format!("    nodes:\n{nodes}"), 1);
+    vec![
+        environment(
+            "dev",
+            "onMerge: apply, limits: { destroys: 2 }, kubernetes: { connection: cluster, namespace: pods }",
+        ),
+        component("shards", &shards, "  dependsOn: [pods]\n"),
+        crate::cluster::component("pods", "manifests: k8s/pods, wait: none", ""),
+        ("k8s/pods/namespace.yaml".into(), "apiVersion: v1\nkind: Namespace\nmetadata: { name: pods }\n".into()),
+        ("k8s/pods/workers.yaml".into(), set),
+        ("citus/migrations/0001_tables.sql".into(), TABLES.into()),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_set_of_pods_shrinks_after_the_node_on_the_last_of_them_is_empty_and_gone() {
+    let cluster = CitusCluster::start(0).await;
+    // The nodes of a real cluster have the names that they have.
+    if cluster.servers.is_none() {
+        return;
+    }
+    let kubernetes = Cluster::shared().await;
+    let mut stage = Stage::new(&pods(&cluster, 3)).await;
+    cluster.connect(&mut stage);
+    kubernetes.connect(&mut stage);
+    stage.serve();
+    stage.ready().await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    let nodes = "SELECT nodename FROM pg_dist_node WHERE groupid > 0 ORDER BY 1";
+    assert_eq!(cluster.sql(nodes).await, ["worker-0", "worker-1", "worker-2"]);
+    let shrunk = stage.pull("shrink", &pods(&cluster, 2)).await;
+    let plan = stage.comment(shrunk, "### Plan for `dev`").await;
+    assert!(plan.contains("drain of node worker-2:") && !plan.contains("drain of node worker-1:"), "{plan}");
+    stage.merge("lin", shrunk).await;
+    stage
+        .until("the set is smaller", async || {
+            let set = kubernetes.get("/apis/apps/v1/namespaces/pods/statefulsets/worker").await;
+            // As long as the pod may be there, so is nothing of the node.
+            let is_gone = cluster.sql(nodes).await == ["worker-0", "worker-1"];
+            assert!(set["spec"]["replicas"] == 3 || is_gone, "the pod went before its node");
+            (set["spec"]["replicas"] == 2).then_some(())
+        })
+        .await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    stage.verdict("dev/pods", Verdict::InSync).await;
+    let placed = "SELECT count(*) FROM pg_dist_placement JOIN pg_dist_shard s USING (shardid) WHERE s.logicalrelid = 'tasks'::regclass";
+    assert_eq!(cluster.sql(placed).await, ["12"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

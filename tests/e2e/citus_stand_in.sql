@@ -42,9 +42,9 @@ CREATE FUNCTION must_own(tab regclass) RETURNS void LANGUAGE plpgsql AS $$BEGIN
   PERFORM must_be_coordinator();
   IF NOT (SELECT pg_has_role(session_user, relowner, 'USAGE') FROM pg_class WHERE oid = tab) THEN RAISE 'must be owner of table %', (SELECT relname FROM pg_class WHERE oid = tab) USING ERRCODE = '42501'; END IF;
 END$$;
--- How a node is reached, as its superuser.
+-- How a node is reached, as its superuser: all of them are on this machine, whatever they are called.
 CREATE FUNCTION at_node(host text, port int) RETURNS text LANGUAGE sql STABLE AS
-  $$SELECT format('host=%s port=%s dbname=%s user=%s connect_timeout=5 application_name=citus_internal', $1, $2, current_database(), (SELECT rolname FROM pg_roles WHERE oid = 10))$$;
+  $$SELECT format('host=127.0.0.1 port=%s dbname=%s user=%s connect_timeout=5 application_name=citus_internal', $2, current_database(), (SELECT rolname FROM pg_roles WHERE oid = 10))$$;
 
 CREATE FUNCTION run_command_on_all_nodes(command text, parallel boolean DEFAULT true, give_warning_for_connection_errors boolean DEFAULT false) RETURNS TABLE (nodeid int, success boolean, result text)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = citus, public AS $$

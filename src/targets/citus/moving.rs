@@ -327,7 +327,7 @@ impl Applying<'_> {
                 }
             }
         }
-        if let Some((disk, free)) = moves.disk_size.zip(moves.disk_headroom) {
+        if let Some((usable, disk)) = moves.usable().zip(moves.disk_size) {
             let (host, port) = address(&moving.to).map(|to| (to.host, i32::from(to.port)))?;
             let ask = "SELECT pg_database_size(current_database())";
             let row = session
@@ -338,7 +338,6 @@ impl Applying<'_> {
                 .await?;
             let used =
                 row.first().and_then(|row| row.get::<_, Option<String>>(0)).and_then(|text| text.parse::<u64>().ok());
-            let usable = disk.0 / 100 * u64::from(100_u32.saturating_sub(free.0));
             match used {
                 Some(used) if used.saturating_add(moving.bytes) <= usable => {}
                 Some(used) => {

@@ -61,10 +61,6 @@ pub struct Worker {
     pub wal_level: String,
     /// How many replication slots are free.
     pub free_slots: i64,
-    /// How far its furthest standby is behind, in bytes.
-    pub lag: i64,
-    /// The version of its Citus.
-    pub version: String,
     /// The bytes of everything on it.
     pub bytes: u64,
 }
@@ -96,8 +92,6 @@ pub struct Seen {
     pub pins: Vec<Option<i64>>,
     /// What is balanced, by shard, where a query says it.
     pub told: BTreeMap<i64, u64>,
-    /// How many shards a table gets where nobody says.
-    pub shard_count: u32,
 }
 
 /// What a node is asked. Shards are found among its own tables by the number and the name that Citus gives them, in the schema
@@ -116,8 +110,6 @@ const ASK: &str = "WITH shards AS MATERIALIZED (\
  'rows', (SELECT coalesce(json_object_agg(shardid, reltuples::bigint), '{}') FROM shards JOIN tenants USING (logicalrelid)), \
  'walLevel', current_setting('wal_level'), \
  'freeSlots', current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots), \
- 'lag', (SELECT coalesce(max(pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)), 0)::bigint FROM pg_stat_replication WHERE application_name NOT LIKE 'citus%'), \
- 'version', (SELECT extversion FROM pg_extension WHERE extname = 'citus'), \
  'bytes', pg_database_size(current_database()))::text";
 
 fn partial(why: String) -> TargetError {
@@ -211,14 +203,8 @@ async fn is_coordinator(session: &Session) -> Result<Version, TargetError> {
 
 async fn read(session: &Session, work: &CitusWork) -> Result<Seen, TargetError> {
     let mut seen = Seen { version: is_coordinator(session).await?, ..Seen::default() };
-    let row = session
-        .row(
-            "SELECT (SELECT system_identifier::text FROM pg_control_system()) || '/' || current_database(), current_setting('citus.shard_count')::int",
-            &[],
-        )
-        .await?;
-    seen.identity = row.get(0);
-    seen.shard_count = u32::try_from(row.get::<_, i32>(1)).unwrap_or(0);
+    let identity = "SELECT (SELECT system_identifier::text FROM pg_control_system()) || '/' || current_database()";
+    seen.identity = session.row(identity, &[]).await?.get(0);
     seen.catalog = catalog(session).await?;
     let names = |rows: Vec<Row>| rows.iter().map(|row| row.get::<_, String>(0)).collect::<BTreeSet<_>>();
     seen.schemas = names(
@@ -229,11 +215,7 @@ async fn read(session: &Session, work: &CitusWork) -> Result<Seen, TargetError> 
     seen.known_schemas = names(
         session.rows("SELECT nspname::text FROM pg_namespace WHERE nspname::text = ANY ($1)", &[&work.schemas]).await?,
     );
-    for table in &work.tables {
-        if let Some(has_rows) = known_table(session, &table.name).await? {
-            seen.known_tables.insert(table.name.clone(), has_rows);
-        }
-    }
+    seen.known_tables = known_tables(session, work).await?;
     let left =
         "SELECT (SELECT count(*) FROM pg_dist_cleanup) + (SELECT count(*) FROM pg_dist_placement WHERE shardstate = 4)";
     seen.left_over = u64::try_from(session.row(left, &[]).await?.get::<_, i64>(0)).unwrap_or(0);
@@ -259,11 +241,21 @@ async fn told(session: &Session, query: &str) -> Result<BTreeMap<i64, u64>, Targ
     Ok(told.filter_map(|(shard, cost)| Some((shard?, u64::try_from(cost?).ok()?))).collect())
 }
 
-/// Whether a declared table is there, and whether it has rows.
-async fn known_table(session: &Session, name: &str) -> Result<Option<bool>, TargetError> {
-    let Ok((schema, table)) = table_name(name) else { return Ok(None) };
-    let known = "SELECT c.reltuples > 0 OR pg_relation_size(c.oid) > 0 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')";
-    Ok(session.rows(known, &[&schema, &table]).await?.first().map(|row| row.get(0)))
+/// The declared tables that are there, and whether they have rows.
+async fn known_tables(session: &Session, work: &CitusWork) -> Result<BTreeMap<String, bool>, TargetError> {
+    let mut declared = BTreeMap::new();
+    for table in &work.tables {
+        declared.extend(table_name(&table.name).ok().map(|name| (name, table.name.clone())));
+    }
+    let (schemas, tables): (Vec<&str>, Vec<&str>) =
+        declared.keys().map(|(schema, table)| (&**schema, &**table)).unzip();
+    let known = "SELECT n.nspname::text, c.relname::text, c.reltuples > 0 OR pg_relation_size(c.oid) > 0 \
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+        JOIN unnest($1::text[], $2::text[]) AS asked (schema, name) ON n.nspname = asked.schema AND c.relname = asked.name \
+        WHERE c.relkind IN ('r', 'p')";
+    let rows = session.rows(known, &[&schemas, &tables]).await?;
+    let named = |row: &Row| Some((declared.get(&(row.get(0), row.get(1)))?.clone(), row.get(2)));
+    Ok(rows.iter().filter_map(named).collect())
 }
 
 /// The migrations that were applied; none where nobody ever did.

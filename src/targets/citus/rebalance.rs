@@ -230,8 +230,7 @@ fn nodes(this: &Compared<'_>, layout: &mut Layout) {
         }
     }
     let moves = &this.work.moves;
-    if let Some((disk, free)) = moves.disk_size.zip(moves.disk_headroom) {
-        let usable = disk.0 / 100 * u64::from(100_u32.saturating_sub(free.0));
+    if let Some(usable) = moves.usable() {
         for node in &mut layout.nodes {
             let used = this.seen.workers.get(&node.name).map_or(0, |worker| worker.bytes);
             node.room = Some(usable.saturating_sub(used));
