@@ -43,10 +43,10 @@ impl Daemon {
             ..TargetError::new("carrier-unknown", why)
         };
         if carriers::may_take(&actions)
-            && let Some(cluster) = self.never_applied(head, id).await?
+            && let Some(cluster) = self.never_agreed(head, id, observation).await?
         {
             let why = format!(
-                "`{cluster}` may run on what `{id}` would take away, and was never applied, so that no node of it would be drained first; say `/apply {cluster}` before"
+                "`{cluster}` may run on what `{id}` would take away, and what its nodes run on was never applied, so that none would be drained first; apply `{cluster}` before, and take away in a pull request that comes after"
             );
             return Err(refused(why).into());
         }
@@ -58,20 +58,36 @@ impl Daemon {
         Ok((drains.into_iter().chain(actions).collect(), carried))
     }
 
-    /// A declared cluster that an applied instance may carry, and whose nodes were never agreed on.
-    async fn never_applied(&self, head: &Head, id: &InstanceId) -> Result<Option<InstanceId>, Error> {
-        // What was never applied itself carries nothing that anybody began here, and may have to be made again.
-        if self.store().applied(id).await?.is_none() {
+    /// A declared cluster that an instance may carry, while nothing that was applied says which of its nodes.
+    async fn never_agreed(
+        &self,
+        head: &Head,
+        id: &InstanceId,
+        observation: &Observation,
+    ) -> Result<Option<InstanceId>, Error> {
+        // What is just being made carries nothing yet, and may have to be made again.
+        let is_new = self.store().applied(id).await?.is_none();
+        if is_new && (!observation.holds_anything || self.store().begun(id).await?) {
             return Ok(None);
         }
         for cluster in head.environment(&id.environment).filter(|one| one.kind == "citus") {
             let Some(nodes) = cluster.spec.as_ref().and_then(|spec| spec.citus.as_ref()?.nodes.as_ref()) else {
                 continue;
             };
-            let says_what_carries =
-                || serde_json::to_value(nodes).is_ok_and(|nodes| nodes.to_string().contains("carriedBy"));
-            let may_run_on = cluster.upstreams.contains(id) || says_what_carries();
-            if may_run_on && self.store().applied(&cluster.id).await?.is_none() {
+            let says = |nodes: &Nodes| {
+                let nodes = serde_json::to_value(nodes).unwrap_or_default();
+                let mut found = BTreeSet::new();
+                resolve::references(&nodes, &mut found);
+                nodes.to_string().contains("carriedBy")
+                    || found.iter().any(|reference| reference.component == id.component)
+            };
+            let record = self.store().applied(&cluster.id).await?;
+            let agreed = record.as_ref().and_then(|record| record.spec.citus.as_ref()?.nodes.as_ref());
+            let is_never = match agreed {
+                _ if record.is_none() => says(nodes) || cluster.upstreams.contains(id),
+                agreed => says(nodes) && !agreed.is_some_and(says),
+            };
+            if is_never {
                 return Ok(Some(cluster.id.clone()));
             }
         }
@@ -169,6 +185,12 @@ impl Daemon {
             let Some(record) = self.store().applied(cluster).await.map_err(Error::from).map_err(failed)? else {
                 continue;
             };
+            // Two machines of one run may go at the same time; their nodes leave a cluster one after the other.
+            let turn = {
+                let mut turns = self.vacate_turns.lock().unwrap_or_else(PoisonError::into_inner);
+                Arc::clone(turns.entry(cluster.clone()).or_default())
+            };
+            let _turn = turn.lock().await;
             if self.store().lock_instance(cluster, run.id).await.map_err(Error::from).map_err(failed)? != run.id {
                 return Err(TargetError::new(
                     "drain",
@@ -186,6 +208,10 @@ impl Daemon {
             self.vacating.lock().unwrap_or_else(PoisonError::into_inner).insert(of_run.clone(), cluster.clone());
             let emptied = self.empty(&driven.head, &job, &nodes, fence, progress).await;
             self.vacating.lock().unwrap_or_else(PoisonError::into_inner).remove(of_run);
+            if !run.instances.contains_key(cluster) {
+                // Nobody else of this run needs it.
+                self.store().unlock_instance(cluster, run.id).await.map_err(Error::from).map_err(failed)?;
+            }
             // What changed meanwhile was looked at by nobody.
             self.queue.wake(Wake::Instance(cluster.clone()), "it let go of a node");
             emptied.map_err(|error| TargetError {
@@ -215,6 +241,19 @@ impl Daemon {
         // Another cluster than the one that is applied may not have the node, and would call it empty (R1.8).
         let identified = self.identify(&job.instance, &prepared.observation, true).await;
         identified.map_err(|error| error.into_target("drain"))?;
+        let (gone, others): (Vec<&str>, Vec<&str>) = (prepared.observation.changes.iter())
+            .filter(|change| change.change == Change::Destroy)
+            .filter_map(|change| change.resource.strip_prefix("node "))
+            .partition(|node| nodes.contains(*node));
+        if let (Some(node), Some(other)) = (nodes.iter().find(|node| !gone.contains(&&***node)), others.first()) {
+            let message = format!(
+                "`{node}` is not in the cluster, and `{other}`, which nobody declares, is: look whether they are the same node, and declare it"
+            );
+            return Err(TargetError {
+                retry: crate::model::Retry::WhenInputChanges,
+                ..TargetError::new("drain", message)
+            });
+        }
         // What else differs there is none of this run's business.
         let is_meant = |resource: &str| {
             nodes.iter().any(|node| resource == format!("node {node}") || resource.ends_with(&format!(" on {node}")))

@@ -180,6 +180,7 @@ impl Daemon {
         let mut actions = listed.iter().flat_map(|(remediation, _)| &remediation.actions);
         if let (Work::Citus(work), Some(rebalance)) = (&mut job.work, run.rebalance) {
             (work.rebalances, work.only_moves, work.until) = (true, true, rebalance.until);
+            work.by_word = !rebalance.by_clock;
         }
         if let Work::Tofu(work) = &mut job.work {
             work.refresh = actions.any(|action| action.instance == *id && action.r#do == tofu::plan::REFRESH);
@@ -400,6 +401,7 @@ fn citus_work(id: &InstanceId, citus: &Citus, inputs: &Inputs) -> Result<CitusWo
         migrations: citus.migrations.as_ref().and_then(|path| join("", path)),
         until: None,
         only_moves: false,
+        by_word: false,
         vacate: vec![],
         approved: vec![],
         destroy: false,

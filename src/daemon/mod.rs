@@ -209,6 +209,8 @@ pub struct Daemon {
     undeclared_clusters: Mutex<Option<(Revision, BTreeSet<InstanceId>)>>,
     /// The cluster that lets go of a node for an instance.
     vacating: Mutex<BTreeMap<InstanceId, InstanceId>>,
+    /// Whose turn it is to take nodes out of a cluster.
+    vacate_turns: Mutex<BTreeMap<InstanceId, Arc<tokio::sync::Mutex<()>>>>,
     /// The guards in force, as they were judged last.
     in_force: Mutex<Option<crate::authority::guards::InForce>>,
     /// The head since which the pull requests were listed.
@@ -228,6 +230,7 @@ impl Daemon {
     pub fn new(settings: Settings, hands: Hands) -> Arc<Self> {
         Arc::new(Self {
             vacating: Mutex::default(),
+            vacate_turns: Mutex::default(),
             undeclared_clusters: Mutex::default(),
             settings,
             hands,

@@ -27,6 +27,8 @@ pub(super) struct Word {
     pub(super) pull: Option<PullNumber>,
     /// When its window is over.
     pub(super) until: Option<DateTime<Utc>>,
+    /// Whether nobody said it.
+    pub(super) by_clock: bool,
 }
 
 impl Daemon {
@@ -56,6 +58,7 @@ impl Daemon {
                 word: who.word().map(str::to_owned),
                 pull,
                 until: None,
+                by_clock: false,
             };
             runs.push(self.start_rebalance(head, &environment, &clusters, word).await?);
         }
@@ -93,7 +96,7 @@ impl Daemon {
             remediation: None,
             destroys: false,
             by_drift: false,
-            rebalance: Some(Rebalance { until: word.until }),
+            rebalance: Some(Rebalance { until: word.until, by_clock: word.by_clock }),
         };
         self.create_run(head, authorised).await
     }

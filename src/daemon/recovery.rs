@@ -78,10 +78,11 @@ impl Daemon {
         let records = self.store().journal(Some(run.id), u32::MAX).await?;
         let is_step = |event: &Event| matches!(event, Event::Step { .. });
         let mut records = records.into_iter().rev().filter(|record| record.instance == *id && !is_step(&record.event));
-        let (job, inputs) = match self.begun_job(driven, &run, id).await {
+        let (mut job, inputs) = match self.begun_job(driven, &run, id).await {
             Ok(job) => job,
             Err(error) => return self.stalled_begun(driven, id, status, crate::error_chain(&error)).await,
         };
+        self.with_approved_moves(driven, &run, id, &mut job).await?;
         match records.next().map(|record| (record.event, record.token)) {
             // An effect that failed before the daemon stopped is no authority to try again (R3.1).
             Some((Event::Finished { outcome: Outcome::Failed { says } }, _)) => {

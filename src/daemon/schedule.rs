@@ -50,8 +50,11 @@ impl Daemon {
         let mut next: Option<DateTime<Utc>> = None;
         for (name, schedule) in &head.desired.schedules {
             let Ok(calendar) = Calendar::new(&schedule.cron, schedule.time_zone.as_deref()) else { continue };
-            if let Some(at) = self.heed_schedule(&head, name, schedule, &calendar, now).await? {
-                next = Some(next.map_or(at, |next| next.min(at)));
+            match self.heed_schedule(&head, name, schedule, &calendar, now).await {
+                Ok(Some(at)) => next = Some(next.map_or(at, |next| next.min(at))),
+                Ok(None) => {}
+                // It is begun again with the next timer, and keeps the others from nothing.
+                Err(error) => tracing::warn!(schedule = %name, error = crate::error_chain(&error), "could not begin"),
             }
         }
         Ok(next)
@@ -154,6 +157,7 @@ impl Daemon {
                         word: Some(format!("schedule {name} {}", at.to_rfc3339())),
                         pull: None,
                         until,
+                        by_clock: true,
                     };
                     self.start_rebalance(head, &environment, &clusters, word).await?;
                 }
@@ -178,11 +182,10 @@ impl Daemon {
             let Some(record) = self.store().applied(id).await? else { continue };
             let job = match self.applied_job(id, &record, head).await {
                 Ok(job) => job,
-                Err(Error::Target(error)) => {
-                    tracing::error!(instance = %id, error = error.line(), "no restore point could be made");
+                Err(error) => {
+                    tracing::error!(instance = %id, error = crate::error_chain(&error), "no restore point could be made");
                     continue;
                 }
-                Err(error) => return Err(error),
             };
             let said = match self.hands.target.restore_point(&job, &name).await {
                 Ok(place) => {

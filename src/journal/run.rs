@@ -71,6 +71,9 @@ pub struct Rebalance {
     /// No move begins that would not be over by then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<DateTime<Utc>>,
+    /// Whether nobody said it.
+    #[serde(default)]
+    pub by_clock: bool,
 }
 
 /// Where an instance of a run stands.

@@ -17,11 +17,12 @@ pub fn covers(approved: &[Action], fresh: &[Action]) -> Result<(), Gap> {
             continue;
         }
         for resource in &action.resources {
-            let known = approved
-                .iter()
-                .filter(|known| known.r#do == action.r#do)
-                .flat_map(|known| &known.resources)
-                .find(|known| known.resource == resource.resource);
+            let same = || {
+                let same = approved.iter().filter(|known| known.r#do == action.r#do).flat_map(|known| &known.resources);
+                same.filter(|known| known.resource == resource.resource)
+            };
+            // Two things may be done to one: what is to be done now comes first.
+            let known = same().find(|known| known.change == resource.change).or_else(|| same().next());
             match known {
                 // What was to be deleted and made again, and was deleted when it was cut off.
                 Some(known)

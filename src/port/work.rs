@@ -181,6 +181,8 @@ pub struct CitusWork {
     pub rebalances: bool,
     /// Whether nodes stay as they are, so that nothing moves to one that is still to come.
     pub only_moves: bool,
+    /// Whether somebody asked for the moves just now.
+    pub by_word: bool,
     /// Nodes that have to be empty and gone, whatever else is declared.
     pub vacate: Vec<String>,
     /// Moves that were approved: they are made as far as they still can be, in place of others.

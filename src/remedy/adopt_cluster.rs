@@ -64,6 +64,10 @@ pub fn edit_cluster(
                 };
                 for field in &change.fields {
                     let key = field.path.trim_start_matches('/');
+                    if key == "rewrittenWith" {
+                        // The table with which it is rewritten says how many shards there are.
+                        continue;
+                    }
                     if key == "colocatedWith" {
                         let value = colocation(citus, &citus.tables[at].name, field.before.as_ref())?;
                         set(vec![Way::Key("tables".into()), Way::Item(at)], "colocation", &value)?;
@@ -76,6 +80,8 @@ pub fn edit_cluster(
                     set(vec![Way::Key("tables".into()), Way::Item(at)], key, value)?;
                 }
             }
+            // There is nothing to be declared of it.
+            ("citus_left_overs", _) => {}
             ("citus_move", Change::Move) => {
                 let field = observed("/node");
                 let (from, to) = (field.and_then(|f| f.before.as_ref()), field.and_then(|f| f.after.as_ref()));
@@ -96,6 +102,9 @@ pub fn edit_cluster(
             }
             _ => return Err(format!("`{name}` can't be adopted; change its declaration")),
         }
+    }
+    if edited == text {
+        return Err("nothing of it can be declared".into());
     }
     Ok(edited)
 }

@@ -125,6 +125,7 @@ impl Cluster {
             known_tables: work.tables.iter().filter_map(known).collect(),
             workers: self.catalog.nodes.iter().filter(|node| node.is_active).map(worker).collect(),
             left_over: self.left_over,
+            left_over_first: (self.left_over > 0).then_some(1),
             migrations: self.migrations.clone(),
             pins: work.placement.pins.iter().map(|pin| self.tenant(&whole(&pin.table), &pin.tenant)).collect(),
             ..Seen::default()

@@ -178,6 +178,22 @@ impl Store {
         Ok(RunId(row.get(0)))
     }
 
+    /// Lets go of an instance that a run holds.
+    ///
+    /// # Errors
+    /// When the store can't be written.
+    pub async fn unlock_instance(&self, id: &InstanceId, run: RunId) -> Result<(), Error> {
+        let attempt = "let go of an instance";
+        let mut writing = self.writing(attempt, Some(&id.environment)).await?;
+        sqlx::query("DELETE FROM run_locks WHERE instance = ? AND run = ?")
+            .bind(id.to_string())
+            .bind(run.0)
+            .execute(&mut *writing.on)
+            .await
+            .map_err(statement(attempt))?;
+        writing.commit().await
+    }
+
     /// The runs that are newer than one.
     ///
     /// # Errors

@@ -290,7 +290,7 @@ CREATE FUNCTION get_rebalance_progress() RETURNS TABLE (sessionid int, table_nam
   'SELECT NULL::int, NULL::regclass, NULL::bigint, NULL::bigint, NULL, NULL::int, NULL, NULL::int, NULL::bigint, NULL::bigint, NULL::bigint, NULL, NULL::pg_lsn, NULL::pg_lsn, NULL WHERE false';
 CREATE FUNCTION clean_up() RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = citus, public AS $$BEGIN
   PERFORM dblink_exec(at_node(n.nodename, n.nodeport), 'DROP TABLE IF EXISTS ' || c.object_name) FROM pg_dist_cleanup c JOIN pg_dist_node n ON n.groupid = c.node_group_id AND n.noderole = 'primary';
-  DELETE FROM pg_dist_cleanup;
+  DELETE FROM pg_dist_cleanup c USING pg_dist_node n WHERE n.groupid = c.node_group_id AND n.noderole = 'primary';
 END$$;
 CREATE PROCEDURE citus_cleanup_orphaned_resources() LANGUAGE sql AS 'SELECT clean_up()';
 CREATE FUNCTION citus_create_restore_point(text) RETURNS pg_lsn LANGUAGE plpgsql AS $$BEGIN

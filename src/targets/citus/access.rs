@@ -125,7 +125,10 @@ impl Session {
                 }
             }
         });
-        Ok(Self { client, warnings, redactor: redactor.clone(), reader })
+        let this = Self { client, warnings, redactor: redactor.clone(), reader };
+        // Whoever is gone holds its locks no longer than that.
+        this.run("SET tcp_keepalives_idle TO 30; SET tcp_keepalives_interval TO 10; SET tcp_keepalives_count TO 3; SET client_connection_check_interval TO '10s'").await?;
+        Ok(this)
     }
 
     /// The rows of a query.
@@ -190,12 +193,13 @@ fn said(error: &tokio_postgres::Error, redactor: &Redactor) -> TargetError {
     }
     let text = redactor.redact(&text.split_whitespace().collect::<Vec<_>>().join(" "));
     let code = server.code().code();
-    let (kind, retry) = match &code[..2] {
+    let (kind, retry) = match (&code[..2], code) {
         // It is starting, stopping, or has no room for us.
-        "57" | "53" | "08" | "58" => ("unreachable", Retry::After(Backoff::REMOTE)),
+        ("08", _) | (_, "57P01" | "57P02" | "57P03" | "53300") => ("unreachable", Retry::After(Backoff::REMOTE)),
         // Whoever rotates a password writes it down a moment later.
-        "28" => ("credentials", Retry::After(Backoff::REMOTE)),
-        "55" | "40" => ("conflict", Retry::After(Backoff::REMOTE)),
+        ("28", _) => ("credentials", Retry::After(Backoff::REMOTE)),
+        // Somebody cancelled it, or it took too long; a disk is full; somebody is in the way.
+        ("40" | "53" | "55" | "57" | "58", _) => ("conflict", Retry::After(Backoff::REMOTE)),
         _ => ("refused", Retry::WhenInputChanges),
     };
     TargetError { retry, ..TargetError::new(kind, format!("{text} ({code})")) }

@@ -42,6 +42,11 @@ const LOOK: Duration = Duration::from_secs(2);
 /// How long it is waited for a lock that a lost session of ours may still hold.
 const LOCK_TIME_MAX: Duration = Duration::from_secs(900);
 
+/// How long Citus may take to clean up what left a node.
+const CLEAN_UP_TIME_MAX: Duration = Duration::from_secs(300);
+/// How long the lock of a daemon that is gone may be held, before the server lets go of it.
+const GONE_TIME_MAX: Duration = Duration::from_secs(90);
+
 /// What stands ready: the session that holds the lock of the run, what would be done, and the version that it is planned for.
 struct Ticket {
     guard: Session,
@@ -77,8 +82,13 @@ impl Citus {
     pub(in crate::targets) async fn prepare(&self, job: &Job, work: &CitusWork) -> Result<Prepared, TargetError> {
         let guard = self.session(job, Rights::Apply, "run").await?;
         let number = number(&job.instance);
-        if !guard.row("SELECT pg_try_advisory_lock($1, $2)", &[&RUN, &number]).await?.get::<_, bool>(0) {
-            return Err(locked(&guard, RUN, number).await);
+        let since = Instant::now();
+        while !guard.row("SELECT pg_try_advisory_lock($1, $2)", &[&RUN, &number]).await?.get::<_, bool>(0) {
+            // The server notices within a while that a daemon is gone with its machine.
+            if since.elapsed() > GONE_TIME_MAX {
+                return Err(locked(&guard, RUN, number).await);
+            }
+            tokio::time::sleep(LOOK).await;
         }
         if !self.is_quiet(&guard, number).await? {
             return Err(locked(&guard, EFFECT, number).await);
@@ -234,12 +244,6 @@ impl Applying<'_> {
         Ok(Arc::clone(&guard))
     }
 
-    /// A session beside a move that is in flight, where there is one just now.
-    pub(super) fn aside(&self) -> Option<Arc<Session>> {
-        let guard = self.guard.try_lock().ok()?;
-        (!guard.is_closed()).then(|| Arc::clone(&guard))
-    }
-
     /// A session for one effect, with the effect's own lock.
     pub(super) async fn effect(&self, rights: Rights) -> Result<Session, TargetError> {
         let session = self.this.session(self.job, rights, &format!("run {}", self.fence.run.0)).await?;
@@ -349,7 +353,29 @@ impl Applying<'_> {
             let message = format!("`{address}` still holds {held} shards and is not removed");
             return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("in-use", message) });
         }
+        self.cleaned(&admin, address).await?;
         admin.run(&format!("SELECT citus_remove_node({}, {})", text(&address.host), address.port)).await
+    }
+
+    /// Waits until nothing is left of the shards that left a node: once the node is gone, Citus could clean up no more, and
+    /// would refuse to move those shards ever again.
+    async fn cleaned(&self, admin: &Session, address: &Address) -> Result<(), TargetError> {
+        let left = "SELECT count(*) FROM pg_dist_cleanup c JOIN pg_dist_node n ON n.groupid = c.node_group_id WHERE n.nodename = $1 AND n.nodeport = $2";
+        let since = Instant::now();
+        loop {
+            admin.run(CLEAN_UP).await?;
+            let count: i64 = admin.row(left, &[&address.host, &i32::from(address.port)]).await?.get(0);
+            if count == 0 {
+                return Ok(());
+            }
+            if since.elapsed() > CLEAN_UP_TIME_MAX {
+                let message =
+                    format!("{count} left-overs of moves on `{address}` can't be cleaned up, and it is not removed");
+                return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("in-use", message) });
+            }
+            self.heed(true)?;
+            tokio::time::sleep(LOOK).await;
+        }
     }
 }
 

@@ -216,14 +216,16 @@ pub struct Memory {
     pub rebalanced_at: Option<i64>,
     /// Of each rule of capacity, what was seen.
     pub rules: BTreeMap<String, RuleMemory>,
-    /// Since when there are left-overs of moves, in seconds since 1970.
-    pub left_over_since: Option<i64>,
+    /// The first of the left-overs of moves, and since when it is there, in seconds since 1970.
+    pub left_over: Option<(i64, i64)>,
 }
 
 impl Memory {
     /// Takes in what a look saw.
     pub fn take_in(&mut self, seen: &Seen, now: i64) {
-        self.left_over_since = (seen.left_over > 0).then(|| self.left_over_since.unwrap_or(now));
+        let known = self.left_over;
+        let since = |first| known.filter(|(known, _)| *known == first).unwrap_or((first, now));
+        self.left_over = seen.left_over_first.map(since);
     }
 }
 
@@ -407,18 +409,19 @@ fn removals(this: &Compared<'_>, found: &mut Found) {
             });
         }
         let Ok(address) = row.name.parse() else { continue };
-        if !row.is_active {
-            let held =
-                this.seen.catalog.placements.iter().any(|one| one.group == row.group && !is_reference(this, one.shard));
-            if held {
-                found.refuse(|| {
+        if !row.is_active && holds_shards(this, row) {
+            found.refuse(|| {
                     format!("`{}` is not declared and inactive, and shards are on it: activate it so that they can be moved, or declare it", row.name)
                 });
-            }
         }
-        let fields = vec![field("/shards", json!(row.holds), Value::Null)];
-        found.step("citus_node", format!("node {}", row.name), Change::Destroy, fields, Task::Remove(address));
+        // Whether it holds shards was set right before, and is no part of what is approved here.
+        found.step("citus_node", format!("node {}", row.name), Change::Destroy, vec![], Task::Remove(address));
     }
+}
+
+/// Whether anything is on a node that is not on every node.
+pub(super) fn holds_shards(this: &Compared<'_>, row: &NodeRow) -> bool {
+    this.seen.catalog.placements.iter().any(|one| one.group == row.group && !is_reference(this, one.shard))
 }
 
 fn is_reference(this: &Compared<'_>, shard: i64) -> bool {
@@ -436,9 +439,9 @@ fn asides(this: &Compared<'_>, found: &mut Found) {
             _ => format!("a background job of Citus is {state}: {job}, {what}"),
         });
     }
-    let since = this.memory.left_over_since.filter(|since| this.now - since >= LEFT_OVER_SECONDS_MAX);
-    if since.is_some() {
-        let fields = vec![field("/count", json!(seen.left_over), json!(0))];
+    let is_old = |(_, since): (i64, i64)| this.now - since >= LEFT_OVER_SECONDS_MAX;
+    if this.memory.left_over.is_some_and(is_old) {
+        let fields = vec![field("/cleanedUp", json!(false), json!(true))];
         found.step("citus_left_overs", "left-overs of moves".into(), Change::Update, fields, Task::CleanUp);
     } else if seen.left_over > 0 {
         found.notes.push(format!("{} left-overs of moves wait for Citus to clean them up", seen.left_over));

@@ -183,6 +183,13 @@ impl Citus {
         Ok(kept.and_then(|text| serde_json::from_str(text.strip_prefix(KEPT)?).ok()).unwrap_or_default())
     }
 
+    /// Remembers something more, whatever a look remembered meanwhile.
+    async fn note(&self, id: &InstanceId, change: impl FnOnce(&mut Memory)) -> Result<(), TargetError> {
+        let mut memory = self.memory(id).await?;
+        change(&mut memory);
+        self.remember(id, &memory).await
+    }
+
     async fn remember(&self, id: &InstanceId, memory: &Memory) -> Result<(), TargetError> {
         let text = serde_json::to_string(memory).unwrap_or_default();
         Ok(self.keeper.keep(id, Some(&format!("{KEPT}{text}"))).await?)

@@ -90,7 +90,8 @@ impl Applying<'_> {
                         memory.bytes_per_second = Some((known * (MEMORY - 1) + speed) / MEMORY);
                     }
                     balanced |= moving.for_balance;
-                    self.this.remember(&self.job.instance, &memory).await?;
+                    let speed = memory.bytes_per_second;
+                    self.this.note(&self.job.instance, |memory| memory.bytes_per_second = speed).await?;
                 }
                 // No other begins; what was to be moved is for the next window.
                 Err(error) if error.kind == OVER => {
@@ -110,8 +111,8 @@ impl Applying<'_> {
         }
         if balanced && stop.is_none() && !is_over && self.is_whole {
             // It is over once nothing is left of it; what was interrupted goes on before the cooldown begins.
-            memory.rebalanced_at = Some(chrono::Utc::now().timestamp());
-            self.this.remember(&self.job.instance, &memory).await?;
+            let now = chrono::Utc::now().timestamp();
+            self.this.note(&self.job.instance, |memory| memory.rebalanced_at = Some(now)).await?;
         }
         match stop {
             Some(error) => Err(TargetError { effect_may_have_begun: begun || error.effect_may_have_begun, ..error }),
@@ -172,6 +173,7 @@ impl Applying<'_> {
             }
             let is_lost = error.kind == "unreachable";
             if is_lost && tries < TRIES_MAX {
+                self.heed(true)?;
                 tracing::warn!(instance = %self.job.instance, error = error.line(), "a move was lost; looking what became of it");
                 continue;
             }
@@ -234,13 +236,22 @@ impl Applying<'_> {
         let pid: i32 = owner.row("SELECT pg_backend_pid()", &[]).await?.get(0);
         let mut call = std::pin::pin!(owner.run(&sql));
         let mut silent: Option<Instant> = None;
+        let mut beside: Option<Session> = None;
         loop {
             tokio::select! {
                 done = &mut call => return done,
                 () = tokio::time::sleep(LOOK) => {}
             }
+            // A question that a frozen node leaves open would keep others waiting: whoever asked is let go.
+            if beside.as_ref().is_none_or(Session::is_closed) {
+                beside = self.beside().await.ok();
+            }
+            let Some(aside) = &beside else { continue };
             // Citus itself would wait for hours for a source that is gone.
-            let is_silent = self.is_silent([&from, &to]).await;
+            let Ok(is_silent) = is_silent(aside, [&from, &to]).await else {
+                beside = None;
+                continue;
+            };
             let since = silent.filter(|_| is_silent).unwrap_or_else(Instant::now);
             silent = is_silent.then_some(since);
             if is_silent && since.elapsed() > SILENCE_MAX {
@@ -254,8 +265,10 @@ impl Applying<'_> {
             let with: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
                 [&from.host, &i32::from(from.port), &to.host, &i32::from(to.port)];
             // Progress is a help; a move goes on without it.
-            let Some(guard) = self.aside() else { continue };
-            let Ok(row) = guard.row(far, &with).await else { continue };
+            let Ok(row) = aside.row(far, &with).await else {
+                beside = None;
+                continue;
+            };
             if let (Some(of), Some(done)) = (row.get::<_, Option<i64>>(0), row.get::<_, Option<i64>>(1)) {
                 let bytes = |count: i64| size(u64::try_from(count).unwrap_or(0));
                 let phase = row.get::<_, Option<String>>(2).unwrap_or_default().to_lowercase();
@@ -269,16 +282,11 @@ impl Applying<'_> {
         }
     }
 
-    /// Whether one of two nodes does not answer, as far as that can be asked.
-    async fn is_silent(&self, nodes: [&Address; 2]) -> bool {
-        let ask = "SELECT n.nodename, n.nodeport FROM run_command_on_all_nodes('SELECT 1') a JOIN pg_dist_node n USING (nodeid) WHERE NOT a.success";
-        let Some(guard) = self.aside() else { return false };
-        let Ok(rows) = guard.rows(ask, &[]).await else { return false };
-        let is_meant = |row: &tokio_postgres::Row| {
-            let (host, port): (String, i32) = (row.get(0), row.get(1));
-            nodes.iter().any(|node| node.host == host && i32::from(node.port) == port)
-        };
-        rows.iter().any(is_meant)
+    /// A session beside a move that is in flight, which waits for nobody for long.
+    async fn beside(&self) -> Result<Session, TargetError> {
+        let session = self.this.session(self.job, Rights::Apply, "progress").await?;
+        session.run("SET citus.node_connection_timeout TO 5000; SET statement_timeout TO '15s'").await?;
+        Ok(session)
     }
 
     /// Waits while the cluster has enough to do: to where a move would not be over in the window, or for as long as one waits.
@@ -363,6 +371,21 @@ impl Applying<'_> {
         }
         Ok(None)
     }
+}
+
+/// Whether one of two nodes does not answer. What is not answered at all in time is cancelled, and a cluster that can't be asked
+/// of its nodes has one that does not answer.
+async fn is_silent(session: &Session, nodes: [&Address; 2]) -> Result<bool, TargetError> {
+    let ask = "SELECT n.nodename, n.nodeport FROM run_command_on_all_nodes('SELECT 1') a JOIN pg_dist_node n USING (nodeid) WHERE NOT a.success";
+    let rows = match session.rows(ask, &[]).await {
+        Err(error) if error.kind == "conflict" => return Ok(true),
+        rows => rows?,
+    };
+    let is_meant = |row: &tokio_postgres::Row| {
+        let (host, port): (String, i32) = (row.get(0), row.get(1));
+        nodes.iter().any(|node| node.host == host && i32::from(node.port) == port)
+    };
+    Ok(rows.iter().any(is_meant))
 }
 
 fn address(text: &str) -> Result<Address, TargetError> {

@@ -82,8 +82,10 @@ pub struct Seen {
     pub known_tables: BTreeMap<String, bool>,
     /// What workers say, by `host:port`; none of an inactive one.
     pub workers: BTreeMap<String, Worker>,
-    /// Whether Citus has left-overs to clean up.
+    /// How many left-overs Citus has to clean up, of moves that are over.
     pub left_over: u64,
+    /// The first of them.
+    pub left_over_first: Option<i64>,
     /// Background jobs that are under way or failed: number, state, what they do.
     pub jobs: Vec<(i64, String, String)>,
     /// The migrations that were applied, with their checksums.
@@ -216,9 +218,11 @@ async fn read(session: &Session, work: &CitusWork) -> Result<Seen, TargetError> 
         session.rows("SELECT nspname::text FROM pg_namespace WHERE nspname::text = ANY ($1)", &[&work.schemas]).await?,
     );
     seen.known_tables = known_tables(session, work).await?;
-    let left =
-        "SELECT (SELECT count(*) FROM pg_dist_cleanup) + (SELECT count(*) FROM pg_dist_placement WHERE shardstate = 4)";
-    seen.left_over = u64::try_from(session.row(left, &[]).await?.get::<_, i64>(0)).unwrap_or(0);
+    // A move that is in flight holds a lock under its number.
+    let left = "SELECT count(*), min(record_id) FROM pg_dist_cleanup c JOIN pg_dist_node n ON n.groupid = c.node_group_id AND n.noderole::text = 'primary' \
+        WHERE NOT EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted AND l.classid::bigint = c.operation_id >> 32 AND l.objid::bigint = c.operation_id & 4294967295)";
+    let left = session.row(left, &[]).await?;
+    (seen.left_over, seen.left_over_first) = (u64::try_from(left.get::<_, i64>(0)).unwrap_or(0), left.get(1));
     let jobs = "SELECT job_id, state::text, description FROM pg_dist_background_job WHERE state::text NOT IN ('finished', 'cancelled') ORDER BY job_id DESC LIMIT 20";
     seen.jobs = session.rows(jobs, &[]).await?.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
     seen.migrations = migrations(session).await?;

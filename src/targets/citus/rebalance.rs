@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{
     balance::{self, Because, Layout, Node, Placement, Rebalance, Wanted},
     catalog::{self, By, Group, NodeRow},
-    drift::{Compared, Found, Task, field, is_to_hold, is_to_hold_there, undeclared},
+    drift::{Compared, Found, Task, field, holds_shards, is_to_hold, is_to_hold_there, undeclared},
     observe::{Seen, Version},
     plan::{MOVE, REBALANCE},
 };
@@ -77,7 +77,8 @@ pub fn shares_colocation(version: Version) -> bool {
 /// Adds the moves of a plan.
 pub(super) fn moves(this: &Compared<'_>, found: &mut Found) {
     let catalog = &this.seen.catalog;
-    if let Some(node) = catalog.nodes.iter().find(|node| node.is_primary && !node.is_active) {
+    let is_lost = |node: &&NodeRow| node.is_primary && !node.is_active && holds_shards(this, node);
+    if let Some(node) = catalog.nodes.iter().find(is_lost) {
         let has_to = !undeclared(this).is_empty() || !this.work.placement.drain.is_empty();
         let says = format!("`{}` is inactive: what is on it can't be measured, so nothing is moved", node.name);
         if has_to {
@@ -304,8 +305,7 @@ fn is_due(this: &Compared<'_>, full: &Rebalance, found: &mut Found) -> bool {
     }
     let cooldown = i64::try_from(this.work.moves.cooldown.as_seconds()).unwrap_or(i64::MAX);
     // Somebody's word is not held back, and a clock that was set back begins anew.
-    let by_word = this.work.only_moves && this.work.until.is_none();
-    let last = this.memory.rebalanced_at.filter(|_| !by_word).map(|at| at.min(this.now));
+    let last = this.memory.rebalanced_at.filter(|_| !this.work.by_word).map(|at| at.min(this.now));
     let left = last.map_or(0, |at| at.saturating_add(cooldown) - this.now);
     if left > 0 {
         let hours = (left + 3599) / 3600;

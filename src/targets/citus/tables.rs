@@ -55,7 +55,10 @@ pub(super) fn tables(this: &Compared<'_>, found: &mut Found) {
     for (other, with) in along {
         let resource = format!("table {other}");
         if !found.steps.iter().any(|step| step.change.resource == resource) {
-            let fields = vec![field("/rewrittenWith", Value::Null, json!(with))];
+            let declared = this.work.tables.iter().find(|table| whole_name(&table.name) == other);
+            let own = declared.and_then(|table| table.shard_count);
+            let own = own.map(|count| field("/shardCount", json!(shards.get(&*other)), json!(count)));
+            let fields = vec![own.unwrap_or_else(|| field("/rewrittenWith", Value::Null, json!(with)))];
             found.step("citus_table", resource, Change::Replace, fields, Task::Along(with));
         }
     }
