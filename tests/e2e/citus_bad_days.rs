@@ -66,7 +66,40 @@ async fn a_worker_that_goes_down_under_a_move_ends_it_and_nothing_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_move_begins_while_somebody_moves_or_the_load_is_high() {
+async fn somebody_elses_rebalance_is_waited_for() {
+    let cluster = CitusCluster::start(2).await;
+    let nodes = cluster.workers[..2].to_vec();
+    let stage = start(&cluster, &files(&nodes, "")).await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+    if cluster.servers.is_some() {
+        cluster.sql("UPDATE stand_in SET move_seconds = 5").await;
+    }
+    let place = |node: &str| node.replacen(':', "', ", 1);
+    let theirs = format!(
+        "SELECT citus_move_shard_placement(shardid, '{}, '{}) FROM pg_dist_shard JOIN pg_dist_placement USING (shardid) JOIN pg_dist_node n USING (groupid) WHERE logicalrelid = 'tasks'::regclass AND n.nodeport = {} ORDER BY shardid LIMIT 1",
+        place(&nodes[1]),
+        place(&nodes[0]),
+        nodes[1].rsplit(':').next().unwrap()
+    );
+    let ours = async {
+        let moving = "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name NOT LIKE 'evenkeel%' AND query LIKE 'SELECT citus_move_shard_placement%' AND state = 'active'";
+        if cluster.servers.is_some() {
+            until(&cluster, &stage, moving, &["t"]).await;
+        }
+        drain(&cluster, &stage, "").await;
+    };
+    tokio::join!(cluster.sql(&theirs), ours);
+    if cluster.servers.is_some() {
+        assert!(stage.log().contains("could not acquire the lock"), "{}", stage.log());
+    }
+    stage
+        .until("the node is empty", async || (cluster.shards().await[1] == format!("{} 0", nodes[1])).then_some(()))
+        .await;
+    stage.verdict("dev/shards", Verdict::InSync).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_move_begins_while_the_load_is_high() {
     let cluster = CitusCluster::start(2).await;
     cluster.sql("CREATE TABLE load (much int); INSERT INTO load VALUES (9); GRANT SELECT ON load TO PUBLIC").await;
     let (stage, nodes) =

@@ -245,8 +245,13 @@ impl Applying<'_> {
     }
 
     /// A session for one effect, with the effect's own lock.
-    pub(super) async fn effect(&self, rights: Rights) -> Result<Session, TargetError> {
-        let session = self.this.session(self.job, rights, &format!("run {}", self.fence.run.0)).await?;
+    async fn effect(&self, rights: Rights) -> Result<Session, TargetError> {
+        self.named_effect(rights, "").await
+    }
+
+    /// The same, named after what it does.
+    pub(super) async fn named_effect(&self, rights: Rights, what: &str) -> Result<Session, TargetError> {
+        let session = self.this.session(self.job, rights, &format!("run {}{what}", self.fence.run.0)).await?;
         session.row("SELECT pg_advisory_lock_shared($1, $2)", &[&EFFECT, &number(&self.job.instance)]).await?;
         Ok(session)
     }

@@ -54,7 +54,7 @@ impl Applying<'_> {
     pub(super) async fn moves(&self, moves: Vec<Moving>) -> Result<bool, TargetError> {
         let (parallel, all_at_once) = (at_once(self.version, &self.work.moves), shares_colocation(self.version));
         // What a move left behind is in the way of the next one to the same place.
-        drop(self.effect(Rights::Apply).await?.run(CLEAN_UP).await);
+        drop(self.named_effect(Rights::Apply, " clean up").await?.run(CLEAN_UP).await);
         let mut waiting = moves;
         let mut memory = self.this.memory(&self.job.instance).await?;
         let mut running = FuturesUnordered::new();
@@ -189,7 +189,7 @@ impl Applying<'_> {
     async fn back(&self, shard: i64, lost: bool) -> Result<Session, TargetError> {
         let begin = Instant::now();
         loop {
-            match self.effect(Rights::Apply).await {
+            match self.named_effect(Rights::Apply, &format!(" move {shard}")).await {
                 Err(error) if lost && error.kind == "unreachable" && begin.elapsed() < AWAY_TIME_MAX => {
                     self.heed(true)?;
                     tokio::time::sleep(LOOK).await;
