@@ -15,7 +15,7 @@ use crate::{
     authority::Principal,
     desired::{self, Instance, closure::Source, manifests::is_manifest, node, schema::Verb},
     model::{Change, ComponentName, Field, InstanceId, ResourceChange},
-    port::{Files, Overlay, Sort, Use, join},
+    port::{Files, FilesError, Overlay, Sort, Use, join},
     remedy::{
         self, Group,
         adopt::{Adopted, Declared, adopted, edit_tfvars},
@@ -27,6 +27,14 @@ use crate::{
 
 /// Files by path, as they are edited.
 pub(super) type Edits = BTreeMap<String, String>;
+
+/// A file as it is with the edits so far.
+fn edited(head: &Head, edits: &Edits, path: &str) -> Result<String, FilesError> {
+    match edits.get(path) {
+        Some(text) => Ok(text.clone()),
+        None => head.content.read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+    }
+}
 
 impl Daemon {
     /// Whether the proposals of a cause adopt.
@@ -119,11 +127,7 @@ impl Daemon {
             let Some(path) = component_file(&*head.content, &self.settings.root, &id.component) else {
                 return Ok(Err(format!("the declaration of `{name}` can't be found")));
             };
-            let text = edits
-                .get(&path)
-                .cloned()
-                .map_or_else(|| head.content.read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()), Ok);
-            let text = match text {
+            let text = match edited(head, edits, &path) {
                 Ok(text) => text,
                 Err(error) => return Ok(Err(error.to_string())),
             };
@@ -153,15 +157,11 @@ impl Daemon {
         let Some(tofu) = instance.spec.as_ref().and_then(|spec| spec.tofu.as_ref()) else {
             return Err(format!("`{}` has no variables", instance.id));
         };
-        let read = |edits: &Edits, path: &str| match edits.get(path) {
-            Some(text) => Ok(text.clone()),
-            None => head.content.read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
-        };
         if !tofu.variables.contains_key(&adopted.variable) {
             let root = join("", &tofu.root).unwrap_or_default();
             let listed = tofu.var_files.iter().rev().filter_map(|path| join("", path));
             for path in listed.chain(files_of_variables(&*head.content, &root)) {
-                let Ok(text) = read(edits, &path) else { continue };
+                let Ok(text) = edited(head, edits, &path) else { continue };
                 let Ok(Some(edited)) = edit_tfvars(&text, adopted) else { continue };
                 let mut more = edits.clone();
                 more.insert(path.clone(), edited);
@@ -176,7 +176,7 @@ impl Daemon {
         let name = &instance.id.component;
         let path = component_file(&*head.content, &self.settings.root, name)
             .ok_or_else(|| format!("the declaration of `{name}` can't be found"))?;
-        let text = read(edits, &path).map_err(|error| error.to_string())?;
+        let text = edited(head, edits, &path).map_err(|error| error.to_string())?;
         let declared = Declared { text: &text, component: name.as_str(), environment: &instance.id.environment, tofu };
         let edited = declared.edit(adopted)?;
         edits.insert(path, edited);

@@ -15,7 +15,7 @@ use std::{
 
 use super::{Daemon, Error, Head, Wake, inputs::declared_nodes, prepare::Stop, run::Driven};
 use crate::{
-    desired::{resolve, schema::Nodes},
+    desired::{Reference, resolve, schema::Nodes},
     journal::Run,
     model::{Action, Change, InstanceId},
     plan::{Applied, Carried, carriers},
@@ -75,11 +75,8 @@ impl Daemon {
                 continue;
             };
             let says = |nodes: &Nodes| {
-                let nodes = serde_json::to_value(nodes).unwrap_or_default();
-                let mut found = BTreeSet::new();
-                resolve::references(&nodes, &mut found);
-                nodes.to_string().contains("carriedBy")
-                    || found.iter().any(|reference| reference.component == id.component)
+                let (reference, says_what_carries) = said(nodes, id);
+                says_what_carries || reference.is_some()
             };
             let record = self.store().applied(&cluster.id).await?;
             let agreed = record.as_ref().and_then(|record| record.spec.citus.as_ref()?.nodes.as_ref());
@@ -103,14 +100,10 @@ impl Daemon {
     ) -> Result<Vec<Carried>, Error> {
         let mut carried = vec![];
         for (cluster, record) in self.applied_clusters(head, id).await? {
-            let Some(citus) = record.spec.citus.as_ref() else { continue };
-            let mut found = BTreeSet::new();
-            let nodes = serde_json::to_value(&citus.nodes).unwrap_or_default();
-            resolve::references(&nodes, &mut found);
-            let direct = found.iter().any(|reference| reference.component == id.component);
-            let is_output = matches!(citus.nodes, Some(Nodes::Output(_)));
-            let reference = found.into_iter().find(|reference| is_output && reference.component == id.component);
-            let says_what_carries = nodes.to_string().contains("carriedBy");
+            let Some(nodes) = record.spec.citus.as_ref().and_then(|citus| citus.nodes.as_ref()) else { continue };
+            let (reference, says_what_carries) = said(nodes, id);
+            let (direct, is_output) = (reference.is_some(), matches!(nodes, Nodes::Output(_)));
+            let reference = reference.filter(|_| is_output);
             if !direct && !says_what_carries && !is_output {
                 continue;
             }
@@ -199,7 +192,7 @@ impl Daemon {
             }
             let mut job = self.applied_job(cluster, &record, &driven.head).await.map_err(failed)?;
             let Work::Citus(work) = &mut job.work else { continue };
-            (work.rebalances, work.only_moves) = (false, true);
+            work.only_moves = true;
             work.vacate = nodes.iter().cloned().collect();
             let suspended = self.suspensions(Some(&driven.head)).await.map_err(failed)?;
             if let Some(says) = suspended.instance(cluster) {
@@ -270,6 +263,15 @@ impl Daemon {
             Some(left) => Err(TargetError::new("drain", format!("`{}` is still there", left.resource))),
         }
     }
+}
+
+/// The output of an instance that a list of nodes is made from, and whether the list says what carries them.
+fn said(nodes: &Nodes, id: &InstanceId) -> (Option<Reference>, bool) {
+    let nodes = serde_json::to_value(nodes).unwrap_or_default();
+    let mut found = BTreeSet::new();
+    resolve::references(&nodes, &mut found);
+    let reference = found.into_iter().find(|reference| reference.component == id.component);
+    (reference, nodes.to_string().contains("carriedBy"))
 }
 
 fn stopped(stop: Stop) -> TargetError {

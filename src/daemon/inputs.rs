@@ -21,7 +21,7 @@ use crate::{
     journal::Run,
     model::{
         Digester, InstanceId, WaitingOn,
-        citus::{Address, Pin, Placement, RebalanceMode},
+        citus::{Address, Pin, Placement},
         ids::Malformed,
     },
     plan::Applied,
@@ -179,8 +179,7 @@ impl Daemon {
         let listed = name.and_then(|name| head.desired.remediations.get(&name));
         let mut actions = listed.iter().flat_map(|(remediation, _)| &remediation.actions);
         if let (Work::Citus(work), Some(rebalance)) = (&mut job.work, run.rebalance) {
-            (work.rebalances, work.only_moves, work.until) = (true, true, rebalance.until);
-            work.by_word = !rebalance.by_clock;
+            (work.only_moves, work.until, work.by_word) = (true, rebalance.until, !rebalance.by_clock);
         }
         if let Work::Tofu(work) = &mut job.work {
             work.refresh = actions.any(|action| action.instance == *id && action.r#do == tofu::plan::REFRESH);
@@ -393,7 +392,6 @@ fn citus_work(id: &InstanceId, citus: &Citus, inputs: &Inputs) -> Result<CitusWo
         nodes,
         tables: citus.tables.clone(),
         schemas: citus.schemas.iter().map(|schema| schema.name.clone()).collect(),
-        rebalances: placement.rebalance == RebalanceMode::Propose,
         placement,
         moves: citus.moves.clone(),
         allow_rewrite: citus.allow_rewrite,

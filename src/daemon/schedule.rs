@@ -5,8 +5,8 @@
 //! begun, and what it begins is known by its name and time. A Schedule that is new begins with its next time, and not with
 //! those that passed before it was declared.
 //! *Race:* the daemon dies in between: the next one begins that time again, finds the runs that were made, and makes a restore
-//! point a second time under the same name. *Race:* times pass while nobody is there: the last of them is made up for, if its window is still open, unless
-//! the declaration says `missed: skip`.
+//! point a second time under the same name. *Race:* times pass while nobody is there: the last of them is made up for, if its
+//! window is still open, unless the declaration says `missed: skip`.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -75,39 +75,24 @@ impl Daemon {
             return Ok(calendar.next(now));
         };
         let begins = |at: DateTime<Utc>| at + jitter(name, schedule, at);
-        let mut due: Option<DateTime<Utc>> = None;
+        let (mut due, mut next) = (None, now);
         // A clock that was set back begins anew.
         let mut after = known.at.min(now);
         for _ in 0..MISSED_MAX {
             match calendar.next(after) {
                 Some(at) if begins(at) <= now => (due, after) = (Some(at), at),
                 Some(at) => {
-                    if let Some(due) = due {
-                        self.heed_time(head, name, schedule, due, now).await?;
-                    }
-                    return Ok(Some(begins(at)));
+                    next = begins(at);
+                    break;
                 }
                 None => break,
             }
         }
-        if let Some(due) = due {
-            self.heed_time(head, name, schedule, due, now).await?;
+        if let Some(at) = due {
+            self.begin_schedule(head, name, schedule, at, now).await?;
+            self.store().put(SCHEDULE, name.as_str(), now, &Heeded { at, ..fresh }).await?;
         }
-        Ok(Some(now))
-    }
-
-    /// Begins one time, and writes down that it was.
-    async fn heed_time(
-        self: &Arc<Self>,
-        head: &Arc<Head>,
-        name: &ComponentName,
-        schedule: &Schedule,
-        at: DateTime<Utc>,
-        now: DateTime<Utc>,
-    ) -> Result<(), Error> {
-        self.begin_schedule(head, name, schedule, at, now).await?;
-        let heeded = Heeded { at, cron: schedule.cron.clone(), zone: schedule.time_zone.clone() };
-        Ok(self.store().put(SCHEDULE, name.as_str(), now, &heeded).await?)
+        Ok(Some(next))
     }
 
     async fn begin_schedule(

@@ -382,6 +382,11 @@ impl LayoutPlan {
     }
 }
 
+/// A table's name with its schema; as it is where it is no name.
+pub fn whole_name(name: &str) -> String {
+    table_name(name).map_or_else(|_| name.to_owned(), |(schema, table)| format!("{schema}.{table}"))
+}
+
 /// The two parts of a table's name; a schema of `public` where there is only one.
 ///
 /// # Errors

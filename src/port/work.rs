@@ -177,9 +177,7 @@ pub struct CitusWork {
     pub capacity: Vec<Capacity>,
     /// The folder of migrations, relative to the root of the repository.
     pub migrations: Option<String>,
-    /// Whether moves for the balance are part of what is done.
-    pub rebalances: bool,
-    /// Whether nodes stay as they are, so that nothing moves to one that is still to come.
+    /// Whether shards are moved and nodes stay as they are, so that nothing moves to one that is still to come.
     pub only_moves: bool,
     /// Whether somebody asked for the moves just now.
     pub by_word: bool,

@@ -9,19 +9,15 @@ use serde_json::Value;
 use super::adopt::{Way, declaration};
 use crate::{
     desired::schema::Citus,
-    model::{Change, EnvironmentName, ResourceChange, citus::table_name},
+    model::{Change, EnvironmentName, ResourceChange, citus::whole_name},
 };
-
-fn whole(name: &str) -> String {
-    table_name(name).map_or_else(|_| name.to_owned(), |(schema, table)| format!("{schema}.{table}"))
-}
 
 /// The name of a colocation that says what a table lies with, or that it lies with nothing that is declared.
 fn colocation(citus: &Citus, table: &str, beside: Option<&Value>) -> Result<Value, String> {
     let named = |name: &String| citus.tables.iter().any(|other| other.colocation.as_ref() == Some(name));
     match beside.and_then(Value::as_str) {
         Some(beside) => {
-            let other = citus.tables.iter().find(|other| whole(&other.name) == beside);
+            let other = citus.tables.iter().find(|other| whole_name(&other.name) == beside);
             let name = other.and_then(|other| other.colocation.clone());
             name.map(Value::from).ok_or_else(|| {
                 format!("`{table}` lies with `{beside}`, which has no `colocation`; give both the same one")
@@ -59,7 +55,7 @@ pub fn edit_cluster(
         match (change.r#type.as_str(), change.change) {
             ("citus_table", Change::Replace) => {
                 let table = name.strip_prefix("table ").unwrap_or(name);
-                let Some(at) = citus.tables.iter().position(|declared| whole(&declared.name) == table) else {
+                let Some(at) = citus.tables.iter().position(|declared| whole_name(&declared.name) == table) else {
                     return Err(format!("`{name}` is not declared"));
                 };
                 for field in &change.fields {

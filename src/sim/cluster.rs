@@ -16,7 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    model::{citus::TransferMode, citus::table_name},
+    model::citus::{Table, TransferMode, whole_name},
     port::{CitusWork, TargetError},
     targets::citus::{
         catalog::{Catalog, NodeRow, PlacementRow, ShardRow, TableRow},
@@ -106,9 +106,7 @@ impl Cluster {
         if let Some(node) = self.catalog.nodes.iter().find(|node| node.is_active && silent.contains(&node.name)) {
             return Err(TargetError::new("unreachable", format!("node {} did not answer", node.name)));
         }
-        let known = |table: &crate::model::citus::Table| {
-            Some((table.name.clone(), *self.tables.get(&whole(&table.name)).or(self.tables.get(&table.name))?))
-        };
+        let known = |table: &Table| Some((table.name.clone(), *self.tables.get(&whole_name(&table.name))?));
         let worker = |node: &NodeRow| {
             let held = self.catalog.placements.iter().filter(|one| one.group == node.group);
             let sizes: BTreeMap<i64, u64> = held.map(|one| (one.shard, one.bytes)).collect();
@@ -127,7 +125,7 @@ impl Cluster {
             left_over: self.left_over,
             left_over_first: (self.left_over > 0).then_some(1),
             migrations: self.migrations.clone(),
-            pins: work.placement.pins.iter().map(|pin| self.tenant(&whole(&pin.table), &pin.tenant)).collect(),
+            pins: work.placement.pins.iter().map(|pin| self.tenant(&whole_name(&pin.table), &pin.tenant)).collect(),
             ..Seen::default()
         })
     }
@@ -162,7 +160,7 @@ impl Cluster {
                 for statement in migrations::statements(&migration.sql) {
                     let words: Vec<&str> = statement.split([' ', '\n', '(']).filter(|word| !word.is_empty()).collect();
                     if let ["CREATE", "TABLE", name, ..] = words[..] {
-                        self.tables.insert(whole(name), false);
+                        self.tables.insert(whole_name(name), false);
                     }
                 }
                 self.migrations.insert(migration.name.clone(), migration.checksum.clone());
@@ -350,9 +348,4 @@ impl Cluster {
 fn begin(at: usize, of: usize) -> i64 {
     let (at, of) = (i64::try_from(at).unwrap_or(0), i64::try_from(of.max(1)).unwrap_or(1));
     RANGE_BEGIN + (1 << 32) / of * at
-}
-
-/// A table's name with its schema.
-fn whole(name: &str) -> String {
-    table_name(name).map_or_else(|_| name.to_owned(), |(schema, table)| format!("{schema}.{table}"))
 }

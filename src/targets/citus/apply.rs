@@ -9,7 +9,7 @@
 //! next waits for that lock, looks, and does what is left.
 
 use std::{
-    sync::{Arc, PoisonError},
+    sync::PoisonError,
     time::{Duration, Instant},
 };
 
@@ -38,10 +38,9 @@ const MIGRATE: i32 = 0x0065_766d;
 pub(super) const CLEAN_UP: &str = "CALL citus_cleanup_orphaned_resources()";
 /// How often it is looked whether an effect that was left behind has ended.
 const LOOK: Duration = Duration::from_secs(2);
-
-/// How long it is waited for a lock that a lost session of ours may still hold.
-const LOCK_TIME_MAX: Duration = Duration::from_secs(900);
-
+/// How long a coordinator may be away, how long a lost session of ours may hold a lock, and how long load may keep a move from
+/// beginning.
+pub(super) const AWAY_TIME_MAX: Duration = Duration::from_secs(900);
 /// How long Citus may take to clean up what left a node.
 const CLEAN_UP_TIME_MAX: Duration = Duration::from_secs(300);
 /// How long the lock of a daemon that is gone may be held, before the server lets go of it.
@@ -69,8 +68,8 @@ pub(super) struct Applying<'a> {
     pub(super) work: &'a CitusWork,
     pub(super) fence: Fence,
     pub(super) progress: &'a Progress,
-    /// What holds the lock of the run; the progress of moves is read by it.
-    guard: Mutex<Arc<Session>>,
+    /// What holds the lock of the run.
+    guard: Mutex<Session>,
     /// The version of Citus.
     pub(super) version: Version,
     /// Whether every move that the balance asks for is among the steps.
@@ -120,12 +119,12 @@ impl Citus {
         let Ok(ticket) = ticket.downcast::<Ticket>() else {
             return Err(TargetError::new("plan-missing", format!("the plan of `{}` is of another kind", job.instance)));
         };
-        let (steps, is_whole) = drift::meant(ticket.found, &changes)?;
+        let Ticket { guard, found, version } = *ticket;
+        let (steps, is_whole) = drift::meant(found, &changes)?;
         self.interrupted.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.instance);
         self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).insert(job.instance.clone());
-        let guard = Mutex::new(Arc::new(ticket.guard));
-        let applying =
-            Applying { this: self, job, work, fence, progress: &progress, guard, version: ticket.version, is_whole };
+        let guard = Mutex::new(guard);
+        let applying = Applying { this: self, job, work, fence, progress: &progress, guard, version, is_whole };
         let done = applying.run(steps).await;
         self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.instance);
         done
@@ -173,7 +172,7 @@ impl Applying<'_> {
         let mut steps = steps.into_iter().peekable();
         while let Some(step) = steps.next() {
             self.heed(begun)?;
-            self.guard().await?;
+            self.keep_lock().await?;
             let done = match step.task {
                 Task::Move(first) => {
                     let mut moves: Vec<Moving> = vec![first];
@@ -225,23 +224,23 @@ impl Applying<'_> {
         })
     }
 
-    /// The session that holds the lock of the run; taken again where the coordinator restarted, unless somebody else has it.
-    pub(super) async fn guard(&self) -> Result<Arc<Session>, TargetError> {
+    /// Takes the lock of the run again where the coordinator restarted, unless somebody else has it.
+    pub(super) async fn keep_lock(&self) -> Result<(), TargetError> {
         let mut guard = self.guard.lock().await;
         let since = Instant::now();
         while guard.is_closed() {
             let number = number(&self.job.instance);
             let again = self.this.session(self.job, Rights::Apply, "run").await?;
             if again.row("SELECT pg_try_advisory_lock($1, $2)", &[&RUN, &number]).await?.get::<_, bool>(0) {
-                *guard = Arc::new(again);
-            } else if since.elapsed() > LOCK_TIME_MAX {
+                *guard = again;
+            } else if since.elapsed() > AWAY_TIME_MAX {
                 return Err(locked(&again, RUN, number).await);
             } else {
                 self.heed(true)?;
                 tokio::time::sleep(LOOK).await;
             }
         }
-        Ok(Arc::clone(&guard))
+        Ok(())
     }
 
     /// A session for one effect, with the effect's own lock.

@@ -15,12 +15,12 @@ use super::{
     migrations::Migration,
     observe::Seen,
     rebalance::{self, Moving},
-    tables::{self, whole_name},
+    tables,
 };
 use crate::{
     model::{
         Change, Drift, DriftField, DriftKind, Field, ResourceChange, Retry,
-        citus::{Address, LayoutPlan},
+        citus::{Address, LayoutPlan, whole_name},
     },
     port::{CitusWork, Observation, TargetError},
 };

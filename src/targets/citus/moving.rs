@@ -17,7 +17,7 @@ use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 
 use super::{
     access::{Rights, Session, text},
-    apply::{Applying, CLEAN_UP},
+    apply::{AWAY_TIME_MAX, Applying, CLEAN_UP},
     rebalance::{Moving, at_once, moved, shares_colocation},
 };
 use crate::{
@@ -28,8 +28,6 @@ use crate::{
 
 /// How often a move is tried where the coordinator was lost in the middle.
 const TRIES_MAX: u32 = 3;
-/// How long a coordinator may be away, and how long load may keep a move from beginning.
-const AWAY_TIME_MAX: Duration = Duration::from_secs(900);
 /// How often it is looked again, at progress, at load, at who is away.
 const LOOK: Duration = Duration::from_secs(2);
 /// The kind of the error where a window is over before a move could begin.
@@ -196,7 +194,7 @@ impl Applying<'_> {
                 }
                 Ok(session) if lost => {
                     // Somebody else may have begun a run meanwhile.
-                    self.guard().await?;
+                    self.keep_lock().await?;
                     self.settle(&session, shard, begin).await?;
                     return Ok(session);
                 }
@@ -255,7 +253,7 @@ impl Applying<'_> {
             let since = silent.filter(|_| is_silent).unwrap_or_else(Instant::now);
             silent = is_silent.then_some(since);
             if is_silent && since.elapsed() > SILENCE_MAX {
-                self.guard().await?.row("SELECT pg_cancel_backend($1)", &[&pid]).await?;
+                aside.row("SELECT pg_cancel_backend($1)", &[&pid]).await?;
                 drop(call.await);
                 let message =
                     format!("`{}` or `{}` does not answer any more; the move was cancelled", moving.from, moving.to);

@@ -289,6 +289,10 @@ fn is_due(this: &Compared<'_>, full: &Rebalance, found: &mut Found) -> bool {
     if asks == 0 {
         return true;
     }
+    if !this.work.vacate.is_empty() {
+        // Nodes go, and what else would be nice waits.
+        return false;
+    }
     let bytes = size(full.bytes);
     match this.work.placement.rebalance {
         RebalanceMode::Report => {
@@ -297,7 +301,7 @@ fn is_due(this: &Compared<'_>, full: &Rebalance, found: &mut Found) -> bool {
             ));
             return false;
         }
-        RebalanceMode::Scheduled if !this.work.rebalances => {
+        RebalanceMode::Scheduled if !this.work.only_moves => {
             found.notes.push(format!("the next rebalance makes {asks} moves ({bytes})"));
             return false;
         }

@@ -13,13 +13,8 @@ use super::{
 };
 use crate::model::{
     Change,
-    citus::{Table, table_name},
+    citus::{Table, whole_name},
 };
-
-/// The table's name with its schema.
-pub(super) fn whole_name(name: &str) -> String {
-    table_name(name).map_or_else(|_| name.to_owned(), |(schema, table)| format!("{schema}.{table}"))
-}
 
 /// Tables that are missing, or not what they are declared to be.
 pub(super) fn tables(this: &Compared<'_>, found: &mut Found) {
