@@ -22,17 +22,17 @@ use std::{
 };
 
 use evenkeel::{
-    check,
-    desired::{Loader, schema::Limits},
+    adapters::{git::Mirror, store::Store},
+    domain::{
+        declaration::{Loader, schema::Limits},
+        message,
+        plan::{InstancePlan, Plan, mark_drifted, mark_protected, order, validation},
+        remediation::{self, Drifted},
+    },
     forge::{Forge, Settings, seed},
-    git::Mirror,
     model::{Change, EnvironmentName, Field, InstanceId, ResourceChange},
-    plan::{InstancePlan, Plan, mark_drifted, mark_protected, order},
-    port::{Observation, Repository},
-    remedy::{self, Drifted},
-    render,
-    store::Store,
-    targets::{kubernetes::local::free_port, tofu},
+    ports::{Observation, Repository},
+    targets::{kubernetes::local::free_port, opentofu},
 };
 use serde_json::{Value, json};
 
@@ -371,9 +371,9 @@ fn minds() -> Vec<Row> {
         let since = Instant::now();
         let mut drifted = vec![];
         for (id, upstreams) in &edges {
-            let drift = tofu::drift::of(&quiet);
+            let drift = opentofu::drift::of(&quiet);
             let names: Vec<String> = drift.iter().map(|drift| drift.resource.clone()).collect();
-            let mut actions = tofu::plan::actions(id, &quiet);
+            let mut actions = opentofu::plan::actions(id, &quiet);
             mark_protected(&protect, &mut actions);
             mark_drifted(&names, &mut actions);
             if !actions.is_empty() {
@@ -386,13 +386,13 @@ fn minds() -> Vec<Row> {
                 });
             }
         }
-        let groups = remedy::groups(&environment, drifted);
+        let groups = remediation::groups(&environment, drifted);
         let steps = order(&edges);
         assert!(groups.is_empty() && steps.len() == INSTANCES);
         passes.push(since.elapsed().as_secs_f64() * 1000.0);
         let since = Instant::now();
         let one = id(INSTANCES / 2);
-        let mut actions = tofu::plan::actions(&one, &changed);
+        let mut actions = opentofu::plan::actions(&one, &changed);
         mark_protected(&protect, &mut actions);
         let instance = InstancePlan {
             digest: Some(InstancePlan::digest_of(&actions)),
@@ -409,8 +409,8 @@ fn minds() -> Vec<Row> {
         };
         let revision = "0".repeat(40).parse().unwrap();
         let plan = Plan::new(environment.clone(), revision, None, "head".into(), vec![instance]);
-        let notes = check::plan(&plan, &Limits::default());
-        assert!(!render::comment::plan(&plan, &notes, "plan").is_empty());
+        let notes = validation::plan(&plan, &Limits::default());
+        assert!(!message::comment::plan(&plan, &notes, "plan").is_empty());
         plans.push(since.elapsed().as_secs_f64() * 1000.0);
     }
     vec![
@@ -491,7 +491,7 @@ async fn merge_to_tofu() -> Vec<Row> {
     stage.serve();
     stage.until("in sync", async || stage.in_sync().await).await;
     let url = format!("http://{}/acme/infra.git", stage.forge.address);
-    evenkeel::git::Tokens::global().set(&url, "t-lin".to_owned().into());
+    evenkeel::adapters::git::Tokens::global().set(&url, "t-lin".to_owned().into());
     let mirror = Mirror::open(&stage.place("lin.git"), &url).unwrap();
     let log = stage.place("daemon.log");
     let started = |text: &str| text.matches("tofu starts").count();
@@ -743,7 +743,7 @@ async fn journal() -> Vec<Row> {
     let store = Store::open(&file).await.unwrap();
     let now = chrono::Utc::now();
     store.take("bench", now, now, true).await.unwrap();
-    let mut run: evenkeel::journal::Run = serde_json::from_value(json!({
+    let mut run: evenkeel::domain::journal::Run = serde_json::from_value(json!({
         "id": 0, "environment": "dev", "revision": "a".repeat(40), "state": {"state": "open"}, "because": "a bench", "principal": "merge", "byMerge": true,
         "pull": null, "remediation": null, "createdAt": now, "endedAt": null,
         "instances": (0..20).map(|n| (format!("dev/c{n}"), json!({"status": "new", "order": 1, "says": "", "changed": false, "waitingOn": null}))).collect::<serde_json::Map<_, _>>(),
@@ -752,7 +752,7 @@ async fn journal() -> Vec<Row> {
     store.create_run(&mut run, &BTreeMap::new()).await.unwrap();
     let id: InstanceId = "dev/c0".parse().unwrap();
     let digest = evenkeel::model::Digest::of_json(&json!(1));
-    let planned = evenkeel::journal::Event::Planned { digest: Some(digest) };
+    let planned = evenkeel::domain::journal::Event::Planned { digest: Some(digest) };
     // Where SQLite starts its log anew it grows no more.
     let log = file.with_extension("db-wal");
     let before = std::fs::metadata(&log).unwrap().len();
@@ -814,11 +814,14 @@ async fn recovery() -> Vec<Row> {
 /// How long a healthy component waits among 200, when all are well and when 20 of them hang or fail.
 async fn fairness() -> Vec<Row> {
     const ALL: usize = 200;
-    let clock: Arc<dyn evenkeel::port::Clock> = Arc::new(evenkeel::daemon::SystemClock);
-    let repository = evenkeel::sim::Repository::new(Arc::clone(&clock));
+    let clock: Arc<dyn evenkeel::ports::Clock> = Arc::new(evenkeel::controller::SystemClock);
+    let repository = evenkeel::adapters::sim::Repository::new(Arc::clone(&clock));
     let seal = Arc::new(evenkeel::model::Seal::new(b"bench".to_vec()));
     // A look takes 10 ms and 4 go side by side; what takes 100 ms is long, as a minute is for a real plan.
-    let world = evenkeel::sim::World::new(Arc::clone(&seal), Arc::new(evenkeel::sim::Clock::new(clock.now())));
+    let world = evenkeel::adapters::sim::World::new(
+        Arc::clone(&seal),
+        Arc::new(evenkeel::adapters::sim::Clock::new(clock.now())),
+    );
     let paced =
         world.paced(evenkeel::targets::lanes::Lanes::new(4, Duration::from_millis(100)), Duration::from_millis(10));
     let mut files = vec![
@@ -840,7 +843,7 @@ async fn fairness() -> Vec<Row> {
     }
     repository.commit("main", "lin", "First", &files).unwrap();
     let store = Store::in_memory().await.unwrap();
-    let hands = evenkeel::daemon::Hands {
+    let hands = evenkeel::controller::Hands {
         store: store.clone(),
         repository: Arc::new(repository),
         target: Arc::new(paced),
@@ -849,7 +852,7 @@ async fn fairness() -> Vec<Row> {
         seal,
         redactor: evenkeel::model::Redactor::default(),
     };
-    let settings = evenkeel::daemon::Settings {
+    let settings = evenkeel::controller::Settings {
         branch: "main".into(),
         root: "state-repo".into(),
         poll: Duration::from_secs(3600),
@@ -857,7 +860,7 @@ async fn fairness() -> Vec<Row> {
         holder: "bench".into(),
         lease: Duration::from_secs(3600),
     };
-    let daemon = evenkeel::daemon::Daemon::new(settings, hands);
+    let daemon = evenkeel::controller::Daemon::new(settings, hands);
     let serving = Arc::clone(&daemon);
     tokio::spawn(async move { serving.serve().await });
     let started = Instant::now();
@@ -874,7 +877,7 @@ async fn fairness() -> Vec<Row> {
     let round = async || {
         let (since, started) = (chrono::Utc::now(), Instant::now());
         for id in &ids {
-            daemon.queue.wake(evenkeel::daemon::Wake::Instance(id.clone()), "bench");
+            daemon.queue.wake(evenkeel::controller::Wake::Instance(id.clone()), "bench");
         }
         let mut times: BTreeMap<&InstanceId, f64> = BTreeMap::new();
         while times.len() < healthy.len() {
@@ -894,9 +897,9 @@ async fn fairness() -> Vec<Row> {
     }
     for (n, id) in ids.iter().enumerate().filter(|(n, _)| n % 10 == 0) {
         let fault = if n % 20 == 0 {
-            evenkeel::sim::Fault::Hangs
+            evenkeel::adapters::sim::Fault::Hangs
         } else {
-            evenkeel::sim::Fault::OutOfReach("no route to host".into())
+            evenkeel::adapters::sim::Fault::OutOfReach("no route to host".into())
         };
         world.set_fault(id, Some(fault));
     }

@@ -1,35 +1,23 @@
-//! Evenkeel, an event-driven GitOps reconciler: one git repository says what the world should be.
+//! Evenkeel, an event-driven GitOps reconciler for OpenTofu, Kubernetes and Citus.
 //!
-//! The floors, from the top; an upper one may use a lower one, never the reverse (`tests/tidy.rs`):
-//! doors (`cli`, `server`, `config`, `telemetry`), conductors (`daemon`), hands (`targets`, `git`, `github`, `forge`,
-//! `store`, `supervisor`), minds (`desired`, `plan`, `authority`, `remedy`, `check`, `journal`, `command`, `render`, `calendar`),
-//! words (`model`, `port`).
+//! The layers, from the top. A layer uses the layers below it, never one above (`tests/tidy.rs`):
+//! entry points (`cli`, `server`, `config`, `telemetry`), controllers (`controller`), adapters and targets (`adapters`,
+//! `targets`), the pure domain (`domain`), and the types and traits that all share (`model`, `ports`). `forge` is the
+//! embedded GitHub-compatible server, a program of its own that nothing but `cli` imports. See `ARCHITECTURE.md`.
 
-pub mod authority;
-pub mod calendar;
-pub mod check;
+pub mod adapters;
 pub mod cli;
-pub mod command;
 pub mod config;
-pub mod daemon;
-pub mod desired;
+pub mod controller;
+pub mod domain;
 pub mod forge;
-pub mod git;
-pub mod github;
-pub mod journal;
 pub mod model;
-pub mod plan;
-pub mod port;
-pub mod remedy;
-pub mod render;
+pub mod ports;
 pub mod server;
-pub mod sim;
-pub mod store;
-pub mod supervisor;
 pub mod targets;
 pub mod telemetry;
 
-/// An error and its causes, in one line.
+/// Returns an error and its causes in one line, separated by colons.
 pub fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();

@@ -19,7 +19,7 @@ use std::{
     },
 };
 
-use evenkeel::sim::Lives;
+use evenkeel::adapters::sim::Lives;
 use stage::Stage;
 
 /// How many tellings share the cuts of a script: each ends lives at every so many places.

@@ -1,4 +1,4 @@
-//! The house rules that a program can check.
+//! Rules of the codebase that a program can check: layers, purity, documentation.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on has failed")]
 
 use std::{
@@ -6,18 +6,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Rooms by floor, from the words up.
-const FLOORS: [(u8, &[&str]); 5] = [
-    (0, &["model", "port"]),
-    (1, &["desired", "plan", "authority", "remedy", "check", "journal", "command", "render", "calendar"]),
-    (2, &["targets", "git", "github", "forge", "store", "supervisor", "sim"]),
-    (3, &["daemon"]),
-    (4, &["cli", "server", "config", "telemetry"]),
+/// The layers from the lowest to the highest, each with its folders and files under `src/`.
+const LAYERS: [(&str, &[&str]); 5] = [
+    ("model", &["model", "ports"]),
+    ("domain", &["domain"]),
+    ("adapters", &["adapters", "targets", "forge"]),
+    ("controllers", &["controller"]),
+    ("entry points", &["cli", "server", "config", "telemetry"]),
 ];
+const DOMAIN: usize = 1;
+const ADAPTERS: usize = 2;
 
-/// What never enters a floor below 2, and never leaves it.
+/// Third-party clients, whose types stay in the adapters and targets.
 const CLIENTS: [&str; 5] = ["octocrab::", "git2::", "sqlx::", "kube::", "tokio_postgres::"];
-/// Minds don't look at the world.
+/// What makes a function depend on more than its arguments.
 const IMPURE: [&str; 7] = ["tokio::", "std::fs", "std::env", "Utc::now", "Instant::now", "SystemTime", "getrandom"];
 
 const FILE_LINES_MAX: usize = 500;
@@ -47,35 +49,42 @@ fn code(path: &Path) -> String {
     text.split("#[cfg(test)]").next().unwrap_or_default().to_owned()
 }
 
-fn room(path: &Path) -> String {
+/// The folder or file directly under `src/` that a path belongs to.
+fn top(path: &Path) -> String {
     let rest = path.strip_prefix("src").unwrap();
     rest.components().next().unwrap().as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned()
 }
 
-fn floor(room: &str) -> Option<u8> {
-    FLOORS.iter().find(|(_, rooms)| rooms.contains(&room)).map(|(floor, _)| *floor)
+fn layer(top: &str) -> Option<usize> {
+    LAYERS.iter().position(|(_, tops)| tops.contains(&top))
+}
+
+/// The lines of code of a file before its tests, numbered from 1, without comments.
+fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines().enumerate().map(|(n, line)| (n + 1, line)).filter(|(_, line)| !line.trim_start().starts_with("//"))
 }
 
 #[test]
-fn every_room_stands_on_a_floor_and_uses_lower_ones_alone() {
+fn a_layer_uses_the_layers_below_it() {
     let mut wrong = vec![];
     for path in files("src", ".rs") {
-        let room = room(&path);
-        if room == "main" || room == "lib" {
+        let top = top(&path);
+        if top == "main" || top == "lib" {
             continue;
         }
-        let own = floor(&room).unwrap_or_else(|| panic!("the room `{room}` stands on no floor"));
-        for (number, line) in code(&path).lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
-            for (floor, rooms) in FLOORS {
-                for other in rooms.iter().filter(|other| {
+        let own = layer(&top).unwrap_or_else(|| panic!("`src/{top}` belongs to no layer"));
+        for (number, line) in code_lines(&code(&path)) {
+            for (at, (name, tops)) in LAYERS.iter().enumerate() {
+                for other in tops.iter().filter(|other| {
                     line.contains(&format!("crate::{other}::")) || line.trim_start().starts_with(&format!("{other}::"))
                 }) {
-                    if floor > own {
-                        wrong.push(format!(
-                            "{}:{}: `{room}` (floor {own}) uses `{other}` (floor {floor})",
-                            path.display(),
-                            number + 1
-                        ));
+                    if at > own {
+                        let (path, own) = (path.display(), LAYERS[own].0);
+                        wrong.push(format!("{path}:{number}: the layer `{own}` uses `{other}` of the layer `{name}`"));
+                    }
+                    if *other == "forge" && !["forge", "cli"].contains(&&*top) {
+                        let path = path.display();
+                        wrong.push(format!("{path}:{number}: `{top}` uses the embedded forge; only `cli` may"));
                     }
                 }
             }
@@ -85,29 +94,27 @@ fn every_room_stands_on_a_floor_and_uses_lower_ones_alone() {
 }
 
 #[test]
-fn clients_stay_on_their_floor_and_minds_are_pure() {
+fn clients_stay_in_adapters_and_the_domain_is_pure() {
     let mut wrong = vec![];
     for path in files("src", ".rs") {
-        let room = room(&path);
-        let Some(floor) = floor(&room) else { continue };
+        let Some(layer) = layer(&top(&path)) else { continue };
         let pure = ["balance", "bound", "capacity", "catalog", "rebalance", "solve", "tables"];
         let is_pure = |name: &&str| path.ends_with(format!("citus/{name}.rs"));
-        let pure_slice = path.ends_with("drift.rs") || path.ends_with("plan.rs") || pure.iter().any(is_pure);
+        let in_target = path.starts_with("src/targets") && (path.ends_with("drift.rs") || path.ends_with("plan.rs"));
+        let pure_slice = in_target || pure.iter().any(is_pure);
         let text = code(&path);
-        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
-            let mut say = |what: &str| wrong.push(format!("{}:{}: {what}", path.display(), number + 1));
-            if floor != 2 && CLIENTS.iter().any(|client| line.contains(client)) {
-                say("a client's type leaves floor 2");
+        for (number, line) in code_lines(&text) {
+            let mut add = |what: &str| wrong.push(format!("{}:{number}: {what}", path.display()));
+            if layer != ADAPTERS && CLIENTS.iter().any(|client| line.contains(client)) {
+                add("a third-party client's type outside of the adapters");
             }
-            if (floor < 2 && room != "port" || pure_slice) && IMPURE.iter().any(|word| line.contains(word)) {
-                say("a mind looks at the world");
-            }
-            if line.contains("println!")
-                || line.contains("#[should_panic")
-                || line.contains("todo!(")
-                || line.contains("unimplemented!(")
+            if (layer <= DOMAIN && top(&path) != "ports" || pure_slice) && IMPURE.iter().any(|word| line.contains(word))
             {
-                say("not in this house");
+                add("the domain depends on more than its arguments");
+            }
+            let forbidden = ["println!", "#[should_panic", "todo!(", "unimplemented!("];
+            if forbidden.iter().any(|word| line.contains(word)) {
+                add("a construct that this project does not use");
             }
         }
     }
@@ -184,20 +191,20 @@ fn goldens_are_short_enough_to_be_read() {
 }
 
 #[test]
-fn unsafe_code_stands_in_one_place() {
+fn unsafe_code_is_in_one_file() {
     let places: Vec<String> = files("src", ".rs")
         .iter()
         .filter(|path| std::fs::read_to_string(path).unwrap().contains("unsafe {"))
         .map(|path| path.display().to_string())
         .collect();
-    assert_eq!(places, ["src/git/http.rs"], "libgit2's transport registry alone needs it");
+    assert_eq!(places, ["src/adapters/git/http.rs"], "libgit2's transport registry alone needs it");
 }
 
 #[test]
 fn the_documents_name_what_is_there() {
     let reference = std::fs::read_to_string("docs/reference.md").unwrap();
-    let help = std::fs::read_to_string("src/command/mod.rs").unwrap();
-    for verb in evenkeel::command::VERBS {
+    let help = std::fs::read_to_string("src/domain/command/mod.rs").unwrap();
+    for verb in evenkeel::domain::command::VERBS {
         let word = format!("`/{}", verb.word());
         assert!(reference.contains(&word) && help.contains(&word), "`{word}` is not in both");
     }

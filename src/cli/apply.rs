@@ -11,10 +11,12 @@ use serde_json::{Value, json};
 
 use super::{Done, Failure, Format, Global, client::Client, drift::selector, output, plan};
 use crate::{
-    journal::{Run, RunState, Status},
+    domain::{
+        journal::{Run, RunState, Status},
+        message::plain,
+        plan::Plan,
+    },
     model::{ComponentName, InstanceId, RunId},
-    plan::Plan,
-    render::plain,
     server::{Ask, Started},
 };
 

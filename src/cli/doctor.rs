@@ -8,13 +8,12 @@ use serde_json::json;
 
 use super::{Done, Failure, Format, Global, client, output, workbench};
 use crate::{
+    adapters::{git::Mirror, store::Store},
     config::Config,
-    desired::Desired,
-    git::Mirror,
+    domain::declaration::Desired,
     model::EnvironmentName,
-    port::Repository,
-    store::Store,
-    targets::{citus, citus::Rights, kubernetes, tofu},
+    ports::Repository,
+    targets::{citus, citus::Rights, kubernetes, opentofu},
 };
 
 /// What is to be done about a damaged store.
@@ -103,7 +102,7 @@ async fn copy_store(global: &Global, file: &std::path::Path) -> Done {
 }
 
 async fn examine(config: &Config, findings: &mut Vec<Finding>) {
-    findings.push(match tofu::version(&config.tofu.binary).await {
+    findings.push(match opentofu::version(&config.tofu.binary).await {
         Ok(version) if supported(&version) => well("tofu", format!("`{}` is {version}", config.tofu.binary)),
         Ok(version) => ill(
             "tofu",
@@ -201,10 +200,10 @@ async fn data(config: &Config, findings: &mut Vec<Finding>) {
 async fn repository(config: &Config, findings: &mut Vec<Finding>) -> Option<Arc<Desired>> {
     let folder = tempfile::tempdir().ok()?;
     let what = "repository";
-    if let (Ok(Some(crate::github::Auth::Token(token))), true) =
+    if let (Ok(Some(crate::adapters::github::Auth::Token(token))), true) =
         (workbench::auth(config), config.repository.url.starts_with("http"))
     {
-        crate::git::Tokens::global().set(&config.repository.url, token);
+        crate::adapters::git::Tokens::global().set(&config.repository.url, token);
     }
     let fetched = match Mirror::open(folder.path(), &config.repository.url) {
         Ok(mirror) => match mirror.fetch(&format!("refs/heads/{}", config.repository.branch)).await {
@@ -233,11 +232,11 @@ async fn repository(config: &Config, findings: &mut Vec<Finding>) -> Option<Arc<
         }
         Ok((revision, files)) => {
             findings.push(well(what, format!("`{}` is at {}", config.repository.branch, revision.short())));
-            let desired = crate::desired::load(&*files, config.repository.path.trim_matches('/'));
+            let desired = crate::domain::declaration::load(&*files, config.repository.path.trim_matches('/'));
             let says = format!(
                 "{} files (of at most {}), {} instances",
                 desired.files,
-                crate::desired::FILES_MAX,
+                crate::domain::declaration::FILES_MAX,
                 desired.instances.len()
             );
             findings.push(match desired.problems.first() {

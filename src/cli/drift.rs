@@ -7,11 +7,9 @@ use serde_json::json;
 
 use super::{Done, Failure, Format, Global, client, client::Client, output, status, workbench};
 use crate::{
-    daemon::Status,
-    desired::Selector,
+    controller::Status,
+    domain::{declaration::Selector, message::counts, plan::Plan},
     model::{Redactor, Verdict},
-    plan::Plan,
-    render::counts,
     server::Ask,
 };
 
@@ -40,7 +38,7 @@ pub(super) fn selector(words: &[String]) -> Result<Option<Selector>, Failure> {
             .join(between)
             .parse()
             .map(Some)
-            .map_err(|error: crate::desired::select::Error| Failure { code: 64, ..Failure::from(error) })
+            .map_err(|error: crate::domain::declaration::select::Error| Failure { code: 64, ..Failure::from(error) })
     }
 }
 
@@ -75,7 +73,7 @@ pub(super) async fn run(global: &Global, args: &DriftArgs) -> Done {
 /// What is said where nothing is known of what was applied.
 fn against_checkout(global: &Global, plans: &[Plan]) -> Done {
     let colour = output::colour();
-    let verdict = |instance: &crate::plan::InstancePlan| match (
+    let verdict = |instance: &crate::domain::plan::InstancePlan| match (
         &instance.problem,
         instance.digest,
         instance.actions.is_empty(),
@@ -84,7 +82,7 @@ fn against_checkout(global: &Global, plans: &[Plan]) -> Done {
         (None, Some(_), true) => Verdict::InSync,
         (None, Some(_), false) => Verdict::Drifted,
     };
-    let instances: Vec<&crate::plan::InstancePlan> = plans.iter().flat_map(|plan| &plan.instances).collect();
+    let instances: Vec<&crate::domain::plan::InstancePlan> = plans.iter().flat_map(|plan| &plan.instances).collect();
     let worst = instances.iter().map(|instance| verdict(instance)).min().unwrap_or(Verdict::Unknown);
     if global.output != Format::Text {
         let rows: Vec<_> = instances.iter().map(|i| json!({"id": i.id, "environment": i.id.environment, "component": i.id.component, "kind": i.kind, "verdict": verdict(i), "applied": null, "pending": i.actions.iter().flat_map(|a| a.resources.clone()).collect::<Vec<_>>(), "drift": [], "reason": i.problem})).collect();
@@ -101,7 +99,7 @@ fn against_checkout(global: &Global, plans: &[Plan]) -> Done {
         .map(|instance| {
             let resources: Vec<_> = instance.actions.iter().flat_map(|action| &action.resources).collect();
             let says = instance.problem.clone().unwrap_or_else(|| match instance.waiting_on.first() {
-                Some(on) if instance.digest.is_none() => crate::render::comment::waiting(on),
+                Some(on) if instance.digest.is_none() => crate::domain::message::comment::waiting(on),
                 _ => counts(&resources),
             });
             vec![instance.id.to_string(), status::paint(verdict(instance), colour), instance.kind.clone(), says]

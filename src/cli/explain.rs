@@ -4,8 +4,10 @@ use clap::Args;
 
 use super::{Done, Format, Global, client::Client, output, runs, status};
 use crate::{
-    authority::guards::Held,
-    render::{diff, differs, plain},
+    domain::{
+        authorization::guards::Held,
+        message::{diff, differs, plain},
+    },
     server::Explained,
 };
 

@@ -8,9 +8,11 @@ use serde_json::json;
 
 use super::{Done, Failure, Format, Global, output, validate};
 use crate::{
-    desired::{Candidate, Selector},
+    domain::{
+        declaration::{Candidate, Selector},
+        plan::order,
+    },
     model::InstanceId,
-    plan::order,
 };
 
 /// Show instances and what they depend on.
@@ -39,7 +41,7 @@ enum Drawing {
 pub(super) fn run(global: &Global, args: &Graph) -> Done {
     let desired = validate::load(args.state_repo.as_deref())?;
     let selector: Option<Selector> = args.selector.as_deref().map(str::parse).transpose()?;
-    let selects = |instance: &crate::desired::Instance| {
+    let selects = |instance: &crate::domain::declaration::Instance| {
         let candidate = Candidate {
             id: &instance.id,
             kind: instance.kind,

@@ -13,9 +13,9 @@ use serde_json::json;
 
 use super::{Done, Failure, Format, Global, output};
 use crate::{
-    desired::{hcl, schema::API_VERSION},
+    domain::declaration::{hcl, schema::API_VERSION},
     model::{EnvironmentName, Redactor},
-    port::Files,
+    ports::Files,
     targets::citus::{self, Login},
 };
 
@@ -115,7 +115,7 @@ fn roots_of_repository(global: &Global, args: &Init) -> Done {
         return Err(Failure::new(format!("`{}` is there already, and nothing is overwritten", target.display()))
             .hint("remove it, or name another folder with --state-repo"));
     }
-    let roots = roots(&crate::git::WorkingFiles::new(&folder))?;
+    let roots = roots(&crate::adapters::git::WorkingFiles::new(&folder))?;
     if roots.is_empty() {
         return Err(Failure::new(format!("there is no root module of OpenTofu below `{}`", folder.display())).hint(
             "a root module is a folder with `*.tf` or `*.tofu` that names a backend or a provider, and that no other module uses",
@@ -134,7 +134,10 @@ fn roots_of_repository(global: &Global, args: &Init) -> Done {
         }
         std::fs::write(path, text)?;
     }
-    let desired = crate::desired::load(&crate::git::WorkingFiles::new(&folder), args.state_repo.trim_matches('/'));
+    let desired = crate::domain::declaration::load(
+        &crate::adapters::git::WorkingFiles::new(&folder),
+        args.state_repo.trim_matches('/'),
+    );
     if let Some(problem) = desired.problems.first() {
         // Nothing is left behind that does not validate.
         std::fs::remove_dir_all(&target)?;
@@ -210,7 +213,7 @@ fn roots(files: &dyn Files) -> Result<Vec<Root>, Failure> {
     let used: BTreeSet<String> = modules
         .iter()
         .flat_map(|(folder, text)| {
-            hcl::relative_paths(text).into_iter().filter_map(move |(path, _)| crate::port::join(folder, &path))
+            hcl::relative_paths(text).into_iter().filter_map(move |(path, _)| crate::ports::join(folder, &path))
         })
         .collect();
     let is_root = |folder: &str, text: &str| {
@@ -273,12 +276,12 @@ fn collect(
         return Ok(());
     }
     for entry in files.list(folder).map_err(Failure::from)? {
-        let path = crate::port::join(folder, &entry.name).unwrap_or_default();
+        let path = crate::ports::join(folder, &entry.name).unwrap_or_default();
         match entry.sort {
-            crate::port::Sort::Folder if !entry.name.starts_with('.') && entry.name != "node_modules" => {
+            crate::ports::Sort::Folder if !entry.name.starts_with('.') && entry.name != "node_modules" => {
                 collect(files, &path, depth + 1, modules)?;
             }
-            crate::port::Sort::File if entry.name.ends_with(".tf") || entry.name.ends_with(".tofu") => {
+            crate::ports::Sort::File if entry.name.ends_with(".tf") || entry.name.ends_with(".tofu") => {
                 let text = files.read(&path).map_err(Failure::from)?;
                 modules.entry(folder.to_owned()).or_default().push_str(&String::from_utf8_lossy(&text));
             }

@@ -29,7 +29,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use output::Format;
 
-use crate::desired::schema::Verb;
+use crate::domain::declaration::schema::Verb;
 
 /// An event-driven GitOps reconciler: one git repository says what the world should be.
 #[derive(Parser, Debug)]

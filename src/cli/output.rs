@@ -8,7 +8,7 @@ use std::{
 use serde::Serialize;
 
 use super::Failure;
-use crate::render::terminal::Colour;
+use crate::domain::message::terminal::Colour;
 
 /// How results are printed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]

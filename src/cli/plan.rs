@@ -7,9 +7,11 @@ use serde_json::json;
 
 use super::{Done, Format, Global, client, client::Client, drift::selector, output, workbench};
 use crate::{
+    domain::{
+        message::{comment, counts, diff, layout},
+        plan::Plan,
+    },
     model::Redactor,
-    plan::Plan,
-    render::{comment, counts, diff, layout},
     server::Ask,
 };
 

@@ -4,9 +4,9 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{Done, Failure, Format, Global, client::Client, output};
-use crate::{
+use crate::domain::{
     journal::{JournalRecord, Run, RunInstance, RunState, Status},
-    render::{ago, plain},
+    message::{ago, plain},
 };
 
 /// Show runs.

@@ -9,7 +9,12 @@ use super::{
     drift::selector,
     output, plan,
 };
-use crate::{daemon::Said, desired::schema::Verb, model::Duration, render::plain, server::Ask};
+use crate::{
+    controller::Said,
+    domain::{declaration::schema::Verb, message::plain},
+    model::Duration,
+    server::Ask,
+};
 
 /// What is meant.
 #[derive(Args, Debug)]

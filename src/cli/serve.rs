@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Done, Failure, Global, client, output, status, workbench};
 use crate::{
     config::Config,
-    daemon::Daemon,
+    controller::Daemon,
     model::Redactor,
     server::{self, Door},
     telemetry,
@@ -101,7 +101,7 @@ fn not_fenced(daemon: &Daemon) -> Result<(), Failure> {
 
 /// The tokens of the API by name: the one of this machine, and those of the configuration.
 fn tokens(config: &Config) -> Result<Vec<(String, SecretString)>, Failure> {
-    let mut tokens = vec![(crate::authority::LOCAL_TOKEN.to_owned(), server::local_token(&config.data)?)];
+    let mut tokens = vec![(crate::domain::authorization::LOCAL_TOKEN.to_owned(), server::local_token(&config.data)?)];
     for (name, token) in &config.tokens {
         let text = std::fs::read_to_string(&token.file).map_err(|error| {
             Failure::new(format!("could not read the token `{name}` from `{}`: {error}", token.file.display()))

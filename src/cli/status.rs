@@ -5,9 +5,9 @@ use serde_json::json;
 
 use super::{Done, Format, Global, client::Client, output};
 use crate::{
-    daemon::{InstanceStatus, Status},
+    controller::{InstanceStatus, Status},
+    domain::message::{ago, differs, layout, terminal::Colour},
     model::Verdict,
-    render::{ago, differs, layout, terminal::Colour},
 };
 
 /// The longest reason in a line; `explain` says all of it.

@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::Args;
 
 use super::{Done, output};
-use crate::supervisor;
+use crate::adapters::supervisor;
 
 /// Run the daemon as the first process of a container: start it again when it dies, and let what it began end.
 #[derive(Args, Debug)]

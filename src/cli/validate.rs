@@ -10,9 +10,11 @@ use serde_json::json;
 
 use super::{Done, Failure, Format, Global, output};
 use crate::{
-    desired::{self, Desired, schema},
-    git::WorkingFiles,
-    render::terminal,
+    adapters::git::WorkingFiles,
+    domain::{
+        declaration::{self, Desired, schema},
+        message::terminal,
+    },
 };
 
 /// Check the declarations of a state repo.
@@ -57,7 +59,7 @@ pub(crate) fn find(state_repo: Option<&Path>) -> Result<(PathBuf, String), Failu
 /// Loads the declarations on this disk.
 pub(crate) fn load(state_repo: Option<&Path>) -> Result<Arc<Desired>, Failure> {
     let (root, below) = find(state_repo)?;
-    Ok(desired::load(&WorkingFiles::new(root), &below))
+    Ok(declaration::load(&WorkingFiles::new(root), &below))
 }
 
 pub(super) fn run(global: &Global, args: &Validate) -> Done {

@@ -7,13 +7,15 @@ use serde_json::json;
 
 use super::{Done, Failure, Format, Global, output, validate};
 use crate::{
-    authority::{Rights, approvals::asked},
-    desired::{
-        schema::{StateRepo, Verb},
-        validate::nearest,
+    domain::{
+        authorization::{Rights, approvals::asked},
+        declaration::{
+            schema::{StateRepo, Verb},
+            validate::nearest,
+        },
+        message::plain,
     },
     model::EnvironmentName,
-    render::plain,
 };
 
 /// Show who may give a command.
@@ -54,7 +56,7 @@ pub(super) fn run(global: &Global, args: &WhoCan) -> Done {
         let near = nearest(&args.place, ids.iter().map(String::as_str));
         return Err(usage(format!("there is no instance `{}`", args.place), near, "`evenkeel graph` lists them"));
     }
-    if !crate::command::VERBS.contains(&verb) {
+    if !crate::domain::command::VERBS.contains(&verb) {
         return Err(usage(format!("`{word}` is not there yet"), None, "`/help` on a pull request lists what there is"));
     }
     let state_repo = desired.state_repo.as_deref().ok_or_else(|| {

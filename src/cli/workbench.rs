@@ -6,15 +6,17 @@ use secrecy::SecretString;
 
 use super::Failure;
 use crate::{
+    adapters::{
+        git::{Mirror, WorkingFiles},
+        github::{Auth, GitHub},
+        store::Store,
+    },
     config::Config,
-    daemon::{Daemon, Hands, Head, Settings, SystemClock},
-    desired,
-    git::{Mirror, WorkingFiles},
-    github::{Auth, GitHub},
+    controller::{Daemon, Hands, Head, Settings, SystemClock},
+    domain::declaration,
     model::{InstanceId, Redactor, Revision, Seal},
-    port::Forge,
-    store::Store,
-    targets::{Targets, citus, kubernetes, tofu},
+    ports::Forge,
+    targets::{Targets, citus, kubernetes, opentofu},
 };
 
 /// This very program, also where its file was replaced since it was started.
@@ -23,9 +25,9 @@ fn supervisor() -> std::path::PathBuf {
 }
 
 /// The tofu target of a configuration.
-pub(crate) fn tofu_settings(config: &Config, redactor: &Redactor) -> tofu::Settings {
+pub(crate) fn tofu_settings(config: &Config, redactor: &Redactor) -> opentofu::Settings {
     let (for_credentials, redactor) = (config.clone(), redactor.clone());
-    tofu::Settings {
+    opentofu::Settings {
         binary: config.tofu.binary.clone(),
         parallel: config.tofu.parallel,
         data: config.data.clone(),
@@ -96,8 +98,8 @@ pub(crate) fn auth(config: &Config) -> Result<Option<Auth>, Failure> {
 }
 
 /// Whoever can read the daemon's data.
-pub(crate) fn owner() -> crate::authority::Principal {
-    crate::authority::Principal::Token { name: crate::authority::LOCAL_TOKEN.into() }
+pub(crate) fn owner() -> crate::domain::authorization::Principal {
+    crate::domain::authorization::Principal::Token { name: crate::domain::authorization::LOCAL_TOKEN.into() }
 }
 
 /// The forge of a configuration, if it has one.
@@ -156,7 +158,7 @@ pub(crate) async fn daemon(config: &Config, redactor: Redactor) -> Result<Arc<Da
     store.check().await.map_err(|error| Failure::from(error).hint("`evenkeel doctor` says what to do about it"))?;
     let seal = Arc::new(store.seal().await?);
     let targets = Targets::new(
-        tofu::Tofu::new(tofu_settings(config, &redactor), Arc::clone(&seal), redactor.clone()),
+        opentofu::Tofu::new(tofu_settings(config, &redactor), Arc::clone(&seal), redactor.clone()),
         kubernetes(Some(config), &store, &seal, &redactor),
         citus(Some(config), &store, &redactor),
     );
@@ -178,7 +180,7 @@ fn settings(config: &Config) -> Settings {
         root: config.repository.path.trim_matches('/').to_owned(),
         poll: config.repository.poll.std(),
         watch: config.local_repository(),
-        holder: crate::supervisor::Who::me().to_string(),
+        holder: crate::adapters::supervisor::Who::me().to_string(),
         lease: config.lease.std(),
     }
 }
@@ -196,12 +198,12 @@ pub(crate) async fn offline(
     let mut settings_of_tofu = match config {
         Some(config) => tofu_settings(config, &redactor),
         None => {
-            let none: tofu::Credentials = Arc::new(|id: &InstanceId, name: &str, _| {
+            let none: opentofu::Credentials = Arc::new(|id: &InstanceId, name: &str, _| {
                 Err::<BTreeMap<String, SecretString>, _>(format!(
                     "`{id}` names the connection `{name}`, and there is no configuration; name it with --config"
                 ))
             });
-            tofu::Settings {
+            opentofu::Settings {
                 binary: "tofu".into(),
                 parallel: 4,
                 data: folder.path().to_owned(),
@@ -215,14 +217,14 @@ pub(crate) async fn offline(
         }
     };
     settings_of_tofu.data = folder.path().to_owned();
-    let files: Arc<dyn crate::port::Files> = Arc::new(WorkingFiles::new(&root));
-    let desired = desired::load(&*files, &below);
+    let files: Arc<dyn crate::ports::Files> = Arc::new(WorkingFiles::new(&root));
+    let desired = declaration::load(&*files, &below);
     let revision: Revision = "0".repeat(40).parse()?;
     let hands = Hands {
         repository: Arc::new(Mirror::open(&folder.path().join("mirror.git"), &root.display().to_string())?),
         forge: None,
         target: Arc::new(Targets::new(
-            tofu::Tofu::new(settings_of_tofu, Arc::clone(&seal), redactor.clone()),
+            opentofu::Tofu::new(settings_of_tofu, Arc::clone(&seal), redactor.clone()),
             kubernetes(config, &store, &seal, &redactor),
             citus(config, &store, &redactor),
         )),

@@ -275,12 +275,14 @@ impl Config {
 
     fn parse(path: &Path, text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Self, Error> {
         let wrong = |why: String| Error::Text { path: path.to_owned(), why };
-        let (nodes, problems) = crate::desired::node::read(&path.display().to_string().into(), text.as_bytes());
+        let (nodes, problems) =
+            crate::domain::declaration::node::read(&path.display().to_string().into(), text.as_bytes());
         if let Some(problem) = problems.first() {
             return Err(wrong(problem.to_string()));
         }
-        let mut value =
-            nodes.first().map_or(Value::Object(serde_json::Map::new()), crate::desired::node::Node::to_json);
+        let mut value = nodes
+            .first()
+            .map_or(Value::Object(serde_json::Map::new()), crate::domain::declaration::node::Node::to_json);
         for keys in KEYS {
             if let Some(found) = environment(&variable(keys)) {
                 let mut place = &mut value;

@@ -13,17 +13,19 @@ use serde_json::{Value, json};
 
 use super::{Caller, Part, Reader, Refusal, Shared};
 use crate::{
-    authority::{Principal, guards::Held},
-    command::Command,
-    daemon::{InstanceStatus, Said, Status},
-    desired::{
-        Selector,
-        schema::{Limits, Verb},
+    adapters::store::AuditEntry,
+    controller::{InstanceStatus, Said, Status},
+    domain::{
+        authorization::{Principal, guards::Held},
+        command::Command,
+        declaration::{
+            Selector,
+            schema::{Limits, Verb},
+        },
+        journal::{JournalRecord, Run},
+        plan::Plan,
     },
-    journal::{JournalRecord, Run},
     model::{ComponentName, Duration, RunId},
-    plan::Plan,
-    store::AuditEntry,
 };
 
 /// Requests are a few words.
@@ -124,7 +126,7 @@ async fn instance(
     let name = format!("{environment}/{component}");
     let known: Vec<String> = status.instances.iter().map(|instance| instance.id.to_string()).collect();
     let Some(instance) = status.instances.into_iter().find(|instance| instance.id.to_string() == name) else {
-        let hint = crate::desired::validate::nearest(&name, known.iter().map(String::as_str))
+        let hint = crate::domain::declaration::validate::nearest(&name, known.iter().map(String::as_str))
             .map(|near| format!("; did you mean `{near}`?"))
             .unwrap_or_default();
         return Err(Refusal(StatusCode::NOT_FOUND, "no-instance", format!("there is no instance `{name}`{hint}")));
@@ -248,7 +250,7 @@ async fn apply(
     Caller(who): Caller,
     Part(Json(ask)): Part<Json<Ask>>,
 ) -> Result<Json<Started>, Refusal> {
-    let daemon: &Arc<crate::daemon::Daemon> = &door.daemon;
+    let daemon: &Arc<crate::controller::Daemon> = &door.daemon;
     daemon.read_head().await?;
     let done = daemon.apply_now(selector(&ask)?.as_ref(), &ask.digests, ask.remediation.as_ref(), &who).await;
     Ok(Json(Started { runs: audited(daemon, &who, done).await? }))
@@ -256,11 +258,11 @@ async fn apply(
 
 /// What came of a command; a refusal stands in the audit.
 async fn audited<T>(
-    daemon: &Arc<crate::daemon::Daemon>,
+    daemon: &Arc<crate::controller::Daemon>,
     who: &Principal,
-    done: Result<T, crate::daemon::Error>,
+    done: Result<T, crate::controller::Error>,
 ) -> Result<T, Refusal> {
-    if let Err(crate::daemon::Error::Refused(says)) = &done {
+    if let Err(crate::controller::Error::Refused(says)) = &done {
         daemon.hands.store.audit(daemon.now(), &who.name(), "refused", "api", says).await?;
     }
     Ok(done?)

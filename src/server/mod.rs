@@ -25,8 +25,8 @@ use tokio::net::TcpListener;
 pub use webhook::wakes;
 
 use crate::{
-    authority::{LOCAL_TOKEN, Principal},
-    daemon::{Daemon, Error},
+    controller::{Daemon, Error},
+    domain::authorization::{LOCAL_TOKEN, Principal},
 };
 
 /// What a door needs.
@@ -123,8 +123,8 @@ impl From<Error> for Refusal {
     }
 }
 
-impl From<crate::store::Error> for Refusal {
-    fn from(error: crate::store::Error) -> Self {
+impl From<crate::adapters::store::Error> for Refusal {
+    fn from(error: crate::adapters::store::Error) -> Self {
         Error::from(error).into()
     }
 }

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use sha2::Sha256;
 
 use super::Shared;
-use crate::{daemon::Wake, model::PullNumber};
+use crate::{controller::Wake, model::PullNumber};
 
 /// GitHub sends no more than 25 MB.
 const BODY_BYTES_MAX: usize = 25 << 20;

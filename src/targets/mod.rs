@@ -6,8 +6,8 @@
 pub mod citus;
 pub mod kubernetes;
 pub mod lanes;
+pub mod opentofu;
 pub mod probe;
-pub mod tofu;
 mod worktree;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -16,19 +16,19 @@ use async_trait::async_trait;
 
 use crate::{
     model::{Action, Drift, InstanceId, PullNumber},
-    port::{Attached, Fence, Health, Job, Observation, Output, Prepared, Progress, Target, TargetError, Work},
+    ports::{Attached, Fence, Health, Job, Observation, Output, Prepared, Progress, Target, TargetError, Work},
 };
 
 /// All kinds of target of this machine.
 pub struct Targets {
-    tofu: tofu::Tofu,
+    tofu: opentofu::Tofu,
     kubernetes: kubernetes::Kubernetes,
     citus: citus::Citus,
 }
 
 impl Targets {
     /// The targets with their settings.
-    pub fn new(tofu: tofu::Tofu, kubernetes: kubernetes::Kubernetes, citus: citus::Citus) -> Self {
+    pub fn new(tofu: opentofu::Tofu, kubernetes: kubernetes::Kubernetes, citus: citus::Citus) -> Self {
         Self { tofu, kubernetes, citus }
     }
 }
@@ -36,7 +36,7 @@ impl Targets {
 /// How the world differs from what was applied, as an observation of it shows.
 pub fn drift(work: &Work, observation: &Observation) -> Vec<Drift> {
     match work {
-        Work::Tofu(_) => tofu::drift::of(observation),
+        Work::Tofu(_) => opentofu::drift::of(observation),
         Work::Kubernetes(_) => kubernetes::drift::of(observation),
         Work::Citus(_) => citus::drift::of(observation),
     }
@@ -45,7 +45,7 @@ pub fn drift(work: &Work, observation: &Observation) -> Vec<Drift> {
 /// What would be done about what was observed.
 pub fn actions(work: &Work, id: &InstanceId, observation: &Observation) -> Vec<Action> {
     match work {
-        Work::Tofu(_) => tofu::plan::actions(id, observation),
+        Work::Tofu(_) => opentofu::plan::actions(id, observation),
         Work::Kubernetes(_) => kubernetes::plan::actions(id, observation),
         Work::Citus(_) => citus::plan::actions(id, observation),
     }
@@ -55,8 +55,8 @@ pub fn actions(work: &Work, id: &InstanceId, observation: &Observation) -> Vec<A
 pub fn refresh(work: &Work, id: &InstanceId, observation: &Observation) -> Vec<Action> {
     match work {
         Work::Tofu(_) => {
-            let changes = tofu::drift::refreshes(&observation.adopt_only);
-            tofu::plan::actions(id, &Observation { changes, serial: observation.serial, ..Observation::default() })
+            let changes = opentofu::drift::refreshes(&observation.adopt_only);
+            opentofu::plan::actions(id, &Observation { changes, serial: observation.serial, ..Observation::default() })
         }
         Work::Kubernetes(_) | Work::Citus(_) => vec![],
     }

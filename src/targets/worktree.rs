@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::port::{Files, Job, TargetError, join};
+use crate::ports::{Files, Job, TargetError, join};
 
 const MANIFEST: &str = ".evenkeel-manifest";
 /// Stands while a tree is being laid out.
@@ -81,12 +81,12 @@ pub(super) fn lay_out(tree: &Path, job: &Job) -> Result<bool, TargetError> {
 }
 
 /// The content of a file, through links that stay inside; the closure has proved that they do.
-fn content(files: &dyn Files, path: &str) -> Result<std::sync::Arc<[u8]>, crate::port::FilesError> {
+fn content(files: &dyn Files, path: &str) -> Result<std::sync::Arc<[u8]>, crate::ports::FilesError> {
     let mut target = path.to_owned();
     for _ in 0..8 {
         let bytes = files.read(&target)?;
         match files.entry(&target)?.map(|entry| entry.sort) {
-            Some(crate::port::Sort::Link) => {
+            Some(crate::ports::Sort::Link) => {
                 let folder = target.rsplit_once('/').map_or("", |(folder, _)| folder);
                 target = join(folder, &String::from_utf8_lossy(&bytes)).unwrap_or_default();
             }

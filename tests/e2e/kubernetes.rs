@@ -128,7 +128,7 @@ async fn a_folder_moves_and_another_policy_comes_with_it() {
 }
 
 /// What the first drift of an instance says, as `drift path desired → observed`.
-fn told(status: &evenkeel::daemon::InstanceStatus) -> Vec<String> {
+fn told(status: &evenkeel::controller::InstanceStatus) -> Vec<String> {
     let mut all = vec![];
     for drift in &status.drift {
         let word = serde_json::to_value(drift.drift).unwrap();

@@ -9,7 +9,7 @@ use std::{
 };
 
 use evenkeel::{
-    daemon::{InstanceStatus, Status},
+    controller::{InstanceStatus, Status},
     forge::{Forge, Settings, seed},
     model::Verdict,
     targets::kubernetes::local::free_port,

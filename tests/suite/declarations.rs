@@ -1,7 +1,7 @@
 //! What is wrong with a declaration is said at its place, all at once, and nothing hides anything else.
 
 use evenkeel::{
-    desired::{Desired, Loader, load},
+    domain::declaration::{Desired, Loader, load},
     model::Problem,
 };
 

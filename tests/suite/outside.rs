@@ -3,12 +3,15 @@
 //! The same cases each time, in bounded time; `make fuzz` makes others for as long as one wants.
 
 use evenkeel::{
-    command,
-    daemon::Wake,
-    desired::{self, Selector},
+    controller::Wake,
+    domain::{
+        command,
+        declaration::{self, Selector},
+        remediation,
+    },
     model::{Redactor, Seal},
-    remedy, server,
-    targets::tofu::plan::{PlanJson, observation},
+    server,
+    targets::opentofu::plan::{PlanJson, observation},
 };
 use proptest::{
     prelude::*,
@@ -75,7 +78,7 @@ proptest! {
         let text = disturbed(COMPONENT, &noise);
         let files = Memory::new(&[("state-repo/staterepo.yaml", REPO), ("state-repo/dev.yaml", ENVIRONMENT), ("tf/network/main.tf", "")])
             .with("state-repo/network.yaml", text.as_bytes());
-        let loaded = desired::load(&files, "state-repo");
+        let loaded = declaration::load(&files, "state-repo");
         prop_assert!(loaded.environments.contains_key(&"dev".parse().unwrap()), "one bad file never hides another");
         for problem in &loaded.problems {
             let said = problem.to_string();
@@ -142,11 +145,11 @@ proptest! {
         let text = format!("apiVersion: evenkeel.dev/v1alpha1\nkind: Remediation\nmetadata: {{ name: network-1 }}\nspec:\n  environment: dev\n  direction: revert\n  because: drift\n  observedAt: 2026-11-20T09:00:00Z\n  expiresAt: 2026-11-27T09:00:00Z\n  actions:\n{action}");
         let read = |text: &str| {
             let files = Memory::new(&[("state-repo/dev.yaml", ENVIRONMENT)]).with("state-repo/remediations/dev/network-1.yaml", text.as_bytes());
-            let loaded = desired::load(&files, "state-repo");
+            let loaded = declaration::load(&files, "state-repo");
             loaded.remediations.values().next().map(|(remediation, _)| remediation.clone())
         };
         let written = read(&text).expect("the one that we wrote is read");
-        if let Some(found) = read(&disturbed(&text, &noise)) && remedy::edited(&found, &written).is_none() {
+        if let Some(found) = read(&disturbed(&text, &noise)) && remediation::edited(&found, &written).is_none() {
             prop_assert!(found.actions.iter().all(|action| written.actions.contains(action)));
             prop_assert_eq!(&found.environment, &written.environment);
             prop_assert_eq!(found.expires_at, written.expires_at);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use evenkeel::desired::schema::{KINDS, schema};
+use evenkeel::domain::declaration::schema::{KINDS, schema};
 
 #[test]
 fn the_checked_in_schemas_are_current() {
@@ -64,7 +64,8 @@ fn every_keyword_of_the_schemas_is_understood() {
 
 #[test]
 fn the_demo_is_without_problems_for_us_and_for_a_json_schema_validator() {
-    let desired = evenkeel::desired::load(&evenkeel::git::WorkingFiles::new("demo"), "state-repo");
+    let desired =
+        evenkeel::domain::declaration::load(&evenkeel::adapters::git::WorkingFiles::new("demo"), "state-repo");
     assert_eq!(desired.problems, []);
     assert_eq!(desired.instances.len(), 8);
     for (path, kind) in [
@@ -74,7 +75,7 @@ fn the_demo_is_without_problems_for_us_and_for_a_json_schema_validator() {
         ("schedules/nightly.yaml", "Schedule"),
     ] {
         let bytes = std::fs::read(Path::new("demo/state-repo").join(path)).unwrap();
-        let (nodes, _) = evenkeel::desired::node::read(&path.into(), &bytes);
+        let (nodes, _) = evenkeel::domain::declaration::node::read(&path.into(), &bytes);
         let validator = jsonschema::validator_for(&schema(kind).unwrap()).unwrap();
         let errors: Vec<String> = validator.iter_errors(&nodes[0].to_json()).map(|error| error.to_string()).collect();
         assert_eq!(errors, Vec::<String>::new(), "{path}");

@@ -2,9 +2,9 @@
 
 use chrono::{DateTime, Duration, Utc};
 use evenkeel::{
-    journal::{Approved, Event, Outcome, Status},
+    adapters::store::{Outgoing, Store},
+    domain::journal::{Approved, Event, Outcome, Status},
     model::{Digest, InstanceId, PullNumber, RunId},
-    store::{Outgoing, Store},
 };
 
 fn at(seconds: i64) -> DateTime<Utc> {
@@ -23,7 +23,7 @@ async fn held(path: &std::path::Path) -> Store {
     store
 }
 
-fn run() -> evenkeel::journal::Run {
+fn run() -> evenkeel::domain::journal::Run {
     serde_json::from_value(serde_json::json!({
         "id": 0, "environment": "dev", "revision": "a".repeat(40), "state": {"state": "open"}, "because": "a test", "principal": "merge", "byMerge": true,
         "pull": null, "remediation": null, "instances": {"dev/a": {"status": "new", "order": 1, "says": "", "changed": false, "waitingOn": null}}, "createdAt": at(0), "endedAt": null
@@ -92,7 +92,7 @@ async fn r7_3_an_instance_is_held_by_one_run() {
     store.create_run(&mut two, &approved()).await.unwrap();
     assert_eq!(store.lock_instance(&id, one.id).await.unwrap(), one.id);
     assert_eq!(store.lock_instance(&id, two.id).await.unwrap(), one.id);
-    one.state = evenkeel::journal::RunState::Ended { says: "done".into() };
+    one.state = evenkeel::domain::journal::RunState::Ended { says: "done".into() };
     one.ended_at = Some(at(1));
     store.set_run(&one).await.unwrap();
     assert_eq!(store.lock_instance(&id, two.id).await.unwrap(), two.id, "a run that ended holds nothing");
@@ -128,7 +128,7 @@ async fn r7_3_a_stale_token_writes_nothing() {
     let digest = Digest::of_json(&serde_json::json!(1));
     let planned = Event::Planned { digest: Some(digest) };
     let comment = Outgoing::Comment { pull: PullNumber(1), marker: "m".into(), body: "b".into(), outdates: None };
-    let observed = evenkeel::plan::Observed::new(at(0), None);
+    let observed = evenkeel::domain::plan::Observed::new(at(0), None);
     let refusals = [
         old.create_run(&mut run.clone(), &approved()).await.err(),
         old.set_run(&run).await.err(),
@@ -147,7 +147,7 @@ async fn r7_3_a_stale_token_writes_nothing() {
         old.renew(at(99)).await.err(),
     ];
     for (n, refused) in refusals.into_iter().enumerate() {
-        assert!(matches!(refused, Some(evenkeel::store::Error::Fenced { .. })), "{n}: {refused:?}");
+        assert!(matches!(refused, Some(evenkeel::adapters::store::Error::Fenced { .. })), "{n}: {refused:?}");
     }
     let after = new.token(&id.environment).await.unwrap();
     assert!(after > before, "{after} {before}");
@@ -226,7 +226,7 @@ async fn a_store_of_the_first_schema_is_brought_up_to_date() {
     let path = folder.path().join("evenkeel.db");
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path).create_if_missing(true);
     let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
-    let mut first = sqlx::migrate!("src/store/migrations");
+    let mut first = sqlx::migrate!("src/adapters/store/migrations");
     first.migrations = first.migrations[..1].to_vec().into();
     first.run(&pool).await.unwrap();
     let mut document = serde_json::to_value(run()).unwrap();
@@ -261,7 +261,7 @@ async fn what_is_old_and_over_is_forgotten_and_nothing_else() {
         store.create_run(&mut run, &approved()).await.unwrap();
         store.append(&run, &id, &Event::Planned { digest: Some(digest) }, at(n)).await.unwrap();
         if n != 0 {
-            run.state = evenkeel::journal::RunState::Ended { says: String::new() };
+            run.state = evenkeel::domain::journal::RunState::Ended { says: String::new() };
             run.ended_at = Some(at(n));
             store.set_run(&run).await.unwrap();
         }
@@ -289,14 +289,14 @@ async fn r3_5_what_was_applied_is_a_fact_with_its_time() {
     let (store, _folder) = on_disk().await;
     let id: InstanceId = "dev/a".parse().unwrap();
     let (one, two) = (Digest::of_json(&serde_json::json!(1)), Digest::of_json(&serde_json::json!(2)));
-    let applied = |digest: Digest, seconds: i64| -> evenkeel::plan::Applied {
+    let applied = |digest: Digest, seconds: i64| -> evenkeel::domain::plan::Applied {
         serde_json::from_value(serde_json::json!({
             "revision": "a".repeat(40), "digest": digest, "spec": {"environments": ["dev"], "tofu": {"root": "tf"}}, "files": {},
             "declaresBackend": false, "inputs": {}, "outputs": {}, "run": null, "at": at(seconds)
         }))
         .unwrap()
     };
-    let observed = |seconds| evenkeel::plan::Observed::new(at(seconds), None);
+    let observed = |seconds| evenkeel::domain::plan::Observed::new(at(seconds), None);
     store.advance(&id, &applied(one, 0), &observed(0)).await.unwrap();
     // Applied again without another content, the time goes on; what is not healthy begins it anew.
     store.advance(&id, &applied(one, 10), &observed(10)).await.unwrap();

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use evenkeel::port::{Entry, Files, FilesError, Sort};
+use evenkeel::ports::{Entry, Files, FilesError, Sort};
 
 /// Files by path; a content that begins with `link:` is a link.
 #[derive(Default, Clone)]

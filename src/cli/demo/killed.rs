@@ -7,10 +7,12 @@ use serde_json::json;
 use super::{Stage, expect};
 use crate::{
     cli::{Failure, serve},
-    journal::{Event, JournalRecord, Outcome},
+    domain::{
+        journal::{Event, JournalRecord, Outcome},
+        plan::Plan,
+    },
     model::Verdict,
-    plan::Plan,
-    port::{Files, Repository},
+    ports::{Files, Repository},
 };
 
 impl Stage {

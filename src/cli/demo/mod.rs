@@ -17,13 +17,15 @@ use tokio::process::Child;
 
 use super::{Done, Failure, output};
 use crate::{
-    daemon::Status,
+    adapters::git::{Mirror, Tokens},
+    controller::Status,
+    domain::{
+        message::{plain, terminal::Colour},
+        plan::Plan,
+    },
     forge::{Forge, Settings},
-    git::{Mirror, Tokens},
     model::{PullNumber, Verdict},
-    plan::Plan,
-    port::Repository,
-    render::{plain, terminal::Colour},
+    ports::Repository,
     targets::kubernetes::local::{ApiServer, free_port},
 };
 
@@ -83,7 +85,7 @@ impl Stage {
         let colour = output::colour();
         let folder = tempfile::Builder::new().prefix("evenkeel-demo-").tempdir()?;
         let place = |name: &str| folder.path().join(name);
-        let version = crate::targets::tofu::version("tofu").await.map_err(|why| {
+        let version = crate::targets::opentofu::version("tofu").await.map_err(|why| {
             Failure::new(why)
                 .hint("`make demo` finds or builds it; by hand: `make tools`, then eval \"$(make -s env)\"")
         })?;
@@ -336,7 +338,7 @@ impl Stage {
             self.mirror.fetch("refs/heads/main").await?.ok_or_else(|| Failure::new("there is no main branch"))?;
         let path = "state-repo/components/apps.yaml";
         let files = self.mirror.files(&base).await?;
-        let text = String::from_utf8_lossy(&crate::port::Files::read(&*files, path)?)
+        let text = String::from_utf8_lossy(&crate::ports::Files::read(&*files, path)?)
             .replace("release: 1.4.1", "release: 1.4.2");
         self.mirror.push("release-1.4.2", &base, None, vec![(path.into(), Some(text))], "Release 1.4.2").await?;
         let made = self.as_user("lin", reqwest::Method::POST, "pulls", Some(&json!({"title": "Release 1.4.2", "head": "release-1.4.2", "base": "main", "body": "The backend of this week."}))).await?;

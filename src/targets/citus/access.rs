@@ -14,7 +14,7 @@ use tokio_postgres::{AsyncMessage, Client, Config, Row, types::ToSql};
 
 use crate::{
     model::{Backoff, InstanceId, Redactor, Retry},
-    port::TargetError,
+    ports::TargetError,
 };
 
 /// How long a coordinator may take to let us in.

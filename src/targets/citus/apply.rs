@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     model::{Backoff, InstanceId, Retry, citus::Address},
-    port::{Attached, CitusWork, Fence, Job, Observation, Prepared, Progress, TargetError, Told},
+    ports::{Attached, CitusWork, Fence, Job, Observation, Prepared, Progress, TargetError, Told},
 };
 
 /// The lock of a run; with the instance's own number.

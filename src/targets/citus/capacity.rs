@@ -4,9 +4,9 @@
 
 use super::{drift::Memory, observe::Seen, rebalance::tenants};
 use crate::{
+    domain::message::layout::size,
     model::citus::{Capacity, CapacityWhen, Moves},
-    port::MoreCapacity,
-    render::layout::size,
+    ports::MoreCapacity,
 };
 
 /// How far apart figures that are remembered lie, in seconds.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::observe::Seen;
 use crate::{
-    desired::schema::{Citus, CitusNode, CitusNodeWith, Nodes},
+    domain::declaration::schema::{Citus, CitusNode, CitusNodeWith, Nodes},
     model::citus::{Address, Placement, RebalanceMode, Schema, Table, table_name},
 };
 

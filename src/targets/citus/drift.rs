@@ -22,7 +22,7 @@ use crate::{
         Change, Drift, DriftField, DriftKind, Field, ResourceChange, Retry,
         citus::{Address, LayoutPlan, whole_name},
     },
-    port::{CitusWork, Observation, TargetError},
+    ports::{CitusWork, Observation, TargetError},
 };
 
 /// How long Citus is given to clean up after its moves.

@@ -14,7 +14,7 @@ use sha2::Digest as _;
 use super::access::Session;
 use crate::{
     model::Retry,
-    port::{Job, TargetError},
+    ports::{Job, TargetError},
 };
 
 /// The line that says so.

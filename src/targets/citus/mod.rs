@@ -40,7 +40,7 @@ use observe::Version;
 use super::lanes::Lanes;
 use crate::{
     model::{InstanceId, Redactor, Retry},
-    port::{CitusWork, Job, Keeper, Observation, TargetError, Use},
+    ports::{CitusWork, Job, Keeper, Observation, TargetError, Use},
 };
 
 /// What takes longer goes where it keeps nobody waiting.
@@ -105,7 +105,7 @@ pub async fn declare(
     login: &Login,
     redactor: &Redactor,
     connection: &str,
-) -> Result<(crate::desired::schema::Citus, Vec<String>), String> {
+) -> Result<(crate::domain::declaration::schema::Citus, Vec<String>), String> {
     let session = Session::open(login, "evenkeel init", redactor).await.map_err(|error| error.line())?;
     let seen = observe::look(&session, &CitusWork::default()).await.map_err(|error| error.line())?;
     Ok(declare::declared(&seen, connection))

@@ -21,9 +21,9 @@ use super::{
     rebalance::{Moving, at_once, moved, shares_colocation},
 };
 use crate::{
+    domain::message::layout::size,
     model::{Backoff, Retry, citus::Address},
-    port::{TargetError, Told},
-    render::layout::size,
+    ports::{TargetError, Told},
 };
 
 /// How often a move is tried where the coordinator was lost in the middle.

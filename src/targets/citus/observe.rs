@@ -23,7 +23,7 @@ use crate::{
         Backoff, Retry,
         citus::{Address, BalanceBy, table_name},
     },
-    port::{CitusWork, TargetError},
+    ports::{CitusWork, TargetError},
 };
 
 /// How often a look is begun anew because shards moved under it.

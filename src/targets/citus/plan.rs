@@ -1,9 +1,9 @@
 //! Changes of a cluster to actions: one for each move or statement (R2.2). Pure.
 
 use crate::{
+    domain::plan::action_digest,
     model::{Action, InstanceId},
-    plan::action_digest,
-    port::Observation,
+    ports::Observation,
 };
 
 /// The type of a move that a declaration asks for: a pin, a node that is drained.

@@ -16,11 +16,11 @@ use super::{
     plan::{MOVE, REBALANCE},
 };
 use crate::{
+    domain::message::layout::{percent, size},
     model::{
         Change,
         citus::{BalanceBy, BalanceWord, LayoutPlan, Load, MoveFigures, Moves, NodeLoad, RebalanceMode, TransferMode},
     },
-    render::layout::{percent, size},
 };
 
 /// What a move makes in a second where nothing was measured here yet, in bytes: little, so that nothing runs over.

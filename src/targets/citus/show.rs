@@ -3,7 +3,7 @@
 //! Decides nothing.
 
 use super::balance::Short;
-use crate::render::layout::percent;
+use crate::domain::message::layout::percent;
 
 /// Why the limit is not reached, in a sentence; `name` says what a placement is called.
 pub fn why(short: &Short, nodes: usize, limit: f64, name: impl Fn(usize) -> String) -> String {

@@ -175,7 +175,7 @@ fn size_of(this: &Compared<'_>, table: &str) -> String {
     let ids: BTreeSet<i64> =
         this.seen.catalog.shards.iter().filter(|shard| shard.table == table).map(|shard| shard.id).collect();
     let placements = this.seen.catalog.placements.iter();
-    crate::render::layout::size(placements.filter(|one| ids.contains(&one.shard)).map(|one| one.bytes).sum())
+    crate::domain::message::layout::size(placements.filter(|one| ids.contains(&one.shard)).map(|one| one.bytes).sum())
 }
 
 /// Reference tables that are not on every node.

@@ -11,7 +11,7 @@ use secrecy::SecretString;
 
 use crate::{
     model::Retry,
-    port::{KubernetesWork, TargetError},
+    ports::{KubernetesWork, TargetError},
 };
 
 /// Where a pod finds the certificate of its cluster.

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     model::{Backoff, Change, Retry},
-    port::{Diagnostic, Fence, Job, KubernetesWork, Observation, Prepared, Progress, TargetError, Told},
+    ports::{Diagnostic, Fence, Job, KubernetesWork, Observation, Prepared, Progress, TargetError, Told},
 };
 
 /// How often an object that keeps changing is looked at again.

@@ -19,7 +19,7 @@ use super::{
     kinds::{Kind, Kinds},
     object::Key,
 };
-use crate::{model::Retry, port::TargetError};
+use crate::{model::Retry, ports::TargetError};
 
 /// How long one request that reads may take; a list is read in pages.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(15);

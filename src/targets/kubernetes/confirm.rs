@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     model::{Change, ChangedBy, Field, InstanceId},
-    port::{Job, KubernetesWork, TargetError, Use},
+    ports::{Job, KubernetesWork, TargetError, Use},
 };
 
 /// One look at an instance.

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     model::{Change, Drift, DriftField, DriftKind, Field, Redactor, ResourceChange, Seal, change::MASKED},
-    port::Observation,
+    ports::Observation,
 };
 
 /// The annotation in which `kubectl apply` keeps what it applied, secrets among it.

@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Kubernetes, object::Key, render::Mark};
-use crate::{model::InstanceId, port::TargetError};
+use crate::{model::InstanceId, ports::TargetError};
 
 /// An object that is held.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     model::InstanceId,
-    port::{Job, TargetError},
+    ports::{Job, TargetError},
 };
 
 /// How many requests of one instance are under way at once.

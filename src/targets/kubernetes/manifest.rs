@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::{
-    desired::node::{self, Kind, Node},
+    domain::declaration::node::{self, Kind, Node},
     model::Problem,
 };
 

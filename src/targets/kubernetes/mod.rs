@@ -44,7 +44,7 @@ use render::Rendered;
 use super::lanes::Lanes;
 use crate::{
     model::{InstanceId, Redactor, Seal},
-    port::{Job, Keeper, KubernetesWork, Observation, TargetError, Use},
+    ports::{Job, Keeper, KubernetesWork, Observation, TargetError, Use},
 };
 
 /// The kind of the error where something is missing that an upstream may bring: a kind, a namespace.

@@ -1,9 +1,9 @@
 //! Changes of objects to actions: one for each object (R2.2). Pure.
 
 use crate::{
+    domain::plan::action_digest,
     model::{Action, Change, InstanceId},
-    plan::action_digest,
-    port::Observation,
+    ports::Observation,
 };
 
 /// What an action does that applies an object.

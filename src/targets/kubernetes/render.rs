@@ -24,9 +24,9 @@ use super::{
     substitute::substituted,
 };
 use crate::{
-    desired::manifests::is_manifest,
+    domain::declaration::manifests::is_manifest,
     model::{Digester, InstanceId, Retry},
-    port::{Diagnostic, Job, KubernetesWork, ManifestSource, TargetError},
+    ports::{Diagnostic, Job, KubernetesWork, ManifestSource, TargetError},
     targets::worktree,
 };
 

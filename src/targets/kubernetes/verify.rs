@@ -10,7 +10,7 @@ use super::{
     Kubernetes,
     object::{self, Key},
 };
-use crate::port::{Health, Job, KubernetesWork, TargetError};
+use crate::ports::{Health, Job, KubernetesWork, TargetError};
 
 /// Kinds that have nothing to say about themselves.
 const SILENT: [&str; 14] = [

@@ -4,11 +4,13 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use evenkeel::{
-    authority::{LOCAL_TOKEN, Principal},
-    daemon::{Daemon, Hands, Settings},
+    adapters::{
+        sim::{Clock, Fault, Forge, Life, Lives, Repository, World},
+        store::Store,
+    },
+    controller::{Daemon, Hands, Settings},
+    domain::authorization::{LOCAL_TOKEN, Principal},
     model::{Redactor, Seal},
-    sim::{Clock, Fault, Forge, Life, Lives, Repository, World},
-    store::Store,
 };
 
 const STATE_REPO: &str = r#"apiVersion: evenkeel.dev/v1alpha1
@@ -366,7 +368,8 @@ impl Stage {
                 return Ok(done.err().map(|error| error.to_string()).into_iter().collect());
             }
             "say" => {
-                let parsed = evenkeel::command::parse(&format!("/{rest}")).into_iter().next().ok_or("no command")?;
+                let parsed =
+                    evenkeel::domain::command::parse(&format!("/{rest}")).into_iter().next().ok_or("no command")?;
                 let command = parsed.map_err(|unclear| unclear.0)?;
                 return Ok(match self.daemon.say_word(&command, &local()).await {
                     Ok(said) => std::iter::once(said.says)

@@ -1,0 +1,462 @@
+//! The world and the tool that changes it: states with serials, things that somebody else may change, faults.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use serde_json::Value;
+
+use super::{
+    Clock,
+    cluster::Cluster,
+    compare::{changed, field, made_fields, meddled, origins, outputs, resource_changes},
+    held,
+    life::{Life, pass},
+    module::{Module, OutputSpec},
+};
+use crate::{
+    adapters::store::Store,
+    model::{Change, InstanceId, PullNumber, ResourceChange, Retry, Seal},
+    ports::{Attached, Cut, Fence, Job, Observation, Output, Prepared, Progress, Target, TargetError, TofuWork, Work},
+    targets::lanes::{Lanes, Slot},
+};
+
+pub(super) type Fields = BTreeMap<String, String>;
+
+/// What goes wrong with an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Its state can't be reached.
+    OutOfReach(String),
+    /// Somebody holds its lock.
+    Locked(String),
+    /// A resource refuses every change.
+    Refuses {
+        /// The resource.
+        resource: String,
+        /// What the provider says.
+        says: String,
+    },
+    /// A resource differs from what was asked for after every change.
+    NeverSettles(String),
+    /// It never answers.
+    Hangs,
+}
+
+/// A state as the tool keeps it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct TofuState {
+    serial: u64,
+    /// That of each new state is another one.
+    lineage: String,
+    pub(super) resources: BTreeMap<String, Fields>,
+    pub(super) outputs: BTreeMap<String, String>,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    states: BTreeMap<String, TofuState>,
+    live: BTreeMap<String, BTreeMap<String, Fields>>,
+    /// Citus clusters, by the name of their connection.
+    pub(super) clusters: BTreeMap<String, Cluster>,
+    pub(super) faults: BTreeMap<InstanceId, Fault>,
+    pub(super) silent: BTreeSet<String>,
+    /// What was done, in order, since somebody asked last.
+    pub(super) effects: Vec<String>,
+    made: u64,
+    lineages: u64,
+    /// What was begun last with each instance, under which fence and in which life, and how it ended.
+    begun: BTreeMap<InstanceId, Begun>,
+}
+
+#[derive(Clone)]
+struct Begun {
+    fence: Fence,
+    life: Option<Arc<Life>>,
+    ended: Option<Result<(), TargetError>>,
+}
+
+/// The world. Clones are the same one.
+#[derive(Clone)]
+pub struct World {
+    pub(super) state: Arc<Mutex<State>>,
+    pub(super) clock: Arc<Clock>,
+    seal: Arc<Seal>,
+    /// The life of the daemon whose hand this is, and the store whose tokens its supervisor asks for.
+    life: Option<(Arc<Life>, Store)>,
+    /// How many are looked at side by side, and how long a look takes.
+    pace: Option<(Lanes, Duration)>,
+}
+
+/// Where an instance keeps its state: by the `key` of its backend's settings, else by its own name.
+fn place(job: &Job) -> String {
+    let name = job.formerly.as_ref().unwrap_or(&job.instance);
+    let Work::Tofu(work) = &job.work else { return name.to_string() };
+    work.backend_config.get("key").and_then(Value::as_str).map_or_else(|| name.to_string(), str::to_owned)
+}
+
+/// The root module of a job; there is nothing else in this world.
+fn tofu(job: &Job) -> Result<&TofuWork, TargetError> {
+    match &job.work {
+        Work::Tofu(work) => Ok(work),
+        _ => Err(TargetError::new("unreachable", "there is no such target in this world")),
+    }
+}
+
+fn module(job: &Job, work: &TofuWork) -> Result<Module, TargetError> {
+    let path = format!("{}/main.tf", work.root);
+    let unreadable = |why: String| TargetError {
+        retry: Retry::WhenInputChanges,
+        ..TargetError::new("tofu-failed", format!("`tofu plan` of `{}` failed: {why}", job.instance))
+    };
+    let content = job.content.read(&path).map_err(|error| unreadable(error.to_string()))?;
+    Module::read(&String::from_utf8_lossy(&content), &work.variables).map_err(unreadable)
+}
+
+impl State {
+    /// The state at a place, made where there is none.
+    fn state_of(&mut self, place: &str) -> &mut TofuState {
+        if !self.states.contains_key(place) {
+            self.lineages += 1;
+            let lineage = format!("{:08}", self.lineages);
+            self.states.insert(place.to_owned(), TofuState { lineage, ..TofuState::default() });
+        }
+        self.states.entry(place.to_owned()).or_default()
+    }
+}
+
+impl World {
+    /// An empty world, where what takes long moves the clock forward.
+    pub fn new(seal: Arc<Seal>, clock: Arc<Clock>) -> Self {
+        Self { state: Arc::default(), clock, seal, life: None, pace: None }
+    }
+
+    /// The same world, in the hands of a daemon with a life.
+    pub fn in_life(&self, life: Arc<Life>, store: Store) -> Self {
+        Self { life: Some((life, store)), ..self.clone() }
+    }
+
+    /// The same world, where a look takes a while and only so many go side by side.
+    pub fn paced(&self, lanes: Lanes, look: Duration) -> Self {
+        Self { pace: Some((lanes, look)), ..self.clone() }
+    }
+
+    /// Takes the time that a look takes, for ever where it hangs.
+    async fn take_time(&self, id: &InstanceId) -> Option<Slot> {
+        let (lanes, look) = self.pace.as_ref()?;
+        let slot = lanes.take(id).await;
+        tokio::time::sleep(*look).await;
+        let hangs = held(&self.state).faults.get(id) == Some(&Fault::Hangs);
+        if hangs {
+            std::future::pending::<()>().await;
+        }
+        slot
+    }
+
+    pub(super) async fn pass(&self, cut: Cut, what: &str) {
+        pass(self.life.as_ref().map(|(life, _)| life), cut, what).await;
+    }
+
+    /// Whether the daemon whose hand this is still holds its environment.
+    pub(super) async fn in_force(&self, id: &InstanceId, fence: Fence) -> Result<(), TargetError> {
+        match &self.life {
+            Some((_, store)) if !store.is_in_force(&id.environment, fence.token).await? => {
+                Err(TargetError::new("fenced", format!("another daemon has taken over `{}`", id.environment)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Changes a thing behind everybody's back; without a value it is gone.
+    pub fn meddle(&self, place: &str, resource: &str, field: &str, value: Option<&str>) {
+        let mut state = held(&self.state);
+        let things = state.live.entry(place.to_owned()).or_default();
+        match value {
+            Some(value) => {
+                drop(things.entry(resource.to_owned()).or_default().insert(field.to_owned(), value.to_owned()))
+            }
+            None => drop(things.remove(resource)),
+        }
+    }
+
+    /// Puts a thing into a state and into the world, as somebody's tool of old did.
+    pub fn hold(&self, place: &str, resource: &str, field: &str, value: &str) {
+        self.meddle(place, resource, field, Some(value));
+        let mut state = held(&self.state);
+        let kept = state.state_of(place);
+        kept.serial += 1;
+        kept.resources.entry(resource.to_owned()).or_default().insert(field.to_owned(), value.to_owned());
+    }
+
+    /// Removes a state and everything that it holds.
+    pub fn wipe(&self, place: &str) {
+        let mut state = held(&self.state);
+        state.states.remove(place);
+        state.live.remove(place);
+    }
+
+    /// Makes something go wrong with an instance, or right again.
+    pub fn set_fault(&self, id: &InstanceId, fault: Option<Fault>) {
+        let mut state = held(&self.state);
+        match fault {
+            Some(fault) => drop(state.faults.insert(id.clone(), fault)),
+            None => drop(state.faults.remove(id)),
+        }
+    }
+
+    /// Makes an address silent, or answer again.
+    pub fn silence(&self, address: &str, silent: bool) {
+        let mut state = held(&self.state);
+        state.silent.remove(address);
+        if silent {
+            state.silent.insert(address.to_owned());
+        }
+    }
+
+    /// What was done since this was asked last, in order.
+    pub fn effects(&self) -> Vec<String> {
+        std::mem::take(&mut held(&self.state).effects)
+    }
+
+    /// Everything that is there, `place resource.field = value`.
+    pub fn things(&self) -> Vec<String> {
+        let state = held(&self.state);
+        let lines = state.live.iter().flat_map(|(place, things)| {
+            things.iter().flat_map(move |(name, fields)| {
+                fields.iter().map(move |(field, value)| format!("{place} {name}.{field} = {value}"))
+            })
+        });
+        let clusters = state
+            .clusters
+            .iter()
+            .flat_map(|(name, cluster)| cluster.things().map(move |thing| format!("{name} {thing}")));
+        lines.chain(clusters).collect()
+    }
+
+    fn look(&self, job: &Job, work: &TofuWork) -> Result<Observation, TargetError> {
+        let state = held(&self.state);
+        if let Some(Fault::OutOfReach(why)) = state.faults.get(&job.instance) {
+            return Err(TargetError::new(
+                "state-out-of-reach",
+                format!("the state of `{}` can't be reached: {why}", job.instance),
+            ));
+        }
+        let (module, place) = (module(job, work)?, place(job));
+        let kept = state.states.get(&place).cloned().unwrap_or_default();
+        let live = state.live.get(&place).cloned().unwrap_or_default();
+        if work.destroy {
+            let nothing = Module::default();
+            let changes = resource_changes(&nothing, &kept, &live);
+            let holds_anything = !kept.resources.is_empty();
+            let identity = Some(kept.lineage).filter(|lineage| !lineage.is_empty());
+            return Ok(Observation {
+                changes,
+                holds_anything,
+                identity,
+                serial: Some(kept.serial),
+                ..Default::default()
+            });
+        }
+        let mut changes = resource_changes(&module, &kept, &live);
+        if let Some(Fault::NeverSettles(name)) = state.faults.get(&job.instance)
+            && !changes.iter().any(|change| change.resource == *name)
+        {
+            let fields = module.resources.get(name).into_iter().flatten();
+            let fields = fields.map(|(key, spec)| field(key, live.get(name).and_then(|live| live.get(key)), spec));
+            changes.push(changed(name, Change::Update, fields.collect()));
+        }
+        let (outputs, output_changes) = outputs(&self.seal, &module, &kept, &live, &changes);
+        changes.extend(output_changes);
+        let adopt_only = kept.resources.keys().filter(|name| !changes.iter().any(|change| change.resource == **name));
+        let adopt_only = adopt_only
+            .filter_map(|name| meddled(name, &kept.resources[name], live.get(name)?, module.resources.get(name)?))
+            .collect::<Vec<_>>();
+        let origins = origins(&module, &changes);
+        let mut adopt_only = adopt_only;
+        if work.refresh {
+            changes = crate::targets::opentofu::drift::refreshes(&std::mem::take(&mut adopt_only));
+        }
+        Ok(Observation {
+            origins,
+            changes,
+            adopt_only,
+            outputs,
+            holds_anything: !kept.resources.is_empty(),
+            serial: Some(kept.serial),
+            identity: Some(kept.lineage).filter(|lineage| !lineage.is_empty()),
+            ..Observation::default()
+        })
+    }
+
+    /// Makes changes, one after the other, as the tool does.
+    async fn make(&self, job: &Job, work: &TofuWork, changes: &[ResourceChange]) -> Result<(), TargetError> {
+        let (module, place) = (module(job, work)?, place(job));
+        held(&self.state).state_of(&place).serial += 1;
+        if work.refresh {
+            let mut state = held(&self.state);
+            let live = state.live.get(&place).cloned().unwrap_or_default();
+            let kept = &mut state.state_of(&place).resources;
+            kept.iter_mut()
+                .for_each(|(name, fields)| live.get(name).into_iter().for_each(|live| fields.clone_from(live)));
+            return Ok(());
+        }
+        for change in changes.iter().filter(|change| change.r#type != "output") {
+            self.make_one(job, &module, &place, change)?;
+            self.pass(Cut::InEffect, &format!("{} {place} {}", change.change.verb(), change.resource)).await;
+        }
+        let mut state = held(&self.state);
+        let live = state.live.get(&place).cloned().unwrap_or_default();
+        let value = |spec: &OutputSpec| live.get(&spec.resource).and_then(|fields| fields.get(&spec.field)).cloned();
+        let outputs = module.outputs.iter().filter_map(|(name, spec)| Some((name.clone(), value(spec)?))).collect();
+        state.states.entry(place).or_default().outputs = outputs;
+        Ok(())
+    }
+
+    fn make_one(&self, job: &Job, module: &Module, place: &str, change: &ResourceChange) -> Result<(), TargetError> {
+        let mut state = held(&self.state);
+        let refuses = match state.faults.get(&job.instance) {
+            Some(Fault::Refuses { resource, says }) => Some((resource.clone(), says.clone())),
+            _ => None,
+        };
+        let name = &change.resource;
+        if let Some((_, says)) = refuses.as_ref().filter(|(resource, _)| resource == name) {
+            let message = format!("`tofu apply` of `{}` failed: {name}: {says}", job.instance);
+            return Err(TargetError {
+                retry: Retry::WhenInputChanges,
+                effect_may_have_begun: true,
+                ..TargetError::new("apply-failed", message)
+            });
+        }
+        state.effects.push(format!("{} {place} {name}", change.change.verb()));
+        let fields = match change.change {
+            Change::Destroy => None,
+            _ => {
+                state.made += u64::from(change.change != Change::Update);
+                let (made, old) = (
+                    state.made,
+                    state.live.get(place).and_then(|things| things.get(name)).cloned().unwrap_or_default(),
+                );
+                Some(made_fields(&module.resources[name], &old, made, change.change == Change::Update))
+            }
+        };
+        let State { states, live, .. } = &mut *state;
+        let (things, kept) =
+            (live.entry(place.to_owned()).or_default(), &mut states.entry(place.to_owned()).or_default().resources);
+        match fields {
+            Some(fields) => {
+                things.insert(name.clone(), fields.clone());
+                kept.insert(name.clone(), fields);
+            }
+            None => {
+                things.remove(name);
+                kept.remove(name);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Target for World {
+    async fn observe(&self, job: &Job) -> Result<Observation, TargetError> {
+        let _slot = self.take_time(&job.instance).await;
+        match &job.work {
+            Work::Citus(work) => Ok(self.look_at_cluster(job, work)?.0),
+            _ => self.look(job, tofu(job)?),
+        }
+    }
+    async fn prepare(&self, job: &Job) -> Result<Prepared, TargetError> {
+        if let Some(Fault::Locked(by)) = held(&self.state).faults.get(&job.instance) {
+            let message = format!("the state of `{}` is locked by {by}", job.instance);
+            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("state-locked", message) });
+        }
+        if let Work::Citus(work) = &job.work {
+            return self.prepare_cluster(job, work);
+        }
+        let observation = self.look(job, tofu(job)?)?;
+        let serial = observation.serial.unwrap_or(0);
+        Ok(Prepared { observation, ticket: Box::new(serial) })
+    }
+    async fn apply(&self, job: &Job, prepared: Prepared, fence: Fence, _: Progress) -> Result<(), TargetError> {
+        if let Work::Citus(work) = &job.work {
+            return self.change_cluster(job, work, prepared, fence).await;
+        }
+        let work = tofu(job)?;
+        let (id, what) = (&job.instance, format!("apply {}", job.instance));
+        self.pass(Cut::BeforeEffect, &what).await;
+        self.in_force(id, fence).await?;
+        let planned = prepared.ticket.downcast::<u64>().map_or(0, |serial| *serial);
+        let now = held(&self.state).states.get(&place(job)).map_or(0, |state| state.serial);
+        if planned != now {
+            return Err(TargetError::new(
+                "plan-stale",
+                format!("the state of `{}` changed between plan and apply; nothing was applied", job.instance),
+            ));
+        }
+        let life = self.life.as_ref().map(|(life, _)| Arc::clone(life));
+        let begun = Begun { fence, life, ended: None };
+        held(&self.state).begun.insert(id.clone(), begun.clone());
+        let done = self.make(job, work, &prepared.observation.changes).await;
+        held(&self.state).begun.insert(id.clone(), Begun { ended: Some(done.clone()), ..begun });
+        self.pass(Cut::AfterEffect, &what).await;
+        done
+    }
+    async fn attach(&self, job: &Job, fence: Fence, _: Progress) -> Result<Attached, TargetError> {
+        loop {
+            let begun = held(&self.state).begun.get(&job.instance).cloned();
+            match begun.filter(|begun| begun.fence == fence) {
+                Some(Begun { ended: Some(ended), .. }) => return Ok(Attached::Ended(ended)),
+                Some(Begun { life: Some(life), .. }) if !life.is_host_lost() => tokio::task::yield_now().await,
+                _ => return Ok(Attached::Gone),
+            }
+        }
+    }
+    async fn interrupt(&self, _: &InstanceId) -> Result<bool, TargetError> {
+        Ok(false)
+    }
+    async fn unlock(&self, job: &Job) -> Result<Option<String>, TargetError> {
+        let mut state = held(&self.state);
+        Ok(match state.faults.get(&job.instance).cloned() {
+            Some(Fault::Locked(by)) => {
+                state.faults.remove(&job.instance);
+                Some(by)
+            }
+            _ => None,
+        })
+    }
+    async fn outputs(&self, job: &Job) -> Result<BTreeMap<String, Output>, TargetError> {
+        if let Work::Citus(_) = &job.work {
+            return Ok(BTreeMap::new());
+        }
+        let module = module(job, tofu(job)?)?;
+        let kept = held(&self.state).states.get(&place(job)).cloned().unwrap_or_default();
+        let sensitive = |name: &String| module.outputs.get(name).is_some_and(|output| output.secret);
+        Ok(kept
+            .outputs
+            .iter()
+            .map(|(name, value)| {
+                (name.clone(), Output { value: Some(value.as_str().into()), sensitive: sensitive(name) })
+            })
+            .collect())
+    }
+    async fn forget_pull(&self, _: PullNumber) {}
+    async fn rename(&self, from: &InstanceId, to: &InstanceId) -> Result<(), TargetError> {
+        let mut state = held(&self.state);
+        let (from, to) = (from.to_string(), to.to_string());
+        if let Some(kept) = state.states.remove(&from) {
+            state.states.insert(to.clone(), kept);
+        }
+        if let Some(things) = state.live.remove(&from) {
+            state.live.insert(to, things);
+        }
+        Ok(())
+    }
+    async fn let_go(&self, _: &InstanceId) {}
+    async fn probe(&self, http: Option<&str>, tcp: Option<&str>, _: Duration) -> Result<(), String> {
+        let address = http.or(tcp).unwrap_or_default();
+        if held(&self.state).silent.contains(address) { Err(format!("{address} did not answer")) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,241 @@
+//! Who may write: the lease, its fencing tokens, and the transaction that every write of a daemon is (R7.3).
+//!
+//! One lease is over everything, and one over each environment; each has a token that grows when its holder changes.
+//! Whoever takes over takes all of them in one transaction. Every write of the store begins by reading the token of what
+//! it writes to, in its own transaction, and is refused where it is no longer the writer's.
+//! *Race:* a holder was stopped, another took over, and the first goes on: each of its writes is refused, whatever it
+//! believes about the time. *Race:* two take over at once: SQLite lets one wait, and the second finds the first.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use chrono::{DateTime, Utc};
+use sqlx::{
+    Connection, Row, Sqlite, SqliteConnection, Transaction,
+    sqlite::{SqliteConnectOptions, SqliteSynchronous},
+};
+
+use super::{BUSY_TIMEOUT, Error, Store, parse_stamp, stamp, statement};
+use crate::{
+    model::EnvironmentName,
+    ports::{Boundary, Cut},
+};
+
+/// The lease over what belongs to no environment: the conversation, the inbox, the audit.
+const ALL: &str = "*";
+
+/// As whom a handle of the store writes.
+#[derive(Debug, Default)]
+pub(super) struct Writer {
+    holder: Mutex<String>,
+    tokens: Mutex<BTreeMap<String, i64>>,
+}
+
+/// Who holds the lease over everything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The holder's name.
+    pub holder: String,
+    /// The fencing token.
+    pub token: i64,
+    /// Until when it is good without being renewed.
+    pub expires_at: DateTime<Utc>,
+}
+
+/// A transaction of a writer whose token was good when it began, and is until it ends.
+pub(super) struct Writing {
+    pub(super) on: Transaction<'static, Sqlite>,
+    /// The token of what is written to.
+    pub(super) token: i64,
+    attempt: &'static str,
+    boundary: Option<Arc<dyn Boundary>>,
+}
+
+impl Writing {
+    /// Makes it durable.
+    pub(super) async fn commit(self) -> Result<(), Error> {
+        let attempt = self.attempt;
+        self.commit_as(attempt).await
+    }
+
+    /// The same, where what was written has a name of its own.
+    pub(super) async fn commit_as(self, what: &str) -> Result<(), Error> {
+        self.on.commit().await.map_err(statement(self.attempt))?;
+        if let Some(boundary) = &self.boundary {
+            boundary.pass(Cut::AfterWrite, what).await;
+        }
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Takes the lease over everything for this handle, if nobody else has it, if it is over, or if its holder is known
+    /// to be dead; answers the token, or nothing where somebody else has it.
+    ///
+    /// # Errors
+    /// When the store can't be read or written.
+    pub async fn take(
+        &self,
+        holder: &str,
+        now: DateTime<Utc>,
+        until: DateTime<Utc>,
+        holder_is_dead: bool,
+    ) -> Result<Option<i64>, Error> {
+        let attempt = "take the lease";
+        let mut on = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(statement(attempt))?;
+        let row = sqlx::query("SELECT holder, expires_at FROM leases WHERE environment = ?")
+            .bind(ALL)
+            .fetch_optional(&mut *on)
+            .await
+            .map_err(statement(attempt))?;
+        let free = match &row {
+            None => true,
+            Some(row) if row.get::<String, _>(0) == holder => true,
+            Some(row) => holder_is_dead || parse_stamp(attempt, row.get(1))? <= now,
+        };
+        if !free {
+            return Ok(None);
+        }
+        sqlx::query("INSERT INTO leases (environment, holder, token, expires_at) VALUES (?, '', 0, ?) ON CONFLICT (environment) DO NOTHING")
+            .bind(ALL)
+            .bind(stamp(until))
+            .execute(&mut *on)
+            .await
+            .map_err(statement(attempt))?;
+        sqlx::query("UPDATE leases SET token = token + (holder <> ?1), holder = ?1, expires_at = ?2")
+            .bind(holder)
+            .bind(stamp(until))
+            .execute(&mut *on)
+            .await
+            .map_err(statement(attempt))?;
+        let rows = sqlx::query("SELECT environment, token FROM leases")
+            .fetch_all(&mut *on)
+            .await
+            .map_err(statement(attempt))?;
+        on.commit().await.map_err(statement(attempt))?;
+        let tokens: BTreeMap<String, i64> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        let token = tokens.get(ALL).copied();
+        *self.writer.holder.lock().unwrap_or_else(PoisonError::into_inner) = holder.to_owned();
+        *self.writer.tokens.lock().unwrap_or_else(PoisonError::into_inner) = tokens;
+        Ok(token)
+    }
+
+    /// Makes this handle's lease good for longer.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] when somebody else has taken over; else when the store can't be written.
+    pub async fn renew(&self, until: DateTime<Utc>) -> Result<(), Error> {
+        let attempt = "renew the lease";
+        let mut writing = self.writing(attempt, None).await?;
+        sqlx::query("UPDATE leases SET expires_at = ? WHERE holder = ?")
+            .bind(stamp(until))
+            .bind(self.holder())
+            .execute(&mut *writing.on)
+            .await
+            .map_err(statement(attempt))?;
+        writing.commit().await
+    }
+
+    /// Who has the lease over everything, if anybody ever had it.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn lease(&self) -> Result<Option<Lease>, Error> {
+        let attempt = "read the lease";
+        let row = sqlx::query("SELECT holder, token, expires_at FROM leases WHERE environment = ?")
+            .bind(ALL)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(statement(attempt))?;
+        let read = |row: sqlx::sqlite::SqliteRow| {
+            Ok(Lease { holder: row.get(0), token: row.get(1), expires_at: parse_stamp(attempt, row.get(2))? })
+        };
+        row.map(read).transpose()
+    }
+
+    /// The fencing token of an environment, under which this handle acts there.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] when somebody else has taken over; else when the store can't be read or written.
+    pub async fn token(&self, environment: &EnvironmentName) -> Result<i64, Error> {
+        let writing = self.writing("take the lease", Some(environment)).await?;
+        let token = writing.token;
+        writing.on.commit().await.map_err(statement("take the lease"))?;
+        Ok(token)
+    }
+
+    /// Whether a token of an environment is still the one that is in force.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn is_in_force(&self, environment: &EnvironmentName, token: i64) -> Result<bool, Error> {
+        let attempt = "read the lease";
+        let mut connection = self.pool.acquire().await.map_err(statement(attempt))?;
+        Ok(token_of(&mut connection, environment.as_str()).await.map_err(statement(attempt))? == Some(token))
+    }
+
+    /// Begins a write to what belongs to an environment, or to none.
+    pub(super) async fn writing(
+        &self,
+        attempt: &'static str,
+        environment: Option<&EnvironmentName>,
+    ) -> Result<Writing, Error> {
+        let of = environment.map_or(ALL, EnvironmentName::as_str);
+        let mut on = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(statement(attempt))?;
+        let mine = |of: &str| self.writer.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(of).copied();
+        let mut token = token_of(&mut on, of).await.map_err(statement(attempt))?;
+        if token.is_none() && of != ALL {
+            // Whoever has the lease over everything may have this one for the asking.
+            let all = token_of(&mut on, ALL).await.map_err(statement(attempt))?;
+            if all.is_none() || all != mine(ALL) {
+                return Err(self.fenced(attempt));
+            }
+            let new = "INSERT INTO leases (environment, holder, token, expires_at) SELECT ?1, holder, 1, expires_at FROM leases WHERE environment = ?2";
+            sqlx::query(new).bind(of).bind(ALL).execute(&mut *on).await.map_err(statement(attempt))?;
+            self.writer.tokens.lock().unwrap_or_else(PoisonError::into_inner).insert(of.to_owned(), 1);
+            token = Some(1);
+        }
+        match token {
+            Some(token) if mine(of) == Some(token) => {
+                Ok(Writing { on, token, attempt, boundary: self.boundary.clone() })
+            }
+            _ => Err(self.fenced(attempt)),
+        }
+    }
+
+    fn fenced(&self, attempt: &'static str) -> Error {
+        Error::Fenced { attempt, holder: self.holder() }
+    }
+
+    fn holder(&self) -> String {
+        self.writer.holder.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Another handle of the same store, which has no lease yet, and whose writes may be cut.
+    pub fn another(&self, boundary: Option<Arc<dyn Boundary>>) -> Self {
+        Self { pool: self.pool.clone(), writer: Arc::default(), boundary }
+    }
+}
+
+async fn token_of(on: &mut SqliteConnection, environment: &str) -> Result<Option<i64>, sqlx::Error> {
+    let row =
+        sqlx::query("SELECT token FROM leases WHERE environment = ?").bind(environment).fetch_optional(on).await?;
+    Ok(row.map(|row| row.get(0)))
+}
+
+/// The token of an environment that is in force in a store's file, for whoever holds nothing else of it.
+///
+/// # Errors
+/// When the file can't be read.
+pub async fn token_in(file: &Path, environment: &str) -> Result<Option<i64>, Error> {
+    let opened = |source| Error::Open { path: file.display().to_string(), source };
+    let options =
+        SqliteConnectOptions::new().filename(file).synchronous(SqliteSynchronous::Full).busy_timeout(BUSY_TIMEOUT);
+    let mut connection = SqliteConnection::connect_with(&options).await.map_err(opened)?;
+    let token = token_of(&mut connection, environment).await.map_err(opened)?;
+    connection.close().await.map_err(opened)?;
+    Ok(token)
+}

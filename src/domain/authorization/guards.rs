@@ -1,0 +1,216 @@
+//! The guards in force (R3.4): what protects, as it counts, which is not always as it is declared.
+//!
+//! Decides at each commit along the branch, alone: what tightens counts at once; what loosens counts if the commit
+//! changes nothing else of what it guards, and not otherwise. Never looks at what is applied.
+//! *Invariant:* two commits that loosen and use what was loosened are judged one by one, in their order.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use super::Rights;
+use crate::{
+    domain::declaration::{
+        Desired, Instance,
+        schema::{Component, Limits},
+    },
+    model::{EnvironmentName, InstanceId, Revision},
+};
+
+/// What is protected of a cluster whose tables may not be rewritten.
+const TABLES: &str = "table *";
+
+/// A guard, and the commit since which it holds.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Held<T> {
+    /// The guard.
+    pub guard: T,
+    /// The commit.
+    pub since: Revision,
+}
+
+/// The guards in force.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InForce {
+    /// The last commit that was judged.
+    pub revision: Option<Revision>,
+    /// The limits of each environment.
+    pub limits: BTreeMap<EnvironmentName, Held<Limits>>,
+    /// The protected addresses of each instance.
+    pub protect: BTreeMap<InstanceId, Held<Vec<String>>>,
+    /// Whether tables of each instance may be rewritten.
+    #[serde(default)]
+    pub rewrites: BTreeMap<InstanceId, Held<bool>>,
+    /// Who may do what in each environment: as it is declared, and as it was before where that was changed together with
+    /// what it guards; all of it holds.
+    #[serde(default)]
+    pub rights: BTreeMap<EnvironmentName, Vec<Held<Rights>>>,
+}
+
+impl InForce {
+    /// The limits of one run of an environment.
+    pub fn limits(&self, environment: &EnvironmentName) -> Limits {
+        self.limits.get(environment).map(|held| held.guard.clone()).unwrap_or_default()
+    }
+
+    /// The addresses of an instance that no run may destroy, replace, forget or move.
+    pub fn protect(&self, id: &InstanceId) -> Vec<String> {
+        let mut protect = self.protect.get(id).map(|held| held.guard.clone()).unwrap_or_default();
+        if self.rewrites.get(id).is_some_and(|held| !held.guard) {
+            protect.push(TABLES.into());
+        }
+        protect
+    }
+
+    /// Who may do what in an environment.
+    pub fn rights(&self, environment: &EnvironmentName) -> Vec<Rights> {
+        self.rights.get(environment).into_iter().flatten().map(|held| held.guard.clone()).collect()
+    }
+
+    /// The guards after one more commit, and each loosening in it that does not count, in a sentence. Without a commit
+    /// before, everything counts as it is declared.
+    pub fn after(&self, before: Option<&Desired>, commit: &Desired, revision: &Revision) -> (Self, Vec<String>) {
+        let mut next = Self { revision: Some(revision.clone()), ..self.clone() };
+        let mut refused = vec![];
+        for (name, environment) in &commit.environments {
+            let declared = &environment.limits;
+            let known = before.and_then(|_| self.limits.get(name)).map(|held| &held.guard);
+            let guard = match known {
+                // What was refused once is not let in by a commit that says nothing about it.
+                Some(known) if before.and_then(|b| b.environments.get(name)).is_some_and(|b| b.limits == *declared) => {
+                    known.clone()
+                }
+                Some(known) if !alone(before, commit, name) => {
+                    let counts = tighter(known, declared);
+                    if counts != *declared {
+                        refused.push(format!("`limits` of `{name}` are loosened together with changes of what they guard: split in two pull requests"));
+                    }
+                    counts
+                }
+                _ => declared.clone(),
+            };
+            if known != Some(&guard) {
+                next.limits.insert(name.clone(), Held { guard, since: revision.clone() });
+            }
+        }
+        refused.extend(next.judge_rights(before, commit, revision));
+        for (id, instance) in &commit.instances {
+            let Some(spec) = &instance.spec else { continue };
+            // Under a new name it keeps what protected it under the old one.
+            let was_declared = before.is_some_and(|before| before.instances.contains_key(id));
+            let former = instance.renamed_from.as_ref().filter(|_| !was_declared);
+            let of = |id: &InstanceId| before.and_then(|_| self.protect.get(id)).map(|held| held.guard.clone());
+            let mut known = of(id);
+            if let Some(old) = former.and_then(of) {
+                known.get_or_insert_default().extend(old);
+            }
+            let declared_before = before.and_then(|before| before.instances.get(former.unwrap_or(id)));
+            let same =
+                declared_before.is_some_and(|before| before.digest.is_some() && before.digest == instance.digest);
+            let says_the_same = declared_before
+                .and_then(|before| before.spec.as_ref())
+                .is_some_and(|before| before.protect == spec.protect);
+            let held = |id: &InstanceId| before.and(self.rewrites.get(id));
+            let held = held(id).or_else(|| former.and_then(held));
+            refused.extend(next.judge_rewrites(held, declared_before, instance, !same, revision));
+            let mut guard = spec.protect.clone();
+            if let Some(known) = known.as_ref().filter(|_| !same || says_the_same) {
+                let lifted: Vec<String> = known.iter().filter(|entry| !guard.contains(entry)).cloned().collect();
+                if let Some(first) = lifted.first().filter(|_| !says_the_same) {
+                    refused.push(format!("`protect` of `{id}` is lifted from `{first}` together with a change of it: split in two pull requests"));
+                }
+                guard.extend(lifted);
+            }
+            let known = known.as_ref();
+            let name = former.unwrap_or(id);
+            // What was never protected is not remembered.
+            if (known != Some(&guard) || name != id) && (known.is_some() || !guard.is_empty()) {
+                next.protect.insert(id.clone(), Held { guard, since: revision.clone() });
+            }
+        }
+        (next, refused)
+    }
+}
+
+impl InForce {
+    /// Takes over whether tables of an instance may be rewritten, as a commit says it.
+    fn judge_rewrites(
+        &mut self,
+        held: Option<&Held<bool>>,
+        before: Option<&Arc<Instance>>,
+        instance: &Instance,
+        changed: bool,
+        revision: &Revision,
+    ) -> Option<String> {
+        let said = |spec: &Component| spec.citus.as_ref().map(|citus| citus.allow_rewrite);
+        let declared = instance.spec.as_ref().and_then(|spec| said(spec))?;
+        let said_before = before.and_then(|before| said(before.spec.as_ref()?));
+        let held = held.map(|held| held.guard);
+        let (guard, refused) = match held {
+            // What was refused once is not let in by a commit that says nothing about it.
+            Some(held) if said_before == Some(declared) => (held, None),
+            Some(false) if declared && changed => {
+                let says = "is said together with a change of it: split in two pull requests";
+                (false, Some(format!("`allowRewrite` of `{}` {says}", instance.id)))
+            }
+            _ => (declared, None),
+        };
+        if held != Some(guard) {
+            self.rewrites.insert(instance.id.clone(), Held { guard, since: revision.clone() });
+        }
+        refused
+    }
+
+    /// Takes over who may do what, as a commit says it.
+    fn judge_rights(&mut self, before: Option<&Desired>, commit: &Desired, revision: &Revision) -> Vec<String> {
+        let Some(state_repo) = &commit.state_repo else { return vec![] };
+        let mut refused = vec![];
+        for name in commit.environments.keys() {
+            let declared = Held { guard: Rights::of(state_repo, name), since: revision.clone() };
+            let known = self.rights.entry(name.clone()).or_default();
+            let is_same = known.last().is_some_and(|last| last.guard == declared.guard);
+            let said_before = before.and_then(|before| before.state_repo.as_ref()).map(|repo| Rights::of(repo, name));
+            if said_before.as_ref() == Some(&declared.guard) && !known.is_empty() {
+                continue;
+            }
+            if known.is_empty() || before.is_none() || alone(before, commit, name) {
+                let same = known.last().filter(|_| is_same).cloned();
+                *known = vec![same.unwrap_or(declared)];
+            } else if !is_same {
+                known.push(declared);
+                refused.push(format!(
+                    "who may do what in `{name}` is changed together with what that guards: split in two pull requests"
+                ));
+            }
+        }
+        refused
+    }
+}
+
+/// Whether a commit leaves every instance of an environment what it was.
+fn alone(before: Option<&Desired>, commit: &Desired, environment: &EnvironmentName) -> bool {
+    let digests = |desired: &Desired| -> BTreeMap<InstanceId, _> {
+        let own = desired.instances.iter().filter(|(id, _)| id.environment == *environment);
+        own.map(|(id, instance)| (id.clone(), instance.digest)).collect()
+    };
+    before.is_some_and(|before| {
+        let now = digests(commit);
+        now.values().all(Option::is_some) && digests(before) == now
+    })
+}
+
+fn tighter(one: &Limits, two: &Limits) -> Limits {
+    let Limits { destroys, replaces, changes, moves, move_bytes } = two;
+    fn both<T: Ord>(one: Option<T>, two: Option<T>) -> Option<T> {
+        one.into_iter().chain(two).min()
+    }
+    Limits {
+        destroys: one.destroys.min(*destroys),
+        replaces: one.replaces.min(*replaces),
+        changes: both(one.changes, *changes),
+        moves: both(one.moves, *moves),
+        move_bytes: both(one.move_bytes, *move_bytes),
+    }
+}

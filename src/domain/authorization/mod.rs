@@ -1,0 +1,262 @@
+//! Who may do what (R3).
+//!
+//! Decides by the permissions of the base branch that are in force: the first line that matches wins, and nothing is
+//! allowed by default. Never asks the forge; what is known of a person comes in.
+
+pub mod approvals;
+pub mod guards;
+pub mod paths;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    domain::declaration::schema::{Approvals, Permission, StateRepo, Team, Verb},
+    model::EnvironmentName,
+};
+
+/// What somebody may do with a repository, from the forge.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "each is the forge's word")]
+pub enum Level {
+    None,
+    Read,
+    Triage,
+    Write,
+    Maintain,
+    Admin,
+}
+
+impl Level {
+    /// Reads the forge's word.
+    pub fn parse(word: &str) -> Self {
+        match word {
+            "admin" => Self::Admin,
+            "maintain" => Self::Maintain,
+            "write" | "push" => Self::Write,
+            "triage" => Self::Triage,
+            "read" | "pull" => Self::Read,
+            _ => Self::None,
+        }
+    }
+}
+
+/// Somebody who says something.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "who", rename_all = "camelCase")]
+pub enum Principal {
+    /// A person on the forge.
+    User {
+        /// The login.
+        login: String,
+        /// What they may do with the repository.
+        level: Level,
+        /// The teams of the state repo that they are in.
+        teams: BTreeSet<String>,
+        /// By what they say it, where that has a name: a comment, a merge. It is obeyed once.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        word: Option<String>,
+    },
+    /// A token of the API.
+    Token {
+        /// Its name.
+        name: String,
+    },
+    /// A merge, by the merged declaration.
+    Merge,
+}
+
+impl Principal {
+    /// As it stands in the audit: `user:lin`, `token:local`.
+    pub fn name(&self) -> String {
+        match self {
+            Self::User { login, .. } => format!("user:{login}"),
+            Self::Token { name } => format!("token:{name}"),
+            Self::Merge => "merge".into(),
+        }
+    }
+
+    /// The same, speaking by something that is obeyed once.
+    pub fn by(self, word: String) -> Self {
+        match self {
+            Self::User { login, level, teams, .. } => Self::User { login, level, teams, word: Some(word) },
+            other => other,
+        }
+    }
+
+    /// What it speaks by, where that has a name.
+    pub fn word(&self) -> Option<&str> {
+        match self {
+            Self::User { word, .. } => word.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// As people are spoken of: `@lin`, `token:local`.
+    pub fn mention(&self) -> String {
+        match self {
+            Self::User { login, .. } => format!("@{login}"),
+            _ => self.name(),
+        }
+    }
+
+    /// Whether it is the owner of the daemon's data directory.
+    fn is_local(&self) -> bool {
+        matches!(self, Self::Token { name } if name == LOCAL_TOKEN)
+    }
+
+    /// Whether a word of the permissions means them: `team:platform`, `user:lin`, `permission:write`, `token:ops`.
+    pub fn is(&self, to: &str) -> bool {
+        match (self, to.split_once(':')) {
+            (Self::User { login, .. }, Some(("user", name))) => login.eq_ignore_ascii_case(name),
+            (Self::User { teams, .. }, Some(("team", name))) => teams.contains(name),
+            (Self::User { level, .. }, Some(("permission", word))) => {
+                *level >= Level::parse(word) && *level > Level::None
+            }
+            (Self::Token { name }, Some(("token", other))) => name == other,
+            _ => false,
+        }
+    }
+}
+
+/// The name of the token that the daemon makes for the owner of its data directory: who can read that file can read
+/// and change everything that the daemon keeps, so it may do what any person may.
+pub const LOCAL_TOKEN: &str = "local";
+
+/// Who may do what in one environment, as one revision says it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rights {
+    /// The teams that the lines name.
+    pub teams: BTreeMap<String, Team>,
+    /// The lines that concern the environment, in their order.
+    pub lines: Vec<Permission>,
+}
+
+impl Rights {
+    /// What a state repo says of an environment.
+    pub fn of(state_repo: &StateRepo, environment: &EnvironmentName) -> Self {
+        let concerns = |line: &&Permission| line.environments.as_ref().is_none_or(|names| names.contains(environment));
+        let lines: Vec<Permission> = state_repo
+            .permissions
+            .iter()
+            .filter(concerns)
+            .map(|line| Permission { environments: None, ..line.clone() })
+            .collect();
+        let named = |name: &String| {
+            let mut words =
+                lines.iter().flat_map(|line| line.to.iter().chain(line.approvals.iter().flat_map(|a| &a.from)));
+            words.any(|to| to.strip_prefix("team:") == Some(name))
+        };
+        let teams = state_repo.teams.iter().filter(|(name, _)| named(name));
+        Self { teams: teams.map(|(name, team)| (name.clone(), team.clone())).collect(), lines }
+    }
+
+    /// The first line that allows a command to somebody. The owner of the data directory is held to the first line that
+    /// allows it to anybody, for what it needs.
+    fn line(&self, who: &Principal, verb: Verb) -> Option<&Permission> {
+        let mut lines = self.lines.iter().filter(|line| line.allow.contains(&verb));
+        lines.find(|line| who.is_local() || line.to.iter().any(|to| who.is(to)))
+    }
+
+    /// To whom a command is allowed.
+    pub fn allowed(&self, verb: Verb) -> BTreeSet<&str> {
+        let lines = self.lines.iter().filter(|line| line.allow.contains(&verb));
+        lines.flat_map(|line| line.to.iter().map(String::as_str)).collect()
+    }
+
+    /// The approvals that a command needs, by the first line that asks for any.
+    pub fn approvals(&self, verb: Verb) -> Option<&Approvals> {
+        self.lines.iter().filter(|line| line.allow.contains(&verb)).find_map(|line| line.approvals.as_ref())
+    }
+}
+
+/// Whether somebody may give a command, and the approvals that it needs: all of what is in force has to allow it. Nothing
+/// where it is not allowed.
+pub fn permit<'r>(rights: &'r [Rights], who: &Principal, verb: Verb) -> Option<Vec<&'r Approvals>> {
+    let allowed = !rights.is_empty() && rights.iter().all(|rights| rights.line(who, verb).is_some());
+    if !allowed && !who.is_local() {
+        return None;
+    }
+    let lines = rights.iter().filter_map(|rights| rights.line(who, verb));
+    Some(lines.filter_map(|line| line.approvals.as_ref()).collect())
+}
+
+/// A refusal in one sentence: who, what, where, and who may.
+pub fn refusal(rights: &[Rights], who: &Principal, verb: Verb, environment: &EnvironmentName) -> String {
+    let Some((last, before)) = rights.split_last() else {
+        return format!(
+            "`/{}` is refused: the StateRepo on the base branch can't be read, and without it nobody may do anything; `evenkeel validate` says what is wrong",
+            verb.word()
+        );
+    };
+    let mut allowed = last.allowed(verb);
+    before.iter().for_each(|rights| allowed = allowed.intersection(&rights.allowed(verb)).copied().collect());
+    let who_may = match allowed.len() {
+        0 => "nobody is; add a line to `permissions` in the StateRepo".to_owned(),
+        _ => format!("{} may", allowed.into_iter().map(|to| format!("`{to}`")).collect::<Vec<_>>().join(", ")),
+    };
+    let name = match who {
+        Principal::User { login, .. } => format!("@{login}"),
+        other => other.name(),
+    };
+    format!("{name} is not allowed to `/{}` in `{environment}`: {who_may}.", verb.word())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state_repo() -> StateRepo {
+        serde_json::from_value(serde_json::json!({
+            "teams": {"platform": {"users": ["lin"]}},
+            "permissions": [
+                {"allow": ["plan"], "to": ["permission:write"]},
+                {"allow": ["apply"], "to": ["team:platform", "token:ops"], "environments": ["staging"]},
+            ]
+        }))
+        .unwrap()
+    }
+
+    fn user(login: &str, level: Level, teams: &[&str]) -> Principal {
+        Principal::User {
+            login: login.into(),
+            level,
+            teams: teams.iter().map(|t| (*t).to_owned()).collect(),
+            word: None,
+        }
+    }
+
+    #[test]
+    fn r3_8_nothing_is_allowed_by_default() {
+        let repo = state_repo();
+        let rights = |environment: &str| [Rights::of(&repo, &environment.parse().unwrap())];
+        let (staging, production) = (rights("staging"), rights("production"));
+        let may = |rights: &[Rights], who: &Principal, verb| permit(rights, who, verb).is_some();
+        let lin = user("lin", Level::Write, &["platform"]);
+        let eve = user("eve", Level::Write, &[]);
+        assert!(may(&staging, &lin, Verb::Apply));
+        assert!(!may(&production, &lin, Verb::Apply));
+        assert!(!may(&staging, &eve, Verb::Apply));
+        assert!(may(&production, &eve, Verb::Plan));
+        assert!(!may(&staging, &user("guest", Level::Read, &[]), Verb::Plan));
+        assert!(!may(&[], &lin, Verb::Apply));
+        assert!(may(&staging, &Principal::Token { name: "ops".into() }, Verb::Apply));
+        assert!(!may(&staging, &Principal::Token { name: "other".into() }, Verb::Apply));
+        // What is in force besides, because it was loosened together with what it guards, holds as well.
+        assert!(!may(&[staging[0].clone(), production[0].clone()], &lin, Verb::Apply));
+        insta::assert_snapshot!(refusal(&staging, &eve, Verb::Apply, &"staging".parse().unwrap()), @"@eve is not allowed to `/apply` in `staging`: `team:platform`, `token:ops` may.");
+    }
+
+    #[test]
+    fn r3_6_the_owner_of_the_data_needs_the_approvals_that_anybody_needs() {
+        let mut repo = state_repo();
+        repo.permissions[1].approvals = Some(Approvals { count: 2, from: vec!["team:platform".into()] });
+        let staging = [Rights::of(&repo, &"staging".parse().unwrap())];
+        let local = Principal::Token { name: LOCAL_TOKEN.into() };
+        assert_eq!(permit(&staging, &local, Verb::Apply).unwrap()[0].count, 2);
+        assert_eq!(permit(&staging, &local, Verb::Drift), Some(vec![]));
+    }
+}

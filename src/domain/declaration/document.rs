@@ -1,0 +1,346 @@
+//! One file to its documents: the envelope, the schema of its kind, and what a schema can't say.
+//!
+//! Decides what is wrong with a document by itself; what it refers to is `load.rs`'s question.
+//! Never follows a link out of the repository.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, OnceLock},
+};
+
+use serde_json::Value;
+
+use super::{
+    node::{self, Node},
+    schema::{API_VERSION, KINDS, schema},
+    select::Selector,
+    validate::{Validator, Whole, nearest},
+};
+use crate::{
+    domain::calendar::Calendar,
+    model::{ComponentName, Place, Problem},
+    ports::{Files, FilesError, Sort, join},
+};
+
+/// One document of a file.
+#[derive(Debug)]
+pub(super) struct Document {
+    pub(super) file: Arc<str>,
+    pub(super) kind: &'static str,
+    pub(super) name: ComponentName,
+    pub(super) name_at: Place,
+    pub(super) labels: Arc<BTreeMap<String, String>>,
+    /// The name that it had before, with its place.
+    pub(super) renamed_from: Option<(ComponentName, Place)>,
+    pub(super) spec: Node,
+    /// What is wrong with this document alone.
+    pub(super) problems: Vec<Problem>,
+}
+
+/// One file: its documents, and what is wrong outside of them.
+#[derive(Debug)]
+pub(super) struct File {
+    /// Its path below the root of the declarations.
+    pub(super) name: Arc<str>,
+    pub(super) documents: Vec<Arc<Document>>,
+    pub(super) problems: Vec<Problem>,
+    /// Whether everything in it was read as it stands, so that what is not here was removed.
+    pub(super) whole: bool,
+    pub(super) text: Arc<[u8]>,
+}
+
+/// The schemas by kind.
+pub(super) fn schemas() -> &'static BTreeMap<&'static str, Value> {
+    static SCHEMAS: OnceLock<BTreeMap<&'static str, Value>> = OnceLock::new();
+    SCHEMAS.get_or_init(|| KINDS.iter().filter_map(|kind| Some((*kind, schema(kind)?))).collect())
+}
+
+/// Reads a file and what is wrong with it.
+pub(super) fn read_file(files: &dyn Files, root: &str, path: &str) -> File {
+    let name: Arc<str> = path.into();
+    let whole = join(root, path).unwrap_or_default();
+    let bytes = match follow(files, &whole) {
+        Ok(bytes) => bytes,
+        Err((kind, why)) => {
+            let problem = Problem::new(kind, &name, Place::default(), why).hint("replace the link by the file");
+            return File { name, documents: vec![], problems: vec![problem], whole: false, text: Arc::new([]) };
+        }
+    };
+    let (nodes, mut problems) = node::read(&name, &bytes);
+    let whole = problems.is_empty();
+    let starts: Vec<u32> = nodes.iter().map(|node| node.at.line).collect();
+    let text = String::from_utf8_lossy(&bytes);
+    let mut documents = vec![];
+    for (index, node) in nodes.into_iter().enumerate() {
+        // A key that stands twice makes its own document doubtful, and not the others of the file.
+        let ends = starts.get(index + 1).copied().unwrap_or(u32::MAX);
+        let within = |problem: &mut Problem| {
+            ["duplicate-key", "yaml-trap", "key", "tag"].contains(&&*problem.kind)
+                && (starts[index]..ends).contains(&problem.line)
+        };
+        let own: Vec<Problem> = problems.extract_if(.., within).collect();
+        match document(&name, node) {
+            Ok(mut document) => {
+                document.problems.splice(0..0, own);
+                document.problems = document.problems.into_iter().map(|problem| problem.quote(&text)).collect();
+                documents.push(Arc::new(document));
+            }
+            Err(found) => problems.extend(own.into_iter().chain(found).map(|problem| problem.quote(&text))),
+        }
+    }
+    if documents.is_empty() && problems.is_empty() {
+        problems.push(
+            Problem::new("empty", &name, Place::default(), "the file holds no document")
+                .hint("remove it, or write a declaration"),
+        );
+    }
+    File { name, documents, whole: whole && problems.is_empty(), problems, text: bytes }
+}
+
+/// The bytes of a file, through links that stay inside the repository.
+fn follow(files: &dyn Files, path: &str) -> Result<Arc<[u8]>, (&'static str, String)> {
+    let mut target = path.to_owned();
+    for _ in 0..8 {
+        let unreadable = |error: FilesError| ("unreadable", error.to_string());
+        match files.entry(&target).map_err(unreadable)?.map(|entry| entry.sort) {
+            Some(Sort::File | Sort::Program) => return files.read(&target).map_err(unreadable),
+            Some(Sort::Link) => {
+                let link = String::from_utf8_lossy(&files.read(&target).map_err(unreadable)?).into_owned();
+                let folder = target.rsplit_once('/').map_or("", |(folder, _)| folder);
+                let outside = || ("link-outside", format!("the link leads out of the repository, to `{link}`"));
+                if link.starts_with('/') {
+                    return Err(outside());
+                }
+                target = join(folder, &link).ok_or_else(outside)?;
+            }
+            _ => return Err(("link-dangling", format!("the link leads to `{target}`, which is no file"))),
+        }
+    }
+    Err(("link-dangling", "the link leads to links without end".into()))
+}
+
+/// Reads the envelope and checks the whole document against the schema of its kind.
+fn document(file: &Arc<str>, node: Node) -> Result<Document, Vec<Problem>> {
+    if !matches!(node.value, node::Kind::Map(_)) {
+        let message = format!("a document is {} and has to be a mapping", node.sort());
+        return Err(vec![
+            Problem::new("wrong-type", file, node.at, message)
+                .expected("expected `apiVersion`, `kind`, `metadata`, `spec`"),
+        ]);
+    }
+    let missing = |name: &str| {
+        let message = format!("`{name}` is missing");
+        vec![
+            Problem::new("missing-field", file, Place { length: 0, ..node.at }, message)
+                .expected("expected `apiVersion`, `kind`, `metadata`, `spec`"),
+        ]
+    };
+    let kind_node = node.get("kind").ok_or_else(|| missing("kind"))?;
+    let Some(kind) = KINDS.iter().find(|kind| Some(**kind) == kind_node.text()) else {
+        let found = kind_node.to_json();
+        let hint = kind_node
+            .text()
+            .and_then(|text| nearest(text, KINDS.iter().copied()))
+            .map(|name| format!("did you mean `{name}`?"));
+        let mut problem = Problem::new("unknown-kind", file, kind_node.at, format!("unknown kind {found}"));
+        problem.hint = hint;
+        return Err(vec![
+            problem.expected(format!("expected one of {}", KINDS.map(|kind| format!("`{kind}`")).join(", "))),
+        ]);
+    };
+    let name_node =
+        node.get("metadata").ok_or_else(|| missing("metadata"))?.get("name").ok_or_else(|| missing("metadata.name"))?;
+    let schema = &schemas()[kind];
+    let mut validator = Validator { file, root: schema, whole: Whole::Yes, problems: vec![] };
+    if let Some(version) = node.get("apiVersion")
+        && version.text() != Some(API_VERSION)
+    {
+        let problem = Problem::new("wrong-value", file, version.at, format!("found {}", version.to_json()));
+        return Err(vec![problem.expected(format!("expected `{API_VERSION}`"))]);
+    }
+    validator.check(schema, &node);
+    let name: ComponentName = match name_node.text().and_then(|text| text.parse().ok()) {
+        Some(name) => name,
+        None => return Err(validator.problems),
+    };
+    let spec = node.get("spec").cloned().unwrap_or(Node { value: node::Kind::Null, at: node.at });
+    let labels = node.get("metadata").and_then(|m| m.get("labels")).map(Node::to_json);
+    let labels = labels.and_then(|labels| serde_json::from_value(labels).ok()).unwrap_or_default();
+    let renamed_from = node
+        .get("metadata")
+        .and_then(|m| m.get("renamedFrom"))
+        .and_then(|old| Some((old.text()?.parse().ok()?, old.at)));
+    let mut document = Document {
+        file: Arc::clone(file),
+        kind,
+        renamed_from,
+        name,
+        name_at: name_node.at,
+        labels: Arc::new(labels),
+        spec,
+        problems: validator.problems,
+    };
+    match document.kind {
+        "Component" => check_component(&mut document, schema),
+        "Schedule" => check_schedule(&mut document),
+        "StateRepo" => check_state_repo(&mut document),
+        _ => {}
+    }
+    Ok(document)
+}
+
+/// The kinds of component.
+const KINDS_OF_COMPONENT: [&str; 3] = ["tofu", "kubernetes", "citus"];
+
+/// What the schema can't say of one kind of component.
+fn of_kind(document: &Document) -> Vec<Problem> {
+    let (file, spec) = (&document.file, &document.spec);
+    let mut problems = vec![];
+    if let Some((_, at)) = document.renamed_from.as_ref().filter(|_| spec.get("kubernetes").is_some()) {
+        // The labels of its objects say whose they are.
+        let message = "`renamedFrom` is not needed for Kubernetes objects, and not supported";
+        let hint = "leave it out: where the old component is removed in the same change, its objects are transferred";
+        problems.push(Problem::new("not-supported-yet", file, *at, message).hint(hint));
+    }
+    if let Some(kubernetes) = spec.get("kubernetes").filter(|_| document.problems.is_empty()) {
+        let sources = ["manifests", "kustomize", "helm"];
+        if sources.iter().filter(|source| kubernetes.get(source).is_some()).count() != 1 {
+            let message = "it has to be made from exactly one thing";
+            problems.push(
+                Problem::new("missing-field", file, Place { length: 0, ..kubernetes.at }, message)
+                    .expected("expected one of `manifests`, `kustomize` and `helm`"),
+            );
+        }
+    }
+    if let Some(citus) = spec.get("citus").filter(|_| document.problems.is_empty()) {
+        problems.extend(super::citus::check(file, citus));
+    }
+    problems
+}
+
+/// What the schema of a component can't say.
+fn check_component(document: &mut Document, schema: &Value) {
+    let file = &document.file;
+    let mut problems = vec![];
+    let spec = &document.spec;
+    let kinds: Vec<&str> = KINDS_OF_COMPONENT.into_iter().filter(|kind| spec.get(kind).is_some()).collect();
+    if kinds.len() != 1 && document.problems.is_empty() {
+        let message = match kinds.get(..2) {
+            Some([one, other]) => format!("the component is of two kinds, `{one}` and `{other}`"),
+            _ => "the component has no kind".into(),
+        };
+        let at = Place { length: 0, ..spec.at };
+        problems.push(
+            Problem::new("missing-field", file, at, message)
+                .expected("expected one of `tofu`, `kubernetes` and `citus`"),
+        );
+    }
+    problems.extend(of_kind(document));
+    let declared: Vec<&str> = match spec.get("environments").map(|node| &node.value) {
+        Some(node::Kind::List(items)) => items.iter().filter_map(Node::text).collect(),
+        _ => vec![],
+    };
+    let mut seen = BTreeSet::new();
+    if let Some(node::Kind::List(items)) = spec.get("environments").map(|node| &node.value) {
+        for item in items.iter().filter(|item| item.text().is_some_and(|text| !seen.insert(text))) {
+            problems.push(Problem::new(
+                "duplicate",
+                file,
+                item.at,
+                format!("{} stands here a second time", item.to_json()),
+            ));
+        }
+    }
+    for (key, patch) in spec.get("overrides").map(Node::entries).unwrap_or_default() {
+        if !declared.contains(&&*key.name) {
+            let message = format!("an override for `{}`, which is not among its environments", key.name);
+            problems.push(
+                Problem::new("unknown-environment", file, key.at, message)
+                    .hint("add it to `environments`, or remove the override"),
+            );
+        }
+        for forbidden in ["environments", "overrides"] {
+            if let Some((key, _)) = patch.entries().iter().find(|(key, _)| &*key.name == forbidden) {
+                problems.push(Problem::new("override", file, key.at, format!("`{forbidden}` can't be overridden")));
+            }
+        }
+        let is_other = |kind: &&str| match patch.get(kind) {
+            Some(node) => node.value == node::Kind::Null || spec.get(kind).is_none(),
+            None => false,
+        };
+        if KINDS_OF_COMPONENT.iter().any(is_other) {
+            problems.push(Problem::new("override", file, patch.at, "the kind of a component can't be overridden"));
+        }
+        let mut validator = Validator { file, root: schema, whole: Whole::Patch, problems: vec![] };
+        validator.check(&schema["properties"]["spec"], patch);
+        problems.extend(validator.problems);
+    }
+    document.problems.extend(problems);
+}
+
+fn check_schedule(document: &mut Document) {
+    let spec = &document.spec;
+    let at = |name: &str| spec.get(name).map_or(spec.at, |node| node.at);
+    if let Some(line) = spec.get("cron").and_then(Node::text) {
+        match Calendar::new(line, spec.get("timeZone").and_then(Node::text)) {
+            Ok(_) => {}
+            Err(error @ crate::domain::calendar::Error::Cron { .. }) => {
+                document.problems.push(
+                    Problem::new("cron", &document.file, at("cron"), error.to_string())
+                        .hint("such as `30 1 * * MON-FRI`"),
+                );
+            }
+            Err(error) => {
+                document.problems.push(
+                    Problem::new("time-zone", &document.file, at("timeZone"), error.to_string())
+                        .hint("such as `Europe/London`"),
+                );
+            }
+        }
+    }
+    if let Some(run @ ("rotate" | "report")) = spec.get("run").and_then(Node::text) {
+        let message = format!("a schedule of `{run}` is not supported yet");
+        let problem = Problem::new("not-supported-yet", &document.file, at("run"), message);
+        document.problems.push(problem.hint("remove it: what is accepted is enforced"));
+    }
+    if let Some(text) = spec.get("select").and_then(Node::text)
+        && let Err(error) = text.parse::<Selector>()
+    {
+        document.problems.push(
+            Problem::new("selector", &document.file, at("select"), error.to_string())
+                .hint("such as `env:staging and kind:tofu`"),
+        );
+    }
+}
+
+fn check_state_repo(document: &mut Document) {
+    let teams: Vec<&str> =
+        document.spec.get("teams").map(Node::entries).unwrap_or_default().iter().map(|(key, _)| &*key.name).collect();
+    let mut problems = vec![];
+    let permissions = match document.spec.get("permissions").map(|node| &node.value) {
+        Some(node::Kind::List(items)) => &items[..],
+        _ => &[],
+    };
+    for to in permissions.iter().filter_map(|item| item.get("to")) {
+        let node::Kind::List(items) = &to.value else { continue };
+        for item in items {
+            let Some(text) = item.text() else { continue };
+            let known = match text.split_once(':') {
+                Some(("team", name)) => teams.contains(&name),
+                Some(("user" | "token", name)) => !name.is_empty(),
+                Some(("permission", level)) => matches!(level, "read" | "triage" | "write" | "maintain" | "admin"),
+                _ => false,
+            };
+            if !known {
+                let problem = Problem::new("principal", &document.file, item.at, format!("`{text}` is nobody"));
+                let hint = text
+                    .strip_prefix("team:")
+                    .and_then(|name| nearest(name, teams.iter().copied()))
+                    .map(|name| format!("did you mean `team:{name}`?"));
+                let problem = problem.expected("expected `team:NAME` of `teams`, `user:LOGIN`, `token:NAME` or `permission:read|triage|write|maintain|admin`");
+                problems.push(if let Some(hint) = hint { problem.hint(hint) } else { problem });
+            }
+        }
+    }
+    document.problems.extend(problems);
+}

@@ -1,0 +1,181 @@
+//! The declarations' folder, read: each file with its documents, each folder with what stands below it.
+//!
+//! Decides which files are read. A folder or file whose content id was seen before is the one that was read before, so
+//! that a revision costs what it changed.
+//! *Invariant:* a folder from which anything was left out, or that holds a link, is read anew each time: its id does not
+//! say what it leads to.
+
+use std::{cmp::Ordering, sync::Arc};
+
+use super::document::{File, read_file};
+use crate::{
+    model::{Place, Problem},
+    ports::{Files, FilesError, Sort, join},
+};
+
+/// The most files that the declarations may have.
+pub const FILES_MAX: usize = 50_000;
+/// The deepest folder below the root of the declarations.
+const FOLDER_DEPTH_MAX: usize = 16;
+
+/// A folder that was read.
+#[derive(Debug, Default)]
+pub(super) struct Folder {
+    /// The id of its content; empty where that does not say everything.
+    id: String,
+    files: Vec<Kept>,
+    below: Vec<(String, Arc<Folder>)>,
+    /// How many files there are, with those below.
+    pub(super) count: usize,
+    /// What was left out, here and below.
+    pub(super) problems: Vec<Problem>,
+}
+
+/// A file that was read.
+#[derive(Debug, Clone)]
+struct Kept {
+    name: String,
+    id: String,
+    file: Arc<File>,
+}
+
+impl Folder {
+    /// Reads the declarations, with what is the same from an earlier reading.
+    pub(super) fn read(files: &dyn Files, root: &str, before: Option<&Arc<Self>>) -> Result<Arc<Self>, FilesError> {
+        let id = files.entry(root)?.map(|entry| entry.id).unwrap_or_default();
+        Reading { files, root, count: 0 }.folder("", id, 0, before)
+    }
+
+    /// All files, by path.
+    pub(super) fn files(&self) -> Vec<&Arc<File>> {
+        let mut found = Vec::with_capacity(self.count);
+        self.collect(&mut found);
+        found
+    }
+
+    fn folder_before(&self, name: &str) -> Option<&Arc<Self>> {
+        let at = self.below.binary_search_by(|(other, _)| other.as_str().cmp(name)).ok()?;
+        Some(&self.below[at].1)
+    }
+
+    fn file_before(&self, name: &str, id: &str) -> Option<&Arc<File>> {
+        let at = self.files.binary_search_by(|kept| kept.name.as_str().cmp(name)).ok()?;
+        Some(&self.files[at]).filter(|kept| !id.is_empty() && kept.id == id).map(|kept| &kept.file)
+    }
+
+    fn collect<'f>(&'f self, found: &mut Vec<&'f Arc<File>>) {
+        found.extend(self.files.iter().map(|kept| &kept.file));
+        for (_, folder) in &self.below {
+            folder.collect(found);
+        }
+    }
+
+    /// The files that are here and not there, and those that are there and not here.
+    pub(super) fn differences<'f>(
+        &'f self,
+        other: &'f Self,
+        gone: &mut Vec<&'f Arc<File>>,
+        fresh: &mut Vec<&'f Arc<File>>,
+    ) {
+        for (one, two) in pairs(&self.files, &other.files, |one, two| one.name.cmp(&two.name)) {
+            if one.zip(two).is_some_and(|(one, two)| Arc::ptr_eq(&one.file, &two.file)) {
+                continue;
+            }
+            gone.extend(one.map(|kept| &kept.file));
+            fresh.extend(two.map(|kept| &kept.file));
+        }
+        for (one, two) in pairs(&self.below, &other.below, |one, two| one.0.cmp(&two.0)) {
+            match (one, two) {
+                (Some((_, one)), Some((_, two))) if Arc::ptr_eq(one, two) => {}
+                (Some((_, one)), Some((_, two))) => one.differences(two, gone, fresh),
+                (one, two) => {
+                    one.iter().for_each(|(_, one)| one.collect(gone));
+                    two.iter().for_each(|(_, two)| two.collect(fresh));
+                }
+            }
+        }
+    }
+}
+
+/// Two sorted lists side by side.
+fn pairs<'l, T>(one: &'l [T], two: &'l [T], order: impl Fn(&T, &T) -> Ordering) -> Vec<(Option<&'l T>, Option<&'l T>)> {
+    let (mut left, mut right) = (one.iter().peekable(), two.iter().peekable());
+    let mut found = Vec::with_capacity(one.len().max(two.len()));
+    loop {
+        let order = match (left.peek(), right.peek()) {
+            (None, None) => return found,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(one), Some(two)) => order(one, two),
+        };
+        let one = if order == Ordering::Greater { None } else { left.next() };
+        let two = if order == Ordering::Less { None } else { right.next() };
+        found.push((one, two));
+    }
+}
+
+struct Reading<'f> {
+    files: &'f dyn Files,
+    root: &'f str,
+    count: usize,
+}
+
+impl Reading<'_> {
+    fn folder(
+        &mut self,
+        path: &str,
+        id: String,
+        depth: usize,
+        before: Option<&Arc<Folder>>,
+    ) -> Result<Arc<Folder>, FilesError> {
+        if let Some(before) = before
+            && !id.is_empty()
+            && before.id == id
+            && self.count + before.count <= FILES_MAX
+        {
+            self.count += before.count;
+            return Ok(Arc::clone(before));
+        }
+        let mut folder = Folder { id, ..Folder::default() };
+        let mut whole = true;
+        for entry in self.files.list(&join(self.root, path).unwrap_or_default())? {
+            let place = if path.is_empty() { entry.name.clone() } else { format!("{path}/{}", entry.name) };
+            let problem = |kind, says| Problem::new(kind, &place.as_str().into(), Place::default(), says);
+            match entry.sort {
+                Sort::Folder if depth >= FOLDER_DEPTH_MAX => {
+                    folder
+                        .problems
+                        .push(problem("too-deep", format!("folders below {FOLDER_DEPTH_MAX} levels are not read")));
+                }
+                Sort::Folder => {
+                    let before = before.and_then(|before| before.folder_before(&entry.name));
+                    let below = self.folder(&place, entry.id, depth + 1, before)?;
+                    whole &= !below.id.is_empty();
+                    folder.problems.extend(below.problems.iter().cloned());
+                    folder.count += below.count;
+                    folder.below.push((entry.name, below));
+                }
+                Sort::File | Sort::Program | Sort::Link if place.ends_with(".yaml") || place.ends_with(".yml") => {
+                    if self.count >= FILES_MAX {
+                        folder
+                            .problems
+                            .push(problem("too-many-files", format!("more than {FILES_MAX} files are not read")));
+                        break;
+                    }
+                    whole &= entry.sort != Sort::Link;
+                    let id = if entry.sort == Sort::Link { String::new() } else { entry.id };
+                    let before = before.and_then(|before| before.file_before(&entry.name, &id));
+                    let file = before.cloned().unwrap_or_else(|| Arc::new(read_file(self.files, self.root, &place)));
+                    self.count += 1;
+                    folder.count += 1;
+                    folder.files.push(Kept { name: entry.name, id, file });
+                }
+                _ => {}
+            }
+        }
+        if !whole || !folder.problems.is_empty() {
+            folder.id.clear();
+        }
+        Ok(Arc::new(folder))
+    }
+}

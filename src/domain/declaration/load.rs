@@ -1,0 +1,391 @@
+//! All files of a revision to all instances and all problems.
+//!
+//! Decides what of the revision that was loaded before still holds. Where that was without any problem, and what changed
+//! brings none, only what changed is made anew; else everything is put together again, from files as they were read.
+//! Never drops a problem, and never lets a broken file look like a deletion: `complete` says whether every file parsed
+//! (R1.9).
+//! *Invariant:* a load after others gives what a first load gives.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
+
+use super::{
+    assemble::{Assembly, Broken, Known},
+    closure::{Closures, Source},
+    document::{Document, File},
+    folder::Folder,
+    instance::{Instance, digest, environments_of, resolve_instance},
+    kubernetes::{Connection, Kubernetes},
+    node,
+    schema::{Component, Environment, Remediation, Schedule, StateRepo},
+    validate::nearest,
+};
+use crate::{
+    model::{ComponentName, EnvironmentName, InstanceId, Place, Problem},
+    ports::Files,
+};
+
+/// What a revision says.
+#[derive(Clone, Debug, Default)]
+pub struct Desired {
+    /// Permissions and defaults; absent where they can't be read, and then nobody may do anything.
+    pub state_repo: Option<Arc<StateRepo>>,
+    /// The environments that could be read.
+    pub environments: BTreeMap<EnvironmentName, Arc<Environment>>,
+    /// The instances, stalled ones too.
+    pub instances: BTreeMap<InstanceId, Arc<Instance>>,
+    /// The remediations by name, with the path of their file in the repository.
+    pub remediations: BTreeMap<ComponentName, (Arc<Remediation>, String)>,
+    /// The schedules by name.
+    pub schedules: BTreeMap<ComponentName, Arc<Schedule>>,
+    /// Everything that is wrong, in the order of files and lines.
+    pub problems: Vec<Problem>,
+    /// What is worth saying and not wrong.
+    pub notes: Vec<String>,
+    /// How many files were read.
+    pub files: usize,
+    /// How many components are declared.
+    pub components: usize,
+    /// Whether every file parsed, so that what is not here was removed.
+    pub complete: bool,
+}
+
+/// Loads revisions, and remembers what it read and put together.
+#[derive(Default)]
+pub struct Loader {
+    closures: Closures,
+    /// Instances as far as their own document says. The document is kept, so that its address stays its own.
+    resolved: HashMap<(usize, EnvironmentName), (Arc<Document>, Arc<Instance>)>,
+    last: Option<Last>,
+}
+
+/// What was loaded last.
+struct Last {
+    root: String,
+    folder: Arc<Folder>,
+    components: HashMap<ComponentName, Arc<Document>>,
+    /// The documents that are no components.
+    others: Vec<Arc<Document>>,
+    desired: Arc<Desired>,
+}
+
+/// Loads one revision once.
+pub fn load(files: &dyn Files, root: &str) -> Arc<Desired> {
+    Loader::default().load(files, root)
+}
+
+struct Ids<'c> {
+    instances: HashSet<InstanceId>,
+    components: Vec<&'c ComponentName>,
+}
+
+impl Known for Ids<'_> {
+    fn has(&self, id: &InstanceId) -> bool {
+        self.instances.contains(id)
+    }
+    fn components(&self) -> Vec<&ComponentName> {
+        self.components.clone()
+    }
+}
+
+/// The instances of a revision that is changed where it stands; a name that is missing there ends that way.
+impl Known for BTreeMap<InstanceId, Arc<Instance>> {
+    fn has(&self, id: &InstanceId) -> bool {
+        self.contains_key(id)
+    }
+    fn components(&self) -> Vec<&ComponentName> {
+        vec![]
+    }
+}
+
+impl Loader {
+    /// Loads what stands below `root` in a revision.
+    pub fn load(&mut self, files: &dyn Files, root: &str) -> Arc<Desired> {
+        let last = self.last.take().filter(|last| last.root == root);
+        let turned = Folder::read(files, root, last.as_ref().map(|last| &last.folder))
+            .and_then(|folder| Ok((folder, self.closures.turn(files)?)));
+        let (folder, others) = match turned {
+            Ok(turned) => turned,
+            Err(error) => {
+                *self = Self::default();
+                let mut assembly = Assembly::new(Desired::default());
+                assembly.incomplete(Problem::new(
+                    "unreadable",
+                    &error.path.as_str().into(),
+                    Place::default(),
+                    error.to_string(),
+                ));
+                return Arc::new(assembly.finish(&[]));
+            }
+        };
+        let next = last
+            .and_then(|last| self.changed(files, last, &folder, &others))
+            .unwrap_or_else(|| self.whole(files, root, folder));
+        let desired = Arc::clone(&next.desired);
+        self.last = Some(next);
+        desired
+    }
+
+    /// Puts everything together.
+    fn whole(&mut self, files: &dyn Files, root: &str, folder: Arc<Folder>) -> Last {
+        let mut assembly = Assembly::new(Desired { complete: true, files: folder.count, ..Desired::default() });
+        let read = folder.files();
+        assembly.problems.extend(folder.problems.iter().cloned());
+        for file in &read {
+            assembly.problems.extend(file.problems.iter().cloned());
+            assembly.desired.complete &= file.whole;
+        }
+        if read.is_empty() && assembly.problems.is_empty() {
+            let problem = Problem::new("empty", &root.into(), Place::default(), format!("no declarations in `{root}`"));
+            assembly.incomplete(
+                problem.hint("`evenkeel init` writes a first state repo; --state-repo names another folder"),
+            );
+        }
+        let documents = || read.iter().flat_map(|file| &file.documents);
+        let broken = assembly.sort_out(documents());
+        let (components, others): (Vec<_>, Vec<_>) =
+            documents().cloned().partition(|document| document.kind == "Component");
+        assembly.desired.components = components.len();
+        self.instantiate(files, &components, &broken, &mut assembly);
+        self.closures.tidy();
+        let desired = Arc::new(assembly.finish(&read));
+        let components = components.into_iter().map(|document| (document.name.clone(), document)).collect();
+        Last { root: root.to_owned(), folder, components, others, desired }
+    }
+
+    fn instantiate(
+        &mut self,
+        files: &dyn Files,
+        components: &[Arc<Document>],
+        broken: &Broken,
+        assembly: &mut Assembly,
+    ) {
+        let mut before = std::mem::take(&mut self.resolved);
+        let mut instances = vec![];
+        for document in components {
+            let listed = match document.spec.get("environments").map(|node| &node.value) {
+                Some(node::Kind::List(items)) => items.len(),
+                _ => usize::MAX,
+            };
+            // An instance whose environment can't be read is not removed.
+            assembly.desired.complete &= environments_of(document).len() == listed;
+            for (environment, at) in environments_of(document) {
+                if !broken.environments.contains(&environment) {
+                    let problem = Problem::new(
+                        "unknown-environment",
+                        &document.file,
+                        at,
+                        format!("there is no environment `{environment}`"),
+                    );
+                    let names = broken.environments.iter().map(EnvironmentName::as_str);
+                    let hint = nearest(environment.as_str(), names).map_or_else(
+                        || "declare it in `environments/`".to_owned(),
+                        |name| format!("did you mean `{name}`?"),
+                    );
+                    // What it was meant for may look removed where it is not.
+                    assembly.desired.complete = false;
+                    assembly.problems.push(problem.hint(hint));
+                    continue;
+                }
+                let key = (Arc::as_ptr(document) as usize, environment);
+                let resolved = before
+                    .remove(&key)
+                    .unwrap_or_else(|| (Arc::clone(document), Arc::new(resolve_instance(document, &key.1))));
+                instances.push(resolved.clone());
+                self.resolved.insert(key, resolved);
+            }
+        }
+        let ids = Ids {
+            instances: instances.iter().map(|(_, instance)| instance.id.clone()).collect(),
+            components: components.iter().map(|document| &document.name).collect(),
+        };
+        for (document, resolved) in instances {
+            let mut instance = (*resolved).clone();
+            let of_others = if broken.state_repo {
+                Some("the StateRepo")
+            } else if broken.components.contains(&document.name) {
+                Some("this component")
+            } else {
+                broken.unreadable.contains(&instance.id.environment).then_some("its environment")
+            };
+            if let Some(what) = of_others.filter(|_| instance.problems.is_empty()) {
+                instance.problems.push(Problem::new(
+                    "stalled",
+                    &document.file,
+                    document.name_at,
+                    format!("{what} has problems"),
+                ));
+            }
+            assembly.edges(&mut instance, &document, &ids);
+            self.close(files, &document, &mut instance, assembly);
+            assembly.desired.instances.insert(instance.id.clone(), Arc::new(instance));
+        }
+        assembly.cycles();
+    }
+
+    /// Finds what an instance is made from.
+    fn close(&mut self, files: &dyn Files, document: &Document, instance: &mut Instance, assembly: &mut Assembly) {
+        let Some(spec) = &mut instance.spec else { return };
+        if let Some(kubernetes) = spec.kubernetes.as_ref()
+            && let Some(environment) = assembly.desired.environments.get(&instance.id.environment)
+        {
+            let defaults = &environment.kubernetes;
+            let with = Kubernetes {
+                connection: kubernetes.connection.clone().or(defaults.connection.clone().map(Connection::Name)),
+                namespace: kubernetes.namespace.clone().or(defaults.namespace.clone()),
+                ..kubernetes.clone()
+            };
+            if with != *kubernetes {
+                *spec = Arc::new(Component { kubernetes: Some(with), ..(**spec).clone() });
+            }
+        }
+        let Some(source) = spec.source() else { return };
+        match self.closures.of(files, &source) {
+            Ok(closure) => instance.closure = closure,
+            Err(why) => {
+                let at = document.spec.nearest(&source.field().map(Into::into)).at;
+                let problem = Problem::new("closure", &document.file, at, why)
+                    .hint("paths are relative to the root of the git repository");
+                instance.problems.push(problem.clone());
+                assembly.problems.push(problem);
+            }
+        }
+        if instance.problems.is_empty() && spec.kubernetes.as_ref().is_some_and(|one| one.connection.is_none()) {
+            let at = document.spec.get("kubernetes").map_or(document.name_at, |node| node.at);
+            let problem = Problem::new("missing-field", &document.file, at, "it names no connection to a cluster")
+                .hint("name one here, or for the whole environment: `kubernetes: { connection: cluster }`");
+            instance.problems.push(problem.clone());
+            assembly.problems.push(problem);
+        }
+        instance.digest = instance.problems.is_empty().then(|| digest(spec, &instance.closure));
+    }
+
+    /// Makes anew what changed since the last load; nothing where that, or what changed, is not without any problem.
+    fn changed(
+        &mut self,
+        files: &dyn Files,
+        mut last: Last,
+        folder: &Arc<Folder>,
+        others: &HashSet<Source>,
+    ) -> Option<Last> {
+        let clean = last.desired.complete && last.desired.problems.is_empty() && last.desired.notes.is_empty();
+        let before = Arc::clone(&last.folder);
+        let (mut gone, mut fresh): (Vec<&Arc<File>>, Vec<&Arc<File>>) = (vec![], vec![]);
+        before.differences(folder, &mut gone, &mut fresh);
+        let sound = |file: &&Arc<File>| {
+            file.problems.is_empty() && file.documents.iter().all(|document| document.problems.is_empty())
+        };
+        if !clean || !folder.problems.is_empty() || !fresh.iter().all(sound) {
+            return None;
+        }
+        let mut assembly = Assembly::new((*last.desired).clone());
+        assembly.desired.files = folder.count;
+        let documents = |files: &[&Arc<File>]| {
+            files
+                .iter()
+                .flat_map(|file| file.documents.iter().cloned())
+                .partition::<Vec<_>, _>(|document| document.kind == "Component")
+        };
+        let ((gone, other_gone), (fresh, other_fresh)) = (documents(&gone), documents(&fresh));
+        if !(other_gone.is_empty() && other_fresh.is_empty()) {
+            last.others.retain(|document| !other_gone.iter().any(|gone| Arc::ptr_eq(gone, document)));
+            last.others.extend(other_fresh);
+            replace_others(&mut assembly, &last.others)?;
+        }
+        let touched = self.replace_components(&mut last.components, &mut assembly, &gone, &fresh)?;
+        assembly.desired.components = last.components.len();
+        for (document, id) in &touched {
+            let mut instance = (*assembly.desired.instances[id]).clone();
+            let known = std::mem::take(&mut assembly.desired.instances);
+            assembly.edges(&mut instance, document, &known);
+            assembly.desired.instances = known;
+            self.close(files, document, &mut instance, &mut assembly);
+            assembly.desired.instances.insert(id.clone(), Arc::new(instance));
+        }
+        if !others.is_empty() {
+            self.close_again(files, others, &mut assembly)?;
+        }
+        if !assembly.problems.is_empty()
+            || !assembly.desired.notes.is_empty()
+            || !assembly.rings(touched.iter().map(|(_, id)| id)).is_empty()
+        {
+            return None;
+        }
+        Some(Last { folder: Arc::clone(folder), desired: Arc::new(assembly.finish(&[])), ..last })
+    }
+
+    /// Puts components in the place of others, as far as their own documents say; answers which, or nothing where a name
+    /// is taken, an environment is missing, or something depends on what is gone.
+    fn replace_components(
+        &mut self,
+        components: &mut HashMap<ComponentName, Arc<Document>>,
+        assembly: &mut Assembly,
+        gone: &[Arc<Document>],
+        fresh: &[Arc<Document>],
+    ) -> Option<Vec<(Arc<Document>, InstanceId)>> {
+        let mut removed = HashSet::new();
+        for document in gone {
+            components.remove(&document.name);
+            for (environment, _) in environments_of(document) {
+                let id = InstanceId::new(&environment, &document.name);
+                self.resolved.remove(&(Arc::as_ptr(document) as usize, environment));
+                assembly.desired.instances.remove(&id);
+                removed.insert(id);
+            }
+        }
+        let mut touched = vec![];
+        for document in fresh {
+            if components.insert(document.name.clone(), Arc::clone(document)).is_some() {
+                return None;
+            }
+            for (environment, _) in environments_of(document) {
+                assembly.desired.environments.get(&environment)?;
+                let resolved = Arc::new(resolve_instance(document, &environment));
+                removed.remove(&resolved.id);
+                assembly.desired.instances.insert(resolved.id.clone(), Arc::clone(&resolved));
+                touched.push((Arc::clone(document), resolved.id.clone()));
+                self.resolved.insert((Arc::as_ptr(document) as usize, environment), (Arc::clone(document), resolved));
+            }
+        }
+        if !removed.is_empty()
+            && assembly
+                .desired
+                .instances
+                .values()
+                .any(|instance| instance.upstreams.iter().any(|upstream| removed.contains(upstream)))
+        {
+            return None;
+        }
+        Some(touched)
+    }
+
+    /// Finds anew what instances are made from, where it may be something else.
+    fn close_again(&mut self, files: &dyn Files, others: &HashSet<Source>, assembly: &mut Assembly) -> Option<()> {
+        for instance in assembly.desired.instances.values_mut() {
+            let Some(spec) = instance.spec.as_ref() else { continue };
+            let Some(source) = spec.source().filter(|source| others.contains(source)) else { continue };
+            let closure = self.closures.of(files, &source).ok()?;
+            if closure != instance.closure {
+                let digest = Some(digest(spec, &closure));
+                *instance = Arc::new(Instance { closure, digest, ..(**instance).clone() });
+            }
+        }
+        Some(())
+    }
+}
+
+/// Puts the documents that are no components in their places anew; nothing where that changes more than themselves.
+fn replace_others(assembly: &mut Assembly, others: &[Arc<Document>]) -> Option<()> {
+    let desired = &mut assembly.desired;
+    let before = std::mem::take(&mut desired.environments);
+    (desired.state_repo, desired.remediations, desired.schedules) = Default::default();
+    assembly.sort_out(others.iter());
+    let now = &assembly.desired.environments;
+    let edges = |environments: &BTreeMap<EnvironmentName, Arc<Environment>>| {
+        let part = |environment: &Environment| (environment.after.clone(), environment.kubernetes.clone());
+        environments.iter().map(|(name, environment)| (name.clone(), part(environment))).collect::<Vec<_>>()
+    };
+    (assembly.problems.is_empty() && edges(&before) == edges(now)).then_some(())
+}

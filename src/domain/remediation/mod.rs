@@ -1,0 +1,416 @@
+//! Revert (R4.1, R4.4): drift to remediation files, and merged files to filters.
+//!
+//! Decides which drifted instances are one cause, what the file of a remediation says, and which actions a merged one
+//! lets through. The file is a filter, never a source of arguments.
+//! Never proposes what no apply would change.
+
+pub mod adopt;
+pub mod adopt_cluster;
+pub mod adopt_objects;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, Utc};
+
+use crate::{
+    domain::{
+        declaration::schema::{
+            API_VERSION, Direction, Remediation, RemediationAction, RemediationField, RemediationResource,
+        },
+        plan::order,
+    },
+    model::{
+        Action, Change, ChangedBy, ComponentName, Digest, Digester, EnvironmentName, InstanceId, citus::LayoutPlan,
+    },
+};
+
+/// How long a merged remediation is an authority (R4.1).
+pub const EXPIRES_AFTER_DAYS: i64 = 7;
+
+/// The first line of a file; people read it before they cut.
+const HEADER: &str = "# Written by evenkeel. Merging this runs the actions below, and no others. Delete a whole action to leave that drift alone.\n";
+
+/// A drifted instance with what would revert it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drifted {
+    /// The instance.
+    pub id: InstanceId,
+    /// The actions that revert it.
+    pub actions: Vec<Action>,
+    /// What it depends on, drifted or not.
+    pub upstreams: BTreeSet<InstanceId>,
+    /// Who changed which resource, where that is known.
+    pub changed_by: BTreeMap<String, ChangedBy>,
+    /// What it does to the layout of shards, in figures.
+    pub layout: Option<LayoutPlan>,
+}
+
+/// Drifted instances of one cause: a drifted instance with the drifted instances that depend on it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Group {
+    /// The environment.
+    pub environment: EnvironmentName,
+    /// The instance that the others depend on; it gives the name.
+    pub root: ComponentName,
+    /// All of them, in order.
+    pub drifted: Vec<Drifted>,
+    /// The hash of their actions, so that the same drift is the same proposal.
+    pub digest: Digest,
+}
+
+/// Groups the drift of one environment by cause.
+pub fn groups(environment: &EnvironmentName, drifted: Vec<Drifted>) -> Vec<Group> {
+    let mut by_id: BTreeMap<InstanceId, Drifted> = drifted.into_iter().map(|d| (d.id.clone(), d)).collect();
+    let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> =
+        by_id.iter().map(|(id, d)| (id.clone(), d.upstreams.clone())).collect();
+    let ordered = order(&edges);
+    let mut root_of: BTreeMap<InstanceId, InstanceId> = BTreeMap::new();
+    for (id, _) in &ordered {
+        let roots: BTreeSet<InstanceId> = edges[id].iter().filter_map(|up| root_of.get(up).cloned()).collect();
+        let root = roots.first().cloned().unwrap_or_else(|| id.clone());
+        // Two causes that meet in one instance are one.
+        for known in root_of.values_mut().filter(|known| roots.contains(known)) {
+            *known = root.clone();
+        }
+        root_of.insert(id.clone(), root);
+    }
+    let mut groups: BTreeMap<InstanceId, Vec<Drifted>> = BTreeMap::new();
+    for (id, _) in ordered {
+        let root = root_of[&id].clone();
+        groups.entry(root).or_default().extend(by_id.remove(&id));
+    }
+    groups
+        .into_iter()
+        .map(|(root, drifted)| {
+            let digest = drifted
+                .iter()
+                .flat_map(|one| &one.actions)
+                .fold(Digester::new("drift"), |d, action| d.field(action.digest.to_string().as_bytes()))
+                .finish();
+            Group { environment: environment.clone(), root: root.component, drifted, digest }
+        })
+        .collect()
+}
+
+impl Group {
+    /// What its proposal is kept under: one for each cause.
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.environment, self.root)
+    }
+    /// What is left of it without some actions, and without what depends on them.
+    pub fn without(&self, cut: &BTreeSet<Digest>) -> Self {
+        let is_cut = |one: &Drifted| one.actions.iter().any(|action| cut.contains(&action.digest));
+        let touched: BTreeSet<InstanceId> =
+            self.drifted.iter().filter(|one| is_cut(one)).map(|one| one.id.clone()).collect();
+        let mut left = self.clone();
+        for one in &mut left.drifted {
+            one.actions.retain(|action| !cut.contains(&action.digest));
+        }
+        left.drifted.retain(|one| !one.actions.is_empty() && one.upstreams.is_disjoint(&touched));
+        left
+    }
+    /// Its actions by instance.
+    pub fn digests(&self) -> BTreeMap<InstanceId, BTreeSet<Digest>> {
+        let of = |one: &Drifted| one.actions.iter().map(|action| action.digest).collect();
+        self.drifted.iter().map(|one| (one.id.clone(), of(one))).collect()
+    }
+    /// Whether an action stands in it.
+    pub fn has(&self, digest: &Digest) -> bool {
+        self.drifted.iter().flat_map(|one| &one.actions).any(|action| action.digest == *digest)
+    }
+    /// The branch of its pull request: one for each cause.
+    pub fn branch(&self) -> String {
+        branch(&self.environment, &self.root)
+    }
+    /// The name of its remediation: by day and drift, so that the same drift in another week is another file.
+    pub fn name(&self, now: DateTime<Utc>) -> String {
+        let root: String = self.root.as_str().chars().take(40).collect();
+        format!("{}-{}-{}", root.trim_end_matches('-'), now.format("%Y%m%d"), self.digest.short())
+    }
+    /// The document.
+    pub fn remediation(&self, because: &str, observed_at: DateTime<Utc>, now: DateTime<Utc>) -> Remediation {
+        let actions =
+            self.drifted.iter().flat_map(|one| one.actions.iter().map(move |action| (&one.id, action, &one.upstreams)));
+        let written = Written { direction: Direction::Revert, because, observed_at, now };
+        let mut remediation = remediation(&self.environment, written, actions);
+        for action in &mut remediation.actions {
+            let of = self.drifted.iter().find(|one| one.id == action.instance);
+            for resource in &mut action.resources {
+                resource.changed_by = of.and_then(|one| one.changed_by.get(&resource.resource)).cloned();
+            }
+        }
+        remediation
+    }
+}
+
+/// How a remediation is written.
+#[derive(Clone, Copy)]
+pub struct Written<'w> {
+    /// What merging it does.
+    pub direction: Direction,
+    /// What it is written for.
+    pub because: &'w str,
+    /// When the world was observed.
+    pub observed_at: DateTime<Utc>,
+    /// When it is written.
+    pub now: DateTime<Utc>,
+}
+
+/// The document of actions, each with its instance and what that comes after.
+pub fn remediation<'a>(
+    environment: &EnvironmentName,
+    written: Written<'_>,
+    actions: impl Iterator<Item = (&'a InstanceId, &'a Action, &'a BTreeSet<InstanceId>)> + Clone,
+) -> Remediation {
+    let mut digests: BTreeMap<&InstanceId, Vec<Digest>> = BTreeMap::new();
+    for (id, action, _) in actions.clone() {
+        digests.entry(id).or_default().push(action.digest);
+    }
+    let action = |(id, action, upstreams): (&InstanceId, &Action, &BTreeSet<InstanceId>)| RemediationAction {
+        digest: action.digest,
+        after: upstreams.iter().filter_map(|up| digests.get(up)).flatten().copied().collect(),
+        instance: id.clone(),
+        r#do: action.r#do.clone(),
+        resources: shown(action),
+    };
+    Remediation {
+        environment: environment.clone(),
+        direction: written.direction,
+        because: written.because.to_owned(),
+        observed_at: trim(written.observed_at),
+        expires_at: trim(written.now) + chrono::Duration::days(EXPIRES_AFTER_DAYS),
+        actions: actions.map(action).collect(),
+    }
+}
+
+/// What was done to a file of a remediation beyond cutting whole actions, in a sentence.
+pub fn edited(remediation: &Remediation, written: &Remediation) -> Option<String> {
+    let is_edited = |action: &&RemediationAction| !written.actions.contains(action);
+    if let Some(action) = remediation.actions.iter().find(is_edited) {
+        return Some(format!(
+            "the action of `{}` was edited; whole actions may be cut, and nothing else",
+            action.instance
+        ));
+    }
+    let same = (&remediation.environment, remediation.direction, remediation.expires_at)
+        == (&written.environment, written.direction, written.expires_at);
+    (!same)
+        .then(|| "its environment, direction or dates were edited; whole actions may be cut, and nothing else".into())
+}
+
+/// The branch of the pull request for a cause.
+pub fn branch(environment: &EnvironmentName, root: &ComponentName) -> String {
+    format!("evenkeel/drift/{environment}/{root}")
+}
+
+/// The path of a remediation's file below the root of the declarations.
+pub fn path(environment: &EnvironmentName, name: &str) -> String {
+    format!("remediations/{environment}/{name}.yaml")
+}
+
+fn trim(at: DateTime<Utc>) -> DateTime<Utc> {
+    DateTime::from_timestamp(at.timestamp(), 0).unwrap_or(at)
+}
+
+/// The resources of an action as a remediation shows them.
+pub fn shown(action: &Action) -> Vec<RemediationResource> {
+    action.resources.iter().filter(|r| r.r#type != "output").map(resource).collect()
+}
+
+fn resource(resource: &crate::model::ResourceChange) -> RemediationResource {
+    let fields = resource.fields.iter().filter(|field| !field.unknown);
+    RemediationResource {
+        resource: resource.resource.clone(),
+        change: resource.change,
+        changed_by: None,
+        fields: fields
+            .map(|f| match resource.change {
+                // A refresh takes over what was observed.
+                Change::Run => (&f.path, &f.after, &f.before),
+                _ => (&f.path, &f.before, &f.after),
+            })
+            .map(|(path, observed, desired)| RemediationField {
+                path: path.clone(),
+                observed: observed.clone(),
+                desired: desired.clone(),
+            })
+            .collect(),
+    }
+}
+
+/// The text of a remediation's file. It is written with every text quoted that another YAML reader would take for
+/// something else.
+///
+/// # Errors
+/// When the writer refuses a value, which is a bug.
+pub fn write(name: &str, remediation: &Remediation) -> Result<String, String> {
+    #[derive(serde::Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Document<'d> {
+        api_version: &'d str,
+        kind: &'d str,
+        metadata: Metadata<'d>,
+        spec: &'d Remediation,
+    }
+    #[derive(serde::Serialize)]
+    struct Metadata<'d> {
+        name: &'d str,
+    }
+    let document =
+        Document { api_version: API_VERSION, kind: "Remediation", metadata: Metadata { name }, spec: remediation };
+    serde_saphyr::to_string(&document).map(|text| format!("{HEADER}{text}")).map_err(|error| error.to_string())
+}
+
+/// What a merged remediation lets through of a fresh plan: an action whose digest stands in it, or one that is covered
+/// by the stored action of a digest that stands in it. What was cut is left out of the rest.
+///
+/// # Errors
+/// Why nothing of it may run, in a sentence.
+pub fn lets_through(
+    remediation: &Remediation,
+    id: &InstanceId,
+    stored: &dyn Fn(&Digest) -> Option<Action>,
+    fresh: &[Action],
+) -> Result<Vec<Action>, String> {
+    let listed: Vec<&RemediationAction> = remediation.actions.iter().filter(|action| action.instance == *id).collect();
+    if listed.is_empty() {
+        return Err(format!("`{id}` was cut from the remediation"));
+    }
+    let missing = listed
+        .iter()
+        .flat_map(|action| &action.after)
+        .find(|digest| !remediation.actions.iter().any(|other| other.digest == **digest));
+    if missing.is_some() {
+        return Err(format!("what `{id}` comes after was cut from the remediation"));
+    }
+    let known: Vec<Action> = listed.iter().filter_map(|action| stored(&action.digest)).collect();
+    let names = |action: &Action, resource: &str| action.resources.iter().any(|known| known.resource == resource);
+    let mut through = vec![];
+    for action in fresh {
+        if listed.iter().any(|known| known.digest == action.digest) {
+            through.push(action.clone());
+            continue;
+        }
+        // One of several actions that was cut; an instance that is one action runs as a whole or not at all.
+        let is_cut = crate::domain::plan::stands_alone(action)
+            && !action.resources.iter().any(|r| known.iter().any(|k| names(k, &r.resource)));
+        if !is_cut {
+            crate::domain::plan::covers(&known, std::slice::from_ref(action))
+                .map_err(|gap| format!("the world moved on since the remediation was written: {}", gap.0))?;
+            through.push(action.clone());
+        }
+    }
+    Ok(through)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::{Change, Field, Overwrite, ResourceChange};
+
+    fn drifted(id: &str, upstreams: &[&str]) -> Drifted {
+        let field = Field {
+            path: "/content".into(),
+            before: Some(json!("no")),
+            after: Some(json!("via 10.0.0.1")),
+            sensitive: false,
+            unknown: false,
+            sealed: None,
+        };
+        let resource = ResourceChange {
+            resource: "world_file.routes[\"eu\"]".into(),
+            r#type: "world_file".into(),
+            change: Change::Update,
+            reverts_drift: true,
+            protected: false,
+            fields: vec![field],
+        };
+        let action = Action {
+            digest: Digest::of_json(&json!(id)),
+            r#do: "tofu.apply".into(),
+            precondition: Overwrite::default(),
+            resources: vec![resource],
+        };
+        Drifted {
+            id: id.parse().unwrap(),
+            actions: vec![action],
+            changed_by: BTreeMap::new(),
+            layout: None,
+            upstreams: upstreams.iter().map(|up| up.parse().unwrap()).collect(),
+        }
+    }
+
+    fn found(drift: Vec<Drifted>) -> Vec<(String, Vec<String>)> {
+        let groups = groups(&"dev".parse().unwrap(), drift);
+        groups.into_iter().map(|g| (g.root.to_string(), g.drifted.iter().map(|d| d.id.to_string()).collect())).collect()
+    }
+
+    #[test]
+    fn r4_4_one_cause_is_one_group() {
+        let one =
+            found(vec![drifted("dev/backend", &["dev/network"]), drifted("dev/network", &[]), drifted("dev/dns", &[])]);
+        assert_eq!(
+            one,
+            [
+                ("dns".to_owned(), vec!["dev/dns".to_owned()]),
+                ("network".into(), vec!["dev/network".into(), "dev/backend".into()])
+            ]
+        );
+        let met = found(vec![drifted("dev/a", &[]), drifted("dev/b", &[]), drifted("dev/c", &["dev/a", "dev/b"])]);
+        assert_eq!(met.len(), 1);
+    }
+
+    #[test]
+    fn r4_1_a_file_is_written_so_that_every_reader_reads_the_same() {
+        let group = &groups(&"dev".parse().unwrap(), vec![drifted("dev/network", &[])])[0];
+        let at = "2026-11-20T02:00:14.5Z".parse().unwrap();
+        let remediation = group.remediation("drift", at, at);
+        let text = write(&group.name(at), &remediation).unwrap();
+        insta::assert_snapshot!(text);
+        let read = crate::domain::declaration::node::read(&"x.yaml".into(), text.as_bytes());
+        assert!(read.1.is_empty(), "{:?}", read.1);
+        let spec = read.0[0].get("spec").unwrap().to_json();
+        assert_eq!(serde_json::from_value::<Remediation>(spec).unwrap(), remediation);
+    }
+
+    #[test]
+    fn r4_1_the_file_filters() {
+        let (network, backend) = (drifted("dev/network", &[]), drifted("dev/backend", &["dev/network"]));
+        let group = &groups(&"dev".parse().unwrap(), vec![network.clone(), backend.clone()])[0];
+        let at = "2026-11-20T02:00:14Z".parse().unwrap();
+        let mut file = group.remediation("drift", at, at);
+        let none = |_: &Digest| None;
+        assert_eq!(lets_through(&file, &network.id, &none, &network.actions), Ok(network.actions.clone()));
+        file.actions.retain(|action| action.instance != network.id);
+        assert!(lets_through(&file, &network.id, &none, &network.actions).unwrap_err().contains("was cut"));
+        assert!(lets_through(&file, &backend.id, &none, &backend.actions).unwrap_err().contains("comes after was cut"));
+        let mut moved = backend.actions[0].clone();
+        moved.digest = Digest::of_json(&json!("moved"));
+        let file = group.remediation("drift", at, at);
+        assert!(lets_through(&file, &backend.id, &none, &[moved]).unwrap_err().contains("the world moved on"));
+    }
+
+    #[test]
+    fn r4_1_objects_are_cut_one_by_one() {
+        let mut one = drifted("dev/web", &[]);
+        let object = |name: &str| {
+            let mut action = one.actions[0].clone();
+            action.r#do = "kubernetes.apply".into();
+            action.resources[0].resource = name.into();
+            action.digest = Digest::of_json(&json!(name));
+            action
+        };
+        one.actions = vec![object("ConfigMap/a/kept"), object("ConfigMap/a/cut")];
+        let (kept, cut) = (one.actions[0].clone(), one.actions[1].clone());
+        let group = &groups(&"dev".parse().unwrap(), vec![one.clone()])[0];
+        let at = "2026-11-20T02:00:14Z".parse().unwrap();
+        let mut file = group.remediation("drift", at, at);
+        file.actions.retain(|action| action.digest == kept.digest);
+        let stored = |digest: &Digest| (*digest == kept.digest).then(|| kept.clone());
+        assert_eq!(lets_through(&file, &one.id, &stored, &one.actions), Ok(vec![kept.clone()]));
+        assert_eq!(lets_through(&file, &one.id, &stored, std::slice::from_ref(&cut)), Ok(vec![]));
+        assert_eq!(group.without(&[cut.digest].into()).drifted[0].actions, [kept]);
+    }
+}

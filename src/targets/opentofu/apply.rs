@@ -1,0 +1,145 @@
+//! A plan under the lock, a copy of the state, and the apply of exactly that plan.
+//!
+//! *Flow:* `prepare` plans with the credentials of apply under tofu's lock and keeps the plan file; the caller decides
+//! whether it is covered; `apply` keeps a copy of the state and applies the file.
+//! The apply runs under a supervisor (`supervised`), and ends with or without the daemon.
+//! *Guarantees:* what is applied is the plan that was looked at, or nothing: tofu refuses a saved plan whose state has
+//! moved on.
+//! *Assumptions:* one run at a time prepares and applies an instance; the run lock sees to it.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::{
+    super::worktree,
+    Tofu,
+    observe::{PREPARED, Private},
+    program::{Read, Said, failure},
+};
+use crate::{
+    model::{Digester, InstanceId, Retry},
+    ports::{Fence, Job, Observation, Prepared, Progress, TargetError, TofuWork},
+};
+
+/// How many copies of each instance's state are kept.
+const STATE_COPIES_MAX: usize = 50;
+
+#[derive(Deserialize)]
+struct StateHead {
+    serial: u64,
+    #[expect(dead_code, reason = "a state without a lineage is not a state")]
+    lineage: String,
+}
+
+/// What an apply that ended came to.
+pub(super) fn applied(id: &InstanceId, said: Said) -> Result<(), TargetError> {
+    if said.code == Some(0) {
+        return Ok(());
+    }
+    let stale = said.errors.iter().any(|d| d.summary.contains("Saved plan is stale"));
+    let mut error = failure(id, "apply", said);
+    if stale {
+        error.kind = "plan-stale";
+        error.message = format!("the state of `{id}` changed between plan and apply; nothing was applied");
+    } else if error.kind != "state-locked" {
+        error.kind = "apply-failed";
+        error.retry = Retry::WhenInputChanges;
+        error.effect_may_have_begun = true;
+    }
+    Err(error)
+}
+
+impl Tofu {
+    /// Plans with the credentials of apply, under the lock, and keeps the plan file for `apply`.
+    pub(in crate::targets) async fn prepare(&self, job: &Job, work: &TofuWork) -> Result<Prepared, TargetError> {
+        let ready = self.ready(job, work, true).await?;
+        let mut observation = self.plan(job, work, &ready, true).await?;
+        let ticket = Private(self.data_path(job).join(PREPARED));
+        if observation.changes.is_empty() {
+            return Ok(Prepared { observation, ticket: Box::new(()) });
+        }
+        observation.serial = self.keep_state(job, &ready.root).await?;
+        let failed = |error: std::io::Error| {
+            TargetError::new("work-tree", format!("could not keep the plan of `{}`: {error}", job.instance))
+        };
+        std::fs::rename(&ready.plan, &ticket.0).map_err(failed)?;
+        Ok(Prepared { observation, ticket: Box::new(ticket) })
+    }
+
+    /// Applies the plan that was prepared.
+    pub(in crate::targets) async fn apply(
+        &self,
+        job: &Job,
+        work: &TofuWork,
+        prepared: Prepared,
+        fence: Fence,
+        progress: Progress,
+    ) -> Result<(), TargetError> {
+        let Prepared { observation: Observation { changes, .. }, ticket } = prepared;
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let Ok(plan) = ticket.downcast::<Private>() else {
+            return Err(TargetError::new("plan-missing", format!("the plan of `{}` is of another kind", job.instance)));
+        };
+        let ready = self.ready(job, work, true).await?;
+        self.keep_state_place(job, work)?;
+        // The plan belongs to the program from its start on: it has to outlive whoever ordered it, and goes when that ends.
+        let input = self.spool(&job.instance).input();
+        let arguments = [
+            "apply".to_owned(),
+            "-json".into(),
+            "-input=false".into(),
+            "-auto-approve".into(),
+            format!("-lock-timeout={}s", self.settings.lock_timeout.as_secs()),
+            input.display().to_string(),
+        ];
+        let said = self.supervised(job, &ready.root, &arguments, Some(fence), Some(&plan.0), Some(progress)).await?;
+        applied(&job.instance, said)
+    }
+
+    /// Keeps a copy of the state, by its content, and answers its serial; nothing where there is no state yet.
+    async fn keep_state(&self, job: &Job, root: &Path) -> Result<Option<u64>, TargetError> {
+        let said = self.run(job, root, &["state".to_owned(), "pull".into()], true, Read::Answer).await?;
+        if said.code != Some(0) {
+            return Err(failure(&job.instance, "state pull", said));
+        }
+        if said.stdout.trim_ascii().is_empty() {
+            return Ok(None);
+        }
+        let head: StateHead = serde_json::from_slice(&said.stdout).map_err(|error| {
+            TargetError::new(
+                "state-unreadable",
+                format!("the state of `{}` could not be read before the apply: {error}", job.instance),
+            )
+        })?;
+        let folder = self
+            .settings
+            .data
+            .join("state-copies")
+            .join(job.instance.environment.as_str())
+            .join(job.instance.component.as_str());
+        let digest = Digester::new("state").field(&said.stdout).finish();
+        let place = folder.join(format!("{:08}-{}.tfstate", head.serial, digest.short()));
+        let kept = || -> std::io::Result<()> {
+            worktree::private_folder(&folder)?;
+            if !place.exists() {
+                worktree::write(&place, &said.stdout, 0o600)?;
+            }
+            let mut copies: Vec<_> = std::fs::read_dir(&folder)?.flatten().map(|entry| entry.path()).collect();
+            copies.sort();
+            for old in copies.iter().rev().skip(STATE_COPIES_MAX) {
+                std::fs::remove_file(old)?;
+            }
+            Ok(())
+        };
+        kept().map_err(|error| {
+            TargetError::new(
+                "state-copy",
+                format!("could not keep a copy of the state of `{}`: {error}; nothing was applied", job.instance),
+            )
+        })?;
+        Ok(Some(head.serial))
+    }
+}

@@ -1,0 +1,76 @@
+//! What the daemon keeps for an instance, under another name or under none (R1.9, R1.10).
+//!
+//! *Race:* the daemon dies between two moves: each is made only where it was not made yet, so the next start ends it.
+
+use std::{path::Path, sync::PoisonError};
+
+use super::Tofu;
+use crate::{model::InstanceId, ports::TargetError};
+
+/// The folders below the daemon's data that hold something for each instance.
+const KEPT: [&str; 3] = ["states", "state-copies", "work"];
+
+impl Tofu {
+    /// Moves an own state, the copies of states and the work tree to another name.
+    pub(in crate::targets) fn rename(&self, from: &InstanceId, to: &InstanceId) -> Result<(), TargetError> {
+        let below = |kept: &str, id: &InstanceId| {
+            self.settings.data.join(kept).join(id.environment.as_str()).join(id.component.as_str())
+        };
+        for kept in KEPT {
+            let (old, new) = (below(kept, from), below(kept, to));
+            if !old.exists() {
+                continue;
+            }
+            // A work tree is made anew wherever it is missing, and a folder without any state is nobody's; a state that
+            // stands in the way is somebody's.
+            if kept == "work" || kept == "states" && !holds_files(&new) {
+                drop(std::fs::remove_dir_all(&new));
+            }
+            // Copies of an earlier component of that name stay, beside those that come.
+            if kept == "state-copies" && new.exists() {
+                move_files(&old, &new).map_err(|error| TargetError::new("rename", error.to_string()))?;
+                continue;
+            }
+            rename(&old, &new).map_err(|why| {
+                let message = format!("could not move what is kept of `{from}` to `{to}` ({kept}): {why}");
+                TargetError::new("rename", message)
+            })?;
+        }
+        let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
+        backends.values_mut().filter(|id| *id == from).for_each(|id| *id = to.clone());
+        Ok(())
+    }
+
+    /// Forgets where an instance kept its state.
+    pub(in crate::targets) fn let_go(&self, id: &InstanceId) {
+        self.backends.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, known| known != id);
+        let path = self.instance_path(id);
+        if path.exists()
+            && let Err(error) = std::fs::remove_dir_all(&path)
+        {
+            tracing::warn!(%error, path = %path.display(), "could not remove a work tree");
+        }
+    }
+}
+
+fn holds_files(folder: &Path) -> bool {
+    std::fs::read_dir(folder).into_iter().flatten().flatten().any(|entry| {
+        let path = entry.path();
+        if path.is_dir() { holds_files(&path) } else { true }
+    })
+}
+
+fn move_files(old: &Path, new: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(old)?.flatten() {
+        std::fs::rename(entry.path(), new.join(entry.file_name()))?;
+    }
+    std::fs::remove_dir(old)
+}
+
+fn rename(old: &Path, new: &Path) -> Result<(), String> {
+    if new.exists() {
+        return Err(format!("`{}` is there already", new.display()));
+    }
+    let folder = new.parent().ok_or("it has no folder")?;
+    std::fs::create_dir_all(folder).and_then(|()| std::fs::rename(old, new)).map_err(|error| error.to_string())
+}

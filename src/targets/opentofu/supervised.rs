@@ -1,0 +1,246 @@
+//! What has an effect or takes the lock runs under a supervisor, and what becomes of it when the daemon is gone.
+//!
+//! *Flow:* ordered into the instance's spool; the supervisor looks at the token and starts tofu; its lines are read from
+//! the spool as they come, by this daemon or by the next.
+//! *Guarantees:* an apply that began ends, whatever becomes of the daemon; a state lock is released for somebody else
+//! only where it is proved that a process of ours took it and that nobody of it is left.
+//! *Race:* the daemon dies after the order and before the start: nobody holds the spool, and nothing was done.
+
+use std::{fs::File, path::Path};
+
+use chrono::{DateTime, Utc};
+
+use super::{
+    Tofu,
+    apply::applied,
+    program::{Heard, Lock, Read, Said, failure, located, tail},
+};
+use crate::{
+    adapters::supervisor::{self, Begun, End, Order, Spool, Standing},
+    model::{InstanceId, Retry},
+    ports::{Attached, Fence, Job, LOST, Progress, TargetError, TofuWork},
+};
+
+/// The folder of an instance's spool.
+pub(super) const SPOOL: &str = "supervised";
+/// How often progress is read.
+const PROGRESS_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
+/// How much two clocks of one machine may differ: tofu writes whole seconds in places.
+const CLOCK_SLACK: chrono::Duration = chrono::Duration::seconds(1);
+
+impl Tofu {
+    pub(super) fn spool(&self, id: &InstanceId) -> Spool {
+        Spool::new(self.instance_path(id).join(SPOOL))
+    }
+
+    /// Runs the program under a supervisor, and hears it to its end.
+    pub(super) async fn supervised(
+        &self,
+        job: &Job,
+        folder: &Path,
+        arguments: &[String],
+        fence: Option<Fence>,
+        input: Option<&Path>,
+        progress: Option<Progress>,
+    ) -> Result<Said, TargetError> {
+        let environment = self.environment(job, folder, true)?;
+        let what = arguments.first().cloned().unwrap_or_default();
+        let order = Order {
+            what: what.clone(),
+            fence: fence.map(|fence| supervisor::Fence {
+                store: self.settings.data.join("evenkeel.db"),
+                environment: job.instance.environment.to_string(),
+                run: fence.run.0,
+                token: fence.token,
+            }),
+            program: located(&self.settings.binary),
+            arguments: arguments.to_vec(),
+            folder: folder.to_owned(),
+            seconds: self.settings.timeout.as_secs(),
+        };
+        let spool = self.spool(&job.instance);
+        tracing::debug!(instance = %job.instance, what, "tofu starts under a supervisor");
+        let started = std::time::Instant::now();
+        let mut child = spool.begin(&order, input, &self.settings.supervisor, &environment).await.map_err(|error| {
+            TargetError::new("supervisor", format!("could not start a supervisor for `{}`: {error}", job.instance))
+        })?;
+        let said = self.heard(&job.instance, &what, &spool, progress, async { drop(child.wait().await) }).await?;
+        tracing::debug!(instance = %job.instance, what, code = said.code, ms = started.elapsed().as_millis(), "tofu ended");
+        Ok(said)
+    }
+
+    /// Hears what stands in a spool until it has ended.
+    async fn heard(
+        &self,
+        id: &InstanceId,
+        what: &str,
+        spool: &Spool,
+        progress: Option<Progress>,
+        ended: impl Future<Output = ()>,
+    ) -> Result<Said, TargetError> {
+        let failed = |why: String| TargetError {
+            effect_may_have_begun: what == "apply",
+            ..TargetError::new("tofu-interrupted", format!("`tofu {what}` of `{id}` {why}"))
+        };
+        let unreadable = |error: std::io::Error| failed(format!("could not be read: {error}"));
+        let mut heard = Heard::new(self.redactor.clone(), progress);
+        let output = File::open(spool.output()).map_err(unreadable)?;
+        tokio::pin!(ended);
+        let mut over = false;
+        // Its supervisor may be killed alone, and the program goes on: the spool says when all is over.
+        let standing = loop {
+            tokio::select! {
+                () = &mut ended, if !over => over = true,
+                () = tokio::time::sleep(PROGRESS_EVERY) => {}
+            }
+            let standing = spool.look().map_err(unreadable)?;
+            heard.take(&output).map_err(unreadable)?;
+            if !matches!(standing, Standing::Alive(_)) {
+                break standing;
+            }
+        };
+        let mut said = heard.said;
+        said.stderr =
+            self.redactor.redact(&tail(File::open(spool.complaints()).map_err(unreadable)?).map_err(unreadable)?);
+        match standing {
+            Standing::Ended(_, End::Exited { code }) => {
+                said.code = Some(code);
+                Ok(said)
+            }
+            Standing::Ended(_, End::Killed { says }) => Err(failed(says)),
+            Standing::Ended(_, End::Stopped { says }) => Err(TargetError { kind: "tofu-timeout", ..failed(says) }),
+            Standing::Ended(_, End::NotStarted { says }) => Err(self.not_started(&says)),
+            Standing::Ended(_, End::Refused { says }) => {
+                let refused = TargetError::new("fenced", format!("`tofu {what}` of `{id}` was refused: {says}"));
+                Err(TargetError { retry: Retry::Never, ..refused })
+            }
+            _ => Err(TargetError { kind: LOST, ..failed("was killed with its supervisor".into()) }),
+        }
+    }
+
+    /// Waits for an apply that was begun under a fence before the daemon died.
+    pub(in crate::targets) async fn attach(
+        &self,
+        id: &InstanceId,
+        fence: Fence,
+        progress: Progress,
+    ) -> Result<Attached, TargetError> {
+        let spool = self.spool(id);
+        let unreadable = |error: std::io::Error| {
+            TargetError::new("supervisor", format!("could not read what became of `{id}`: {error}"))
+        };
+        let is_ours = |order: &Order| {
+            order.what == "apply"
+                && order.fence.as_ref().is_some_and(|ours| ours.run == fence.run.0 && ours.token == fence.token)
+        };
+        let ended = match spool.look().map_err(unreadable)? {
+            Standing::Alive(order) | Standing::Ended(order, _) if is_ours(&order) => {
+                tracing::info!(instance = %id, run = fence.run.0, "attached to what went on without the daemon");
+                self.heard(id, "apply", &spool, Some(progress), async { drop(spool.ended().await) }).await
+            }
+            Standing::Alive(_) => {
+                // A plan that took the lock; it ends by itself.
+                spool.ended().await.map_err(unreadable)?;
+                return Ok(Attached::Gone);
+            }
+            _ => return Ok(Attached::Gone),
+        };
+        Ok(match ended {
+            Ok(said) => Attached::Ended(applied(id, said)),
+            // What took too long fails, whoever waits for it (R3.1).
+            Err(error) if error.kind == "tofu-timeout" => Attached::Ended(Err(error)),
+            // It was killed in the middle, or never started: what is there says more than what is not.
+            Err(_) => Attached::Gone,
+        })
+    }
+
+    /// Asks an apply that is in flight to end as soon as it safely can.
+    pub(in crate::targets) async fn interrupt(&self, id: &InstanceId) -> Result<bool, TargetError> {
+        let asked = self.spool(id).interrupt().await;
+        asked.map_err(|error| TargetError::new("supervisor", format!("could not interrupt `{id}`: {error}")))
+    }
+
+    /// Releases the state lock that was in the way, if it is proved that a process of ours took it and is dead.
+    pub(super) async fn release_of_the_dead(&self, job: &Job, root: &Path, said: &Said) -> Result<bool, TargetError> {
+        let spool = self.spool(&job.instance);
+        let unreadable = |error: std::io::Error| {
+            TargetError::new("supervisor", format!("could not read what became of `{}`: {error}", job.instance))
+        };
+        let Some(lock) = Lock::of(said) else {
+            if said.locked_at.is_some() {
+                // It had the lock itself, so nobody left it behind.
+                spool.forget_died().map_err(unreadable)?;
+            }
+            return Ok(false);
+        };
+        let Some((order, begun, output)) = spool.died().map_err(unreadable)? else { return Ok(false) };
+        let mut heard = Heard::new(self.redactor.clone(), None);
+        heard.take(output).map_err(unreadable)?;
+        if !is_of_the_dead(&begun, heard.said.locked_at, &lock) {
+            return Ok(false);
+        }
+        let token = order.fence.map_or(0, |fence| fence.token);
+        tracing::warn!(instance = %job.instance, lock = lock.id, created = lock.created, process = %begun.program, token, "the state lock is that of a process of ours that was killed; releasing it");
+        self.force_unlock(job, root, &lock).await?;
+        spool.forget_died().map_err(unreadable)?;
+        Ok(true)
+    }
+
+    /// Releases the state lock, whoever has it.
+    pub(in crate::targets) async fn unlock(&self, job: &Job, work: &TofuWork) -> Result<Option<String>, TargetError> {
+        let ready = self.ready(job, work, true).await?;
+        // Planning is how tofu says who has the lock; it writes nothing.
+        let arguments = ["plan", "-json", "-input=false", "-refresh=false", "-lock-timeout=0s"].map(str::to_owned);
+        let said = self.supervised(job, &ready.root, &arguments, None, None, None).await?;
+        let Some(lock) = Lock::of(&said) else { return Ok(None) };
+        self.force_unlock(job, &ready.root, &lock).await?;
+        Ok(Some(format!("{} since {} ({}, lock {})", lock.who, lock.created, lock.operation, lock.id)))
+    }
+
+    async fn force_unlock(&self, job: &Job, root: &Path, lock: &Lock) -> Result<(), TargetError> {
+        let arguments = ["force-unlock".to_owned(), "-force".into(), lock.id.clone()];
+        let said = self.run(job, root, &arguments, true, Read::Lines).await?;
+        if said.code == Some(0) { Ok(()) } else { Err(failure(&job.instance, "force-unlock", said)) }
+    }
+}
+
+/// Whether a lock was taken by a process of ours that was killed: it ran on this machine and is gone with its
+/// supervisor, and at a time when it had the lock of this state, this very lock had been taken.
+fn is_of_the_dead(begun: &Begun, had_it_at: Option<DateTime<Utc>>, lock: &Lock) -> bool {
+    let (Some(had_it_at), Some(created)) = (had_it_at, lock.created_at()) else { return false };
+    lock.who.rsplit_once('@').is_some_and(|(_, host)| host == begun.program.host)
+        && begun.supervisor.is_dead()
+        && begun.program.is_dead()
+        && created + CLOCK_SLACK >= begun.at
+        && created <= had_it_at + CLOCK_SLACK
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapters::supervisor::Who;
+
+    #[test]
+    fn r7_4_a_lock_is_released_only_where_its_owner_is_proved_dead() {
+        let at = |seconds: i64| DateTime::from_timestamp(1_790_000_000 + seconds, 0).unwrap();
+        let dead = Who { started: 1, ..Who::me() };
+        let begun = Begun { supervisor: dead.clone(), program: dead.clone(), at: at(0) };
+        let lock = |who: &str, seconds: i64| Lock {
+            id: "1".into(),
+            who: who.into(),
+            created: format!("{} +0000 UTC", at(seconds).format("%Y-%m-%d %H:%M:%S%.9f")),
+            operation: "OperationTypeApply".into(),
+        };
+        let host = &dead.host;
+        let ours = lock(&format!("root@{host}"), 3);
+        assert!(is_of_the_dead(&begun, Some(at(5)), &ours));
+        assert!(!is_of_the_dead(&begun, None, &ours), "it never had the lock");
+        assert!(!is_of_the_dead(&begun, Some(at(5)), &lock(&format!("root@{host}"), 60)), "taken after it had one");
+        assert!(!is_of_the_dead(&begun, Some(at(5)), &lock(&format!("root@{host}"), -60)), "taken before it began");
+        assert!(!is_of_the_dead(&begun, Some(at(5)), &lock("root@elsewhere", 3)), "another machine's");
+        let alive = Begun { program: Who::me(), ..begun.clone() };
+        assert!(!is_of_the_dead(&alive, Some(at(5)), &ours), "it lives");
+        let away = Who { host: "elsewhere".into(), ..dead };
+        assert!(!is_of_the_dead(&Begun { program: away, ..begun }, Some(at(5)), &ours), "nothing is known of it");
+    }
+}

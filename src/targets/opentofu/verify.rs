@@ -1,0 +1,59 @@
+//! What an instance gives to others after an apply: its live outputs.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{
+    Tofu,
+    observe::Ready,
+    program::{Read, failure},
+};
+use crate::ports::{Job, Output, TargetError, TofuWork};
+
+#[derive(Deserialize)]
+struct RawOutput {
+    #[serde(default)]
+    sensitive: bool,
+    value: Value,
+}
+
+impl Tofu {
+    /// The live outputs of an instance.
+    pub(in crate::targets) async fn outputs(
+        &self,
+        job: &Job,
+        work: &TofuWork,
+    ) -> Result<BTreeMap<String, Output>, TargetError> {
+        let ready = self.ready(job, work, false).await?;
+        self.read_outputs(job, &ready, false).await
+    }
+
+    pub(super) async fn read_outputs(
+        &self,
+        job: &Job,
+        ready: &Ready,
+        apply: bool,
+    ) -> Result<BTreeMap<String, Output>, TargetError> {
+        let said = self.run(job, &ready.root, &["output".to_owned(), "-json".into()], apply, Read::Answer).await?;
+        if said.code != Some(0) {
+            return Err(failure(&job.instance, "output", said));
+        }
+        let raw: BTreeMap<String, RawOutput> = serde_json::from_slice(&said.stdout).map_err(|error| {
+            TargetError::new(
+                "outputs-unreadable",
+                format!("the outputs of `{}` could not be read: {error}", job.instance),
+            )
+        })?;
+        Ok(raw
+            .into_iter()
+            .map(|(name, raw)| {
+                if raw.sensitive {
+                    self.redactor.learn(&raw.value);
+                }
+                (name, Output { value: Some(raw.value), sensitive: raw.sensitive })
+            })
+            .collect())
+    }
+}
