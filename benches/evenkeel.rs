@@ -843,7 +843,7 @@ async fn fairness() -> Vec<Row> {
     }
     repository.commit("main", "lin", "First", &files).unwrap();
     let store = Store::in_memory().await.unwrap();
-    let hands = evenkeel::controller::Hands {
+    let hands = evenkeel::controller::Ports {
         store: store.clone(),
         repository: Arc::new(repository),
         target: Arc::new(paced),
@@ -864,11 +864,11 @@ async fn fairness() -> Vec<Row> {
     let serving = Arc::clone(&daemon);
     tokio::spawn(async move { serving.serve().await });
     let started = Instant::now();
-    while daemon.status().await.unwrap().verdict != evenkeel::model::Verdict::InSync {
+    while daemon.status.read().await.unwrap().verdict != evenkeel::model::Verdict::InSync {
         assert!(
             started.elapsed() < Duration::from_secs(120),
             "the world did not come in sync: {:?}",
-            daemon.status().await.unwrap().instances.iter().map(|i| i.says()).collect::<BTreeSet<_>>()
+            daemon.status.read().await.unwrap().instances.iter().map(|i| i.says()).collect::<BTreeSet<_>>()
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -877,7 +877,10 @@ async fn fairness() -> Vec<Row> {
     let round = async || {
         let (since, started) = (chrono::Utc::now(), Instant::now());
         for id in &ids {
-            daemon.queue.wake(evenkeel::controller::Wake::Instance(id.clone()), "bench");
+            daemon.context.queue.enqueue(
+                evenkeel::controller::ReconcileRequest::Instance(id.clone()),
+                evenkeel::controller::Reason::Poll,
+            );
         }
         let mut times: BTreeMap<&InstanceId, f64> = BTreeMap::new();
         while times.len() < healthy.len() {

@@ -56,17 +56,17 @@ pub(super) async fn run(global: &Global, args: &DriftArgs) -> Done {
         output::note("No daemon answers; looking with its store.");
         let _only = workbench::only_one(&config.data)?;
         let daemon = workbench::daemon(config, Redactor::default()).await?;
-        daemon.take_lease().await?;
-        daemon.read_head().await?;
-        let selected = daemon.drift_of(chosen.as_ref(), &workbench::owner()).await?;
-        let mut found = daemon.status().await?;
+        daemon.leader.take_lease().await?;
+        daemon.source.refresh().await?;
+        let selected = daemon.commands.drift_of(chosen.as_ref(), &workbench::owner()).await?;
+        let mut found = daemon.status.read().await?;
         found.instances.retain(|instance| selected.contains(&instance.id));
         found.verdict = found.instances.iter().map(|instance| instance.verdict).min().unwrap_or(found.verdict);
         status::print(global, &found, "drift")?;
         return Ok(found.verdict.exit_code());
     }
     let (daemon, _folder) = workbench::offline(config.as_ref(), args.state_repo.as_deref()).await?;
-    let plans = daemon.plan_now(chosen.as_ref(), &workbench::owner()).await?;
+    let plans = daemon.commands.plan_now(chosen.as_ref(), &workbench::owner()).await?;
     against_checkout(global, &plans)
 }
 

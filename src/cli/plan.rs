@@ -41,12 +41,12 @@ pub(super) async fn run(global: &Global, args: &PlanArgs) -> Done {
         output::note("No daemon answers; planning with its store.");
         let _only = workbench::only_one(&config.data)?;
         let daemon = workbench::daemon(config, Redactor::default()).await?;
-        daemon.take_lease().await?;
-        daemon.read_head().await?;
-        (daemon.plan_now(chosen.as_ref(), &workbench::owner()).await?, "applied")
+        daemon.leader.take_lease().await?;
+        daemon.source.refresh().await?;
+        (daemon.commands.plan_now(chosen.as_ref(), &workbench::owner()).await?, "applied")
     } else {
         let (daemon, _folder) = workbench::offline(config.as_ref(), args.state_repo.as_deref()).await?;
-        (daemon.plan_now(chosen.as_ref(), &workbench::owner()).await?, "checkout")
+        (daemon.commands.plan_now(chosen.as_ref(), &workbench::owner()).await?, "checkout")
     };
     match (global.output, &plans[..]) {
         (Format::Text, _) => {

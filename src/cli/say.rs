@@ -10,7 +10,7 @@ use super::{
     output, plan,
 };
 use crate::{
-    controller::Said,
+    controller::CommandOutcome,
     domain::{declaration::schema::Verb, message::plain},
     model::Duration,
     server::Ask,
@@ -44,7 +44,7 @@ pub(crate) struct Destroy {
     yes: bool,
 }
 
-async fn ask(global: &Global, verb: Verb, ask: &Ask) -> Result<Said, Failure> {
+async fn ask(global: &Global, verb: Verb, ask: &Ask) -> Result<CommandOutcome, Failure> {
     Client::new(global)?.post(&format!("/api/v1/commands/{}", verb.word()), ask).await
 }
 
@@ -53,7 +53,7 @@ fn ask_for(words: &Words) -> Result<Ask, Failure> {
     Ok(Ask { selector, ..Ask::default() })
 }
 
-fn tell(global: &Global, verb: Verb, said: &Said) -> Result<(), Failure> {
+fn tell(global: &Global, verb: Verb, said: &CommandOutcome) -> Result<(), Failure> {
     match global.output {
         Format::Text => output::text(&plain(&said.says)),
         format => output::answer(format, &verb.word(), &serde_json::to_value(said)?)?,

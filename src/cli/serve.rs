@@ -38,16 +38,16 @@ pub(super) async fn run(global: &Global, args: Serve) -> Done {
             _ = int.recv() => {}
         }
         tracing::info!("stopping: nothing new is started, and what is under way ends");
-        stopper.stop();
+        stopper.context.stop();
     });
     // A second daemon on the same data waits until the first is dead, or renews its lease no more.
-    if !daemon.wait_for_lease(|| alone.is()).await? {
+    if !daemon.leader.wait_for_lease(|| alone.is()).await? {
         return Ok(0);
     }
     if args.once {
         daemon.once().await;
         not_fenced(&daemon)?;
-        let all = daemon.status().await?;
+        let all = daemon.status.read().await?;
         status::print(global, &all, "serve")?;
         return Ok(all.verdict.exit_code());
     }
@@ -87,12 +87,12 @@ pub(super) async fn run(global: &Global, args: Serve) -> Done {
     if let Ok(Ok(Err(error))) = tokio::time::timeout(AGAIN_EVERY, serving).await {
         output::note(&format!("Error: the API stopped: {error}"));
     }
-    daemon.hands.store.close().await;
+    daemon.context.store.close().await;
     Ok(0)
 }
 
 fn not_fenced(daemon: &Daemon) -> Result<(), Failure> {
-    if daemon.is_fenced() {
+    if daemon.leader.is_fenced() {
         return Err(Failure::new("another daemon has taken over, because this one did not renew its lease")
             .hint("it was stopped or very slow; start it again and it waits for its turn"));
     }

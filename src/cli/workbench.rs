@@ -12,7 +12,7 @@ use crate::{
         store::Store,
     },
     config::Config,
-    controller::{Daemon, Hands, Head, Settings, SystemClock},
+    controller::{Daemon, Head, Ports, Settings, SystemClock},
     domain::declaration,
     model::{InstanceId, Redactor, Revision, Seal},
     ports::Forge,
@@ -162,7 +162,7 @@ pub(crate) async fn daemon(config: &Config, redactor: Redactor) -> Result<Arc<Da
         kubernetes(Some(config), &store, &seal, &redactor),
         citus(Some(config), &store, &redactor),
     );
-    let hands = Hands {
+    let hands = Ports {
         repository: Arc::new(Mirror::open(&config.data.join("mirror.git"), &config.repository.url)?),
         forge: forge(config)?,
         target: Arc::new(targets),
@@ -220,7 +220,7 @@ pub(crate) async fn offline(
     let files: Arc<dyn crate::ports::Files> = Arc::new(WorkingFiles::new(&root));
     let desired = declaration::load(&*files, &below);
     let revision: Revision = "0".repeat(40).parse()?;
-    let hands = Hands {
+    let hands = Ports {
         repository: Arc::new(Mirror::open(&folder.path().join("mirror.git"), &root.display().to_string())?),
         forge: None,
         target: Arc::new(Targets::new(
@@ -242,6 +242,6 @@ pub(crate) async fn offline(
         lease: std::time::Duration::from_secs(60),
     };
     let daemon = Daemon::new(settings, hands);
-    daemon.set_head(Head { revision, desired, content: files });
+    daemon.source.set_head(Head { revision, desired, content: files });
     Ok((daemon, folder))
 }

@@ -139,7 +139,7 @@ pub struct Observation {
 }
 
 /// More of what carries a cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoreCapacity {
     /// The component of the same environment that says how much there is.
     pub component: ComponentName,

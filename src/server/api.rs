@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{Caller, Part, Reader, Refusal, Shared};
 use crate::{
     adapters::store::AuditEntry,
-    controller::{InstanceStatus, Said, Status},
+    controller::{CommandOutcome, InstanceStatus, Status},
     domain::{
         authorization::{Principal, guards::Held},
         command::Command,
@@ -114,7 +114,7 @@ fn selector(ask: &Ask) -> Result<Option<Selector>, Refusal> {
 }
 
 async fn status(State(door): State<Shared>, _: Reader) -> Result<Json<Status>, Refusal> {
-    Ok(Json(door.daemon.status().await?))
+    Ok(Json(door.daemon.status.read().await?))
 }
 
 async fn instance(
@@ -122,7 +122,7 @@ async fn instance(
     _: Reader,
     Path((environment, component)): Path<(String, String)>,
 ) -> Result<Json<Explained>, Refusal> {
-    let status = door.daemon.status().await?;
+    let status = door.daemon.status.read().await?;
     let name = format!("{environment}/{component}");
     let known: Vec<String> = status.instances.iter().map(|instance| instance.id.to_string()).collect();
     let Some(instance) = status.instances.into_iter().find(|instance| instance.id.to_string() == name) else {
@@ -131,7 +131,7 @@ async fn instance(
             .unwrap_or_default();
         return Err(Refusal(StatusCode::NOT_FOUND, "no-instance", format!("there is no instance `{name}`{hint}")));
     };
-    let store = &door.daemon.hands.store;
+    let store = &door.daemon.context.store;
     let id = instance.id.clone();
     let applied = store.applied(&id).await?;
     let runs: Vec<Run> =
@@ -141,7 +141,7 @@ async fn instance(
         journal
             .extend(store.journal(Some(run.id), LIMIT_MAX).await?.into_iter().filter(|record| record.instance == id));
     }
-    let head = door.daemon.head();
+    let head = door.daemon.source.head();
     let upstreams = head
         .as_ref()
         .and_then(|head| head.instance(&id))
@@ -149,12 +149,12 @@ async fn instance(
         .unwrap_or_default();
     let mut guards = Guards::default();
     if let Some(head) = &head {
-        let now = door.daemon.guards(head).await?;
+        let now = door.daemon.source.guards(head).await?;
         guards.limits = now.limits.get(&id.environment).cloned();
         guards.protect = now.protect.get(&id).cloned();
     }
     Ok(Json(Explained {
-        why: door.daemon.why(&instance).await?,
+        why: door.daemon.status.explain(&instance).await?,
         instance,
         head: status.revision,
         upstreams,
@@ -176,11 +176,11 @@ async fn runs(
     _: Reader,
     Part(Query(listing)): Part<Query<Listing>>,
 ) -> Result<Json<Vec<Run>>, Refusal> {
-    Ok(Json(door.daemon.hands.store.runs(listing.limit.unwrap_or(50).min(LIMIT_MAX)).await?))
+    Ok(Json(door.daemon.context.store.runs(listing.limit.unwrap_or(50).min(LIMIT_MAX)).await?))
 }
 
 async fn run(State(door): State<Shared>, _: Reader, Part(Path(id)): Part<Path<i64>>) -> Result<Json<Run>, Refusal> {
-    let found = door.daemon.hands.store.run(RunId(id)).await?;
+    let found = door.daemon.context.store.run(RunId(id)).await?;
     found.map(Json).ok_or_else(|| Refusal(StatusCode::NOT_FOUND, "no-run", format!("there is no run {id}")))
 }
 
@@ -190,7 +190,7 @@ async fn journal(
     Part(Query(listing)): Part<Query<Listing>>,
 ) -> Result<Json<Vec<JournalRecord>>, Refusal> {
     Ok(Json(
-        door.daemon.hands.store.journal(listing.run.map(RunId), listing.limit.unwrap_or(200).min(LIMIT_MAX)).await?,
+        door.daemon.context.store.journal(listing.run.map(RunId), listing.limit.unwrap_or(200).min(LIMIT_MAX)).await?,
     ))
 }
 
@@ -199,7 +199,7 @@ async fn plans(
     _: Reader,
     Part(Query(listing)): Part<Query<Listing>>,
 ) -> Result<Json<Vec<Value>>, Refusal> {
-    let plans = door.daemon.hands.store.plans(listing.limit.unwrap_or(20).min(LIMIT_MAX)).await?;
+    let plans = door.daemon.context.store.plans(listing.limit.unwrap_or(20).min(LIMIT_MAX)).await?;
     Ok(Json(
         plans
             .into_iter()
@@ -209,12 +209,12 @@ async fn plans(
 }
 
 async fn audit(State(door): State<Shared>, _: Reader) -> Result<Json<Value>, Refusal> {
-    let (entries, broken): (Vec<AuditEntry>, _) = door.daemon.hands.store.audit_entries().await?;
+    let (entries, broken): (Vec<AuditEntry>, _) = door.daemon.context.store.audit_entries().await?;
     Ok(Json(json!({"entries": entries, "broken": broken})))
 }
 
 async fn graph(State(door): State<Shared>, _: Reader) -> Json<Value> {
-    let instances = door.daemon.head().map(|head| head.desired.instances.clone()).unwrap_or_default();
+    let instances = door.daemon.source.head().map(|head| head.desired.instances.clone()).unwrap_or_default();
     Json(
         instances
             .values()
@@ -228,8 +228,8 @@ async fn drift(
     Caller(who): Caller,
     Part(Json(ask)): Part<Json<Ask>>,
 ) -> Result<Json<Status>, Refusal> {
-    let selected = door.daemon.drift_of(selector(&ask)?.as_ref(), &who).await?;
-    let mut status = door.daemon.status().await?;
+    let selected = door.daemon.commands.drift_of(selector(&ask)?.as_ref(), &who).await?;
+    let mut status = door.daemon.status.read().await?;
     status.instances.retain(|instance| selected.contains(&instance.id));
     status.verdict = status.instances.iter().map(|instance| instance.verdict).min().unwrap_or(status.verdict);
     Ok(Json(status))
@@ -241,8 +241,8 @@ async fn plan(
     Part(Json(ask)): Part<Json<Ask>>,
 ) -> Result<Json<Vec<Plan>>, Refusal> {
     // A push whose event was lost counts all the same.
-    door.daemon.read_head().await?;
-    Ok(Json(door.daemon.plan_now(selector(&ask)?.as_ref(), &who).await?))
+    door.daemon.source.refresh().await?;
+    Ok(Json(door.daemon.commands.plan_now(selector(&ask)?.as_ref(), &who).await?))
 }
 
 async fn apply(
@@ -251,8 +251,8 @@ async fn apply(
     Part(Json(ask)): Part<Json<Ask>>,
 ) -> Result<Json<Started>, Refusal> {
     let daemon: &Arc<crate::controller::Daemon> = &door.daemon;
-    daemon.read_head().await?;
-    let done = daemon.apply_now(selector(&ask)?.as_ref(), &ask.digests, ask.remediation.as_ref(), &who).await;
+    daemon.source.refresh().await?;
+    let done = daemon.commands.apply_now(selector(&ask)?.as_ref(), &ask.digests, ask.remediation.as_ref(), &who).await;
     Ok(Json(Started { runs: audited(daemon, &who, done).await? }))
 }
 
@@ -263,7 +263,7 @@ async fn audited<T>(
     done: Result<T, crate::controller::Error>,
 ) -> Result<T, Refusal> {
     if let Err(crate::controller::Error::Refused(says)) = &done {
-        daemon.hands.store.audit(daemon.now(), &who.name(), "refused", "api", says).await?;
+        daemon.context.store.audit(daemon.context.now(), &who.name(), "refused", "api", says).await?;
     }
     Ok(done?)
 }
@@ -273,7 +273,7 @@ async fn propose(
     Caller(who): Caller,
     Part(Json(ask)): Part<Json<Ask>>,
 ) -> Result<Json<Value>, Refusal> {
-    if door.daemon.hands.forge.is_none() {
+    if door.daemon.context.forge.is_none() {
         return Err(Refusal(
             StatusCode::CONFLICT,
             "refused",
@@ -281,13 +281,13 @@ async fn propose(
         ));
     }
     if ask.apply {
-        door.daemon.read_head().await?;
-        let pulls = door.daemon.propose_apply(selector(&ask)?.as_ref(), &who).await?;
+        door.daemon.source.refresh().await?;
+        let pulls = door.daemon.commands.propose_apply(selector(&ask)?.as_ref(), &who).await?;
         return Ok(Json(pulls.iter().map(|pull| json!({"root": null, "proposal": {"pull": pull}})).collect()));
     }
-    let selected = door.daemon.drift_of(selector(&ask)?.as_ref(), &who).await?;
-    door.daemon.proposals_settled(&selected).await?;
-    let proposals: Vec<(String, Value)> = door.daemon.hands.store.list("proposal").await?;
+    let selected = door.daemon.commands.drift_of(selector(&ask)?.as_ref(), &who).await?;
+    door.daemon.commands.propose_drift(&selected).await?;
+    let proposals = door.daemon.commands.proposals().await?;
     let concerns = |proposal: &Value| {
         let ids = proposal["instances"].as_array().into_iter().flatten().filter_map(Value::as_str);
         ids.filter_map(|id| id.parse().ok()).any(|id| selected.contains(&id))
@@ -301,15 +301,15 @@ async fn command(
     Caller(who): Caller,
     Path(verb): Path<String>,
     Part(Json(ask)): Part<Json<Ask>>,
-) -> Result<Json<Said>, Refusal> {
+) -> Result<Json<CommandOutcome>, Refusal> {
     let known = |verb: &Verb| !matches!(verb, Verb::Plan | Verb::Apply | Verb::Drift | Verb::Help);
     let Some(verb) = serde_json::from_value::<Verb>(verb.as_str().into()).ok().filter(known) else {
         return Err(Refusal(StatusCode::NOT_FOUND, "no-command", format!("there is no command `{verb}`")));
     };
-    door.daemon.read_head().await?;
+    door.daemon.source.refresh().await?;
     let digest = ask.digests.first().cloned();
     let command = Command { verb, selector: selector(&ask)?, digest, lasting: ask.lasting };
-    let done = door.daemon.say_word(&command, &who).await;
+    let done = door.daemon.commands.execute(&command, &who).await;
     Ok(Json(audited(&door.daemon, &who, done).await?))
 }
 

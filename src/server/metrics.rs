@@ -35,7 +35,7 @@ struct One {
 }
 
 async fn metrics(State(door): State<Shared>, _: Reader) -> Result<impl IntoResponse, Refusal> {
-    let status = door.daemon.status().await?;
+    let status = door.daemon.status.read().await?;
     let mut registry = Registry::with_prefix("evenkeel");
     let verdicts: Family<Instances, Gauge> = Family::default();
     let ages: Family<One, Gauge> = Family::default();
@@ -56,7 +56,7 @@ async fn metrics(State(door): State<Shared>, _: Reader) -> Result<impl IntoRespo
         }
         if let Some(at) = instance.observed_at {
             ages.get_or_create(&One { environment, component: instance.component.to_string() })
-                .set((door.daemon.now() - at).num_seconds());
+                .set((door.daemon.context.now() - at).num_seconds());
         }
     }
     registry.register("instances", "Instances by environment and verdict", verdicts);
@@ -66,7 +66,7 @@ async fn metrics(State(door): State<Shared>, _: Reader) -> Result<impl IntoRespo
         gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         registry.register(name, help, gauge);
     };
-    let (waiting, running) = door.daemon.queue.depth();
+    let (waiting, running) = door.daemon.context.queue.depth();
     gauge("wakes_waiting", "Hints that wait", waiting);
     gauge("looks_running", "Looks that are under way", running);
     gauge("problems", "Problems in the declarations", status.problems.len());
@@ -75,9 +75,9 @@ async fn metrics(State(door): State<Shared>, _: Reader) -> Result<impl IntoRespo
         counter.inc_by(value.load(Ordering::Relaxed));
         registry.register(name, help, counter);
     };
-    let counters = &door.daemon.counters;
-    counter("passes", "Passes", &counters.passes);
-    counter("passes_failed", "Passes that could not observe completely", &counters.passes_failed);
+    let counters = &door.daemon.context.metrics;
+    counter("passes", "Passes", &counters.drift_checks);
+    counter("passes_failed", "Passes that could not observe completely", &counters.drift_checks_failed);
     counter("runs_started", "Runs that were authorised", &counters.runs_started);
     counter("runs_ended", "Runs that ended", &counters.runs_ended);
     counter("actions_applied", "Actions that were applied", &counters.actions_applied);

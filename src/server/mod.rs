@@ -70,17 +70,18 @@ pub async fn serve(listener: TcpListener, door: Door) -> std::io::Result<()> {
         })
         .with_state(shared);
     let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, service).with_graceful_shutdown(async move { stop.stopped().await }).await
+    axum::serve(listener, service).with_graceful_shutdown(async move { stop.context.stopped().await }).await
 }
 
 async fn ready(State(door): State<Shared>) -> Response {
-    match door.daemon.head() {
+    match door.daemon.source.head() {
         Some(_) => "ready\n".into_response(),
         None => (
             StatusCode::SERVICE_UNAVAILABLE,
             door.daemon
-                .head_problem()
-                .map(|why| door.daemon.hands.redactor.redact(&why))
+                .source
+                .problem()
+                .map(|why| door.daemon.context.redactor.redact(&why))
                 .unwrap_or_else(|| "the state repo has not been read yet".into()),
         )
             .into_response(),

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use sha2::Sha256;
 
 use super::Shared;
-use crate::{controller::Wake, model::PullNumber};
+use crate::{controller::ReconcileRequest, model::PullNumber};
 
 /// GitHub sends no more than 25 MB.
 const BODY_BYTES_MAX: usize = 25 << 20;
@@ -41,14 +41,14 @@ struct Numbered {
 
 /// What an event wakes. A payload of another shape wakes what its event concerns; facts are read from the forge, never
 /// from here.
-pub fn wakes(event: &str, body: &[u8]) -> Vec<Wake> {
+pub fn wakes(event: &str, body: &[u8]) -> Vec<ReconcileRequest> {
     let payload: Payload = serde_json::from_slice(body).unwrap_or_default();
     let number = payload.number.or(payload.issue.and_then(|i| i.number));
     let number = number.or(payload.pull_request.and_then(|p| p.number)).map(PullNumber);
-    let pull = number.map(Wake::Pull).into_iter();
+    let pull = number.map(ReconcileRequest::PullRequest).into_iter();
     match event {
-        "push" => vec![Wake::Git],
-        "pull_request" => [Wake::Git, Wake::Pulls].into_iter().chain(pull).collect(),
+        "push" => vec![ReconcileRequest::Source],
+        "pull_request" => [ReconcileRequest::Source, ReconcileRequest::PullRequests].into_iter().chain(pull).collect(),
         "issue_comment" | "pull_request_review" => pull.collect(),
         _ => vec![],
     }
@@ -59,7 +59,7 @@ async fn receive(State(door): State<Shared>, request: Request) -> (StatusCode, &
     let headers = parts.headers;
     use std::sync::atomic::Ordering::Relaxed;
     let refuse = |status, says| {
-        door.daemon.counters.webhooks_refused.fetch_add(1, Relaxed);
+        door.daemon.context.metrics.webhooks_refused.fetch_add(1, Relaxed);
         (status, says)
     };
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -90,15 +90,17 @@ async fn receive(State(door): State<Shared>, request: Request) -> (StatusCode, &
     if id.is_empty() || id.len() > ID_LENGTH_MAX {
         return refuse(StatusCode::BAD_REQUEST, "the delivery has no id\n");
     }
-    match door.daemon.hands.store.receive(&format!("delivery/{id}"), door.daemon.now(), &event).await {
+    match door.daemon.context.store.receive(&format!("delivery/{id}"), door.daemon.context.now(), &event).await {
         Ok(true) => {}
         Ok(false) => return (StatusCode::OK, "seen before\n"),
         // Not kept, so not acknowledged: the forge tries again.
         Err(_) => return refuse(StatusCode::SERVICE_UNAVAILABLE, "could not keep the delivery\n"),
     }
-    door.daemon.counters.webhooks.fetch_add(1, Relaxed);
-    wakes(event, &body).into_iter().for_each(|wake| door.daemon.queue.wake(wake, "webhook"));
-    if let Err(error) = door.daemon.hands.store.handled(&format!("delivery/{id}"), door.daemon.now()).await {
+    door.daemon.context.metrics.webhooks.fetch_add(1, Relaxed);
+    wakes(event, &body)
+        .into_iter()
+        .for_each(|wake| door.daemon.context.queue.enqueue(wake, crate::controller::Reason::Webhook));
+    if let Err(error) = door.daemon.context.store.handled(&format!("delivery/{id}"), door.daemon.context.now()).await {
         tracing::warn!(error = crate::error_chain(&error), "could not mark a delivery");
     }
     (StatusCode::OK, "ok\n")

@@ -397,7 +397,7 @@ async fn a_rewrite_needs_a_word_and_has_a_point_to_go_back_to() {
         plan.contains("has to be rewritten for another shardCount") && plan.contains("`allowRewrite: true`"),
         "{plan}"
     );
-    // Said together with what it allows, it does not count.
+    // CommandOutcome together with what it allows, it does not count.
     stage.push_on("wider", &wider("    allowRewrite: true\n"));
     stage.comment(pull, "say `allowRewrite: true` in a pull request of its own first").await;
     stage.push("main", &files(&nodes, "    allowRewrite: true\n")[1..2]);

@@ -83,7 +83,7 @@ async fn an_app_over_https_plans_applies_and_proposes() {
     let proposal = stage.proposal().await;
     assert_eq!(proposal["user"]["login"], "keeper[bot]");
     let number = proposal["number"].as_u64().unwrap();
-    // Said twice, so that it has to find its own comment again.
+    // CommandOutcome twice, so that it has to find its own comment again.
     for _ in 0..2 {
         stage.say("lin", number, "/plan").await;
     }

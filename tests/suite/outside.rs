@@ -3,7 +3,7 @@
 //! The same cases each time, in bounded time; `make fuzz` makes others for as long as one wants.
 
 use evenkeel::{
-    controller::Wake,
+    controller::ReconcileRequest,
     domain::{
         command,
         declaration::{self, Selector},
@@ -118,7 +118,7 @@ proptest! {
         let body = r#"{"action": "created", "number": 7, "issue": {"number": 7}, "pull_request": {"number": 7}, "comment": {"body": "/apply production"}, "ref": "refs/heads/main", "commits": [{"added": ["a"]}]}"#;
         let wakes = server::wakes(events[event], disturbed(body, &noise).as_bytes());
         prop_assert!(wakes.len() <= 3);
-        prop_assert!(wakes.iter().all(|wake| matches!(wake, Wake::Git | Wake::Pulls | Wake::Pull(_))));
+        prop_assert!(wakes.iter().all(|wake| matches!(wake, ReconcileRequest::Source | ReconcileRequest::PullRequests | ReconcileRequest::PullRequest(_))));
     }
 
     #[test]

@@ -11,6 +11,15 @@ fn at(seconds: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_790_000_000 + seconds, 0).unwrap()
 }
 
+/// A kind of document that only this test has.
+#[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+struct Number(i32);
+
+impl evenkeel::adapters::store::Record for Number {
+    const KIND: &'static str = "number";
+    type Key = String;
+}
+
 async fn on_disk() -> (Store, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     (held(&folder.path().join("evenkeel.db")).await, folder)
@@ -136,8 +145,8 @@ async fn r7_3_a_stale_token_writes_nothing() {
         old.lock_instance(&id, run.id).await.err(),
         old.set_observed(&id, &observed).await.err(),
         old.let_go(&id, at(0)).await.err(),
-        old.put("sort", "name", at(0), &1).await.err(),
-        old.remove("sort", "name").await.err(),
+        old.collection::<Number>().put(&"name".into(), at(0), &Number(1)).await.err(),
+        old.collection::<Number>().remove(&"name".into()).await.err(),
         old.receive("delivery/1", at(0), &"push").await.err(),
         old.handled("delivery/1", at(0)).await.err(),
         old.say("name", &comment, at(0)).await.err(),
@@ -156,7 +165,7 @@ async fn r7_3_a_stale_token_writes_nothing() {
     new.append(&run, &id, &planned, at(2)).await.unwrap();
     assert_eq!(new.journal(Some(run.id), 10).await.unwrap()[0].token, after);
     // An environment that is new gets a token with its first write.
-    new.put("sort", "name", at(0), &1).await.unwrap();
+    new.collection::<Number>().put(&"name".into(), at(0), &Number(1)).await.unwrap();
     assert_eq!(new.token(&"prod".parse().unwrap()).await.unwrap(), 1);
     assert!(old.token(&"later".parse().unwrap()).await.is_err());
 }
@@ -207,12 +216,12 @@ async fn a_store_that_is_opened_again_is_the_same_and_a_broken_one_is_refused() 
     let (store, folder) = on_disk().await;
     let value = serde_json::json!("secret");
     let sealed = store.seal().await.unwrap().seal(&value);
-    store.put("sort", "name", at(0), &1).await.unwrap();
+    store.collection::<Number>().put(&"name".into(), at(0), &Number(1)).await.unwrap();
     store.close().await;
     let path = folder.path().join("evenkeel.db");
     let store = Store::open(&path).await.unwrap();
     assert_eq!(store.seal().await.unwrap().seal(&value), sealed);
-    assert_eq!(store.get::<i32>("sort", "name").await.unwrap(), Some(1));
+    assert_eq!(store.collection::<Number>().get(&"name".into()).await.unwrap(), Some(Number(1)));
     store.check().await.unwrap();
     store.close().await;
     std::fs::write(&path, vec![b'x'; 100_000]).unwrap();
@@ -318,4 +327,21 @@ async fn a_fresh_store_opens_however_its_connections_meet() {
         store.check().await.unwrap();
         store.close().await;
     }
+}
+
+#[tokio::test]
+async fn a_document_is_updated_in_one_transaction() {
+    let (store, _folder) = on_disk().await;
+    let numbers = store.collection::<Number>();
+    let key = "name".to_owned();
+    let add = |known: Option<&Number>| Number(known.map_or(0, |number| number.0) + 1);
+    let added = futures::future::join_all((0..20).map(|_| numbers.update(&key, at(0), add))).await;
+    assert!(added.iter().all(Result::is_ok), "{added:?}");
+    assert_eq!(numbers.get(&key).await.unwrap(), Some(Number(20)));
+    let claim = |all: &[(String, Number)]| if all.is_empty() { Ok(Number(1)) } else { Err(all.len()) };
+    assert_eq!(numbers.put_among(&"other".into(), at(0), claim).await.unwrap(), Err(1));
+    assert_eq!(numbers.get(&"other".into()).await.unwrap(), None);
+    numbers.remove(&key).await.unwrap();
+    assert_eq!(numbers.put_among(&"other".into(), at(0), claim).await.unwrap(), Ok(()));
+    assert_eq!(numbers.all().await.unwrap(), [("other".to_owned(), Number(1))]);
 }

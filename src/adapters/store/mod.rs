@@ -5,6 +5,7 @@
 //! *Race:* two writers: SQLite lets one wait, up to [`BUSY_TIMEOUT`].
 //! *Race:* the same delivery twice: the second insert finds the first and says so.
 
+mod collection;
 mod kept;
 mod lease;
 mod records;
@@ -20,6 +21,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
+pub use collection::{Collection, Record, RecordKey};
 pub use lease::{Lease, token_in};
 pub use records::Span;
 pub use said::{AuditEntry, Outgoing};
@@ -338,75 +340,6 @@ impl Store {
         sqlx::query("UPDATE inbox SET handled_at = ? WHERE id = ?")
             .bind(stamp(at))
             .bind(id)
-            .execute(&mut *writing.on)
-            .await
-            .map_err(statement(attempt))?;
-        writing.commit().await
-    }
-
-    /// Keeps a small document by sort and name, in place of the one before.
-    ///
-    /// # Errors
-    /// When the store can't be written.
-    pub async fn put<T: Serialize>(
-        &self,
-        sort: &str,
-        name: &str,
-        at: DateTime<Utc>,
-        document: &T,
-    ) -> Result<(), Error> {
-        let attempt = "keep a record";
-        let mut writing = self.writing(attempt, None).await?;
-        sqlx::query("INSERT INTO records (sort, name, at, document) VALUES (?, ?, ?, ?) ON CONFLICT (sort, name) DO UPDATE SET at = excluded.at, document = excluded.document")
-            .bind(sort)
-            .bind(name)
-            .bind(stamp(at))
-            .bind(encode(attempt, document)?)
-            .execute(&mut *writing.on)
-            .await
-            .map_err(statement(attempt))?;
-        writing.commit().await
-    }
-
-    /// A small document by sort and name.
-    ///
-    /// # Errors
-    /// When the store can't be read.
-    pub async fn get<T: DeserializeOwned>(&self, sort: &str, name: &str) -> Result<Option<T>, Error> {
-        let attempt = "read a record";
-        let row = sqlx::query("SELECT document FROM records WHERE sort = ? AND name = ?")
-            .bind(sort)
-            .bind(name)
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(statement(attempt))?;
-        row.map(|row| decode(attempt, row.get(0))).transpose()
-    }
-
-    /// All small documents of a sort, by name.
-    ///
-    /// # Errors
-    /// When the store can't be read.
-    pub async fn list<T: DeserializeOwned>(&self, sort: &str) -> Result<Vec<(String, T)>, Error> {
-        let attempt = "list records";
-        let rows = sqlx::query("SELECT name, document FROM records WHERE sort = ? ORDER BY name")
-            .bind(sort)
-            .fetch_all(&self.pool)
-            .await
-            .map_err(statement(attempt))?;
-        rows.iter().map(|row| Ok((row.get(0), decode(attempt, row.get(1))?))).collect()
-    }
-
-    /// Removes a small document.
-    ///
-    /// # Errors
-    /// When the store can't be written.
-    pub async fn remove(&self, sort: &str, name: &str) -> Result<(), Error> {
-        let attempt = "remove a record";
-        let mut writing = self.writing(attempt, None).await?;
-        sqlx::query("DELETE FROM records WHERE sort = ? AND name = ?")
-            .bind(sort)
-            .bind(name)
             .execute(&mut *writing.on)
             .await
             .map_err(statement(attempt))?;

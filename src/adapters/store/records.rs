@@ -1,6 +1,6 @@
 //! The documents of the store, and the statements that keep them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use sqlx::{Row, SqliteExecutor};
@@ -8,7 +8,7 @@ use sqlx::{Row, SqliteExecutor};
 use super::{Error, Store, decode, encode, parse_stamp, stamp, statement};
 use crate::{
     domain::plan::{Applied, Observed, Plan},
-    model::{Digest, InstanceId},
+    model::{Digest, EnvironmentName, InstanceId},
 };
 
 /// The sorts of records that are kept by the name of an instance.
@@ -41,6 +41,23 @@ async fn set_observed(store: impl SqliteExecutor<'_>, id: &InstanceId, observed:
     Ok(())
 }
 
+fn parse_instance(attempt: &'static str, text: &str) -> Result<InstanceId, Error> {
+    text.parse().map_err(|error| Error::Document { attempt, source: serde::de::Error::custom(error) })
+}
+
+/// Decodes rows of an instance and a document.
+fn decode_instances<T: serde::de::DeserializeOwned>(
+    attempt: &'static str,
+    rows: &[sqlx::sqlite::SqliteRow],
+) -> Result<BTreeMap<InstanceId, T>, Error> {
+    rows.iter().map(|row| Ok((parse_instance(attempt, row.get(0))?, decode(attempt, row.get(1))?))).collect()
+}
+
+/// The bounds of the names of an environment's instances: `/` is followed by `0` in the order of SQLite.
+fn instances_of(environment: &EnvironmentName) -> (String, String) {
+    (format!("{environment}/"), format!("{environment}0"))
+}
+
 impl Store {
     /// What is applied, of all instances.
     ///
@@ -56,6 +73,70 @@ impl Store {
     /// When the store can't be read.
     pub async fn all_observed(&self) -> Result<BTreeMap<InstanceId, Observed>, Error> {
         self.by_instance("SELECT instance, document FROM observations", "list observations").await
+    }
+
+    /// The names of the applied instances.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn applied_instances(&self) -> Result<BTreeSet<InstanceId>, Error> {
+        let attempt = "list what is applied";
+        let rows =
+            sqlx::query("SELECT instance FROM applied").fetch_all(&self.pool).await.map_err(statement(attempt))?;
+        rows.iter().map(|row| parse_instance(attempt, row.get(0))).collect()
+    }
+
+    /// What is applied, of the instances of an environment.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn applied_in(&self, environment: &EnvironmentName) -> Result<BTreeMap<InstanceId, Applied>, Error> {
+        self.in_environment(
+            "SELECT instance, document FROM applied WHERE instance >= ? AND instance < ?",
+            "list what is applied",
+            environment,
+        )
+        .await
+    }
+
+    /// What is applied, of the instances of one kind in an environment, whether or not they are still declared.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn applied_of_kind(
+        &self,
+        environment: &EnvironmentName,
+        kind: &str,
+    ) -> Result<BTreeMap<InstanceId, Applied>, Error> {
+        let attempt = "list what is applied";
+        let sql = "SELECT instance, document FROM applied WHERE instance >= ? AND instance < ? AND json_extract(document, '$.spec.' || ?) IS NOT NULL";
+        let (from, to) = instances_of(environment);
+        let rows = sqlx::query(sql).bind(from).bind(to).bind(kind).fetch_all(&self.pool).await;
+        decode_instances(attempt, &rows.map_err(statement(attempt))?)
+    }
+
+    /// The last observations of the instances of an environment.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn observed_in(&self, environment: &EnvironmentName) -> Result<BTreeMap<InstanceId, Observed>, Error> {
+        self.in_environment(
+            "SELECT instance, document FROM observations WHERE instance >= ? AND instance < ?",
+            "list observations",
+            environment,
+        )
+        .await
+    }
+
+    async fn in_environment<T: serde::de::DeserializeOwned>(
+        &self,
+        sql: &'static str,
+        attempt: &'static str,
+        environment: &EnvironmentName,
+    ) -> Result<BTreeMap<InstanceId, T>, Error> {
+        let (from, to) = instances_of(environment);
+        let rows = sqlx::query(sql).bind(from).bind(to).fetch_all(&self.pool).await.map_err(statement(attempt))?;
+        decode_instances(attempt, &rows)
     }
 
     /// What is applied, of one instance.
@@ -90,14 +171,7 @@ impl Store {
         attempt: &'static str,
     ) -> Result<BTreeMap<InstanceId, T>, Error> {
         let rows = sqlx::query(sql).fetch_all(&self.pool).await.map_err(statement(attempt))?;
-        rows.iter()
-            .map(|row| {
-                let id: String = row.get(0);
-                let id =
-                    id.parse().map_err(|error| Error::Document { attempt, source: serde::de::Error::custom(error) })?;
-                Ok((id, decode(attempt, row.get(1))?))
-            })
-            .collect()
+        decode_instances(attempt, &rows)
     }
 
     /// Records what is applied.

@@ -114,6 +114,18 @@ impl Store {
         rows.iter().map(|row| decode(attempt, row.get(0))).collect()
     }
 
+    /// The ids of runs that did not end, oldest first.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub async fn open_run_ids(&self) -> Result<Vec<RunId>, Error> {
+        let rows = sqlx::query("SELECT id FROM runs WHERE ended_at IS NULL ORDER BY id")
+            .fetch_all(&self.pool)
+            .await
+            .map_err(statement("list open runs"))?;
+        Ok(rows.iter().map(|row| RunId(row.get(0))).collect())
+    }
+
     /// The newest runs, newest first.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ pub mod carriers;
 pub mod coverage;
 pub mod document;
 pub mod order;
+pub mod pending;
 pub mod record;
 pub mod validation;
 

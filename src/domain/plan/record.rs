@@ -87,6 +87,11 @@ pub struct ObservedError {
 }
 
 impl Observed {
+    /// The actions that revert the drift; empty where nothing drifted.
+    pub fn revert_actions(&self) -> &[Action] {
+        if self.drift.is_empty() { &[] } else { &self.revert }
+    }
+
     /// An observation of which nothing is known yet but when it began.
     pub fn new(at: DateTime<Utc>, against: Option<Revision>) -> Self {
         Self {

@@ -8,7 +8,7 @@ use evenkeel::{
         sim::{Clock, Fault, Forge, Life, Lives, Repository, World},
         store::Store,
     },
-    controller::{Daemon, Hands, Settings},
+    controller::{Daemon, Ports, Settings},
     domain::authorization::{LOCAL_TOKEN, Principal},
     model::{Redactor, Seal},
 };
@@ -114,16 +114,16 @@ impl Stage {
                     // Every fifth of what would have woken it is lost.
                     for _ in 0..5 {
                         if next(state).is_multiple_of(5)
-                            && let Some((lost, _)) = daemon.queue.any_now(next(state))
+                            && let Some((lost, _)) = daemon.context.queue.any_now(next(state))
                         {
-                            daemon.queue.done(&lost);
+                            daemon.context.queue.done(&lost);
                         }
                     }
                 }
                 match disorder {
                     // As a task of its own, because what is only stopped is still there.
-                    None => drop(tokio::spawn(async move { daemon.come_to_rest().await }).await),
-                    Some(state) => daemon.come_to_rest_in_disorder(&mut || next(state)).await,
+                    None => drop(tokio::spawn(async move { daemon.drain_queue(|| 0, false).await }).await),
+                    Some(state) => daemon.drain_queue(|| next(state), true).await,
                 }
                 Ok(())
             };
@@ -145,7 +145,7 @@ impl Stage {
             tokio::select! {
                 biased;
                 () = life.ended() => {}
-                () = async { daemon.begin().await; daemon.come_to_rest().await } => {}
+                () = async { daemon.start().await; daemon.drain_queue(|| 0, false).await } => {}
             }
         }
     }
@@ -236,7 +236,7 @@ impl Stage {
                 .push((format!("tf/{rest}/main.tf"), Some(block.iter().map(|line| format!("{line}\n")).collect()))),
             "file" => self.staged.push((rest.to_owned(), Some(block.iter().map(|line| format!("{line}\n")).collect()))),
             "remove" => self.staged.push((rest.to_owned(), None)),
-            "start" => self.daemon.begin().await,
+            "start" => self.daemon.start().await,
             "push" => {
                 let (who, subject) = two(rest.strip_prefix("by ").unwrap_or(rest), ": ")?;
                 let files = std::mem::take(&mut self.staged);
@@ -346,6 +346,7 @@ impl Stage {
                 let selector = if rest.is_empty() { None } else { Some(rest.parse().map_err(|_| "no selector")?) };
                 return Ok(self
                     .daemon
+                    .commands
                     .drift_of(selector.as_ref(), &local())
                     .await
                     .err()
@@ -355,23 +356,23 @@ impl Stage {
             }
             "apply" => {
                 let selector = rest.parse().map_err(|_| "no selector")?;
-                let digests: Vec<String> = match self.daemon.plan_now(Some(&selector), &local()).await {
+                let digests: Vec<String> = match self.daemon.commands.plan_now(Some(&selector), &local()).await {
                     Ok(plans) => plans.iter().map(|plan| plan.digest.to_string()).collect(),
                     Err(error) => return Ok(vec![error.to_string()]),
                 };
-                let done = self.daemon.apply_now(Some(&selector), &digests, None, &local()).await;
+                let done = self.daemon.commands.apply_now(Some(&selector), &digests, None, &local()).await;
                 return Ok(done.err().map(|error| error.to_string()).into_iter().collect());
             }
             "propose" => {
                 let selector = rest.parse().map_err(|_| "no selector")?;
-                let done = self.daemon.propose_apply(Some(&selector), &local()).await;
+                let done = self.daemon.commands.propose_apply(Some(&selector), &local()).await;
                 return Ok(done.err().map(|error| error.to_string()).into_iter().collect());
             }
             "say" => {
                 let parsed =
                     evenkeel::domain::command::parse(&format!("/{rest}")).into_iter().next().ok_or("no command")?;
                 let command = parsed.map_err(|unclear| unclear.0)?;
-                return Ok(match self.daemon.say_word(&command, &local()).await {
+                return Ok(match self.daemon.commands.execute(&command, &local()).await {
                     Ok(said) => std::iter::once(said.says)
                         .chain(said.plans.iter().map(|plan| format!("digest {}", plan.digest.short())))
                         .collect(),
@@ -380,12 +381,12 @@ impl Stage {
             }
             "restart" => {
                 self.live_again().await;
-                self.daemon.begin().await;
+                self.daemon.start().await;
             }
             "lose" => {
                 self.store = Store::in_memory().await.unwrap();
                 self.live_again().await;
-                self.daemon.begin().await;
+                self.daemon.start().await;
             }
             "show" => return self.show(rest).await,
             other => return Err(format!("`{other}` is no command")),
@@ -420,10 +421,10 @@ impl Stage {
         match word {
             "world" => Ok(self.world.things()),
             "why" => {
-                let status = self.daemon.status().await.map_err(|error| error.to_string())?;
+                let status = self.daemon.status.read().await.map_err(|error| error.to_string())?;
                 let found =
                     status.instances.iter().find(|instance| instance.id.to_string() == rest).ok_or("no instance")?;
-                Ok(vec![self.daemon.why(found).await.map_err(|error| error.to_string())?])
+                Ok(vec![self.daemon.status.explain(found).await.map_err(|error| error.to_string())?])
             }
             "comments" => {
                 let all = self.forge.comments(number(rest)?);
@@ -479,7 +480,7 @@ impl Stage {
 
     /// What it came to: the verdict of each instance, and the world.
     pub(crate) async fn end(&self) -> Vec<String> {
-        let status = self.daemon.status().await.unwrap();
+        let status = self.daemon.status.read().await.unwrap();
         let verdicts = status.instances.iter().map(|one| format!("{}: {}", one.id, one.verdict.words()));
         verdicts.chain(self.world.things()).collect()
     }
@@ -487,7 +488,7 @@ impl Stage {
     /// What is to be seen, line by line.
     async fn sight(&self) -> BTreeMap<String, String> {
         let mut sight = BTreeMap::new();
-        let status = self.daemon.status().await.unwrap();
+        let status = self.daemon.status.read().await.unwrap();
         if let Some(reason) = &status.reason {
             sight.insert("1 repository".into(), format!("the repository: {reason}"));
         }
@@ -569,7 +570,7 @@ async fn start(
     lived: u32,
 ) -> Arc<Daemon> {
     let store = store.another(Some(Arc::clone(life) as _));
-    let hands = Hands {
+    let hands = Ports {
         store: store.clone(),
         repository: Arc::new(repository.in_life(Arc::clone(life))),
         target: Arc::new(world.in_life(Arc::clone(life), store)),
@@ -587,7 +588,7 @@ async fn start(
         lease: std::time::Duration::from_secs(120),
     };
     let daemon = Daemon::new(settings, hands);
-    daemon.take_lease().await.unwrap();
+    daemon.leader.take_lease().await.unwrap();
     daemon
 }
 

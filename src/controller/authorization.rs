@@ -1,0 +1,275 @@
+//! Whether what is to be done has the approvals that it needs (R3.6), and the paths that need some whatever they change.
+//!
+//! Per instance the reviews that count are those of the newest merged pull request that changed it. Where there is none,
+//! nothing can be approved, and the answer says how to get one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use crate::{
+    controller::{
+        context::{Context, Error},
+        records::{PLAN_SETTLED, pull_subject},
+        source::{Head, Source},
+    },
+    domain::{
+        authorization::{
+            self, Principal, Rights,
+            approvals::{Given, lacking, standing},
+            paths, permit,
+        },
+        declaration::schema::{Approvals, Team, Verb},
+        plan::{InstancePlan, Plan, covers},
+    },
+    model::{EnvironmentName, InstanceId, PullNumber},
+    ports::{Files, FilesError, Pull, Sort},
+};
+
+/// The paths that differ between two contents.
+pub(crate) fn changed_paths(before: &dyn Files, after: &dyn Files, folder: &str) -> Result<Vec<String>, FilesError> {
+    let of = |files: &dyn Files| -> Result<BTreeMap<String, (Sort, String)>, FilesError> {
+        Ok(files.list(folder)?.into_iter().map(|entry| (entry.name, (entry.sort, entry.id))).collect())
+    };
+    let (old, new) = (of(before)?, of(after)?);
+    let mut paths = vec![];
+    for name in old.keys().chain(new.keys()).collect::<BTreeSet<_>>() {
+        let (was, is) = (old.get(name), new.get(name));
+        if was == is {
+            continue;
+        }
+        let path = crate::ports::join(folder, name).unwrap_or_default();
+        if [was, is].into_iter().flatten().any(|(sort, _)| *sort == Sort::Folder) {
+            paths.extend(changed_paths(before, after, &path)?);
+        }
+        if [was, is].into_iter().flatten().any(|(sort, _)| *sort != Sort::Folder) {
+            paths.push(path);
+        }
+    }
+    Ok(paths)
+}
+
+/// The controller of permissions and approvals.
+pub(super) struct Authorization {
+    context: Arc<Context>,
+    source: Arc<Source>,
+}
+
+impl Authorization {
+    pub(crate) fn new(context: Arc<Context>, source: Arc<Source>) -> Arc<Self> {
+        Arc::new(Self { context, source })
+    }
+
+    /// Who may do what in an environment; nobody may anything while the StateRepo can't be read.
+    pub(crate) async fn rights(
+        self: &Arc<Self>,
+        head: &Head,
+        environment: &EnvironmentName,
+    ) -> Result<Vec<Rights>, Error> {
+        if head.desired.state_repo.is_none() {
+            return Ok(vec![]);
+        }
+        Ok(self.source.guards(head).await?.rights(environment))
+    }
+
+    /// What is lacking for a command on instances of a plan, in a sentence.
+    pub(crate) async fn lacking(
+        self: &Arc<Self>,
+        head: &Head,
+        who: &Principal,
+        verb: Verb,
+        plan: &Plan,
+        instances: &BTreeSet<InstanceId>,
+    ) -> Result<Option<String>, Error> {
+        let rights = self.rights(head, &plan.environment).await?;
+        let needs = permit(&rights, who, verb).unwrap_or_default();
+        if needs.is_empty() {
+            return Ok(None);
+        }
+        let mut carriers: BTreeMap<PullNumber, Vec<&InstancePlan>> = BTreeMap::new();
+        let has_work = |instance: &&InstancePlan| instance.digest.is_none() || !instance.actions.is_empty();
+        for instance in plan.instances.iter().filter(|i| instances.contains(&i.id)).filter(has_work) {
+            let Some(number) = self.changed_by_pull(head, &instance.id).await? else {
+                if verb == Verb::Destroy {
+                    return Ok(Some(format!(
+                        "`{}` needs approvals, and no pull request that removed it showed what would go; declare it again with `onDelete: destroy`, and remove it by a pull request whose reviews count",
+                        instance.id
+                    )));
+                }
+                return Ok(Some(format!(
+                    "`{0}` needs approvals and was not changed by a pull request; `evenkeel propose {0} --apply` opens one whose reviews count",
+                    instance.id
+                )));
+            };
+            carriers.entry(number).or_default().push(instance);
+        }
+        for (number, instances) in carriers {
+            if let Some(says) = self.lacking_on(head, number, &needs, &plan.environment, &instances).await? {
+                return Ok(Some(says));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn lacking_on(
+        self: &Arc<Self>,
+        head: &Head,
+        number: PullNumber,
+        needs: &[&Approvals],
+        environment: &EnvironmentName,
+        instances: &[&InstancePlan],
+    ) -> Result<Option<String>, Error> {
+        let Some(forge) = self.context.forge.clone() else { return Ok(Some("there is no forge to approve on".into())) };
+        let pull = forge.get_pull(number).await?;
+        let mut given = vec![];
+        for review in standing(&pull, forge.list_reviews(number).await?) {
+            let stood = self
+                .context
+                .store
+                .last_plan(&pull_subject(number, environment), Some(review.at - PLAN_SETTLED))
+                .await?;
+            let covers = instances.iter().all(|now| {
+                let then = stood.as_ref().and_then(|(plan, _)| plan.instance(&now.id));
+                then.is_some_and(|then| match (then.digest, now.digest) {
+                    (None, None) => true,
+                    (Some(_), Some(_)) => covers(&then.actions, &now.actions).is_ok(),
+                    _ => false,
+                })
+            });
+            given.push(Given {
+                by: self.person(head, &review.author).await?,
+                head: review.head,
+                at: review.at,
+                covers,
+            });
+        }
+        Ok(lacking(needs, number, &pull.head, &given))
+    }
+
+    /// What is lacking on the pull request of a remediation: its description is its plan, and stands on its head.
+    pub(crate) async fn lacking_on_remediation(
+        self: &Arc<Self>,
+        head: &Head,
+        who: &Principal,
+        environment: &EnvironmentName,
+        pull: &Pull,
+    ) -> Result<Option<String>, Error> {
+        let rights = self.rights(head, environment).await?;
+        let needs = permit(&rights, who, Verb::Apply).unwrap_or_default();
+        self.lacking_on_head(head, pull, &needs).await
+    }
+
+    async fn lacking_on_head(
+        self: &Arc<Self>,
+        head: &Head,
+        pull: &Pull,
+        needs: &[&Approvals],
+    ) -> Result<Option<String>, Error> {
+        let Some(forge) = self.context.forge.clone().filter(|_| !needs.is_empty()) else { return Ok(None) };
+        let mut given = vec![];
+        for review in standing(pull, forge.list_reviews(pull.number).await?) {
+            let by = self.person(head, &review.author).await?;
+            given.push(Given { by, head: review.head, at: review.at, covers: true });
+        }
+        Ok(lacking(needs, pull.number, &pull.head, &given))
+    }
+
+    /// The newest merged pull request that changed an instance since it was applied; nothing where something without a
+    /// pull request changed it later.
+    async fn changed_by_pull(self: &Arc<Self>, head: &Head, id: &InstanceId) -> Result<Option<PullNumber>, Error> {
+        let applied = self.context.store.applied(id).await?;
+        for (number, commit) in self.source.merged_pull_requests(head).await? {
+            if let Some(applied) = &applied
+                && self.context.repository.contains(&applied.revision, &commit).await?
+            {
+                return Ok(None);
+            }
+            let plan = self.context.store.last_plan(&pull_subject(number, &id.environment), None).await?;
+            if plan.is_none_or(|(plan, _)| plan.instance(id).is_none()) {
+                continue;
+            }
+            return Ok(self.source.is_unchanged_since(head, id, &commit).await?.then_some(number));
+        }
+        Ok(None)
+    }
+
+    /// What a pull request lacks for the protected paths that it changes, in a sentence.
+    pub(crate) async fn lacking_for_paths(
+        self: &Arc<Self>,
+        base: &Head,
+        merged: &Arc<dyn Files>,
+        pull: &Pull,
+    ) -> Result<Option<String>, Error> {
+        let Some(state_repo) = base.desired.state_repo.clone().filter(|repo| !repo.protected_paths.is_empty()) else {
+            return Ok(None);
+        };
+        let (before, after) = (Arc::clone(&base.content), Arc::clone(merged));
+        let changed = tokio::task::spawn_blocking(move || changed_paths(&*before, &*after, ""));
+        let changed = changed.await.map_err(|_| Error::Refused("the daemon is stopping".into()))?;
+        let changed = changed.map_err(|error| Error::Refused(error.to_string()))?;
+        for protected in &state_repo.protected_paths {
+            let is_meant = |path: &&String| protected.paths.iter().any(|pattern| paths::matches(pattern, path));
+            let Some(path) = changed.iter().find(is_meant) else { continue };
+            let needs = Approvals { count: protected.approvals, from: protected.from.clone() };
+            if let Some(says) = self.lacking_on_head(base, pull, &[&needs]).await? {
+                return Ok(Some(format!("`{path}` is protected: {says}")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Each team, by all of its definitions that are in force.
+    async fn teams(self: &Arc<Self>, head: &Head) -> Result<BTreeMap<String, Vec<Team>>, Error> {
+        let mut teams: BTreeMap<String, Vec<Team>> = BTreeMap::new();
+        let declared = head.desired.state_repo.iter().flat_map(|repo| repo.teams.clone());
+        let held = self.source.guards(head).await?.rights.into_values().flatten().flat_map(|held| held.guard.teams);
+        for (name, team) in declared.chain(held) {
+            let known = teams.entry(name).or_default();
+            if !known.contains(&team) {
+                known.push(team);
+            }
+        }
+        Ok(teams)
+    }
+
+    /// Somebody on the forge, as far as permissions ask.
+    pub(crate) async fn person(self: &Arc<Self>, head: &Head, login: &str) -> Result<Principal, Error> {
+        let Some(forge) = &self.context.forge else {
+            return Err(Error::Refused("there is no forge to ask who somebody is".into()));
+        };
+        let level = authorization::Level::parse(&forge.get_permission(login).await?);
+        let mut teams = BTreeSet::new();
+        for (name, definitions) in self.teams(head).await? {
+            let mut is_in = true;
+            for team in definitions {
+                let listed = team.users.iter().any(|user| user.eq_ignore_ascii_case(login));
+                let member = match &team.github {
+                    Some(team) if !listed => forge.is_member(team, login).await?,
+                    _ => false,
+                };
+                is_in &= listed || member;
+            }
+            if is_in {
+                teams.insert(name);
+            }
+        }
+        Ok(Principal::User { login: login.to_owned(), level, teams, word: None })
+    }
+
+    pub(crate) async fn allow(
+        self: &Arc<Self>,
+        head: &Head,
+        who: &Principal,
+        verb: Verb,
+        environments: &BTreeSet<EnvironmentName>,
+    ) -> Result<(), Error> {
+        for environment in environments {
+            let rights = self.rights(head, environment).await?;
+            if authorization::permit(&rights, who, verb).is_none() {
+                return Err(Error::Refused(authorization::refusal(&rights, who, verb, environment)));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,326 @@
+//! What commands do, whether they stand in a comment or come through the API (R6.9).
+//!
+//! Decides nothing about who may: that was asked before. Every refusal is one sentence that says why and what to do
+//! (R6.10).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use crate::{
+    controller::{
+        commands::{Commands, DIGEST_LENGTH_MIN},
+        context::Error,
+        planning::{environments, matched_nothing},
+        records::{PLAN_SETTLED, TrackedPullRequest, pull_subject},
+        runs::Authorised,
+        source::Head,
+    },
+    domain::{
+        authorization::Principal,
+        command::Command,
+        declaration::{Selector, schema::Verb},
+        journal::Approved,
+        plan::{self, InstancePlan, Plan, validation},
+    },
+    model::{ComponentName, EnvironmentName, InstanceId, PullNumber, RunId},
+    ports::Comment,
+};
+
+/// What the plan changes downstream of what is pending, and is selected as well.
+fn downstream(head: &Head, plan: &Plan, selected: &BTreeSet<InstanceId>) -> BTreeSet<InstanceId> {
+    plan.instances
+        .iter()
+        .map(|instance| instance.id.clone())
+        .filter(|id| selected.contains(id) && head.instance(id).is_some())
+        .collect()
+}
+
+fn pinned(plan: &Plan, digest: Option<&str>) -> Result<(), Error> {
+    match digest {
+        Some(digest) if !plan.digest.to_string().starts_with(digest) => Err(Error::Refused(format!(
+            "Nothing was applied: the plan of `{}` that stands here is `{}`, not `{digest}`; look at it and apply that.",
+            plan.environment,
+            plan.digest.short()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+impl Commands {
+    /// `/apply` on a pull request.
+    pub(super) async fn apply_pull(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        tracked: &TrackedPullRequest,
+        written: &Comment,
+        who: &Principal,
+        command: &Command,
+    ) -> Result<String, Error> {
+        if self.pull_requests.is_remediation(tracked.pull.number).await? {
+            return self.apply_remediation(head, tracked, who).await;
+        }
+        let changed = self.source.changed_by(tracked).await?;
+        if tracked.pull.open {
+            return Err(self.not_merged(head, who, command, &changed).await);
+        }
+        if tracked.pull.merged_as.is_none() {
+            return Err(Error::Refused(
+                "Nothing was applied: this pull request was closed without being merged.".into(),
+            ));
+        }
+        let mut selected = self.planner.select(head, command.selector.as_ref(), &changed).await?;
+        if command.selector.is_none() {
+            selected.retain(|id| tracked.environments.contains(&id.environment));
+        }
+        if selected.is_empty() {
+            return Err(Error::Refused(matched_nothing(head, command.selector.as_ref())));
+        }
+        self.authorization.allow(head, who, Verb::Apply, &environments(&selected)).await?;
+        let mut started = vec![];
+        for environment in environments(&selected) {
+            let mut pending: BTreeSet<InstanceId> =
+                self.planner.pending(head, &environment).await?.intersection(&selected).cloned().collect();
+            if pending.is_empty() {
+                continue;
+            }
+            self.upstreams_selected(head, &environment, &pending).await?;
+            if let Some(number) =
+                self.pull_requests.carrier(head, &environment, &pending).await?.filter(|n| *n != tracked.pull.number)
+            {
+                return Err(Error::Refused(format!(
+                    "Nothing was applied: superseded by {number}, which carries the plan of all that is pending in `{environment}`; say `/apply {environment}` there."
+                )));
+            }
+            let shown = self
+                .context
+                .store
+                .last_plan(&pull_subject(tracked.pull.number, &environment), Some(written.created_at))
+                .await?;
+            let Some((plan, at)) = shown else { return Err(self.no_plan_here(head, tracked, &environment).await?) };
+            pinned(&plan, command.digest.as_deref())?;
+            if command.digest.is_none() && written.created_at - at < PLAN_SETTLED {
+                return Err(Error::Refused(format!(
+                    "Nothing was applied: the plan of `{environment}` just changed; look at it and repeat, or say `/apply {environment} {}` to mean just that one.",
+                    plan.digest.short()
+                )));
+            }
+            pending.extend(downstream(head, &plan, &selected));
+            let because = format!("[`/apply`](#issuecomment-{}) of @{}", written.id, written.author);
+            started.push((
+                environment.clone(),
+                self.start(head, &plan, pending, because, who, Some(tracked.pull.number)).await?,
+            ));
+        }
+        if started.is_empty() {
+            self.none_unknown(&selected).await?;
+            let names: Vec<String> = environments(&selected).iter().map(|e| format!("`{e}`")).collect();
+            return Err(Error::Refused(format!(
+                "There is nothing to apply in {}: what is on the branch is what is applied.",
+                names.join(", ")
+            )));
+        }
+        let said: Vec<String> =
+            started.iter().map(|(environment, run)| format!("Run {run} applies `{environment}`.")).collect();
+        Ok(said.join(" "))
+    }
+
+    /// Refuses to call what could not be observed applied (R2.9).
+    async fn none_unknown(&self, selected: &BTreeSet<InstanceId>) -> Result<(), Error> {
+        for id in selected {
+            if let Some(error) = self.context.store.observed(id).await?.and_then(|observed| observed.error) {
+                return Err(Error::Refused(format!("Nothing was applied: `{id}` is unknown: {}.", error.says)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Why a command on a pull request without a plan of an environment is refused: another one carries it (R6.6).
+    async fn no_plan_here(
+        &self,
+        head: &Head,
+        tracked: &TrackedPullRequest,
+        environment: &EnvironmentName,
+    ) -> Result<Error, Error> {
+        for (number, _) in self.source.merged_pull_requests(head).await? {
+            let carries = self.context.store.last_plan(&pull_subject(number, environment), None).await?.is_some();
+            if carries && number != tracked.pull.number {
+                return Ok(Error::Refused(format!(
+                    "Nothing was applied: the plan of `{environment}` stands on {number}; say `/apply {environment}` there."
+                )));
+            }
+        }
+        Ok(Error::Refused(format!(
+            "Nothing was applied: no plan of `{environment}` was posted here before this comment. Say `/plan {environment}`, and `/apply` when it stands."
+        )))
+    }
+
+    /// Why nothing is applied from a pull request that is still open.
+    async fn not_merged(
+        self: &Arc<Self>,
+        head: &Head,
+        who: &Principal,
+        command: &Command,
+        changed: &BTreeSet<InstanceId>,
+    ) -> Error {
+        let refusal = async {
+            let selected = self.planner.select(head, command.selector.as_ref(), changed).await?;
+            let meant: BTreeSet<InstanceId> = selected.intersection(changed).cloned().collect();
+            if let Some(selector) = command.selector.as_ref().filter(|_| meant.is_empty()) {
+                return Ok(if selected.is_empty() {
+                    format!("Nothing was applied: {}", matched_nothing(head, Some(selector)))
+                } else {
+                    format!(
+                        "Nothing was applied: this pull request changes nothing in `{selector}`, and it is not merged."
+                    )
+                });
+            }
+            self.authorization.allow(head, who, Verb::Apply, &environments(&meant)).await?;
+            Ok("Nothing was applied: this pull request is not merged, and what is applied is what is on the branch. Merge it, then say `/apply` again.".into())
+        };
+        refusal.await.map_or_else(|error| error, Error::Refused)
+    }
+
+    /// The part of a plan that is about some instances, if it is complete and nothing that holds now forbids it.
+    async fn of_plan(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        plan: &Plan,
+        instances: &BTreeSet<InstanceId>,
+    ) -> Result<Vec<InstancePlan>, Error> {
+        let guards = self.source.guards(head).await?;
+        let mut chosen: Vec<_> =
+            plan.instances.iter().filter(|instance| instances.contains(&instance.id)).cloned().collect();
+        // What counts is what is protected now, not when the plan was made.
+        for instance in &mut chosen {
+            plan::mark_protected(&guards.protect(&instance.id), &mut instance.actions);
+        }
+        if let Some(problem) =
+            chosen.iter().find_map(|i| i.problem.as_ref().map(|why| format!("`{}` could not be planned: {why}", i.id)))
+        {
+            return Err(Error::Refused(format!("Nothing was applied: {problem}")));
+        }
+        let limits = guards.limits(&plan.environment);
+        let part = Plan::new(
+            plan.environment.clone(),
+            plan.revision.clone(),
+            plan.base.clone(),
+            plan.because.clone(),
+            chosen
+                .iter()
+                .cloned()
+                .map(|mut i| {
+                    i.after.retain(|up| instances.contains(up));
+                    i
+                })
+                .collect(),
+        );
+        if let Some(note) = validation::plan(&part, &limits).into_iter().find(|note| note.fatal) {
+            return Err(Error::Refused(format!("Nothing was applied: {}.", note.says)));
+        }
+        if let Some(says) = validation::within(&part.summary, &limits).into_iter().next() {
+            return Err(Error::Refused(format!(
+                "Nothing was applied: {says}. Raise the limit in a pull request of its own, or change less."
+            )));
+        }
+        Ok(chosen)
+    }
+
+    async fn start(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        plan: &Plan,
+        instances: BTreeSet<InstanceId>,
+        because: String,
+        who: &Principal,
+        pull: Option<PullNumber>,
+    ) -> Result<RunId, Error> {
+        let suspensions = self.source.suspensions(Some(head)).await?;
+        if let Some(says) = instances.iter().find_map(|id| suspensions.instance(id)) {
+            return Err(Error::Refused(format!("Nothing was applied: {says}.")));
+        }
+        let chosen = self.of_plan(head, plan, &instances).await?;
+        if let Some(says) = self.authorization.lacking(head, who, Verb::Apply, plan, &instances).await? {
+            return Err(Error::Refused(format!("Nothing was applied: {says}.")));
+        }
+        let approved: BTreeMap<InstanceId, Approved> = instances
+            .iter()
+            .map(|id| {
+                let what = match chosen.iter().find(|shown| shown.id == *id) {
+                    Some(shown) if shown.digest.is_none() => Approved::Unknown,
+                    Some(shown) => Approved::Actions { actions: shown.actions.clone() },
+                    // What the plan does not show is not approved by it.
+                    None => Approved::Actions { actions: vec![] },
+                };
+                (id.clone(), what)
+            })
+            .collect();
+        let authorised = Authorised {
+            environment: plan.environment.clone(),
+            instances,
+            approved,
+            because,
+            principal: who.name(),
+            word: who.word().map(str::to_owned),
+            by_merge: false,
+            pull,
+            remediation: None,
+            destroys: false,
+            by_drift: false,
+            rebalance: None,
+        };
+        self.runs.create_runs(head, authorised).await
+    }
+
+    /// Applies what a selector means, for the API. A digest pins the plan that was shown.
+    pub async fn apply_now(
+        self: &Arc<Self>,
+        selector: Option<&Selector>,
+        digests: &[String],
+        remediation: Option<&ComponentName>,
+        who: &Principal,
+    ) -> Result<Vec<RunId>, Error> {
+        let head = self.source.loaded_head()?;
+        if let Some(name) = remediation {
+            return self.apply_named_remediation(&head, name, who).await.map(|run| vec![run]);
+        }
+        let (head, selected) = self.chosen(selector, Verb::Apply, who).await?;
+        let mut runs = vec![];
+        for environment in environments(&selected) {
+            let mut pending: BTreeSet<InstanceId> =
+                self.planner.pending(&head, &environment).await?.intersection(&selected).cloned().collect();
+            if pending.is_empty() {
+                continue;
+            }
+            self.upstreams_selected(&head, &environment, &pending).await?;
+            let Some((plan, _)) = self.context.store.last_plan(&format!("head/{environment}"), None).await? else {
+                return Err(Error::Refused(format!(
+                    "no plan of `{environment}` was shown yet; `evenkeel plan {environment}` makes it"
+                )));
+            };
+            if !digests
+                .iter()
+                .any(|digest| digest.len() >= DIGEST_LENGTH_MIN && plan.digest.to_string().starts_with(digest.as_str()))
+            {
+                return Err(Error::Refused(format!(
+                    "the plan of `{environment}` is `{}` now; look at it and apply that",
+                    plan.digest.short()
+                )));
+            }
+            pending.extend(downstream(&head, &plan, &selected));
+            runs.push(
+                self.start(&head, &plan, pending, format!("`evenkeel apply` of {}", who.name()), who, None).await?,
+            );
+        }
+        if runs.is_empty() {
+            self.none_unknown(&selected).await?;
+            let names: Vec<String> = environments(&selected).iter().map(|e| format!("`{e}`")).collect();
+            return Err(Error::Refused(format!(
+                "there is nothing to apply in {}: what is on the branch is what is applied",
+                names.join(", ")
+            )));
+        }
+        Ok(runs)
+    }
+}

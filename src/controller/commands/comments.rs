@@ -1,0 +1,214 @@
+//! Comments in, answers out; and the same commands from the command line (R6).
+//!
+//! Decides who may (R3), what a command means where it stands, and which plan it binds to (R6.4). Every refusal is one
+//! sentence that says why and what to do, and is never a success (R6.10).
+//! *Race:* a comment is delivered twice: it is received once, by its id. *Race:* a command while its pull request is
+//! planned: it is refused until the plan stands, because there is nothing yet that it could mean.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+
+use crate::{
+    controller::{commands::Commands, context::Error, records::TrackedPullRequest, source::Head},
+    domain::{
+        command::{self, Command},
+        declaration::schema::Verb,
+        message::comment,
+    },
+    model::PullNumber,
+    ports::Comment,
+};
+
+impl Commands {
+    /// Syncs one pull request, plans it where that is due, and executes the commands of its new comments.
+    ///
+    /// # Errors
+    /// When the forge, the repository or the store does not answer; the next sync goes on from there.
+    pub(crate) async fn handle_pull_request(self: &Arc<Self>, number: PullNumber) -> Result<(), Error> {
+        let Some(synced) = self.pull_requests.sync(number).await? else { return Ok(()) };
+        self.read_comments(&synced.head, &synced.tracked).await?;
+        self.pull_requests.finish_sync(&synced).await
+    }
+
+    /// When the store was made: older comments are history.
+    pub(crate) async fn store_created_at(&self) -> Result<chrono::DateTime<chrono::Utc>, Error> {
+        let bytes = self.context.store.meta("born", || self.context.now().to_rfc3339().into_bytes()).await?;
+        Ok(String::from_utf8_lossy(&bytes).parse().unwrap_or_else(|_| self.context.now()))
+    }
+
+    /// Reads the comments that were not read yet.
+    async fn read_comments(self: &Arc<Self>, head: &Arc<Head>, tracked: &TrackedPullRequest) -> Result<(), Error> {
+        let Some(forge) = &self.context.forge else { return Ok(()) };
+        let own = forge.own_login().await?;
+        let store_created_at = self.store_created_at().await?;
+        for written in forge.list_comments(tracked.pull.number).await? {
+            if written.author.eq_ignore_ascii_case(&own) {
+                continue;
+            }
+            let id = format!("comment/{}", written.id);
+            // What was received and not handled was cut off by a crash or an error, and is read again.
+            let again = !self.context.store.receive(&id, self.context.now(), &written.author).await?;
+            if again && self.context.store.is_handled(&id).await? {
+                continue;
+            }
+            self.read_comment(head, tracked, &written, store_created_at, again).await?;
+            self.context.store.handled(&id, self.context.now()).await?;
+        }
+        Ok(())
+    }
+
+    async fn read_comment(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        tracked: &TrackedPullRequest,
+        written: &Comment,
+        store_created_at: chrono::DateTime<chrono::Utc>,
+        again: bool,
+    ) -> Result<(), Error> {
+        let commands = command::parse(&written.body);
+        if commands.is_empty() {
+            return Ok(());
+        }
+        let tracked = &self.as_it_is_now(tracked).await?;
+        // What was merged before it was said counts, whether or not its event has come.
+        let newest = self.head_with(head, tracked).await?;
+        let head = &newest;
+        if written.created_at < store_created_at {
+            if tracked.pull.open {
+                self.answer(tracked, written, "This comment is older than what Evenkeel remembers, so it was not obeyed; say it again if it still holds.").await?;
+            }
+            return Ok(());
+        }
+        if written.updated_at > written.created_at {
+            return self
+                .answer(
+                    tracked,
+                    written,
+                    "This comment was edited before it was read, so it was not obeyed; say it again in a new one.",
+                )
+                .await;
+        }
+        let before_merge = self.was_before_merge(tracked, written).await?;
+        let mut answers = vec![];
+        for (at, command) in commands.into_iter().enumerate() {
+            let word = format!("comment/{}/{at}", written.id);
+            let begun = if again { self.begun_by(written, &word, &command).await? } else { None };
+            let says = match command {
+                Err(command::Unclear(says)) => says,
+                Ok(command) if before_merge && command.verb == Verb::Apply => {
+                    "Nothing was applied: this was said before the merge and read after it; say `/apply` again.".into()
+                }
+                Ok(command) => match self.obey(head, tracked, written, &command, &word).await {
+                    Ok(says) => says,
+                    // What it refuses now, it obeyed before it died.
+                    Err(Error::Refused(_)) if begun.is_some() => begun.unwrap_or_default(),
+                    Err(Error::Refused(says)) => {
+                        self.context
+                            .store
+                            .audit(
+                                self.context.now(),
+                                &format!("user:{}", written.author),
+                                "refused",
+                                &format!("pull/{}", tracked.pull.number.0),
+                                &says,
+                            )
+                            .await?;
+                        says
+                    }
+                    Err(error) => return Err(error),
+                },
+            };
+            if !says.is_empty() {
+                answers.push(says);
+            }
+        }
+        if !answers.is_empty() {
+            self.answer(tracked, written, &answers.join("\n\n")).await?;
+        }
+        Ok(())
+    }
+
+    /// What a command did that was cut off before it was answered, in a sentence; nothing where it did nothing.
+    async fn begun_by(
+        &self,
+        written: &Comment,
+        word: &str,
+        command: &Result<Command, command::Unclear>,
+    ) -> Result<Option<String>, Error> {
+        let Ok(command) = command else { return Ok(None) };
+        let runs = self.context.store.runs_by_word(word).await?;
+        if !runs.is_empty() {
+            return Ok(Some(comment::begun(&runs)));
+        }
+        let (who, verb) = (format!("user:{}", written.author), command.verb.word());
+        let done = self.context.store.audited(&format!("comment/{}", written.id), &who, &verb).await?;
+        Ok((!done.is_empty()).then(|| format!("`/{verb}` was obeyed: {}.", comment::names(done.into_iter()))))
+    }
+
+    /// A pull request as it is when something said there is read: it may have been merged since it was looked at.
+    async fn as_it_is_now(&self, tracked: &TrackedPullRequest) -> Result<TrackedPullRequest, Error> {
+        let Some(forge) = self.context.forge.as_ref().filter(|_| tracked.pull.merged_as.is_none()) else {
+            return Ok(tracked.clone());
+        };
+        let pull = forge.get_pull(tracked.pull.number).await?;
+        // What an earlier word asked for stays asked for.
+        let known = self.source.tracked(pull.number).await?.unwrap_or_else(|| tracked.clone());
+        let now = TrackedPullRequest { pull, ..known };
+        self.pull_requests.record(&now).await?;
+        Ok(now)
+    }
+
+    /// The head, fetched anew where the merge of a pull request is not in it yet.
+    async fn head_with(self: &Arc<Self>, head: &Arc<Head>, tracked: &TrackedPullRequest) -> Result<Arc<Head>, Error> {
+        let Some(merged) = &tracked.pull.merged_as else { return Ok(Arc::clone(head)) };
+        let head = self.source.head().unwrap_or_else(|| Arc::clone(head));
+        if self.context.repository.contains(&head.revision, merged).await? {
+            return Ok(head);
+        }
+        self.source.refresh().await?;
+        Ok(self.source.head().unwrap_or(head))
+    }
+
+    /// Whether something was said on a pull request before it was merged, and is read only now: it may have meant what
+    /// was not merged then.
+    async fn was_before_merge(&self, tracked: &TrackedPullRequest, written: &Comment) -> Result<bool, Error> {
+        let Some(merged) = &tracked.pull.merged_as else { return Ok(false) };
+        let commit = self.context.repository.first_parents(None, merged).await?.into_iter().next();
+        Ok(commit.is_some_and(|commit| written.created_at < commit.at))
+    }
+
+    async fn answer(self: &Arc<Self>, tracked: &TrackedPullRequest, to: &Comment, says: &str) -> Result<(), Error> {
+        self.notifier
+            .say_on(tracked.pull.number, &format!("answer to={}", to.id), &comment::answer(to.id, says), None)
+            .await
+    }
+
+    async fn obey(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        tracked: &TrackedPullRequest,
+        written: &Comment,
+        command: &Command,
+        word: &str,
+    ) -> Result<String, Error> {
+        let who = self.authorization.person(head, &written.author).await?.by(word.to_owned());
+        match command.verb {
+            Verb::Help => {
+                let mut refused = None;
+                for environment in head.desired.environments.keys() {
+                    match self.authorization.allow(head, &who, Verb::Help, &BTreeSet::from([environment.clone()])).await
+                    {
+                        Ok(()) => return Ok(command::help()),
+                        Err(error) => refused = Some(error),
+                    }
+                }
+                refused.map_or(Ok(()), Err)?;
+                Ok(command::help())
+            }
+            Verb::Plan => self.plan_again(head, tracked, &who, command).await,
+            Verb::Drift => self.drift_now(head, tracked, &who, command).await,
+            Verb::Apply => self.apply_pull(head, tracked, written, &who, command).await,
+            _ => self.execute_on(head, command, &who, Some(tracked)).await.map(|said| said.says),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! `/destroy`: shows the plan that destroys orphans, and runs it once its digest is named (R1.9).
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use crate::{
+    controller::{
+        commands::{Commands, DIGEST_LENGTH_MIN},
+        context::Error,
+        planning::{environments, list},
+        runs::Authorised,
+        source::Head,
+    },
+    domain::{
+        authorization::Principal,
+        declaration::{Selector, schema::Verb},
+        journal::Approved,
+        plan::{Plan, validation},
+    },
+    model::{InstanceId, PullNumber, RunId},
+};
+
+impl Commands {
+    /// `/destroy`: shows what would be destroyed, and does it once its digest is named.
+    pub(super) async fn destroy(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        meant: &BTreeSet<InstanceId>,
+        digests: &[String],
+        who: &Principal,
+        (selector, pull): (&Selector, Option<PullNumber>),
+    ) -> Result<(String, Vec<Plan>, Vec<RunId>), Error> {
+        self.planner.only_orphans(head, meant).await?;
+        let (mut says, mut plans, mut runs) = (vec![], vec![], vec![]);
+        for environment in environments(meant) {
+            let ids: BTreeSet<InstanceId> = meant.iter().filter(|id| id.environment == environment).cloned().collect();
+            for id in &ids {
+                if let Some((_, why)) = self.planner.in_use(head, id, &ids).await? {
+                    return Err(Error::Refused(format!("Nothing was destroyed: {why}.")));
+                }
+            }
+            let plan = self.planner.plan_destroys(head, &environment, &ids).await?;
+            if let Some((id, why)) = plan.instances.iter().find_map(|i| Some((&i.id, i.problem.as_ref()?))) {
+                return Err(Error::Refused(format!("Nothing was destroyed: `{id}` could not be planned: {why}.")));
+            }
+            let names = |digest: &String| {
+                digest.len() >= DIGEST_LENGTH_MIN && plan.digest.to_string().starts_with(digest.as_str())
+            };
+            if digests.iter().any(names) {
+                let run = self.start_destroy(head, &plan, who, pull).await?;
+                says.push(format!("Run {run} destroys what is left of {}.", list(&ids)));
+                runs.push(run);
+                continue;
+            }
+            self.may_destroy(head, &plan, who).await?;
+            if let Some(digest) = digests.first() {
+                return Err(Error::Refused(format!(
+                    "Nothing was destroyed: the plan of that is `{}`, not `{digest}`; look at it and say that.",
+                    plan.digest.short()
+                )));
+            }
+            if let Some(number) = pull {
+                self.pull_requests.say_plan(number, &plan, &[]).await?;
+            }
+            says.push(format!(
+                "Nothing was destroyed yet: look at the plan of `{environment}`, and say `/destroy {} {}` to do that and no more.",
+                selector.short(),
+                plan.digest.short()
+            ));
+            plans.push(plan);
+        }
+        Ok((says.join(" "), plans, runs))
+    }
+
+    /// Whether a plan of destroying is within what holds now.
+    async fn may_destroy(self: &Arc<Self>, head: &Arc<Head>, plan: &Plan, who: &Principal) -> Result<(), Error> {
+        let environment = &plan.environment;
+        let limits = self.source.guards(head).await?.limits(environment);
+        if let Some(note) = validation::plan(plan, &limits).into_iter().find(|note| note.fatal) {
+            return Err(Error::Refused(format!("Nothing was destroyed: {}.", note.says)));
+        }
+        if let Some(says) = validation::within(&plan.summary, &limits).into_iter().next() {
+            let out = if head.desired.environments.contains_key(environment) {
+                format!("Raise `limits` of `{environment}` in a pull request of its own, or destroy less.")
+            } else {
+                format!(
+                    "`{environment}` is no longer declared, and the limits that it had still hold: declare it again with higher ones first, or `/forget` what is there."
+                )
+            };
+            return Err(Error::Refused(format!("Nothing was destroyed: {says}. {out}")));
+        }
+        let ids: BTreeSet<InstanceId> = plan.instances.iter().map(|instance| instance.id.clone()).collect();
+        match self.authorization.lacking(head, who, Verb::Destroy, plan, &ids).await? {
+            Some(says) => Err(Error::Refused(format!("Nothing was destroyed: {says}."))),
+            None => Ok(()),
+        }
+    }
+
+    async fn start_destroy(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        plan: &Plan,
+        who: &Principal,
+        pull: Option<PullNumber>,
+    ) -> Result<RunId, Error> {
+        self.may_destroy(head, plan, who).await?;
+        let approved = plan
+            .instances
+            .iter()
+            .map(|instance| (instance.id.clone(), Approved::Actions { actions: instance.actions.clone() }))
+            .collect();
+        let authorised = Authorised {
+            environment: plan.environment.clone(),
+            instances: plan.instances.iter().map(|instance| instance.id.clone()).collect(),
+            approved,
+            because: format!("`/destroy` of {}", who.name().replace("user:", "@")),
+            principal: who.name(),
+            word: who.word().map(str::to_owned),
+            by_merge: false,
+            pull,
+            remediation: None,
+            destroys: true,
+            by_drift: false,
+            rebalance: None,
+        };
+        self.runs.create_run(head, authorised).await
+    }
+}

@@ -1,0 +1,87 @@
+//! `/drift` and `evenkeel drift`.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use crate::{
+    controller::{
+        commands::Commands,
+        context::Error,
+        planning::{environments, matched_nothing},
+        records::TrackedPullRequest,
+        source::Head,
+        work_queue::ReconcileRequest,
+    },
+    domain::{
+        authorization::Principal,
+        command::Command,
+        declaration::{Selector, schema::Verb},
+        message::comment,
+    },
+    model::InstanceId,
+};
+
+/// How long a request for proposals waits for drift checks of their causes.
+const PROPOSE_WAIT: Duration = Duration::from_secs(60);
+
+impl Commands {
+    pub(super) async fn drift_now(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        tracked: &TrackedPullRequest,
+        who: &Principal,
+        command: &Command,
+    ) -> Result<String, Error> {
+        let changed = self.source.changed_by(tracked).await?;
+        let mut selected = self.planner.select(head, command.selector.as_ref(), &changed).await?;
+        if command.selector.is_none() && !tracked.environments.is_empty() {
+            selected.retain(|id| tracked.environments.contains(&id.environment));
+        }
+        if selected.is_empty() {
+            return Err(Error::Refused(matched_nothing(head, command.selector.as_ref())));
+        }
+        self.authorization.allow(head, who, Verb::Drift, &environments(&selected)).await?;
+        self.check_all(&selected).await?;
+        let mut rows = vec![];
+        for status in self.status.read().await?.instances.into_iter().filter(|status| selected.contains(&status.id)) {
+            rows.push((status.id.clone(), status.verdict, status.says()));
+        }
+        Ok(comment::drift(&rows))
+    }
+
+    /// Looks at instances now, for the API.
+    pub async fn drift_of(
+        self: &Arc<Self>,
+        selector: Option<&Selector>,
+        who: &Principal,
+    ) -> Result<BTreeSet<InstanceId>, Error> {
+        let (_, selected) = self.chosen(selector, Verb::Drift, who).await?;
+        self.check_all(&selected).await?;
+        for environment in environments(&selected) {
+            self.pull_requests.plan_head(&environment).await?;
+        }
+        Ok(selected)
+    }
+
+    /// Brings the proposals of the environments of instances in line with their drift, and returns when that is done or a
+    /// drift check of a possible cause takes too long.
+    ///
+    /// # Errors
+    /// When the forge or the store does not answer.
+    pub async fn propose_drift(self: &Arc<Self>, instances: &BTreeSet<InstanceId>) -> Result<(), Error> {
+        let until = tokio::time::Instant::now() + PROPOSE_WAIT;
+        for environment in environments(instances) {
+            loop {
+                let done = {
+                    let request = ReconcileRequest::Proposals(environment.clone());
+                    let _proposals = self.context.queue.take(request).await;
+                    self.remediations.propose(&environment).await?
+                };
+                let ended = self.observer.check_ended(&environment);
+                if done || tokio::time::timeout_at(until, ended).await.is_err() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,33 @@
+//! `/forget`: drops the records of orphans and leaves what they made in place (R1.9).
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use crate::{
+    controller::{commands::Commands, context::Error, planning::list, source::Head},
+    domain::authorization::Principal,
+    model::InstanceId,
+};
+
+impl Commands {
+    /// `/forget`: what is applied stays in the world, and nobody here looks after it any more.
+    pub(super) async fn forget(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        meant: &BTreeSet<InstanceId>,
+        who: &Principal,
+    ) -> Result<String, Error> {
+        self.planner.only_orphans(head, meant).await?;
+        if let Some(run) = self.context.store.open_runs().await?.iter().find(|run| meant.iter().any(|id| run.holds(id)))
+        {
+            return Err(Error::Refused(format!("Nothing was forgotten: run {} is under way on it.", run.id)));
+        }
+        for id in meant {
+            self.planner.let_go(id).await?;
+            self.context
+                .store
+                .audit(self.context.now(), &who.name(), "forget", &id.to_string(), "let go; what it made stays")
+                .await?;
+        }
+        Ok(format!("Forgotten: {}. What was made is still there, and nobody here looks after it.", list(meant)))
+    }
+}

@@ -1,0 +1,70 @@
+//! `/plan` and `evenkeel plan`.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use crate::{
+    controller::{
+        commands::Commands,
+        context::Error,
+        planning::{Scope, environments, matched_nothing},
+        records::TrackedPullRequest,
+        source::Head,
+        work_queue::{Reason, ReconcileRequest},
+    },
+    domain::{
+        authorization::Principal,
+        command::Command,
+        declaration::{Selector, schema::Verb},
+        plan::Plan,
+    },
+    model::InstanceId,
+    ports::Use,
+};
+
+impl Commands {
+    pub(super) async fn plan_again(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        tracked: &TrackedPullRequest,
+        who: &Principal,
+        command: &Command,
+    ) -> Result<String, Error> {
+        let selected =
+            self.planner.select(head, command.selector.as_ref(), &self.source.changed_by(tracked).await?).await?;
+        if selected.is_empty() && command.selector.is_some() {
+            return Err(Error::Refused(matched_nothing(head, command.selector.as_ref())));
+        }
+        let mut asked = environments(&selected);
+        if command.selector.is_none() && !tracked.environments.is_empty() {
+            asked.retain(|environment| tracked.environments.contains(environment));
+        }
+        self.authorization.allow(head, who, Verb::Plan, &asked).await?;
+        if !tracked.pull.open {
+            return Err(Error::Refused("This pull request is over; its plan at head is shown when it changes.".into()));
+        }
+        if let Some(now) = self.source.tracked(tracked.pull.number).await? {
+            self.pull_requests.record(&TrackedPullRequest { replan: true, ..now }).await?;
+        }
+        self.context.queue.enqueue(ReconcileRequest::PullRequest(tracked.pull.number), Reason::Command(Verb::Plan));
+        Ok("Planning again; a plan with another digest is a new comment, and the same one stays.".into())
+    }
+
+    /// What would be done now, for the API: by environment, of what a selector means and is pending.
+    pub async fn plan_now(self: &Arc<Self>, selector: Option<&Selector>, who: &Principal) -> Result<Vec<Plan>, Error> {
+        let (head, selected) = self.chosen(selector, Verb::Plan, who).await?;
+        let mut plans = vec![];
+        for environment in environments(&selected) {
+            let mut instances: BTreeSet<InstanceId> =
+                self.planner.pending(&head, &environment).await?.intersection(&selected).cloned().collect();
+            // What could not be observed is looked at as well: that nothing is pending says nothing of it (R2.9).
+            let observed = self.context.store.all_observed().await?;
+            let is_unknown = |id: &&InstanceId| observed.get(*id).is_some_and(|observed| observed.error.is_some());
+            instances.extend(selected.iter().filter(|id| id.environment == environment).filter(is_unknown).cloned());
+            let scope = Scope { instances, r#use: Use::Head, because: "head".into(), base: None, guards: None };
+            let (plan, _) = self.planner.plan_environment(&environment, &head, &scope).await?;
+            self.context.store.keep_plan(&format!("head/{environment}"), &plan, self.context.now()).await?;
+            plans.push(plan);
+        }
+        Ok(plans)
+    }
+}

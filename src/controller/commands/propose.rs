@@ -1,0 +1,111 @@
+//! What is pending and came by no pull request, put on one, so that it can be reviewed and merged (R3.6).
+//!
+//! The file lists the actions of the plan that is shown; its reviews are the approvals, its merge is the `/apply`. It is
+//! a filter like that of any remediation: what runs is planned afresh, and covered by what stands in it.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use crate::{
+    controller::{
+        commands::Commands,
+        context::Error,
+        planning::{Scope, environments},
+        records::OWN_BRANCHES,
+        remediation::remediation_path,
+        source::Head,
+        work_queue::{Reason, ReconcileRequest},
+    },
+    domain::{
+        authorization::Principal,
+        declaration::{
+            Selector,
+            schema::{Direction, Remediation, Verb},
+        },
+        message::comment,
+        plan::Plan,
+        remediation::{self, Written},
+    },
+    model::{Action, InstanceId, PullNumber},
+    ports::Use,
+};
+
+impl Commands {
+    /// Opens a pull request for each environment in which a selector means something that is pending.
+    ///
+    /// # Errors
+    /// When nothing is meant or pending, the plan is not complete, or the forge does not answer.
+    pub async fn propose_apply(
+        self: &Arc<Self>,
+        selector: Option<&Selector>,
+        who: &Principal,
+    ) -> Result<Vec<PullNumber>, Error> {
+        let (head, selected) = self.chosen(selector, Verb::Plan, who).await?;
+        let mut pulls = vec![];
+        for environment in environments(&selected) {
+            let pending = self.planner.pending(&head, &environment).await?;
+            let instances: BTreeSet<InstanceId> = pending.intersection(&selected).cloned().collect();
+            if instances.is_empty() {
+                continue;
+            }
+            self.upstreams_selected(&head, &environment, &instances).await?;
+            if let Some(number) = self.pull_requests.carrier(&head, &environment, &instances).await? {
+                return Err(Error::Refused(format!(
+                    "nothing was proposed: {number} carries the plan of what is pending in `{environment}`; say `/apply {environment}` there"
+                )));
+            }
+            let scope = Scope { instances, r#use: Use::Head, because: "propose".into(), base: None, guards: None };
+            let (plan, _) = self.planner.plan_environment(&environment, &head, &scope).await?;
+            if let Some((id, why)) = plan.instances.iter().find_map(|i| Some((&i.id, i.problem.as_ref()?))) {
+                return Err(Error::Refused(format!("nothing was proposed: `{id}` could not be planned: {why}")));
+            }
+            if plan.has_work() {
+                pulls.push(self.open_apply(&head, &plan, who).await?);
+            }
+        }
+        if pulls.is_empty() {
+            return Err(Error::Refused("there is nothing to propose: what is on the branch is what is applied".into()));
+        }
+        Ok(pulls)
+    }
+
+    async fn open_apply(self: &Arc<Self>, head: &Arc<Head>, plan: &Plan, who: &Principal) -> Result<PullNumber, Error> {
+        let Some(forge) = self.context.forge.clone() else {
+            return Err(Error::Refused("there is no forge to propose on; configure `github`".into()));
+        };
+        let now = self.context.now();
+        for action in plan.instances.iter().flat_map(|instance| &instance.actions) {
+            self.context.store.collection::<Action>().put(&action.digest, now, action).await?;
+        }
+        let upstreams: Vec<BTreeSet<InstanceId>> =
+            plan.instances.iter().map(|instance| instance.after.iter().cloned().collect()).collect();
+        let actions = plan
+            .instances
+            .iter()
+            .zip(&upstreams)
+            .flat_map(|(instance, after)| instance.actions.iter().map(move |action| (&instance.id, action, after)));
+        let because = format!("propose by {}", who.name());
+        let written = Written { direction: Direction::Apply, because: &because, observed_at: now, now };
+        let remediation = remediation::remediation(&plan.environment, written, actions);
+        // The name is that of what is proposed, so that the same is proposed once.
+        let name = format!("apply-{}-{}", now.format("%Y%m%d"), plan.digest.short());
+        let text = remediation::write(&name, &remediation).map_err(Error::Refused)?;
+        let path = remediation_path(&self.context.settings.root, &plan.environment, &name);
+        let title = format!("Apply what is pending in {}", plan.environment);
+        let branch = format!("{}apply/{}/{}", OWN_BRANCHES, plan.environment, plan.digest.short());
+        self.source.use_git_token().await?;
+        let there = self.context.repository.fetch(&format!("refs/heads/{branch}")).await?;
+        if there.is_none() {
+            let files = vec![(path.clone(), Some(text))];
+            // First, so that a branch that a killed daemon pushed is known as ours.
+            self.runs.keep_written(&name, &remediation).await?;
+            self.context.repository.push(&branch, &head.revision, None, files, &title).await?;
+        } else if self.context.store.collection::<Remediation>().get(&name).await?.is_none() {
+            return Err(Error::Refused(format!("there is a branch `{branch}` that we did not make; remove it first")));
+        }
+        let body = self.context.redactor.redact(&comment::proposed_apply(plan, &path));
+        let pull = forge.ensure_pull(&branch, &self.context.settings.branch, &title, &body).await?;
+        self.context.store.audit(now, &who.name(), "propose", &format!("pull/{}", pull.0), &title).await?;
+        self.context.queue.enqueue(ReconcileRequest::PullRequest(pull), Reason::Proposed);
+        Ok(pull)
+    }
+}

@@ -1,0 +1,48 @@
+//! `/rebalance`: moves shards now.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use crate::{
+    controller::{
+        commands::Commands, context::Error, planning::environments, runs::RebalanceAuthorization, source::Head,
+    },
+    domain::{authorization::Principal, message::comment},
+    model::{InstanceId, PullNumber, RunId},
+};
+
+impl Commands {
+    /// `/rebalance`: makes the moves now.
+    pub(super) async fn rebalance(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        meant: &BTreeSet<InstanceId>,
+        who: &Principal,
+        pull: Option<PullNumber>,
+    ) -> Result<(String, Vec<RunId>), Error> {
+        let clusters = self.runs.clusters(meant).await?;
+        if clusters.is_empty() {
+            let says = "Nothing is rebalanced: none of what you mean is the applied layout of a Citus cluster.";
+            return Err(Error::Refused(says.into()));
+        }
+        for environment in environments(&clusters) {
+            if let Some(says) = self.source.suspensions(Some(head)).await?.environment(&environment) {
+                return Err(Error::Refused(format!("Nothing is rebalanced: {says}.")));
+            }
+        }
+        let mut runs = vec![];
+        for environment in environments(&clusters) {
+            let word = RebalanceAuthorization {
+                because: format!("`/rebalance` of {}", who.name().replace("user:", "@")),
+                principal: who.name(),
+                word: who.word().map(str::to_owned),
+                pull,
+                until: None,
+                by_clock: false,
+            };
+            runs.push(self.runs.start_rebalance(head, &environment, &clusters, word).await?);
+        }
+        let named: Vec<String> = runs.iter().map(ToString::to_string).collect();
+        let names = comment::names(clusters.iter().map(ToString::to_string));
+        Ok((format!("Run {} rebalances {names}.", named.join(" and ")), runs))
+    }
+}

@@ -1,0 +1,122 @@
+//! `/apply` on the pull request of a remediation, and `evenkeel apply --remediation` (R4.2).
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use crate::{
+    controller::{
+        commands::Commands,
+        context::Error,
+        records::{MergedRemediation, TrackedPullRequest},
+        source::Head,
+        work_queue::ReconcileRequest,
+    },
+    domain::{
+        authorization::{Principal, permit},
+        declaration::schema::{Direction, Remediation, Verb},
+    },
+    model::{ComponentName, RunId},
+};
+
+impl Commands {
+    /// `/apply` on the pull request of a remediation means this remediation, never head (R4.2).
+    pub(super) async fn apply_remediation(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        tracked: &TrackedPullRequest,
+        who: &Principal,
+    ) -> Result<String, Error> {
+        if tracked.pull.merged_as.is_none() {
+            return Err(Error::Refused("Nothing was applied: merging this pull request is what applies it.".into()));
+        }
+        for environment in head.desired.environments.keys() {
+            for (key, merged) in self.remediations.held(environment).await? {
+                let name: Option<ComponentName> = key.rsplit('/').next().and_then(|name| name.parse().ok());
+                let Some((name, (remediation, _))) = name
+                    .and_then(|name| head.desired.remediations.get(&name).map(|found| (name.clone(), found.clone())))
+                else {
+                    continue;
+                };
+                if merged.pull != Some(tracked.pull.number) || merged.run.is_some() {
+                    continue;
+                }
+                self.authorization.allow(head, who, Verb::Apply, &BTreeSet::from([environment.clone()])).await?;
+                if let Some(says) =
+                    self.authorization.lacking_on_remediation(head, who, environment, &tracked.pull).await?
+                {
+                    return Err(Error::Refused(format!("Nothing was applied: {says}.")));
+                }
+                let run = self.resume_remediation(head, &name, &remediation, who, merged).await?;
+                return Ok(format!("Run {run} does what was merged here."));
+            }
+        }
+        Err(Error::Refused("There is nothing to apply here: the remediation is spent, or its run is under way.".into()))
+    }
+
+    async fn resume_remediation(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        name: &ComponentName,
+        remediation: &Remediation,
+        who: &Principal,
+        mut merged: MergedRemediation,
+    ) -> Result<RunId, Error> {
+        let run = self
+            .remediations
+            .run_remediation(head, name, remediation, format!("the word of {}", who.name()), who, merged.pull)
+            .await?;
+        merged.run = Some(run);
+        merged.waits = None;
+        merged.spent = remediation.direction == Direction::Apply;
+        self.context
+            .store
+            .collection::<MergedRemediation>()
+            .put(&format!("{}/{name}", remediation.environment), self.context.now(), &merged)
+            .await?;
+        Ok(run)
+    }
+
+    pub(super) async fn apply_named_remediation(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        name: &ComponentName,
+        who: &Principal,
+    ) -> Result<RunId, Error> {
+        let Some((remediation, _)) = head.desired.remediations.get(name) else {
+            return Err(Error::Refused(format!("there is no remediation `{name}` on the branch")));
+        };
+        self.authorization.allow(head, who, Verb::Apply, &BTreeSet::from([remediation.environment.clone()])).await?;
+        let environment = &remediation.environment;
+        {
+            // What the merge authorises begins by itself; what is lacking is known afterwards.
+            let _merges = self.context.queue.take(ReconcileRequest::Merges(environment.clone())).await;
+            self.pull_requests.ensure_listed(head).await?;
+            self.remediations.take_merged(head, environment).await?;
+        }
+        let merged: MergedRemediation = self
+            .context
+            .store
+            .collection::<MergedRemediation>()
+            .get(&format!("{environment}/{name}"))
+            .await?
+            .unwrap_or_default();
+        let rights = self.authorization.rights(head, environment).await?;
+        let needs = permit(&rights, who, Verb::Apply).unwrap_or_default();
+        if merged.pull.is_none() && !needs.is_empty() && !merged.spent && merged.run.is_none() {
+            return Err(Error::Refused(format!(
+                "the remediation `{name}` came by no pull request, and `{environment}` needs approvals; bring it by one"
+            )));
+        }
+        if merged.spent || merged.run.is_some() {
+            return Err(Error::Refused(format!("the remediation `{name}` is spent, or its run is under way")));
+        }
+        let remediation = Arc::clone(remediation);
+        if let Some(number) = merged.pull
+            && let Some(tracked) = self.source.tracked(number).await?
+            && let Some(says) =
+                self.authorization.lacking_on_remediation(head, who, &remediation.environment, &tracked.pull).await?
+        {
+            return Err(Error::Refused(says));
+        }
+        self.resume_remediation(head, name, &remediation, who, merged).await
+    }
+}

@@ -1,0 +1,74 @@
+//! `/unlock`: releases the lock of a target that no run works on (R5.5).
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use crate::{
+    controller::{
+        commands::Commands,
+        context::Error,
+        observe::declared_job,
+        source::Head,
+        work_queue::{Reason, ReconcileRequest},
+    },
+    domain::{
+        authorization::Principal,
+        declaration::schema::Verb,
+        journal::{Run, Status},
+        message::comment,
+    },
+    model::InstanceId,
+    ports::Use,
+};
+
+impl Commands {
+    /// `/unlock`: releases the lock of a target that nobody works on any more.
+    pub(super) async fn unlock(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        meant: &BTreeSet<InstanceId>,
+        who: &Principal,
+    ) -> Result<String, Error> {
+        let live = |run: &Run, id: &InstanceId| {
+            run.holds(id) && !matches!(run.instances[id].status, Status::New | Status::Waiting)
+        };
+        for run in self.context.store.open_runs().await? {
+            if let Some(id) = meant.iter().find(|id| live(&run, id)) {
+                return Err(Error::Refused(format!(
+                    "Nothing was unlocked: run {} works on `{id}`; wait for it, or say `/cancel {id}`.",
+                    run.id
+                )));
+            }
+        }
+        let (mut released, mut free) = (vec![], vec![]);
+        for id in meant {
+            let Some(instance) = head.instance(id).filter(|instance| instance.problems.is_empty()) else {
+                return Err(Error::Refused(format!(
+                    "Nothing was unlocked: `{id}` is not declared without a problem, so its lock can't be reached."
+                )));
+            };
+            let inputs =
+                self.observer.inputs(head, id, &instance.references, &std::collections::BTreeMap::new()).await?;
+            let job = declared_job(instance, Use::Head, Arc::clone(&head.content), &inputs, head.consumed(id))?;
+            match self.context.target.unlock(&job).await? {
+                Some(whose) => {
+                    self.context
+                        .store
+                        .audit(self.context.now(), &who.name(), "unlock", &id.to_string(), &whose)
+                        .await?;
+                    self.context
+                        .queue
+                        .enqueue(ReconcileRequest::Merges(id.environment.clone()), Reason::Command(Verb::Unlock));
+                    released.push(format!("`{id}` was locked by {whose}, and is not any more."));
+                }
+                None => free.push(id.to_string()),
+            }
+        }
+        if released.is_empty() {
+            return Err(Error::Refused(format!(
+                "Nothing was unlocked: nobody has locked {}.",
+                comment::names(free.into_iter())
+            )));
+        }
+        Ok(released.join(" "))
+    }
+}

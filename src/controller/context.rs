@@ -1,0 +1,186 @@
+//! What every controller needs: settings, ports, clock, HMAC key, redactor, metrics and the work queue.
+//!
+//! *Architecture invariant:* no controller is reachable from here. Nothing in here is a copy of what the store knows.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+
+use tokio::sync::Notify;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::work_queue::WorkQueue;
+use crate::{
+    adapters::store::{self, Store},
+    model::{Redactor, Seal},
+    ports::{Clock, Forge, ForgeError, Repository, RepositoryError, Target, TargetError},
+};
+
+/// How the daemon works.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The branch that is applied.
+    pub branch: String,
+    /// The root of the declarations in the repository.
+    pub root: String,
+    /// The interval at which the repository and the pull requests are polled.
+    pub poll: Duration,
+    /// The folder of a local repository, which is watched for changes.
+    pub watch: Option<PathBuf>,
+    /// The name under which the lease is held, unique per process.
+    pub holder: String,
+    /// How long a lease lasts that is not renewed.
+    pub lease: Duration,
+}
+
+/// What a controller could not do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The state repo failed.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// The forge failed.
+    #[error(transparent)]
+    Forge(#[from] ForgeError),
+    /// A target failed.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// A request is refused, with the reason and what to do.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl Error {
+    /// Converts into a target's error: its own, or a new one of the given kind.
+    pub(crate) fn into_target(self, kind: &'static str) -> TargetError {
+        match self {
+            Self::Target(error) => error,
+            other => TargetError::new(kind, crate::error_chain(&other)),
+        }
+    }
+}
+
+/// Counters for `/metrics`.
+#[derive(Default)]
+pub struct Metrics {
+    /// Drift checks.
+    pub drift_checks: AtomicU64,
+    /// Drift checks that could not observe their instance completely.
+    pub drift_checks_failed: AtomicU64,
+    /// Runs that were created.
+    pub runs_started: AtomicU64,
+    /// Runs that ended.
+    pub runs_ended: AtomicU64,
+    /// Instances whose actions were applied.
+    pub actions_applied: AtomicU64,
+    /// Instances whose actions failed.
+    pub actions_failed: AtomicU64,
+    /// Webhooks that were accepted.
+    pub webhooks: AtomicU64,
+    /// Webhooks that were refused.
+    pub webhooks_refused: AtomicU64,
+}
+
+/// The adapters that the daemon works with.
+pub struct Ports {
+    /// The store.
+    pub store: Store,
+    /// The state repo.
+    pub repository: Arc<dyn Repository>,
+    /// The targets.
+    pub target: Arc<dyn Target>,
+    /// The forge, where one is configured.
+    pub forge: Option<Arc<dyn Forge>>,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// The HMAC key of masked values (R2.3).
+    pub seal: Arc<Seal>,
+    /// The sink of secrets.
+    pub redactor: Redactor,
+}
+
+/// What every controller shares.
+pub struct Context {
+    /// How the daemon works.
+    pub settings: Settings,
+    /// The store.
+    pub store: Store,
+    /// The state repo.
+    pub repository: Arc<dyn Repository>,
+    /// The targets.
+    pub target: Arc<dyn Target>,
+    /// The forge, where one is configured.
+    pub forge: Option<Arc<dyn Forge>>,
+    /// The HMAC key of masked values (R2.3).
+    pub seal: Arc<Seal>,
+    /// The sink of secrets.
+    pub redactor: Redactor,
+    /// The requests to reconcile.
+    pub queue: WorkQueue,
+    /// Counters for `/metrics`.
+    pub metrics: Metrics,
+    /// Wakes the timers when the time of the next thing that is due may have changed.
+    pub(crate) due_changed: Notify,
+    /// The tasks that a shutdown waits for.
+    pub(crate) tasks: TaskTracker,
+    clock: Arc<dyn Clock>,
+    stop: CancellationToken,
+}
+
+impl Context {
+    /// A context with an empty queue.
+    pub(crate) fn new(settings: Settings, ports: Ports) -> Arc<Self> {
+        let Ports { store, repository, target, forge, clock, seal, redactor } = ports;
+        Arc::new(Self {
+            settings,
+            store,
+            repository,
+            target,
+            forge,
+            seal,
+            redactor,
+            queue: WorkQueue::default(),
+            metrics: Metrics::default(),
+            due_changed: Notify::new(),
+            tasks: TaskTracker::new(),
+            clock,
+            stop: CancellationToken::new(),
+        })
+    }
+
+    /// The time now.
+    pub fn now(&self) -> chrono::DateTime<chrono::Utc> {
+        self.clock.now()
+    }
+
+    /// Asks the daemon to start nothing new and to end what is in progress.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Waits until the daemon is asked to stop.
+    ///
+    /// *Cancel safety:* safe.
+    pub async fn stopped(&self) {
+        self.stop.cancelled().await;
+    }
+
+    /// Whether the daemon was asked to stop.
+    pub fn stopping(&self) -> bool {
+        self.stop.is_cancelled()
+    }
+}
+
+/// The clock of this machine.
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> chrono::DateTime<chrono::Utc> {
+        chrono::Utc::now()
+    }
+}

@@ -1,0 +1,281 @@
+//! Checks instances for drift: the target against what is applied (R1.4).
+//!
+//! *Flow:* observe, compare, run the checks, record, and enqueue what follows: a proposal, a plan.
+//! *Invariant:* an observation that is not complete is recorded as unknown, never as empty.
+//! *Race:* a run changes the instance during the check: the observation is dropped, and the end of the run enqueues a check.
+
+mod checks;
+mod drains;
+mod hosts;
+mod identity;
+mod in_progress;
+mod inputs;
+mod owners;
+mod snoozes;
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
+};
+
+use drains::Drains;
+use in_progress::ChecksInProgress;
+
+pub(crate) use drains::DrainInProgress;
+pub(crate) use identity::ANOTHER;
+pub(crate) use in_progress::CheckInProgress;
+pub(crate) use inputs::{Inputs, Planned, declared_job};
+
+use super::{
+    context::{Context, Error},
+    records::CapacityExceeded,
+    source::{Head, Source},
+    work_queue::{Reason, ReconcileRequest},
+};
+use crate::{
+    domain::{
+        journal::Status as RunStatus,
+        plan::{self, Applied, InstancePlan, Observed, ObservedError, pending::is_pending},
+    },
+    model::{Drift, DriftField, DriftKind, EnvironmentName, InstanceId},
+    ports::{Job, Observation, TargetError},
+    targets,
+};
+
+/// What may be over in a moment, without anybody's doing.
+const PASSES: [&str; 5] = ["unreachable", "conflict", "state-locked", "state-moved", "lanes"];
+
+/// An error of a target as it is recorded.
+fn unknown(error: &TargetError) -> ObservedError {
+    let passes = PASSES.contains(&error.kind);
+    ObservedError { kind: error.kind.to_owned(), says: error.line(), passes }
+}
+
+/// The controller of drift checks, identities and inputs.
+pub(super) struct Observer {
+    context: Arc<Context>,
+    source: Arc<Source>,
+    checks: Arc<ChecksInProgress>,
+    drains: Arc<Drains>,
+}
+
+impl Observer {
+    pub(crate) fn new(context: Arc<Context>, source: Arc<Source>) -> Arc<Self> {
+        let checks = ChecksInProgress::new(Arc::clone(&context));
+        Arc::new(Self { context, source, checks, drains: Arc::default() })
+    }
+
+    /// Counts an instance as being checked for as long as the result lives.
+    pub(crate) fn begin_check(&self, id: &InstanceId) -> CheckInProgress {
+        self.checks.begin(id)
+    }
+
+    /// Whether one of these instances is being checked or is about to be. If so, the end of the next check in the
+    /// environment enqueues its proposals.
+    pub(crate) fn postpones_proposals(&self, environment: &EnvironmentName, ids: &BTreeSet<InstanceId>) -> bool {
+        self.checks.postpones(environment, ids)
+    }
+
+    /// Waits until the proposals of an environment no longer wait for the end of a check.
+    pub(crate) async fn check_ended(&self, environment: &EnvironmentName) {
+        self.checks.ended(environment).await;
+    }
+
+    /// Waits until no other instance drains a cluster, and begins to drain it for an instance.
+    pub(crate) async fn begin_drain(&self, cluster: &InstanceId, of: &InstanceId) -> DrainInProgress {
+        self.drains.begin(cluster, of).await
+    }
+
+    /// The clusters that are being drained for an instance.
+    pub(crate) fn drained_for(&self, id: &InstanceId) -> Vec<InstanceId> {
+        self.drains.of(id)
+    }
+
+    /// Checks one instance for drift. Returns what was observed; `None` where a run is changing the instance.
+    ///
+    /// # Errors
+    /// When the store does not answer. A target that does not answer is recorded as unknown.
+    pub(crate) async fn check_drift(self: &Arc<Self>, id: &InstanceId) -> Result<Option<Observed>, Error> {
+        let _check = self.begin_check(id);
+        let Some(head) = self.source.head() else { return Ok(None) };
+        let Some(applied) = self.context.store.applied(id).await? else {
+            self.context.queue.enqueue(ReconcileRequest::HeadPlan(id.environment.clone()), Reason::NotApplied);
+            return Ok(None);
+        };
+        if self.is_in_flight(id).await? {
+            return Ok(None);
+        }
+        let observed = self.observe(&head, id, &applied).await?;
+        self.context.metrics.drift_checks.fetch_add(1, Ordering::Relaxed);
+        if observed.error.is_some() {
+            self.context.metrics.drift_checks_failed.fetch_add(1, Ordering::Relaxed);
+        }
+        // A run may have begun, or begun and ended, while we looked; what it changes is not drift.
+        if self.is_in_flight(id).await? {
+            return Ok(None);
+        }
+        match self.context.store.applied(id).await? {
+            Some(now) if now.at == applied.at => {}
+            Some(_) => {
+                self.context.queue.enqueue(ReconcileRequest::Instance(id.clone()), Reason::AppliedDuringCheck);
+                return Ok(None);
+            }
+            None => return Ok(None),
+        }
+        let before = self.context.store.observed(id).await?;
+        let mut observed = observed;
+        if let Some(before) = &before {
+            observed.head.clone_from(&before.head);
+            observed.pending.clone_from(&before.pending);
+            observed.waiting_on.clone_from(&before.waiting_on);
+            observed.head_problem.clone_from(&before.head_problem);
+            // In another world head would do something else.
+            let digest = |observed: &Observed| InstancePlan::digest_of(&observed.revert);
+            observed.planned_at = before.planned_at.filter(|_| digest(before) == digest(&observed));
+        }
+        let drifted = before.is_some_and(|before| !before.drift.is_empty()) || !observed.drift.is_empty();
+        self.context.store.set_observed(id, &observed).await?;
+        if observed.error.is_none() {
+            self.end_snooze(id, &observed).await?;
+        }
+        if !observed.failed_checks.is_empty() {
+            self.context.store.restart_soak(id, self.context.now()).await?;
+        }
+        if drifted && observed.planned_at.is_none() && self.is_pending_now(&head, id).await? {
+            self.context.queue.enqueue(ReconcileRequest::HeadPlan(id.environment.clone()), Reason::Drift);
+        }
+        if drifted {
+            self.context.queue.enqueue(ReconcileRequest::Proposals(id.environment.clone()), Reason::Drift);
+        }
+        Ok(Some(observed))
+    }
+
+    async fn is_pending_now(&self, head: &Head, id: &InstanceId) -> Result<bool, Error> {
+        let applied = self.context.store.applied_in(&id.environment).await?;
+        Ok(head.instance(id).is_some_and(|instance| is_pending(instance, &applied)))
+    }
+
+    /// Whether an effect on an instance is under way.
+    async fn is_in_flight(&self, id: &InstanceId) -> Result<bool, Error> {
+        // A cluster that is drained for another instance is changed by the run of that instance.
+        if self.drains.is_drained(id) {
+            return Ok(true);
+        }
+        let runs = self.context.store.open_runs().await?;
+        Ok(runs.iter().any(|run| {
+            run.instances
+                .get(id)
+                .is_some_and(|i| matches!(i.status, RunStatus::Running | RunStatus::Effected | RunStatus::Planned))
+        }))
+    }
+
+    async fn observe(self: &Arc<Self>, head: &Head, id: &InstanceId, applied: &Applied) -> Result<Observed, Error> {
+        let at = self.context.now();
+        let started = std::time::Instant::now();
+        let mut observed = Observed::new(at, Some(applied.revision.clone()));
+        let looked = match self.applied_job(id, applied, head).await {
+            Ok(job) => self.look_at_job(head, &job).await.map(|observation| (job, observation)),
+            Err(Error::Target(error)) => Err(error),
+            Err(error) => return Err(error),
+        };
+        match looked {
+            Ok((job, observation)) => {
+                if let Err(error) = self.identify(id, &observation, true).await {
+                    let Error::Target(error) = error else { return Err(error) };
+                    observed.error = Some(unknown(&error));
+                    return Ok(observed);
+                }
+                self.record_capacity(id, &observation).await?;
+                let protect = self.source.guards(head).await?.protect(id);
+                self.compare(&job, applied, &observation, &protect, &mut observed);
+                let revert = std::mem::take(&mut observed.revert);
+                match self.with_drains(head, id, revert.clone(), &observation).await {
+                    Ok((revert, _)) => observed.revert = revert,
+                    // It is proposed all the same, and refused where it is planned.
+                    Err(Error::Target(error)) => {
+                        observed.revert = revert;
+                        observed.warnings.push(error.line());
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            Err(error) => observed.error = Some(unknown(&error)),
+        }
+        if observed.error.is_none() {
+            observed.failed_checks = self.failed_checks(id, &applied.spec).await?;
+        }
+        observed.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Ok(observed)
+    }
+
+    /// Records which capacity rules a cluster exceeds, and enqueues a proposal of more nodes.
+    async fn record_capacity(&self, id: &InstanceId, observation: &Observation) -> Result<(), Error> {
+        let exceeded = CapacityExceeded(observation.capacity.clone());
+        let collection = self.context.store.collection::<CapacityExceeded>();
+        match collection.get(id).await? {
+            Some(_) if exceeded.0.is_empty() => collection.remove(id).await?,
+            None if exceeded.0.is_empty() => {}
+            Some(known) if known == exceeded => {}
+            _ => collection.put(id, self.context.now(), &exceeded).await?,
+        }
+        if !exceeded.0.is_empty() {
+            self.context.queue.enqueue(ReconcileRequest::Capacity(id.clone()), Reason::CapacityExceeded);
+        }
+        Ok(())
+    }
+
+    fn compare(
+        &self,
+        job: &Job,
+        applied: &Applied,
+        observation: &Observation,
+        protect: &[String],
+        observed: &mut Observed,
+    ) {
+        let strict = applied.spec.drift.strict.unwrap_or(false);
+        let (id, work) = (&job.instance, &job.work);
+        observed.drift = targets::drift(work, observation);
+        observed.warnings.clone_from(&observation.warnings);
+        observed.layout.clone_from(&observation.layout);
+        if observation.changes.is_empty() {
+            // Outputs can change by somebody else's hand, and that is drift of this instance (R1.3).
+            for (name, output) in &observation.outputs {
+                let live = output.record(&self.context.seal);
+                let recorded = applied.outputs.get(name);
+                if recorded.is_some() && live.as_ref() != recorded {
+                    let field = DriftField {
+                        path: String::new(),
+                        desired: recorded.and_then(|r| r.value.clone()),
+                        observed: live.and_then(|l| l.value),
+                    };
+                    observed.drift.push(Drift {
+                        resource: format!("output {name}"),
+                        drift: DriftKind::Changed,
+                        revertible: false,
+                        fields: vec![field],
+                        changed_by: None,
+                        changed_at: None,
+                    });
+                }
+            }
+        }
+        let drifted: Vec<String> = observed.drift.iter().map(|drift| drift.resource.clone()).collect();
+        observed.revert = targets::actions(work, id, observation);
+        plan::mark_protected(protect, &mut observed.revert);
+        plan::mark_drifted(&drifted, &mut observed.revert);
+        if strict && observed.revert.is_empty() {
+            // No apply would change it, so the state is offered to take it over.
+            observed.revert = targets::refresh(work, id, observation);
+        }
+        if !strict && observed.revert.is_empty() {
+            // Adopt-only drift is told in the warnings and does not count.
+            let (output, rest): (Vec<Drift>, Vec<Drift>) = std::mem::take(&mut observed.drift)
+                .into_iter()
+                .partition(|drift| drift.revertible || drift.resource.starts_with("output "));
+            observed.drift = output;
+            observed.warnings.extend(rest.iter().map(|drift| {
+                format!("`{}` differs from the last apply in what the configuration does not set", drift.resource)
+            }));
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Looks at the world through the target, with what only the daemon knows: which instance declares what.
+//!
+//! An object belongs to one instance (R1.8). Where a target finds one that another instance seems to have, or that this
+//! one is about to delete, it is told which instances of the environment declare it, and looks again: what moves to
+//! another instance is not deleted on the way.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{
+    controller::{
+        context::Error,
+        observe::{Observer, declared_job},
+        source::Head,
+    },
+    domain::declaration::{Instance, kubernetes::Connection},
+    ports::{Job, Observation, Owners, Prepared, TargetError, Use, Work},
+};
+
+impl Observer {
+    /// Looks at an instance with the credentials of plan.
+    pub(crate) async fn look_at_job(self: &Arc<Self>, head: &Head, job: &Job) -> Result<Observation, TargetError> {
+        let observation = self.context.target.observe(job).await?;
+        if !observation.contested {
+            return Ok(observation);
+        }
+        let job = self.with_owners(head, job).await?;
+        self.context.target.observe(&job).await
+    }
+
+    /// Plans an instance with the credentials of apply; answers the job as it was looked at.
+    pub(crate) async fn prepare_with_owners(
+        self: &Arc<Self>,
+        head: &Head,
+        job: &Job,
+    ) -> Result<(Job, Prepared), TargetError> {
+        let prepared = self.context.target.prepare(job).await?;
+        if !prepared.observation.contested {
+            return Ok((job.clone(), prepared));
+        }
+        let job = self.with_owners(head, job).await?;
+        let prepared = self.context.target.prepare(&job).await?;
+        Ok((job, prepared))
+    }
+
+    /// The job, with what every instance of its environment declares in the same cluster.
+    pub(crate) async fn with_owners(self: &Arc<Self>, head: &Head, job: &Job) -> Result<Job, TargetError> {
+        let mut owners = Owners::default();
+        for instance in head.environment(&job.instance.environment).filter(|one| one.kind == job.work.kind()) {
+            match self.declares(head, instance, job).await {
+                Ok(resources) => {
+                    for resource in resources {
+                        owners.declared.entry(resource).or_default().insert(instance.id.clone());
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(instance = %instance.id, error = crate::error_chain(&error), "what it declares is not known");
+                    owners.unknown = Some(instance.id.clone());
+                }
+            }
+        }
+        let mut job = job.clone();
+        if let Work::Kubernetes(work) = &mut job.work {
+            work.owners = Some(Arc::new(owners));
+        }
+        Ok(job)
+    }
+
+    /// What an instance declares in the cluster of a job; nothing where it has another.
+    async fn declares(self: &Arc<Self>, head: &Head, instance: &Instance, job: &Job) -> Result<Vec<String>, Error> {
+        let connection = instance.spec.as_ref().and_then(|spec| spec.kubernetes.as_ref()?.connection.clone());
+        if instance.problems.is_empty() && connection.as_ref().map(Connection::name) != job.connection.as_deref() {
+            return Ok(vec![]);
+        }
+        let inputs = self.inputs(head, &instance.id, &instance.references, &BTreeMap::new()).await?;
+        if let (Some(on), _) | (None, Some(on)) =
+            (inputs.waiting_on.first().map(|on| format!("{on:?}")), instance.problems.first().map(ToString::to_string))
+        {
+            return Err(Error::Refused(on));
+        }
+        let other = declared_job(instance, Use::Head, Arc::clone(&head.content), &inputs, false)?;
+        Ok(self.context.target.declares(&other).await?)
+    }
+}

@@ -1,0 +1,325 @@
+//! A plan of one environment: what would be done at a revision, in order, with planned outputs flowing on (R2.5).
+//!
+//! *Flow:* each instance is looked at as soon as its upstreams are; what an upstream's plan leaves unknown leaves its
+//! dependents *known after*. *Guarantees:* a slow instance delays its dependents alone; one that can't be planned is in
+//! the plan with the reason, and blocks it. Changes nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+};
+
+use futures::future::{FutureExt, Shared, join_all};
+
+use crate::{
+    controller::{
+        context::Error,
+        observe::{Inputs, Planned, declared_job},
+        planning::Planner,
+        source::Head,
+    },
+    domain::{
+        authorization::guards::InForce,
+        declaration::Instance,
+        plan::{Applied, InstancePlan, Plan, mark_drifted, mark_protected, order, pending::dependents},
+    },
+    model::{EnvironmentName, InstanceId, Revision, WaitingOn},
+    ports::{Job, Observation, Output, RecordedOutput, Use},
+    targets,
+};
+
+/// What is to be planned.
+#[derive(Clone, Debug)]
+pub(crate) struct Scope {
+    /// These.
+    pub instances: BTreeSet<InstanceId>,
+    /// Which content the work trees hold.
+    pub r#use: Use,
+    /// What it is planned for.
+    pub because: String,
+    /// The revision that it is planned against, for a pull request.
+    pub base: Option<Revision>,
+    /// The guards that hold for it; those in force where it is no pull request.
+    pub guards: Option<InForce>,
+}
+
+/// What is known of one instance after it was planned.
+#[derive(Clone, Default)]
+pub(crate) struct Outcome {
+    /// Its plan; absent where it is not affected.
+    pub(crate) plan: Option<InstancePlan>,
+    /// Its outputs as they would be; absent where the recorded ones hold.
+    pub(crate) outputs: Option<BTreeMap<String, Output>>,
+    /// Its inputs, as they would be recorded.
+    pub(crate) inputs: BTreeMap<String, RecordedOutput>,
+    /// How to look at it again.
+    pub(crate) job: Option<Job>,
+    /// Whether the target holds anything that was never applied from here (R1.6).
+    pub(crate) first_contact: bool,
+}
+
+type Planning = Shared<Pin<Box<dyn Future<Output = Arc<Outcome>> + Send>>>;
+
+/// Why there is no plan: it is known after an upstream that brings what is missing, or it can't be made.
+fn not_planned(plan: &mut InstancePlan, error: &Error, changing: &[InstanceId]) {
+    match (error, changing.first()) {
+        (Error::Target(error), Some(upstream)) if error.kind == targets::kubernetes::NOT_THERE_YET => {
+            plan.waiting_on.push(WaitingOn::KnownAfter { instance: upstream.clone() });
+        }
+        (Error::Target(error), _) => plan.problem = Some(error.whole()),
+        (other, _) => plan.problem = Some(crate::error_chain(other)),
+    }
+}
+
+struct Asked<'a> {
+    id: &'a InstanceId,
+    step: usize,
+    asked: bool,
+    r#use: Use,
+    applied: Option<&'a Applied>,
+    drifted: &'a [String],
+    protect: &'a [String],
+    blocked: Option<InstanceId>,
+    /// The upstreams that the same plan changes.
+    changing: Vec<InstanceId>,
+    /// The name that it has until this is merged.
+    formerly: Option<InstanceId>,
+}
+
+/// What the plans of upstreams bring, the first that leaves things open, and which of them do anything.
+async fn upstream_plans(upstreams: Vec<(InstanceId, Planning)>) -> (Planned, Option<InstanceId>, Vec<InstanceId>) {
+    let (mut planned, mut blocked, mut changing) = (Planned::new(), None, vec![]);
+    for (upstream, planning) in upstreams {
+        let outcome = planning.await;
+        if outcome.plan.as_ref().is_some_and(|plan| !plan.actions.is_empty()) {
+            changing.push(upstream.clone());
+        }
+        if outcome.plan.as_ref().is_some_and(|plan| plan.problem.is_some()) {
+            blocked = Some(upstream.clone());
+        }
+        if let Some(outputs) = &outcome.outputs {
+            planned.insert(upstream, outputs.clone());
+        } else if outcome.plan.as_ref().is_some_and(|plan| plan.digest.is_none()) {
+            planned.insert(upstream, BTreeMap::new());
+            blocked = blocked.or_else(|| planned.keys().last().cloned());
+        }
+    }
+    (planned, blocked, changing)
+}
+
+/// The instances and everything downstream of them by references.
+pub(crate) fn with_downstream(
+    head: &Head,
+    environment: &EnvironmentName,
+    instances: &BTreeSet<InstanceId>,
+) -> BTreeSet<InstanceId> {
+    let mut all = instances.clone();
+    loop {
+        let more: Vec<InstanceId> = head
+            .environment(environment)
+            .filter(|instance| !all.contains(&instance.id))
+            .filter(|instance| {
+                instance.references.iter().any(|r| {
+                    r.component != instance.id.component && all.contains(&InstanceId::new(environment, &r.component))
+                })
+            })
+            .map(|instance| instance.id.clone())
+            .collect();
+        if more.is_empty() {
+            return all;
+        }
+        all.extend(more);
+    }
+}
+
+/// The instances that are in a plan, in order: each after those of the plan alone, with its step from 1.
+fn in_order(mut instances: Vec<InstancePlan>) -> Vec<InstancePlan> {
+    let ids: BTreeSet<InstanceId> = instances.iter().map(|instance| instance.id.clone()).collect();
+    for instance in &mut instances {
+        instance.after.retain(|upstream| ids.contains(upstream));
+    }
+    let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> =
+        instances.iter().map(|i| (i.id.clone(), i.after.iter().cloned().collect())).collect();
+    let steps: BTreeMap<InstanceId, usize> = order(&edges).into_iter().collect();
+    for instance in &mut instances {
+        instance.order = steps[&instance.id];
+    }
+    instances.sort_by(|one, two| (one.order, &one.id).cmp(&(two.order, &two.id)));
+    instances
+}
+
+impl Planner {
+    /// Plans instances of an environment as a revision declares them, and what their plans change downstream.
+    pub(crate) async fn plan_environment(
+        self: &Arc<Self>,
+        environment: &EnvironmentName,
+        head: &Arc<Head>,
+        scope: &Scope,
+    ) -> Result<(Plan, BTreeMap<InstanceId, Arc<Outcome>>), Error> {
+        let applied = Arc::new(self.context.store.all_applied().await?);
+        let observed = self.context.store.all_observed().await?;
+        let guards = match &scope.guards {
+            Some(guards) => guards.clone(),
+            None => self.source.guards(head).await?,
+        };
+        let considered = with_downstream(head, environment, &scope.instances);
+        let first = |id: &InstanceId| match head.instance(id) {
+            Some(instance) => instance.upstreams.clone(),
+            // What is to go comes after everything that uses it.
+            None => dependents(id, &applied).intersection(&considered).cloned().collect(),
+        };
+        let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> =
+            considered.iter().map(|id| (id.clone(), first(id))).collect();
+        let ordered = order(&edges);
+        let mut plannings: BTreeMap<InstanceId, Planning> = BTreeMap::new();
+        for (id, step) in &ordered {
+            let upstreams: Vec<(InstanceId, Planning)> =
+                edges[id].iter().filter_map(|up| Some((up.clone(), plannings.get(up)?.clone()))).collect();
+            let asked = scope.instances.contains(id);
+            let protect = guards.protect(id);
+            let drifted: Vec<String> =
+                observed.get(id).map(|o| o.drift.iter().map(|d| d.resource.clone()).collect()).unwrap_or_default();
+            let (daemon, head, applied, id_for_task, step, r#use) =
+                (Arc::clone(self), Arc::clone(head), Arc::clone(&applied), id.clone(), *step, scope.r#use);
+            let after: Vec<InstanceId> = edges[id].iter().cloned().collect();
+            let planning = async move {
+                if head.instance(&id_for_task).is_none() {
+                    let plan =
+                        InstancePlan { order: step, after, ..daemon.plan_destroy(&head, &id_for_task, &protect).await };
+                    return Arc::new(Outcome { plan: Some(plan), ..Outcome::default() });
+                }
+                let (planned, blocked, changing) = upstream_plans(upstreams).await;
+                let formerly = head.instance(&id_for_task).and_then(|instance| instance.renamed_from.clone());
+                let formerly = formerly.filter(|old| !applied.contains_key(&id_for_task) && applied.contains_key(old));
+                let asked = Asked {
+                    id: &id_for_task,
+                    step,
+                    asked,
+                    r#use,
+                    applied: applied.get(&id_for_task).or_else(|| applied.get(formerly.as_ref()?)),
+                    formerly,
+                    drifted: &drifted,
+                    protect: &protect,
+                    blocked,
+                    changing,
+                };
+                Arc::new(daemon.plan_instance(&head, asked, &planned).await)
+            };
+            let planning: Pin<Box<dyn Future<Output = Arc<Outcome>> + Send>> = Box::pin(planning);
+            plannings.insert(id.clone(), planning.shared());
+        }
+        let outcomes: Vec<(InstanceId, Arc<Outcome>)> =
+            join_all(plannings.into_iter().map(|(id, planning)| async move { (id, planning.await) })).await;
+        let instances = in_order(outcomes.iter().filter_map(|(_, outcome)| outcome.plan.clone()).collect());
+        let plan =
+            Plan::new(environment.clone(), head.revision.clone(), scope.base.clone(), scope.because.clone(), instances);
+        Ok((plan, outcomes.into_iter().collect()))
+    }
+
+    async fn plan_instance(self: &Arc<Self>, head: &Arc<Head>, asked: Asked<'_>, planned: &Planned) -> Outcome {
+        let id = asked.id;
+        let none = Outcome::default();
+        let Some(instance) = head.instance(id) else { return none };
+        let mut plan = InstancePlan {
+            id: id.clone(),
+            kind: instance.kind.to_owned(),
+            digest: None,
+            order: asked.step,
+            after: instance.upstreams.iter().cloned().collect(),
+            waiting_on: vec![],
+            actions: vec![],
+            problem: None,
+            warnings: vec![],
+            layout: None,
+            carried: vec![],
+        };
+        if let Some(problem) = instance.problems.first() {
+            plan.problem = Some(problem.to_string());
+            return Outcome { plan: asked.asked.then_some(plan), ..none };
+        }
+        if let Some(upstream) = asked.blocked {
+            plan.waiting_on.push(WaitingOn::KnownAfter { instance: upstream });
+            return Outcome { plan: Some(plan), ..none };
+        }
+        let inputs = match self.observer.inputs(head, id, &instance.references, planned).await {
+            Ok(inputs) => inputs,
+            Err(error) => {
+                plan.problem = Some(self.context.redactor.redact(&crate::error_chain(&error)));
+                return Outcome { plan: Some(plan), ..none };
+            }
+        };
+        let changed = asked
+            .applied
+            .is_none_or(|applied| inputs.recorded.iter().any(|(key, value)| applied.inputs.get(key) != Some(value)));
+        if !asked.asked && inputs.waiting_on.is_empty() && !changed {
+            return none;
+        }
+        if !inputs.waiting_on.is_empty() {
+            plan.waiting_on.clone_from(&inputs.waiting_on);
+            return Outcome { plan: Some(plan), ..none };
+        }
+        match self.promotion(head, id).await {
+            Ok(on) => plan.waiting_on.extend(on),
+            Err(error) => {
+                plan.problem = Some(crate::error_chain(&error));
+                return Outcome { plan: Some(plan), ..none };
+            }
+        }
+        let (job, observation) = match self.look_at_declared(head, instance, &asked, &inputs).await {
+            Ok(looked) => looked,
+            Err(error) => {
+                not_planned(&mut plan, &error, &asked.changing);
+                return Outcome { plan: Some(plan), ..none };
+            }
+        };
+        if let Err(error) = self.fill(head, &asked, &mut plan, &job, &observation).await {
+            plan.problem = Some(crate::error_chain(&error));
+            return Outcome { plan: Some(plan), ..none };
+        }
+        let first_contact =
+            asked.applied.is_none() && self.is_first_contact(id, observation.holds_anything).await.unwrap_or(true);
+        if first_contact {
+            plan.waiting_on.push(WaitingOn::FirstContact);
+        }
+        let outputs = (!observation.changes.is_empty() || asked.applied.is_none()).then_some(observation.outputs);
+        Outcome { plan: Some(plan), outputs, inputs: inputs.recorded, job: Some(job), first_contact }
+    }
+
+    /// What an observation makes of a plan.
+    async fn fill(
+        self: &Arc<Self>,
+        head: &Head,
+        asked: &Asked<'_>,
+        plan: &mut InstancePlan,
+        job: &Job,
+        observation: &Observation,
+    ) -> Result<(), Error> {
+        let actions = targets::actions(&job.work, asked.id, observation);
+        (plan.actions, plan.carried) = self.observer.with_drains(head, asked.id, actions, observation).await?;
+        mark_protected(asked.protect, &mut plan.actions);
+        mark_drifted(asked.drifted, &mut plan.actions);
+        plan.digest = Some(InstancePlan::digest_of(&plan.actions));
+        plan.problem.clone_from(&observation.refused);
+        plan.warnings.clone_from(&observation.warnings);
+        plan.layout.clone_from(&observation.layout);
+        Ok(())
+    }
+
+    async fn look_at_declared(
+        self: &Arc<Self>,
+        head: &Head,
+        instance: &Instance,
+        asked: &Asked<'_>,
+        inputs: &Inputs,
+    ) -> Result<(Job, Observation), Error> {
+        let job = declared_job(instance, asked.r#use, Arc::clone(&head.content), inputs, head.consumed(asked.id))?;
+        let job = Job { formerly: asked.formerly.clone(), ..job };
+        let observation = self.observer.look_at_job(head, &job).await?;
+        let name = asked.formerly.as_ref().unwrap_or(asked.id);
+        let remembers = !matches!(asked.r#use, Use::Pull(_));
+        self.observer.identify_for(name, &observation, asked.applied.is_some(), remembers).await?;
+        Ok((job, observation))
+    }
+}

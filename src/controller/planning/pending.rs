@@ -1,0 +1,117 @@
+//! Which instances are pending at head (R1.4), and what a selector resolves to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    controller::{
+        context::Error,
+        planning::{Planner, orphans::to_destroy},
+        source::Head,
+    },
+    domain::{
+        declaration::{Candidate, Selector},
+        plan::{
+            Applied,
+            pending::{former_name, is_pending},
+        },
+    },
+    model::{EnvironmentName, InstanceId},
+};
+
+/// What a selector is asked about where nothing is declared.
+pub(crate) fn undeclared<'i>(
+    id: &'i InstanceId,
+    applied: Option<&Applied>,
+    changed: bool,
+    pending: bool,
+) -> Candidate<'i> {
+    static NONE: BTreeMap<String, String> = BTreeMap::new();
+    let kind = applied.map_or("", |applied| applied.spec.kind());
+    Candidate { id, kind, labels: &NONE, changed, drifted: false, pending }
+}
+
+pub(crate) fn environments(ids: &BTreeSet<InstanceId>) -> BTreeSet<EnvironmentName> {
+    ids.iter().map(|id| id.environment.clone()).collect()
+}
+
+pub(crate) fn matched_nothing(head: &Head, selector: Option<&Selector>) -> String {
+    if head.desired.environments.is_empty() {
+        return "Nothing is declared yet: there is no environment on the branch.".into();
+    }
+    match selector {
+        Some(Selector::Drifted) => return "Nothing has drifted.".into(),
+        Some(Selector::Pending) => return "Nothing is pending.".into(),
+        Some(Selector::Changed) => return "`changed` means what a pull request changes, and here is none.".into(),
+        _ => {}
+    }
+    let names: Vec<String> = head.desired.environments.keys().map(|name| format!("`{name}`")).collect();
+    match selector {
+        Some(selector) => {
+            format!("`{}` matches no instance; the environments are {}.", selector.short(), names.join(", "))
+        }
+        None => "There is no instance to look at.".into(),
+    }
+}
+
+impl Planner {
+    /// The instances of an environment whose head is not what is applied.
+    pub(crate) async fn pending(
+        &self,
+        head: &Head,
+        environment: &EnvironmentName,
+    ) -> Result<BTreeSet<InstanceId>, Error> {
+        let applied = self.context.store.applied_in(environment).await?;
+        let stalled = self.stalled().await?;
+        let mut pending: BTreeSet<InstanceId> = head
+            .environment(environment)
+            .filter(|instance| instance.problems.is_empty() && former_name(instance, &applied).is_none())
+            .filter(|instance| stalled.contains_key(&instance.id) || is_pending(instance, &applied))
+            .map(|instance| instance.id.clone())
+            .collect();
+        pending.extend(to_destroy(head, &applied));
+        Ok(pending)
+    }
+
+    /// What a selector means among the instances of head.
+    pub(crate) async fn select(
+        &self,
+        head: &Head,
+        selector: Option<&Selector>,
+        changed: &BTreeSet<InstanceId>,
+    ) -> Result<BTreeSet<InstanceId>, Error> {
+        let observed = self.context.store.all_observed().await?;
+        let applied = self.context.store.all_applied().await?;
+        let mut pending: BTreeSet<InstanceId> = BTreeSet::new();
+        for environment in head.desired.environments.keys() {
+            pending.extend(self.pending(head, environment).await?);
+        }
+        // Those of an environment that is no longer declared as well.
+        pending.extend(to_destroy(head, &applied));
+        let selects = |instance: &crate::domain::declaration::Instance| {
+            let candidate = Candidate {
+                id: &instance.id,
+                kind: instance.kind,
+                labels: &instance.labels,
+                changed: changed.contains(&instance.id),
+                drifted: observed.get(&instance.id).is_some_and(|o| !o.drift.is_empty()),
+                pending: pending.contains(&instance.id),
+            };
+            selector.is_none_or(|selector| selector.selects(&candidate))
+        };
+        let mut selected: BTreeSet<InstanceId> = head
+            .desired
+            .instances
+            .values()
+            .filter(|instance| selects(instance))
+            .map(|instance| instance.id.clone())
+            .collect();
+        for id in pending.iter().filter(|id| head.instance(id).is_none()) {
+            let is_changed = changed.contains(id);
+            let selects = |selector: &Selector| selector.selects(&undeclared(id, applied.get(id), is_changed, true));
+            if selector.is_none_or(selects) {
+                selected.insert(id.clone());
+            }
+        }
+        Ok(selected)
+    }
+}

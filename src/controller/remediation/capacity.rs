@@ -1,0 +1,94 @@
+//! More nodes are asked for by a pull request that raises a variable, with the figures that led to it.
+//!
+//! Decides when such a pull request is opened: once for each value, whatever became of it, and never over the rule's maximum.
+//! *Never:* it is an authority: it is merged, or it is not.
+//! *Race:* the daemon dies between the branch and the pull request: the next look opens it.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::{
+    controller::{
+        context::Error,
+        records::{CapacityExceeded, CapacityRequest},
+        remediation::{Remediations, adopt::Edits},
+    },
+    domain::remediation::adopt::Adopted,
+    model::InstanceId,
+};
+
+/// What its branches begin with: they are planned like anybody's.
+const BRANCH: &str = "evenkeel-capacity";
+
+impl Remediations {
+    /// Proposes more nodes for the capacity rules that a cluster exceeds, where the value was not proposed before.
+    ///
+    /// # Errors
+    /// When the forge, the repository or the store does not answer.
+    pub(crate) async fn propose_capacity(self: &Arc<Self>, cluster: &InstanceId) -> Result<(), Error> {
+        let (Some(head), Some(forge)) = (self.source.head(), self.context.forge.clone()) else { return Ok(()) };
+        let Some(exceeded) = self.context.store.collection::<CapacityExceeded>().get(cluster).await? else {
+            return Ok(());
+        };
+        let head = &head;
+        for more in &exceeded.0 {
+            let id = InstanceId::new(&cluster.environment, &more.component);
+            let now = head
+                .instance(&id)
+                .and_then(|instance| instance.spec.as_ref()?.tofu.as_ref()?.variables.get(&more.variable)?.as_u64());
+            let applied = self.context.store.applied(&id).await?;
+            let is_applied = applied.is_some_and(|record| {
+                let variables = record.spec.tofu.as_ref().map(|tofu| &tofu.variables);
+                variables.and_then(|all| all.get(&more.variable)?.as_u64()) == now
+            });
+            if !is_applied && now.is_some() {
+                // What was asked for before is still on its way.
+                continue;
+            }
+            let (Some(instance), Some(now)) = (head.instance(&id), now) else {
+                tracing::warn!(instance = %cluster, "more nodes are wanted, and `{}` has no number in `{}`", id, more.variable);
+                continue;
+            };
+            let value = (now + more.by).min(more.max);
+            let key = format!("{id}/{}", more.variable);
+            let known: Option<CapacityRequest> = self.context.store.collection::<CapacityRequest>().get(&key).await?;
+            if value <= now || known.is_some_and(|known| known.value == value && known.pull.is_some()) {
+                continue;
+            }
+            let mut edits = Edits::new();
+            let adopted = Adopted { variable: more.variable.clone(), keys: vec![], value: Value::from(value) };
+            if let Err(why) = self.edit(head, instance, &adopted, &mut edits) {
+                tracing::warn!(instance = %id, why, "more nodes are wanted, and the declaration can't be edited");
+                continue;
+            }
+            let title = format!("Raise {} of {id} to {value}", more.variable);
+            let body = format!(
+                "`{cluster}` wants more nodes: {}\n\nMerging this raises `{}` of `{id}` from {now} to {value}; the rule allows {} at most. Closing it unmerged is a no to this value.\n",
+                more.says, more.variable, more.max
+            );
+            let branch = format!("{BRANCH}/{}-{}-{}-{value}", id.environment, id.component, more.variable);
+            self.source.use_git_token().await?;
+            let there = self.context.repository.fetch(&format!("refs/heads/{branch}")).await?;
+            let files = edits.into_iter().map(|(path, text)| (path, Some(text))).collect();
+            self.context
+                .store
+                .collection::<CapacityRequest>()
+                .put(&key, self.context.now(), &CapacityRequest { value, pull: None })
+                .await?;
+            self.context.repository.push(&branch, &head.revision, there.as_ref(), files, &title).await?;
+            let pull = forge.ensure_pull(&branch, &self.context.settings.branch, &title, &body).await?;
+            self.context
+                .store
+                .collection::<CapacityRequest>()
+                .put(&key, self.context.now(), &CapacityRequest { value, pull: Some(pull) })
+                .await?;
+            self.context
+                .store
+                .audit(self.context.now(), "evenkeel", "capacity", &format!("pull/{}", pull.0), &title)
+                .await?;
+            tracing::info!(instance = %id, pull = pull.0, value, "more nodes are asked for");
+        }
+        Ok(())
+    }
+}

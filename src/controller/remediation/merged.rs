@@ -1,0 +1,277 @@
+//! Remediations that were merged: which run, which wait and why, which are spent (R4.1, R4.2).
+//!
+//! A remediation is a filter, never a source of arguments. *Race:* its branch is edited and merged at once: what counts is
+//! the file at head.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use crate::{
+    controller::{
+        context::Error,
+        records::{MergedRemediation, SNOOZE, Snooze},
+        remediation::Remediations,
+        runs::Authorised,
+        source::Head,
+    },
+    domain::{
+        authorization::Principal,
+        declaration::schema::{Direction, Remediation, RemediationAction, Verb},
+        journal::{Approved, RunState},
+        plan::Observed,
+        remediation,
+    },
+    model::{Action, ComponentName, EnvironmentName, InstanceId, PullNumber, Revision, RunId},
+};
+
+/// The path of a remediation's file in the repository.
+pub(crate) fn remediation_path(root: &str, environment: &EnvironmentName, name: &str) -> String {
+    format!("{root}/{}", remediation::path(environment, name))
+}
+
+impl Remediations {
+    /// Makes runs of merged remediations that may run, and says why others wait.
+    pub(crate) async fn take_merged(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        environment: &EnvironmentName,
+    ) -> Result<(), Error> {
+        let now = self.context.now();
+        for (name, (remediation, file)) in
+            head.desired.remediations.iter().filter(|(_, (r, _))| r.environment == *environment)
+        {
+            let path = format!("{}/{file}", self.context.settings.root);
+            let Some(commit) = self.context.repository.added_by(&head.revision, &path).await? else { continue };
+            let key = format!("{environment}/{name}");
+            let mut merged: MergedRemediation =
+                self.context.store.collection::<MergedRemediation>().get(&key).await?.unwrap_or_default();
+            // Spent by name and the commit that added it: the same file added again is another remediation.
+            if merged.commit.as_ref() == Some(&commit) && (merged.spent || merged.run.is_some()) {
+                continue;
+            }
+            if merged.commit.as_ref() != Some(&commit) {
+                merged = MergedRemediation { commit: Some(commit.clone()), ..MergedRemediation::default() };
+                let pull = self.source.pull_request_merged_as(&commit).await?;
+                let by =
+                    pull.and_then(|pull| pull.merged_by).map_or_else(|| "somebody".into(), |by| format!("user:{by}"));
+                self.snooze_cuts(name.as_str(), remediation, &by).await?;
+            }
+            let not_as_merged = self.not_as_merged(name, remediation, &commit).await?;
+            let expires_at = remediation.expires_at;
+            let over = if expires_at < now {
+                Some(format!("it expired at {expires_at}"))
+            } else if let Some(says) = not_as_merged {
+                Some(says)
+            } else {
+                remediation
+                    .actions
+                    .is_empty()
+                    .then(|| "every action was cut from it, so there is nothing to run".to_owned())
+            };
+            if let Some(says) = over {
+                let pull = self.source.pull_request_merged_as(&commit).await?;
+                if let Some(pull) = pull.filter(|_| !remediation.actions.is_empty()) {
+                    let marker = format!("remediation-waits name={name}");
+                    self.notifier.say_on(pull.number, &marker, &format!("Nothing was run: {says}."), None).await?;
+                }
+                merged.spent = true;
+                merged.waits = Some(says);
+                self.context.store.collection::<MergedRemediation>().put(&key, now, &merged).await?;
+                continue;
+            }
+            if let Err(error) = self.take_remediation(head, name, remediation, &commit, merged).await {
+                tracing::warn!(%name, error = crate::error_chain(&error), "could not take a merged remediation up; it is tried again");
+            }
+        }
+        Ok(())
+    }
+
+    async fn take_remediation(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        name: &ComponentName,
+        remediation: &Remediation,
+        commit: &Revision,
+        mut merged: MergedRemediation,
+    ) -> Result<(), Error> {
+        let environment = &remediation.environment;
+        let pull = self.source.pull_request_merged_as(commit).await?;
+        let who = match pull.as_ref().and_then(|pull| pull.merged_by.clone()) {
+            Some(login) => {
+                let word = format!("merge/{environment}/{name}/{commit}");
+                Some(self.authorization.person(head, &login).await?.by(word))
+            }
+            None => None,
+        };
+        merged.pull = pull.as_ref().map(|pull| pull.number);
+        let refused = match (&who, &pull) {
+            (Some(who), Some(pull)) => {
+                match self.authorization.allow(head, who, Verb::Apply, &BTreeSet::from([environment.clone()])).await {
+                    Err(Error::Refused(says)) => Some(format!("{says} Somebody who may says `/apply` here.")),
+                    Err(error) => return Err(error),
+                    Ok(()) => self
+                        .authorization
+                        .lacking_on_remediation(head, who, environment, pull)
+                        .await?
+                        .map(|says| format!("{says}. It runs as soon as they are there.")),
+                }
+            }
+            _ => Some(format!(
+                "it did not come by a pull request, so nobody's word stands for it; say `evenkeel apply {environment} --remediation {name}`"
+            )),
+        };
+        merged.waits = refused.clone();
+        if let Some(says) = refused {
+            if let Some(number) = merged.pull {
+                let says = format!("Merged and waiting: {says}");
+                self.notifier.say_on(number, &format!("remediation-waits name={name}"), &says, None).await?;
+            }
+        } else if let Some(who) = who {
+            let because = format!(
+                "the merge of {} by {}",
+                merged.pull.map_or_else(|| "a remediation".into(), |n| n.to_string()),
+                who.name().replace("user:", "@")
+            );
+            match self.run_remediation(head, name, remediation, because, &who, merged.pull).await {
+                Ok(id) => {
+                    merged.run = Some(id);
+                    // One that was made before the daemon died may have ended meanwhile.
+                    let run = self.context.store.run(id).await?;
+                    merged.spent = run.is_some_and(|run| matches!(run.state, RunState::Ended { .. }));
+                }
+                Err(Error::Refused(says)) => (merged.waits, merged.spent) = (Some(says), true),
+                Err(error) => return Err(error),
+            }
+            merged.spent |= remediation.direction == Direction::Apply;
+        }
+        self.context
+            .store
+            .collection::<MergedRemediation>()
+            .put(&format!("{environment}/{name}"), self.context.now(), &merged)
+            .await?;
+        Ok(())
+    }
+
+    /// Makes the run of a merged remediation.
+    pub(crate) async fn run_remediation(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        name: &ComponentName,
+        remediation: &Remediation,
+        because: String,
+        who: &Principal,
+        pull: Option<PullNumber>,
+    ) -> Result<RunId, Error> {
+        let instances: BTreeSet<InstanceId> = remediation
+            .actions
+            .iter()
+            .map(|action| action.instance.clone())
+            .filter(|id| id.environment == remediation.environment)
+            .collect();
+        let mut approved: BTreeMap<InstanceId, Approved> =
+            instances.iter().map(|id| (id.clone(), Approved::Remediation)).collect();
+        let applies = remediation.direction == Direction::Apply;
+        if applies {
+            // What was reviewed is what may run, as it was proposed.
+            let stored = self.runs.stored_actions(remediation).await?;
+            let mut by_instance: BTreeMap<InstanceId, Vec<Action>> = BTreeMap::new();
+            for action in &remediation.actions {
+                by_instance.entry(action.instance.clone()).or_default().extend(stored.get(&action.digest).cloned());
+            }
+            approved.extend(by_instance.into_iter().map(|(id, actions)| (id, Approved::Actions { actions })));
+        }
+        let authorised = Authorised {
+            environment: remediation.environment.clone(),
+            instances,
+            approved,
+            because,
+            principal: who.name(),
+            word: who.word().map(str::to_owned),
+            by_merge: false,
+            pull,
+            remediation: (!applies).then(|| name.to_string()),
+            destroys: false,
+            by_drift: false,
+            rebalance: None,
+        };
+        self.runs.create_run(head, authorised).await
+    }
+
+    /// Why a merged remediation is no authority for anything: it is not what was written, or not what was merged.
+    async fn not_as_merged(
+        self: &Arc<Self>,
+        name: &ComponentName,
+        remediation: &Remediation,
+        commit: &Revision,
+    ) -> Result<Option<String>, Error> {
+        if let Some(says) = self.runs.edited(name.as_str(), remediation).await? {
+            return Ok(Some(says));
+        }
+        let (then, _) = self.source.load(commit).await?;
+        let same = then.remediations.get(name).is_some_and(|(merged, _)| **merged == *remediation);
+        Ok((!same).then(|| "it was edited after it was merged".into()))
+    }
+
+    /// The remediations that are merged and not spent, by environment.
+    pub(crate) async fn held(&self, environment: &EnvironmentName) -> Result<Vec<(String, MergedRemediation)>, Error> {
+        let all: Vec<(String, MergedRemediation)> = self.context.store.collection::<MergedRemediation>().all().await?;
+        Ok(all
+            .into_iter()
+            .filter(|(key, merged)| key.starts_with(&format!("{environment}/")) && !merged.spent)
+            .collect())
+    }
+
+    /// The instances whose drift is a merged remediation's business: it runs, it waits, or nobody took it up yet.
+    pub(super) async fn held_by_remediations(
+        &self,
+        head: &Head,
+        environment: &EnvironmentName,
+        observed: &BTreeMap<InstanceId, Observed>,
+    ) -> Result<BTreeSet<InstanceId>, Error> {
+        let reverts = |action: &RemediationAction| {
+            let revert = observed.get(&action.instance).map(Observed::revert_actions).unwrap_or_default();
+            revert.iter().any(|one| one.digest == action.digest)
+        };
+        let taken: Vec<(String, MergedRemediation)> =
+            self.context.store.collection::<MergedRemediation>().all().await?;
+        let taken: BTreeMap<String, MergedRemediation> = taken.into_iter().collect();
+        let mut held = BTreeSet::new();
+        for (name, (remediation, file)) in &head.desired.remediations {
+            if remediation.environment != *environment || remediation.direction != Direction::Revert {
+                continue;
+            }
+            let is_held = match taken.get(&format!("{environment}/{name}")) {
+                None => true,
+                Some(merged) if !merged.spent => merged.waits.is_some() || merged.run.is_some(),
+                // The same file added again is another remediation.
+                Some(merged) => {
+                    remediation.actions.iter().any(reverts) && {
+                        let path = format!("{}/{file}", self.context.settings.root);
+                        self.context.repository.added_by(&head.revision, &path).await? != merged.commit
+                    }
+                }
+            };
+            if is_held {
+                held.extend(remediation.actions.iter().map(|action| action.instance.clone()));
+            }
+        }
+        Ok(held)
+    }
+
+    /// Snoozes the drift whose actions were cut from a remediation before it was merged.
+    async fn snooze_cuts(&self, name: &str, remediation: &Remediation, by: &str) -> Result<(), Error> {
+        let written: Option<Remediation> = self.context.store.collection::<Remediation>().get(&name.to_owned()).await?;
+        let written = written.filter(|written| written.direction == Direction::Revert);
+        for RemediationAction { instance: id, digest, .. } in written.into_iter().flat_map(|one| one.actions) {
+            if !remediation.actions.iter().any(|left| left.digest == digest) {
+                let because = format!("cut from the remediation `{name}`");
+                let actions = BTreeSet::from([digest]);
+                let snooze = Snooze { actions, until: self.context.now() + SNOOZE, by: by.to_owned(), because };
+                self.observer.snooze(&id, snooze).await?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,189 @@
+//! Proposals, written to their branches.
+//!
+//! *Flow:* what is about to be pushed is noted; pushed; noted with what stands for it; the pull request is opened; remembered.
+//! *Race:* the daemon dies, or the forge's answer is lost, anywhere between: a branch that was pushed is known as ours, and a
+//! pull request that was opened is found by what was pushed, also if somebody has merged it by then.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use crate::{
+    controller::{
+        context::Error,
+        records::{MergedRemediation, PendingPush, Proposal},
+        remediation::{Remediations, adopt::Edits, remediation_path},
+        source::Head,
+        work_queue::{Reason, ReconcileRequest},
+    },
+    domain::{
+        message::comment,
+        remediation::{self, Group},
+    },
+    model::{Digest, EnvironmentName, PullNumber, Revision},
+};
+
+/// How a proposal is written.
+pub(super) struct Written {
+    pub(crate) cuts: BTreeSet<Digest>,
+    /// On top of somebody's commits.
+    pub(crate) onto: Option<Revision>,
+    /// The edits of the declarations, where it adopts.
+    pub(crate) edits: Option<Edits>,
+}
+
+impl Remediations {
+    /// Writes the branch and the pull request of what is left of a group.
+    pub(super) async fn write_proposal(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        whole: &Group,
+        group: &Group,
+        known: Option<&Proposal>,
+        written: Written,
+    ) -> Result<(), Error> {
+        let Some(forge) = self.context.forge.clone() else { return Ok(()) };
+        let (key, now) = (whole.key(), self.context.now());
+        let observed = self.context.store.all_observed().await?;
+        let observed_at =
+            group.drifted.iter().filter_map(|one| observed.get(&one.id)).map(|o| o.at).max().unwrap_or(now);
+        let name = self.fresh_name(head, whole, known, written.onto.is_some()).await?;
+        let remediation = group.remediation("drift", observed_at, now);
+        let written_whole = whole.remediation("drift", observed_at, now);
+        let text = remediation::write(&name, &remediation).map_err(Error::Refused)?;
+        let path = remediation_path(&self.context.settings.root, &group.environment, &name);
+        self.without_secrets(&key, &text)?;
+        let spent = self.spent_files(head, &group.environment).await?.into_iter().filter(|spent| *spent != path);
+        let mut files: Vec<_> =
+            std::iter::once((path.clone(), Some(text))).chain(spent.map(|spent| (spent, None))).collect();
+        let adopts = written.edits.is_some();
+        let edited: Vec<String> = written.edits.iter().flat_map(|edits| edits.keys().cloned()).collect();
+        if let Some(edits) = written.edits {
+            files = edits.into_iter().map(|(path, text)| (path, Some(text))).collect();
+            files.extend(written.onto.as_ref().map(|_| (path.clone(), None)));
+        }
+        let title = comment::proposal_title(group, adopts);
+        self.source.use_git_token().await?;
+        let branch = whole.branch();
+        let there = self.context.repository.fetch(&format!("refs/heads/{branch}")).await?;
+        let expected = written.onto.clone().or_else(|| known.map(|known| known.pushed.clone()));
+        if let Some(moved) = there.as_ref().filter(|_| there != expected && known.is_some())
+            && !self.is_cut_off(&branch, moved).await?
+        {
+            return Ok(());
+        }
+        let base = written.onto.as_ref().unwrap_or(&head.revision);
+        let pushing = PendingPush { onto: base.clone(), title: title.clone(), pushed: None };
+        self.context.store.collection::<PendingPush>().put(&branch, now, &pushing).await?;
+        let pushed = self.context.repository.push(&branch, base, there.as_ref(), files, &title).await?;
+        let observed = format!("at {}", observed_at.format("%Y-%m-%d %H:%M UTC"));
+        let body = match adopts {
+            true => comment::adoption(group, &edited, &observed),
+            false => comment::proposal(group, &path, &observed),
+        };
+        let body = self.context.redactor.redact(&body);
+        let instances = whole.drifted.iter().map(|one| one.id.clone()).collect();
+        let actions = group.digests();
+        let shared = written.onto.is_some();
+        let (digest, pull) = (whole.digest, PullNumber(0));
+        let cuts = written.cuts;
+        let mut proposal =
+            Proposal { pull, digest, name, pushed, instances, actions, cuts, shared, adopts, withdrawn: false };
+        // From here on somebody may merge it, whether or not we live to record that.
+        self.runs.keep_written(&proposal.name, &written_whole).await?;
+        self.context
+            .store
+            .collection::<PendingPush>()
+            .put(&branch, now, &PendingPush { pushed: Some((key.clone(), proposal.clone())), ..pushing })
+            .await?;
+        let pull = forge.ensure_pull(&branch, &self.context.settings.branch, &title, &body).await?;
+        proposal.pull = pull;
+        self.context.store.collection::<Proposal>().put(&key, now, &proposal).await?;
+        self.context.store.collection::<PendingPush>().remove(&branch).await?;
+        self.context.store.audit(now, "evenkeel", "propose", &format!("pull/{}", pull.0), &title).await?;
+        tracing::info!(%key, pull = pull.0, "drift proposed");
+        self.context.queue.enqueue(ReconcileRequest::PullRequest(pull), Reason::Proposed);
+        Ok(())
+    }
+
+    /// Records the proposals of an environment whose pull request was opened by a daemon that died, or whose answer was
+    /// lost, before the number was recorded.
+    pub(super) async fn recover_pushes(self: &Arc<Self>, environment: &EnvironmentName) -> Result<(), Error> {
+        let Some(forge) = &self.context.forge else { return Ok(()) };
+        let pushes = self.context.store.collection::<PendingPush>();
+        let prefix = format!("{environment}/");
+        let pushed = pushes.all().await?.into_iter().filter_map(|(branch, push)| Some((branch, push.pushed?)));
+        let pushed: Vec<_> = pushed.filter(|(_, (key, _))| key.starts_with(&prefix)).collect();
+        if pushed.is_empty() {
+            return Ok(());
+        }
+        let pulls = forge.list_pulls().await?;
+        for (branch, (key, proposal)) in pushed {
+            let Some(pull) = pulls.iter().find(|pull| pull.head == proposal.pushed) else { continue };
+            let proposal = Proposal { pull: pull.number, ..proposal };
+            self.context.store.collection::<Proposal>().put(&key, self.context.now(), &proposal).await?;
+            pushes.remove(&branch).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether the head of a branch is what we pushed before we died and could not record it.
+    pub(super) async fn is_cut_off(&self, branch: &str, at: &Revision) -> Result<bool, Error> {
+        let Some(pushing) = self.context.store.collection::<PendingPush>().get(&branch.to_owned()).await? else {
+            return Ok(false);
+        };
+        self.source.use_git_token().await?;
+        self.context.repository.fetch(&format!("refs/heads/{branch}")).await?;
+        let commits = self.context.repository.first_parents(None, at).await?;
+        Ok(commits.first().is_some_and(|commit| commit.subject == pushing.title)
+            && commits.get(1).is_some_and(|parent| parent.revision == pushing.onto))
+    }
+
+    /// Refuses a text with a secret in it: values are masked where they are read, so it stands in a name, and a masked name
+    /// means another thing.
+    fn without_secrets(&self, key: &str, text: &str) -> Result<(), Error> {
+        if self.context.redactor.redact(text) == text {
+            return Ok(());
+        }
+        Err(Error::Refused(format!("the drift in `{key}` can't be proposed: an address in it contains a secret")))
+    }
+
+    /// A name that no remediation on the branch or in the store has, so that the same drift twice on one day is two.
+    async fn fresh_name(
+        &self,
+        head: &Head,
+        group: &Group,
+        known: Option<&Proposal>,
+        same: bool,
+    ) -> Result<String, Error> {
+        if let Some(known) = known.filter(|_| same) {
+            return Ok(known.name.clone());
+        }
+        let base = group.name(self.context.now());
+        for number in 1.. {
+            let name = if number == 1 { base.clone() } else { format!("{base}-{number}") };
+            let merged: Option<MergedRemediation> = self
+                .context
+                .store
+                .collection::<MergedRemediation>()
+                .get(&format!("{}/{name}", group.environment))
+                .await?;
+            let on_branch = name.parse().is_ok_and(|name| head.desired.remediations.contains_key(&name));
+            if (merged.is_none() && !on_branch) || known.is_some_and(|known| known.name == name) {
+                return Ok(name);
+            }
+        }
+        Ok(base)
+    }
+
+    /// The files of remediations of an environment that are spent.
+    async fn spent_files(&self, head: &Head, environment: &EnvironmentName) -> Result<Vec<String>, Error> {
+        let mut files = vec![];
+        for (name, (_, file)) in head.desired.remediations.iter().filter(|(_, (r, _))| r.environment == *environment) {
+            let merged: Option<MergedRemediation> =
+                self.context.store.collection::<MergedRemediation>().get(&format!("{environment}/{name}")).await?;
+            if merged.is_some_and(|merged| merged.spent) {
+                files.push(format!("{}/{file}", self.context.settings.root));
+            }
+        }
+        Ok(files)
+    }
+}

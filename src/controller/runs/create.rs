@@ -1,0 +1,213 @@
+//! Creates runs and ends the waiting part of runs that a newer one supersedes (R5.3).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use crate::{
+    controller::{
+        context::Error,
+        runs::Runs,
+        source::Head,
+        work_queue::{Reason, ReconcileRequest},
+    },
+    domain::{
+        journal::{Approved, Event, Rebalance, Run, RunInstance, RunState, Status as RunStatus},
+        plan::{order, pending::dependents},
+    },
+    model::{EnvironmentName, InstanceId, PullNumber, RunId},
+};
+
+/// A run that is to be made.
+pub(crate) struct Authorised {
+    pub(crate) environment: EnvironmentName,
+    pub(crate) instances: BTreeSet<InstanceId>,
+    pub(crate) approved: BTreeMap<InstanceId, Approved>,
+    pub(crate) because: String,
+    pub(crate) principal: String,
+    /// The word that it is obeyed by, once; nothing where it is authorised by what is recorded.
+    pub(crate) word: Option<String>,
+    pub(crate) by_merge: bool,
+    pub(crate) pull: Option<PullNumber>,
+    pub(crate) remediation: Option<String>,
+    /// Whether it destroys what is no longer declared.
+    pub(crate) destroys: bool,
+    /// Whether it reverts drift by the declaration's own word.
+    pub(crate) by_drift: bool,
+    /// Whether it moves shards for the balance, and until when.
+    pub(crate) rebalance: Option<Rebalance>,
+}
+
+impl Runs {
+    /// Makes a run of what is declared, and another of what is to be destroyed.
+    pub(crate) async fn create_runs(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        authorised: Authorised,
+    ) -> Result<RunId, Error> {
+        let (declared, gone): (BTreeSet<InstanceId>, BTreeSet<InstanceId>) =
+            authorised.instances.iter().cloned().partition(|id| head.instance(id).is_some());
+        let of = |ids: &BTreeSet<InstanceId>, destroys: bool| Authorised {
+            environment: authorised.environment.clone(),
+            instances: ids.clone(),
+            approved: authorised
+                .approved
+                .iter()
+                .filter(|(id, _)| ids.contains(*id))
+                .map(|(id, what)| (id.clone(), what.clone()))
+                .collect(),
+            because: authorised.because.clone(),
+            principal: authorised.principal.clone(),
+            word: authorised.word.clone(),
+            remediation: authorised.remediation.clone(),
+            destroys,
+            ..authorised
+        };
+        let first = if declared.is_empty() { None } else { Some(self.create_run(head, of(&declared, false)).await?) };
+        if gone.is_empty() {
+            return first.ok_or_else(|| Error::Refused("there is nothing to do".into()));
+        }
+        let second = self.create_run(head, of(&gone, true)).await?;
+        Ok(first.unwrap_or(second))
+    }
+
+    /// Numbers a run, takes the place of runs that wait for the same instances (R5.3), and starts it.
+    pub(crate) async fn create_run(self: &Arc<Self>, head: &Arc<Head>, authorised: Authorised) -> Result<RunId, Error> {
+        let Authorised {
+            environment,
+            instances,
+            approved,
+            because,
+            principal,
+            word,
+            by_merge,
+            pull,
+            remediation,
+            destroys,
+            by_drift,
+            rebalance,
+        } = authorised;
+        let known = match &word {
+            Some(word) => self.context.store.runs_by_word(word).await?,
+            None => vec![],
+        };
+        if let Some(run) = known.into_iter().find(|run| run.environment == environment && run.destroys == destroys) {
+            // The daemon died after it made this run, and before it remembered that it had obeyed.
+            self.supersede(&run).await?;
+            self.context.queue.enqueue(ReconcileRequest::Run(run.id), Reason::RunAuthorised);
+            return Ok(run.id);
+        }
+        let applied = self.context.store.all_applied().await?;
+        let first = |id: &InstanceId| match head.instance(id) {
+            Some(instance) => instance.upstreams.clone(),
+            None => dependents(id, &applied),
+        };
+        let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> =
+            instances.iter().map(|id| (id.clone(), first(id).intersection(&instances).cloned().collect())).collect();
+        let rows = order(&edges).into_iter().map(|(id, order)| {
+            let digest = head.instance(&id).and_then(|instance| instance.digest);
+            let after = edges[&id].clone();
+            (id, RunInstance { order, digest, after, ..RunInstance::default() })
+        });
+        let mut run = Run {
+            id: RunId(0),
+            environment: environment.clone(),
+            revision: head.revision.clone(),
+            state: RunState::Open,
+            because,
+            principal,
+            word,
+            by_merge,
+            pull,
+            remediation,
+            by_drift,
+            rebalance,
+            destroys,
+            instances: rows.collect(),
+            created_at: self.context.now(),
+            ended_at: None,
+        };
+        self.context.store.create_run(&mut run, &approved).await?;
+        self.context
+            .store
+            .audit(
+                self.context.now(),
+                &run.principal,
+                "run",
+                &format!("run/{}", run.id),
+                &format!("{} instances of {environment} at {}", run.instances.len(), run.revision.short()),
+            )
+            .await?;
+        tracing::info!(run = run.id.0, %environment, because = run.because, instances = run.instances.len(), "run authorised");
+        self.supersede(&run).await?;
+        self.context.metrics.runs_started.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.context.queue.enqueue(ReconcileRequest::Run(run.id), Reason::RunAuthorised);
+        Ok(run.id)
+    }
+
+    /// Ends what older runs of the same sort still wait to do with the instances of a newer one. A run that is being
+    /// driven finds the newer one by itself, before it takes an instance.
+    async fn supersede(self: &Arc<Self>, newer: &Run) -> Result<(), Error> {
+        for older in self.context.store.open_runs().await? {
+            if older.id < newer.id && older.reverts() == newer.reverts() {
+                let ids = older.instances.keys().filter(|id| newer.instances.contains_key(*id)).cloned().collect();
+                self.end_waiting(older, ids, &format!("superseded by run {}", newer.id)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends runs by merge that wait with content that is no longer head's: a revert, or a newer merge that another run
+    /// applies, is the declaration now.
+    pub(crate) async fn end_outdated(
+        self: &Arc<Self>,
+        head: &Head,
+        environment: &EnvironmentName,
+    ) -> Result<(), Error> {
+        for run in self.context.store.open_runs().await? {
+            if run.environment == *environment && run.by_merge && run.revision != head.revision {
+                let other = |id: &InstanceId| {
+                    head.instance(id).and_then(|instance| instance.digest) != run.instances[id].digest
+                };
+                let ids: Vec<InstanceId> = run.instances.keys().filter(|id| other(id)).cloned().collect();
+                self.end_waiting(run, ids, "superseded: the branch says something else by now").await?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn end_waiting(self: &Arc<Self>, run: Run, ids: Vec<InstanceId>, says: &str) -> Result<(), Error> {
+        // A run that is being driven finds the newer run by itself, before it takes an instance.
+        let Some(claim) = self.claims.claim(run.id) else { return Ok(()) };
+        // Read again: the run may have been driven since it was listed.
+        let Some(mut run) = self.context.store.run(run.id).await?.filter(|run| run.state == RunState::Open) else {
+            return Ok(());
+        };
+        let mut ended = false;
+        for id in ids {
+            let Some(instance) =
+                run.instances.get_mut(&id).filter(|i| matches!(i.status, RunStatus::New | RunStatus::Waiting))
+            else {
+                continue;
+            };
+            instance.status = RunStatus::Superseded;
+            says.clone_into(&mut instance.says);
+            instance.waiting_on = None;
+            self.context
+                .store
+                .append(&run, &id, &Event::Superseded { says: says.to_owned() }, self.context.now())
+                .await?;
+            ended = true;
+        }
+        if ended {
+            self.conclude(&mut run).await?;
+        }
+        drop(claim);
+        if run.state == RunState::Open {
+            // A request to drive the run may have found it claimed.
+            self.context.queue.enqueue(ReconcileRequest::Run(run.id), Reason::EnvironmentChanged);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,197 @@
+//! The effect between its two journal records, and the progress that it reports.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    sync::{Arc, atomic::Ordering},
+};
+
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use crate::{
+    controller::{
+        context::Error,
+        runs::{Driven, Runs, prepare::Ready},
+        work_queue::{Reason, ReconcileRequest},
+    },
+    domain::{
+        journal::{Event, Outcome, Status},
+        plan::InstancePlan,
+    },
+    model::InstanceId,
+    ports::{Fence, Job, LOST, Progress, RecordedOutput, TargetError, Told},
+};
+
+/// What became of an effect.
+pub(super) enum Effect {
+    /// The instance stands so now.
+    Ended(Status),
+    /// It has to be planned again.
+    Stale,
+}
+
+/// How far an effect is, is written down at most this often.
+const NOW_EVERY: chrono::Duration = chrono::Duration::seconds(5);
+
+impl Runs {
+    /// The effect, between its two journal records.
+    pub(super) async fn effect(
+        self: &Arc<Self>,
+        driven: &Driven,
+        id: &InstanceId,
+        ready: Ready,
+    ) -> Result<Effect, Error> {
+        let Ready { job, prepared, inputs, actions, carried } = ready;
+        if self.context.stopping() {
+            return Ok(Effect::Ended(Status::Waiting));
+        }
+        let run = driven.run.lock().await.clone();
+        if let Some(says) = self.cancelled(run.id, id).await? {
+            return self.end_cancelled(driven, id, says).await.map(Effect::Ended);
+        }
+        let fence = Fence { run: run.id, token: self.context.store.token(&run.environment).await? };
+        let digest = InstancePlan::digest_of(&actions);
+        self.record(driven, id, Event::Started { digest }, None).await?;
+        tracing::info!(instance = %id, actions = actions.len(), digest = digest.short(), "actions started");
+        let (progress, told) = Self::progress();
+        let doing = async {
+            self.vacate(driven, &run, id, (&actions, &carried), fence, &progress).await?;
+            if let Ok(Some(says)) = self.cancelled(run.id, id).await {
+                return Err(TargetError::new("interrupted", says));
+            }
+            self.context.target.apply(&job, prepared, fence, Arc::clone(&progress)).await
+        };
+        let done = self.hear(driven, id, doing, told).await;
+        match done {
+            // Everything that knew of it was killed, while this daemon lives: the world tells.
+            Err(error) if error.kind == LOST => self.look_again(driven, &run, id, &job, inputs).await,
+            done => self.finish(driven, id, done, &job, inputs).await,
+        }
+    }
+
+    /// Records how an effect ended, and looks whether it did what it was to do.
+    pub(super) async fn finish(
+        self: &Arc<Self>,
+        driven: &Driven,
+        id: &InstanceId,
+        done: Result<(), TargetError>,
+        job: &Job,
+        inputs: BTreeMap<String, RecordedOutput>,
+    ) -> Result<Effect, Error> {
+        match done {
+            Ok(()) => {
+                self.context.metrics.actions_applied.fetch_add(1, Ordering::Relaxed);
+                if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
+                    instance.changed = true;
+                }
+                self.record(driven, id, Event::Finished { outcome: Outcome::Done }, None).await?;
+                self.verify(driven, id, job, inputs).await.map(Effect::Ended)
+            }
+            Err(error) if error.kind == "plan-stale" => {
+                self.record(driven, id, Event::Finished { outcome: Outcome::Refused { says: error.line() } }, None)
+                    .await?;
+                Ok(Effect::Stale)
+            }
+            Err(error) if error.kind == "apply-stale" => {
+                if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
+                    instance.changed = true;
+                }
+                self.record(driven, id, Event::Finished { outcome: Outcome::Interrupted { says: error.line() } }, None)
+                    .await?;
+                Ok(Effect::Stale)
+            }
+            Err(error) if error.kind == "fenced" => Err(Error::Target(error)),
+            Err(error) => {
+                self.context.metrics.actions_failed.fetch_add(1, Ordering::Relaxed);
+                let run = driven.run.lock().await.id;
+                if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
+                    instance.changed = error.effect_may_have_begun;
+                }
+                if let Some(says) = self.cancelled(run, id).await? {
+                    let outcome = Outcome::Interrupted { says: format!("{says}; {}", error.line()) };
+                    self.record(driven, id, Event::Finished { outcome }, None).await?;
+                    return self.end_cancelled(driven, id, says).await.map(Effect::Ended);
+                }
+                self.record(driven, id, Event::Finished { outcome: Outcome::Failed { says: error.line() } }, None)
+                    .await?;
+                self.fail(driven, id, error.line()).await.map(Effect::Ended)
+            }
+        }
+    }
+
+    /// Where an effect tells what it does, and where that is heard.
+    pub(super) fn progress() -> (Progress, UnboundedReceiver<Told>) {
+        let (say, heard) = unbounded_channel();
+        (Arc::new(move |told| drop(say.send(told))), heard)
+    }
+
+    /// Hears what an effect tells until it ends.
+    pub(super) async fn hear<T>(
+        self: &Arc<Self>,
+        driven: &Driven,
+        id: &InstanceId,
+        doing: impl Future<Output = T>,
+        mut told: UnboundedReceiver<Told>,
+    ) -> T {
+        // Both go on side by side: the effect may be in the middle of a write of its own while its steps are written.
+        let (end, mut ended) = tokio::sync::oneshot::channel::<()>();
+        let doing = async move {
+            let done = doing.await;
+            drop(end);
+            done
+        };
+        let hearing = async {
+            loop {
+                tokio::select! {
+                    biased;
+                    Some(told) = told.recv() => self.heed_told(driven, id, told).await,
+                    _ = &mut ended => break,
+                }
+            }
+            while let Ok(told) = told.try_recv() {
+                self.heed_told(driven, id, told).await;
+            }
+        };
+        tokio::join!(doing, hearing).0
+    }
+
+    async fn heed_told(self: &Arc<Self>, driven: &Driven, id: &InstanceId, told: Told) {
+        let written = match told {
+            Told::Step(says) => {
+                tracing::info!(instance = %id, line = says, "step");
+                self.record(driven, id, Event::Step { says }, None).await.map(drop)
+            }
+            Told::Now(says) => {
+                tracing::info!(instance = %id, line = says, "progress");
+                self.tell_now(driven, id, says).await
+            }
+        };
+        if let Err(error) = written {
+            tracing::warn!(instance = %id, error = crate::error_chain(&error), "could not write down what is done");
+        }
+    }
+
+    async fn tell_now(self: &Arc<Self>, driven: &Driven, id: &InstanceId, says: String) -> Result<(), Error> {
+        {
+            let mut said_at = driven.said_at.lock();
+            if self.context.now() - *said_at < NOW_EVERY {
+                return Ok(());
+            }
+            *said_at = self.context.now();
+        }
+        let mut run = driven.run.lock().await;
+        if let Some(instance) = run.instances.get_mut(id).filter(|instance| instance.status == Status::Running) {
+            instance.says = self.context.redactor.redact(&says);
+            self.context.store.set_run(&run).await?;
+            self.say_run(&run).await?;
+        }
+        Ok(())
+    }
+
+    /// Looks at what changed while a run was busy with it, and no pass could be made.
+    pub(super) fn heed_what_was_missed(&self, id: &InstanceId) {
+        if self.context.target.is_suspect(id) {
+            self.context.queue.enqueue(ReconcileRequest::Instance(id.clone()), Reason::TargetChanged);
+        }
+    }
+}

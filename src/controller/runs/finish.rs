@@ -1,0 +1,178 @@
+//! The end of a run: what it was, what it says, and what it makes possible.
+//!
+//! *Race:* the daemon dies in the middle: a remediation is spent before its run has ended, and the end is written last, so
+//! that the next start ends it again.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use crate::{
+    controller::{
+        context::Error,
+        records::{MergedRemediation, Stalled},
+        runs::{Driven, Runs},
+        work_queue::{Reason, ReconcileRequest},
+    },
+    domain::{
+        journal::{Run, RunState, Status},
+        message::comment,
+    },
+    model::InstanceId,
+};
+
+/// How a run ended, in a sentence.
+fn ended(run: &Run) -> String {
+    let of = |status: Status| {
+        run.instances
+            .iter()
+            .filter(|(_, i)| i.status == status)
+            .map(|(id, _)| format!("`{}`", id.component))
+            .collect::<Vec<_>>()
+    };
+    let failed = of(Status::Failed);
+    if !failed.is_empty() && run.reverts() {
+        return format!(
+            "{} failed. The drift is still there; the next look at the world proposes what would revert it now.",
+            failed.join(", ")
+        );
+    }
+    if !failed.is_empty() && run.destroys {
+        return format!("{} failed. What is left of it is still an orphan; say `/destroy` again.", failed.join(", "));
+    }
+    if !failed.is_empty() {
+        return format!(
+            "{} failed. Mend it with another pull request, go back with `git revert`, or say `/apply {}` to try again.",
+            failed.join(", "),
+            run.environment
+        );
+    }
+    let cancelled = of(Status::Cancelled);
+    if !cancelled.is_empty() {
+        let by = run.instances.values().find(|i| i.status == Status::Cancelled).map_or("", |i| i.says.as_str());
+        let done = of(Status::Applied);
+        let done = if done.is_empty() {
+            "Nothing else was begun".to_owned()
+        } else {
+            format!("{} stays applied", done.join(", "))
+        };
+        return format!("{} {by}. {done}; say `/apply {}` to go on.", cancelled.join(", "), run.environment);
+    }
+    let superseded = of(Status::Superseded);
+    if !superseded.is_empty() {
+        return "A newer run took its place.".into();
+    }
+    if run.rebalance.is_some() {
+        let moved = run.instances.values().any(|instance| instance.changed);
+        let said = if moved {
+            "The moves are made; what is left of the balance waits for the next rebalance."
+        } else {
+            "No move was to be made."
+        };
+        return said.into();
+    }
+    "Everything it was to do is done, and a fresh plan is empty.".into()
+}
+
+impl Runs {
+    /// Ends a run whose instances have all ended, and says where it stands.
+    pub(super) async fn conclude(self: &Arc<Self>, run: &mut Run) -> Result<(), Error> {
+        if run.instances.values().all(|instance| instance.status.ended()) && matches!(run.state, RunState::Open) {
+            run.state = RunState::Ended { says: ended(run) };
+            run.ended_at = Some(self.context.now());
+            if let Some(name) = &run.remediation {
+                // First, so that a daemon that dies here leaves no drift held by a run that has ended.
+                let key = format!("{}/{name}", run.environment);
+                let mut merged: MergedRemediation =
+                    self.context.store.collection::<MergedRemediation>().get(&key).await?.unwrap_or_default();
+                (merged.spent, merged.run) = (true, Some(run.id));
+                self.context.store.collection::<MergedRemediation>().put(&key, self.context.now(), &merged).await?;
+            }
+            // What is to be said stands in the outbox before the run has ended, so that no end goes unsaid.
+            self.say_statuses(run).await?;
+            self.say_run(run).await?;
+            self.forget_cancelled(run).await?;
+            self.context.store.set_run(run).await?;
+            self.context.metrics.runs_ended.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(run = run.id.0, environment = %run.environment, "run ended");
+            if run.reverts() {
+                // What head would do is another thing in the world as it is now.
+                self.planner.invalidate(&run.environment);
+                // What else changed meanwhile was none of its business, and is looked at now.
+                for id in run.instances.keys() {
+                    self.context.queue.enqueue(ReconcileRequest::Instance(id.clone()), Reason::RunEnded);
+                }
+            }
+            self.context.queue.enqueue(ReconcileRequest::Proposals(run.environment.clone()), Reason::RunEnded);
+            self.wake_after(run);
+        } else {
+            self.say_run(run).await?;
+        }
+        self.changed.notify_waiters();
+        Ok(())
+    }
+
+    /// Remembers that an instance does not go on until somebody's word or another content (R5.1).
+    pub(super) async fn stall(
+        &self,
+        driven: &Driven,
+        id: &InstanceId,
+        says: &str,
+        cancelled: bool,
+    ) -> Result<(), Error> {
+        let run = driven.run.lock().await.clone();
+        let digest = run.instances.get(id).and_then(|instance| instance.digest);
+        if !run.reverts() {
+            let stalled = Stalled { run: run.id, message: says.to_owned(), digest, cancelled };
+            self.context.store.collection::<Stalled>().put(id, self.context.now(), &stalled).await?;
+        }
+        tracing::warn!(instance = %id, run = run.id.0, says, "stalled");
+        Ok(())
+    }
+
+    /// What a run that ended may have made possible: its own environment, and those that come after it.
+    fn wake_after(&self, run: &Run) {
+        let Some(head) = self.source.head() else { return };
+        for (name, environment) in &head.desired.environments {
+            if *name == run.environment
+                || environment.after.as_ref().is_some_and(|after| *after.environment() == run.environment)
+            {
+                self.context.queue.enqueue(ReconcileRequest::Merges(name.clone()), Reason::RunEnded);
+            }
+        }
+    }
+
+    /// Says where a run stands, on its pull request.
+    pub(super) async fn say_run(self: &Arc<Self>, run: &Run) -> Result<(), Error> {
+        let Some(pull) = run.pull else { return Ok(()) };
+        self.notifier.say_on(pull, &format!("run id={}", run.id), &comment::run(run), None).await
+    }
+
+    /// Sets `evenkeel/apply/<environment>` of what a run applied.
+    async fn say_statuses(self: &Arc<Self>, run: &Run) -> Result<(), Error> {
+        let context = format!("evenkeel/apply/{}", run.environment);
+        let all = run.instances.values().all(|instance| instance.status == Status::Applied);
+        let RunState::Ended { says } = &run.state else { return Ok(()) };
+        // What a newer run still has to do is not told by an older one that it took the place of.
+        let newer = self.context.store.runs_after(run.id).await?;
+        if newer.iter().any(|newer| newer.environment == run.environment && newer.pull == run.pull) {
+            return Ok(());
+        }
+        let (state, says) = if all {
+            ("success", format!("run {}: applied", run.id))
+        } else {
+            ("failure", format!("run {}: {says}", run.id))
+        };
+        let mut revisions = vec![run.revision.clone()];
+        if let Some(number) = run.pull
+            && let Some(tracked) = self.source.tracked(number).await?
+        {
+            revisions.push(tracked.pull.head.clone());
+            revisions.extend(tracked.pull.merged_as);
+        }
+        revisions.sort();
+        revisions.dedup();
+        for revision in revisions {
+            self.notifier.say_status(&revision, &context, state, &says).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,324 @@
+//! Everything before an effect: the run lock, what comes first, a plan under the target's lock, and whether that is what
+//! was approved (R2.4, R2.7, R3.3, R3.4).
+//!
+//! Decides whether an instance of a run may go on; changes nothing but the run lock and the journal's `planned`.
+//! *Race:* a newer run of the instance appears while this one waits for the lock: the older one ends as superseded.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{
+    controller::{
+        context::Error,
+        observe::{ANOTHER, declared_job},
+        runs::{Driven, Runs},
+        source::Head,
+    },
+    domain::{
+        declaration::schema::Deferred,
+        journal::{Approved, Event, Run},
+        message,
+        plan::{
+            self, Applied, Carried, InstancePlan,
+            pending::{is_pending, sources},
+        },
+        remediation,
+    },
+    model::{Action, InstanceId, Retry, WaitingOn},
+    ports::{Job, Prepared, RecordedOutput, Use},
+    targets::{self, citus},
+};
+
+/// How often what another machine may mend is tried before the instance is stalled.
+const ATTEMPTS_MAX: u32 = 3;
+
+/// An instance that is ready for its effect.
+pub(super) struct Ready {
+    pub(crate) job: Job,
+    pub(crate) prepared: Prepared,
+    pub(crate) inputs: BTreeMap<String, RecordedOutput>,
+    pub(crate) actions: Vec<Action>,
+    pub(crate) carried: Vec<Carried>,
+}
+
+/// Why an instance does not get to its effect.
+pub(super) enum Stop {
+    Waits(WaitingOn, String),
+    Fails(String),
+    /// Nothing is to do.
+    Nothing(Box<Job>, BTreeMap<String, RecordedOutput>, Left),
+    /// It was destroyed and forgotten by another run.
+    Gone,
+    Error(Error),
+    /// The daemon stops; the run is taken up again.
+    Leaves,
+    /// A newer run takes its place.
+    Superseded(String),
+    /// Somebody said so.
+    Cancelled(String),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Target(error) => Self::Fails(error.line()),
+            other => Self::Error(other),
+        }
+    }
+}
+
+impl From<crate::adapters::store::Error> for Stop {
+    fn from(error: crate::adapters::store::Error) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+/// What was tracked of an instance where it belongs.
+pub(super) struct Left {
+    /// What would be done, and is none of the run's business.
+    pub(crate) others: Vec<Action>,
+    /// What somebody should know.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Runs {
+    /// Everything before the effect.
+    pub(super) async fn prepare(self: &Arc<Self>, driven: &Driven, id: &InstanceId) -> Result<Ready, Stop> {
+        let run = driven.run.lock().await.clone();
+        self.take(&run, id).await?;
+        let applied = self.context.store.applied(id).await?;
+        if run.destroys && applied.is_none() {
+            return Err(Stop::Gone);
+        }
+        let (mut job, inputs) = self.job(driven, &run, id, applied.as_ref()).await?;
+        self.with_approved_moves(driven, &run, id, &mut job).await?;
+        let (job, prepared) = self.prepare_job(&driven.head, &job).await?;
+        let observation = &prepared.observation;
+        match self.observer.identify(id, observation, applied.is_some()).await {
+            Err(Error::Target(error)) if error.kind == ANOTHER => {
+                return Err(Stop::Waits(WaitingOn::Confirm, error.line()));
+            }
+            done => done?,
+        }
+        // What counts is what is in force now, also for a run that was authorised before (R3.4).
+        let guards = match self.source.head() {
+            Some(head) => self.source.guards(&head).await?.protect(id),
+            None => self.source.guards(&driven.head).await?.protect(id),
+        };
+        let actions = targets::actions(&job.work, id, observation);
+        let (mut actions, carried) = self.observer.with_drains(&driven.head, id, actions, observation).await?;
+        plan::mark_protected(&guards, &mut actions);
+        let digest = (!actions.is_empty()).then(|| InstancePlan::digest_of(&actions));
+        self.record(driven, id, Event::Planned { digest }, None).await?;
+        if applied.is_none() && run.by_merge && self.planner.is_first_contact(id, observation.holds_anything).await? {
+            let says = if observation.holds_anything {
+                "the target already holds something that was never applied from here; look at the plan and say `/apply`"
+            } else {
+                "this store has no history of a repository that was applied before: restore the store, or look at the plan and say `/apply`"
+            };
+            let says = says.to_owned();
+            return Err(Stop::Waits(WaitingOn::FirstContact, says));
+        }
+        if actions.is_empty() {
+            let left = Left { others: vec![], warnings: observation.warnings.clone() };
+            return Err(Stop::Nothing(Box::new(job), inputs, left));
+        }
+        let fresh = actions.clone();
+        if run.by_merge
+            && let Some(says) = self.observer.undoes_snoozed(id, &actions).await?
+        {
+            return Err(Stop::Waits(WaitingOn::Approval { digest: InstancePlan::digest_of(&actions) }, says));
+        }
+        let actions = self.approve(driven, &run, id, actions).await?;
+        let actions = self.throttled(driven, &run, id, actions, observation.layout.as_ref()).await?;
+        if actions.is_empty() {
+            let left = Left { others: fresh, warnings: prepared.observation.warnings };
+            return Err(Stop::Nothing(Box::new(job), inputs, left));
+        }
+        self.guard(driven, id, &actions, &carried).await?;
+        match self.observer.pin_before_effect(id, &prepared.observation).await {
+            Err(Error::Refused(says)) => return Err(Stop::Fails(says)),
+            done => done?,
+        }
+        let mut prepared = prepared;
+        // What was cut from a remediation is not done.
+        let is_meant = |name: &str| actions.iter().flat_map(|action| &action.resources).any(|r| r.resource == name);
+        prepared.observation.changes.retain(|change| is_meant(&change.resource));
+        Ok(Ready { job, prepared, inputs, actions, carried })
+    }
+
+    /// The job of an instance: as declared, or as applied for a remediation.
+    async fn job(
+        self: &Arc<Self>,
+        driven: &Driven,
+        run: &Run,
+        id: &InstanceId,
+        applied: Option<&Applied>,
+    ) -> Result<(Job, BTreeMap<String, RecordedOutput>), Stop> {
+        if run.destroys {
+            return self.job_of_destroying(driven, run, id).await;
+        }
+        if run.reverts() {
+            let Some(record) = applied else {
+                return Err(Stop::Fails(format!("`{id}` is not applied, so there is nothing to return to")));
+            };
+            return Ok((self.observer.remedy_job(run, id, record, &driven.head).await?, record.inputs.clone()));
+        }
+        let head = &driven.head;
+        let Some(instance) = head.instance(id) else {
+            return Err(Stop::Fails(format!("`{id}` is not declared at `{}`", head.revision.short())));
+        };
+        if let Some(problem) = instance.problems.first() {
+            return Err(Stop::Fails(format!("its declaration has a problem: {problem}")));
+        }
+        if let Some(on) = self.planner.promotion(head, id).await? {
+            let says = message::comment::waiting(&on);
+            return Err(Stop::Waits(on, says));
+        }
+        // What comes first is measured by the branch as it is now, not as it was when this run was authorised.
+        let now = self.source.head().unwrap_or_else(|| Arc::clone(head));
+        let stalled = self.planner.stalled().await?;
+        let mut applied = BTreeMap::new();
+        for upstream in &instance.upstreams {
+            let Some(record) = self.context.store.applied(upstream).await? else { continue };
+            for source in sources(upstream, &record.inputs) {
+                applied.extend(self.context.store.applied(&source).await?.map(|record| (source, record)));
+            }
+            applied.insert(upstream.clone(), record);
+        }
+        let open = self.context.store.open_runs().await?;
+        let is_rolling = |upstream: &InstanceId| {
+            let waits =
+                |run: &Run| run.instances.get(upstream).is_some_and(|i| i.rollout_until.is_some() && !i.status.ended());
+            open.iter().any(waits)
+        };
+        let behind = |upstream: &&InstanceId| {
+            let declared = now.instance(upstream);
+            is_rolling(upstream)
+                || stalled.contains_key(*upstream)
+                || declared.is_none_or(|declared| !declared.problems.is_empty() || is_pending(declared, &applied))
+        };
+        if let Some(upstream) = instance.upstreams.iter().find(behind) {
+            return Err(Stop::Waits(
+                WaitingOn::Upstream { instance: upstream.clone() },
+                format!("`{upstream}` comes first, and is not what the branch says yet"),
+            ));
+        }
+        let inputs = self.observer.inputs(head, id, &instance.references, &BTreeMap::new()).await?;
+        if let Some(on) = inputs.waiting_on.first() {
+            return Err(Stop::Waits(on.clone(), message::comment::waiting(on)));
+        }
+        let job = declared_job(instance, Use::Head, Arc::clone(&head.content), &inputs, head.consumed(id))
+            .map_err(|error| Stop::Fails(error.line()))?;
+        Ok((job, inputs.recorded))
+    }
+
+    /// The job of destroying an orphan, if it still is one and nothing uses it.
+    async fn job_of_destroying(
+        self: &Arc<Self>,
+        driven: &Driven,
+        run: &Run,
+        id: &InstanceId,
+    ) -> Result<(Job, BTreeMap<String, RecordedOutput>), Stop> {
+        let now = self.still_orphaned(driven, run, id).await?;
+        Ok((self.observer.destroy_job(id, &now).await?, BTreeMap::new()))
+    }
+
+    /// The head, if an instance that a run destroys is an orphan there and nothing uses it.
+    async fn still_orphaned(self: &Arc<Self>, driven: &Driven, run: &Run, id: &InstanceId) -> Result<Arc<Head>, Stop> {
+        let now = self.source.head().unwrap_or_else(|| Arc::clone(&driven.head));
+        if !self.planner.orphans(&now).await?.contains_key(id) {
+            let says = "it is declared, or a file that may declare it can't be read; nothing was destroyed";
+            return Err(Stop::Fails(says.into()));
+        }
+        if let Some((user, says)) = self.planner.in_use(&now, id, &run.instances.keys().cloned().collect()).await? {
+            return Err(Stop::Waits(WaitingOn::Upstream { instance: user }, says));
+        }
+        Ok(now)
+    }
+
+    /// Fetches the branch and checks again that an instance is an orphan.
+    pub(super) async fn still_orphaned_at_branch(
+        self: &Arc<Self>,
+        driven: &Driven,
+        run: &Run,
+        id: &InstanceId,
+    ) -> Result<(), Stop> {
+        self.source.refresh().await?;
+        self.still_orphaned(driven, run, id).await.map(drop)
+    }
+
+    pub(super) async fn prepare_job(self: &Arc<Self>, head: &Head, job: &Job) -> Result<(Job, Prepared), Stop> {
+        let mut attempt = 0;
+        loop {
+            match self.observer.prepare_with_owners(head, job).await {
+                Ok(prepared) => return Ok(prepared),
+                Err(error) => match error.retry {
+                    Retry::After(backoff) if attempt + 1 < ATTEMPTS_MAX => {
+                        attempt += 1;
+                        tokio::select! {
+                            () = tokio::time::sleep(backoff.wait(attempt).std()) => {}
+                            () = self.context.stopped() => return Err(Stop::Leaves),
+                        }
+                    }
+                    _ => return Err(Stop::Fails(error.line())),
+                },
+            }
+        }
+    }
+
+    /// What may be done of what would be done: what was approved (R2.4), all of it or what a remediation lets through.
+    async fn approve(
+        self: &Arc<Self>,
+        driven: &Driven,
+        run: &Run,
+        id: &InstanceId,
+        actions: Vec<Action>,
+    ) -> Result<Vec<Action>, Stop> {
+        let digest = InstancePlan::digest_of(&actions);
+        let waits = |says: String| Stop::Waits(WaitingOn::Approval { digest }, says);
+        match self.context.store.approved(run.id, id).await?.unwrap_or(Approved::Unknown) {
+            Approved::Declaration => Ok(actions),
+            Approved::Actions { actions: approved } if run.by_drift => match plan::covers(&approved, &actions) {
+                Ok(()) => Ok(actions),
+                Err(_) if actions.iter().all(plan::stands_alone) => {
+                    // What drifted since, or somebody said no to, is not this run's business.
+                    let (mine, _) = self.business(driven, run, id, actions).await?;
+                    plan::covers(&approved, &mine)
+                        .map_err(|gap| Stop::Fails(format!("the drift changed meanwhile: {}", gap.0)))?;
+                    Ok(mine)
+                }
+                Err(gap) => Err(Stop::Fails(format!("the drift changed meanwhile: {}", gap.0))),
+            },
+            Approved::Actions { actions: approved } => match plan::covers(&approved, &actions) {
+                Ok(()) => Ok(actions),
+                Err(gap) => Err(waits(format!("{}; look at the new plan and say `/apply`", gap.0))),
+            },
+            Approved::Unknown => {
+                let deferred =
+                    driven.head.desired.environments.get(&run.environment).map(|e| e.deferred).unwrap_or_default();
+                match deferred {
+                    Deferred::Apply => Ok(actions),
+                    Deferred::Wait => Err(waits(
+                        "its plan was not known when the run was approved; now it is, and waits for `/apply`".into(),
+                    )),
+                }
+            }
+            Approved::Moves { .. } => Ok(actions.into_iter().filter(citus::plan::is_move).collect()),
+            Approved::Remediation => {
+                let name = run.remediation.clone().unwrap_or_default();
+                let Ok(name) = name.parse() else { return Err(Stop::Fails("the remediation has no name".into())) };
+                let Some((remediation, _)) = driven.head.desired.remediations.get(&name) else {
+                    return Err(Stop::Fails(format!("the remediation `{name}` is not there any more")));
+                };
+                let stored = self.stored_actions(remediation).await?;
+                if let Some(says) = self.edited(name.as_str(), remediation).await? {
+                    return Err(Stop::Fails(says));
+                }
+                let through =
+                    remediation::lets_through(remediation, id, &|digest| stored.get(digest).cloned(), &actions)
+                        .map_err(Stop::Fails)?;
+                Ok(through)
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Runs that move shards: by somebody's word, or by a Schedule.
+//!
+//! Decides which instances such a run is about. Which groups move is planned when the run takes its turn, by what is tracked
+//! then. *Never:* such a run changes anything but where shards are.
+//! *Race:* what is declared changes meanwhile: the run is about what is applied, and a newer run of the instance comes first.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use chrono::{DateTime, Utc};
+
+use crate::{
+    controller::{
+        context::Error,
+        runs::{Authorised, Driven, Runs, prepare::Stop},
+        source::Head,
+    },
+    domain::{
+        declaration::schema::Limits,
+        journal::{Approved, Rebalance, Run},
+    },
+    model::{Action, EnvironmentName, InstanceId, PullNumber, RunId, citus::LayoutPlan},
+    ports::{ApprovedMove, Job, Work},
+    targets::citus,
+};
+
+/// By what a rebalance is authorised.
+pub(crate) struct RebalanceAuthorization {
+    pub(crate) because: String,
+    pub(crate) principal: String,
+    pub(crate) word: Option<String>,
+    pub(crate) pull: Option<PullNumber>,
+    /// When its window is over.
+    pub(crate) until: Option<DateTime<Utc>>,
+    /// Whether nobody said it.
+    pub(crate) by_clock: bool,
+}
+
+impl Runs {
+    /// Those of some instances that are the applied layout of a cluster.
+    pub(crate) async fn clusters(&self, meant: &BTreeSet<InstanceId>) -> Result<BTreeSet<InstanceId>, Error> {
+        let applied = self.context.store.all_applied().await?;
+        let is_cluster = |id: &&InstanceId| applied.get(*id).is_some_and(|record| record.spec.citus.is_some());
+        Ok(meant.iter().filter(is_cluster).cloned().collect())
+    }
+
+    /// Makes the run of one environment.
+    pub(crate) async fn start_rebalance(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        environment: &EnvironmentName,
+        clusters: &BTreeSet<InstanceId>,
+        word: RebalanceAuthorization,
+    ) -> Result<RunId, Error> {
+        let instances: BTreeSet<InstanceId> =
+            clusters.iter().filter(|id| id.environment == *environment).cloned().collect();
+        let authorised = Authorised {
+            environment: environment.clone(),
+            approved: instances.iter().map(|id| (id.clone(), Approved::Moves { chosen: None })).collect(),
+            instances,
+            because: word.because,
+            principal: word.principal,
+            word: word.word,
+            by_merge: false,
+            pull: word.pull,
+            remediation: None,
+            destroys: false,
+            by_drift: false,
+            rebalance: Some(Rebalance { until: word.until, by_clock: word.by_clock }),
+        };
+        self.create_run(head, authorised).await
+    }
+
+    /// As many moves for the balance as one run may make (R3.3); the rest is for the next. What a rebalance makes is chosen
+    /// once, so that a run that is taken up again makes no more.
+    pub(super) async fn throttled(
+        self: &Arc<Self>,
+        driven: &Driven,
+        run: &Run,
+        id: &InstanceId,
+        actions: Vec<Action>,
+        layout: Option<&LayoutPlan>,
+    ) -> Result<Vec<Action>, Stop> {
+        let head = self.source.head().unwrap_or_else(|| Arc::clone(&driven.head));
+        let Limits { moves, move_bytes, .. } = self.source.guards(&head).await?.limits(&id.environment);
+        let bytes = |action: &Action| {
+            let name = action.resources.first().map(|resource| &resource.resource);
+            let figures = layout.into_iter().flat_map(|layout| &layout.moves).find(|one| Some(&one.resource) == name);
+            figures.map_or(0, |figures| figures.bytes)
+        };
+        let (mut count, mut sum, mut full) = (0, 0, false);
+        let fits = |action: &Action| {
+            if !action.resources.iter().all(|resource| resource.r#type == citus::plan::REBALANCE) {
+                return true;
+            }
+            let size = bytes(action);
+            // The first that is too much ends it: of two that go together not one alone is made.
+            let fits =
+                !full && moves.is_none_or(|most| count < most) && move_bytes.is_none_or(|most| sum + size <= most.0);
+            full |= !fits;
+            if fits {
+                (count, sum) = (count + 1, sum + size);
+            }
+            fits
+        };
+        let actions: Vec<Action> = actions.into_iter().filter(fits).collect();
+        if run.rebalance.is_some() && !actions.is_empty() {
+            self.context.store.choose(run.id, id, &Approved::Moves { chosen: Some(actions.clone()) }).await?;
+        }
+        Ok(actions)
+    }
+
+    /// Tells a cluster which moves were approved: sizes change, and what was approved is made as far as it still can be.
+    pub(super) async fn with_approved_moves(
+        &self,
+        driven: &Driven,
+        run: &Run,
+        id: &InstanceId,
+        job: &mut Job,
+    ) -> Result<(), Error> {
+        let Work::Citus(work) = &mut job.work else { return Ok(()) };
+        let actions = match self.context.store.approved(run.id, id).await? {
+            Some(Approved::Actions { actions } | Approved::Moves { chosen: Some(actions) }) => actions,
+            Some(Approved::Remediation) => self.remedied(driven, run, id).await?,
+            _ => return Ok(()),
+        };
+        let moves = actions.iter().filter(|action| citus::plan::is_move(action)).flat_map(|action| &action.resources);
+        let approved = moves.filter_map(|change| {
+            let field = change.fields.iter().find(|field| field.path == "/node")?;
+            Some(ApprovedMove {
+                resource: change.resource.clone(),
+                from: field.before.as_ref()?.as_str()?.to_owned(),
+                to: field.after.as_ref()?.as_str()?.to_owned(),
+                for_balance: change.r#type == citus::plan::REBALANCE,
+            })
+        });
+        work.approved = approved.collect();
+        Ok(())
+    }
+}

@@ -1,0 +1,152 @@
+//! What was under way goes on (R7.1).
+//!
+//! *Flow:* every open run is driven on; an instance with `started` and without `finished` is first asked of the target: an
+//! effect that went on without the daemon is waited for and recorded like any other, and where nobody is left who would
+//! know, the world is looked at and the effect becomes done, redo, or stalled for a person.
+//! *Guarantees:* nothing is assumed from what the store says about the world; the same path is taken after a crash, after
+//! a store that could not be written, and by a daemon that takes over.
+//! *Race:* the daemon dies again while it does this: the next one finds the same records.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{
+    controller::{
+        context::Error,
+        observe::declared_job,
+        runs::{Driven, Runs, execute::Effect, prepare::Stop},
+    },
+    domain::{
+        journal::{Approved, Event, Outcome, Recovery, Run, Status, recovery},
+        plan,
+    },
+    model::InstanceId,
+    ports::{Attached, Fence, Job, RecordedOutput, Use},
+    targets,
+};
+
+impl Runs {
+    /// The job of an effect that was begun, and its inputs; what came in its way since then is no reason not to look.
+    pub(super) async fn begun_job(
+        self: &Arc<Self>,
+        driven: &Driven,
+        run: &Run,
+        id: &InstanceId,
+    ) -> Result<(Job, BTreeMap<String, RecordedOutput>), Error> {
+        if run.destroys {
+            return Ok((self.observer.destroy_job(id, &driven.head).await?, BTreeMap::new()));
+        }
+        if run.reverts() {
+            let record = self
+                .context
+                .store
+                .applied(id)
+                .await?
+                .ok_or_else(|| Error::Refused(format!("`{id}` is not applied any more")))?;
+            return Ok((self.observer.remedy_job(run, id, &record, &driven.head).await?, record.inputs));
+        }
+        let instance = driven
+            .head
+            .instance(id)
+            .ok_or_else(|| Error::Refused(format!("`{id}` is not declared at `{}`", driven.head.revision.short())))?;
+        let inputs = self.observer.inputs(&driven.head, id, &instance.references, &BTreeMap::new()).await?;
+        let content = Arc::clone(&driven.head.content);
+        Ok((declared_job(instance, Use::Head, content, &inputs, driven.head.consumed(id))?, inputs.recorded))
+    }
+
+    /// Brings an instance whose effect was begun to where the run can go on; the status there.
+    pub(super) async fn take_up(
+        self: &Arc<Self>,
+        driven: &Driven,
+        id: &InstanceId,
+        status: Status,
+    ) -> Result<Effect, Error> {
+        let run = driven.run.lock().await.clone();
+        tracing::warn!(run = run.id.0, instance = %id, "was under way when it was left; looking at it again");
+        if run.destroys && self.context.store.applied(id).await?.is_none() {
+            // It was destroyed and forgotten; only that was not said any more.
+            if status == Status::Running {
+                self.record(driven, id, Event::Finished { outcome: Outcome::Done }, None).await?;
+            }
+            return self.record(driven, id, Event::Applied { changed: true }, None).await.map(Effect::Ended);
+        }
+        let records = self.context.store.journal(Some(run.id), u32::MAX).await?;
+        let is_step = |event: &Event| matches!(event, Event::Step { .. });
+        let mut records = records.into_iter().rev().filter(|record| record.instance == *id && !is_step(&record.event));
+        let (mut job, inputs) = match self.begun_job(driven, &run, id).await {
+            Ok(job) => job,
+            Err(error) => return self.stalled_begun(driven, id, status, crate::error_chain(&error)).await,
+        };
+        self.with_approved_moves(driven, &run, id, &mut job).await?;
+        match records.next().map(|record| (record.event, record.token)) {
+            // An effect that failed before the daemon stopped is no authority to try again (R3.1).
+            Some((Event::Finished { outcome: Outcome::Failed { says } }, _)) => {
+                return self.fail(driven, id, says).await.map(Effect::Ended);
+            }
+            Some((Event::Finished { outcome: Outcome::Done }, _)) => {
+                return self.verify(driven, id, &job, inputs).await.map(Effect::Ended);
+            }
+            Some((Event::Started { .. }, token)) => {
+                let fence = Fence { run: run.id, token };
+                let (progress, told) = Self::progress();
+                let attaching = self.context.target.attach(&job, fence, progress);
+                match self.hear(driven, id, attaching, told).await? {
+                    Attached::Ended(done) => return self.finish(driven, id, done, &job, inputs).await,
+                    Attached::Gone => {}
+                }
+            }
+            // It was interrupted, and what is left is planned again.
+            _ => return Ok(Effect::Stale),
+        }
+        self.look_again(driven, &run, id, &job, inputs).await
+    }
+
+    /// Decides what was started and not finished, and what nobody knows of any more, by looking at the world.
+    pub(super) async fn look_again(
+        self: &Arc<Self>,
+        driven: &Driven,
+        run: &Run,
+        id: &InstanceId,
+        job: &Job,
+        inputs: BTreeMap<String, RecordedOutput>,
+    ) -> Result<Effect, Error> {
+        let decision = match self.prepare_job(&driven.head, job).await {
+            Ok((_, prepared)) => {
+                let actions = targets::actions(&job.work, id, &prepared.observation);
+                let covered = match self.context.store.approved(run.id, id).await? {
+                    Some(Approved::Actions { actions: approved }) => {
+                        plan::covers(&approved, &actions).map_err(|gap| gap.0)
+                    }
+                    // What was begun under a filter or a deferral is compared again when the instance is planned.
+                    _ => Ok(()),
+                };
+                recovery(actions.first().map(|action| &action.digest), covered)
+            }
+            Err(Stop::Fails(says)) => Recovery::Stalled { says },
+            Err(_) => return Ok(Effect::Ended(Status::Running)),
+        };
+        match decision {
+            Recovery::Done => self.finish(driven, id, Ok(()), job, inputs).await,
+            Recovery::Redo => {
+                let says = "it was killed in the middle; what is left is covered and goes on".into();
+                let outcome = Outcome::Interrupted { says };
+                self.record(driven, id, Event::Finished { outcome }, None).await?;
+                Ok(Effect::Stale)
+            }
+            Recovery::Stalled { says } => self.stalled_begun(driven, id, Status::Running, says).await,
+        }
+    }
+
+    async fn stalled_begun(
+        self: &Arc<Self>,
+        driven: &Driven,
+        id: &InstanceId,
+        status: Status,
+        says: String,
+    ) -> Result<Effect, Error> {
+        if status == Status::Running {
+            let outcome = Outcome::Failed { says: says.clone() };
+            self.record(driven, id, Event::Finished { outcome }, None).await?;
+        }
+        self.fail(driven, id, says).await.map(Effect::Ended)
+    }
+}

@@ -1,0 +1,64 @@
+//! Renamed components (R1.10): records, ownership and kept state move to the new name at the merge.
+//!
+//! *Invariant:* until the move is made, nothing is planned, applied or recorded under the new name.
+//! *Race:* the daemon dies during the move: what the target keeps moves first and the records last, each at most once, so
+//! that the next request ends it. *Race:* an effect on the old name is in progress: the move waits for its end.
+
+use std::sync::Arc;
+
+use super::Runs;
+use crate::{
+    controller::{context::Error, records::FailedRename, source::Head},
+    domain::{declaration::Instance, plan::pending::former_name},
+    model::EnvironmentName,
+};
+
+impl Runs {
+    /// Moves the records of the instances of an environment that a head renames. An instance that can't be moved is
+    /// stalled, and the others go on.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub(crate) async fn rename_instances(
+        self: &Arc<Self>,
+        head: &Head,
+        environment: &EnvironmentName,
+    ) -> Result<(), Error> {
+        let renamed: Vec<&Arc<Instance>> =
+            head.environment(environment).filter(|instance| instance.renamed_from.is_some()).collect();
+        if renamed.is_empty() {
+            return Ok(());
+        }
+        let applied = self.context.store.applied_in(environment).await?;
+        for instance in renamed {
+            let Some(old) = former_name(instance, &applied).filter(|old| head.instance(old).is_none()) else {
+                continue;
+            };
+            let id = &instance.id;
+            for run in self.context.store.open_runs().await?.into_iter().filter(|run| run.holds(old)) {
+                self.end_waiting(run, vec![old.clone()], &format!("superseded: it is `{}` now", id.component)).await?;
+            }
+            if self.context.store.open_runs().await?.iter().any(|run| run.holds(old)) {
+                tracing::info!(from = %old, to = %id, "is renamed when the run of it has ended");
+                continue;
+            }
+            if let Err(error) = self.context.target.rename(old, id).await {
+                tracing::error!(from = %old, to = %id, error = error.line(), "could not be renamed");
+                self.context
+                    .store
+                    .collection::<FailedRename>()
+                    .put(id, self.context.now(), &FailedRename(error.line()))
+                    .await?;
+                continue;
+            }
+            self.context.store.rename(old, id).await?;
+            self.context.store.collection::<FailedRename>().remove(id).await?;
+            self.context
+                .store
+                .audit(self.context.now(), "evenkeel", "rename", &id.to_string(), &format!("renamed from {old}"))
+                .await?;
+            tracing::info!(from = %old, to = %id, "renamed");
+        }
+        Ok(())
+    }
+}

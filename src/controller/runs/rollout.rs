@@ -1,0 +1,190 @@
+//! What was applied comes up, or doesn't.
+//!
+//! *Flow:* after an apply the target is asked for the health of what it applied. What is on its way makes the run wait,
+//! which holds no task; it is looked at again after a while, up to the time that the declaration gives it.
+//! *Guarantees:* a newer run, or `/cancel`, ends the wait; what does not come up is a failure with its reason.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use crate::{
+    controller::{
+        context::Error,
+        runs::{Driven, Runs, prepare::Left},
+        work_queue::{Reason, ReconcileRequest},
+    },
+    domain::journal::{Event, Run, Status},
+    model::{InstanceId, WaitingOn},
+    ports::{Health, Job, RecordedOutput},
+};
+
+/// How often a rollout is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+fn said(wait: Duration) -> String {
+    let seconds = wait.as_secs();
+    if seconds.is_multiple_of(60) { format!("{} min", seconds / 60) } else { format!("{seconds} s") }
+}
+
+impl Runs {
+    /// The checks of an instance that do not answer, in a sentence.
+    async fn silent_checks(self: &Arc<Self>, driven: &Driven, id: &InstanceId) -> Result<Option<String>, Error> {
+        let Some(spec) = driven.head.instance(id).and_then(|instance| instance.spec.clone()) else { return Ok(None) };
+        let failed = self.observer.failed_checks(id, &spec).await?;
+        Ok((!failed.is_empty()).then(|| failed.join("; ")))
+    }
+
+    /// Ends an instance of which nothing is left to do: what it is now is recorded, its checks answer, and what was applied
+    /// came up; what was destroyed is gone before it is forgotten.
+    pub(super) async fn arrive(
+        self: &Arc<Self>,
+        driven: &Driven,
+        id: &InstanceId,
+        job: &Job,
+        inputs: BTreeMap<String, RecordedOutput>,
+        left: Left,
+        changed: bool,
+    ) -> Result<Status, Error> {
+        let destroys = driven.run.lock().await.destroys;
+        if destroys && let Some(status) = self.rollout(driven, id, job).await? {
+            return Ok(status);
+        }
+        if let Err(error) = self.settle(driven, id, job, inputs, left).await {
+            return self.fail(driven, id, error.line()).await;
+        }
+        if let Some(says) = self.silent_checks(driven, id).await? {
+            let what = if changed { "it was applied" } else { "nothing was to be applied" };
+            return self.fail(driven, id, format!("{what}, and {says}")).await;
+        }
+        if !destroys && let Some(status) = self.rollout(driven, id, job).await? {
+            return Ok(status);
+        }
+        self.record(driven, id, Event::Applied { changed }, None).await
+    }
+
+    /// Asks whether what was applied came up, or what was destroyed is gone. Answers where the instance stands if not, and
+    /// nothing if so.
+    async fn rollout(self: &Arc<Self>, driven: &Driven, id: &InstanceId, job: &Job) -> Result<Option<Status>, Error> {
+        let destroys = driven.run.lock().await.destroys;
+        if job.work.wait().is_zero() && !destroys {
+            return Ok(None);
+        }
+        let waits_until = match driven.run.lock().await.instances.get(id).and_then(|i| i.rollout_until) {
+            Some(until) => until,
+            None => self.context.now() + chrono::Duration::from_std(job.work.wait()).unwrap_or(chrono::Duration::MAX),
+        };
+        let job = &match destroys {
+            // What moves to another instance is not what is left of this.
+            true => self.observer.with_owners(&driven.head, job).await.unwrap_or_else(|_| job.clone()),
+            false => job.clone(),
+        };
+        match self.context.target.health(job).await {
+            Ok(Health::Current) => {
+                if driven.run.lock().await.instances.get_mut(id).is_some_and(|i| i.rollout_until.take().is_some()) {
+                    // It is healthy from now on (R3.5).
+                    self.context.store.restart_soak(id, self.context.now()).await?;
+                }
+                Ok(None)
+            }
+            Ok(Health::Failed(why)) => {
+                let what = if destroys { "not all of it is gone" } else { "it was applied, and does not come up" };
+                self.fail(driven, id, format!("{what}: {why}")).await.map(Some)
+            }
+            // Nobody waits for what is on its way out.
+            Ok(Health::InProgress(_)) if job.work.wait().is_zero() => Ok(None),
+            Ok(Health::InProgress(why)) if self.context.now() >= waits_until => {
+                let what =
+                    if destroys { "it was destroyed, and is not gone" } else { "it was applied, and did not come up" };
+                let says = format!("{what} within {}: {why}", said(job.work.wait()));
+                self.fail(driven, id, says).await.map(Some)
+            }
+            Ok(Health::InProgress(why)) => {
+                if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
+                    instance.rollout_until = Some(waits_until);
+                }
+                self.look_again_soon(driven.run.lock().await.id);
+                let on = WaitingOn::Rollout { until: waits_until };
+                let what = if destroys { "it goes" } else { "it was applied and comes up" };
+                self.wait(driven, id, on, format!("{what}: {why}")).await.map(Some)
+            }
+            Err(error) => {
+                let what = if destroys {
+                    "it was destroyed, and whether it is gone"
+                } else {
+                    "it was applied, and whether it came up"
+                };
+                let says = format!("{what} could not be tracked: {}", error.line());
+                self.fail(driven, id, says).await.map(Some)
+            }
+        }
+    }
+
+    /// Ends an instance that was destroyed and forgotten, where only that was not said any more.
+    pub(super) async fn already_gone(
+        self: &Arc<Self>,
+        driven: &Driven,
+        run: &Run,
+        id: &InstanceId,
+        status: Status,
+    ) -> Result<Option<Status>, Error> {
+        let is_begun = matches!(status, Status::New | Status::Planned | Status::Waiting);
+        if !run.destroys || !is_begun || self.context.store.applied(id).await?.is_some() {
+            return Ok(None);
+        }
+        if status != Status::Planned {
+            self.record(driven, id, Event::Planned { digest: None }, None).await?;
+        }
+        self.record(driven, id, Event::Applied { changed: false }, None).await.map(Some)
+    }
+
+    /// Whether an instance waits for a rollout that is still on its way; a newer run or a word ends the wait.
+    pub(super) async fn still_rolling(
+        self: &Arc<Self>,
+        driven: &Driven,
+        run: &Run,
+        id: &InstanceId,
+    ) -> Result<Option<Status>, Error> {
+        let Some(until) = run
+            .instances
+            .get(id)
+            .and_then(|i| i.rollout_until)
+            .filter(|_| matches!(run.instances[id].waiting_on, Some(WaitingOn::Rollout { .. })))
+        else {
+            return Ok(None);
+        };
+        if let Some(says) = self.cancelled(run.id, id).await? {
+            return self.end_cancelled(driven, id, says).await.map(Some);
+        }
+        if let Some(says) = self.newer_than(run, id).await? {
+            return self.record(driven, id, Event::Superseded { says }, None).await.map(Some);
+        }
+        let (job, _) = self.begun_job(driven, run, id).await?;
+        match self.context.target.health(&job).await {
+            // Whatever it is now is decided where everything is looked at.
+            Ok(Health::InProgress(_)) if self.context.now() < until => {
+                self.look_again_soon(run.id);
+                Ok(Some(Status::Waiting))
+            }
+            Err(error) if self.context.now() < until => {
+                tracing::warn!(instance = %id, error = error.line(), "a rollout could not be looked at");
+                self.look_again_soon(run.id);
+                Ok(Some(Status::Waiting))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn look_again_soon(self: &Arc<Self>, run: crate::model::RunId) {
+        if !self.rollouts.lock().insert(run) {
+            return;
+        }
+        let daemon = Arc::clone(self);
+        self.context.tasks.spawn(async move {
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = daemon.context.stopped() => return,
+            }
+            daemon.rollouts.lock().remove(&run);
+            daemon.context.queue.enqueue(ReconcileRequest::Run(run), Reason::Rollout);
+        });
+    }
+}

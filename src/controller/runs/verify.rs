@@ -1,0 +1,99 @@
+//! Verifies an effect by planning again (R2.8), and records the result.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+
+use crate::{
+    controller::{
+        context::Error,
+        runs::{Driven, Runs, prepare::Left},
+    },
+    domain::journal::Status,
+    model::{Action, InstanceId},
+    ports::{Job, RecordedOutput, TargetError},
+    targets::{self, citus},
+};
+
+impl Runs {
+    /// Planning again is empty over what the run was to do, and the checks answer (R2.8).
+    pub(super) async fn verify(
+        self: &Arc<Self>,
+        driven: &Driven,
+        id: &InstanceId,
+        job: &Job,
+        inputs: BTreeMap<String, RecordedOutput>,
+    ) -> Result<Status, Error> {
+        let again = match self.observer.look_at_job(&driven.head, job).await {
+            Ok(again) => again,
+            Err(error) => {
+                return self
+                    .fail(driven, id, format!("it was applied and could not be looked at afterwards: {}", error.line()))
+                    .await;
+            }
+        };
+        if let Err(error) = self.observer.identify(id, &again, true).await {
+            return self.fail(driven, id, format!("it was applied, and {}", crate::error_chain(&error))).await;
+        }
+        let run = driven.run.lock().await.clone();
+        let left = targets::actions(&job.work, id, &again);
+        let (mine, others) = self.business(driven, &run, id, left).await?;
+        // What the balance asks for changes with every row that is written; it is drift where it still is.
+        // In a window it is left for the next one.
+        let rebalances = run.rebalance.is_some();
+        let is_for_balance = |action: &Action| {
+            let is_later = |sort: &str| sort == citus::plan::REBALANCE || rebalances && sort == citus::plan::MOVE;
+            action.resources.iter().all(|resource| is_later(&resource.r#type))
+        };
+        let (later, mine): (Vec<Action>, Vec<Action>) = mine.into_iter().partition(is_for_balance);
+        let others = others.into_iter().chain(later).collect();
+        if let Some(left) = mine.first().and_then(|action| action.resources.first()) {
+            let says = format!(
+                "it was applied, and a fresh plan would still {} `{}`; a value that differs on every plan (a time, a random one) has to be ignored or fixed in the module",
+                left.change.verb(),
+                left.resource
+            );
+            return self.fail(driven, id, says).await;
+        }
+        self.arrive(driven, id, job, inputs, Left { others, warnings: again.warnings }, true).await
+    }
+
+    /// Records what is applied now; a remediation leaves that record as it is, and what was none of its business.
+    pub(super) async fn settle(
+        self: &Arc<Self>,
+        driven: &Driven,
+        id: &InstanceId,
+        job: &Job,
+        inputs: BTreeMap<String, RecordedOutput>,
+        left: Left,
+    ) -> Result<(), TargetError> {
+        let Left { others, warnings } = left;
+        let run = driven.run.lock().await.clone();
+        let refused = |error: Error| error.into_target("record");
+        if run.destroys {
+            return self.planner.let_go(id).await.map_err(refused);
+        }
+        if !run.reverts() {
+            let head = &driven.head;
+            return self.planner.record_applied(head, id, inputs, job, warnings, Some(run.id)).await.map_err(refused);
+        }
+        if let Some(mut record) = self.context.store.applied(id).await?.filter(|_| job.work.refreshes()) {
+            // The state says something else now, and so may the outputs that are made from it.
+            let live = self.context.target.outputs(job).await?;
+            let outputs =
+                live.iter().filter_map(|(name, output)| Some((name.clone(), output.record(&self.context.seal)?)));
+            record.outputs = outputs.collect();
+            self.context.store.set_applied(id, &record).await?;
+        }
+        if let Some(mut observed) = self.context.store.observed(id).await? {
+            let left = |name: &str| others.iter().flat_map(|action| &action.resources).any(|r| r.resource == name);
+            observed.drift.retain(|drift| left(&drift.resource));
+            observed.revert = others;
+            observed.warnings = warnings;
+            observed.error = None;
+            observed.at = self.context.now();
+            self.context.store.set_observed(id, &observed).await?;
+            self.observer.end_snooze(id, &observed).await.map_err(refused)?;
+        }
+        Ok(())
+    }
+}

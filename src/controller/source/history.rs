@@ -1,0 +1,72 @@
+//! Whether this store knows the past of its repository (R1.7).
+//!
+//! Decides once, before the first head is acted on: a store that knows nothing, on a repository that carries our own
+//! statuses or remediations, has lost its history. Then every instance is a first contact, also with an empty state, and
+//! remediations that are on the branch already count as spent.
+//! *Invariant:* while that can't be told, because the forge is out of reach, nothing is acted on.
+
+use std::sync::Arc;
+
+use crate::controller::{
+    context::Error,
+    records::{MergedRemediation, StoreHistory},
+    source::{Head, Source},
+};
+
+/// How many of the newest commits are asked for our statuses.
+const COMMITS_ASKED: usize = 20;
+
+impl Source {
+    /// Whether this store has lost the history of its repository.
+    pub(crate) async fn history_lost(&self) -> Result<bool, Error> {
+        let known: Option<StoreHistory> =
+            self.context.store.collection::<StoreHistory>().get(&"history".to_owned()).await?;
+        Ok(known.is_some_and(|known| known.lost))
+    }
+
+    /// Decides it, where that was not done yet.
+    pub(super) async fn record_history(self: &Arc<Self>, head: &Head) -> Result<(), Error> {
+        if self.context.store.collection::<StoreHistory>().get(&"history".to_owned()).await?.is_some() {
+            return Ok(());
+        }
+        let knows =
+            !self.context.store.all_applied().await?.is_empty() || !self.context.store.runs(1).await?.is_empty();
+        let lost = !knows && self.repository_was_managed(head).await?;
+        if lost {
+            tracing::error!(
+                "this store knows nothing of a repository that Evenkeel worked on before: restore the store, or look at each plan and say `/apply`"
+            );
+            for (name, (remediation, file)) in &head.desired.remediations {
+                let path = format!("{}/{file}", self.context.settings.root);
+                let commit = self.context.repository.added_by(&head.revision, &path).await?;
+                let merged = MergedRemediation { commit, spent: true, ..MergedRemediation::default() };
+                self.context
+                    .store
+                    .collection::<MergedRemediation>()
+                    .put(&format!("{}/{name}", remediation.environment), self.context.now(), &merged)
+                    .await?;
+            }
+            let says = "the store has no history of this repository; everything waits for a word";
+            self.context.store.audit(self.context.now(), "evenkeel", "history-lost", "store", says).await?;
+        }
+        Ok(self
+            .context
+            .store
+            .collection::<StoreHistory>()
+            .put(&"history".to_owned(), self.context.now(), &StoreHistory { lost })
+            .await?)
+    }
+
+    async fn repository_was_managed(self: &Arc<Self>, head: &Head) -> Result<bool, Error> {
+        if !head.desired.remediations.is_empty() {
+            return Ok(true);
+        }
+        let Some(forge) = &self.context.forge else { return Ok(false) };
+        for commit in self.context.repository.first_parents(None, &head.revision).await?.iter().take(COMMITS_ASKED) {
+            if forge.has_own_status(&commit.revision).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}

@@ -1,0 +1,54 @@
+//! Which environments and instances are suspended, by declaration or by command.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Head, Source};
+use crate::{
+    controller::{context::Error, records::Suspension},
+    model::{EnvironmentName, InstanceId},
+};
+
+/// What is suspended: observed and never acted on.
+#[derive(Default)]
+pub(crate) struct Suspensions {
+    /// By `suspend: true`.
+    pub(crate) declared: BTreeSet<EnvironmentName>,
+    /// By `/suspend`, by the name of an environment or instance.
+    pub(crate) commanded: BTreeMap<String, Suspension>,
+}
+
+impl Suspensions {
+    /// Why a name is suspended by a command.
+    pub(crate) fn by_command(&self, name: &str) -> Option<String> {
+        let suspension = self.commanded.get(name)?;
+        Some(format!(
+            "`{name}` is suspended by {} since {}; `/resume {name}` ends that",
+            suspension.by.replace("user:", "@"),
+            suspension.at.format("%Y-%m-%d %H:%M UTC")
+        ))
+    }
+
+    /// Why an environment is suspended as a whole.
+    pub(crate) fn environment(&self, name: &EnvironmentName) -> Option<String> {
+        let declared = || format!("`{name}` is suspended by its declaration (`suspend: true`)");
+        self.declared.contains(name).then(declared).or_else(|| self.by_command(name.as_str()))
+    }
+
+    /// Why an instance is suspended.
+    pub(crate) fn instance(&self, id: &InstanceId) -> Option<String> {
+        self.environment(&id.environment).or_else(|| self.by_command(&id.to_string()))
+    }
+}
+
+impl Source {
+    /// What is suspended at a head. A command that names an environment holds for instances that are declared later.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub(crate) async fn suspensions(&self, head: Option<&Head>) -> Result<Suspensions, Error> {
+        let environments = head.into_iter().flat_map(|head| &head.desired.environments);
+        let declared = environments.filter(|(_, environment)| environment.suspend).map(|(name, _)| name.clone());
+        let commanded = self.context.store.collection::<Suspension>().all().await?;
+        Ok(Suspensions { declared: declared.collect(), commanded: commanded.into_iter().collect() })
+    }
+}

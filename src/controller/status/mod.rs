@@ -1,0 +1,345 @@
+//! What is said of each instance, from what is recorded: the verdict, and why.
+
+mod explain;
+mod verdict;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    controller::{
+        authorization::Authorization,
+        context::{Context, Error},
+        observe::Observer,
+        planning::Planner,
+        records::{FailedRename, Snooze, Stalled},
+        remediation::Remediations,
+        source::{Head, Source},
+        status::verdict::Known,
+    },
+    domain::{
+        declaration::{Instance, schema::OnDelete},
+        journal::Run,
+        message::{comment, counts},
+        plan::{Applied, Observed, pending::is_pending},
+    },
+    model::{
+        ComponentName, Drift, EnvironmentName, InstanceId, Problem, ResourceChange, Revision, RunId, Verdict,
+        WaitingOn, citus::LayoutPlan,
+    },
+};
+
+/// What is said of one instance, in the shape of `drift --output json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceStatus {
+    /// Its name.
+    pub id: InstanceId,
+    /// The environment.
+    pub environment: EnvironmentName,
+    /// The component.
+    pub component: ComponentName,
+    /// Its kind.
+    pub kind: String,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The revision that is applied.
+    pub applied: Option<Revision>,
+    /// When it was observed last.
+    pub observed_at: Option<DateTime<Utc>>,
+    /// How long that took.
+    pub duration_ms: Option<u64>,
+    /// How the world differs from what is applied.
+    pub drift: Vec<Drift>,
+    /// What head would change.
+    pub pending: Vec<ResourceChange>,
+    /// What it waits on.
+    pub waiting_on: Vec<WaitingOn>,
+    /// Why, where the verdict alone does not say.
+    pub reason: Option<String>,
+    /// The run that holds it.
+    pub run: Option<RunId>,
+    /// The no that was said to its drift, while it holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snoozed: Option<Snooze>,
+    /// What the last look found that is no drift, and that somebody should know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// What the nodes of a cluster carry, where that is not what it should be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layout: Option<LayoutPlan>,
+    /// What woke it last.
+    pub woken_by: Option<String>,
+}
+
+/// What is said of everything.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The head of the branch.
+    pub revision: Option<Revision>,
+    /// Why it can't be read, where it can't.
+    pub reason: Option<String>,
+    /// The verdict of all together.
+    pub verdict: Verdict,
+    /// Each instance.
+    pub instances: Vec<InstanceStatus>,
+    /// What is wrong with the declarations.
+    pub problems: Vec<Problem>,
+}
+
+impl InstanceStatus {
+    /// One line for people.
+    pub fn says(&self) -> String {
+        if let Some(reason) = &self.reason {
+            return reason.clone();
+        }
+        match self.verdict {
+            Verdict::Drifted => match &self.snoozed {
+                Some(snooze) => format!(
+                    "{}; snoozed until {} ({})",
+                    drift_counts(&self.drift),
+                    snooze.until.format("%Y-%m-%d"),
+                    snooze.because
+                ),
+                None => drift_counts(&self.drift),
+            },
+            Verdict::Pending => {
+                let resources: Vec<&ResourceChange> = self.pending.iter().collect();
+                let waits: Vec<String> =
+                    self.waiting_on.iter().map(|on| format!("waits: {}", comment::waiting(on))).collect();
+                if resources.is_empty() {
+                    waits.join("; ")
+                } else {
+                    std::iter::once(counts(&resources)).chain(waits).collect::<Vec<_>>().join("; ")
+                }
+            }
+            Verdict::InSync => match &self.warnings[..] {
+                [] => String::new(),
+                [one] => format!("warning: {one}"),
+                more => format!("{} warnings, told by `evenkeel explain {}`", more.len(), self.id),
+            },
+            _ => String::new(),
+        }
+    }
+}
+
+fn drift_counts(drift: &[Drift]) -> String {
+    use crate::model::DriftKind::{Changed, Extra, Missing};
+    let part = |kind, word: &str| match drift.iter().filter(|d| d.drift == kind).count() {
+        0 => None,
+        n => Some(format!("{n} {word}")),
+    };
+    [part(Missing, "missing"), part(Changed, "changed"), part(Extra, "extra")]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// Reads verdicts and explanations from what is recorded; observes nothing.
+pub struct StatusReader {
+    pub(super) context: Arc<Context>,
+    pub(super) source: Arc<Source>,
+    pub(super) authorization: Arc<Authorization>,
+    pub(super) observer: Arc<Observer>,
+    pub(super) planner: Arc<Planner>,
+    pub(super) remediations: Arc<Remediations>,
+}
+
+impl StatusReader {
+    /// What is said of everything, from what is recorded; nothing is looked at.
+    pub async fn read(self: &Arc<Self>) -> Result<Status, Error> {
+        let head = self.source.head();
+        let applied = self.context.store.all_applied().await?;
+        let observed = self.context.store.all_observed().await?;
+        let runs = self.context.store.open_runs().await?;
+        let stalled = self.planner.stalled().await?;
+        let snoozes = self.observer.snoozes().await?;
+        let suspensions = self.source.suspensions(head.as_deref()).await?;
+        let now = self.context.now();
+        let mut instances = vec![];
+        let declared = head.as_ref().map(|head| head.desired.instances.clone()).unwrap_or_default();
+        for (id, instance) in &declared {
+            let suspended = suspensions.instance(id);
+            let known = Known {
+                applied: applied.get(id),
+                observed: observed.get(id),
+                runs: &runs,
+                stalled: stalled.get(id),
+                all_stalled: &stalled,
+                suspended,
+                now,
+            };
+            instances.push(self.one(id, Some(instance), &known, &applied));
+        }
+        if let Some(head) = &head {
+            for status in instances.iter_mut().filter(|status| status.run.is_none()) {
+                self.freshen_promotion(head, status, &stalled).await?;
+            }
+        }
+        for (id, why) in self.context.store.collection::<FailedRename>().all().await? {
+            if let Some(status) = instances.iter_mut().find(|status| status.id == id) {
+                (status.verdict, status.reason) =
+                    (Verdict::Stalled, Some(format!("it could not be renamed: {}", why.0)));
+            }
+        }
+        self.add_undeclared(&head, &applied, &observed, &runs, &stalled, &mut instances);
+        instances.sort_by(|one, two| one.id.cmp(&two.id));
+        for instance in &mut instances {
+            let holds =
+                |snooze: &&Snooze| observed.get(&instance.id).is_some_and(|observed| snooze.holds(observed, now));
+            instance.snoozed = snoozes.get(&instance.id).filter(holds).cloned();
+        }
+        let problems = head.as_ref().map(|head| head.desired.problems.clone()).unwrap_or_default();
+        let mut verdict = instances.iter().map(|instance| instance.verdict).min().unwrap_or(Verdict::Unknown);
+        if head.is_none() {
+            verdict = Verdict::Unknown;
+        } else if !problems.is_empty() {
+            verdict = verdict.min(Verdict::Stalled);
+        }
+        Ok(Status {
+            revision: head.map(|head| head.revision.clone()),
+            reason: self.source.problem(),
+            verdict,
+            instances,
+            problems,
+        })
+    }
+
+    /// Says what an earlier environment has to do first as it is now, and not when it was planned.
+    async fn freshen_promotion(
+        self: &Arc<Self>,
+        head: &Head,
+        status: &mut InstanceStatus,
+        stalled: &BTreeMap<InstanceId, Stalled>,
+    ) -> Result<(), Error> {
+        let is_promotion = |on: &WaitingOn| matches!(on, WaitingOn::Promotion { .. } | WaitingOn::Soak { .. });
+        if !status.waiting_on.iter().any(is_promotion) {
+            return Ok(());
+        }
+        status.waiting_on.retain(|on| !is_promotion(on));
+        status.waiting_on.extend(self.planner.promotion_with(head, &status.id, stalled).await?);
+        if status.waiting_on.is_empty() {
+            status.waiting_on.push(WaitingOn::Apply);
+        }
+        Ok(())
+    }
+
+    /// What is not declared any more, and was applied or begun.
+    fn add_undeclared(
+        &self,
+        head: &Option<Arc<Head>>,
+        applied: &BTreeMap<InstanceId, Applied>,
+        observed: &BTreeMap<InstanceId, Observed>,
+        runs: &[Run],
+        stalled: &BTreeMap<InstanceId, Stalled>,
+        instances: &mut Vec<InstanceStatus>,
+    ) {
+        let now = self.context.now();
+        let is_declared = |id: &InstanceId| head.as_ref().is_some_and(|head| head.instance(id).is_some());
+        let complete = head.as_ref().is_some_and(|head| head.desired.complete);
+        for (id, record) in applied.iter().filter(|(id, _)| !is_declared(id)) {
+            let known = Known {
+                applied: Some(record),
+                observed: observed.get(id),
+                runs,
+                stalled: stalled.get(id),
+                all_stalled: stalled,
+                suspended: None,
+                now,
+            };
+            let mut status = self.one(id, None, &known, applied);
+            let under_way = runs.iter().find(|run| run.holds(id));
+            let failed = stalled.get(id).filter(|_| under_way.is_none());
+            (status.verdict, status.reason) = match (head, complete) {
+                (None, _) => (Verdict::Unknown, Some("the state repo has not been read".into())),
+                (Some(_), true) if under_way.is_some() => (status.verdict, status.reason),
+                (Some(_), true) => {
+                    let says = match (failed, record.spec.on_delete) {
+                        (Some(failed), _) => format!(
+                            "applied and no longer declared; destroying it failed in run {}: {}",
+                            failed.run, failed.message
+                        ),
+                        (None, OnDelete::Destroy) => format!(
+                            "applied and no longer declared; `onDelete: destroy` waits for `/apply {}`",
+                            id.environment
+                        ),
+                        (None, OnDelete::Orphan) => {
+                            format!("applied and no longer declared; it stays until `/destroy {id}` or `/forget {id}`")
+                        }
+                    };
+                    (Verdict::Orphaned, Some(says))
+                }
+                (Some(_), false) => {
+                    (Verdict::Stalled, Some("may have been removed: a file of the state repo can't be read".into()))
+                }
+            };
+            instances.push(status);
+        }
+        for (id, known) in stalled.iter().filter(|(id, _)| !is_declared(id) && !applied.contains_key(*id)) {
+            let of = Known {
+                applied: None,
+                observed: observed.get(id),
+                runs,
+                stalled: Some(known),
+                all_stalled: stalled,
+                suspended: None,
+                now,
+            };
+            let mut status = self.one(id, None, &of, applied);
+            status.verdict = Verdict::Stalled;
+            status.reason = Some(format!(
+                "run {} began to change it and failed, and it is no longer declared; what it made is still there: declare it again, or remove that by hand",
+                known.run
+            ));
+            instances.push(status);
+        }
+    }
+
+    fn one(
+        &self,
+        id: &InstanceId,
+        instance: Option<&Arc<Instance>>,
+        known: &Known<'_>,
+        applied: &BTreeMap<InstanceId, Applied>,
+    ) -> InstanceStatus {
+        let run = known.runs.iter().find(|run| run.holds(id));
+        let pending = instance.is_some_and(|instance| is_pending(instance, applied));
+        let (verdict, reason) = known.verdict(id, instance, run, pending);
+        let observed = known.observed;
+        let mut waiting_on = observed.map(|o| o.waiting_on.clone()).unwrap_or_default();
+        if let Some(on) = run.and_then(|run| run.instances[id].waiting_on.clone()) {
+            waiting_on = vec![on];
+        } else if pending && run.is_none() && waiting_on.is_empty() {
+            let upstreams = instance.map(|instance| &instance.upstreams);
+            let stalled = upstreams.into_iter().flatten().find(|upstream| known.all_stalled.contains_key(*upstream));
+            waiting_on.push(match stalled {
+                Some(upstream) => WaitingOn::Upstream { instance: upstream.clone() },
+                None => WaitingOn::Apply,
+            });
+        }
+        let of_applied = known.applied.map(|applied| applied.spec.kind());
+        InstanceStatus {
+            id: id.clone(),
+            environment: id.environment.clone(),
+            component: id.component.clone(),
+            kind: instance.map(|instance| instance.kind).or(of_applied).unwrap_or_default().to_owned(),
+            verdict,
+            applied: known.applied.map(|applied| applied.revision.clone()),
+            observed_at: observed.map(|o| o.at),
+            duration_ms: observed.map(|o| o.duration_ms),
+            drift: observed.map(|o| o.drift.clone()).unwrap_or_default(),
+            pending: if pending { observed.map(|o| o.pending.clone()).unwrap_or_default() } else { vec![] },
+            waiting_on: if verdict == Verdict::Pending { waiting_on } else { vec![] },
+            reason,
+            run: run.map(|run| run.id),
+            snoozed: None,
+            warnings: observed.map(|o| o.warnings.clone()).unwrap_or_default(),
+            layout: observed.and_then(|o| o.layout.clone()),
+            woken_by: self.context.queue.last_reason(id).map(|reason| reason.to_string()),
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! The work queue: requests to reconcile, from every source alike (R7.5).
+//!
+//! Equal requests are one. A request for something that is being reconciled is kept and starts when that ends, so that
+//! no change after the start is missed. A request carries no facts; the queue holds as many requests as there are things
+//! to reconcile.
+//!
+//! *Race:* a request arrives while its subject is being reconciled: the subject is reconciled once more.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::{
+    domain::declaration::schema::Verb,
+    model::{EnvironmentName, InstanceId, PullNumber, RunId},
+};
+
+/// Something to reconcile. The queue serves requests in the order of the variants.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum ReconcileRequest {
+    /// Fetch the branch of the state repo.
+    Source,
+    /// Drive a run on.
+    Run(RunId),
+    /// Do what merges authorise in an environment.
+    Merges(EnvironmentName),
+    /// List the pull requests.
+    PullRequests,
+    /// Plan a pull request and read its comments.
+    PullRequest(PullNumber),
+    /// Plan what is pending in an environment at head.
+    HeadPlan(EnvironmentName),
+    /// Check an instance for drift.
+    Instance(InstanceId),
+    /// Propose more capacity for a cluster.
+    Capacity(InstanceId),
+    /// Bring the proposals of an environment in line with its drift.
+    Proposals(EnvironmentName),
+    /// Deliver what waits in the outbox.
+    Outbox,
+}
+
+/// Why a request was enqueued.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reason {
+    /// The daemon started.
+    Start,
+    /// The timer of `poll`.
+    Poll,
+    /// A webhook of the forge.
+    Webhook,
+    /// The folder of a local repository changed.
+    RepositoryChanged,
+    /// The head of the branch moved.
+    HeadMoved,
+    /// The timer of `drift.every`.
+    DriftCheckDue,
+    /// A Schedule.
+    Schedule,
+    /// A target reported a change.
+    TargetChanged,
+    /// A run applied the instance while it was checked.
+    AppliedDuringCheck,
+    /// The instance is not applied yet.
+    NotApplied,
+    /// A check found drift, or that drift healed.
+    Drift,
+    /// Something is pending.
+    Pending,
+    /// Head was planned.
+    HeadPlanned,
+    /// *Applied* advanced to head without an action (R1.5).
+    AppliedAdvanced,
+    /// A run was authorised.
+    RunAuthorised,
+    /// A run was in progress when the daemon started.
+    RunInProgress,
+    /// A run waits for an approval or a command.
+    RunWaits,
+    /// A run ended.
+    RunEnded,
+    /// A rollout is in progress.
+    Rollout,
+    /// Something changed in the environment of the run.
+    EnvironmentChanged,
+    /// A node of the cluster was drained for another instance.
+    NodeDrained,
+    /// A drift check ended.
+    CheckEnded,
+    /// A merge was recorded.
+    MergeRecorded,
+    /// A remediation was merged.
+    RemediationMerged,
+    /// The direction of a proposal changed.
+    DirectionChanged,
+    /// A proposal was opened or updated.
+    Proposed,
+    /// A pull request changed.
+    PullRequestChanged,
+    /// A cluster exceeds a capacity rule.
+    CapacityExceeded,
+    /// A message was put into the outbox.
+    MessageQueued,
+    /// A message in the outbox is due.
+    MessageDue,
+    /// A command.
+    Command(Verb),
+    /// The same request again, in a test.
+    Duplicate,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Start => "the daemon started",
+            Self::Poll => "poll",
+            Self::Webhook => "webhook",
+            Self::RepositoryChanged => "the folder of the repository changed",
+            Self::HeadMoved => "head moved",
+            Self::DriftCheckDue => "drift.every",
+            Self::Schedule => "schedule",
+            Self::TargetChanged => "the target reported a change",
+            Self::AppliedDuringCheck => "it was applied while it was checked",
+            Self::NotApplied => "not applied yet",
+            Self::Drift => "drift",
+            Self::Pending => "pending",
+            Self::HeadPlanned => "head was planned",
+            Self::AppliedAdvanced => "applied advanced",
+            Self::RunAuthorised => "a run was authorised",
+            Self::RunInProgress => "a run was in progress at start",
+            Self::RunWaits => "a run waits for a command or an approval",
+            Self::RunEnded => "a run ended",
+            Self::Rollout => "a rollout is in progress",
+            Self::EnvironmentChanged => "its environment changed",
+            Self::NodeDrained => "a node was drained for another instance",
+            Self::CheckEnded => "a drift check ended",
+            Self::MergeRecorded => "a merge was recorded",
+            Self::RemediationMerged => "a remediation was merged",
+            Self::DirectionChanged => "the direction of a proposal changed",
+            Self::Proposed => "proposed",
+            Self::PullRequestChanged => "a pull request changed",
+            Self::CapacityExceeded => "a capacity rule is exceeded",
+            Self::MessageQueued => "a message was queued",
+            Self::MessageDue => "a message is due",
+            Self::Command(verb) => return write!(f, "/{}", verb.word()),
+            Self::Duplicate => "the same request again",
+        })
+    }
+}
+
+#[derive(Default)]
+struct State {
+    waiting: BTreeMap<ReconcileRequest, Reason>,
+    running: BTreeSet<ReconcileRequest>,
+    /// Requests for what is running, to be started when it ends.
+    again: BTreeMap<ReconcileRequest, Reason>,
+    /// Why each instance was requested last.
+    last: BTreeMap<InstanceId, Reason>,
+}
+
+/// The queue.
+#[derive(Default)]
+pub struct WorkQueue {
+    /// A request is in at most one of `waiting` and `running`; `again` holds requests that are in `running`.
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+impl WorkQueue {
+    /// Adds a request, unless an equal one waits already.
+    pub fn enqueue(&self, request: ReconcileRequest, reason: Reason) {
+        {
+            let mut state = self.state.lock();
+            if let ReconcileRequest::Instance(id) = &request {
+                state.last.insert(id.clone(), reason);
+            }
+            if state.running.contains(&request) {
+                state.again.insert(request, reason);
+            } else {
+                state.waiting.entry(request).or_insert(reason);
+            }
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Takes the next request, if there is one; it counts as running until [`WorkQueue::done`].
+    pub fn next_now(&self) -> Option<(ReconcileRequest, Reason)> {
+        let mut state = self.state.lock();
+        let (request, reason) = state.waiting.pop_first()?;
+        state.running.insert(request.clone());
+        Some((request, reason))
+    }
+
+    /// Takes the waiting request at an index modulo the length: for tests that deliver events in another order.
+    pub fn any_now(&self, index: usize) -> Option<(ReconcileRequest, Reason)> {
+        let mut state = self.state.lock();
+        let request = state.waiting.keys().nth(index.checked_rem(state.waiting.len())?)?.clone();
+        let reason = state.waiting.remove(&request)?;
+        state.running.insert(request.clone());
+        Some((request, reason))
+    }
+
+    /// Waits for the next request and takes it; it counts as running until [`WorkQueue::done`].
+    ///
+    /// *Cancel safety:* safe; a request is taken only when it is returned.
+    pub async fn next(&self) -> (ReconcileRequest, Reason) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some(next) = self.next_now() {
+                return next;
+            }
+            changed.await;
+        }
+    }
+
+    /// Waits until a request does not run, and takes it, whether or not it waits. It runs until the result is dropped:
+    /// for a caller that needs the answer, under the exclusion that the queue gives.
+    ///
+    /// *Cancel safety:* safe.
+    pub async fn take(&self, request: ReconcileRequest) -> RunningRequest<'_> {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            {
+                let mut state = self.state.lock();
+                if !state.running.contains(&request) {
+                    state.waiting.remove(&request);
+                    state.running.insert(request.clone());
+                    return RunningRequest { queue: self, request };
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// Ends a request that is running.
+    pub fn done(&self, request: &ReconcileRequest) {
+        {
+            let mut state = self.state.lock();
+            state.running.remove(request);
+            if let Some(reason) = state.again.remove(request) {
+                state.waiting.insert(request.clone(), reason);
+            }
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until no request waits or runs.
+    pub async fn idle(&self) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            {
+                let state = self.state.lock();
+                if state.waiting.is_empty() && state.running.is_empty() {
+                    return;
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// Whether a request waits.
+    pub fn is_waiting(&self, request: &ReconcileRequest) -> bool {
+        let state = self.state.lock();
+        state.waiting.contains_key(request) || state.again.contains_key(request)
+    }
+
+    /// Why an instance was requested last.
+    pub fn last_reason(&self, id: &InstanceId) -> Option<Reason> {
+        self.state.lock().last.get(id).copied()
+    }
+
+    /// How many requests wait and how many run.
+    pub fn depth(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        (state.waiting.len() + state.again.len(), state.running.len())
+    }
+}
+
+/// A request that is running; dropping it ends the request, also after a panic.
+pub struct RunningRequest<'q> {
+    pub(super) queue: &'q WorkQueue,
+    pub(super) request: ReconcileRequest,
+}
+
+impl Drop for RunningRequest<'_> {
+    fn drop(&mut self) {
+        self.queue.done(&self.request);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn r7_5_equal_requests_are_one_and_a_request_for_what_runs_is_kept() {
+        let queue = WorkQueue::default();
+        queue.enqueue(ReconcileRequest::Source, Reason::Poll);
+        queue.enqueue(ReconcileRequest::Source, Reason::Webhook);
+        assert_eq!(queue.next().await, (ReconcileRequest::Source, Reason::Poll));
+        queue.enqueue(ReconcileRequest::Source, Reason::Webhook);
+        queue.enqueue(ReconcileRequest::Source, Reason::RepositoryChanged);
+        assert_eq!(queue.depth(), (1, 1));
+        queue.done(&ReconcileRequest::Source);
+        assert_eq!(queue.next().await, (ReconcileRequest::Source, Reason::RepositoryChanged));
+        queue.done(&ReconcileRequest::Source);
+        queue.idle().await;
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_taken_excludes_the_queue() {
+        let queue = WorkQueue::default();
+        queue.enqueue(ReconcileRequest::Source, Reason::Poll);
+        let taken = queue.take(ReconcileRequest::Source).await;
+        assert_eq!(queue.next_now(), None, "it was waiting, and runs now");
+        queue.enqueue(ReconcileRequest::Source, Reason::Webhook);
+        assert_eq!(queue.next_now(), None, "it runs once at a time");
+        drop(taken);
+        assert_eq!(queue.next_now(), Some((ReconcileRequest::Source, Reason::Webhook)));
+    }
+}

@@ -1,0 +1,49 @@
+//! What differs between head and what is applied, and who depends on what is applied (R1.4, R1.9, R1.10).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Applied;
+use crate::{
+    domain::declaration::Instance,
+    model::{ComponentName, InstanceId},
+    ports::RecordedOutput,
+};
+
+/// Splits the key of a recorded input, `COMPONENT.outputs.NAME`, into the upstream and the name of its output.
+pub fn input_source<'k>(id: &InstanceId, key: &'k str) -> Option<(InstanceId, &'k str)> {
+    let (component, name) = key.split_once(".outputs.")?;
+    Some((InstanceId::new(&id.environment, &component.parse::<ComponentName>().ok()?), name))
+}
+
+/// The upstreams that the recorded inputs of an instance come from.
+pub fn sources(id: &InstanceId, inputs: &BTreeMap<String, RecordedOutput>) -> BTreeSet<InstanceId> {
+    inputs.keys().filter_map(|key| Some(input_source(id, key)?.0)).collect()
+}
+
+/// Whether the digest or the inputs at head differ from what is applied (R1.4).
+pub fn is_pending(instance: &Instance, applied: &BTreeMap<InstanceId, Applied>) -> bool {
+    let Some(record) = applied.get(&instance.id) else { return true };
+    if Some(record.digest) != instance.digest {
+        return true;
+    }
+    record.inputs.iter().any(|(key, value)| {
+        let Some((upstream, name)) = input_source(&instance.id, key) else { return false };
+        applied.get(&upstream).and_then(|upstream| upstream.outputs.get(name)).is_some_and(|now| now != value)
+    })
+}
+
+/// The name under which the records of a renamed instance still stand (R1.10).
+pub fn former_name<'i>(instance: &'i Instance, applied: &BTreeMap<InstanceId, Applied>) -> Option<&'i InstanceId> {
+    let old = instance.renamed_from.as_ref()?;
+    (applied.contains_key(old) && !applied.contains_key(&instance.id)).then_some(old)
+}
+
+/// The instances that use the outputs of an instance or depend on it, as they are applied.
+pub fn dependents(id: &InstanceId, applied: &BTreeMap<InstanceId, Applied>) -> BTreeSet<InstanceId> {
+    let uses = |record: &Applied| {
+        let outputs = format!("{}.outputs.", id.component);
+        record.inputs.keys().any(|key| key.starts_with(&outputs)) || record.spec.depends_on.contains(&id.component)
+    };
+    let others = applied.iter().filter(|(other, _)| other.environment == id.environment && *other != id);
+    others.filter(|(_, record)| uses(record)).map(|(other, _)| other.clone()).collect()
+}
