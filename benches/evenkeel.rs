@@ -366,7 +366,7 @@ fn minds() -> Vec<Row> {
         Observation { changes: (0..20).map(change).collect(), holds_anything: true, ..Observation::default() };
     let protect = ["world_file.kept".to_owned(), "module.*".to_owned()];
     let environment: EnvironmentName = "dev".parse().unwrap();
-    let (mut passes, mut plans) = (vec![], vec![]);
+    let (mut transient, mut plans) = (vec![], vec![]);
     for _ in 0..ROUNDS {
         let since = Instant::now();
         let mut drifted = vec![];
@@ -389,7 +389,7 @@ fn minds() -> Vec<Row> {
         let groups = remediation::groups(&environment, drifted);
         let steps = order(&edges);
         assert!(groups.is_empty() && steps.len() == INSTANCES);
-        passes.push(since.elapsed().as_secs_f64() * 1000.0);
+        transient.push(since.elapsed().as_secs_f64() * 1000.0);
         let since = Instant::now();
         let one = id(INSTANCES / 2);
         let mut actions = opentofu::plan::actions(&one, &changed);
@@ -416,7 +416,7 @@ fn minds() -> Vec<Row> {
     vec![
         Row {
             what: "a pass over 10,000 instances in sync, without looking",
-            found: format!("{:.1} ms", median(passes)),
+            found: format!("{:.1} ms", median(transient)),
             bound: "200 ms".into(),
         },
         Row {
@@ -822,8 +822,10 @@ async fn fairness() -> Vec<Row> {
         Arc::clone(&seal),
         Arc::new(evenkeel::adapters::sim::Clock::new(clock.now())),
     );
-    let paced =
-        world.paced(evenkeel::targets::lanes::Lanes::new(4, Duration::from_millis(100)), Duration::from_millis(10));
+    let paced = world.paced(
+        evenkeel::targets::concurrency::ConcurrencyLimit::new(4, Duration::from_millis(100)),
+        Duration::from_millis(10),
+    );
     let mut files = vec![
         (
             "state-repo/staterepo.yaml".to_owned(),
@@ -868,7 +870,7 @@ async fn fairness() -> Vec<Row> {
         assert!(
             started.elapsed() < Duration::from_secs(120),
             "the world did not come in sync: {:?}",
-            daemon.status.read().await.unwrap().instances.iter().map(|i| i.says()).collect::<BTreeSet<_>>()
+            daemon.status.read().await.unwrap().instances.iter().map(|i| i.message()).collect::<BTreeSet<_>>()
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

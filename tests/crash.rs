@@ -19,14 +19,14 @@ use std::{
     },
 };
 
-use evenkeel::adapters::sim::Lives;
+use evenkeel::adapters::sim::CrashPoints;
 use stage::Stage;
 
 /// How many tellings share the cuts of a script: each ends lives at every so many places.
 const TELLINGS: usize = 6;
 
 /// What a telling came to.
-struct Told {
+struct ProgressEvent {
     text: String,
     places: Vec<String>,
     cuts: Vec<String>,
@@ -36,7 +36,7 @@ struct Told {
     stuck: Vec<String>,
 }
 
-async fn tell(path: &Path, lives: std::sync::Arc<Lives>) -> Told {
+async fn tell(path: &Path, lives: std::sync::Arc<CrashPoints>) -> ProgressEvent {
     let text = std::fs::read_to_string(path).unwrap();
     let mut stage = Stage::new(None, std::sync::Arc::clone(&lives)).await;
     let (mut told, mut stuck) = (String::new(), vec![]);
@@ -55,7 +55,15 @@ async fn tell(path: &Path, lives: std::sync::Arc<Lives>) -> Told {
     }
     let (effects, said) = stage.done();
     stuck.extend(stage.stuck().await);
-    Told { text: told, places: lives.places(), cuts: lives.cuts(), end: stage.end().await, effects, said, stuck }
+    ProgressEvent {
+        text: told,
+        places: lives.places(),
+        cuts: lives.cuts(),
+        end: stage.end().await,
+        effects,
+        said,
+        stuck,
+    }
 }
 
 /// Whether a life is to end at a place.
@@ -80,7 +88,7 @@ fn gist(said: &str) -> String {
 }
 
 /// What is wrong with a telling that was cut, next to one that was not.
-fn wrong(whole: &Told, cut: &Told) -> Vec<String> {
+fn wrong(whole: &ProgressEvent, cut: &ProgressEvent) -> Vec<String> {
     let mut wrong = vec![];
     let mut differ = |what: &str, whole: &[String], cut: &[String]| {
         let (mut one, mut two): (Vec<&String>, Vec<&String>) = (whole.iter().collect(), cut.iter().collect());
@@ -104,7 +112,7 @@ fn wrong(whole: &Told, cut: &Told) -> Vec<String> {
     };
     differ("of the world", &unnumbered(&whole.end), &unnumbered(&cut.end));
     differ("an effect", &whole.effects, &cut.effects);
-    let gists = |told: &Told| told.said.iter().map(|said| gist(said)).collect::<Vec<_>>();
+    let gists = |told: &ProgressEvent| told.said.iter().map(|said| gist(said)).collect::<Vec<_>>();
     differ("a comment", &gists(whole), &gists(cut));
     differ("a run", &whole.stuck, &cut.stuck);
     wrong
@@ -144,14 +152,14 @@ fn r7_1_wherever_it_is_killed_it_ends_as_if_nothing_had_happened() {
     let all = scripts();
     if let Ok(cut) = std::env::var("CUT") {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let whole = runtime.block_on(tell(&all[0], Lives::new(BTreeSet::new())));
-        let told = runtime.block_on(tell(&all[0], Lives::new(cut.split('|').map(str::to_owned).collect())));
+        let whole = runtime.block_on(tell(&all[0], CrashPoints::new(BTreeSet::new())));
+        let told = runtime.block_on(tell(&all[0], CrashPoints::new(cut.split('|').map(str::to_owned).collect())));
         println!("{}\ncut: {:?}\n{}", told.text, told.cuts, wrong(&whole, &told).join("\n"));
         return;
     }
     let since = std::time::Instant::now();
     let wholes =
-        on_all(&all, |runtime, path| (path.clone(), runtime.block_on(tell(path, Lives::new(BTreeSet::new())))));
+        on_all(&all, |runtime, path| (path.clone(), runtime.block_on(tell(path, CrashPoints::new(BTreeSet::new())))));
     let mut tellings = vec![];
     for (path, whole) in &wholes {
         let places: Vec<&String> = whole.places.iter().filter(|place| is_cut(place, &whole.text)).collect();
@@ -161,7 +169,7 @@ fn r7_1_wherever_it_is_killed_it_ends_as_if_nothing_had_happened() {
         }
     }
     let told = on_all(&tellings, |runtime, (path, whole, at)| {
-        let told = runtime.block_on(tell(path, Lives::new(at.clone())));
+        let told = runtime.block_on(tell(path, CrashPoints::new(at.clone())));
         let wrong = wrong(whole, &told);
         (path.display().to_string(), told.cuts, wrong)
     });
@@ -182,7 +190,7 @@ fn r7_1_wherever_it_is_killed_it_ends_as_if_nothing_had_happened() {
 fn r7_3_a_daemon_that_is_stopped_and_goes_on_does_no_harm() {
     let all = scripts();
     let wholes =
-        on_all(&all, |runtime, path| (path.clone(), runtime.block_on(tell(path, Lives::new(BTreeSet::new())))));
+        on_all(&all, |runtime, path| (path.clone(), runtime.block_on(tell(path, CrashPoints::new(BTreeSet::new())))));
     let mut tellings = vec![];
     for (path, whole) in &wholes {
         let runs = |place: &&String| ["journal ", " apply ", "create a run"].iter().any(|word| place.contains(word));
@@ -194,7 +202,7 @@ fn r7_3_a_daemon_that_is_stopped_and_goes_on_does_no_harm() {
         }
     }
     let told = on_all(&tellings, |runtime, (path, whole, at)| {
-        let told = runtime.block_on(tell(path, Lives::stopping(at.clone())));
+        let told = runtime.block_on(tell(path, CrashPoints::stopping(at.clone())));
         // What it says to the forge carries no token: only the world and the store are fenced.
         let wrong: Vec<String> =
             wrong(whole, &told).into_iter().filter(|line| !line.starts_with("a comment")).collect();

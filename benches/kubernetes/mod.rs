@@ -18,7 +18,7 @@ const EACH: usize = 2500;
 /// How often somebody changes an object.
 const CHANGES: usize = 200;
 /// How often everything is read.
-const PASSES: usize = 5;
+const TRANSIENT_KINDS: usize = 5;
 
 fn objects(n: usize) -> String {
     let name = format!("app-{n:04}");
@@ -107,7 +107,7 @@ pub(crate) async fn rows() -> Vec<Row> {
     // One LIST of the same objects is what reading everything once costs.
     let mut lists = vec![];
     let mut bytes = 0;
-    for _ in 0..PASSES {
+    for _ in 0..TRANSIENT_KINDS {
         let started = Instant::now();
         bytes = 0;
         for path in [
@@ -121,8 +121,8 @@ pub(crate) async fn rows() -> Vec<Row> {
         lists.push(started.elapsed().as_secs_f64() * 1000.0);
     }
     let before = writes(&client).await;
-    let mut passes = vec![];
-    for _ in 0..PASSES {
+    let mut transient = vec![];
+    for _ in 0..TRANSIENT_KINDS {
         let looked = Command::new(env!("CARGO_BIN_EXE_evenkeel"))
             .args(["drift", "dev", "--output", "json"])
             .current_dir(stage.folder.path())
@@ -132,7 +132,7 @@ pub(crate) async fn rows() -> Vec<Row> {
             .unwrap();
         let told: Value = serde_json::from_slice(&looked.stdout).unwrap_or_default();
         assert_eq!(told["verdict"], "inSync", "{}", String::from_utf8_lossy(&looked.stdout));
-        passes.push(told["instances"][0]["durationMs"].as_f64().unwrap());
+        transient.push(told["instances"][0]["durationMs"].as_f64().unwrap());
     }
     let wrote = writes(&client).await - before;
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -169,7 +169,7 @@ pub(crate) async fn rows() -> Vec<Row> {
         },
         Row {
             what: "a full pass over them, in sync",
-            found: format!("{:.0} ms", median(passes)),
+            found: format!("{:.0} ms", median(transient)),
             bound: format!("{list:.0} ms: one LIST, {:.0} MB; < 1000 ms", bytes as f64 / 1e6),
         },
         Row { what: "write requests of 5 such passes", found: wrote.to_string(), bound: "0".into() },

@@ -17,7 +17,7 @@ use crate::{
         plan::Plan,
     },
     model::{ComponentName, InstanceId, RunId},
-    server::{Ask, Started},
+    server::{CommandRequest, Started},
 };
 
 /// How often a run is asked about.
@@ -62,14 +62,15 @@ pub(super) async fn run(global: &Global, args: &Apply) -> Done {
         });
     }
     let client = Client::new(global)?;
-    let mut ask = Ask {
+    let mut ask = CommandRequest {
         selector: chosen.map(|selector| selector.to_string()),
         remediation: args.remediation.clone(),
-        ..Ask::default()
+        ..CommandRequest::default()
     };
     if args.remediation.is_none() {
-        let plans: Vec<Plan> =
-            client.post("/api/v1/plan", &Ask { selector: ask.selector.clone(), ..Ask::default() }).await?;
+        let plans: Vec<Plan> = client
+            .post("/api/v1/plan", &CommandRequest { selector: ask.selector.clone(), ..CommandRequest::default() })
+            .await?;
         if global.output == Format::Text {
             output::note(plans.iter().map(plan::text).collect::<Vec<_>>().join("\n").trim_end());
         }
@@ -155,11 +156,11 @@ async fn follow(global: &Global, client: &Client, id: RunId) -> Result<Run, Fail
         let run: Run = client.get(&format!("/api/v1/runs/{id}")).await?;
         if global.output == Format::Text {
             for (instance, state) in &run.instances {
-                let now = (state.status, state.says.clone());
+                let now = (state.status, state.message.clone());
                 if shown.get(instance) != Some(&now)
                     && !matches!(state.status, Status::New | Status::Planned | Status::Effected)
                 {
-                    output::note(&format!("  {instance}   {}", super::runs::says(state)));
+                    output::note(&format!("  {instance}   {}", super::runs::message(state)));
                 }
                 shown.insert(instance.clone(), now);
             }
@@ -168,8 +169,8 @@ async fn follow(global: &Global, client: &Client, id: RunId) -> Result<Run, Fail
         let stuck = run.instances.values().any(|i| i.status == Status::Waiting)
             && run.instances.values().all(|i| i.status.ended() || i.status == Status::Waiting);
         match &run.state {
-            RunState::Ended { says } => {
-                finish(global, &run, says);
+            RunState::Ended { message } => {
+                finish(global, &run, message);
                 return Ok(run);
             }
             RunState::Open if stuck => {
@@ -181,15 +182,19 @@ async fn follow(global: &Global, client: &Client, id: RunId) -> Result<Run, Fail
     }
 }
 
-fn finish(global: &Global, run: &Run, says: &str) {
+fn finish(global: &Global, run: &Run, message: &str) {
     if global.output == Format::Text {
-        output::text(&format!("Run {}: {}", run.id, plain(says)));
+        output::text(&format!("Run {}: {}", run.id, plain(message)));
     }
 }
 
 pub(super) async fn propose(global: &Global, args: &Propose) -> Done {
     let chosen = selector(&args.selector)?;
-    let ask = Ask { selector: chosen.map(|selector| selector.to_string()), apply: args.apply, ..Ask::default() };
+    let ask = CommandRequest {
+        selector: chosen.map(|selector| selector.to_string()),
+        apply: args.apply,
+        ..CommandRequest::default()
+    };
     let proposals: Vec<Value> = Client::new(global)?.post("/api/v1/propose", &ask).await?;
     match global.output {
         Format::Text if proposals.is_empty() => output::text("Nothing drifted, so nothing is proposed."),

@@ -40,10 +40,10 @@ impl Client {
             (None, None) => "http://127.0.0.1:7654".into(),
         };
         if !reqwest::Url::parse(&base).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host()) {
-            let says = format!("`{base}` is not the address of a daemon");
+            let message = format!("`{base}` is not the address of a daemon");
             return Err(Failure {
                 code: 64,
-                ..Failure::new(says).hint("an address is such as `http://127.0.0.1:7654`")
+                ..Failure::new(message).hint("an address is such as `http://127.0.0.1:7654`")
             });
         }
         let from_file = config.as_ref().and_then(|config| std::fs::read_to_string(config.data.join("api-token")).ok());

@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Done, Failure, Format, Global, client, output, workbench};
+use super::{Done, Failure, Format, Global, client, offline, output};
 use crate::{
     adapters::{git::Mirror, store::Store},
     config::Config,
@@ -31,17 +31,18 @@ pub(crate) struct Doctor {
 struct Finding {
     what: String,
     well: bool,
-    says: String,
+    #[serde(rename = "says")]
+    message: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     mend: Option<String>,
 }
 
-fn well(what: &str, says: impl Into<String>) -> Finding {
-    Finding { what: what.to_owned(), well: true, says: says.into(), mend: None }
+fn well(what: &str, message: impl Into<String>) -> Finding {
+    Finding { what: what.to_owned(), well: true, message: message.into(), mend: None }
 }
 
-fn ill(what: &str, says: impl Into<String>, mend: impl Into<String>) -> Finding {
-    Finding { what: what.to_owned(), well: false, says: says.into(), mend: Some(mend.into()) }
+fn ill(what: &str, message: impl Into<String>, mend: impl Into<String>) -> Finding {
+    Finding { what: what.to_owned(), well: false, message: message.into(), mend: Some(mend.into()) }
 }
 
 pub(super) async fn run(global: &Global, args: &Doctor) -> Done {
@@ -51,7 +52,7 @@ pub(super) async fn run(global: &Global, args: &Doctor) -> Done {
     let mut findings = vec![];
     match client::config(global) {
         Err(failure) => {
-            findings.push(ill("configuration", failure.says, "mend the file; the README shows a whole one"))
+            findings.push(ill("configuration", failure.message, "mend the file; the README shows a whole one"))
         }
         Ok(None) => findings.push(ill(
             "configuration",
@@ -68,7 +69,7 @@ pub(super) async fn run(global: &Global, args: &Doctor) -> Done {
         let colour = output::colour();
         let rows: Vec<Vec<String>> = findings
             .iter()
-            .map(|f| vec![if f.well { colour.good("ok") } else { colour.bad("NO") }, f.what.clone(), f.says.clone()])
+            .map(|f| vec![if f.well { colour.good("ok") } else { colour.bad("NO") }, f.what.clone(), f.message.clone()])
             .collect();
         output::text(&output::table(&rows));
         for finding in findings.iter().filter(|finding| !finding.well) {
@@ -201,7 +202,7 @@ async fn repository(config: &Config, findings: &mut Vec<Finding>) -> Option<Arc<
     let folder = tempfile::tempdir().ok()?;
     let what = "repository";
     if let (Ok(Some(crate::adapters::github::Auth::Token(token))), true) =
-        (workbench::auth(config), config.repository.url.starts_with("http"))
+        (offline::auth(config), config.repository.url.starts_with("http"))
     {
         crate::adapters::git::Tokens::global().set(&config.repository.url, token);
     }
@@ -233,14 +234,14 @@ async fn repository(config: &Config, findings: &mut Vec<Finding>) -> Option<Arc<
         Ok((revision, files)) => {
             findings.push(well(what, format!("`{}` is at {}", config.repository.branch, revision.short())));
             let desired = crate::domain::declaration::load(&*files, config.repository.path.trim_matches('/'));
-            let says = format!(
+            let message = format!(
                 "{} files (of at most {}), {} instances",
                 desired.files,
                 crate::domain::declaration::FILES_MAX,
                 desired.instances.len()
             );
             findings.push(match desired.problems.first() {
-                None => well("declarations", says),
+                None => well("declarations", message),
                 Some(first) => ill(
                     "declarations",
                     format!("{} problems; the first: {first}", desired.problems.len()),
@@ -258,8 +259,8 @@ async fn forge(config: &Config, findings: &mut Vec<Finding>) {
         findings.push(well(what, "none: nothing is proposed, and nobody is heard"));
         return;
     };
-    match workbench::forge(config) {
-        Err(failure) => findings.push(ill(what, failure.says, "check `github` in the configuration")),
+    match offline::forge(config) {
+        Err(failure) => findings.push(ill(what, failure.message, "check `github` in the configuration")),
         Ok(None) => {}
         Ok(Some(client)) => match client.own_login().await {
             Err(error) => {
@@ -324,7 +325,7 @@ async fn connections(config: &Config, desired: Option<&Desired>, findings: &mut 
                 Err(why) => Err(why),
             };
             findings.push(match reached {
-                Ok(says) => well(&what, says),
+                Ok(message) => well(&what, message),
                 Err(why) => ill(&what, why, "check the address in the file, the network, and what the role may do"),
             });
         }
@@ -336,7 +337,7 @@ async fn connections(config: &Config, desired: Option<&Desired>, findings: &mut 
                     Err(why) => Err(why),
                 };
                 findings.push(match reached {
-                    Ok(says) => well(&what, says.unwrap_or_else(|| "a token reads".into())),
+                    Ok(message) => well(&what, message.unwrap_or_else(|| "a token reads".into())),
                     Err(why) => ill(&what, why, "check the kubeconfig, the network, and what the identity may read"),
                 });
                 continue;

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::{Done, Failure, Format, Global, client, client::Client, output, status, workbench};
+use super::{Done, Failure, Format, Global, client, client::Client, offline, output, status};
 use crate::{
     controller::Status,
     domain::{declaration::Selector, message::counts, plan::Plan},
     model::{Redactor, Verdict},
-    server::Ask,
+    server::CommandRequest,
 };
 
 /// Look at the world now and say what drifted.
@@ -47,26 +47,26 @@ pub(super) async fn run(global: &Global, args: &DriftArgs) -> Done {
     let client = Client::new(global)?;
     let config = client::config(global)?;
     if !args.offline && client.answers().await {
-        let ask = Ask { selector: chosen.map(|selector| selector.to_string()), ..Ask::default() };
+        let ask = CommandRequest { selector: chosen.map(|selector| selector.to_string()), ..CommandRequest::default() };
         let found: Status = client.post("/api/v1/drift", &ask).await?;
         status::print(global, &found, "drift")?;
         return Ok(found.verdict.exit_code());
     }
     if let Some(config) = config.as_ref().filter(|config| !args.offline && config.data.join("evenkeel.db").is_file()) {
         output::note("No daemon answers; looking with its store.");
-        let _only = workbench::only_one(&config.data)?;
-        let daemon = workbench::daemon(config, Redactor::default()).await?;
+        let _only = offline::only_one(&config.data)?;
+        let daemon = offline::daemon(config, Redactor::default()).await?;
         daemon.leader.take_lease().await?;
         daemon.source.refresh().await?;
-        let selected = daemon.commands.drift_of(chosen.as_ref(), &workbench::owner()).await?;
+        let selected = daemon.commands.check_drift_of(chosen.as_ref(), &offline::owner()).await?;
         let mut found = daemon.status.read().await?;
         found.instances.retain(|instance| selected.contains(&instance.id));
         found.verdict = found.instances.iter().map(|instance| instance.verdict).min().unwrap_or(found.verdict);
         status::print(global, &found, "drift")?;
         return Ok(found.verdict.exit_code());
     }
-    let (daemon, _folder) = workbench::offline(config.as_ref(), args.state_repo.as_deref()).await?;
-    let plans = daemon.commands.plan_now(chosen.as_ref(), &workbench::owner()).await?;
+    let (daemon, _folder) = offline::offline(config.as_ref(), args.state_repo.as_deref()).await?;
+    let plans = daemon.commands.plan_now(chosen.as_ref(), &offline::owner()).await?;
     against_checkout(global, &plans)
 }
 
@@ -98,11 +98,11 @@ fn against_checkout(global: &Global, plans: &[Plan]) -> Done {
         .iter()
         .map(|instance| {
             let resources: Vec<_> = instance.actions.iter().flat_map(|action| &action.resources).collect();
-            let says = instance.problem.clone().unwrap_or_else(|| match instance.waiting_on.first() {
+            let message = instance.problem.clone().unwrap_or_else(|| match instance.waiting_on.first() {
                 Some(on) if instance.digest.is_none() => crate::domain::message::comment::waiting(on),
                 _ => counts(&resources),
             });
-            vec![instance.id.to_string(), status::paint(verdict(instance), colour), instance.kind.clone(), says]
+            vec![instance.id.to_string(), status::paint(verdict(instance), colour), instance.kind.clone(), message]
         })
         .collect();
     text.push_str(&output::table(&rows));

@@ -59,13 +59,13 @@ fn text(found: &Explained) -> String {
     }
     if let Some(Held { guard: limits, since }) = &found.guards.limits {
         let changes = limits.changes.map(|changes| format!(", {changes} changes")).unwrap_or_default();
-        let says = format!(
+        let message = format!(
             "{} destroys, {} replaces{changes} in one run, since {}",
             limits.destroys,
             limits.replaces,
             since.short()
         );
-        rows.push(vec!["limits".into(), says]);
+        rows.push(vec!["limits".into(), message]);
     }
     text.push_str(&output::table(&rows));
     text + &differences(found) + &history(found)
@@ -113,7 +113,7 @@ fn history(found: &Explained) -> String {
                 vec![
                     format!("  {}", run.id),
                     run.created_at.format("%Y-%m-%d %H:%M:%S").to_string(),
-                    runs::says(&run.instances[&found.instance.id]),
+                    runs::message(&run.instances[&found.instance.id]),
                 ]
             })
             .collect();

@@ -123,8 +123,8 @@ fn roots_of_repository(global: &Global, args: &Init) -> Done {
     }
     let outside = Path::new(&args.state_repo).is_absolute() || args.state_repo.split('/').any(|part| part == "..");
     if outside {
-        let says = format!("`{}` is not a folder inside the repository", args.state_repo);
-        return Err(Failure { code: 64, ..Failure::new(says) });
+        let message = format!("`{}` is not a folder inside the repository", args.state_repo);
+        return Err(Failure { code: 64, ..Failure::new(message) });
     }
     let files = state_repo(&roots, &name_of(&folder));
     for (path, text) in &files {
@@ -278,10 +278,10 @@ fn collect(
     for entry in files.list(folder).map_err(Failure::from)? {
         let path = crate::ports::join(folder, &entry.name).unwrap_or_default();
         match entry.sort {
-            crate::ports::Sort::Folder if !entry.name.starts_with('.') && entry.name != "node_modules" => {
+            crate::ports::EntryKind::Folder if !entry.name.starts_with('.') && entry.name != "node_modules" => {
                 collect(files, &path, depth + 1, modules)?;
             }
-            crate::ports::Sort::File if entry.name.ends_with(".tf") || entry.name.ends_with(".tofu") => {
+            crate::ports::EntryKind::File if entry.name.ends_with(".tf") || entry.name.ends_with(".tofu") => {
                 let text = files.read(&path).map_err(Failure::from)?;
                 modules.entry(folder.to_owned()).or_default().push_str(&String::from_utf8_lossy(&text));
             }

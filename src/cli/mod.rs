@@ -5,6 +5,7 @@
 
 mod apply;
 mod client;
+mod command;
 mod demo;
 mod doctor;
 mod drift;
@@ -12,16 +13,15 @@ mod explain;
 mod forge;
 mod graph;
 mod init;
+mod offline;
 mod output;
 mod plan;
 mod runs;
-mod say;
 mod serve;
 mod status;
 mod supervise;
 mod validate;
 mod who_can;
-mod workbench;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -76,27 +76,27 @@ enum Command {
     /// Look at the world now and open pull requests that revert what drifted
     Propose(apply::Propose),
     /// Make the moves that bring the shards of a Citus cluster into balance, now
-    Rebalance(say::Words),
+    Rebalance(command::Words),
     /// Propose to return the world to what was applied
-    Revert(say::Words),
+    Revert(command::Words),
     /// Propose to declare what was observed
-    Adopt(say::Words),
+    Adopt(command::Words),
     /// Leave the drift that is observed alone for a while
-    Snooze(say::Snooze),
+    Snooze(command::Snooze),
     /// Observe, and do nothing
-    Suspend(say::Words),
+    Suspend(command::Words),
     /// Act again on what was suspended
-    Resume(say::Words),
+    Resume(command::Words),
     /// Say that another target than before is the right one
-    Confirm(say::Words),
+    Confirm(command::Words),
     /// Destroy what is applied and no longer declared
-    Destroy(say::Destroy),
+    Destroy(command::Destroy),
     /// Let go of what is applied and no longer declared; what it made stays
-    Forget(say::Words),
+    Forget(command::Words),
     /// End runs at their next safe point
-    Cancel(say::Words),
+    Cancel(command::Words),
     /// Release the lock of a target that nobody works on any more
-    Unlock(say::Words),
+    Unlock(command::Words),
     /// Show runs
     Runs(runs::Runs),
     /// Show what happened, in order
@@ -122,14 +122,14 @@ enum Command {
 /// An error that ends a command, with what to do about it.
 #[derive(Debug)]
 pub(crate) struct Failure {
-    says: String,
+    message: String,
     hint: Option<String>,
     code: u8,
 }
 
 impl Failure {
-    pub(crate) fn new(says: impl Into<String>) -> Self {
-        Self { says: says.into(), hint: None, code: 1 }
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None, code: 1 }
     }
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
@@ -187,17 +187,17 @@ async fn run(cli: Cli) -> Done {
         Command::Explain(args) => explain::run(global, &args).await,
         Command::Apply(args) => apply::run(global, &args).await,
         Command::Propose(args) => apply::propose(global, &args).await,
-        Command::Revert(args) => say::run(global, Verb::Revert, &args).await,
-        Command::Adopt(args) => say::run(global, Verb::Adopt, &args).await,
-        Command::Rebalance(args) => say::rebalance(global, &args).await,
-        Command::Snooze(args) => say::snooze(global, &args).await,
-        Command::Suspend(args) => say::run(global, Verb::Suspend, &args).await,
-        Command::Resume(args) => say::run(global, Verb::Resume, &args).await,
-        Command::Confirm(args) => say::run(global, Verb::Confirm, &args).await,
-        Command::Destroy(args) => say::destroy(global, &args).await,
-        Command::Forget(args) => say::run(global, Verb::Forget, &args).await,
-        Command::Cancel(args) => say::run(global, Verb::Cancel, &args).await,
-        Command::Unlock(args) => say::run(global, Verb::Unlock, &args).await,
+        Command::Revert(args) => command::run(global, Verb::Revert, &args).await,
+        Command::Adopt(args) => command::run(global, Verb::Adopt, &args).await,
+        Command::Rebalance(args) => command::rebalance(global, &args).await,
+        Command::Snooze(args) => command::snooze(global, &args).await,
+        Command::Suspend(args) => command::run(global, Verb::Suspend, &args).await,
+        Command::Resume(args) => command::run(global, Verb::Resume, &args).await,
+        Command::Confirm(args) => command::run(global, Verb::Confirm, &args).await,
+        Command::Destroy(args) => command::destroy(global, &args).await,
+        Command::Forget(args) => command::run(global, Verb::Forget, &args).await,
+        Command::Cancel(args) => command::run(global, Verb::Cancel, &args).await,
+        Command::Unlock(args) => command::run(global, Verb::Unlock, &args).await,
         Command::Runs(args) => runs::runs(global, &args).await,
         Command::Journal(args) => runs::journal(global, &args).await,
         Command::Audit(args) => runs::audit(global, &args).await,

@@ -65,9 +65,13 @@ pub(crate) fn note(line: &str) {
 /// One `Error:` line, then `Hint:`; where a program reads stdout, the same as an object there.
 pub(crate) fn fail(failure: &Failure, format: Format, command: &str) -> ExitCode {
     if format != Format::Text {
-        drop(answer(format, command, &serde_json::json!({"error": {"message": failure.says, "hint": failure.hint}})));
+        drop(answer(
+            format,
+            command,
+            &serde_json::json!({"error": {"message": failure.message, "hint": failure.hint}}),
+        ));
     }
-    note(&format!("Error: {}", failure.says));
+    note(&format!("Error: {}", failure.message));
     if let Some(hint) = &failure.hint {
         note(&format!("Hint: {hint}"));
     }

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::{Done, Format, Global, client, client::Client, drift::selector, output, workbench};
+use super::{Done, Format, Global, client, client::Client, drift::selector, offline, output};
 use crate::{
     domain::{
         message::{comment, counts, diff, layout},
         plan::Plan,
     },
     model::Redactor,
-    server::Ask,
+    server::CommandRequest,
 };
 
 /// Show what would be done now, in order, and what waits on what; changes nothing.
@@ -33,20 +33,20 @@ pub(super) async fn run(global: &Global, args: &PlanArgs) -> Done {
     let client = Client::new(global)?;
     let config = client::config(global)?;
     let (plans, against): (Vec<Plan>, &str) = if !args.offline && client.answers().await {
-        let ask = Ask { selector: chosen.map(|selector| selector.to_string()), ..Ask::default() };
+        let ask = CommandRequest { selector: chosen.map(|selector| selector.to_string()), ..CommandRequest::default() };
         (client.post("/api/v1/plan", &ask).await?, "applied")
     } else if let Some(config) =
         config.as_ref().filter(|config| !args.offline && config.data.join("evenkeel.db").is_file())
     {
         output::note("No daemon answers; planning with its store.");
-        let _only = workbench::only_one(&config.data)?;
-        let daemon = workbench::daemon(config, Redactor::default()).await?;
+        let _only = offline::only_one(&config.data)?;
+        let daemon = offline::daemon(config, Redactor::default()).await?;
         daemon.leader.take_lease().await?;
         daemon.source.refresh().await?;
-        (daemon.commands.plan_now(chosen.as_ref(), &workbench::owner()).await?, "applied")
+        (daemon.commands.plan_now(chosen.as_ref(), &offline::owner()).await?, "applied")
     } else {
-        let (daemon, _folder) = workbench::offline(config.as_ref(), args.state_repo.as_deref()).await?;
-        (daemon.commands.plan_now(chosen.as_ref(), &workbench::owner()).await?, "checkout")
+        let (daemon, _folder) = offline::offline(config.as_ref(), args.state_repo.as_deref()).await?;
+        (daemon.commands.plan_now(chosen.as_ref(), &offline::owner()).await?, "checkout")
     };
     match (global.output, &plans[..]) {
         (Format::Text, _) => {

@@ -38,7 +38,7 @@ pub(crate) struct Audit {
 }
 
 /// Where an instance of a run stands, in words.
-pub(super) fn says(instance: &RunInstance) -> String {
+pub(super) fn message(instance: &RunInstance) -> String {
     let colour = output::colour();
     let word = match instance.status {
         Status::New => colour.dim("not started"),
@@ -50,9 +50,9 @@ pub(super) fn says(instance: &RunInstance) -> String {
         Status::Failed => colour.bad("failed"),
         Status::Skipped => colour.warn("not tried"),
         // It says itself by what, or by whom.
-        Status::Superseded | Status::Cancelled => return colour.dim(&plain(&instance.says)),
+        Status::Superseded | Status::Cancelled => return colour.dim(&plain(&instance.message)),
     };
-    if instance.says.is_empty() { word } else { format!("{word}: {}", plain(&instance.says)) }
+    if instance.message.is_empty() { word } else { format!("{word}: {}", plain(&instance.message)) }
 }
 
 fn state(run: &Run) -> String {
@@ -83,10 +83,10 @@ pub(super) async fn runs(global: &Global, args: &Runs) -> Done {
         let mut instances: Vec<_> = run.instances.iter().collect();
         instances.sort_by_key(|(id, instance)| (instance.order, (*id).clone()));
         text.push_str(&output::table(
-            &instances.iter().map(|(id, i)| vec![i.order.to_string(), id.to_string(), says(i)]).collect::<Vec<_>>(),
+            &instances.iter().map(|(id, i)| vec![i.order.to_string(), id.to_string(), message(i)]).collect::<Vec<_>>(),
         ));
-        if let RunState::Ended { says } = &run.state {
-            text.push_str(&format!("\n{}\n", plain(says)));
+        if let RunState::Ended { message } = &run.state {
+            text.push_str(&format!("\n{}\n", plain(message)));
         }
         output::text(&text);
         return Ok(0);

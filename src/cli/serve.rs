@@ -5,12 +5,12 @@ use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Done, Failure, Global, client, output, status, workbench};
+use super::{Done, Failure, Global, client, offline, output, status};
 use crate::{
     config::Config,
     controller::Daemon,
     model::Redactor,
-    server::{self, Door},
+    server::{self, ServerState},
     telemetry,
 };
 
@@ -28,8 +28,8 @@ pub(super) async fn run(global: &Global, args: Serve) -> Done {
     })?;
     let redactor = Redactor::default();
     telemetry::start(&config.telemetry, &redactor);
-    let mut alone = workbench::Alone::new(&config.data)?;
-    let daemon = workbench::daemon(&config, redactor).await?;
+    let mut alone = offline::Alone::new(&config.data)?;
+    let daemon = offline::daemon(&config, redactor).await?;
     let stopper = std::sync::Arc::clone(&daemon);
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::spawn(async move {
@@ -65,7 +65,7 @@ pub(super) async fn run(global: &Global, args: Serve) -> Done {
         }
         std::future::pending::<()>().await;
     });
-    let door = Door { daemon: std::sync::Arc::clone(&daemon), tokens, webhook_secret: secret };
+    let door = ServerState { daemon: std::sync::Arc::clone(&daemon), tokens, webhook_secret: secret };
     let (at, url) = (config.listen, config.repository.url.clone());
     let serving = tokio::spawn(async move {
         let listener = match listener {

@@ -98,16 +98,16 @@ fn row(instance: &InstanceStatus, colour: Colour, now: chrono::DateTime<chrono::
         (Some(ms), _) => format!("{}.{} s", ms / 1000, ms % 1000 / 100),
         _ => String::new(),
     };
-    let whole = instance.says();
+    let whole = instance.message();
     let line = whole.lines().next().unwrap_or_default();
-    let mut says: String = line.chars().take(SAYS_MAX).collect();
+    let mut message: String = line.chars().take(SAYS_MAX).collect();
     if line.chars().count() > SAYS_MAX {
-        says.push('…');
+        message.push('…');
     }
-    if says.is_empty() && instance.verdict == Verdict::InSync {
-        says = format!("at {}", instance.applied.as_ref().map_or("nothing", |revision| revision.short()));
+    if message.is_empty() && instance.verdict == Verdict::InSync {
+        message = format!("at {}", instance.applied.as_ref().map_or("nothing", |revision| revision.short()));
     }
-    vec![instance.id.to_string(), paint(instance.verdict, colour), instance.kind.clone(), seen, says]
+    vec![instance.id.to_string(), paint(instance.verdict, colour), instance.kind.clone(), seen, message]
 }
 
 fn summary(status: &Status) -> String {

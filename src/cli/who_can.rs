@@ -30,9 +30,9 @@ pub(crate) struct WhoCan {
     state_repo: Option<PathBuf>,
 }
 
-fn usage(says: String, near: Option<&str>, hint: &str) -> Failure {
+fn usage(message: String, near: Option<&str>, hint: &str) -> Failure {
     let hint = near.map_or_else(|| hint.to_owned(), |near| format!("did you mean `{near}`?"));
-    Failure { code: 64, ..Failure::new(says).hint(hint) }
+    Failure { code: 64, ..Failure::new(message).hint(hint) }
 }
 
 pub(super) fn run(global: &Global, args: &WhoCan) -> Done {

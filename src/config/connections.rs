@@ -126,8 +126,8 @@ impl Config {
             Some(path) => {
                 let path = fill(path);
                 let (of, file) = (&id.environment, path.display());
-                let says = |error| format!("the connection `{name}` of `{of}` needs the file `{file}`: {error}");
-                let text = std::fs::read_to_string(&path).map_err(says)?;
+                let message = |error| format!("the connection `{name}` of `{of}` needs the file `{file}`: {error}");
+                let text = std::fs::read_to_string(&path).map_err(message)?;
                 let token = text.trim().to_owned();
                 redactor.learn(&Value::String(token.clone()));
                 Some(token.into())
@@ -193,8 +193,9 @@ impl Config {
         let environment = &id.environment;
         let read = |path: &Path| {
             let path = path.display().to_string().replace("${environment}", environment.as_str());
-            let says = |error| format!("the connection `{name}` of `{environment}` needs the file `{path}`: {error}");
-            std::fs::read_to_string(&path).map_err(says)
+            let message =
+                |error| format!("the connection `{name}` of `{environment}` needs the file `{path}`: {error}");
+            std::fs::read_to_string(&path).map_err(message)
         };
         let Some(path) = &credentials.url_file else {
             let word = rights.word();

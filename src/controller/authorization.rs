@@ -11,7 +11,7 @@ use std::{
 use crate::{
     controller::{
         context::{Context, Error},
-        records::{PLAN_SETTLED, pull_subject},
+        records::{PLAN_SETTLED, pull_request_subject},
         source::{Head, Source},
     },
     domain::{
@@ -24,12 +24,12 @@ use crate::{
         plan::{InstancePlan, Plan, covers},
     },
     model::{EnvironmentName, InstanceId, PullNumber},
-    ports::{Files, FilesError, Pull, Sort},
+    ports::{EntryKind, Files, FilesError, Pull},
 };
 
 /// The paths that differ between two contents.
 pub(crate) fn changed_paths(before: &dyn Files, after: &dyn Files, folder: &str) -> Result<Vec<String>, FilesError> {
-    let of = |files: &dyn Files| -> Result<BTreeMap<String, (Sort, String)>, FilesError> {
+    let of = |files: &dyn Files| -> Result<BTreeMap<String, (EntryKind, String)>, FilesError> {
         Ok(files.list(folder)?.into_iter().map(|entry| (entry.name, (entry.sort, entry.id))).collect())
     };
     let (old, new) = (of(before)?, of(after)?);
@@ -40,10 +40,10 @@ pub(crate) fn changed_paths(before: &dyn Files, after: &dyn Files, folder: &str)
             continue;
         }
         let path = crate::ports::join(folder, name).unwrap_or_default();
-        if [was, is].into_iter().flatten().any(|(sort, _)| *sort == Sort::Folder) {
+        if [was, is].into_iter().flatten().any(|(sort, _)| *sort == EntryKind::Folder) {
             paths.extend(changed_paths(before, after, &path)?);
         }
-        if [was, is].into_iter().flatten().any(|(sort, _)| *sort != Sort::Folder) {
+        if [was, is].into_iter().flatten().any(|(sort, _)| *sort != EntryKind::Folder) {
             paths.push(path);
         }
     }
@@ -105,14 +105,16 @@ impl Authorization {
             carriers.entry(number).or_default().push(instance);
         }
         for (number, instances) in carriers {
-            if let Some(says) = self.lacking_on(head, number, &needs, &plan.environment, &instances).await? {
-                return Ok(Some(says));
+            if let Some(message) =
+                self.missing_approvals_of(head, number, &needs, &plan.environment, &instances).await?
+            {
+                return Ok(Some(message));
             }
         }
         Ok(None)
     }
 
-    async fn lacking_on(
+    async fn missing_approvals_of(
         self: &Arc<Self>,
         head: &Head,
         number: PullNumber,
@@ -127,7 +129,7 @@ impl Authorization {
             let stood = self
                 .context
                 .store
-                .last_plan(&pull_subject(number, environment), Some(review.at - PLAN_SETTLED))
+                .last_plan(&pull_request_subject(number, environment), Some(review.at - PLAN_SETTLED))
                 .await?;
             let covers = instances.iter().all(|now| {
                 let then = stood.as_ref().and_then(|(plan, _)| plan.instance(&now.id));
@@ -148,7 +150,7 @@ impl Authorization {
     }
 
     /// What is lacking on the pull request of a remediation: its description is its plan, and stands on its head.
-    pub(crate) async fn lacking_on_remediation(
+    pub(crate) async fn missing_approvals_of_remediation(
         self: &Arc<Self>,
         head: &Head,
         who: &Principal,
@@ -157,10 +159,10 @@ impl Authorization {
     ) -> Result<Option<String>, Error> {
         let rights = self.rights(head, environment).await?;
         let needs = permit(&rights, who, Verb::Apply).unwrap_or_default();
-        self.lacking_on_head(head, pull, &needs).await
+        self.missing_approvals_of_head(head, pull, &needs).await
     }
 
-    async fn lacking_on_head(
+    async fn missing_approvals_of_head(
         self: &Arc<Self>,
         head: &Head,
         pull: &Pull,
@@ -185,7 +187,7 @@ impl Authorization {
             {
                 return Ok(None);
             }
-            let plan = self.context.store.last_plan(&pull_subject(number, &id.environment), None).await?;
+            let plan = self.context.store.last_plan(&pull_request_subject(number, &id.environment), None).await?;
             if plan.is_none_or(|(plan, _)| plan.instance(id).is_none()) {
                 continue;
             }
@@ -195,7 +197,7 @@ impl Authorization {
     }
 
     /// What a pull request lacks for the protected paths that it changes, in a sentence.
-    pub(crate) async fn lacking_for_paths(
+    pub(crate) async fn missing_approvals_of_paths(
         self: &Arc<Self>,
         base: &Head,
         merged: &Arc<dyn Files>,
@@ -212,8 +214,8 @@ impl Authorization {
             let is_meant = |path: &&String| protected.paths.iter().any(|pattern| paths::matches(pattern, path));
             let Some(path) = changed.iter().find(is_meant) else { continue };
             let needs = Approvals { count: protected.approvals, from: protected.from.clone() };
-            if let Some(says) = self.lacking_on_head(base, pull, &[&needs]).await? {
-                return Ok(Some(format!("`{path}` is protected: {says}")));
+            if let Some(message) = self.missing_approvals_of_head(base, pull, &[&needs]).await? {
+                return Ok(Some(format!("`{path}` is protected: {message}")));
             }
         }
         Ok(None)

@@ -52,7 +52,7 @@ impl Notifier {
     pub(crate) async fn deliver(self: &Arc<Self>) -> Result<(), Error> {
         let Some(forge) = self.context.forge.clone() else { return Ok(()) };
         loop {
-            let batch = self.context.store.unsaid(self.context.now(), BATCH).await?;
+            let batch = self.context.store.undelivered(self.context.now(), BATCH).await?;
             if batch.is_empty() {
                 return Ok(());
             }
@@ -72,7 +72,10 @@ impl Notifier {
                         });
                         let at = at.map(|at| error.not_before.map_or(at, |not_before| at.max(not_before)));
                         tracing::warn!(error = error.to_string(), next = ?at, "could not say something to the forge");
-                        self.context.store.unsayable(id, &outgoing, &error.to_string(), at, self.context.now()).await?;
+                        self.context
+                            .store
+                            .mark_undeliverable(id, &outgoing, &error.to_string(), at, self.context.now())
+                            .await?;
                     }
                 }
             }
@@ -89,7 +92,7 @@ impl Notifier {
     }
 
     /// Says something on a pull request under a marker, in place of what was said under it.
-    pub(crate) async fn say_on(
+    pub(crate) async fn comment_on(
         self: &Arc<Self>,
         pull: PullNumber,
         marker: &str,
@@ -104,7 +107,7 @@ impl Notifier {
     }
 
     /// Sets a status of a commit.
-    pub(crate) async fn say_status(
+    pub(crate) async fn set_status(
         self: &Arc<Self>,
         revision: &Revision,
         context: &str,

@@ -276,7 +276,7 @@ pub(crate) struct Cancellation(pub(crate) String);
 pub(crate) struct FailedRename(pub(crate) String);
 
 /// The subject under which the plans of an environment on a pull request are kept.
-pub(crate) fn pull_subject(number: PullNumber, environment: &EnvironmentName) -> String {
+pub(crate) fn pull_request_subject(number: PullNumber, environment: &EnvironmentName) -> String {
     format!("pull/{}/{environment}", number.0)
 }
 

@@ -4,7 +4,7 @@
 //! *Invariant:* no third party's type appears in a signature here.
 
 mod forge;
-mod keeper;
+mod inventory;
 mod overlay;
 mod repository;
 mod work;
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use forge::{Comment, Forge, ForgeError, Pull, Review};
-pub use keeper::{Keeper, KeeperError};
+pub use inventory::{InventoryStore, InventoryStoreError};
 pub use overlay::Overlay;
 pub use repository::{Commit, Merged, Repository, RepositoryError};
 pub use work::{
@@ -54,14 +54,14 @@ pub struct Entry {
     /// The name in its folder.
     pub name: String,
     /// What it is.
-    pub sort: Sort,
+    pub sort: EntryKind,
     /// git's id of its content: equal ids, equal content. Empty for folders of a working tree.
     pub id: String,
 }
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sort {
+pub enum EntryKind {
     /// A file.
     File,
     /// A file that may be run.
@@ -150,7 +150,8 @@ pub struct MoreCapacity {
     /// Never over this.
     pub max: u64,
     /// The figures, in sentences.
-    pub says: String,
+    #[serde(rename = "says")]
+    pub message: String,
 }
 
 /// Whether what was applied came up, or what was destroyed is gone.
@@ -281,7 +282,7 @@ pub struct Fence {
 }
 
 /// The kind of an error that says that nobody is left who would know what became of an effect.
-pub const LOST: &str = "effect-lost";
+pub const EFFECT_LOST: &str = "effect-lost";
 
 /// What became of an effect that was begun before the daemon died.
 #[derive(Debug)]
@@ -294,7 +295,7 @@ pub enum Attached {
 
 /// Where a simulated crash may come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Cut {
+pub enum CrashPoint {
     /// After something was made durable in the store.
     AfterWrite,
     /// Before something is changed in the world.
@@ -309,7 +310,7 @@ pub enum Cut {
 #[async_trait]
 pub trait Boundary: Send + Sync {
     /// A place is reached; does not return where the crash is to come here.
-    async fn pass(&self, cut: Cut, what: &str);
+    async fn pass(&self, cut: CrashPoint, what: &str);
 }
 
 /// A plan that stands ready on this machine, made under the lock with the credentials of apply.
@@ -322,7 +323,7 @@ pub struct Prepared {
 
 /// What a target tells of an effect while it is in flight.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum ProgressEvent {
     /// How far it is.
     Now(String),
     /// A step of it begins, or is over: it stands in the journal.
@@ -330,7 +331,7 @@ pub enum Told {
 }
 
 /// Hears what a target does while it does it.
-pub type Progress = Arc<dyn Fn(Told) + Send + Sync>;
+pub type Progress = Arc<dyn Fn(ProgressEvent) + Send + Sync>;
 
 /// What can be looked at and changed.
 #[async_trait]

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Entry, Files, FilesError, Sort};
+use super::{Entry, EntryKind, Files, FilesError};
 use crate::model::Digester;
 
 /// A revision with some of its files edited; files are neither added nor removed.
@@ -22,10 +22,12 @@ impl Overlay {
     fn seen(&self, path: &str, entry: Entry) -> Entry {
         let below = format!("{path}/");
         let id = match (self.edits.get(path), entry.sort) {
-            (Some(bytes), Sort::File | Sort::Program) => {
+            (Some(bytes), EntryKind::File | EntryKind::Program) => {
                 format!("edited-{}", Digester::new("file").field(bytes).finish())
             }
-            (None, Sort::Folder) if path.is_empty() || self.edits.keys().any(|edited| edited.starts_with(&below)) => {
+            (None, EntryKind::Folder)
+                if path.is_empty() || self.edits.keys().any(|edited| edited.starts_with(&below)) =>
+            {
                 String::new()
             }
             _ => entry.id,

@@ -180,7 +180,7 @@ pub struct CitusWork {
     /// Whether shards are moved and nodes stay as they are, so that nothing moves to one that is still to come.
     pub only_moves: bool,
     /// Whether somebody asked for the moves just now.
-    pub by_word: bool,
+    pub by_command: bool,
     /// Nodes that have to be empty and gone, whatever else is declared.
     pub vacate: Vec<String>,
     /// Moves that were approved: they are made as far as they still can be, in place of others.
@@ -212,7 +212,7 @@ pub struct DeclaredNode {
     /// Whether it holds shards.
     pub holds: bool,
     /// What it runs on.
-    pub carried_by: Option<String>,
+    pub runs_on: Option<String>,
 }
 
 /// What the instances of an environment declare in one cluster.

@@ -55,7 +55,7 @@ pub(super) fn routes() -> Router<Shared> {
 /// What is asked of `drift`, `plan`, `apply` and `propose`.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Ask {
+pub struct CommandRequest {
     /// Which instances.
     pub selector: Option<String>,
     /// The plans that were shown.
@@ -106,7 +106,7 @@ pub struct Explained {
     pub journal: Vec<JournalRecord>,
 }
 
-fn selector(ask: &Ask) -> Result<Option<Selector>, Refusal> {
+fn selector(ask: &CommandRequest) -> Result<Option<Selector>, Refusal> {
     let parse = |text: &String| {
         text.parse::<Selector>().map_err(|error| Refusal(StatusCode::BAD_REQUEST, "selector", error.to_string()))
     };
@@ -226,9 +226,9 @@ async fn graph(State(door): State<Shared>, _: Reader) -> Json<Value> {
 async fn drift(
     State(door): State<Shared>,
     Caller(who): Caller,
-    Part(Json(ask)): Part<Json<Ask>>,
+    Part(Json(ask)): Part<Json<CommandRequest>>,
 ) -> Result<Json<Status>, Refusal> {
-    let selected = door.daemon.commands.drift_of(selector(&ask)?.as_ref(), &who).await?;
+    let selected = door.daemon.commands.check_drift_of(selector(&ask)?.as_ref(), &who).await?;
     let mut status = door.daemon.status.read().await?;
     status.instances.retain(|instance| selected.contains(&instance.id));
     status.verdict = status.instances.iter().map(|instance| instance.verdict).min().unwrap_or(status.verdict);
@@ -238,7 +238,7 @@ async fn drift(
 async fn plan(
     State(door): State<Shared>,
     Caller(who): Caller,
-    Part(Json(ask)): Part<Json<Ask>>,
+    Part(Json(ask)): Part<Json<CommandRequest>>,
 ) -> Result<Json<Vec<Plan>>, Refusal> {
     // A push whose event was lost counts all the same.
     door.daemon.source.refresh().await?;
@@ -248,7 +248,7 @@ async fn plan(
 async fn apply(
     State(door): State<Shared>,
     Caller(who): Caller,
-    Part(Json(ask)): Part<Json<Ask>>,
+    Part(Json(ask)): Part<Json<CommandRequest>>,
 ) -> Result<Json<Started>, Refusal> {
     let daemon: &Arc<crate::controller::Daemon> = &door.daemon;
     daemon.source.refresh().await?;
@@ -262,8 +262,8 @@ async fn audited<T>(
     who: &Principal,
     done: Result<T, crate::controller::Error>,
 ) -> Result<T, Refusal> {
-    if let Err(crate::controller::Error::Refused(says)) = &done {
-        daemon.context.store.audit(daemon.context.now(), &who.name(), "refused", "api", says).await?;
+    if let Err(crate::controller::Error::Refused(message)) = &done {
+        daemon.context.store.audit(daemon.context.now(), &who.name(), "refused", "api", message).await?;
     }
     Ok(done?)
 }
@@ -271,7 +271,7 @@ async fn audited<T>(
 async fn propose(
     State(door): State<Shared>,
     Caller(who): Caller,
-    Part(Json(ask)): Part<Json<Ask>>,
+    Part(Json(ask)): Part<Json<CommandRequest>>,
 ) -> Result<Json<Value>, Refusal> {
     if door.daemon.context.forge.is_none() {
         return Err(Refusal(
@@ -285,7 +285,7 @@ async fn propose(
         let pulls = door.daemon.commands.propose_apply(selector(&ask)?.as_ref(), &who).await?;
         return Ok(Json(pulls.iter().map(|pull| json!({"root": null, "proposal": {"pull": pull}})).collect()));
     }
-    let selected = door.daemon.commands.drift_of(selector(&ask)?.as_ref(), &who).await?;
+    let selected = door.daemon.commands.check_drift_of(selector(&ask)?.as_ref(), &who).await?;
     door.daemon.commands.propose_drift(&selected).await?;
     let proposals = door.daemon.commands.proposals().await?;
     let concerns = |proposal: &Value| {
@@ -300,7 +300,7 @@ async fn command(
     State(door): State<Shared>,
     Caller(who): Caller,
     Path(verb): Path<String>,
-    Part(Json(ask)): Part<Json<Ask>>,
+    Part(Json(ask)): Part<Json<CommandRequest>>,
 ) -> Result<Json<CommandOutcome>, Refusal> {
     let known = |verb: &Verb| !matches!(verb, Verb::Plan | Verb::Apply | Verb::Drift | Verb::Help);
     let Some(verb) = serde_json::from_value::<Verb>(verb.as_str().into()).ok().filter(known) else {

@@ -11,7 +11,7 @@ mod webhook;
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
-pub use api::{Ask, Explained, Started, openapi};
+pub use api::{CommandRequest, Explained, Started, openapi};
 use axum::{
     Json, Router,
     extract::{ConnectInfo, FromRequest, FromRequestParts, Request, State},
@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// What a door needs.
-pub struct Door {
+pub struct ServerState {
     /// The daemon.
     pub daemon: Arc<Daemon>,
     /// Tokens of the API, by name.
@@ -39,13 +39,13 @@ pub struct Door {
     pub webhook_secret: Option<SecretString>,
 }
 
-type Shared = Arc<Door>;
+type Shared = Arc<ServerState>;
 
 /// Serves on a listener until the daemon stops.
 ///
 /// # Errors
 /// When the listener breaks.
-pub async fn serve(listener: TcpListener, door: Door) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, door: ServerState) -> std::io::Result<()> {
     let shared = Arc::new(door);
     let stop = Arc::clone(&shared.daemon);
     let router = Router::new()
@@ -118,7 +118,7 @@ impl IntoResponse for Refusal {
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         match error {
-            Error::Refused(says) => Self(StatusCode::CONFLICT, "refused", says),
+            Error::Refused(message) => Self(StatusCode::CONFLICT, "refused", message),
             other => Self(StatusCode::INTERNAL_SERVER_ERROR, "failed", crate::error_chain(&other)),
         }
     }
@@ -134,7 +134,7 @@ fn equal(one: &str, two: &str) -> bool {
     one.len() == two.len() && one.bytes().zip(two.bytes()).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
 }
 
-fn principal(parts: &Parts, door: &Door) -> Option<Principal> {
+fn principal(parts: &Parts, door: &ServerState) -> Option<Principal> {
     let header = parts.headers.get("authorization")?.to_str().ok()?;
     let token = header.strip_prefix("Bearer ")?.trim();
     door.tokens
@@ -156,8 +156,8 @@ where
     type Rejection = Refusal;
     async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
         E::from_request(request, state).await.map(Self).map_err(|rejection| {
-            let says = rejection.to_string();
-            Refusal(rejection.into_response().status(), "malformed", says)
+            let message = rejection.to_string();
+            Refusal(rejection.into_response().status(), "malformed", message)
         })
     }
 }

@@ -58,9 +58,9 @@ async fn receive(State(door): State<Shared>, request: Request) -> (StatusCode, &
     let (parts, body) = request.into_parts();
     let headers = parts.headers;
     use std::sync::atomic::Ordering::Relaxed;
-    let refuse = |status, says| {
+    let refuse = |status, message| {
         door.daemon.context.metrics.webhooks_refused.fetch_add(1, Relaxed);
-        (status, says)
+        (status, message)
     };
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let Some(secret) = &door.webhook_secret else {

@@ -4,8 +4,8 @@
 //! *Invariant:* what leaves this room is redacted; a sensitive value travels only as an output's value, in memory.
 
 pub mod citus;
+pub mod concurrency;
 pub mod kubernetes;
-pub mod lanes;
 pub mod opentofu;
 pub mod probe;
 mod worktree;

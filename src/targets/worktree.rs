@@ -86,7 +86,7 @@ fn content(files: &dyn Files, path: &str) -> Result<std::sync::Arc<[u8]>, crate:
     for _ in 0..8 {
         let bytes = files.read(&target)?;
         match files.entry(&target)?.map(|entry| entry.sort) {
-            Some(crate::ports::Sort::Link) => {
+            Some(crate::ports::EntryKind::Link) => {
                 let folder = target.rsplit_once('/').map_or("", |(folder, _)| folder);
                 target = join(folder, &String::from_utf8_lossy(&bytes)).unwrap_or_default();
             }

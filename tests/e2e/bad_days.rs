@@ -28,7 +28,7 @@ async fn a_push_that_breaks_one_file_stalls_what_is_in_it_and_nothing_else() {
     stage.push("main", &[(path.clone(), text.replace("tofu:", "tofu: [")), file("b", "  content = \"2\"")]);
     stage.until("b follows", async || (stage.world("b") == "2").then_some(())).await;
     let a = stage.verdict("dev/a", Verdict::Stalled).await;
-    assert!(a.says().contains("may have been removed"), "{}", a.says());
+    assert!(a.message().contains("may have been removed"), "{}", a.message());
     let pull = stage.pull("typo", &[(path.clone(), text.replace("root:", "rot:"))]).await;
     let said = stage.comment(pull, "in the declarations").await;
     assert!(said.contains("unknown field `rot`") && said.contains("did you mean `root`?"), "{said}");
@@ -53,7 +53,7 @@ async fn two_instances_on_one_backend_key_are_refused_by_name() {
     stage.serve();
     stage.verdict("dev/a", Verdict::InSync).await;
     let b = stage.verdict("dev/b", Verdict::Stalled).await;
-    assert!(b.says().contains("`dev/b` and `dev/a` keep their state in the same place"), "{}", b.says());
+    assert!(b.message().contains("`dev/b` and `dev/a` keep their state in the same place"), "{}", b.message());
     assert_eq!(stage.writes(), ["create a"]);
 }
 
@@ -67,7 +67,7 @@ async fn a_tofu_that_is_missing_hangs_or_speaks_no_json_is_named() {
     stage.config["tofu"] = json!({"binary": "true", "timeout": "5s"});
     stage.serve();
     let stalled = stage.verdict("dev/a", Verdict::Stalled).await;
-    assert!(stalled.says().contains("could not be read"), "{}", stalled.says());
+    assert!(stalled.message().contains("could not be read"), "{}", stalled.message());
     stage.kill();
     let script = stage.place("hang");
     std::fs::write(&script, "#!/bin/sh\nexec sleep 600\n").unwrap();
@@ -78,7 +78,7 @@ async fn a_tofu_that_is_missing_hangs_or_speaks_no_json_is_named() {
     stage.push("main", &[file("a", "  content = \"2\"")]);
     let hanging = stage
         .until("the hang is named", async || {
-            stage.instance("dev/a").await.filter(|i| i.says().contains("longer than 1 s"))
+            stage.instance("dev/a").await.filter(|i| i.message().contains("longer than 1 s"))
         })
         .await;
     assert_eq!(hanging.verdict, Verdict::Stalled);
@@ -98,7 +98,7 @@ async fn diagnostics_name_the_place_in_the_module() {
     files[3] = file("a", "  content = nonsense.x");
     let stage = Stage::start(&files).await;
     let a = stage.verdict("dev/a", Verdict::Stalled).await;
-    assert!(a.says().contains("main.tf:8: "), "{}", a.says());
+    assert!(a.message().contains("main.tf:8: "), "{}", a.message());
     stage.verdict("dev/b", Verdict::InSync).await;
 }
 
@@ -157,8 +157,8 @@ async fn a_held_lock_is_reported_with_its_owner() {
     let a = stage.verdict("dev/a", Verdict::Stalled).await;
     drop(slow.kill());
     drop(slow.wait());
-    assert!(a.says().contains("the state of `dev/a` is locked by "), "{}", a.says());
-    assert!(a.says().contains("OperationTypeApply"), "{}", a.says());
+    assert!(a.message().contains("the state of `dev/a` is locked by "), "{}", a.message());
+    assert!(a.message().contains("OperationTypeApply"), "{}", a.message());
     stage.verdict("dev/b", Verdict::InSync).await;
 }
 
@@ -179,9 +179,9 @@ async fn what_is_protected_or_over_a_limit_is_not_destroyed() {
     stage.check(pull, "evenkeel/plan", "failure").await;
     stage.merge("lin", pull).await;
     let a = stage.verdict("dev/a", Verdict::Stalled).await;
-    assert!(a.says().contains("is protected"), "{}", a.says());
+    assert!(a.message().contains("is protected"), "{}", a.message());
     let b = stage.verdict("dev/b", Verdict::Stalled).await;
-    assert!(b.says().contains("is protected"), "the run is stopped as a whole: {}", b.says());
+    assert!(b.message().contains("is protected"), "the run is stopped as a whole: {}", b.message());
     assert_eq!(stage.writes().len(), 2, "nothing was replaced");
 }
 
@@ -225,7 +225,7 @@ async fn r2_3_a_canary_appears_nowhere() {
     stage.comment(pull, "### Plan for `dev`").await;
     stage.merge("lin", pull).await;
     let stalled = stage.verdict("dev/user", Verdict::Stalled).await;
-    assert!(stalled.says().contains("failed"), "{}", stalled.says());
+    assert!(stalled.message().contains("failed"), "{}", stalled.message());
     let mut texts = vec![
         ("explain".to_owned(), stage.run(&["explain", "dev/user"]).1),
         ("journal".into(), stage.run(&["journal"]).1),
@@ -311,7 +311,7 @@ async fn a_tofu_that_is_killed_half_way_stalls_and_apply_again_leads_out() {
     let pid = pid.await;
     assert!(std::process::Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
     let a = stage.verdict("dev/a", Verdict::Stalled).await;
-    assert!(a.says().contains("was killed"), "{}", a.says());
+    assert!(a.message().contains("was killed"), "{}", a.message());
     stage.verdict("dev/b", Verdict::InSync).await;
     stage.push("main", &[file("a", "  content = \"2\"")]);
     stage.verdict("dev/a", Verdict::InSync).await;
@@ -338,7 +338,7 @@ async fn checks_are_asked_after_an_apply_and_on_every_pass() {
     stage.push("main", &[checked("1s")]);
     stage.until("the shorter limit holds", async || stage.drift("dev/a").1.contains("within 1 s").then_some(())).await;
     let a = stage.verdict("dev/a", Verdict::Stalled).await;
-    assert!(a.says().contains("check `gateway`") && a.says().contains("did not answer"), "{}", a.says());
+    assert!(a.message().contains("check `gateway`") && a.message().contains("did not answer"), "{}", a.message());
     let _again = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
     stage.drift("dev/a");
     stage.verdict("dev/a", Verdict::InSync).await;
@@ -357,7 +357,7 @@ async fn r1_10_a_state_that_would_be_kept_elsewhere_is_refused() {
     stage.check(pull, "evenkeel/plan", "failure").await;
     stage.merge("lin", pull).await;
     let a = stage.verdict("dev/a", Verdict::Stalled).await;
-    assert!(a.says().contains("would be kept elsewhere"), "{}", a.says());
+    assert!(a.message().contains("would be kept elsewhere"), "{}", a.message());
     assert_eq!(
         stage.writes().iter().filter(|line| line.ends_with(" a")).count(),
         1,

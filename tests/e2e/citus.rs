@@ -185,7 +185,11 @@ async fn migrations_run_once_in_order_and_are_never_changed() {
         ),
     );
     let stalled = stage.verdict("dev/shards", Verdict::Stalled).await;
-    assert!(stalled.says().contains("statement 3 of 3 of the migration `0002_index.sql` failed"), "{}", stalled.says());
+    assert!(
+        stalled.message().contains("statement 3 of 3 of the migration `0002_index.sql` failed"),
+        "{}",
+        stalled.message()
+    );
     // What failed is mended; what was done is not done again.
     stage.push(
         "main",
@@ -202,7 +206,7 @@ async fn migrations_run_once_in_order_and_are_never_changed() {
     // A transaction that fails leaves nothing.
     stage.push("main", &migration("0003_half.sql", "CREATE TABLE half (id int);\nSELECT 1 / 0;\n"));
     let stalled = stage.verdict("dev/shards", Verdict::Stalled).await;
-    assert!(stalled.says().contains("nothing of it was applied"), "{}", stalled.says());
+    assert!(stalled.message().contains("nothing of it was applied"), "{}", stalled.message());
     assert_eq!(cluster.sql("SELECT to_regclass('half') IS NULL").await, ["t"]);
     stage.push("main", &migration("0003_half.sql", ""));
     stage.verdict("dev/shards", Verdict::InSync).await;
@@ -210,9 +214,9 @@ async fn migrations_run_once_in_order_and_are_never_changed() {
     stage.push("main", &migration("0001_tables.sql", "SELECT 1;\n"));
     let refused = stage.verdict("dev/shards", Verdict::Stalled).await;
     assert!(
-        refused.says().contains("the migration `0001_tables.sql` was applied with the checksum"),
+        refused.message().contains("the migration `0001_tables.sql` was applied with the checksum"),
         "{}",
-        refused.says()
+        refused.message()
     );
 }
 
@@ -225,14 +229,14 @@ async fn what_can_not_be_seen_as_a_whole_is_unknown() {
     // A worker is no coordinator, and a database without Citus is no cluster.
     let place = stage.place("wrong-url");
     let url = |node: &str, database: &str| format!("postgresql://evenkeel_watch@{node}/{database}?sslmode=disable");
-    let unknown = async |stage: &Stage, says: &str| {
+    let unknown = async |stage: &Stage, message: &str| {
         stage
-            .until(says, async || {
+            .until(message, async || {
                 stage.drift("dev");
                 stage
                     .instance("dev/shards")
                     .await
-                    .filter(|one| one.verdict == Verdict::Unknown && one.says().contains(says))
+                    .filter(|one| one.verdict == Verdict::Unknown && one.message().contains(message))
             })
             .await;
     };
@@ -298,7 +302,7 @@ async fn a_machine_goes_after_the_node_on_it_is_empty_and_gone() {
     let nodes = cluster.workers[..3].to_vec();
     let port = |node: &str| node.rsplit_once(':').unwrap().1.to_owned();
     let ports = |nodes: &[String]| nodes.iter().map(|node| port(node)).collect::<Vec<_>>().join(", ");
-    let module = "terraform {\n  required_providers {\n    world = { source = \"evenkeel/world\" }\n  }\n}\nvariable \"ports\" { type = list(number) }\nresource \"world_file\" \"worker\" {\n  for_each = { for port in var.ports : tostring(port) => port }\n  path     = \"worker-${each.key}\"\n  content  = each.key\n}\noutput \"workers\" {\n  value = [for port in var.ports : { host = \"127.0.0.1\", port = port, carriedBy = \"world_file.worker[\\\"${port}\\\"]\" }]\n}\n";
+    let module = "terraform {\n  required_providers {\n    world = { source = \"evenkeel/world\" }\n  }\n}\nvariable \"ports\" { type = list(number) }\nresource \"world_file\" \"worker\" {\n  for_each = { for port in var.ports : tostring(port) => port }\n  path     = \"worker-${each.key}\"\n  content  = each.key\n}\noutput \"workers\" {\n  value = [for port in var.ports : { host = \"127.0.0.1\", port = port, runsOn = \"world_file.worker[\\\"${port}\\\"]\" }]\n}\n";
     let shards = layout(&[], "").replace("nodes: []", "nodes: ${vm.outputs.workers}");
     let all = vec![
         environment("dev", "onMerge: apply, deferred: apply, limits: { destroys: 3 }"),
@@ -454,7 +458,7 @@ async fn a_machine_that_is_replaced_under_its_node_is_vacated_and_all_at_once_is
         );
         ("state-repo/components/vm.yaml".to_owned(), text)
     };
-    let module = "terraform {\n  required_providers {\n    world = { source = \"evenkeel/world\" }\n  }\n}\nvariable \"ports\" { type = list(number) }\nvariable \"renewed\" { type = list(number) }\nresource \"world_file\" \"worker\" {\n  for_each = { for port in var.ports : tostring(port) => port }\n  path     = contains(var.renewed, each.value) ? \"new-${each.key}\" : \"worker-${each.key}\"\n  content  = each.key\n}\noutput \"workers\" {\n  value = [for port in var.ports : { host = \"127.0.0.1\", port = port, carriedBy = \"world_file.worker[\\\"${port}\\\"]\" }]\n}\n";
+    let module = "terraform {\n  required_providers {\n    world = { source = \"evenkeel/world\" }\n  }\n}\nvariable \"ports\" { type = list(number) }\nvariable \"renewed\" { type = list(number) }\nresource \"world_file\" \"worker\" {\n  for_each = { for port in var.ports : tostring(port) => port }\n  path     = contains(var.renewed, each.value) ? \"new-${each.key}\" : \"worker-${each.key}\"\n  content  = each.key\n}\noutput \"workers\" {\n  value = [for port in var.ports : { host = \"127.0.0.1\", port = port, runsOn = \"world_file.worker[\\\"${port}\\\"]\" }]\n}\n";
     let shards = layout(&[], "").replace("nodes: []", "nodes: ${vm.outputs.workers}");
     let all = vec![
         environment("dev", "onMerge: apply, deferred: apply, limits: { destroys: 3, replaces: 3 }"),
@@ -470,7 +474,7 @@ async fn a_machine_that_is_replaced_under_its_node_is_vacated_and_all_at_once_is
     stage.comment(everything, "3 to replace").await;
     stage.merge("lin", everything).await;
     let stalled = stage.verdict("dev/vm", Verdict::Stalled).await;
-    assert!(stalled.says().contains("has to let go of"), "{}", stalled.says());
+    assert!(stalled.message().contains("has to let go of"), "{}", stalled.message());
     assert_eq!(stage.world(&format!("worker-{}", port(&nodes[0]))), port(&nodes[0]));
     assert_eq!(cluster.shards().await, nodes.iter().map(|node| format!("{node} 8")).collect::<Vec<_>>());
     // One is vacated, replaced, and missing then: it comes back as whatever is missing does.
@@ -519,7 +523,7 @@ fn pods(cluster: &CitusCluster, replicas: usize) -> Vec<(String, String)> {
     );
     let ports = cluster.workers.iter().filter_map(|worker| worker.rsplit(':').next()).take(replicas).enumerate();
     let node = |(at, port): (usize, &str)| {
-        format!("      - {{ host: worker-{at}, port: {port}, carriedBy: StatefulSet/pods/worker }}\n")
+        format!("      - {{ host: worker-{at}, port: {port}, runsOn: StatefulSet/pods/worker }}\n")
     };
     let nodes: String = ports.map(node).collect();
     let shards = layout(&[], "").replacen("    nodes: []\n", &format!("    nodes:\n{nodes}"), 1);

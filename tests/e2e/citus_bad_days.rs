@@ -162,7 +162,7 @@ async fn a_table_that_is_dropped_under_its_move_is_missed_and_nothing_else_is() 
     let told = stage
         .until("it is told", async || stage.instance("dev/shards").await.filter(|one| one.verdict == Verdict::Stalled))
         .await;
-    assert!(told.says().contains("tasks"), "{}", told.says());
+    assert!(told.message().contains("tasks"), "{}", told.message());
     assert_eq!(
         cluster.sql("SELECT count(*) FROM pg_dist_shard WHERE logicalrelid = 'tenants'::regclass").await,
         ["12"]

@@ -32,7 +32,7 @@ async fn r6_1_a_pull_request_is_planned_and_r6_10_each_refusal_is_a_sentence() {
     assert!(plan.contains("-   content: \"1\"\n+   content: \"2\""), "{plan}");
     assert_eq!(stage.check(pull, "evenkeel/plan", "success").await, "staging: 1 to change");
     stage.check(pull, "evenkeel/apply/staging", "pending").await;
-    for (who, says, answer) in [
+    for (who, message, answer) in [
         ("lin", "/apply staging", "this pull request is not merged"),
         ("lin", "/aply", "did you mean `/apply`?"),
         ("lin", "/rotate", "is not there yet"),
@@ -42,7 +42,7 @@ async fn r6_1_a_pull_request_is_planned_and_r6_10_each_refusal_is_a_sentence() {
         ("lin", "/drift production", "matches no instance"),
         ("lin", "/drift", "| `staging/app` | in sync |"),
     ] {
-        stage.say(who, pull, says).await;
+        stage.say(who, pull, message).await;
         stage.comment(pull, answer).await;
     }
     let before = stage.comments(pull).await.len();

@@ -91,7 +91,7 @@ async fn r7_1_what_ended_without_a_daemon_is_read_from_disk() {
     nobody_left(&stage).await;
     stage.serve();
     let a = stage.verdict("dev/a", Verdict::Stalled).await;
-    assert!(a.says().contains("the disk is on fire"), "{}", a.says());
+    assert!(a.message().contains("the disk is on fire"), "{}", a.message());
 }
 
 /// A second daemon waits, and takes over at once when the first is dead.
@@ -155,7 +155,7 @@ async fn r5_5_cancel_ends_a_run_at_a_safe_point() {
     assert_eq!(code, 0, "{out}{err}");
     assert!(out.contains("`dev/a` was asked to stop") || out.contains("dev/a was asked to stop"), "{out}");
     let a = stage.verdict("dev/a", Verdict::Stalled).await;
-    assert!(a.says().contains("cancelled by token:local"), "{}", a.says());
+    assert!(a.message().contains("cancelled by token:local"), "{}", a.message());
     assert_eq!(stage.writes(), ["create a"], "the resource that was under way is finished, and no other begun");
     let (code, _, err) = stage.run(&["cancel", "dev"]);
     assert_eq!(code, 1);
@@ -261,7 +261,7 @@ async fn r5_5_a_lock_of_somebody_else_waits_for_unlock() {
     states.0.lock().unwrap().insert("a".into(), (Bytes::new(), Some(theirs.clone())));
     stage.serve();
     let a = stage.verdict("dev/a", Verdict::Stalled).await;
-    assert!(a.says().contains("is locked by ann@laptop since 2026-11-20"), "{}", a.says());
+    assert!(a.message().contains("is locked by ann@laptop since 2026-11-20"), "{}", a.message());
     assert_eq!(states.lock("a"), Some(theirs));
     let (code, out, err) = stage.run(&["unlock", "dev/a"]);
     assert_eq!(code, 0, "{out}{err}");

@@ -40,7 +40,7 @@ async fn what_a_failed_run_made_is_not_forgotten_when_it_is_no_longer_declared()
     stage.push("main", &[(half.0, String::new())]);
     let left = stage
         .until("it is told as left behind", async || {
-            stage.instance("dev/half").await.filter(|i| i.says().contains("no longer declared"))
+            stage.instance("dev/half").await.filter(|i| i.message().contains("no longer declared"))
         })
         .await;
     assert_eq!(left.verdict, Verdict::Stalled);
@@ -60,7 +60,7 @@ async fn a_silent_check_fails_a_run_that_has_nothing_to_do() {
     stage.verdict("dev/app", Verdict::Stalled).await;
     let (code, out, err) = stage.run(&["apply", "dev/app", "--yes"]);
     assert_eq!(code, 1, "{out}{err}");
-    assert!(stage.verdict("dev/app", Verdict::Stalled).await.says().contains("check `up`"));
+    assert!(stage.verdict("dev/app", Verdict::Stalled).await.message().contains("check `up`"));
 }
 
 /// A merge whose second instance passed a limit had applied the first by then.
@@ -80,7 +80,7 @@ async fn r3_3_a_limit_stops_a_run_before_its_first_effect() {
     stage.merge("lin", pull).await;
     stage.comment(pull, "Stopped before the first change").await;
     let a = stage.verdict("dev/a", Verdict::Stalled).await;
-    assert!(a.says().contains("1 to destroy, and `limits.destroys` allows 0"), "{}", a.says());
+    assert!(a.message().contains("1 to destroy, and `limits.destroys` allows 0"), "{}", a.message());
     stage.verdict("dev/b", Verdict::Stalled).await;
     assert_eq!((stage.world("a"), stage.world("c")), ("1".into(), "1".into()));
     // Without a pull request nobody was shown a plan, so the run makes one first.

@@ -44,16 +44,20 @@ async fn in_sync(stage: &Stage, number: usize) {
     loop {
         let done = |name: &str| (0..RESOURCES).all(|n| stage.world(&format!("{name}{n}")) == number.to_string());
         let status = stage.status().await;
-        let says: Vec<String> = status
+        let message: Vec<String> = status
             .iter()
             .flat_map(|status| &status.instances)
-            .map(|one| format!("{} {:?}: {}", one.id, one.verdict, one.says()))
+            .map(|one| format!("{} {:?}: {}", one.id, one.verdict, one.message()))
             .collect();
         let all = status.is_some_and(|status| status.verdict == Verdict::InSync);
         if all && COMPONENTS.iter().all(|(name, _)| done(name)) {
             return;
         }
-        assert!(since.elapsed() < Duration::from_secs(120), "round {number}: {says:#?}\n{}", stage.run(&["journal"]).1);
+        assert!(
+            since.elapsed() < Duration::from_secs(120),
+            "round {number}: {message:#?}\n{}",
+            stage.run(&["journal"]).1
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

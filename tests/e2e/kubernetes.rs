@@ -557,7 +557,7 @@ async fn overlays_and_charts_are_rendered_alone_with_what_they_are_made_from() {
             stage
                 .instance("dev/overlay")
                 .await
-                .filter(|i| i.says().contains("is not in the repository, and rendering has no network"))
+                .filter(|i| i.message().contains("is not in the repository, and rendering has no network"))
         })
         .await;
     stage
@@ -583,7 +583,7 @@ async fn a_rollout_is_waited_for_says_why_it_fails_and_gives_way_to_a_newer_revi
                 .filter(|i| i.waiting_on.iter().any(|on| matches!(on, evenkeel::model::WaitingOn::Rollout { .. })))
         })
         .await;
-    assert!(rolling.says().contains("0 of 2 are updated"), "{}", rolling.says());
+    assert!(rolling.message().contains("0 of 2 are updated"), "{}", rolling.message());
     // A fix lands: nobody waits for the old one any more.
     stage.push("main", &[("k8s/app/web.yaml".into(), DEPLOYMENT.replace("1.4.2", "1.4.3"))]);
     let path = "/apis/apps/v1/namespaces/roll/deployments/web";
@@ -614,10 +614,10 @@ async fn a_rollout_is_waited_for_says_why_it_fails_and_gives_way_to_a_newer_revi
     assert_eq!(code, 200, "{answer}");
     let stalled = stage.verdict("dev/roll", Verdict::Stalled).await;
     assert!(
-        stalled.says().contains("did not come up within 12 s")
-            && stalled.says().contains("container `web` is in CrashLoopBackOff"),
+        stalled.message().contains("did not come up within 12 s")
+            && stalled.message().contains("container `web` is in CrashLoopBackOff"),
         "{}",
-        stalled.says()
+        stalled.message()
     );
     // It comes up, and `/apply` again says so.
     let live = cluster.get(path).await;

@@ -157,7 +157,7 @@ async fn what_is_turned_away_is_sent_again_and_a_broken_watch_misses_nothing() {
     let (code, out, err) = stage.drift("dev");
     assert_eq!(code, 3, "{out}{err}");
     let unknown = stage.verdict("dev/storm", Verdict::Unknown).await;
-    assert!(unknown.says().contains("configmaps"), "{}", unknown.says());
+    assert!(unknown.message().contains("configmaps"), "{}", unknown.message());
     stage.push("main", &[("k8s/app/m005.yaml".into(), String::new())]);
     stage
         .until("the run fails", async || stage.instance("dev/storm").await.filter(|i| i.verdict == Verdict::Stalled))
@@ -317,7 +317,7 @@ async fn a_webhook_that_does_not_answer_is_said_and_an_own_identity_for_plans_st
     cluster.create(hooks, &hook).await;
     stage.push("main", &[("k8s/app/m000.yaml".into(), map("m000", "2"))]);
     let stalled = stage.verdict("dev/hooked", Verdict::Stalled).await;
-    assert!(stalled.says().contains("silent.example.com"), "{}", stalled.says());
+    assert!(stalled.message().contains("silent.example.com"), "{}", stalled.message());
     cluster.delete(&format!("{hooks}/silent")).await;
     stage
         .until("it is applied again", async || (stage.run(&["apply", "dev/hooked", "--yes"]).0 == 0).then_some(()))

@@ -89,10 +89,12 @@ async fn a_kind_comes_while_the_daemon_runs_and_goes_again() {
     cluster.connect(&mut stage);
     stage.serve();
     stage.ready().await;
-    let says = async |what: &str| {
-        stage.until(what, async || stage.instance("dev/come").await.filter(|status| status.says().contains(what))).await
+    let message = async |what: &str| {
+        stage
+            .until(what, async || stage.instance("dev/come").await.filter(|status| status.message().contains(what)))
+            .await
     };
-    says("Gadget").await;
+    message("Gadget").await;
     cluster.create(DEFINITIONS, &gadgets()).await;
     stage.until("it is applied", async || (stage.run(&["apply", "dev", "--yes"]).0 == 0).then_some(())).await;
     let path = "/apis/come.example.com/v1/namespaces/come/gadgets/one";
@@ -108,7 +110,7 @@ async fn a_kind_comes_while_the_daemon_runs_and_goes_again() {
         })
         .await;
     let unknown = stage.verdict("dev/come", Verdict::Unknown).await;
-    assert!(unknown.says().contains("k8s/come/gadget.yaml:1: the cluster has no `Gadget` in `come.example.com/v1`"));
+    assert!(unknown.message().contains("k8s/come/gadget.yaml:1: the cluster has no `Gadget` in `come.example.com/v1`"));
     // Nobody declares it any more, and another server is to serve its group and does not answer: what is there can't be told,
     // and stays held.
     let service = json!({
@@ -125,7 +127,7 @@ async fn a_kind_comes_while_the_daemon_runs_and_goes_again() {
         .await;
     let no_gadget = ("k8s/come/gadget.yaml".into(), String::new());
     stage.push("main", &[no_gadget, ("k8s/come/config.yaml".into(), config.replace("a: b", "a: c"))]);
-    says("warning: `Gadget.come.example.com/come/one`: the cluster has no such kind any more").await;
+    message("warning: `Gadget.come.example.com/come/one`: the cluster has no such kind any more").await;
     assert_eq!(cluster.get("/api/v1/namespaces/come/configmaps/config").await["data"]["a"], "c");
     // Without it, it is gone with its kind.
     cluster.delete(&format!("{services}/v1.come.example.com")).await;
@@ -209,8 +211,8 @@ async fn a_namespace_that_holds_what_others_made_stays() {
         })
         .await;
     let what = "warning: `Namespace/held` is being deleted";
-    let says = async || stage.instance("dev/held").await.filter(|status| status.says() == what);
-    assert_eq!(stage.until(what, says).await.verdict, Verdict::InSync);
+    let message = async || stage.instance("dev/held").await.filter(|status| status.message() == what);
+    assert_eq!(stage.until(what, message).await.verdict, Verdict::InSync);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -241,16 +243,16 @@ async fn a_component_that_is_destroyed_is_not_forgotten_while_something_of_it_st
     // No controller empties the namespace, so that it waits for its finalizer, and the run with it.
     let slow = stage
         .until("it waits for what goes", async || {
-            stage.instance("dev/slow").await.filter(|status| status.says().contains("being deleted"))
+            stage.instance("dev/slow").await.filter(|status| status.message().contains("being deleted"))
         })
         .await;
-    assert_eq!(slow.verdict, Verdict::Pending, "{}", slow.says());
+    assert_eq!(slow.verdict, Verdict::Pending, "{}", slow.message());
     let crowded = stage
         .until("it is said why it stays", async || {
-            stage.instance("dev/crowded").await.filter(|status| status.says().contains("would go with it"))
+            stage.instance("dev/crowded").await.filter(|status| status.message().contains("would go with it"))
         })
         .await;
-    assert_eq!(crowded.verdict, Verdict::Orphaned, "{}", crowded.says());
+    assert_eq!(crowded.verdict, Verdict::Orphaned, "{}", crowded.message());
     assert!(cluster.get("/api/v1/namespaces/crowded").await.pointer("/metadata/deletionTimestamp").is_none());
     let finalize =
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "slow"}, "spec": {"finalizers": []}});

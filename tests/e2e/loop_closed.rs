@@ -110,7 +110,7 @@ async fn r5_4_a_failure_stops_its_dependents_and_nothing_else_and_a_fix_forward_
     files.push(module("other", "resource \"world_file\" \"other\" {\n  path = \"other\"\n  content = \"1\"\n}"));
     let stage = Stage::start(&files).await;
     let network = stage.verdict("dev/network", Verdict::Stalled).await;
-    assert!(network.says().contains("the disk is on fire"), "{}", network.says());
+    assert!(network.message().contains("the disk is on fire"), "{}", network.message());
     stage.verdict("dev/other", Verdict::InSync).await;
     assert_eq!(stage.verdict("dev/backend", Verdict::Pending).await.applied, None);
     assert_eq!(stage.world("first"), "1", "what was done half-way stays");

@@ -95,11 +95,11 @@ impl Asked {
             .entry(key.clone())
             .or_insert_with(|| jsonschema::draft4::new(&with_references(&schema, whole)).unwrap());
         for error in validator.iter_errors(&found) {
-            let says = error.to_string();
+            let message = error.to_string();
             self.wrong.push(format!(
                 "{key}: at {}: {}",
                 error.instance_path(),
-                &says[says.len().saturating_sub(160)..]
+                &message[message.len().saturating_sub(160)..]
             ));
         }
         self.seen += 1;
@@ -357,11 +357,11 @@ async fn the_forge_answers_as_github_describes() {
         assert!(schema.is_object(), "GitHub has no event {definition}");
         let validator = jsonschema::draft7::new(&with_references(&schema, &schemas)).unwrap();
         for error in validator.iter_errors(&payload) {
-            let says = error.to_string();
+            let message = error.to_string();
             asked.wrong.push(format!(
                 "{name}: at {}: {}",
                 error.instance_path(),
-                &says[says.len().saturating_sub(160)..]
+                &message[message.len().saturating_sub(160)..]
             ));
         }
         wanted.retain(|wanted| *wanted != name);

@@ -304,7 +304,7 @@ impl Stage {
                 if instance.verdict == verdict {
                     return instance;
                 }
-                *last.lock().unwrap() = format!("{:?}: {}", instance.verdict, instance.says());
+                *last.lock().unwrap() = format!("{:?}: {}", instance.verdict, instance.message());
             }
             assert!(since.elapsed() < LIMIT, "`{id}` is not {verdict:?} but {}", last.lock().unwrap());
             tokio::time::sleep(Duration::from_millis(30)).await;

@@ -88,7 +88,7 @@ fn the_layout_of_a_cluster_is_declared() {
             "apiVersion: evenkeel.dev/v1alpha1\nkind: Component\nmetadata: {{ name: x }}\nspec:\n  environments: [dev]\n  citus:\n    connection: citus\n{text}"
         )
     };
-    let whole = "    nodes: [\"10.0.0.1\", {host: 10.0.0.2, port: 5433, shards: false, carriedBy: \"google_compute_instance.worker[3]\"}]\n    tables:\n      - { name: public.tenants, distributionColumn: tenant_id, shardCount: 256, colocation: tenant }\n      - { name: tasks, distributionColumn: tenant_id, colocation: tenant }\n      - { name: public.plans, reference: true }\n    schemas: [{ name: reporting }]\n    placement: { rebalance: scheduled, balance: tenants, skew: 10%, pins: [{ table: public.tenants, tenant: \"42\", node: \"10.0.0.1:5432\" }], drain: [\"10.0.0.2:5433\"] }\n    moves: { transferMode: auto, parallel: 2, maxReplicationLag: 64MiB, diskHeadroom: 20%, diskSize: 1TiB, cooldown: 24h, pauseWhile: [{ query: SELECT 1, over: 2 }] }\n    capacity:\n      - { when: { tenantsPerWorker: 100000, for: 24h }, raise: { component: good, variable: worker_count, by: 1, max: 24 } }\n";
+    let whole = "    nodes: [\"10.0.0.1\", {host: 10.0.0.2, port: 5433, shards: false, runsOn: \"google_compute_instance.worker[3]\"}]\n    tables:\n      - { name: public.tenants, distributionColumn: tenant_id, shardCount: 256, colocation: tenant }\n      - { name: tasks, distributionColumn: tenant_id, colocation: tenant }\n      - { name: public.plans, reference: true }\n    schemas: [{ name: reporting }]\n    placement: { rebalance: scheduled, balance: tenants, skew: 10%, pins: [{ table: public.tenants, tenant: \"42\", node: \"10.0.0.1:5432\" }], drain: [\"10.0.0.2:5433\"] }\n    moves: { transferMode: auto, parallel: 2, maxReplicationLag: 64MiB, diskHeadroom: 20%, diskSize: 1TiB, cooldown: 24h, pauseWhile: [{ query: SELECT 1, over: 2 }] }\n    capacity:\n      - { when: { tenantsPerWorker: 100000, for: 24h }, raise: { component: good, variable: worker_count, by: 1, max: 24 } }\n";
     let desired = check(citus(whole), &[]);
     let instance = &desired.instances[&"dev/x".parse().unwrap()];
     assert_eq!(instance.kind, "citus");
@@ -107,7 +107,7 @@ fn a_layout_that_can_not_be_is_refused_with_its_place() {
             "apiVersion: evenkeel.dev/v1alpha1\nkind: Component\nmetadata: {{ name: x }}\nspec:\n  environments: [dev]\n  citus:\n    connection: citus\n    {text}\n"
         )
     };
-    for (text, says) in [
+    for (text, message) in [
         (
             "tables: [{ name: Tasks, distributionColumn: a }]",
             "components/x.yaml:8:22: found `Tasks` | expected the name of a table (such as `public.tenants`, in small letters)",
@@ -149,7 +149,7 @@ fn a_layout_that_can_not_be_is_refused_with_its_place() {
             "components/x.yaml:8:22: found `${good.outputs.x}` | expected the name of a table (such as `public.tenants`, in small letters)",
         ),
     ] {
-        check(citus(text), &[says]);
+        check(citus(text), &[message]);
     }
 }
 

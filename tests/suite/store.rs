@@ -101,7 +101,7 @@ async fn r7_3_an_instance_is_held_by_one_run() {
     store.create_run(&mut two, &approved()).await.unwrap();
     assert_eq!(store.lock_instance(&id, one.id).await.unwrap(), one.id);
     assert_eq!(store.lock_instance(&id, two.id).await.unwrap(), one.id);
-    one.state = evenkeel::domain::journal::RunState::Ended { says: "done".into() };
+    one.state = evenkeel::domain::journal::RunState::Ended { message: "done".into() };
     one.ended_at = Some(at(1));
     store.set_run(&one).await.unwrap();
     assert_eq!(store.lock_instance(&id, two.id).await.unwrap(), two.id, "a run that ended holds nothing");
@@ -176,22 +176,22 @@ async fn r7_2_what_is_said_is_said_once_and_replaced_by_what_differs() {
     let comment =
         |body: &str| Outgoing::Comment { pull: PullNumber(1), marker: "m".into(), body: body.into(), outdates: None };
     store.say("comment/1/m", &comment("one"), at(0)).await.unwrap();
-    let unsaid = store.unsaid(at(0), 10).await.unwrap();
-    assert_eq!(unsaid.len(), 1);
-    store.said(unsaid[0].0, &comment("one"), at(1)).await.unwrap();
+    let undelivered = store.undelivered(at(0), 10).await.unwrap();
+    assert_eq!(undelivered.len(), 1);
+    store.said(undelivered[0].0, &comment("one"), at(1)).await.unwrap();
     store.say("comment/1/m", &comment("one"), at(2)).await.unwrap();
-    assert_eq!(store.unsaid(at(9), 10).await.unwrap().len(), 0, "the same is not said again");
+    assert_eq!(store.undelivered(at(9), 10).await.unwrap().len(), 0, "the same is not said again");
     store.say("comment/1/m", &comment("two"), at(3)).await.unwrap();
-    let unsaid = store.unsaid(at(9), 10).await.unwrap();
-    assert_eq!(unsaid.len(), 1);
+    let undelivered = store.undelivered(at(9), 10).await.unwrap();
+    assert_eq!(undelivered.len(), 1);
     // It was replaced while the older text was being sent, so it stays unsaid.
     store.say("comment/1/m", &comment("three"), at(4)).await.unwrap();
-    store.said(unsaid[0].0, &comment("two"), at(5)).await.unwrap();
-    assert_eq!(store.unsaid(at(9), 10).await.unwrap()[0].2, comment("three"));
-    let id = store.unsaid(at(9), 10).await.unwrap()[0].0;
-    store.unsayable(id, &comment("three"), "503", Some(at(100)), at(9)).await.unwrap();
-    assert_eq!(store.unsaid(at(50), 10).await.unwrap().len(), 0);
-    assert_eq!(store.unsaid(at(100), 10).await.unwrap()[0].1, 1);
+    store.said(undelivered[0].0, &comment("two"), at(5)).await.unwrap();
+    assert_eq!(store.undelivered(at(9), 10).await.unwrap()[0].2, comment("three"));
+    let id = store.undelivered(at(9), 10).await.unwrap()[0].0;
+    store.mark_undeliverable(id, &comment("three"), "503", Some(at(100)), at(9)).await.unwrap();
+    assert_eq!(store.undelivered(at(50), 10).await.unwrap().len(), 0);
+    assert_eq!(store.undelivered(at(100), 10).await.unwrap()[0].1, 1);
 }
 
 #[tokio::test]
@@ -270,7 +270,7 @@ async fn what_is_old_and_over_is_forgotten_and_nothing_else() {
         store.create_run(&mut run, &approved()).await.unwrap();
         store.append(&run, &id, &Event::Planned { digest: Some(digest) }, at(n)).await.unwrap();
         if n != 0 {
-            run.state = evenkeel::domain::journal::RunState::Ended { says: String::new() };
+            run.state = evenkeel::domain::journal::RunState::Ended { message: String::new() };
             run.ended_at = Some(at(n));
             store.set_run(&run).await.unwrap();
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use evenkeel::ports::{Entry, Files, FilesError, Sort};
+use evenkeel::ports::{Entry, EntryKind, Files, FilesError};
 
 /// Files by path; a content that begins with `link:` is a link.
 #[derive(Default, Clone)]
@@ -32,7 +32,7 @@ fn folder_id(files: &BTreeMap<String, Vec<u8>>, prefix: &str) -> String {
 }
 
 fn entry(name: &str, content: &[u8]) -> Entry {
-    let sort = if content.starts_with(b"link:") { Sort::Link } else { Sort::File };
+    let sort = if content.starts_with(b"link:") { EntryKind::Link } else { EntryKind::File };
     let id = format!(
         "{:x}-{}",
         content.len(),
@@ -52,7 +52,7 @@ impl Files for Memory {
                         name.to_owned(),
                         Entry {
                             name: name.to_owned(),
-                            sort: Sort::Folder,
+                            sort: EntryKind::Folder,
                             id: folder_id(&self.0, &format!("{prefix}{name}/")),
                         },
                     )),
@@ -70,7 +70,7 @@ impl Files for Memory {
         let folder = path.is_empty() || self.0.keys().any(|other| other.starts_with(&prefix));
         Ok(folder.then(|| Entry {
             name: path.to_owned(),
-            sort: Sort::Folder,
+            sort: EntryKind::Folder,
             id: folder_id(&self.0, if path.is_empty() { "" } else { &prefix }),
         }))
     }

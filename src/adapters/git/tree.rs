@@ -11,7 +11,7 @@ use std::{
 
 use git2::{ObjectType, Oid, Repository};
 
-use crate::ports::{Entry, Files, FilesError, Sort};
+use crate::ports::{Entry, EntryKind, Files, FilesError};
 
 /// The content of one revision.
 pub struct RevisionFiles {
@@ -25,13 +25,13 @@ impl RevisionFiles {
     }
 }
 
-fn sort(mode: i32) -> Sort {
+fn sort(mode: i32) -> EntryKind {
     match mode {
-        0o040_000 => Sort::Folder,
-        0o120_000 => Sort::Link,
-        0o100_755 => Sort::Program,
-        0o160_000 => Sort::Other,
-        _ => Sort::File,
+        0o040_000 => EntryKind::Folder,
+        0o120_000 => EntryKind::Link,
+        0o100_755 => EntryKind::Program,
+        0o160_000 => EntryKind::Other,
+        _ => EntryKind::File,
     }
 }
 
@@ -69,7 +69,7 @@ impl Files for RevisionFiles {
 
     fn entry(&self, path: &str) -> Result<Option<Entry>, FilesError> {
         if path.is_empty() {
-            return Ok(Some(Entry { name: String::new(), sort: Sort::Folder, id: self.tree.to_string() }));
+            return Ok(Some(Entry { name: String::new(), sort: EntryKind::Folder, id: self.tree.to_string() }));
         }
         let repository = self.repository.lock().unwrap_or_else(PoisonError::into_inner);
         let root = repository.find_tree(self.tree).map_err(|e| failed(path, e.message()))?;
@@ -114,15 +114,15 @@ impl WorkingFiles {
             Err(error) => return Err(failed(&shown, error)),
         };
         let (sort, id) = if kind.is_dir() {
-            (Sort::Folder, String::new())
+            (EntryKind::Folder, String::new())
         } else if kind.is_symlink() {
-            (Sort::Link, String::new())
+            (EntryKind::Link, String::new())
         } else if kind.is_file() {
             let bytes = fs::read(path).map_err(|error| failed(&shown, error))?;
             let id = Oid::hash_object(ObjectType::Blob, &bytes).map_err(|error| failed(&shown, error.message()))?;
-            (if kind.permissions().mode() & 0o100 == 0 { Sort::File } else { Sort::Program }, id.to_string())
+            (if kind.permissions().mode() & 0o100 == 0 { EntryKind::File } else { EntryKind::Program }, id.to_string())
         } else {
-            (Sort::Other, String::new())
+            (EntryKind::Other, String::new())
         };
         Ok(Some(Entry { name, sort, id }))
     }

@@ -113,7 +113,7 @@ impl GitHub {
                 };
                 let rest = with(&self.base)?;
                 let user: wire::User =
-                    rest.get("/user", None::<&()>).await.map_err(|error| says("ask who we are", &error))?;
+                    rest.get("/user", None::<&()>).await.map_err(|error| message("ask who we are", &error))?;
                 Ok(Clients { rest, graphql: with(graphql_base)?, login: user.login })
             }
             Auth::App { id, key } => {
@@ -132,10 +132,10 @@ impl GitHub {
                 let found: wire::Installation = app
                     .get(self.route("installation"), None::<&()>)
                     .await
-                    .map_err(|error| says("find the App's installation on the repository", &error))?;
-                let rest = app.installation(found.id.into()).map_err(|error| says(attempt, &error))?;
+                    .map_err(|error| message("find the App's installation on the repository", &error))?;
+                let rest = app.installation(found.id.into()).map_err(|error| message(attempt, &error))?;
                 let graphql =
-                    with(graphql_base)?.installation(found.id.into()).map_err(|error| says(attempt, &error))?;
+                    with(graphql_base)?.installation(found.id.into()).map_err(|error| message(attempt, &error))?;
                 Ok(Clients { rest, graphql, login: format!("{}[bot]", found.app_slug) })
             }
         }
@@ -212,7 +212,7 @@ enum Method {
 }
 
 /// What an error of octocrab means for us: who refused, and when to try again.
-fn says(attempt: &str, error: &octocrab::Error) -> ForgeError {
+fn message(attempt: &str, error: &octocrab::Error) -> ForgeError {
     match error {
         octocrab::Error::GitHub { source, .. } => {
             let errors = source.errors.iter().flatten().cloned().collect();
@@ -227,8 +227,8 @@ type Answer = http::Response<http_body_util::combinators::BoxBody<bytes::Bytes, 
 
 /// What an answer holds, or why it is none; octocrab's own errors keep no headers, and those say when a limit ends.
 async fn taken<T: DeserializeOwned>(attempt: &str, answer: Result<Answer, octocrab::Error>) -> Result<T, ForgeError> {
-    let (parts, body) = answer.map_err(|error| says(attempt, &error))?.into_parts();
-    let body = body.collect().await.map_err(|error| says(attempt, &error))?.to_bytes();
+    let (parts, body) = answer.map_err(|error| message(attempt, &error))?.into_parts();
+    let body = body.collect().await.map_err(|error| message(attempt, &error))?.to_bytes();
     if parts.status.is_success() {
         return serde_json::from_slice(&body)
             .map_err(|error| failed(attempt, format!("the forge's answer can't be read: {error}")));
@@ -342,7 +342,7 @@ impl Forge for GitHub {
                     .graphql
                     .graphql(&json!({"query": query, "variables": {"id": comment.node_id}}))
                     .await
-                    .map_err(|error| says("fold a comment away", &error))?;
+                    .map_err(|error| message("fold a comment away", &error))?;
             }
         }
         Ok(())
@@ -446,7 +446,7 @@ impl Forge for GitHub {
             .rest
             .installation_token_with_buffer(buffer)
             .await
-            .map_err(|error| says("get a token for git", &error))?;
+            .map_err(|error| message("get a token for git", &error))?;
         Ok(Some(token.expose_secret().to_owned().into()))
     }
 }

@@ -6,7 +6,7 @@
 use super::{World, cluster::Cluster, held, world::Fault};
 use crate::{
     model::Retry,
-    ports::{CitusWork, Clock as _, Cut, Fence, Job, Observation, Prepared, TargetError},
+    ports::{CitusWork, Clock as _, CrashPoint, Fence, Job, Observation, Prepared, TargetError},
     targets::citus::{
         capacity,
         drift::{self, Compared, Found, Step, Task},
@@ -69,7 +69,7 @@ impl World {
         let mut balanced = false;
         for (at, step) in steps.iter().enumerate() {
             let what = format!("{} {} {}", step.change.change.verb(), connection(job), step.change.resource);
-            self.pass(Cut::BeforeEffect, &what).await;
+            self.pass(CrashPoint::BeforeEffect, &what).await;
             self.in_force(&job.instance, fence).await?;
             if let Task::Move(moving) = &step.task {
                 if !self.fits(work, moving) {
@@ -77,12 +77,12 @@ impl World {
                     return Ok(());
                 }
                 self.cluster(job, |cluster| cluster.begin_move())?;
-                self.pass(Cut::InEffect, &what).await;
+                self.pass(CrashPoint::InEffect, &what).await;
                 self.clock.forward(seconds(moving));
                 balanced |= moving.for_balance;
             }
             self.step(job, work, step, &what, at > 0)?;
-            self.pass(Cut::AfterEffect, &what).await;
+            self.pass(CrashPoint::AfterEffect, &what).await;
         }
         if balanced && is_whole {
             let now = self.clock.now().timestamp();
@@ -93,13 +93,13 @@ impl World {
 
     fn step(&self, job: &Job, work: &CitusWork, step: &Step, what: &str, begun: bool) -> Result<(), TargetError> {
         let mut state = held(&self.state);
-        let says = match state.faults.get(&job.instance) {
-            Some(Fault::Refuses { resource, says }) if *resource == step.change.resource => Some(says.clone()),
+        let message = match state.faults.get(&job.instance) {
+            Some(Fault::Refuses { resource, message }) if *resource == step.change.resource => Some(message.clone()),
             _ => None,
         };
         let silent = state.silent.clone();
         let cluster = state.clusters.get_mut(connection(job)).ok_or_else(|| absent(job))?;
-        let done = says.map_or_else(|| cluster.make(&step.task, work, &silent), Err);
+        let done = message.map_or_else(|| cluster.make(&step.task, work, &silent), Err);
         done.map_err(|why| TargetError {
             retry: Retry::WhenInputChanges,
             effect_may_have_begun: begun || matches!(step.task, Task::Move(_)),

@@ -9,12 +9,13 @@ use async_trait::async_trait;
 use secrecy::SecretString;
 
 use super::{
-    Repository, held,
-    life::{Life, pass},
+    Repository,
+    crash_points::{SimulatedProcess, pass},
+    held,
 };
 use crate::{
     model::{Backoff, PullNumber, Retry, Revision},
-    ports::{self, Comment, Cut, ForgeError, Pull, Review},
+    ports::{self, Comment, CrashPoint, ForgeError, Pull, Review},
 };
 
 #[derive(Default)]
@@ -36,7 +37,7 @@ pub struct Forge {
     state: Arc<Mutex<State>>,
     repository: Repository,
     clock: Arc<dyn ports::Clock>,
-    life: Option<Arc<Life>>,
+    life: Option<Arc<SimulatedProcess>>,
 }
 
 /// The login under which the daemon writes.
@@ -72,7 +73,7 @@ impl Forge {
     }
 
     /// The same forge, in the hands of a daemon with a life.
-    pub fn in_life(&self, life: Arc<Life>) -> Self {
+    pub fn in_life(&self, life: Arc<SimulatedProcess>) -> Self {
         Self { life: Some(life), ..self.clone() }
     }
 
@@ -225,7 +226,7 @@ impl Forge {
     pub fn statuses(&self, of: &Revision) -> Vec<(String, String, String)> {
         let state = held(&self.state);
         let of = state.statuses.iter().filter(|((revision, _), _)| revision == of);
-        of.map(|((_, context), (word, says))| (context.clone(), word.clone(), says.clone())).collect()
+        of.map(|((_, context), (word, message))| (context.clone(), word.clone(), message.clone())).collect()
     }
 }
 
@@ -253,9 +254,9 @@ impl ports::Forge for Forge {
     }
     async fn ensure_comment(&self, number: PullNumber, marker: &str, body: &str) -> Result<u64, ForgeError> {
         let what = format!("comment {number} {marker}");
-        pass(self.life.as_ref(), Cut::BeforeEffect, &what).await;
+        pass(self.life.as_ref(), CrashPoint::BeforeEffect, &what).await;
         let said = self.say(number, marker, body)?;
-        pass(self.life.as_ref(), Cut::AfterEffect, &what).await;
+        pass(self.life.as_ref(), CrashPoint::AfterEffect, &what).await;
         Ok(said)
     }
     async fn outdate_comments(&self, number: PullNumber, marker: &str, except: u64) -> Result<(), ForgeError> {
@@ -277,11 +278,11 @@ impl ports::Forge for Forge {
         description: &str,
     ) -> Result<(), ForgeError> {
         let what = format!("status {context} {state}");
-        pass(self.life.as_ref(), Cut::BeforeEffect, &what).await;
+        pass(self.life.as_ref(), CrashPoint::BeforeEffect, &what).await;
         self.asked()?
             .statuses
             .insert((revision.clone(), context.to_owned()), (state.to_owned(), description.to_owned()));
-        pass(self.life.as_ref(), Cut::AfterEffect, &what).await;
+        pass(self.life.as_ref(), CrashPoint::AfterEffect, &what).await;
         Ok(())
     }
     async fn has_own_status(&self, revision: &Revision) -> Result<bool, ForgeError> {
@@ -290,7 +291,7 @@ impl ports::Forge for Forge {
     async fn ensure_pull(&self, branch: &str, _base: &str, title: &str, body: &str) -> Result<PullNumber, ForgeError> {
         self.look();
         let what = format!("pull {branch}");
-        pass(self.life.as_ref(), Cut::BeforeEffect, &what).await;
+        pass(self.life.as_ref(), CrashPoint::BeforeEffect, &what).await;
         {
             let mut state = self.asked()?;
             let now = self.clock.now();
@@ -300,15 +301,15 @@ impl ports::Forge for Forge {
             }
         }
         let opened = self.open(OWN_LOGIN, branch, title, body, false).ok_or_else(|| gone(PullNumber(0)))?;
-        pass(self.life.as_ref(), Cut::AfterEffect, &what).await;
+        pass(self.life.as_ref(), CrashPoint::AfterEffect, &what).await;
         Ok(opened)
     }
     async fn close_pull(&self, number: PullNumber) -> Result<(), ForgeError> {
         drop(self.asked()?);
         let what = format!("close {number}");
-        pass(self.life.as_ref(), Cut::BeforeEffect, &what).await;
+        pass(self.life.as_ref(), CrashPoint::BeforeEffect, &what).await;
         self.close(number.0);
-        pass(self.life.as_ref(), Cut::AfterEffect, &what).await;
+        pass(self.life.as_ref(), CrashPoint::AfterEffect, &what).await;
         Ok(())
     }
     async fn get_permission(&self, login: &str) -> Result<String, ForgeError> {

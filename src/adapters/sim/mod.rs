@@ -7,8 +7,8 @@
 mod cluster;
 mod clusters;
 mod compare;
+mod crash_points;
 mod forge;
-mod life;
 mod module;
 mod repository;
 mod world;
@@ -17,8 +17,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Duration, Utc};
 
+pub use crash_points::{CrashPoints, SimulatedProcess};
 pub use forge::Forge;
-pub use life::{Life, Lives};
 pub use module::Module;
 pub use repository::Repository;
 pub use world::{Fault, World};

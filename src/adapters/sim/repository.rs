@@ -10,12 +10,12 @@ use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
 
 use super::{
+    crash_points::{SimulatedProcess, pass},
     held,
-    life::{Life, pass},
 };
 use crate::{
     model::{Retry, Revision},
-    ports::{self, Cut, Entry, Files, FilesError, Merged, RepositoryError, Sort},
+    ports::{self, CrashPoint, Entry, EntryKind, Files, FilesError, Merged, RepositoryError},
 };
 
 type Tree = Arc<BTreeMap<String, Arc<[u8]>>>;
@@ -41,7 +41,7 @@ struct State {
 pub struct Repository {
     state: Arc<Mutex<State>>,
     clock: Arc<dyn ports::Clock>,
-    life: Option<Arc<Life>>,
+    life: Option<Arc<SimulatedProcess>>,
 }
 
 fn missing(what: &str) -> RepositoryError {
@@ -223,7 +223,7 @@ impl Repository {
     }
 
     /// The same repository, in the hands of a daemon with a life.
-    pub fn in_life(&self, life: Arc<Life>) -> Self {
+    pub fn in_life(&self, life: Arc<SimulatedProcess>) -> Self {
         Self { life: Some(life), ..self.clone() }
     }
 }
@@ -300,7 +300,7 @@ impl ports::Repository for Repository {
         message: &str,
     ) -> Result<Revision, RepositoryError> {
         let what = format!("push {branch}");
-        pass(self.life.as_ref(), Cut::BeforeEffect, &what).await;
+        pass(self.life.as_ref(), CrashPoint::BeforeEffect, &what).await;
         let pushed = {
             let name = format!("refs/heads/{branch}");
             let mut state = self.asked()?;
@@ -330,14 +330,14 @@ impl ports::Repository for Repository {
             state.refs.insert(name, revision.clone());
             revision
         };
-        pass(self.life.as_ref(), Cut::AfterEffect, &what).await;
+        pass(self.life.as_ref(), CrashPoint::AfterEffect, &what).await;
         Ok(pushed)
     }
     async fn delete_branch(&self, branch: &str) -> Result<(), RepositoryError> {
         let what = format!("delete {branch}");
-        pass(self.life.as_ref(), Cut::BeforeEffect, &what).await;
+        pass(self.life.as_ref(), CrashPoint::BeforeEffect, &what).await;
         self.asked()?.refs.remove(&format!("refs/heads/{branch}"));
-        pass(self.life.as_ref(), Cut::AfterEffect, &what).await;
+        pass(self.life.as_ref(), CrashPoint::AfterEffect, &what).await;
         Ok(())
     }
 }
@@ -360,8 +360,8 @@ impl Files for Content {
         for (path, content) in self.0.range(prefix.clone()..).take_while(|(path, _)| path.starts_with(&prefix)) {
             let rest = &path[prefix.len()..];
             let (name, sort, id) = match rest.split_once('/') {
-                Some((name, _)) => (name, Sort::Folder, self.folder_id(&format!("{prefix}{name}/"))),
-                None => (rest, Sort::File, id(content)),
+                Some((name, _)) => (name, EntryKind::Folder, self.folder_id(&format!("{prefix}{name}/"))),
+                None => (rest, EntryKind::File, id(content)),
             };
             entries.entry(name.to_owned()).or_insert(Entry { name: name.to_owned(), sort, id });
         }
@@ -370,12 +370,12 @@ impl Files for Content {
     fn entry(&self, path: &str) -> Result<Option<Entry>, FilesError> {
         let name = path.rsplit('/').next().unwrap_or(path).to_owned();
         if let Some(content) = self.0.get(path) {
-            return Ok(Some(Entry { name, sort: Sort::File, id: id(content) }));
+            return Ok(Some(Entry { name, sort: EntryKind::File, id: id(content) }));
         }
         let prefix = if path.is_empty() { String::new() } else { format!("{path}/") };
         let is_folder =
             path.is_empty() || self.0.range(prefix.clone()..).next().is_some_and(|(path, _)| path.starts_with(&prefix));
-        Ok(is_folder.then(|| Entry { name, sort: Sort::Folder, id: self.folder_id(&prefix) }))
+        Ok(is_folder.then(|| Entry { name, sort: EntryKind::Folder, id: self.folder_id(&prefix) }))
     }
     fn read(&self, path: &str) -> Result<Arc<[u8]>, FilesError> {
         self.0.get(path).cloned().ok_or_else(|| FilesError { path: path.to_owned(), why: "it is not there".into() })

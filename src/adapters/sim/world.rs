@@ -13,15 +13,17 @@ use super::{
     Clock,
     cluster::Cluster,
     compare::{changed, field, made_fields, meddled, origins, outputs, resource_changes},
+    crash_points::{SimulatedProcess, pass},
     held,
-    life::{Life, pass},
     module::{Module, OutputSpec},
 };
 use crate::{
     adapters::store::Store,
     model::{Change, InstanceId, PullNumber, ResourceChange, Retry, Seal},
-    ports::{Attached, Cut, Fence, Job, Observation, Output, Prepared, Progress, Target, TargetError, TofuWork, Work},
-    targets::lanes::{Lanes, Slot},
+    ports::{
+        Attached, CrashPoint, Fence, Job, Observation, Output, Prepared, Progress, Target, TargetError, TofuWork, Work,
+    },
+    targets::concurrency::{ConcurrencyLimit, Slot},
 };
 
 pub(super) type Fields = BTreeMap<String, String>;
@@ -38,7 +40,7 @@ pub enum Fault {
         /// The resource.
         resource: String,
         /// What the provider says.
-        says: String,
+        message: String,
     },
     /// A resource differs from what was asked for after every change.
     NeverSettles(String),
@@ -75,7 +77,7 @@ pub(super) struct State {
 #[derive(Clone)]
 struct Begun {
     fence: Fence,
-    life: Option<Arc<Life>>,
+    life: Option<Arc<SimulatedProcess>>,
     ended: Option<Result<(), TargetError>>,
 }
 
@@ -86,9 +88,9 @@ pub struct World {
     pub(super) clock: Arc<Clock>,
     seal: Arc<Seal>,
     /// The life of the daemon whose hand this is, and the store whose tokens its supervisor asks for.
-    life: Option<(Arc<Life>, Store)>,
+    life: Option<(Arc<SimulatedProcess>, Store)>,
     /// How many are looked at side by side, and how long a look takes.
-    pace: Option<(Lanes, Duration)>,
+    pace: Option<(ConcurrencyLimit, Duration)>,
 }
 
 /// Where an instance keeps its state: by the `key` of its backend's settings, else by its own name.
@@ -135,12 +137,12 @@ impl World {
     }
 
     /// The same world, in the hands of a daemon with a life.
-    pub fn in_life(&self, life: Arc<Life>, store: Store) -> Self {
+    pub fn in_life(&self, life: Arc<SimulatedProcess>, store: Store) -> Self {
         Self { life: Some((life, store)), ..self.clone() }
     }
 
     /// The same world, where a look takes a while and only so many go side by side.
-    pub fn paced(&self, lanes: Lanes, look: Duration) -> Self {
+    pub fn paced(&self, lanes: ConcurrencyLimit, look: Duration) -> Self {
         Self { pace: Some((lanes, look)), ..self.clone() }
     }
 
@@ -156,7 +158,7 @@ impl World {
         slot
     }
 
-    pub(super) async fn pass(&self, cut: Cut, what: &str) {
+    pub(super) async fn pass(&self, cut: CrashPoint, what: &str) {
         pass(self.life.as_ref().map(|(life, _)| life), cut, what).await;
     }
 
@@ -305,7 +307,7 @@ impl World {
         }
         for change in changes.iter().filter(|change| change.r#type != "output") {
             self.make_one(job, &module, &place, change)?;
-            self.pass(Cut::InEffect, &format!("{} {place} {}", change.change.verb(), change.resource)).await;
+            self.pass(CrashPoint::InEffect, &format!("{} {place} {}", change.change.verb(), change.resource)).await;
         }
         let mut state = held(&self.state);
         let live = state.live.get(&place).cloned().unwrap_or_default();
@@ -318,12 +320,12 @@ impl World {
     fn make_one(&self, job: &Job, module: &Module, place: &str, change: &ResourceChange) -> Result<(), TargetError> {
         let mut state = held(&self.state);
         let refuses = match state.faults.get(&job.instance) {
-            Some(Fault::Refuses { resource, says }) => Some((resource.clone(), says.clone())),
+            Some(Fault::Refuses { resource, message }) => Some((resource.clone(), message.clone())),
             _ => None,
         };
         let name = &change.resource;
-        if let Some((_, says)) = refuses.as_ref().filter(|(resource, _)| resource == name) {
-            let message = format!("`tofu apply` of `{}` failed: {name}: {says}", job.instance);
+        if let Some((_, message)) = refuses.as_ref().filter(|(resource, _)| resource == name) {
+            let message = format!("`tofu apply` of `{}` failed: {name}: {message}", job.instance);
             return Err(TargetError {
                 retry: Retry::WhenInputChanges,
                 effect_may_have_begun: true,
@@ -386,7 +388,7 @@ impl Target for World {
         }
         let work = tofu(job)?;
         let (id, what) = (&job.instance, format!("apply {}", job.instance));
-        self.pass(Cut::BeforeEffect, &what).await;
+        self.pass(CrashPoint::BeforeEffect, &what).await;
         self.in_force(id, fence).await?;
         let planned = prepared.ticket.downcast::<u64>().map_or(0, |serial| *serial);
         let now = held(&self.state).states.get(&place(job)).map_or(0, |state| state.serial);
@@ -401,7 +403,7 @@ impl Target for World {
         held(&self.state).begun.insert(id.clone(), begun.clone());
         let done = self.make(job, work, &prepared.observation.changes).await;
         held(&self.state).begun.insert(id.clone(), Begun { ended: Some(done.clone()), ..begun });
-        self.pass(Cut::AfterEffect, &what).await;
+        self.pass(CrashPoint::AfterEffect, &what).await;
         done
     }
     async fn attach(&self, job: &Job, fence: Fence, _: Progress) -> Result<Attached, TargetError> {

@@ -21,7 +21,7 @@ use sqlx::{
 use super::{BUSY_TIMEOUT, Error, Store, parse_stamp, stamp, statement};
 use crate::{
     model::EnvironmentName,
-    ports::{Boundary, Cut},
+    ports::{Boundary, CrashPoint},
 };
 
 /// The lease over what belongs to no environment: the conversation, the inbox, the audit.
@@ -65,7 +65,7 @@ impl Writing {
     pub(super) async fn commit_as(self, what: &str) -> Result<(), Error> {
         self.on.commit().await.map_err(statement(self.attempt))?;
         if let Some(boundary) = &self.boundary {
-            boundary.pass(Cut::AfterWrite, what).await;
+            boundary.pass(CrashPoint::AfterWrite, what).await;
         }
         Ok(())
     }

@@ -6,11 +6,11 @@
 //! *Race:* the same delivery twice: the second insert finds the first and says so.
 
 mod collection;
-mod kept;
+mod inventory;
 mod lease;
+mod outbox;
 mod records;
 mod runs;
-mod said;
 
 use std::{path::Path, str::FromStr, sync::Arc, time::Duration};
 
@@ -23,8 +23,8 @@ use sqlx::{
 
 pub use collection::{Collection, Record, RecordKey};
 pub use lease::{Lease, token_in};
+pub use outbox::{AuditEntry, Outgoing};
 pub use records::Span;
-pub use said::{AuditEntry, Outgoing};
 
 use crate::{
     model::{Backoff, Retry, Seal},

@@ -324,7 +324,7 @@ impl Store {
     ///
     /// # Errors
     /// When the store can't be read or written.
-    pub async fn keep_plan(&self, subject: &str, plan: &Plan, at: DateTime<Utc>) -> Result<bool, Error> {
+    pub async fn record_plan(&self, subject: &str, plan: &Plan, at: DateTime<Utc>) -> Result<bool, Error> {
         let attempt = "keep a plan";
         if let Some((last, _)) = self.last_plan(subject, None).await?
             && last.digest == plan.digest

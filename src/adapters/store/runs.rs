@@ -158,7 +158,7 @@ impl Store {
     ///
     /// # Errors
     /// When the store can't be read.
-    pub async fn runs_by_word(&self, word: &str) -> Result<Vec<Run>, Error> {
+    pub async fn runs_by_command(&self, word: &str) -> Result<Vec<Run>, Error> {
         let attempt = "read the runs of a word";
         let rows = sqlx::query("SELECT document FROM runs WHERE json_extract(document, '$.word') = ? ORDER BY id")
             .bind(word)

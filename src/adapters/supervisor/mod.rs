@@ -9,9 +9,9 @@
 //! daemon looks at the world. *Race:* a daemon that lost its lease orders something: the supervisor reads the token in
 //! the store just before it starts the program, and refuses.
 
-mod first;
+mod init;
 mod process;
-mod proof;
+mod process_identity;
 
 use std::{
     collections::BTreeMap,
@@ -31,12 +31,12 @@ use rustix::{
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-pub use first::first;
+pub use init::first;
 pub use process::supervise;
-pub use proof::Who;
+pub use process_identity::Who;
 
 /// How often an end is looked for by whoever did not start the program.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const POLL_EVERY: Duration = Duration::from_millis(50);
 /// How long a supervisor takes at most from its start to saying who it is.
 const BEGIN_LIMIT: Duration = Duration::from_secs(10);
 
@@ -96,22 +96,26 @@ pub enum End {
     /// The program could not be started.
     NotStarted {
         /// What the system says.
-        says: String,
+        #[serde(rename = "says")]
+        message: String,
     },
     /// It was not to be started any more.
     Refused {
         /// In a sentence.
-        says: String,
+        #[serde(rename = "says")]
+        message: String,
     },
     /// By a signal.
     Killed {
         /// "was killed by signal 9".
-        says: String,
+        #[serde(rename = "says")]
+        message: String,
     },
     /// It took too long.
     Stopped {
         /// "was stopped: it took longer than 60 s".
-        says: String,
+        #[serde(rename = "says")]
+        message: String,
     },
 }
 
@@ -173,10 +177,10 @@ impl Spool {
             if let Some(lock) = self.lock()? {
                 break lock;
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(POLL_EVERY).await;
         };
-        if let Some(says) = process::refusal(order.fence.as_ref()).await {
-            return Err(io::Error::other(says));
+        if let Some(message) = process::refusal(order.fence.as_ref()).await {
+            return Err(io::Error::other(message));
         }
         self.keep_died()?;
         for old in ["begun.json", "end.json", "order.json"] {
@@ -273,7 +277,7 @@ impl Spool {
     pub async fn ended(&self) -> io::Result<Standing> {
         loop {
             match self.look()? {
-                Standing::Alive(_) => tokio::time::sleep(LOOK_EVERY).await,
+                Standing::Alive(_) => tokio::time::sleep(POLL_EVERY).await,
                 standing => return Ok(standing),
             }
         }
@@ -305,7 +309,7 @@ impl Spool {
             if since.elapsed() > BEGIN_LIMIT {
                 return Err(io::Error::other(format!("nobody answers for `{}`", self.0.display())));
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(POLL_EVERY).await;
         }
     }
 }
@@ -382,7 +386,7 @@ impl Busy {
                     let _already_gone = kill_process_group(group, Signal::KILL);
                 }
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(POLL_EVERY).await;
         }
     }
 

@@ -31,7 +31,7 @@ pub async fn supervise(folder: &Path) -> std::io::Result<u8> {
     let _leads_one_already = setsid();
     set_child_subreaper(Pid::from_raw(1))?;
     let end = match refusal(order.fence.as_ref()).await {
-        Some(says) => End::Refused { says },
+        Some(message) => End::Refused { message },
         None => run(folder, &order, &mut asked).await?,
     };
     remove(&spool.input())?;
@@ -78,7 +78,7 @@ async fn run(folder: &Path, order: &Order, asked: &mut Asked) -> std::io::Result
     command.args(&order.arguments).current_dir(&order.folder).process_group(0).kill_on_drop(false);
     let mut child = match command.stdin(Stdio::inherit()).spawn() {
         Ok(child) => child,
-        Err(error) => return Ok(End::NotStarted { says: error.to_string() }),
+        Err(error) => return Ok(End::NotStarted { message: error.to_string() }),
     };
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
     let program = pid.and_then(Who::of).unwrap_or_else(|| Who { pid: pid.unwrap_or_default(), ..Who::me() });
@@ -120,8 +120,8 @@ async fn wait(child: &mut Child, asked: &mut Asked, limit: Duration) -> std::io:
         }
     };
     Ok(match status.code() {
-        _ if too_long => End::Stopped { says: format!("was stopped: it took longer than {} s", limit.as_secs()) },
+        _ if too_long => End::Stopped { message: format!("was stopped: it took longer than {} s", limit.as_secs()) },
         Some(code) => End::Exited { code },
-        None => End::Killed { says: format!("was killed by signal {}", status.signal().unwrap_or_default()) },
+        None => End::Killed { message: format!("was killed by signal {}", status.signal().unwrap_or_default()) },
     })
 }

@@ -32,7 +32,7 @@ use crate::{
 /// How long any step may take; a demo that waits longer has failed.
 const STEP_TIMEOUT: Duration = Duration::from_secs(90);
 /// How often a condition is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const POLL_EVERY: Duration = Duration::from_millis(50);
 
 /// Tell the story of Evenkeel on this machine in about a minute.
 #[derive(Args, Debug)]
@@ -63,7 +63,7 @@ pub(super) async fn run(args: Demo) -> Done {
     let mut stage = Stage::set(&args.from).await?;
     let told = stage.tell().await;
     if let Err(failure) = &told {
-        output::note(&format!("The story broke off: {}", failure.says));
+        output::note(&format!("The story broke off: {}", failure.message));
         let log = std::fs::read_to_string(stage.folder.path().join("daemon.log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         output::note(&lines[lines.len().saturating_sub(25)..].join("\n"));
@@ -219,16 +219,16 @@ impl Stage {
             match condition(self).await {
                 Ok(Some(found)) => return Ok(found),
                 Ok(None) => {}
-                Err(failure) => last = Some(failure.says),
+                Err(failure) => last = Some(failure.message),
             }
             if since.elapsed() > STEP_TIMEOUT {
                 return Err(Failure::new(format!(
                     "{what} did not come true within {} s{}",
                     STEP_TIMEOUT.as_secs(),
-                    last.map(|says| format!(" ({says})")).unwrap_or_default()
+                    last.map(|message| format!(" ({message})")).unwrap_or_default()
                 )));
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(POLL_EVERY).await;
         }
     }
 

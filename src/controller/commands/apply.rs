@@ -13,7 +13,7 @@ use crate::{
         commands::{Commands, DIGEST_LENGTH_MIN},
         context::Error,
         planning::{environments, matched_nothing},
-        records::{PLAN_SETTLED, TrackedPullRequest, pull_subject},
+        records::{PLAN_SETTLED, TrackedPullRequest, pull_request_subject},
         runs::Authorised,
         source::Head,
     },
@@ -96,9 +96,9 @@ impl Commands {
             let shown = self
                 .context
                 .store
-                .last_plan(&pull_subject(tracked.pull.number, &environment), Some(written.created_at))
+                .last_plan(&pull_request_subject(tracked.pull.number, &environment), Some(written.created_at))
                 .await?;
-            let Some((plan, at)) = shown else { return Err(self.no_plan_here(head, tracked, &environment).await?) };
+            let Some((plan, at)) = shown else { return Err(self.missing_plan(head, tracked, &environment).await?) };
             pinned(&plan, command.digest.as_deref())?;
             if command.digest.is_none() && written.created_at - at < PLAN_SETTLED {
                 return Err(Error::Refused(format!(
@@ -114,7 +114,7 @@ impl Commands {
             ));
         }
         if started.is_empty() {
-            self.none_unknown(&selected).await?;
+            self.refuse_unknown(&selected).await?;
             let names: Vec<String> = environments(&selected).iter().map(|e| format!("`{e}`")).collect();
             return Err(Error::Refused(format!(
                 "There is nothing to apply in {}: what is on the branch is what is applied.",
@@ -127,24 +127,25 @@ impl Commands {
     }
 
     /// Refuses to call what could not be observed applied (R2.9).
-    async fn none_unknown(&self, selected: &BTreeSet<InstanceId>) -> Result<(), Error> {
+    async fn refuse_unknown(&self, selected: &BTreeSet<InstanceId>) -> Result<(), Error> {
         for id in selected {
             if let Some(error) = self.context.store.observed(id).await?.and_then(|observed| observed.error) {
-                return Err(Error::Refused(format!("Nothing was applied: `{id}` is unknown: {}.", error.says)));
+                return Err(Error::Refused(format!("Nothing was applied: `{id}` is unknown: {}.", error.message)));
             }
         }
         Ok(())
     }
 
     /// Why a command on a pull request without a plan of an environment is refused: another one carries it (R6.6).
-    async fn no_plan_here(
+    async fn missing_plan(
         &self,
         head: &Head,
         tracked: &TrackedPullRequest,
         environment: &EnvironmentName,
     ) -> Result<Error, Error> {
         for (number, _) in self.source.merged_pull_requests(head).await? {
-            let carries = self.context.store.last_plan(&pull_subject(number, environment), None).await?.is_some();
+            let carries =
+                self.context.store.last_plan(&pull_request_subject(number, environment), None).await?.is_some();
             if carries && number != tracked.pull.number {
                 return Ok(Error::Refused(format!(
                     "Nothing was applied: the plan of `{environment}` stands on {number}; say `/apply {environment}` there."
@@ -183,7 +184,7 @@ impl Commands {
     }
 
     /// The part of a plan that is about some instances, if it is complete and nothing that holds now forbids it.
-    async fn of_plan(
+    async fn select_from_plan(
         self: &Arc<Self>,
         head: &Arc<Head>,
         plan: &Plan,
@@ -217,11 +218,11 @@ impl Commands {
                 .collect(),
         );
         if let Some(note) = validation::plan(&part, &limits).into_iter().find(|note| note.fatal) {
-            return Err(Error::Refused(format!("Nothing was applied: {}.", note.says)));
+            return Err(Error::Refused(format!("Nothing was applied: {}.", note.message)));
         }
-        if let Some(says) = validation::within(&part.summary, &limits).into_iter().next() {
+        if let Some(message) = validation::within(&part.summary, &limits).into_iter().next() {
             return Err(Error::Refused(format!(
-                "Nothing was applied: {says}. Raise the limit in a pull request of its own, or change less."
+                "Nothing was applied: {message}. Raise the limit in a pull request of its own, or change less."
             )));
         }
         Ok(chosen)
@@ -237,12 +238,12 @@ impl Commands {
         pull: Option<PullNumber>,
     ) -> Result<RunId, Error> {
         let suspensions = self.source.suspensions(Some(head)).await?;
-        if let Some(says) = instances.iter().find_map(|id| suspensions.instance(id)) {
-            return Err(Error::Refused(format!("Nothing was applied: {says}.")));
+        if let Some(message) = instances.iter().find_map(|id| suspensions.instance(id)) {
+            return Err(Error::Refused(format!("Nothing was applied: {message}.")));
         }
-        let chosen = self.of_plan(head, plan, &instances).await?;
-        if let Some(says) = self.authorization.lacking(head, who, Verb::Apply, plan, &instances).await? {
-            return Err(Error::Refused(format!("Nothing was applied: {says}.")));
+        let chosen = self.select_from_plan(head, plan, &instances).await?;
+        if let Some(message) = self.authorization.lacking(head, who, Verb::Apply, plan, &instances).await? {
+            return Err(Error::Refused(format!("Nothing was applied: {message}.")));
         }
         let approved: BTreeMap<InstanceId, Approved> = instances
             .iter()
@@ -314,7 +315,7 @@ impl Commands {
             );
         }
         if runs.is_empty() {
-            self.none_unknown(&selected).await?;
+            self.refuse_unknown(&selected).await?;
             let names: Vec<String> = environments(&selected).iter().map(|e| format!("`{e}`")).collect();
             return Err(Error::Refused(format!(
                 "there is nothing to apply in {}: what is on the branch is what is applied",

@@ -7,7 +7,6 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-
 use crate::{
     controller::{commands::Commands, context::Error, records::TrackedPullRequest, source::Head},
     domain::{
@@ -93,16 +92,16 @@ impl Commands {
         for (at, command) in commands.into_iter().enumerate() {
             let word = format!("comment/{}/{at}", written.id);
             let begun = if again { self.begun_by(written, &word, &command).await? } else { None };
-            let says = match command {
-                Err(command::Unclear(says)) => says,
+            let message = match command {
+                Err(command::Unclear(message)) => message,
                 Ok(command) if before_merge && command.verb == Verb::Apply => {
                     "Nothing was applied: this was said before the merge and read after it; say `/apply` again.".into()
                 }
                 Ok(command) => match self.obey(head, tracked, written, &command, &word).await {
-                    Ok(says) => says,
+                    Ok(message) => message,
                     // What it refuses now, it obeyed before it died.
                     Err(Error::Refused(_)) if begun.is_some() => begun.unwrap_or_default(),
-                    Err(Error::Refused(says)) => {
+                    Err(Error::Refused(message)) => {
                         self.context
                             .store
                             .audit(
@@ -110,16 +109,16 @@ impl Commands {
                                 &format!("user:{}", written.author),
                                 "refused",
                                 &format!("pull/{}", tracked.pull.number.0),
-                                &says,
+                                &message,
                             )
                             .await?;
-                        says
+                        message
                     }
                     Err(error) => return Err(error),
                 },
             };
-            if !says.is_empty() {
-                answers.push(says);
+            if !message.is_empty() {
+                answers.push(message);
             }
         }
         if !answers.is_empty() {
@@ -136,7 +135,7 @@ impl Commands {
         command: &Result<Command, command::Unclear>,
     ) -> Result<Option<String>, Error> {
         let Ok(command) = command else { return Ok(None) };
-        let runs = self.context.store.runs_by_word(word).await?;
+        let runs = self.context.store.runs_by_command(word).await?;
         if !runs.is_empty() {
             return Ok(Some(comment::begun(&runs)));
         }
@@ -177,9 +176,9 @@ impl Commands {
         Ok(commit.is_some_and(|commit| written.created_at < commit.at))
     }
 
-    async fn answer(self: &Arc<Self>, tracked: &TrackedPullRequest, to: &Comment, says: &str) -> Result<(), Error> {
+    async fn answer(self: &Arc<Self>, tracked: &TrackedPullRequest, to: &Comment, message: &str) -> Result<(), Error> {
         self.notifier
-            .say_on(tracked.pull.number, &format!("answer to={}", to.id), &comment::answer(to.id, says), None)
+            .comment_on(tracked.pull.number, &format!("answer to={}", to.id), &comment::answer(to.id, message), None)
             .await
     }
 
@@ -205,10 +204,10 @@ impl Commands {
                 refused.map_or(Ok(()), Err)?;
                 Ok(command::help())
             }
-            Verb::Plan => self.plan_again(head, tracked, &who, command).await,
-            Verb::Drift => self.drift_now(head, tracked, &who, command).await,
+            Verb::Plan => self.replan(head, tracked, &who, command).await,
+            Verb::Drift => self.check_drift(head, tracked, &who, command).await,
             Verb::Apply => self.apply_pull(head, tracked, written, &who, command).await,
-            _ => self.execute_on(head, command, &who, Some(tracked)).await.map(|said| said.says),
+            _ => self.execute_on(head, command, &who, Some(tracked)).await.map(|said| said.message),
         }
     }
 }

@@ -30,7 +30,7 @@ impl Commands {
         (selector, pull): (&Selector, Option<PullNumber>),
     ) -> Result<(String, Vec<Plan>, Vec<RunId>), Error> {
         self.planner.only_orphans(head, meant).await?;
-        let (mut says, mut plans, mut runs) = (vec![], vec![], vec![]);
+        let (mut message, mut plans, mut runs) = (vec![], vec![], vec![]);
         for environment in environments(meant) {
             let ids: BTreeSet<InstanceId> = meant.iter().filter(|id| id.environment == environment).cloned().collect();
             for id in &ids {
@@ -47,7 +47,7 @@ impl Commands {
             };
             if digests.iter().any(names) {
                 let run = self.start_destroy(head, &plan, who, pull).await?;
-                says.push(format!("Run {run} destroys what is left of {}.", list(&ids)));
+                message.push(format!("Run {run} destroys what is left of {}.", list(&ids)));
                 runs.push(run);
                 continue;
             }
@@ -59,16 +59,16 @@ impl Commands {
                 )));
             }
             if let Some(number) = pull {
-                self.pull_requests.say_plan(number, &plan, &[]).await?;
+                self.pull_requests.comment_plan(number, &plan, &[]).await?;
             }
-            says.push(format!(
+            message.push(format!(
                 "Nothing was destroyed yet: look at the plan of `{environment}`, and say `/destroy {} {}` to do that and no more.",
                 selector.short(),
                 plan.digest.short()
             ));
             plans.push(plan);
         }
-        Ok((says.join(" "), plans, runs))
+        Ok((message.join(" "), plans, runs))
     }
 
     /// Whether a plan of destroying is within what holds now.
@@ -76,9 +76,9 @@ impl Commands {
         let environment = &plan.environment;
         let limits = self.source.guards(head).await?.limits(environment);
         if let Some(note) = validation::plan(plan, &limits).into_iter().find(|note| note.fatal) {
-            return Err(Error::Refused(format!("Nothing was destroyed: {}.", note.says)));
+            return Err(Error::Refused(format!("Nothing was destroyed: {}.", note.message)));
         }
-        if let Some(says) = validation::within(&plan.summary, &limits).into_iter().next() {
+        if let Some(message) = validation::within(&plan.summary, &limits).into_iter().next() {
             let out = if head.desired.environments.contains_key(environment) {
                 format!("Raise `limits` of `{environment}` in a pull request of its own, or destroy less.")
             } else {
@@ -86,11 +86,11 @@ impl Commands {
                     "`{environment}` is no longer declared, and the limits that it had still hold: declare it again with higher ones first, or `/forget` what is there."
                 )
             };
-            return Err(Error::Refused(format!("Nothing was destroyed: {says}. {out}")));
+            return Err(Error::Refused(format!("Nothing was destroyed: {message}. {out}")));
         }
         let ids: BTreeSet<InstanceId> = plan.instances.iter().map(|instance| instance.id.clone()).collect();
         match self.authorization.lacking(head, who, Verb::Destroy, plan, &ids).await? {
-            Some(says) => Err(Error::Refused(format!("Nothing was destroyed: {says}."))),
+            Some(message) => Err(Error::Refused(format!("Nothing was destroyed: {message}."))),
             None => Ok(()),
         }
     }

@@ -24,7 +24,7 @@ use crate::{
 const PROPOSE_WAIT: Duration = Duration::from_secs(60);
 
 impl Commands {
-    pub(super) async fn drift_now(
+    pub(super) async fn check_drift(
         self: &Arc<Self>,
         head: &Arc<Head>,
         tracked: &TrackedPullRequest,
@@ -43,13 +43,13 @@ impl Commands {
         self.check_all(&selected).await?;
         let mut rows = vec![];
         for status in self.status.read().await?.instances.into_iter().filter(|status| selected.contains(&status.id)) {
-            rows.push((status.id.clone(), status.verdict, status.says()));
+            rows.push((status.id.clone(), status.verdict, status.message()));
         }
         Ok(comment::drift(&rows))
     }
 
     /// Looks at instances now, for the API.
-    pub async fn drift_of(
+    pub async fn check_drift_of(
         self: &Arc<Self>,
         selector: Option<&Selector>,
         who: &Principal,

@@ -52,7 +52,8 @@ const DIGEST_LENGTH_MIN: usize = 6;
 #[serde(rename_all = "camelCase")]
 pub struct CommandOutcome {
     /// In a sentence.
-    pub says: String,
+    #[serde(rename = "says")]
+    pub message: String,
     /// What would be done once its digest is named.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub plans: Vec<Plan>,
@@ -61,7 +62,7 @@ pub struct CommandOutcome {
     pub runs: Vec<RunId>,
 }
 
-fn say_what(command: &Command) -> Error {
+fn missing_selector(command: &Command) -> Error {
     Error::Refused(format!("Say what is meant, such as `/{} staging/network`.", command.verb.word()))
 }
 
@@ -112,28 +113,28 @@ impl Commands {
         self.authorization.allow(head, who, command.verb, &environments(&meant)).await?;
         let selector = command.selector.as_ref();
         let pull = tracked.map(|tracked| tracked.pull.number);
-        let says = match command.verb {
+        let message = match command.verb {
             Verb::Suspend => self.suspend(&meant, selector, who).await?,
             Verb::Resume => self.resume(head, &meant, selector, who).await?,
-            Verb::Snooze => self.snooze_now(&meant, command, who).await?,
+            Verb::Snooze => self.snooze_drift(&meant, command, who).await?,
             Verb::Confirm => self.confirm(&meant, who).await?,
             Verb::Adopt | Verb::Revert => self.remediations.turn(head, &meant, command.verb, who).await?,
             Verb::Forget => self.forget(head, &meant, who).await?,
             Verb::Cancel => self.runs.cancel(&meant, who).await?,
             Verb::Unlock => self.unlock(head, &meant, who).await?,
             Verb::Rebalance => {
-                let (says, runs) = self.rebalance(head, &meant, who, pull).await?;
-                return Ok(CommandOutcome { says, runs, ..CommandOutcome::default() });
+                let (message, runs) = self.rebalance(head, &meant, who, pull).await?;
+                return Ok(CommandOutcome { message, runs, ..CommandOutcome::default() });
             }
             Verb::Destroy => {
                 let digests: Vec<String> = command.digest.iter().cloned().collect();
-                let Some(selector) = selector else { return Err(say_what(command)) };
-                let (says, plans, runs) = self.destroy(head, &meant, &digests, who, (selector, pull)).await?;
-                return Ok(CommandOutcome { says, plans, runs });
+                let Some(selector) = selector else { return Err(missing_selector(command)) };
+                let (message, plans, runs) = self.destroy(head, &meant, &digests, who, (selector, pull)).await?;
+                return Ok(CommandOutcome { message, plans, runs });
             }
             other => return Err(Error::Refused(format!("`/{}` is not there yet.", other.word()))),
         };
-        Ok(CommandOutcome { says, ..CommandOutcome::default() })
+        Ok(CommandOutcome { message, ..CommandOutcome::default() })
     }
 
     /// The instances that a command means: declared or not, and by itself those that its place is about.
@@ -152,7 +153,7 @@ impl Commands {
         };
         let Some(selector) = &command.selector else {
             if about.is_empty() {
-                return Err(say_what(command));
+                return Err(missing_selector(command));
             }
             return Ok(about);
         };

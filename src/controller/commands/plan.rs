@@ -22,7 +22,7 @@ use crate::{
 };
 
 impl Commands {
-    pub(super) async fn plan_again(
+    pub(super) async fn replan(
         self: &Arc<Self>,
         head: &Arc<Head>,
         tracked: &TrackedPullRequest,
@@ -62,7 +62,7 @@ impl Commands {
             instances.extend(selected.iter().filter(|id| id.environment == environment).filter(is_unknown).cloned());
             let scope = Scope { instances, r#use: Use::Head, because: "head".into(), base: None, guards: None };
             let (plan, _) = self.planner.plan_environment(&environment, &head, &scope).await?;
-            self.context.store.keep_plan(&format!("head/{environment}"), &plan, self.context.now()).await?;
+            self.context.store.record_plan(&format!("head/{environment}"), &plan, self.context.now()).await?;
             plans.push(plan);
         }
         Ok(plans)

@@ -97,7 +97,7 @@ impl Commands {
         if there.is_none() {
             let files = vec![(path.clone(), Some(text))];
             // First, so that a branch that a killed daemon pushed is known as ours.
-            self.runs.keep_written(&name, &remediation).await?;
+            self.runs.record_proposed(&name, &remediation).await?;
             self.context.repository.push(&branch, &head.revision, None, files, &title).await?;
         } else if self.context.store.collection::<Remediation>().get(&name).await?.is_none() {
             return Err(Error::Refused(format!("there is a branch `{branch}` that we did not make; remove it first")));

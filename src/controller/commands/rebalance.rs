@@ -21,12 +21,12 @@ impl Commands {
     ) -> Result<(String, Vec<RunId>), Error> {
         let clusters = self.runs.clusters(meant).await?;
         if clusters.is_empty() {
-            let says = "Nothing is rebalanced: none of what you mean is the applied layout of a Citus cluster.";
-            return Err(Error::Refused(says.into()));
+            let message = "Nothing is rebalanced: none of what you mean is the applied layout of a Citus cluster.";
+            return Err(Error::Refused(message.into()));
         }
         for environment in environments(&clusters) {
-            if let Some(says) = self.source.suspensions(Some(head)).await?.environment(&environment) {
-                return Err(Error::Refused(format!("Nothing is rebalanced: {says}.")));
+            if let Some(message) = self.source.suspensions(Some(head)).await?.environment(&environment) {
+                return Err(Error::Refused(format!("Nothing is rebalanced: {message}.")));
             }
         }
         let mut runs = vec![];

@@ -40,10 +40,10 @@ impl Commands {
                     continue;
                 }
                 self.authorization.allow(head, who, Verb::Apply, &BTreeSet::from([environment.clone()])).await?;
-                if let Some(says) =
-                    self.authorization.lacking_on_remediation(head, who, environment, &tracked.pull).await?
+                if let Some(message) =
+                    self.authorization.missing_approvals_of_remediation(head, who, environment, &tracked.pull).await?
                 {
-                    return Err(Error::Refused(format!("Nothing was applied: {says}.")));
+                    return Err(Error::Refused(format!("Nothing was applied: {message}.")));
                 }
                 let run = self.resume_remediation(head, &name, &remediation, who, merged).await?;
                 return Ok(format!("Run {run} does what was merged here."));
@@ -112,10 +112,12 @@ impl Commands {
         let remediation = Arc::clone(remediation);
         if let Some(number) = merged.pull
             && let Some(tracked) = self.source.tracked(number).await?
-            && let Some(says) =
-                self.authorization.lacking_on_remediation(head, who, &remediation.environment, &tracked.pull).await?
+            && let Some(message) = self
+                .authorization
+                .missing_approvals_of_remediation(head, who, &remediation.environment, &tracked.pull)
+                .await?
         {
-            return Err(Error::Refused(says));
+            return Err(Error::Refused(message));
         }
         self.resume_remediation(head, name, &remediation, who, merged).await
     }

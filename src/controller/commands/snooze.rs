@@ -16,7 +16,7 @@ use crate::{
 
 impl Commands {
     /// `/snooze`: leaves the drift that is observed alone.
-    pub(super) async fn snooze_now(
+    pub(super) async fn snooze_drift(
         self: &Arc<Self>,
         meant: &BTreeSet<InstanceId>,
         command: &Command,

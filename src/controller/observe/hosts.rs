@@ -10,7 +10,7 @@ use crate::{
     },
     domain::{
         declaration::{Reference, resolve, schema::Nodes},
-        plan::{Carried, carriers},
+        plan::{HostedNode, hosts},
     },
     model::{Action, Change, InstanceId},
     ports::{Observation, TargetError, Work},
@@ -22,7 +22,7 @@ fn said(nodes: &Nodes, id: &InstanceId) -> (Option<Reference>, bool) {
     let mut found = BTreeSet::new();
     resolve::references(&nodes, &mut found);
     let reference = found.into_iter().find(|reference| reference.component == id.component);
-    (reference, nodes.to_string().contains("carriedBy"))
+    (reference, nodes.to_string().contains("runsOn"))
 }
 
 impl Observer {
@@ -30,13 +30,13 @@ impl Observer {
     ///
     /// # Errors
     /// When it is not known what would be taken away: a target's error.
-    pub(crate) async fn with_drains(
+    pub(crate) async fn with_drain_actions(
         self: &Arc<Self>,
         head: &Head,
         id: &InstanceId,
         actions: Vec<Action>,
         observation: &Observation,
-    ) -> Result<(Vec<Action>, Vec<Carried>), Error> {
+    ) -> Result<(Vec<Action>, Vec<HostedNode>), Error> {
         let takes = |change: Change| matches!(change, Change::Destroy | Change::Replace | Change::Update);
         if !actions.iter().flat_map(|action| &action.resources).any(|resource| takes(resource.change)) {
             return Ok((actions, vec![]));
@@ -45,8 +45,8 @@ impl Observer {
             retry: crate::model::Retry::WhenInputChanges,
             ..TargetError::new("carrier-unknown", why)
         };
-        if carriers::may_take(&actions)
-            && let Some(cluster) = self.never_agreed(head, id, observation).await?
+        if hosts::may_remove_hosts(&actions)
+            && let Some(cluster) = self.unapplied_cluster(head, id, observation).await?
         {
             let why = format!(
                 "`{cluster}` may run on what `{id}` would take away, and what its nodes run on was never applied, so that none would be drained first; apply `{cluster}` before, and take away in a pull request that comes after"
@@ -57,12 +57,12 @@ impl Observer {
         if carried.is_empty() {
             return Ok((actions, carried));
         }
-        let drains = carriers::vacates(id, &carriers::taken_away(&carried, &actions).map_err(refused)?);
+        let drains = hosts::drain_actions(id, &hosts::removed_hosts(&carried, &actions).map_err(refused)?);
         Ok((drains.into_iter().chain(actions).collect(), carried))
     }
 
     /// A declared cluster that an instance may carry, while nothing that was applied says which of its nodes.
-    async fn never_agreed(
+    async fn unapplied_cluster(
         &self,
         head: &Head,
         id: &InstanceId,
@@ -77,15 +77,15 @@ impl Observer {
             let Some(nodes) = cluster.spec.as_ref().and_then(|spec| spec.citus.as_ref()?.nodes.as_ref()) else {
                 continue;
             };
-            let says = |nodes: &Nodes| {
+            let message = |nodes: &Nodes| {
                 let (reference, says_what_carries) = said(nodes, id);
                 says_what_carries || reference.is_some()
             };
             let record = self.context.store.applied(&cluster.id).await?;
             let agreed = record.as_ref().and_then(|record| record.spec.citus.as_ref()?.nodes.as_ref());
             let is_never = match agreed {
-                _ if record.is_none() => says(nodes) || cluster.upstreams.contains(id),
-                agreed => says(nodes) && !agreed.is_some_and(says),
+                _ if record.is_none() => message(nodes) || cluster.upstreams.contains(id),
+                agreed => message(nodes) && !agreed.is_some_and(message),
             };
             if is_never {
                 return Ok(Some(cluster.id.clone()));
@@ -100,7 +100,7 @@ impl Observer {
         head: &Head,
         id: &InstanceId,
         observation: &Observation,
-    ) -> Result<Vec<Carried>, Error> {
+    ) -> Result<Vec<HostedNode>, Error> {
         let mut carried = vec![];
         // Clusters that are no longer declared included: what runs on them still does.
         for (cluster, record) in self.context.store.applied_of_kind(&id.environment, "citus").await? {
@@ -118,13 +118,13 @@ impl Observer {
                 let name = reference.key.split('.').next().unwrap_or_default();
                 declared_nodes(observation.outputs.get(name)?.value.as_ref()?).ok()
             });
-            for node in work.nodes.iter().flatten().filter(|node| direct || node.carried_by.is_some()) {
+            for node in work.nodes.iter().flatten().filter(|node| direct || node.runs_on.is_some()) {
                 let stays =
                     |nodes: &Vec<_>| nodes.iter().any(|one: &crate::ports::DeclaredNode| one.address == node.address);
-                carried.push(Carried {
+                carried.push(HostedNode {
                     node: node.address.to_string(),
                     cluster: cluster.clone(),
-                    by: node.carried_by.clone(),
+                    by: node.runs_on.clone(),
                     vanishes: planned.as_ref().is_some_and(|nodes| !stays(nodes)),
                 });
             }

@@ -63,7 +63,7 @@ impl Observer {
     }
 
     /// Lets go of the target of an instance.
-    pub(crate) async fn let_go_identity(&self, id: &InstanceId) -> Result<(), Error> {
+    pub(crate) async fn release_identity(&self, id: &InstanceId) -> Result<(), Error> {
         match self.identity(id).await?.pinned {
             Some(pinned) => self.unname(&pinned, id).await,
             None => Ok(()),

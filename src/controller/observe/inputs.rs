@@ -258,7 +258,7 @@ fn citus_work(id: &InstanceId, citus: &Citus, inputs: &Inputs) -> Result<CitusWo
         migrations: citus.migrations.as_ref().and_then(|path| join("", path)),
         until: None,
         only_moves: false,
-        by_word: false,
+        by_command: false,
         vacate: vec![],
         approved: vec![],
         destroy: false,
@@ -267,7 +267,7 @@ fn citus_work(id: &InstanceId, citus: &Citus, inputs: &Inputs) -> Result<CitusWo
 
 /// The nodes of a list, as a declaration or an output gives it.
 pub(super) fn declared_nodes(value: &Value) -> Result<Vec<DeclaredNode>, String> {
-    let expected = "expected a list of `host:port`, or of `{host, port, shards, carriedBy}`";
+    let expected = "expected a list of `host:port`, or of `{host, port, shards, runsOn}`";
     let Value::Array(items) = value else { return Err(format!("`nodes` is no list; {expected}")) };
     if items.is_empty() {
         // Nobody means to lose every node, and an output that went wrong looks just like that.
@@ -280,12 +280,12 @@ pub(super) fn declared_nodes(value: &Value) -> Result<Vec<DeclaredNode>, String>
         let node = match declared {
             CitusNode::Address(text) => {
                 let address = text.parse::<Address>().map_err(|error| format!("`nodes`: {error}"))?;
-                DeclaredNode { address, holds: true, carried_by: None }
+                DeclaredNode { address, holds: true, runs_on: None }
             }
             CitusNode::With(with) => {
                 let text = with.port.map_or_else(|| with.host.clone(), |port| format!("{}:{port}", with.host));
                 let address = text.parse::<Address>().map_err(|error| format!("`nodes`: {error}"))?;
-                DeclaredNode { address, holds: with.shards, carried_by: with.carried_by }
+                DeclaredNode { address, holds: with.shards, runs_on: with.runs_on }
             }
         };
         if nodes.iter().any(|known| known.address == node.address) {
@@ -395,7 +395,7 @@ impl Observer {
     }
 
     /// The job of a remediation: what is applied, or the state alone where that takes over what no apply would change.
-    pub(crate) async fn remedy_job(
+    pub(crate) async fn remediation_job(
         self: &Arc<Self>,
         run: &Run,
         id: &InstanceId,
@@ -407,7 +407,7 @@ impl Observer {
         let listed = name.and_then(|name| head.desired.remediations.get(&name));
         let mut actions = listed.iter().flat_map(|(remediation, _)| &remediation.actions);
         if let (Work::Citus(work), Some(rebalance)) = (&mut job.work, run.rebalance) {
-            (work.only_moves, work.until, work.by_word) = (true, rebalance.until, !rebalance.by_clock);
+            (work.only_moves, work.until, work.by_command) = (true, rebalance.until, !rebalance.by_clock);
         }
         if let Work::Tofu(work) = &mut job.work {
             work.refresh = actions.any(|action| action.instance == *id && action.r#do == opentofu::plan::REFRESH);

@@ -43,12 +43,12 @@ use crate::{
 };
 
 /// What may be over in a moment, without anybody's doing.
-const PASSES: [&str; 5] = ["unreachable", "conflict", "state-locked", "state-moved", "lanes"];
+const TRANSIENT_KINDS: [&str; 5] = ["unreachable", "conflict", "state-locked", "state-moved", "lanes"];
 
 /// An error of a target as it is recorded.
 fn unknown(error: &TargetError) -> ObservedError {
-    let passes = PASSES.contains(&error.kind);
-    ObservedError { kind: error.kind.to_owned(), says: error.line(), passes }
+    let transient = TRANSIENT_KINDS.contains(&error.kind);
+    ObservedError { kind: error.kind.to_owned(), message: error.line(), transient }
 }
 
 /// The controller of drift checks, identities and inputs.
@@ -174,7 +174,7 @@ impl Observer {
         let started = std::time::Instant::now();
         let mut observed = Observed::new(at, Some(applied.revision.clone()));
         let looked = match self.applied_job(id, applied, head).await {
-            Ok(job) => self.look_at_job(head, &job).await.map(|observation| (job, observation)),
+            Ok(job) => self.observe_job(head, &job).await.map(|observation| (job, observation)),
             Err(Error::Target(error)) => Err(error),
             Err(error) => return Err(error),
         };
@@ -189,7 +189,7 @@ impl Observer {
                 let protect = self.source.guards(head).await?.protect(id);
                 self.compare(&job, applied, &observation, &protect, &mut observed);
                 let revert = std::mem::take(&mut observed.revert);
-                match self.with_drains(head, id, revert.clone(), &observation).await {
+                match self.with_drain_actions(head, id, revert.clone(), &observation).await {
                     Ok((revert, _)) => observed.revert = revert,
                     // It is proposed all the same, and refused where it is planned.
                     Err(Error::Target(error)) => {

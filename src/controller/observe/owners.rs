@@ -18,7 +18,7 @@ use crate::{
 
 impl Observer {
     /// Looks at an instance with the credentials of plan.
-    pub(crate) async fn look_at_job(self: &Arc<Self>, head: &Head, job: &Job) -> Result<Observation, TargetError> {
+    pub(crate) async fn observe_job(self: &Arc<Self>, head: &Head, job: &Job) -> Result<Observation, TargetError> {
         let observation = self.context.target.observe(job).await?;
         if !observation.contested {
             return Ok(observation);
@@ -28,7 +28,7 @@ impl Observer {
     }
 
     /// Plans an instance with the credentials of apply; answers the job as it was looked at.
-    pub(crate) async fn prepare_with_owners(
+    pub(crate) async fn prepare_job_with_owners(
         self: &Arc<Self>,
         head: &Head,
         job: &Job,

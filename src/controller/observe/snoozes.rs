@@ -41,7 +41,7 @@ impl Observer {
     }
 
     /// Whether actions undo drift that somebody said no to: a merge alone is no authority for that (R3.7).
-    pub(crate) async fn undoes_snoozed(&self, id: &InstanceId, actions: &[Action]) -> Result<Option<String>, Error> {
+    pub(crate) async fn reverts_snoozed(&self, id: &InstanceId, actions: &[Action]) -> Result<Option<String>, Error> {
         let (Some(snooze), Some(observed)) = (self.snoozes().await?.remove(id), self.context.store.observed(id).await?)
         else {
             return Ok(None);

@@ -267,7 +267,7 @@ impl Planner {
                 return Outcome { plan: Some(plan), ..none };
             }
         }
-        let (job, observation) = match self.look_at_declared(head, instance, &asked, &inputs).await {
+        let (job, observation) = match self.observe_declared(head, instance, &asked, &inputs).await {
             Ok(looked) => looked,
             Err(error) => {
                 not_planned(&mut plan, &error, &asked.changing);
@@ -297,7 +297,7 @@ impl Planner {
         observation: &Observation,
     ) -> Result<(), Error> {
         let actions = targets::actions(&job.work, asked.id, observation);
-        (plan.actions, plan.carried) = self.observer.with_drains(head, asked.id, actions, observation).await?;
+        (plan.actions, plan.carried) = self.observer.with_drain_actions(head, asked.id, actions, observation).await?;
         mark_protected(asked.protect, &mut plan.actions);
         mark_drifted(asked.drifted, &mut plan.actions);
         plan.digest = Some(InstancePlan::digest_of(&plan.actions));
@@ -307,7 +307,7 @@ impl Planner {
         Ok(())
     }
 
-    async fn look_at_declared(
+    async fn observe_declared(
         self: &Arc<Self>,
         head: &Head,
         instance: &Instance,
@@ -316,7 +316,7 @@ impl Planner {
     ) -> Result<(Job, Observation), Error> {
         let job = declared_job(instance, asked.r#use, Arc::clone(&head.content), inputs, head.consumed(asked.id))?;
         let job = Job { formerly: asked.formerly.clone(), ..job };
-        let observation = self.observer.look_at_job(head, &job).await?;
+        let observation = self.observer.observe_job(head, &job).await?;
         let name = asked.formerly.as_ref().unwrap_or(asked.id);
         let remembers = !matches!(asked.r#use, Use::Pull(_));
         self.observer.identify_for(name, &observation, asked.applied.is_some(), remembers).await?;

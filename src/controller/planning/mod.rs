@@ -159,7 +159,7 @@ impl Planner {
                 }
                 continue;
             }
-            self.note_pending(&head, instance).await?;
+            self.record_pending(&head, instance).await?;
             let nothing = instance.digest.is_some() && instance.actions.is_empty() && instance.problem.is_none();
             let still = nothing
                 && instances.contains(&instance.id)
@@ -185,7 +185,7 @@ impl Planner {
         // What head declares decides whether drift is still to be undone.
         self.context.queue.enqueue(ReconcileRequest::Proposals(environment.clone()), Reason::HeadPlanned);
         if plan.has_work() {
-            self.context.store.keep_plan(&head_subject(environment), &plan, self.context.now()).await?;
+            self.context.store.record_plan(&head_subject(environment), &plan, self.context.now()).await?;
         }
         Ok(Some(HeadPlan { head, plan, key }))
     }
@@ -216,7 +216,7 @@ impl Planner {
     }
 
     /// Records what head would change, for `status` and `explain`.
-    async fn note_pending(&self, head: &Head, instance: &InstancePlan) -> Result<(), Error> {
+    async fn record_pending(&self, head: &Head, instance: &InstancePlan) -> Result<(), Error> {
         let mut observed =
             self.context.store.observed(&instance.id).await?.unwrap_or_else(|| Observed::new(self.context.now(), None));
         observed.head = Some(head.revision.clone());
@@ -226,10 +226,10 @@ impl Planner {
         observed.head_problem = instance.problem.clone().filter(|_| observed.against.is_some());
         if observed.against.is_none() {
             observed.at = self.context.now();
-            observed.error = instance.problem.as_ref().map(|says| crate::domain::plan::ObservedError {
+            observed.error = instance.problem.as_ref().map(|message| crate::domain::plan::ObservedError {
                 kind: "plan-failed".into(),
-                says: says.clone(),
-                passes: false,
+                message: message.clone(),
+                transient: false,
             });
         }
         self.context.store.set_observed(&instance.id, &observed).await?;

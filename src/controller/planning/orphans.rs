@@ -55,12 +55,12 @@ impl Planner {
         let applied = self.context.store.all_applied().await?;
         let user = dependents(id, &applied).into_iter().find(|user| !together.contains(user));
         Ok(user.map(|user| {
-            let says = if head.instance(&user).is_some() {
+            let message = if head.instance(&user).is_some() {
                 format!("`{user}` still uses `{id}` as it is applied, and has to be applied without it first")
             } else {
                 format!("`{user}`, which uses `{id}`, is still there; destroy both, or forget `{user}`")
             };
-            (user, says)
+            (user, message)
         }))
     }
 
@@ -86,7 +86,7 @@ impl Planner {
         };
         let looked = async {
             let job = self.observer.destroy_job(id, head).await?;
-            let observation = self.observer.look_at_job(head, &job).await?;
+            let observation = self.observer.observe_job(head, &job).await?;
             self.observer.identify(id, &observation, true).await?;
             Ok::<_, Error>((job.work.kind(), targets::actions(&job.work, id, &observation), observation))
         };
@@ -126,7 +126,7 @@ impl Planner {
     /// Forgets an instance that is destroyed or let go.
     pub(crate) async fn let_go(self: &Arc<Self>, id: &InstanceId) -> Result<(), Error> {
         self.context.target.let_go(id).await;
-        self.observer.let_go_identity(id).await?;
+        self.observer.release_identity(id).await?;
         Ok(self.context.store.let_go(id, self.context.now()).await?)
     }
 
@@ -148,7 +148,7 @@ impl Planner {
 
     /// Whether `onDelete: destroy` needs somebody's word although merges are the authority: where nothing of the
     /// environment is left.
-    pub(crate) fn waits_for_word(&self, head: &Head, environment: &EnvironmentName) -> bool {
+    pub(crate) fn waits_for_command(&self, head: &Head, environment: &EnvironmentName) -> bool {
         head.environment(environment).next().is_none()
     }
 }

@@ -58,7 +58,7 @@ impl PullRequests {
         source: Arc<Source>,
         authorization: Arc<Authorization>,
         planner: Arc<Planner>,
-            remediations: Arc<Remediations>,
+        remediations: Arc<Remediations>,
     ) -> Arc<Self> {
         Arc::new(Self {
             context,

@@ -11,7 +11,7 @@ use crate::{
         context::Error,
         planning::Scope,
         pull_requests::PullRequests,
-        records::{Proposal, TrackedPullRequest, pull_subject},
+        records::{Proposal, TrackedPullRequest, pull_request_subject},
         source::Head,
     },
     domain::{
@@ -53,24 +53,24 @@ impl PullRequests {
         }
         let proposal = self.remediations.proposal_of(pull.number).await?.filter(|proposal| !proposal.adopts);
         let proposal = match proposal {
-            Some(proposal) if self.says_more(head, &pull, &proposal).await? => None,
+            Some(proposal) if self.changes_more(head, &pull, &proposal).await? => None,
             proposal => proposal,
         };
         if let Some(proposal) = proposal {
             // The description of one with nobody else's commits is its plan.
-            let (state, says) = if proposal.pushed == pull.head {
+            let (state, message) = if proposal.pushed == pull.head {
                 ("success", "the plan stands in the description".into())
             } else {
                 match self.remediations.cuts(&pull, &proposal).await? {
-                    Err(says) => ("failure", says),
+                    Err(message) => ("failure", message),
                     Ok(_) => ("success", "what is left of the plan in the description runs".into()),
                 }
             };
-            self.notifier.say_status(&pull.head, "evenkeel/plan", state, &says).await?;
+            self.notifier.set_status(&pull.head, "evenkeel/plan", state, &message).await?;
         } else if let Some(why) = self.not_planned(head, &pull, tracked.replan).await? {
-            self.notifier.say_status(&pull.head, "evenkeel/plan", "error", &why).await?;
+            self.notifier.set_status(&pull.head, "evenkeel/plan", "error", &why).await?;
         } else {
-            self.notifier.say_status(&pull.head, "evenkeel/plan", "pending", "planning").await?;
+            self.notifier.set_status(&pull.head, "evenkeel/plan", "pending", "planning").await?;
             (tracked.environments, tracked.lacks_approvals) = self.plan_merge(head, &pull).await?;
         }
         // Planning takes a while, and the pull request may have been merged meanwhile: what was tracked since stays.
@@ -80,7 +80,7 @@ impl PullRequests {
     }
 
     /// Whether somebody put more on the branch of a proposal than its remediation: then it is planned like any other.
-    async fn says_more(self: &Arc<Self>, base: &Head, pull: &Pull, proposal: &Proposal) -> Result<bool, Error> {
+    async fn changes_more(self: &Arc<Self>, base: &Head, pull: &Pull, proposal: &Proposal) -> Result<bool, Error> {
         if proposal.pushed == pull.head && !proposal.shared {
             return Ok(false);
         }
@@ -127,25 +127,27 @@ impl PullRequests {
         let merged = match self.context.repository.merge(&base.revision, &pull.head).await? {
             Merged::Clean(merged) => merged,
             Merged::Conflict(paths) => {
-                let says = format!(
+                let message = format!(
                     "it can't be merged: {} differ on both sides",
                     paths.iter().take(3).cloned().collect::<Vec<_>>().join(", ")
                 );
-                self.notifier.say_status(&pull.head, "evenkeel/plan", "failure", &says).await?;
+                self.notifier.set_status(&pull.head, "evenkeel/plan", "failure", &message).await?;
                 let what = "conflict";
                 self.notifier
-                    .say_on(pull.number, what, &comment::conflict(&says, what), Some("plan env=".into()))
+                    .comment_on(pull.number, what, &comment::conflict(&message, what), Some("plan env=".into()))
                     .await?;
                 return Ok((BTreeSet::new(), false));
             }
         };
         let (desired, content) = self.source.load(&merged).await?;
-        let lacks = self.authorization.lacking_for_paths(base, &content, pull).await?;
+        let lacks = self.authorization.missing_approvals_of_paths(base, &content, pull).await?;
         let merged = Arc::new(Head { revision: merged, desired, content });
         if !merged.desired.problems.is_empty() {
             // One bad file never hides the others: what can be planned is planned all the same.
             let what = "problems";
-            self.notifier.say_on(pull.number, what, &comment::problems(&merged.desired.problems, what), None).await?;
+            self.notifier
+                .comment_on(pull.number, what, &comment::problems(&merged.desired.problems, what), None)
+                .await?;
         }
         let mut changed: BTreeMap<EnvironmentName, BTreeSet<InstanceId>> = BTreeMap::new();
         for (id, instance) in &merged.desired.instances {
@@ -198,27 +200,27 @@ impl PullRequests {
         for plan in plans {
             let plan = self.of_pull_head(plan?, &pull.head);
             let notes = validation::plan(&plan, &guards.limits(&plan.environment));
-            blocked.extend(notes.iter().filter(|note| note.fatal).map(|note| note.says.clone()));
+            blocked.extend(notes.iter().filter(|note| note.fatal).map(|note| note.message.clone()));
             blocked.extend(
                 plan.instances.iter().filter_map(|i| i.problem.as_ref().map(|why| format!("`{}`: {why}", i.id))),
             );
             lines.push(format!("{}: {}", plan.environment, summary(&plan)));
             self.context
                 .store
-                .keep_plan(&pull_subject(pull.number, &plan.environment), &plan, self.context.now())
+                .record_plan(&pull_request_subject(pull.number, &plan.environment), &plan, self.context.now())
                 .await?;
-            self.say_plan(pull.number, &plan, &notes).await?;
+            self.comment_plan(pull.number, &plan, &notes).await?;
             let context = format!("evenkeel/apply/{}", plan.environment);
-            self.notifier.say_status(&pull.head, &context, "pending", "applied after the merge").await?;
+            self.notifier.set_status(&pull.head, &context, "pending", "applied after the merge").await?;
             environments.insert(plan.environment.clone());
         }
         lines.extend(self.removed(base, merged).await?);
         match blocked.first() {
-            Some(first) => self.notifier.say_status(&pull.head, "evenkeel/plan", "failure", first).await?,
+            Some(first) => self.notifier.set_status(&pull.head, "evenkeel/plan", "failure", first).await?,
             None if lines.is_empty() => {
-                self.notifier.say_status(&pull.head, "evenkeel/plan", "success", "no instance is changed").await?
+                self.notifier.set_status(&pull.head, "evenkeel/plan", "success", "no instance is changed").await?
             }
-            None => self.notifier.say_status(&pull.head, "evenkeel/plan", "success", &lines.join("; ")).await?,
+            None => self.notifier.set_status(&pull.head, "evenkeel/plan", "success", &lines.join("; ")).await?,
         }
         Ok(environments)
     }

@@ -9,7 +9,7 @@ use crate::{
     controller::{
         context::Error,
         pull_requests::PullRequests,
-        records::{OWN_BRANCHES, pull_subject},
+        records::{OWN_BRANCHES, pull_request_subject},
         source::Head,
     },
     domain::{
@@ -32,7 +32,7 @@ impl PullRequests {
     ) -> Result<(), Error> {
         let environment: &EnvironmentName = &plan.environment;
         for (number, _) in self.source.merged_pull_requests(head).await? {
-            let subject = pull_subject(number, environment);
+            let subject = pull_request_subject(number, environment);
             let Some((shown, _)) = self.context.store.last_plan(&subject, None).await? else {
                 // One that could not be planned before it was merged carries the plan now.
                 let Some(mut tracked) = self.source.tracked(number).await?.filter(|tracked| {
@@ -42,21 +42,21 @@ impl PullRequests {
                 };
                 tracked.environments.insert(environment.clone());
                 self.record(&tracked).await?;
-                self.context.store.keep_plan(&subject, plan, self.context.now()).await?;
-                return self.say_plan(number, plan, &[]).await;
+                self.context.store.record_plan(&subject, plan, self.context.now()).await?;
+                return self.comment_plan(number, plan, &[]).await;
             };
             if !shown.instances.iter().any(|i| plan.instance(&i.id).is_some()) {
                 continue;
             }
             // One that was kept and not put into the outbox was cut off in between.
-            if shown.digest == plan.digest && self.is_plan_said(number, plan).await? {
+            if shown.digest == plan.digest && self.is_plan_queued(number, plan).await? {
                 return Ok(());
             }
             let concerned = self.pending_set(head, environment, plan).await?;
-            self.say_superseded(environment, number, &concerned).await?;
-            self.context.store.keep_plan(&subject, plan, self.context.now()).await?;
+            self.comment_superseded(environment, number, &concerned).await?;
+            self.context.store.record_plan(&subject, plan, self.context.now()).await?;
             let note = comment::concerns(&concerned, number);
-            return self.say_plan(number, plan, &note.into_iter().collect::<Vec<_>>()).await;
+            return self.comment_plan(number, plan, &note.into_iter().collect::<Vec<_>>()).await;
         }
         Ok(())
     }
@@ -69,7 +69,7 @@ impl PullRequests {
         pending: &BTreeSet<InstanceId>,
     ) -> Result<Option<PullNumber>, Error> {
         for (number, commit) in self.source.merged_pull_requests(head).await? {
-            let plan = self.context.store.last_plan(&pull_subject(number, environment), None).await?;
+            let plan = self.context.store.last_plan(&pull_request_subject(number, environment), None).await?;
             let Some((plan, _)) = plan else { continue };
             for id in pending.iter().filter(|id| plan.instance(id).is_some()) {
                 let applied = self.context.store.applied(id).await?;
@@ -119,7 +119,7 @@ impl PullRequests {
                 let number = merged.get(&commit.revision).copied();
                 let shown = match number {
                     Some(number) => {
-                        self.context.store.last_plan(&pull_subject(number, environment), None).await?.is_some()
+                        self.context.store.last_plan(&pull_request_subject(number, environment), None).await?.is_some()
                     }
                     None => false,
                 };
@@ -136,7 +136,7 @@ impl PullRequests {
     }
 
     /// Says on older pull requests that their plan is part of a newer one's.
-    async fn say_superseded(
+    async fn comment_superseded(
         self: &Arc<Self>,
         environment: &EnvironmentName,
         carrier: PullNumber,
@@ -144,8 +144,10 @@ impl PullRequests {
     ) -> Result<(), Error> {
         for older in concerned.iter().filter(|one| one.shown).filter_map(|one| one.pull).filter(|n| *n != carrier) {
             let marker = format!("superseded env={environment}");
-            let says = comment::superseded(environment, carrier, &marker);
-            self.notifier.say_on(older, &marker, &says, Some(format!("evenkeel:plan env={environment} "))).await?;
+            let message = comment::superseded(environment, carrier, &marker);
+            self.notifier
+                .comment_on(older, &marker, &message, Some(format!("evenkeel:plan env={environment} ")))
+                .await?;
         }
         Ok(())
     }
@@ -159,20 +161,20 @@ impl PullRequests {
     ) -> Result<(String, String), Error> {
         let destroys = plan.because == comment::DESTROY;
         let topic = format!("{} env={}", if destroys { "destroy" } else { "plan" }, plan.environment);
-        let stood = self.context.store.last_plan(&pull_subject(number, &plan.environment), None).await?;
+        let stood = self.context.store.last_plan(&pull_request_subject(number, &plan.environment), None).await?;
         let since = stood.filter(|(stood, _)| stood.digest == plan.digest).map(|(_, at)| at.timestamp_millis());
         let marker = format!("{topic} digest={} since={}", plan.digest, since.unwrap_or_default());
         Ok((topic, marker))
     }
 
     /// Whether the comment of a plan that is kept stands in the outbox, said or not.
-    async fn is_plan_said(&self, number: PullNumber, plan: &crate::domain::plan::Plan) -> Result<bool, Error> {
+    async fn is_plan_queued(&self, number: PullNumber, plan: &crate::domain::plan::Plan) -> Result<bool, Error> {
         let (_, marker) = self.plan_marker(number, plan).await?;
         Ok(self.context.store.is_in_outbox(&format!("comment/{}/{marker}", number.0)).await?)
     }
 
     /// Says a plan on a pull request; a plan with another digest is a new comment, and the old one is folded away (R6.3).
-    pub(crate) async fn say_plan(
+    pub(crate) async fn comment_plan(
         self: &Arc<Self>,
         number: PullNumber,
         plan: &crate::domain::plan::Plan,
@@ -187,6 +189,6 @@ impl PullRequests {
             notes.extend(needs.filter(|_| plan.has_work()).map(|needs| comment::needs(&plan.environment, &needs)));
         }
         let body = comment::plan(plan, &notes, &marker);
-        self.notifier.say_on(number, &marker, &body, Some(format!("evenkeel:{topic} "))).await
+        self.notifier.comment_on(number, &marker, &body, Some(format!("evenkeel:{topic} "))).await
     }
 }

@@ -32,7 +32,7 @@ use crate::{
         },
     },
     model::{Change, ComponentName, Field, InstanceId, ResourceChange},
-    ports::{Files, FilesError, Overlay, Sort, Use, join},
+    ports::{EntryKind, Files, FilesError, Overlay, Use, join},
 };
 
 /// Files by path, as they are edited.
@@ -49,7 +49,7 @@ fn edited(head: &Head, edits: &Edits, path: &str) -> Result<String, FilesError> 
 /// The files of variables that tofu reads by itself, those that win first.
 fn files_of_variables(content: &dyn Files, root: &str) -> Vec<String> {
     let entries = content.list(root).unwrap_or_default();
-    let names = entries.into_iter().filter(|entry| entry.sort == Sort::File).map(|entry| entry.name);
+    let names = entries.into_iter().filter(|entry| entry.sort == EntryKind::File).map(|entry| entry.name);
     let mut names: Vec<String> =
         names.filter(|name| name.ends_with(".auto.tfvars") || name == "terraform.tfvars").collect();
     names.sort_by_key(|name| (name.ends_with(".auto.tfvars"), name.clone()));
@@ -65,12 +65,12 @@ fn component_file(content: &dyn Files, folder: &str, name: &ComponentName) -> Op
     for entry in content.list(folder).ok()? {
         let path = join(folder, &entry.name)?;
         match entry.sort {
-            Sort::Folder => {
+            EntryKind::Folder => {
                 if let Some(found) = component_file(content, &path, name) {
                     return Some(found);
                 }
             }
-            Sort::File if path.ends_with(".yaml") || path.ends_with(".yml") => {
+            EntryKind::File if path.ends_with(".yaml") || path.ends_with(".yml") => {
                 let bytes = content.read(&path).ok()?;
                 if node::read(&path.as_str().into(), &bytes).0.iter().any(is_it) {
                     return Some(path);
@@ -157,7 +157,7 @@ impl Remediations {
             return Ok(Err(format!("`{id}` is pending; apply that first")));
         }
         let job = self.observer.applied_job(id, record, head).await?;
-        let observation = self.observer.look_at_job(head, &job).await?;
+        let observation = self.observer.observe_job(head, &job).await?;
         if instance.kind == "kubernetes" {
             return Ok(self.edit_objects(head, instance, &observation.changes, edits));
         }
@@ -344,7 +344,7 @@ impl Remediations {
             let Some(instance) = edited.instance(id) else { return Ok(Err(format!("`{id}` would be gone"))) };
             let inputs = self.observer.inputs(&edited, id, &instance.references, &BTreeMap::new()).await?;
             let job = declared_job(instance, Use::Head, Arc::clone(&edited.content), &inputs, edited.consumed(id))?;
-            let left = self.observer.look_at_job(&edited, &job).await?.changes;
+            let left = self.observer.observe_job(&edited, &job).await?.changes;
             if let Some(left) = left.iter().find(|change| change.r#type != "output") {
                 return Ok(Err(format!(
                     "with the value that was observed, a plan of `{id}` would still {} `{}`; its module makes something else of it",

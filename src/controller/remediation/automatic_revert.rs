@@ -36,7 +36,7 @@ fn fields(actions: &[Action]) -> impl Iterator<Item = String> + '_ {
 
 impl Remediations {
     /// What is done about the drift of an instance, by its declaration and by what it is.
-    pub(super) async fn remedy_for(
+    pub(super) async fn drift_mode_of(
         &self,
         head: &Head,
         id: &InstanceId,
@@ -70,7 +70,7 @@ impl Remediations {
     ) -> Result<(), Error> {
         for group in remediation::groups(environment, drifted) {
             for one in &group.drifted {
-                self.note_revert(&one.id, &one.actions).await?;
+                self.record_revert(&one.id, &one.actions).await?;
             }
             let approved = group
                 .drifted
@@ -96,7 +96,7 @@ impl Remediations {
         Ok(())
     }
 
-    async fn note_revert(&self, id: &InstanceId, actions: &[Action]) -> Result<(), Error> {
+    async fn record_revert(&self, id: &InstanceId, actions: &[Action]) -> Result<(), Error> {
         let now = self.context.now();
         let mut reverted: RevertHistory =
             self.context.store.collection::<RevertHistory>().get(id).await?.unwrap_or_default();

@@ -65,7 +65,7 @@ impl Remediations {
             let title = format!("Raise {} of {id} to {value}", more.variable);
             let body = format!(
                 "`{cluster}` wants more nodes: {}\n\nMerging this raises `{}` of `{id}` from {now} to {value}; the rule allows {} at most. Closing it unmerged is a no to this value.\n",
-                more.says, more.variable, more.max
+                more.message, more.variable, more.max
             );
             let branch = format!("{BRANCH}/{}-{}-{}-{value}", id.environment, id.component, more.variable);
             self.source.use_git_token().await?;

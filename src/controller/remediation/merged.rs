@@ -62,22 +62,24 @@ impl Remediations {
             let expires_at = remediation.expires_at;
             let over = if expires_at < now {
                 Some(format!("it expired at {expires_at}"))
-            } else if let Some(says) = not_as_merged {
-                Some(says)
+            } else if let Some(message) = not_as_merged {
+                Some(message)
             } else {
                 remediation
                     .actions
                     .is_empty()
                     .then(|| "every action was cut from it, so there is nothing to run".to_owned())
             };
-            if let Some(says) = over {
+            if let Some(message) = over {
                 let pull = self.source.pull_request_merged_as(&commit).await?;
                 if let Some(pull) = pull.filter(|_| !remediation.actions.is_empty()) {
                     let marker = format!("remediation-waits name={name}");
-                    self.notifier.say_on(pull.number, &marker, &format!("Nothing was run: {says}."), None).await?;
+                    self.notifier
+                        .comment_on(pull.number, &marker, &format!("Nothing was run: {message}."), None)
+                        .await?;
                 }
                 merged.spent = true;
-                merged.waits = Some(says);
+                merged.waits = Some(message);
                 self.context.store.collection::<MergedRemediation>().put(&key, now, &merged).await?;
                 continue;
             }
@@ -109,13 +111,13 @@ impl Remediations {
         let refused = match (&who, &pull) {
             (Some(who), Some(pull)) => {
                 match self.authorization.allow(head, who, Verb::Apply, &BTreeSet::from([environment.clone()])).await {
-                    Err(Error::Refused(says)) => Some(format!("{says} Somebody who may says `/apply` here.")),
+                    Err(Error::Refused(message)) => Some(format!("{message} Somebody who may says `/apply` here.")),
                     Err(error) => return Err(error),
                     Ok(()) => self
                         .authorization
-                        .lacking_on_remediation(head, who, environment, pull)
+                        .missing_approvals_of_remediation(head, who, environment, pull)
                         .await?
-                        .map(|says| format!("{says}. It runs as soon as they are there.")),
+                        .map(|message| format!("{message}. It runs as soon as they are there.")),
                 }
             }
             _ => Some(format!(
@@ -123,10 +125,10 @@ impl Remediations {
             )),
         };
         merged.waits = refused.clone();
-        if let Some(says) = refused {
+        if let Some(message) = refused {
             if let Some(number) = merged.pull {
-                let says = format!("Merged and waiting: {says}");
-                self.notifier.say_on(number, &format!("remediation-waits name={name}"), &says, None).await?;
+                let message = format!("Merged and waiting: {message}");
+                self.notifier.comment_on(number, &format!("remediation-waits name={name}"), &message, None).await?;
             }
         } else if let Some(who) = who {
             let because = format!(
@@ -141,7 +143,7 @@ impl Remediations {
                     let run = self.context.store.run(id).await?;
                     merged.spent = run.is_some_and(|run| matches!(run.state, RunState::Ended { .. }));
                 }
-                Err(Error::Refused(says)) => (merged.waits, merged.spent) = (Some(says), true),
+                Err(Error::Refused(message)) => (merged.waits, merged.spent) = (Some(message), true),
                 Err(error) => return Err(error),
             }
             merged.spent |= remediation.direction == Direction::Apply;
@@ -206,8 +208,8 @@ impl Remediations {
         remediation: &Remediation,
         commit: &Revision,
     ) -> Result<Option<String>, Error> {
-        if let Some(says) = self.runs.edited(name.as_str(), remediation).await? {
-            return Ok(Some(says));
+        if let Some(message) = self.runs.edited(name.as_str(), remediation).await? {
+            return Ok(Some(message));
         }
         let (then, _) = self.source.load(commit).await?;
         let same = then.remediations.get(name).is_some_and(|(merged, _)| **merged == *remediation);
@@ -224,7 +226,7 @@ impl Remediations {
     }
 
     /// The instances whose drift is a merged remediation's business: it runs, it waits, or nobody took it up yet.
-    pub(super) async fn held_by_remediations(
+    pub(super) async fn awaited_by_remediations(
         &self,
         head: &Head,
         environment: &EnvironmentName,

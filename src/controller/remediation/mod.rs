@@ -126,7 +126,7 @@ impl Remediations {
         }
         let mut repaired = vec![];
         for one in std::mem::take(&mut drifted) {
-            match self.remedy_for(&head, &one.id, &one.actions).await? {
+            match self.drift_mode_of(&head, &one.id, &one.actions).await? {
                 DriftMode::Report => {}
                 DriftMode::Propose => drifted.push(one),
                 DriftMode::Revert => repaired.push(one),
@@ -163,7 +163,7 @@ impl Remediations {
         let stalled = self.planner.stalled().await?;
         let snoozes = self.observer.snoozes().await?;
         let suspensions = self.source.suspensions(Some(head)).await?;
-        let held = self.held_by_remediations(head, environment, &observed).await?;
+        let held = self.awaited_by_remediations(head, environment, &observed).await?;
         let (mut drifted, mut undecided) = (vec![], BTreeSet::new());
         for (id, observed) in observed.iter().filter(|(id, _)| id.environment == *environment) {
             let Some(instance) = head.instance(id) else { continue };
@@ -231,7 +231,7 @@ impl Remediations {
                 Stand::Settled => return Ok(()),
                 Stand::Over => known = None,
                 Stand::Ours => {}
-                Stand::Cut { cuts: more, onto: theirs } => {
+                Stand::CrashPoint { cuts: more, onto: theirs } => {
                     cuts.extend(more);
                     onto = Some(theirs);
                 }
@@ -253,8 +253,8 @@ impl Remediations {
                 Err(why) => {
                     self.context.store.collection::<ProposalDirection>().remove(&group.key()).await?;
                     if let Some(known) = known {
-                        let says = format!("Not adopted any more: {why}. Merging this reverts the drift.");
-                        self.notifier.say_on(known.pull, "not-adopted", &says, None).await?;
+                        let message = format!("Not adopted any more: {why}. Merging this reverts the drift.");
+                        self.notifier.comment_on(known.pull, "not-adopted", &message, None).await?;
                     }
                 }
             }

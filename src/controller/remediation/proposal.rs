@@ -27,7 +27,7 @@ pub(super) enum Stand {
     /// Nobody but us wrote on its branch.
     Ours,
     /// Somebody cut actions from it.
-    Cut { cuts: BTreeSet<Digest>, onto: Revision },
+    CrashPoint { cuts: BTreeSet<Digest>, onto: Revision },
 }
 
 impl Remediations {
@@ -62,8 +62,8 @@ impl Remediations {
         if !pull.open {
             return Ok(Stand::Ours);
         }
-        if pull.head == known.pushed || self.is_cut_off(&group.branch(), &pull.head).await? {
-            let on_top = Stand::Cut { cuts: BTreeSet::new(), onto: pull.head };
+        if pull.head == known.pushed || self.is_interrupted_push(&group.branch(), &pull.head).await? {
+            let on_top = Stand::CrashPoint { cuts: BTreeSet::new(), onto: pull.head };
             return Ok(if known.shared { on_top } else { Stand::Ours });
         }
         if known.adopts {
@@ -71,7 +71,7 @@ impl Remediations {
             return Ok(Stand::Settled);
         }
         match self.cuts(&pull, known).await? {
-            Ok(cuts) => Ok(Stand::Cut { cuts, onto: pull.head }),
+            Ok(cuts) => Ok(Stand::CrashPoint { cuts, onto: pull.head }),
             Err(why) => {
                 tracing::info!(
                     pull = pull.number.0,
@@ -99,8 +99,8 @@ impl Remediations {
         let Some((remediation, _)) = found else {
             return Ok(Err(format!("the remediation `{}` can't be read any more", known.name)));
         };
-        if let Some(says) = self.runs.edited(&known.name, &remediation).await? {
-            return Ok(Err(says));
+        if let Some(message) = self.runs.edited(&known.name, &remediation).await? {
+            return Ok(Err(message));
         }
         let left = |digest: &&Digest| remediation.actions.iter().any(|action| action.digest == **digest);
         Ok(Ok(known.actions.values().flatten().filter(|digest| !left(digest)).copied().collect()))

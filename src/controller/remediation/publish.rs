@@ -66,7 +66,7 @@ impl Remediations {
         let there = self.context.repository.fetch(&format!("refs/heads/{branch}")).await?;
         let expected = written.onto.clone().or_else(|| known.map(|known| known.pushed.clone()));
         if let Some(moved) = there.as_ref().filter(|_| there != expected && known.is_some())
-            && !self.is_cut_off(&branch, moved).await?
+            && !self.is_interrupted_push(&branch, moved).await?
         {
             return Ok(());
         }
@@ -88,7 +88,7 @@ impl Remediations {
         let mut proposal =
             Proposal { pull, digest, name, pushed, instances, actions, cuts, shared, adopts, withdrawn: false };
         // From here on somebody may merge it, whether or not we live to record that.
-        self.runs.keep_written(&proposal.name, &written_whole).await?;
+        self.runs.record_proposed(&proposal.name, &written_whole).await?;
         self.context
             .store
             .collection::<PendingPush>()
@@ -126,7 +126,7 @@ impl Remediations {
     }
 
     /// Whether the head of a branch is what we pushed before we died and could not record it.
-    pub(super) async fn is_cut_off(&self, branch: &str, at: &Revision) -> Result<bool, Error> {
+    pub(super) async fn is_interrupted_push(&self, branch: &str, at: &Revision) -> Result<bool, Error> {
         let Some(pushing) = self.context.store.collection::<PendingPush>().get(&branch.to_owned()).await? else {
             return Ok(false);
         };

@@ -40,7 +40,7 @@ impl Remediations {
         let root = key.rsplit('/').next().unwrap_or(key);
         let elsewhere =
             groups.iter().find(|group| group.drifted.iter().any(|one| proposal.instances.contains(&one.id)));
-        let says = match elsewhere {
+        let message = match elsewhere {
             Some(group) => {
                 let other: Option<Proposal> = self.context.store.collection::<Proposal>().get(&group.key()).await?;
                 let Some(other) = other else { return Ok(()) };
@@ -53,7 +53,7 @@ impl Remediations {
         let pull = forge.get_pull(proposal.pull).await?;
         if pull.open {
             let withdrawn = Proposal { withdrawn: true, ..proposal.clone() };
-            self.notifier.say_on(proposal.pull, "withdrawn", &says, None).await?;
+            self.notifier.comment_on(proposal.pull, "withdrawn", &message, None).await?;
             self.context.store.collection::<Proposal>().put(&key.to_owned(), self.context.now(), &withdrawn).await?;
         }
         self.close_withdrawn(key, proposal).await

@@ -10,7 +10,7 @@ use crate::{
     },
     domain::{
         journal::{Approved, Run, Status},
-        plan::{self, Carried, InstancePlan, Plan, validation},
+        plan::{self, HostedNode, InstancePlan, Plan, validation},
     },
     model::{Action, InstanceId, WaitingOn},
     ports::Use,
@@ -52,7 +52,7 @@ impl Runs {
                     unseen.insert(id.clone());
                     continue;
                 }
-                Some(Approved::Remediation) => self.remedied(driven, &run, id).await?,
+                Some(Approved::Remediation) => self.proposed_actions(driven, &run, id).await?,
                 Some(Approved::Unknown | Approved::Moves { .. }) | None => continue,
             };
             instances.push(whole(id, actions));
@@ -76,9 +76,10 @@ impl Runs {
         }
         let limits = guards.limits(&run.environment);
         let plan = Plan::new(run.environment.clone(), run.revision.clone(), None, "run".into(), instances);
-        let fatal = validation::plan(&plan, &limits).into_iter().find(|note| note.fatal).map(|note| note.says);
+        let fatal = validation::plan(&plan, &limits).into_iter().find(|note| note.fatal).map(|note| note.message);
         let over = validation::within(&plan.summary, &limits).into_iter().next();
-        let over = over.map(|says| format!("{says}; raise the limit in a pull request of its own, or change less"));
+        let over =
+            over.map(|message| format!("{message}; raise the limit in a pull request of its own, or change less"));
         Ok(fatal.or(over))
     }
 
@@ -98,7 +99,7 @@ impl Runs {
         }
         let known = match self.context.store.approved(run.id, id).await? {
             Some(Approved::Actions { actions }) => actions,
-            _ => self.remedied(driven, run, id).await?,
+            _ => self.proposed_actions(driven, run, id).await?,
         };
         let known: BTreeSet<&str> =
             known.iter().flat_map(|action| &action.resources).map(|change| change.resource.as_str()).collect();
@@ -107,7 +108,7 @@ impl Runs {
     }
 
     /// By which newer run of the same sort an instance is done, in a sentence (R5.3).
-    pub(super) async fn newer_than(&self, run: &Run, id: &InstanceId) -> Result<Option<String>, Error> {
+    pub(super) async fn superseded_by(&self, run: &Run, id: &InstanceId) -> Result<Option<String>, Error> {
         let newer = self.context.store.runs_after(run.id).await?;
         let same = |newer: &&Run| newer.reverts() == run.reverts() && newer.instances.contains_key(id);
         Ok(newer.iter().find(same).map(|newer| format!("superseded by run {}", newer.id)))
@@ -120,14 +121,14 @@ impl Runs {
             if self.context.stopping() {
                 return Err(Stop::Leaves);
             }
-            if let Some(says) = self.newer_than(run, id).await? {
-                return Err(Stop::Superseded(says));
+            if let Some(message) = self.superseded_by(run, id).await? {
+                return Err(Stop::Superseded(message));
             }
-            if let Some(says) = self.source.suspensions(self.source.head().as_deref()).await?.instance(id) {
-                return Err(Stop::Waits(WaitingOn::Suspended, says));
+            if let Some(message) = self.source.suspensions(self.source.head().as_deref()).await?.instance(id) {
+                return Err(Stop::Waits(WaitingOn::Suspended, message));
             }
-            if let Some(says) = self.cancelled(run.id, id).await? {
-                return Err(Stop::Cancelled(says));
+            if let Some(message) = self.cancelled(run.id, id).await? {
+                return Err(Stop::Cancelled(message));
             }
             if self.context.store.lock_instance(id, run.id).await? == run.id {
                 return Ok(());
@@ -146,7 +147,7 @@ impl Runs {
         driven: &Driven,
         id: &InstanceId,
         actions: &[Action],
-        carried: &[Carried],
+        carried: &[HostedNode],
     ) -> Result<(), Stop> {
         let head = self.source.head().unwrap_or_else(|| Arc::clone(&driven.head));
         let limits = self.source.guards(&head).await?.limits(&id.environment);
@@ -154,12 +155,14 @@ impl Runs {
         let summary = instance.summary();
         let whole = Plan::new(id.environment.clone(), driven.head.revision.clone(), None, "run".into(), vec![instance]);
         if let Some(note) = validation::plan(&whole, &limits).into_iter().find(|note| note.fatal) {
-            return Err(Stop::Fails(note.says));
+            return Err(Stop::Fails(note.message));
         }
         let mut spent = driven.spent.lock().await;
         let together = spent.iter().filter(|(other, _)| *other != id).fold(summary, |sum, (_, other)| sum.plus(other));
-        if let Some(says) = validation::within(&together, &limits).into_iter().next() {
-            return Err(Stop::Fails(format!("{says}; raise the limit in a pull request of its own, or change less")));
+        if let Some(message) = validation::within(&together, &limits).into_iter().next() {
+            return Err(Stop::Fails(format!(
+                "{message}; raise the limit in a pull request of its own, or change less"
+            )));
         }
         spent.insert(id.clone(), summary);
         if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {

@@ -112,14 +112,14 @@ impl Runs {
         self: &Arc<Self>,
         driven: &Driven,
         id: &InstanceId,
-        says: String,
+        message: String,
     ) -> Result<Status, Error> {
-        self.stall(driven, id, &says, true).await?;
-        self.record(driven, id, Event::Cancelled { says }, None).await
+        self.stall(driven, id, &message, true).await?;
+        self.record(driven, id, Event::Cancelled { message }, None).await
     }
 
     /// Forgets what was said about a run that has ended.
-    pub(super) async fn forget_cancelled(&self, run: &Run) -> Result<(), Error> {
+    pub(super) async fn remove_cancellations(&self, run: &Run) -> Result<(), Error> {
         for id in run.instances.keys() {
             if self.cancelled(run.id, id).await?.is_some() {
                 self.context.store.collection::<Cancellation>().remove(&name(run.id, id)).await?;

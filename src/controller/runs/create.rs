@@ -89,7 +89,7 @@ impl Runs {
             rebalance,
         } = authorised;
         let known = match &word {
-            Some(word) => self.context.store.runs_by_word(word).await?,
+            Some(word) => self.context.store.runs_by_command(word).await?,
             None => vec![],
         };
         if let Some(run) = known.into_iter().find(|run| run.environment == environment && run.destroys == destroys) {
@@ -177,7 +177,12 @@ impl Runs {
         Ok(())
     }
 
-    pub(super) async fn end_waiting(self: &Arc<Self>, run: Run, ids: Vec<InstanceId>, says: &str) -> Result<(), Error> {
+    pub(super) async fn end_waiting(
+        self: &Arc<Self>,
+        run: Run,
+        ids: Vec<InstanceId>,
+        message: &str,
+    ) -> Result<(), Error> {
         // A run that is being driven finds the newer run by itself, before it takes an instance.
         let Some(claim) = self.claims.claim(run.id) else { return Ok(()) };
         // Read again: the run may have been driven since it was listed.
@@ -192,11 +197,11 @@ impl Runs {
                 continue;
             };
             instance.status = RunStatus::Superseded;
-            says.clone_into(&mut instance.says);
+            message.clone_into(&mut instance.message);
             instance.waiting_on = None;
             self.context
                 .store
-                .append(&run, &id, &Event::Superseded { says: says.to_owned() }, self.context.now())
+                .append(&run, &id, &Event::Superseded { message: message.to_owned() }, self.context.now())
                 .await?;
             ended = true;
         }

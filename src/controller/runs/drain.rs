@@ -11,15 +11,15 @@ use crate::{
     },
     domain::{
         journal::Run,
-        plan::{Carried, carriers},
+        plan::{HostedNode, hosts},
     },
     model::{Action, Change, InstanceId},
-    ports::{Fence, Job, TargetError, Told, Work},
+    ports::{Fence, Job, ProgressEvent, TargetError, Work},
 };
 
 fn stopped(stop: Stop) -> TargetError {
     match stop {
-        Stop::Fails(says) | Stop::Waits(_, says) => TargetError::new("drain", says),
+        Stop::Fails(message) | Stop::Waits(_, message) => TargetError::new("drain", message),
         Stop::Error(error) => TargetError::new("drain", crate::error_chain(&error)),
         _ => TargetError::new("drain", "the daemon stops"),
     }
@@ -32,18 +32,18 @@ impl Runs {
         driven: &Driven,
         run: &Run,
         of_run: &InstanceId,
-        (actions, carried): (&[Action], &[Carried]),
+        (actions, carried): (&[Action], &[HostedNode]),
         fence: Fence,
         progress: &crate::ports::Progress,
     ) -> Result<(), TargetError> {
         let asked: BTreeSet<&str> = (actions.iter())
-            .filter(|action| action.r#do == carriers::VACATE)
+            .filter(|action| action.r#do == hosts::VACATE)
             .flat_map(|action| action.resources.iter().map(|resource| resource.resource.as_str()))
             .collect();
         let clusters: BTreeSet<&InstanceId> =
             carried.iter().filter(|one| asked.contains(one.resource().as_str())).map(|one| &one.cluster).collect();
         for cluster in clusters {
-            let of = |one: &&Carried| one.cluster == *cluster && asked.contains(one.resource().as_str());
+            let of = |one: &&HostedNode| one.cluster == *cluster && asked.contains(one.resource().as_str());
             let nodes: BTreeSet<String> = carried.iter().filter(of).map(|one| one.node.clone()).collect();
             let failed = |error: Error| error.into_target("drain");
             let Some(record) = self.context.store.applied(cluster).await.map_err(Error::from).map_err(failed)? else {
@@ -62,8 +62,8 @@ impl Runs {
             work.only_moves = true;
             work.vacate = nodes.iter().cloned().collect();
             let suspended = self.source.suspensions(Some(&driven.head)).await.map_err(failed)?;
-            if let Some(says) = suspended.instance(cluster) {
-                return Err(TargetError::new("drain", format!("`{cluster}` has to let go of a node first: {says}")));
+            if let Some(message) = suspended.instance(cluster) {
+                return Err(TargetError::new("drain", format!("`{cluster}` has to let go of a node first: {message}")));
             }
             let emptied = self.empty(&driven.head, &job, &nodes, fence, progress).await;
             drop(drain);
@@ -119,7 +119,7 @@ impl Runs {
         };
         prepared.observation.changes.retain(|change| is_meant(&change.resource));
         if !prepared.observation.changes.is_empty() {
-            progress(Told::Step(format!("drains {}", nodes.iter().cloned().collect::<Vec<_>>().join(", "))));
+            progress(ProgressEvent::Step(format!("drains {}", nodes.iter().cloned().collect::<Vec<_>>().join(", "))));
             self.context.target.apply(&job, prepared, fence, Arc::clone(progress)).await?;
         }
         // Whatever was done: it counts that nothing is left to do.

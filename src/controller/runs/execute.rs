@@ -19,7 +19,7 @@ use crate::{
         plan::InstancePlan,
     },
     model::InstanceId,
-    ports::{Fence, Job, LOST, Progress, RecordedOutput, TargetError, Told},
+    ports::{EFFECT_LOST, Fence, Job, Progress, ProgressEvent, RecordedOutput, TargetError},
 };
 
 /// What became of an effect.
@@ -46,8 +46,8 @@ impl Runs {
             return Ok(Effect::Ended(Status::Waiting));
         }
         let run = driven.run.lock().await.clone();
-        if let Some(says) = self.cancelled(run.id, id).await? {
-            return self.end_cancelled(driven, id, says).await.map(Effect::Ended);
+        if let Some(message) = self.cancelled(run.id, id).await? {
+            return self.end_cancelled(driven, id, message).await.map(Effect::Ended);
         }
         let fence = Fence { run: run.id, token: self.context.store.token(&run.environment).await? };
         let digest = InstancePlan::digest_of(&actions);
@@ -56,15 +56,17 @@ impl Runs {
         let (progress, told) = Self::progress();
         let doing = async {
             self.vacate(driven, &run, id, (&actions, &carried), fence, &progress).await?;
-            if let Ok(Some(says)) = self.cancelled(run.id, id).await {
-                return Err(TargetError::new("interrupted", says));
+            if let Ok(Some(message)) = self.cancelled(run.id, id).await {
+                return Err(TargetError::new("interrupted", message));
             }
             self.context.target.apply(&job, prepared, fence, Arc::clone(&progress)).await
         };
-        let done = self.hear(driven, id, doing, told).await;
+        let done = self.follow_progress(driven, id, doing, told).await;
         match done {
             // Everything that knew of it was killed, while this daemon lives: the world tells.
-            Err(error) if error.kind == LOST => self.look_again(driven, &run, id, &job, inputs).await,
+            Err(error) if error.kind == EFFECT_LOST => {
+                self.recover_by_observation(driven, &run, id, &job, inputs).await
+            }
             done => self.finish(driven, id, done, &job, inputs).await,
         }
     }
@@ -88,7 +90,7 @@ impl Runs {
                 self.verify(driven, id, job, inputs).await.map(Effect::Ended)
             }
             Err(error) if error.kind == "plan-stale" => {
-                self.record(driven, id, Event::Finished { outcome: Outcome::Refused { says: error.line() } }, None)
+                self.record(driven, id, Event::Finished { outcome: Outcome::Refused { message: error.line() } }, None)
                     .await?;
                 Ok(Effect::Stale)
             }
@@ -96,8 +98,13 @@ impl Runs {
                 if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
                     instance.changed = true;
                 }
-                self.record(driven, id, Event::Finished { outcome: Outcome::Interrupted { says: error.line() } }, None)
-                    .await?;
+                self.record(
+                    driven,
+                    id,
+                    Event::Finished { outcome: Outcome::Interrupted { message: error.line() } },
+                    None,
+                )
+                .await?;
                 Ok(Effect::Stale)
             }
             Err(error) if error.kind == "fenced" => Err(Error::Target(error)),
@@ -107,12 +114,12 @@ impl Runs {
                 if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
                     instance.changed = error.effect_may_have_begun;
                 }
-                if let Some(says) = self.cancelled(run, id).await? {
-                    let outcome = Outcome::Interrupted { says: format!("{says}; {}", error.line()) };
+                if let Some(message) = self.cancelled(run, id).await? {
+                    let outcome = Outcome::Interrupted { message: format!("{message}; {}", error.line()) };
                     self.record(driven, id, Event::Finished { outcome }, None).await?;
-                    return self.end_cancelled(driven, id, says).await.map(Effect::Ended);
+                    return self.end_cancelled(driven, id, message).await.map(Effect::Ended);
                 }
-                self.record(driven, id, Event::Finished { outcome: Outcome::Failed { says: error.line() } }, None)
+                self.record(driven, id, Event::Finished { outcome: Outcome::Failed { message: error.line() } }, None)
                     .await?;
                 self.fail(driven, id, error.line()).await.map(Effect::Ended)
             }
@@ -120,18 +127,18 @@ impl Runs {
     }
 
     /// Where an effect tells what it does, and where that is heard.
-    pub(super) fn progress() -> (Progress, UnboundedReceiver<Told>) {
+    pub(super) fn progress() -> (Progress, UnboundedReceiver<ProgressEvent>) {
         let (say, heard) = unbounded_channel();
         (Arc::new(move |told| drop(say.send(told))), heard)
     }
 
     /// Hears what an effect tells until it ends.
-    pub(super) async fn hear<T>(
+    pub(super) async fn follow_progress<T>(
         self: &Arc<Self>,
         driven: &Driven,
         id: &InstanceId,
         doing: impl Future<Output = T>,
-        mut told: UnboundedReceiver<Told>,
+        mut told: UnboundedReceiver<ProgressEvent>,
     ) -> T {
         // Both go on side by side: the effect may be in the middle of a write of its own while its steps are written.
         let (end, mut ended) = tokio::sync::oneshot::channel::<()>();
@@ -144,26 +151,26 @@ impl Runs {
             loop {
                 tokio::select! {
                     biased;
-                    Some(told) = told.recv() => self.heed_told(driven, id, told).await,
+                    Some(told) = told.recv() => self.handle_progress(driven, id, told).await,
                     _ = &mut ended => break,
                 }
             }
             while let Ok(told) = told.try_recv() {
-                self.heed_told(driven, id, told).await;
+                self.handle_progress(driven, id, told).await;
             }
         };
         tokio::join!(doing, hearing).0
     }
 
-    async fn heed_told(self: &Arc<Self>, driven: &Driven, id: &InstanceId, told: Told) {
+    async fn handle_progress(self: &Arc<Self>, driven: &Driven, id: &InstanceId, told: ProgressEvent) {
         let written = match told {
-            Told::Step(says) => {
-                tracing::info!(instance = %id, line = says, "step");
-                self.record(driven, id, Event::Step { says }, None).await.map(drop)
+            ProgressEvent::Step(message) => {
+                tracing::info!(instance = %id, line = message, "step");
+                self.record(driven, id, Event::Step { message }, None).await.map(drop)
             }
-            Told::Now(says) => {
-                tracing::info!(instance = %id, line = says, "progress");
-                self.tell_now(driven, id, says).await
+            ProgressEvent::Now(message) => {
+                tracing::info!(instance = %id, line = message, "progress");
+                self.record_progress(driven, id, message).await
             }
         };
         if let Err(error) = written {
@@ -171,7 +178,7 @@ impl Runs {
         }
     }
 
-    async fn tell_now(self: &Arc<Self>, driven: &Driven, id: &InstanceId, says: String) -> Result<(), Error> {
+    async fn record_progress(self: &Arc<Self>, driven: &Driven, id: &InstanceId, message: String) -> Result<(), Error> {
         {
             let mut said_at = driven.said_at.lock();
             if self.context.now() - *said_at < NOW_EVERY {
@@ -181,15 +188,15 @@ impl Runs {
         }
         let mut run = driven.run.lock().await;
         if let Some(instance) = run.instances.get_mut(id).filter(|instance| instance.status == Status::Running) {
-            instance.says = self.context.redactor.redact(&says);
+            instance.message = self.context.redactor.redact(&message);
             self.context.store.set_run(&run).await?;
-            self.say_run(&run).await?;
+            self.comment_run(&run).await?;
         }
         Ok(())
     }
 
     /// Looks at what changed while a run was busy with it, and no pass could be made.
-    pub(super) fn heed_what_was_missed(&self, id: &InstanceId) {
+    pub(super) fn enqueue_missed_change(&self, id: &InstanceId) {
         if self.context.target.is_suspect(id) {
             self.context.queue.enqueue(ReconcileRequest::Instance(id.clone()), Reason::TargetChanged);
         }

@@ -13,7 +13,12 @@ use crate::{
 
 impl Runs {
     /// The actions that a remediation lets through for an instance, as they were stored when it was proposed.
-    pub(super) async fn remedied(&self, driven: &Driven, run: &Run, id: &InstanceId) -> Result<Vec<Action>, Error> {
+    pub(super) async fn proposed_actions(
+        &self,
+        driven: &Driven,
+        run: &Run,
+        id: &InstanceId,
+    ) -> Result<Vec<Action>, Error> {
         let name = run.remediation.as_ref().and_then(|name| name.parse().ok());
         let found = name.and_then(|name| driven.head.desired.remediations.get(&name));
         let mut actions = vec![];
@@ -44,7 +49,7 @@ impl Runs {
     }
 
     /// Remembers a remediation as we wrote it, whole.
-    pub(crate) async fn keep_written(&self, name: &str, remediation: &Remediation) -> Result<(), Error> {
+    pub(crate) async fn record_proposed(&self, name: &str, remediation: &Remediation) -> Result<(), Error> {
         Ok(self
             .context
             .store

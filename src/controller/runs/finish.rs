@@ -47,7 +47,7 @@ fn ended(run: &Run) -> String {
     }
     let cancelled = of(Status::Cancelled);
     if !cancelled.is_empty() {
-        let by = run.instances.values().find(|i| i.status == Status::Cancelled).map_or("", |i| i.says.as_str());
+        let by = run.instances.values().find(|i| i.status == Status::Cancelled).map_or("", |i| i.message.as_str());
         let done = of(Status::Applied);
         let done = if done.is_empty() {
             "Nothing else was begun".to_owned()
@@ -76,7 +76,7 @@ impl Runs {
     /// Ends a run whose instances have all ended, and says where it stands.
     pub(super) async fn conclude(self: &Arc<Self>, run: &mut Run) -> Result<(), Error> {
         if run.instances.values().all(|instance| instance.status.ended()) && matches!(run.state, RunState::Open) {
-            run.state = RunState::Ended { says: ended(run) };
+            run.state = RunState::Ended { message: ended(run) };
             run.ended_at = Some(self.context.now());
             if let Some(name) = &run.remediation {
                 // First, so that a daemon that dies here leaves no drift held by a run that has ended.
@@ -87,9 +87,9 @@ impl Runs {
                 self.context.store.collection::<MergedRemediation>().put(&key, self.context.now(), &merged).await?;
             }
             // What is to be said stands in the outbox before the run has ended, so that no end goes unsaid.
-            self.say_statuses(run).await?;
-            self.say_run(run).await?;
-            self.forget_cancelled(run).await?;
+            self.set_apply_statuses(run).await?;
+            self.comment_run(run).await?;
+            self.remove_cancellations(run).await?;
             self.context.store.set_run(run).await?;
             self.context.metrics.runs_ended.fetch_add(1, Ordering::Relaxed);
             tracing::info!(run = run.id.0, environment = %run.environment, "run ended");
@@ -102,9 +102,9 @@ impl Runs {
                 }
             }
             self.context.queue.enqueue(ReconcileRequest::Proposals(run.environment.clone()), Reason::RunEnded);
-            self.wake_after(run);
+            self.enqueue_after(run);
         } else {
-            self.say_run(run).await?;
+            self.comment_run(run).await?;
         }
         self.changed.notify_waiters();
         Ok(())
@@ -115,21 +115,21 @@ impl Runs {
         &self,
         driven: &Driven,
         id: &InstanceId,
-        says: &str,
+        message: &str,
         cancelled: bool,
     ) -> Result<(), Error> {
         let run = driven.run.lock().await.clone();
         let digest = run.instances.get(id).and_then(|instance| instance.digest);
         if !run.reverts() {
-            let stalled = Stalled { run: run.id, message: says.to_owned(), digest, cancelled };
+            let stalled = Stalled { run: run.id, message: message.to_owned(), digest, cancelled };
             self.context.store.collection::<Stalled>().put(id, self.context.now(), &stalled).await?;
         }
-        tracing::warn!(instance = %id, run = run.id.0, says, "stalled");
+        tracing::warn!(instance = %id, run = run.id.0, message, "stalled");
         Ok(())
     }
 
     /// What a run that ended may have made possible: its own environment, and those that come after it.
-    fn wake_after(&self, run: &Run) {
+    fn enqueue_after(&self, run: &Run) {
         let Some(head) = self.source.head() else { return };
         for (name, environment) in &head.desired.environments {
             if *name == run.environment
@@ -141,25 +141,25 @@ impl Runs {
     }
 
     /// Says where a run stands, on its pull request.
-    pub(super) async fn say_run(self: &Arc<Self>, run: &Run) -> Result<(), Error> {
+    pub(super) async fn comment_run(self: &Arc<Self>, run: &Run) -> Result<(), Error> {
         let Some(pull) = run.pull else { return Ok(()) };
-        self.notifier.say_on(pull, &format!("run id={}", run.id), &comment::run(run), None).await
+        self.notifier.comment_on(pull, &format!("run id={}", run.id), &comment::run(run), None).await
     }
 
     /// Sets `evenkeel/apply/<environment>` of what a run applied.
-    async fn say_statuses(self: &Arc<Self>, run: &Run) -> Result<(), Error> {
+    async fn set_apply_statuses(self: &Arc<Self>, run: &Run) -> Result<(), Error> {
         let context = format!("evenkeel/apply/{}", run.environment);
         let all = run.instances.values().all(|instance| instance.status == Status::Applied);
-        let RunState::Ended { says } = &run.state else { return Ok(()) };
+        let RunState::Ended { message } = &run.state else { return Ok(()) };
         // What a newer run still has to do is not told by an older one that it took the place of.
         let newer = self.context.store.runs_after(run.id).await?;
         if newer.iter().any(|newer| newer.environment == run.environment && newer.pull == run.pull) {
             return Ok(());
         }
-        let (state, says) = if all {
+        let (state, message) = if all {
             ("success", format!("run {}: applied", run.id))
         } else {
-            ("failure", format!("run {}: {says}", run.id))
+            ("failure", format!("run {}: {message}", run.id))
         };
         let mut revisions = vec![run.revision.clone()];
         if let Some(number) = run.pull
@@ -171,7 +171,7 @@ impl Runs {
         revisions.sort();
         revisions.dedup();
         for revision in revisions {
-            self.notifier.say_status(&revision, &context, state, &says).await?;
+            self.notifier.set_status(&revision, &context, state, &message).await?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::{
 use crate::{
     controller::{
         context::Error,
-        records::{Stalled, pull_subject},
+        records::{Stalled, pull_request_subject},
         runs::{Authorised, Runs},
         source::Head,
     },
@@ -57,7 +57,7 @@ impl Runs {
         let suspensions = self.source.suspensions(Some(head)).await?;
         let mut fresh = without_stalled_upstreams(head, fresh, &stalled);
         fresh.retain(|id| suspensions.instance(id).is_none());
-        if self.planner.waits_for_word(head, environment) {
+        if self.planner.waits_for_command(head, environment) {
             fresh.retain(|id| head.instance(id).is_some());
         }
         if fresh.is_empty() {
@@ -68,7 +68,7 @@ impl Runs {
             let free = |id: &InstanceId| {
                 !open.iter().any(|run| run.holds(id)) && !stalled.contains_key(id) && suspensions.instance(id).is_none()
             };
-            let shown = self.shown_downstream(head, environment, number, &fresh).await?;
+            let shown = self.approved_downstream(head, environment, number, &fresh).await?;
             for (id, what) in shown.into_iter().filter(|(id, _)| free(id)) {
                 fresh.insert(id.clone());
                 approved.insert(id, what);
@@ -114,7 +114,8 @@ impl Runs {
                 {
                     break;
                 }
-                let Some((plan, _)) = self.context.store.last_plan(&pull_subject(*number, environment), None).await?
+                let Some((plan, _)) =
+                    self.context.store.last_plan(&pull_request_subject(*number, environment), None).await?
                 else {
                     continue;
                 };
@@ -137,7 +138,7 @@ impl Runs {
     }
 
     /// What the plan of a pull request showed downstream of what it changes, which follows in the same run.
-    async fn shown_downstream(
+    async fn approved_downstream(
         self: &Arc<Self>,
         head: &Head,
         environment: &EnvironmentName,
@@ -145,7 +146,8 @@ impl Runs {
         changed: &BTreeSet<InstanceId>,
     ) -> Result<BTreeMap<InstanceId, Approved>, Error> {
         let mut shown = BTreeMap::new();
-        let Some((plan, _)) = self.context.store.last_plan(&pull_subject(number, environment), None).await? else {
+        let Some((plan, _)) = self.context.store.last_plan(&pull_request_subject(number, environment), None).await?
+        else {
             return Ok(shown);
         };
         // In the order of the plan each comes after what it depends on.

@@ -134,10 +134,10 @@ impl Runs {
             said_at: parking_lot::Mutex::new(DateTime::UNIX_EPOCH),
             spent: Mutex::new(spent),
         });
-        if let Some(says) = self.blocked(&driven).await? {
+        if let Some(message) = self.blocked(&driven).await? {
             let waiting: Vec<InstanceId> = driven.run.lock().await.instances.keys().cloned().collect();
             for id in waiting {
-                self.fail(&driven, &id, says.clone()).await?;
+                self.fail(&driven, &id, message.clone()).await?;
             }
         } else {
             self.drive_instances(&driven).await?;
@@ -190,7 +190,7 @@ impl Runs {
                 self.record(
                     driven,
                     id,
-                    Event::Skipped { says: format!("`{upstream}`, which it depends on, was not applied") },
+                    Event::Skipped { message: format!("`{upstream}`, which it depends on, was not applied") },
                     None,
                 )
                 .await
@@ -229,12 +229,12 @@ impl Runs {
         if let Some(status) = self.still_rolling(driven, &run, id).await? {
             return Ok(status);
         }
-        if self.waits_for_a_word(driven, id).await {
-            if let Some(says) = self.cancelled(run.id, id).await? {
-                return self.end_cancelled(driven, id, says).await;
+        if self.waits_for_command(driven, id).await {
+            if let Some(message) = self.cancelled(run.id, id).await? {
+                return self.end_cancelled(driven, id, message).await;
             }
-            if let Some(says) = self.newer_than(&run, id).await? {
-                return self.record(driven, id, Event::Superseded { says }, None).await;
+            if let Some(message) = self.superseded_by(&run, id).await? {
+                return self.record(driven, id, Event::Superseded { message }, None).await;
             }
             if !self.planner.has_head_plan(&id.environment) {
                 // The daemon died before it showed what the word would be about.
@@ -251,16 +251,18 @@ impl Runs {
             };
             let ready = match ready {
                 Ok(ready) => ready,
-                Err(Stop::Waits(on, says)) => return self.wait(driven, id, on, says).await,
-                Err(Stop::Fails(says)) => return self.fail(driven, id, says).await,
+                Err(Stop::Waits(on, message)) => return self.wait(driven, id, on, message).await,
+                Err(Stop::Fails(message)) => return self.fail(driven, id, message).await,
                 Err(Stop::Nothing(job, inputs, left)) => {
                     return self.arrive(driven, id, &job, inputs, left, false).await;
                 }
                 Err(Stop::Gone) => return Ok(self.already_gone(driven, &run, id, status).await?.unwrap_or(status)),
                 Err(Stop::Error(error)) => return Err(error),
                 Err(Stop::Leaves) => return Ok(Status::Waiting),
-                Err(Stop::Cancelled(says)) => return self.end_cancelled(driven, id, says).await,
-                Err(Stop::Superseded(says)) => return self.record(driven, id, Event::Superseded { says }, None).await,
+                Err(Stop::Cancelled(message)) => return self.end_cancelled(driven, id, message).await,
+                Err(Stop::Superseded(message)) => {
+                    return self.record(driven, id, Event::Superseded { message }, None).await;
+                }
             };
             match self.effect(driven, id, ready).await? {
                 Effect::Ended(status) => return Ok(status),
@@ -281,12 +283,12 @@ impl Runs {
 
     /// Whether an instance waits for somebody's word and was looked at a short while ago: only a word, which makes another
     /// run, or the world can change that.
-    async fn waits_for_a_word(&self, driven: &Driven, id: &InstanceId) -> bool {
+    async fn waits_for_command(&self, driven: &Driven, id: &InstanceId) -> bool {
         driven.run.lock().await.instances.get(id).is_some_and(|instance| {
             let on_word = matches!(instance.waiting_on, Some(WaitingOn::Approval { .. } | WaitingOn::FirstContact));
             instance.status == Status::Waiting
                 && on_word
-                && instance.waits_since.is_some_and(|since| self.context.now() - since < WORD_AGAIN)
+                && instance.waiting_since.is_some_and(|since| self.context.now() - since < WORD_AGAIN)
         })
     }
 
@@ -295,7 +297,7 @@ impl Runs {
         driven: &Driven,
         id: &InstanceId,
         on: WaitingOn,
-        says: String,
+        message: String,
     ) -> Result<Status, Error> {
         let known =
             driven.run.lock().await.instances.get(id).is_some_and(|instance| {
@@ -309,15 +311,15 @@ impl Runs {
             self.context.queue.enqueue(ReconcileRequest::HeadPlan(id.environment.clone()), Reason::RunWaits);
         }
         if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
-            instance.waits_since = Some(self.context.now());
+            instance.waiting_since = Some(self.context.now());
         }
-        self.record(driven, id, Event::Waits { on: on.clone(), says }, Some(on)).await
+        self.record(driven, id, Event::Waits { on: on.clone(), message }, Some(on)).await
     }
 
-    async fn fail(self: &Arc<Self>, driven: &Driven, id: &InstanceId, says: String) -> Result<Status, Error> {
-        let says = self.context.redactor.redact(&says);
-        self.stall(driven, id, &says, false).await?;
-        self.record(driven, id, Event::Failed { says }, None).await
+    async fn fail(self: &Arc<Self>, driven: &Driven, id: &InstanceId, message: String) -> Result<Status, Error> {
+        let message = self.context.redactor.redact(&message);
+        self.stall(driven, id, &message, false).await?;
+        self.record(driven, id, Event::Failed { message }, None).await
     }
 
     /// Journals an event, and brings the run's document and comment up to date.
@@ -333,13 +335,13 @@ impl Runs {
         if let Some(instance) = next.instances.get_mut(id) {
             instance.status = next_status(id, instance.status, &event).map_err(crate::adapters::store::Error::from)?;
             instance.waiting_on = on;
-            instance.says = match &event {
-                Event::Waits { says, .. }
-                | Event::Failed { says }
-                | Event::Skipped { says }
-                | Event::Cancelled { says }
-                | Event::Step { says }
-                | Event::Superseded { says } => says.clone(),
+            instance.message = match &event {
+                Event::Waits { message, .. }
+                | Event::Failed { message }
+                | Event::Skipped { message }
+                | Event::Cancelled { message }
+                | Event::Step { message }
+                | Event::Superseded { message } => message.clone(),
                 _ => String::new(),
             };
         }
@@ -347,7 +349,7 @@ impl Runs {
         *run = next;
         if status.ended() || status == Status::Waiting {
             self.changed.notify_waiters();
-            self.heed_what_was_missed(id);
+            self.enqueue_missed_change(id);
         }
         let due = {
             let mut said_at = driven.said_at.lock();
@@ -358,7 +360,7 @@ impl Runs {
             due
         };
         if due {
-            self.say_run(&run).await?;
+            self.comment_run(&run).await?;
         }
         Ok(status)
     }

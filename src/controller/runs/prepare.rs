@@ -18,7 +18,7 @@ use crate::{
         journal::{Approved, Event, Run},
         message,
         plan::{
-            self, Applied, Carried, InstancePlan,
+            self, Applied, HostedNode, InstancePlan,
             pending::{is_pending, sources},
         },
         remediation,
@@ -37,7 +37,7 @@ pub(super) struct Ready {
     pub(crate) prepared: Prepared,
     pub(crate) inputs: BTreeMap<String, RecordedOutput>,
     pub(crate) actions: Vec<Action>,
-    pub(crate) carried: Vec<Carried>,
+    pub(crate) carried: Vec<HostedNode>,
 }
 
 /// Why an instance does not get to its effect.
@@ -90,7 +90,7 @@ impl Runs {
             return Err(Stop::Gone);
         }
         let (mut job, inputs) = self.job(driven, &run, id, applied.as_ref()).await?;
-        self.with_approved_moves(driven, &run, id, &mut job).await?;
+        self.restore_approved_moves(driven, &run, id, &mut job).await?;
         let (job, prepared) = self.prepare_job(&driven.head, &job).await?;
         let observation = &prepared.observation;
         match self.observer.identify(id, observation, applied.is_some()).await {
@@ -105,18 +105,18 @@ impl Runs {
             None => self.source.guards(&driven.head).await?.protect(id),
         };
         let actions = targets::actions(&job.work, id, observation);
-        let (mut actions, carried) = self.observer.with_drains(&driven.head, id, actions, observation).await?;
+        let (mut actions, carried) = self.observer.with_drain_actions(&driven.head, id, actions, observation).await?;
         plan::mark_protected(&guards, &mut actions);
         let digest = (!actions.is_empty()).then(|| InstancePlan::digest_of(&actions));
         self.record(driven, id, Event::Planned { digest }, None).await?;
         if applied.is_none() && run.by_merge && self.planner.is_first_contact(id, observation.holds_anything).await? {
-            let says = if observation.holds_anything {
+            let message = if observation.holds_anything {
                 "the target already holds something that was never applied from here; look at the plan and say `/apply`"
             } else {
                 "this store has no history of a repository that was applied before: restore the store, or look at the plan and say `/apply`"
             };
-            let says = says.to_owned();
-            return Err(Stop::Waits(WaitingOn::FirstContact, says));
+            let message = message.to_owned();
+            return Err(Stop::Waits(WaitingOn::FirstContact, message));
         }
         if actions.is_empty() {
             let left = Left { others: vec![], warnings: observation.warnings.clone() };
@@ -124,19 +124,19 @@ impl Runs {
         }
         let fresh = actions.clone();
         if run.by_merge
-            && let Some(says) = self.observer.undoes_snoozed(id, &actions).await?
+            && let Some(message) = self.observer.reverts_snoozed(id, &actions).await?
         {
-            return Err(Stop::Waits(WaitingOn::Approval { digest: InstancePlan::digest_of(&actions) }, says));
+            return Err(Stop::Waits(WaitingOn::Approval { digest: InstancePlan::digest_of(&actions) }, message));
         }
         let actions = self.approve(driven, &run, id, actions).await?;
-        let actions = self.throttled(driven, &run, id, actions, observation.layout.as_ref()).await?;
+        let actions = self.throttle(driven, &run, id, actions, observation.layout.as_ref()).await?;
         if actions.is_empty() {
             let left = Left { others: fresh, warnings: prepared.observation.warnings };
             return Err(Stop::Nothing(Box::new(job), inputs, left));
         }
         self.guard(driven, id, &actions, &carried).await?;
         match self.observer.pin_before_effect(id, &prepared.observation).await {
-            Err(Error::Refused(says)) => return Err(Stop::Fails(says)),
+            Err(Error::Refused(message)) => return Err(Stop::Fails(message)),
             done => done?,
         }
         let mut prepared = prepared;
@@ -161,7 +161,7 @@ impl Runs {
             let Some(record) = applied else {
                 return Err(Stop::Fails(format!("`{id}` is not applied, so there is nothing to return to")));
             };
-            return Ok((self.observer.remedy_job(run, id, record, &driven.head).await?, record.inputs.clone()));
+            return Ok((self.observer.remediation_job(run, id, record, &driven.head).await?, record.inputs.clone()));
         }
         let head = &driven.head;
         let Some(instance) = head.instance(id) else {
@@ -171,8 +171,8 @@ impl Runs {
             return Err(Stop::Fails(format!("its declaration has a problem: {problem}")));
         }
         if let Some(on) = self.planner.promotion(head, id).await? {
-            let says = message::comment::waiting(&on);
-            return Err(Stop::Waits(on, says));
+            let message = message::comment::waiting(&on);
+            return Err(Stop::Waits(on, message));
         }
         // What comes first is measured by the branch as it is now, not as it was when this run was authorised.
         let now = self.source.head().unwrap_or_else(|| Arc::clone(head));
@@ -227,11 +227,11 @@ impl Runs {
     async fn still_orphaned(self: &Arc<Self>, driven: &Driven, run: &Run, id: &InstanceId) -> Result<Arc<Head>, Stop> {
         let now = self.source.head().unwrap_or_else(|| Arc::clone(&driven.head));
         if !self.planner.orphans(&now).await?.contains_key(id) {
-            let says = "it is declared, or a file that may declare it can't be read; nothing was destroyed";
-            return Err(Stop::Fails(says.into()));
+            let message = "it is declared, or a file that may declare it can't be read; nothing was destroyed";
+            return Err(Stop::Fails(message.into()));
         }
-        if let Some((user, says)) = self.planner.in_use(&now, id, &run.instances.keys().cloned().collect()).await? {
-            return Err(Stop::Waits(WaitingOn::Upstream { instance: user }, says));
+        if let Some((user, message)) = self.planner.in_use(&now, id, &run.instances.keys().cloned().collect()).await? {
+            return Err(Stop::Waits(WaitingOn::Upstream { instance: user }, message));
         }
         Ok(now)
     }
@@ -250,7 +250,7 @@ impl Runs {
     pub(super) async fn prepare_job(self: &Arc<Self>, head: &Head, job: &Job) -> Result<(Job, Prepared), Stop> {
         let mut attempt = 0;
         loop {
-            match self.observer.prepare_with_owners(head, job).await {
+            match self.observer.prepare_job_with_owners(head, job).await {
                 Ok(prepared) => return Ok(prepared),
                 Err(error) => match error.retry {
                     Retry::After(backoff) if attempt + 1 < ATTEMPTS_MAX => {
@@ -275,7 +275,7 @@ impl Runs {
         actions: Vec<Action>,
     ) -> Result<Vec<Action>, Stop> {
         let digest = InstancePlan::digest_of(&actions);
-        let waits = |says: String| Stop::Waits(WaitingOn::Approval { digest }, says);
+        let waits = |message: String| Stop::Waits(WaitingOn::Approval { digest }, message);
         match self.context.store.approved(run.id, id).await?.unwrap_or(Approved::Unknown) {
             Approved::Declaration => Ok(actions),
             Approved::Actions { actions: approved } if run.by_drift => match plan::covers(&approved, &actions) {
@@ -311,8 +311,8 @@ impl Runs {
                     return Err(Stop::Fails(format!("the remediation `{name}` is not there any more")));
                 };
                 let stored = self.stored_actions(remediation).await?;
-                if let Some(says) = self.edited(name.as_str(), remediation).await? {
-                    return Err(Stop::Fails(says));
+                if let Some(message) = self.edited(name.as_str(), remediation).await? {
+                    return Err(Stop::Fails(message));
                 }
                 let through =
                     remediation::lets_through(remediation, id, &|digest| stored.get(digest).cloned(), &actions)

@@ -72,7 +72,7 @@ impl Runs {
 
     /// As many moves for the balance as one run may make (R3.3); the rest is for the next. What a rebalance makes is chosen
     /// once, so that a run that is taken up again makes no more.
-    pub(super) async fn throttled(
+    pub(super) async fn throttle(
         self: &Arc<Self>,
         driven: &Driven,
         run: &Run,
@@ -110,7 +110,7 @@ impl Runs {
     }
 
     /// Tells a cluster which moves were approved: sizes change, and what was approved is made as far as it still can be.
-    pub(super) async fn with_approved_moves(
+    pub(super) async fn restore_approved_moves(
         &self,
         driven: &Driven,
         run: &Run,
@@ -120,7 +120,7 @@ impl Runs {
         let Work::Citus(work) = &mut job.work else { return Ok(()) };
         let actions = match self.context.store.approved(run.id, id).await? {
             Some(Approved::Actions { actions } | Approved::Moves { chosen: Some(actions) }) => actions,
-            Some(Approved::Remediation) => self.remedied(driven, run, id).await?,
+            Some(Approved::Remediation) => self.proposed_actions(driven, run, id).await?,
             _ => return Ok(()),
         };
         let moves = actions.iter().filter(|action| citus::plan::is_move(action)).flat_map(|action| &action.resources);

@@ -26,7 +26,7 @@ use crate::{
 
 impl Runs {
     /// The job of an effect that was begun, and its inputs; what came in its way since then is no reason not to look.
-    pub(super) async fn begun_job(
+    pub(super) async fn started_job(
         self: &Arc<Self>,
         driven: &Driven,
         run: &Run,
@@ -42,7 +42,7 @@ impl Runs {
                 .applied(id)
                 .await?
                 .ok_or_else(|| Error::Refused(format!("`{id}` is not applied any more")))?;
-            return Ok((self.observer.remedy_job(run, id, &record, &driven.head).await?, record.inputs));
+            return Ok((self.observer.remediation_job(run, id, &record, &driven.head).await?, record.inputs));
         }
         let instance = driven
             .head
@@ -72,15 +72,15 @@ impl Runs {
         let records = self.context.store.journal(Some(run.id), u32::MAX).await?;
         let is_step = |event: &Event| matches!(event, Event::Step { .. });
         let mut records = records.into_iter().rev().filter(|record| record.instance == *id && !is_step(&record.event));
-        let (mut job, inputs) = match self.begun_job(driven, &run, id).await {
+        let (mut job, inputs) = match self.started_job(driven, &run, id).await {
             Ok(job) => job,
-            Err(error) => return self.stalled_begun(driven, id, status, crate::error_chain(&error)).await,
+            Err(error) => return self.stall_started(driven, id, status, crate::error_chain(&error)).await,
         };
-        self.with_approved_moves(driven, &run, id, &mut job).await?;
+        self.restore_approved_moves(driven, &run, id, &mut job).await?;
         match records.next().map(|record| (record.event, record.token)) {
             // An effect that failed before the daemon stopped is no authority to try again (R3.1).
-            Some((Event::Finished { outcome: Outcome::Failed { says } }, _)) => {
-                return self.fail(driven, id, says).await.map(Effect::Ended);
+            Some((Event::Finished { outcome: Outcome::Failed { message } }, _)) => {
+                return self.fail(driven, id, message).await.map(Effect::Ended);
             }
             Some((Event::Finished { outcome: Outcome::Done }, _)) => {
                 return self.verify(driven, id, &job, inputs).await.map(Effect::Ended);
@@ -89,7 +89,7 @@ impl Runs {
                 let fence = Fence { run: run.id, token };
                 let (progress, told) = Self::progress();
                 let attaching = self.context.target.attach(&job, fence, progress);
-                match self.hear(driven, id, attaching, told).await? {
+                match self.follow_progress(driven, id, attaching, told).await? {
                     Attached::Ended(done) => return self.finish(driven, id, done, &job, inputs).await,
                     Attached::Gone => {}
                 }
@@ -97,11 +97,11 @@ impl Runs {
             // It was interrupted, and what is left is planned again.
             _ => return Ok(Effect::Stale),
         }
-        self.look_again(driven, &run, id, &job, inputs).await
+        self.recover_by_observation(driven, &run, id, &job, inputs).await
     }
 
     /// Decides what was started and not finished, and what nobody knows of any more, by looking at the world.
-    pub(super) async fn look_again(
+    pub(super) async fn recover_by_observation(
         self: &Arc<Self>,
         driven: &Driven,
         run: &Run,
@@ -121,32 +121,32 @@ impl Runs {
                 };
                 recovery(actions.first().map(|action| &action.digest), covered)
             }
-            Err(Stop::Fails(says)) => Recovery::Stalled { says },
+            Err(Stop::Fails(message)) => Recovery::Stalled { message },
             Err(_) => return Ok(Effect::Ended(Status::Running)),
         };
         match decision {
             Recovery::Done => self.finish(driven, id, Ok(()), job, inputs).await,
             Recovery::Redo => {
-                let says = "it was killed in the middle; what is left is covered and goes on".into();
-                let outcome = Outcome::Interrupted { says };
+                let message = "it was killed in the middle; what is left is covered and goes on".into();
+                let outcome = Outcome::Interrupted { message };
                 self.record(driven, id, Event::Finished { outcome }, None).await?;
                 Ok(Effect::Stale)
             }
-            Recovery::Stalled { says } => self.stalled_begun(driven, id, Status::Running, says).await,
+            Recovery::Stalled { message } => self.stall_started(driven, id, Status::Running, message).await,
         }
     }
 
-    async fn stalled_begun(
+    async fn stall_started(
         self: &Arc<Self>,
         driven: &Driven,
         id: &InstanceId,
         status: Status,
-        says: String,
+        message: String,
     ) -> Result<Effect, Error> {
         if status == Status::Running {
-            let outcome = Outcome::Failed { says: says.clone() };
+            let outcome = Outcome::Failed { message: message.clone() };
             self.record(driven, id, Event::Finished { outcome }, None).await?;
         }
-        self.fail(driven, id, says).await.map(Effect::Ended)
+        self.fail(driven, id, message).await.map(Effect::Ended)
     }
 }

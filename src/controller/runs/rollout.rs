@@ -51,9 +51,9 @@ impl Runs {
         if let Err(error) = self.settle(driven, id, job, inputs, left).await {
             return self.fail(driven, id, error.line()).await;
         }
-        if let Some(says) = self.silent_checks(driven, id).await? {
+        if let Some(message) = self.silent_checks(driven, id).await? {
             let what = if changed { "it was applied" } else { "nothing was to be applied" };
-            return self.fail(driven, id, format!("{what}, and {says}")).await;
+            return self.fail(driven, id, format!("{what}, and {message}")).await;
         }
         if !destroys && let Some(status) = self.rollout(driven, id, job).await? {
             return Ok(status);
@@ -94,14 +94,14 @@ impl Runs {
             Ok(Health::InProgress(why)) if self.context.now() >= waits_until => {
                 let what =
                     if destroys { "it was destroyed, and is not gone" } else { "it was applied, and did not come up" };
-                let says = format!("{what} within {}: {why}", said(job.work.wait()));
-                self.fail(driven, id, says).await.map(Some)
+                let message = format!("{what} within {}: {why}", said(job.work.wait()));
+                self.fail(driven, id, message).await.map(Some)
             }
             Ok(Health::InProgress(why)) => {
                 if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
                     instance.rollout_until = Some(waits_until);
                 }
-                self.look_again_soon(driven.run.lock().await.id);
+                self.check_rollout_soon(driven.run.lock().await.id);
                 let on = WaitingOn::Rollout { until: waits_until };
                 let what = if destroys { "it goes" } else { "it was applied and comes up" };
                 self.wait(driven, id, on, format!("{what}: {why}")).await.map(Some)
@@ -112,8 +112,8 @@ impl Runs {
                 } else {
                     "it was applied, and whether it came up"
                 };
-                let says = format!("{what} could not be tracked: {}", error.line());
-                self.fail(driven, id, says).await.map(Some)
+                let message = format!("{what} could not be tracked: {}", error.line());
+                self.fail(driven, id, message).await.map(Some)
             }
         }
     }
@@ -151,29 +151,29 @@ impl Runs {
         else {
             return Ok(None);
         };
-        if let Some(says) = self.cancelled(run.id, id).await? {
-            return self.end_cancelled(driven, id, says).await.map(Some);
+        if let Some(message) = self.cancelled(run.id, id).await? {
+            return self.end_cancelled(driven, id, message).await.map(Some);
         }
-        if let Some(says) = self.newer_than(run, id).await? {
-            return self.record(driven, id, Event::Superseded { says }, None).await.map(Some);
+        if let Some(message) = self.superseded_by(run, id).await? {
+            return self.record(driven, id, Event::Superseded { message }, None).await.map(Some);
         }
-        let (job, _) = self.begun_job(driven, run, id).await?;
+        let (job, _) = self.started_job(driven, run, id).await?;
         match self.context.target.health(&job).await {
             // Whatever it is now is decided where everything is looked at.
             Ok(Health::InProgress(_)) if self.context.now() < until => {
-                self.look_again_soon(run.id);
+                self.check_rollout_soon(run.id);
                 Ok(Some(Status::Waiting))
             }
             Err(error) if self.context.now() < until => {
                 tracing::warn!(instance = %id, error = error.line(), "a rollout could not be looked at");
-                self.look_again_soon(run.id);
+                self.check_rollout_soon(run.id);
                 Ok(Some(Status::Waiting))
             }
             _ => Ok(None),
         }
     }
 
-    fn look_again_soon(self: &Arc<Self>, run: crate::model::RunId) {
+    fn check_rollout_soon(self: &Arc<Self>, run: crate::model::RunId) {
         if !self.rollouts.lock().insert(run) {
             return;
         }

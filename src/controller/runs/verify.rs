@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-
 use crate::{
     controller::{
         context::Error,
@@ -23,7 +22,7 @@ impl Runs {
         job: &Job,
         inputs: BTreeMap<String, RecordedOutput>,
     ) -> Result<Status, Error> {
-        let again = match self.observer.look_at_job(&driven.head, job).await {
+        let again = match self.observer.observe_job(&driven.head, job).await {
             Ok(again) => again,
             Err(error) => {
                 return self
@@ -47,12 +46,12 @@ impl Runs {
         let (later, mine): (Vec<Action>, Vec<Action>) = mine.into_iter().partition(is_for_balance);
         let others = others.into_iter().chain(later).collect();
         if let Some(left) = mine.first().and_then(|action| action.resources.first()) {
-            let says = format!(
+            let message = format!(
                 "it was applied, and a fresh plan would still {} `{}`; a value that differs on every plan (a time, a random one) has to be ignored or fixed in the module",
                 left.change.verb(),
                 left.resource
             );
-            return self.fail(driven, id, says).await;
+            return self.fail(driven, id, message).await;
         }
         self.arrive(driven, id, job, inputs, Left { others, warnings: again.warnings }, true).await
     }

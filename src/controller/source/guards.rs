@@ -50,8 +50,8 @@ impl Source {
         for revision in steps {
             let (desired, _) = self.load(&revision).await?;
             let (next, refused) = now.after(Some(&before), &desired, &revision);
-            for says in refused {
-                tracing::warn!(revision = revision.short(), says, "a guard was not loosened");
+            for message in refused {
+                tracing::warn!(revision = revision.short(), message, "a guard was not loosened");
             }
             (now, before) = (next, desired);
         }

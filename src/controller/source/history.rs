@@ -46,8 +46,8 @@ impl Source {
                     .put(&format!("{}/{name}", remediation.environment), self.context.now(), &merged)
                     .await?;
             }
-            let says = "the store has no history of this repository; everything waits for a word";
-            self.context.store.audit(self.context.now(), "evenkeel", "history-lost", "store", says).await?;
+            let message = "the store has no history of this repository; everything waits for a word";
+            self.context.store.audit(self.context.now(), "evenkeel", "history-lost", "store", message).await?;
         }
         Ok(self
             .context

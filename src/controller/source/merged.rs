@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use crate::{
     controller::{
         context::Error,
-        records::{TrackedPullRequest, pull_subject},
+        records::{TrackedPullRequest, pull_request_subject},
         source::{Head, Source},
     },
     model::{InstanceId, PullNumber, Revision},
@@ -58,7 +58,7 @@ impl Source {
         let mut changed = BTreeSet::new();
         for environment in &tracked.environments {
             if let Some((plan, _)) =
-                self.context.store.last_plan(&pull_subject(tracked.pull.number, environment), None).await?
+                self.context.store.last_plan(&pull_request_subject(tracked.pull.number, environment), None).await?
             {
                 changed.extend(plan.instances.into_iter().map(|instance| instance.id));
             }

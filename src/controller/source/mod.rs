@@ -15,7 +15,6 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
-
 use super::{
     context::{Context, Error},
     work_queue::{Reason, ReconcileRequest},

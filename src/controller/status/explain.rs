@@ -68,25 +68,25 @@ impl StatusReader {
 
     async fn why_drifted(self: &Arc<Self>, head: &Head, status: &InstanceStatus) -> Result<String, Error> {
         let id = &status.id;
-        let says = "The world differs from what is applied (R1.4)";
+        let message = "The world differs from what is applied (R1.4)";
         if let Some(snooze) = &status.snoozed {
             let until = snooze.until.format("%Y-%m-%d %H:%M UTC");
             let by = snooze.by.replace("user:", "@");
             return Ok(format!(
-                "{says}, and {by} said no to undoing it ({}): nothing is proposed until {until}, or until something else is observed (R4.5).",
+                "{message}, and {by} said no to undoing it ({}): nothing is proposed until {until}, or until something else is observed (R4.5).",
                 snooze.because
             ));
         }
         if let Some((_, merged)) = self.held_with_actions(head, id).await?.into_iter().next() {
             let why = merged.waits.unwrap_or_else(|| "its run is about to begin".into());
-            return Ok(format!("{says}. Its remediation is merged and waits (R4.2): {why}"));
+            return Ok(format!("{message}. Its remediation is merged and waits (R4.2): {why}"));
         }
         let (applied, observed) = (self.context.store.all_applied().await?, self.context.store.observed(id).await?);
         if let (Some(instance), Some(observed)) = (head.instance(id), observed)
             && takes_over(head, instance, &applied, &observed) == Some(true)
         {
             return Ok(format!(
-                "{says}, and what is declared at head is what was observed: nothing is to be undone, and `/apply {}` makes it applied (R4.3).",
+                "{message}, and what is declared at head is what was observed: nothing is to be undone, and `/apply {}` makes it applied (R4.3).",
                 id.environment
             ));
         }
@@ -94,28 +94,28 @@ impl StatusReader {
         if let Some((_, proposal)) = known.into_iter().find(|(_, proposal)| proposal.instances.contains(id)) {
             let what = if proposal.adopts { "declare it" } else { "undo it" };
             return Ok(format!(
-                "{says}. {} proposes to {what}: merge it, close it, or change what it does by `/revert`, `/adopt`, `/snooze` (R4.4).",
+                "{message}. {} proposes to {what}: merge it, close it, or change what it does by `/revert`, `/adopt`, `/snooze` (R4.4).",
                 proposal.pull
             ));
         }
         if status.drift.iter().all(|drift| !drift.revertible) {
             return Ok(format!(
-                "{says} in what no apply would change, so there is nothing to revert. The next apply takes it over, or `drift.strict: false` leaves it out."
+                "{message} in what no apply would change, so there is nothing to revert. The next apply takes it over, or `drift.strict: false` leaves it out."
             ));
         }
         Ok(match self.remediations.mode(head, id) {
             DriftMode::Report => format!(
-                "{says}, and `drift.mode: report` only shows it (R3.1). `drift.mode: propose` opens pull requests."
+                "{message}, and `drift.mode: report` only shows it (R3.1). `drift.mode: propose` opens pull requests."
             ),
             _ if self.context.forge.is_none() => {
                 format!(
-                    "{says}, and there is no forge to propose on: configure `github`, or apply what is declared by `evenkeel apply {id}`."
+                    "{message}, and there is no forge to propose on: configure `github`, or apply what is declared by `evenkeel apply {id}`."
                 )
             }
             DriftMode::Revert => {
-                format!("{says}; it is reverted by itself as far as nothing has to be destroyed or replaced (R3.1).")
+                format!("{message}; it is reverted by itself as far as nothing has to be destroyed or replaced (R3.1).")
             }
-            DriftMode::Propose => format!("{says}; a pull request is about to propose to undo it (R4.4)."),
+            DriftMode::Propose => format!("{message}; a pull request is about to propose to undo it (R4.4)."),
         })
     }
 

@@ -92,7 +92,7 @@ pub struct Status {
 
 impl InstanceStatus {
     /// One line for people.
-    pub fn says(&self) -> String {
+    pub fn message(&self) -> String {
         if let Some(reason) = &self.reason {
             return reason.clone();
         }
@@ -258,7 +258,7 @@ impl StatusReader {
                 (None, _) => (Verdict::Unknown, Some("the state repo has not been read".into())),
                 (Some(_), true) if under_way.is_some() => (status.verdict, status.reason),
                 (Some(_), true) => {
-                    let says = match (failed, record.spec.on_delete) {
+                    let message = match (failed, record.spec.on_delete) {
                         (Some(failed), _) => format!(
                             "applied and no longer declared; destroying it failed in run {}: {}",
                             failed.run, failed.message
@@ -271,7 +271,7 @@ impl StatusReader {
                             format!("applied and no longer declared; it stays until `/destroy {id}` or `/forget {id}`")
                         }
                     };
-                    (Verdict::Orphaned, Some(says))
+                    (Verdict::Orphaned, Some(message))
                 }
                 (Some(_), false) => {
                     (Verdict::Stalled, Some("may have been removed: a file of the state repo can't be read".into()))

@@ -37,27 +37,27 @@ impl Known<'_> {
             return (Verdict::Stalled, Some(problem.to_string()));
         }
         if let Some(error) = self.observed.and_then(|observed| observed.error.as_ref()).filter(|e| e.kind == ANOTHER) {
-            return (Verdict::Unknown, Some(error.says.clone()));
+            return (Verdict::Unknown, Some(error.message.clone()));
         }
         let is_idle = run.is_none_or(|run| matches!(run.instances[id].status, RunStatus::New | RunStatus::Waiting));
-        if let Some(says) = self.suspended.as_ref().filter(|_| is_idle && run.is_some()) {
-            return (Verdict::Suspended, Some(says.clone()));
+        if let Some(message) = self.suspended.as_ref().filter(|_| is_idle && run.is_some()) {
+            return (Verdict::Suspended, Some(message.clone()));
         }
         if let Some(run) = run {
             let instance = &run.instances[id];
-            let says = if instance.says.is_empty() {
+            let message = if instance.message.is_empty() {
                 format!("run {} is under way", run.id)
             } else {
-                format!("run {}: {}", run.id, instance.says)
+                format!("run {}: {}", run.id, instance.message)
             };
-            return (Verdict::Pending, Some(says));
+            return (Verdict::Pending, Some(message));
         }
         if let Some(stalled) = self.stalled {
             let how = if stalled.cancelled { "was" } else { "failed:" };
             return (Verdict::Stalled, Some(format!("run {} {how} {}", stalled.run, stalled.message)));
         }
         if let Some(error) = self.observed.and_then(|observed| observed.error.as_ref()) {
-            return (Verdict::Unknown, Some(error.says.clone()));
+            return (Verdict::Unknown, Some(error.message.clone()));
         }
         if let Some(failed) = self.observed.and_then(|observed| observed.failed_checks.first()) {
             return (Verdict::Stalled, Some(failed.clone()));
@@ -68,8 +68,8 @@ impl Known<'_> {
         if self.observed.is_some_and(|observed| !observed.drift.is_empty()) {
             return (Verdict::Drifted, None);
         }
-        if let Some(says) = &self.suspended {
-            return (Verdict::Suspended, Some(says.clone()));
+        if let Some(message) = &self.suspended {
+            return (Verdict::Suspended, Some(message.clone()));
         }
         if pending {
             let problem = self.observed.and_then(|observed| observed.head_problem.as_ref());

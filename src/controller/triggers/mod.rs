@@ -82,7 +82,7 @@ impl Triggers {
                 Ok(due) => next = next.min(due.unwrap_or(next)),
                 Err(error) => failed("begin Schedules", &error),
             }
-            match context.store.next_unsaid().await {
+            match context.store.next_delivery_at().await {
                 Ok(Some(at)) if at <= now => context.queue.enqueue(ReconcileRequest::Outbox, Reason::MessageDue),
                 Ok(Some(at)) => next = next.min(at),
                 Ok(None) => {}
@@ -150,7 +150,7 @@ impl Triggers {
             let every = own.or(default).map_or(DRIFT_EVERY, crate::model::Duration::std);
             let every = chrono::Duration::from_std(every).unwrap_or(chrono::Duration::minutes(15));
             let observed = observed.get(id);
-            let may_pass = observed.is_some_and(|one| one.error.as_ref().is_some_and(|error| error.passes));
+            let may_pass = observed.is_some_and(|one| one.error.as_ref().is_some_and(|error| error.transient));
             let every = if may_pass { every.min(UNKNOWN_AGAIN) } else { every };
             let at = observed.map_or(now, |observed| observed.at + every);
             if at <= now {

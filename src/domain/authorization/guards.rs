@@ -152,8 +152,8 @@ impl InForce {
             // What was refused once is not let in by a commit that says nothing about it.
             Some(held) if said_before == Some(declared) => (held, None),
             Some(false) if declared && changed => {
-                let says = "is said together with a change of it: split in two pull requests";
-                (false, Some(format!("`allowRewrite` of `{}` {says}", instance.id)))
+                let message = "is said together with a change of it: split in two pull requests";
+                (false, Some(format!("`allowRewrite` of `{}` {message}", instance.id)))
             }
             _ => (declared, None),
         };

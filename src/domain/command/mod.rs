@@ -76,10 +76,10 @@ pub fn parse(comment: &str) -> Vec<Result<Command, Unclear>> {
         match one(rest) {
             None => {}
             Some(_) if too_long => {
-                let says = format!(
+                let message = format!(
                     "The comment is longer than {COMMENT_BYTES_MAX} bytes, so none of its commands was read; write the command in a comment of its own."
                 );
-                return vec![Err(Unclear(says))];
+                return vec![Err(Unclear(message))];
             }
             Some(command) => found.push(command),
         }
@@ -217,7 +217,7 @@ mod tests {
                 c.selector.map_or("-".into(), |s| s.to_string()),
                 c.digest.unwrap_or("-".into())
             ),
-            Err(Unclear(says)) => format!("! {says}"),
+            Err(Unclear(message)) => format!("! {message}"),
         };
         parse(comment).into_iter().map(shown).collect::<Vec<_>>().join("\n")
     }

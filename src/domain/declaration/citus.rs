@@ -76,8 +76,8 @@ pub struct CitusNodeWith {
     #[serde(default = "yes")]
     pub shards: bool,
     /// What it runs on: a tofu address, or `StatefulSet/NAMESPACE/NAME`. Nothing takes that away before the node is empty.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub carried_by: Option<String>,
+    #[serde(alias = "carriedBy", default, skip_serializing_if = "Option::is_none")]
+    pub runs_on: Option<String>,
 }
 
 fn yes() -> bool {

@@ -17,7 +17,7 @@ use std::{
 use super::{hcl, manifests};
 use crate::{
     model::{Digest, Digester},
-    ports::{Entry, Files, FilesError, Sort, join},
+    ports::{Entry, EntryKind, Files, FilesError, join},
 };
 
 /// The most files that one instance may be made from.
@@ -121,7 +121,7 @@ impl Source {
 }
 
 /// What stood at the paths that were looked at; of a folder that was only seen to be one, no id.
-pub(super) type Looked = BTreeMap<String, Option<(Sort, Option<String>)>>;
+pub(super) type Looked = BTreeMap<String, Option<(EntryKind, Option<String>)>>;
 
 /// Closures by what names them, kept from one revision to the next.
 #[derive(Default)]
@@ -220,7 +220,7 @@ impl Closures {
 fn of_tofu(files: &dyn Files, root: &str, var_files: &[String], looked: &mut Looked) -> Result<Closure, Error> {
     let root = inside(root)?;
     let mut walk = Walk::new(files, &root, looked);
-    if walk.look(&root)?.is_none_or(|entry| entry.sort != Sort::Folder) {
+    if walk.look(&root)?.is_none_or(|entry| entry.sort != EntryKind::Folder) {
         return Err(Error::Missing { path: root.clone() });
     }
     if !walk.files.list(&root)?.iter().any(|entry| is_module_file(&entry.name)) {
@@ -305,14 +305,14 @@ impl<'f> Walk<'f> {
         for entry in self.files.list(folder)? {
             let path = if folder.is_empty() { entry.name.clone() } else { format!("{folder}/{}", entry.name) };
             match entry.sort {
-                Sort::Folder if entry.name == ".terraform" || entry.name == ".git" => {}
-                Sort::Folder => self.folder(&path, depth + 1)?,
-                Sort::Other => {}
-                Sort::File | Sort::Program | Sort::Link => {
-                    if entry.sort == Sort::Link {
+                EntryKind::Folder if entry.name == ".terraform" || entry.name == ".git" => {}
+                EntryKind::Folder => self.folder(&path, depth + 1)?,
+                EntryKind::Other => {}
+                EntryKind::File | EntryKind::Program | EntryKind::Link => {
+                    if entry.sort == EntryKind::Link {
                         self.file(&path)?;
                     } else {
-                        self.found.insert(path.clone(), (entry.id, entry.sort == Sort::Program));
+                        self.found.insert(path.clone(), (entry.id, entry.sort == EntryKind::Program));
                     }
                     if is_module_file(&entry.name) {
                         self.references(folder, &path, depth)?;
@@ -331,11 +331,11 @@ impl<'f> Walk<'f> {
         for _ in 0..8 {
             let entry = self.look(&target)?.ok_or_else(missing)?;
             match entry.sort {
-                Sort::File | Sort::Program => {
-                    self.found.insert(path.to_owned(), (entry.id.clone(), entry.sort == Sort::Program));
+                EntryKind::File | EntryKind::Program => {
+                    self.found.insert(path.to_owned(), (entry.id.clone(), entry.sort == EntryKind::Program));
                     return Ok((path.to_owned(), entry.id));
                 }
-                Sort::Link => {
+                EntryKind::Link => {
                     let link = self.files.read(&target)?;
                     let link = String::from_utf8_lossy(&link).into_owned();
                     let folder = target.rsplit_once('/').map_or("", |(folder, _)| folder);
@@ -345,8 +345,8 @@ impl<'f> Walk<'f> {
                     }
                     target = join(folder, &link).ok_or_else(outside)?;
                 }
-                Sort::Folder if target != path => return Err(Error::LinkToFolder { path: path.to_owned() }),
-                Sort::Folder | Sort::Other => return Err(missing()),
+                EntryKind::Folder if target != path => return Err(Error::LinkToFolder { path: path.to_owned() }),
+                EntryKind::Folder | EntryKind::Other => return Err(missing()),
             }
         }
         Err(missing())
@@ -364,13 +364,13 @@ impl<'f> Walk<'f> {
             let Some(target) = join(folder, literal) else { continue };
             match self.files.entry(&target)?.map(|entry| entry.sort) {
                 // A path that is only partly literal, such as "../${x}", must not pull in the whole repository.
-                Some(Sort::Folder)
+                Some(EntryKind::Folder)
                     if whole || !target.is_empty() && !format!("{folder}/").starts_with(&format!("{target}/")) =>
                 {
                     self.look(&target)?;
                     self.folder(&target, depth + 1)?;
                 }
-                Some(Sort::File | Sort::Program | Sort::Link) => {
+                Some(EntryKind::File | EntryKind::Program | EntryKind::Link) => {
                     self.file(&target)?;
                 }
                 sort => drop(self.looked.entry(target).or_insert(sort.map(|sort| (sort, None)))),

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     domain::calendar::Calendar,
     model::{ComponentName, Place, Problem},
-    ports::{Files, FilesError, Sort, join},
+    ports::{EntryKind, Files, FilesError, join},
 };
 
 /// One document of a file.
@@ -103,8 +103,8 @@ fn follow(files: &dyn Files, path: &str) -> Result<Arc<[u8]>, (&'static str, Str
     for _ in 0..8 {
         let unreadable = |error: FilesError| ("unreadable", error.to_string());
         match files.entry(&target).map_err(unreadable)?.map(|entry| entry.sort) {
-            Some(Sort::File | Sort::Program) => return files.read(&target).map_err(unreadable),
-            Some(Sort::Link) => {
+            Some(EntryKind::File | EntryKind::Program) => return files.read(&target).map_err(unreadable),
+            Some(EntryKind::Link) => {
                 let link = String::from_utf8_lossy(&files.read(&target).map_err(unreadable)?).into_owned();
                 let folder = target.rsplit_once('/').map_or("", |(folder, _)| folder);
                 let outside = || ("link-outside", format!("the link leads out of the repository, to `{link}`"));

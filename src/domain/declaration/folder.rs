@@ -10,7 +10,7 @@ use std::{cmp::Ordering, sync::Arc};
 use super::document::{File, read_file};
 use crate::{
     model::{Place, Problem},
-    ports::{Files, FilesError, Sort, join},
+    ports::{EntryKind, Files, FilesError, join},
 };
 
 /// The most files that the declarations may have.
@@ -140,14 +140,14 @@ impl Reading<'_> {
         let mut whole = true;
         for entry in self.files.list(&join(self.root, path).unwrap_or_default())? {
             let place = if path.is_empty() { entry.name.clone() } else { format!("{path}/{}", entry.name) };
-            let problem = |kind, says| Problem::new(kind, &place.as_str().into(), Place::default(), says);
+            let problem = |kind, message| Problem::new(kind, &place.as_str().into(), Place::default(), message);
             match entry.sort {
-                Sort::Folder if depth >= FOLDER_DEPTH_MAX => {
+                EntryKind::Folder if depth >= FOLDER_DEPTH_MAX => {
                     folder
                         .problems
                         .push(problem("too-deep", format!("folders below {FOLDER_DEPTH_MAX} levels are not read")));
                 }
-                Sort::Folder => {
+                EntryKind::Folder => {
                     let before = before.and_then(|before| before.folder_before(&entry.name));
                     let below = self.folder(&place, entry.id, depth + 1, before)?;
                     whole &= !below.id.is_empty();
@@ -155,15 +155,17 @@ impl Reading<'_> {
                     folder.count += below.count;
                     folder.below.push((entry.name, below));
                 }
-                Sort::File | Sort::Program | Sort::Link if place.ends_with(".yaml") || place.ends_with(".yml") => {
+                EntryKind::File | EntryKind::Program | EntryKind::Link
+                    if place.ends_with(".yaml") || place.ends_with(".yml") =>
+                {
                     if self.count >= FILES_MAX {
                         folder
                             .problems
                             .push(problem("too-many-files", format!("more than {FILES_MAX} files are not read")));
                         break;
                     }
-                    whole &= entry.sort != Sort::Link;
-                    let id = if entry.sort == Sort::Link { String::new() } else { entry.id };
+                    whole &= entry.sort != EntryKind::Link;
+                    let id = if entry.sort == EntryKind::Link { String::new() } else { entry.id };
                     let before = before.and_then(|before| before.file_before(&entry.name, &id));
                     let file = before.cloned().unwrap_or_else(|| Arc::new(read_file(self.files, self.root, &place)));
                     self.count += 1;

@@ -7,7 +7,7 @@ use super::{
     closure::{Closure, Error, Looked, Walk, inside},
     node::{self, Kind, Node},
 };
-use crate::ports::{Entry, Files, Sort, join};
+use crate::ports::{Entry, EntryKind, Files, join};
 
 /// The names of the file that makes a folder a kustomization.
 const KUSTOMIZATIONS: [&str; 3] = ["kustomization.yaml", "kustomization.yml", "Kustomization"];
@@ -22,9 +22,9 @@ pub(super) fn of_manifests(files: &dyn Files, path: &str, looked: &mut Looked) -
     let path = inside(path)?;
     let mut walk = Walk::new(files, &path, looked);
     match walk.look(&path)?.map(|entry| entry.sort) {
-        Some(Sort::Folder) => walk.whole(&path, 0, &|entry| is_manifest(&entry.name))?,
-        Some(Sort::File | Sort::Program | Sort::Link) => drop(walk.file(&path)?),
-        Some(Sort::Other) | None => return Err(Error::Missing { path }),
+        Some(EntryKind::Folder) => walk.whole(&path, 0, &|entry| is_manifest(&entry.name))?,
+        Some(EntryKind::File | EntryKind::Program | EntryKind::Link) => drop(walk.file(&path)?),
+        Some(EntryKind::Other) | None => return Err(Error::Missing { path }),
     }
     if walk.found.is_empty() {
         return Err(Error::Unreadable { path, why: "it holds no `.yaml`, `.yml` or `.json` file".into() });
@@ -36,13 +36,15 @@ pub(super) fn of_manifests(files: &dyn Files, path: &str, looked: &mut Looked) -
 pub(super) fn of_migrations(files: &dyn Files, folder: &str, looked: &mut Looked) -> Result<Closure, Error> {
     let folder = inside(folder)?;
     let mut walk = Walk::new(files, &folder, looked);
-    if walk.look(&folder)?.is_none_or(|entry| entry.sort != Sort::Folder) {
+    if walk.look(&folder)?.is_none_or(|entry| entry.sort != EntryKind::Folder) {
         return Err(Error::Missing { path: folder });
     }
     for entry in files.list(&folder)? {
         let path = format!("{folder}/{}", entry.name);
         match entry.sort {
-            Sort::File | Sort::Program | Sort::Link if entry.name.ends_with(".sql") => drop(walk.file(&path)?),
+            EntryKind::File | EntryKind::Program | EntryKind::Link if entry.name.ends_with(".sql") => {
+                drop(walk.file(&path)?)
+            }
             _ => {}
         }
     }
@@ -83,11 +85,11 @@ impl Walk<'_> {
         for entry in self.files.list(folder)? {
             let path = if folder.is_empty() { entry.name.clone() } else { format!("{folder}/{}", entry.name) };
             match entry.sort {
-                Sort::Folder if entry.name == ".git" => {}
-                Sort::Folder => self.whole(&path, depth + 1, wanted)?,
-                Sort::Other => {}
-                Sort::File | Sort::Program | Sort::Link if wanted(&entry) => drop(self.file(&path)?),
-                Sort::File | Sort::Program | Sort::Link => {}
+                EntryKind::Folder if entry.name == ".git" => {}
+                EntryKind::Folder => self.whole(&path, depth + 1, wanted)?,
+                EntryKind::Other => {}
+                EntryKind::File | EntryKind::Program | EntryKind::Link if wanted(&entry) => drop(self.file(&path)?),
+                EntryKind::File | EntryKind::Program | EntryKind::Link => {}
             }
         }
         Ok(())
@@ -144,9 +146,9 @@ impl Walk<'_> {
         let target = if text.starts_with('/') { None } else { join(folder, text) };
         let Some(target) = target else { return Err(Error::Outside { path: text.to_owned() }) };
         match self.look(&target)?.map(|entry| entry.sort) {
-            Some(Sort::Folder) => self.kustomization(&target, depth + 1),
-            Some(Sort::File | Sort::Program | Sort::Link) => self.file(&target).map(drop),
-            Some(Sort::Other) | None => Err(refused(&format!("`{text}` is not in the repository"))),
+            Some(EntryKind::Folder) => self.kustomization(&target, depth + 1),
+            Some(EntryKind::File | EntryKind::Program | EntryKind::Link) => self.file(&target).map(drop),
+            Some(EntryKind::Other) | None => Err(refused(&format!("`{text}` is not in the repository"))),
         }
     }
 }

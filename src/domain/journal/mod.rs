@@ -27,7 +27,8 @@ pub enum Event {
         /// What for.
         on: WaitingOn,
         /// In a sentence.
-        says: String,
+        #[serde(rename = "says")]
+        message: String,
     },
     /// The effect begins.
     Started {
@@ -37,7 +38,8 @@ pub enum Event {
     /// A step of the effect begins, or is over.
     Step {
         /// In a sentence.
-        says: String,
+        #[serde(rename = "says")]
+        message: String,
     },
     /// The effect is over.
     Finished {
@@ -52,22 +54,26 @@ pub enum Event {
     /// The instance can't go on.
     Failed {
         /// In a sentence.
-        says: String,
+        #[serde(rename = "says")]
+        message: String,
     },
     /// An upstream failed or waits, so nothing was tried.
     Skipped {
         /// In a sentence.
-        says: String,
+        #[serde(rename = "says")]
+        message: String,
     },
     /// A newer run takes its place (R5.3).
     Superseded {
         /// In a sentence.
-        says: String,
+        #[serde(rename = "says")]
+        message: String,
     },
     /// Somebody said so (R5.5).
     Cancelled {
         /// In a sentence.
-        says: String,
+        #[serde(rename = "says")]
+        message: String,
     },
 }
 
@@ -80,17 +86,20 @@ pub enum Outcome {
     /// With an error; a part may be done.
     Failed {
         /// In a sentence.
-        says: String,
+        #[serde(rename = "says")]
+        message: String,
     },
     /// The daemon stopped in the middle, and what is left goes on.
     Interrupted {
         /// In a sentence.
-        says: String,
+        #[serde(rename = "says")]
+        message: String,
     },
     /// Nothing was done: its precondition no longer held.
     Refused {
         /// In a sentence.
-        says: String,
+        #[serde(rename = "says")]
+        message: String,
     },
 }
 
@@ -204,7 +213,7 @@ pub enum Recovery {
     /// Neither: a person has to look.
     Stalled {
         /// In a sentence.
-        says: String,
+        message: String,
     },
 }
 
@@ -214,7 +223,7 @@ pub fn recovery(fresh: Option<&Digest>, covered: Result<(), String>) -> Recovery
         (None, _) => Recovery::Done,
         (Some(_), Ok(())) => Recovery::Redo,
         (Some(_), Err(gap)) => Recovery::Stalled {
-            says: format!(
+            message: format!(
                 "it was killed in the middle, and what is left is not what was approved: {gap}; look at the plan and say `/apply`"
             ),
         },
@@ -226,19 +235,21 @@ impl fmt::Display for Event {
         match self {
             Self::Planned { digest: Some(digest) } => write!(f, "planned, action {}", digest.short()),
             Self::Planned { digest: None } => f.write_str("planned, nothing to do"),
-            Self::Waits { says, .. } => write!(f, "waits: {says}"),
+            Self::Waits { message, .. } => write!(f, "waits: {message}"),
             Self::Started { digest } => write!(f, "started action {}", digest.short()),
-            Self::Step { says } => f.write_str(says),
+            Self::Step { message } => f.write_str(message),
             Self::Finished { outcome: Outcome::Done } => f.write_str("finished"),
-            Self::Finished { outcome: Outcome::Failed { says } } => write!(f, "finished with an error: {says}"),
-            Self::Finished { outcome: Outcome::Interrupted { says } } => write!(f, "was interrupted: {says}"),
-            Self::Finished { outcome: Outcome::Refused { says } } => write!(f, "was refused before any change: {says}"),
+            Self::Finished { outcome: Outcome::Failed { message } } => write!(f, "finished with an error: {message}"),
+            Self::Finished { outcome: Outcome::Interrupted { message } } => write!(f, "was interrupted: {message}"),
+            Self::Finished { outcome: Outcome::Refused { message } } => {
+                write!(f, "was refused before any change: {message}")
+            }
             Self::Applied { changed: true } => f.write_str("applied, and a fresh plan is empty"),
             Self::Applied { changed: false } => f.write_str("nothing to do"),
-            Self::Failed { says } => write!(f, "failed: {says}"),
-            Self::Skipped { says } => write!(f, "was not tried: {says}"),
+            Self::Failed { message } => write!(f, "failed: {message}"),
+            Self::Skipped { message } => write!(f, "was not tried: {message}"),
             // It says itself by what, or by whom.
-            Self::Superseded { says } | Self::Cancelled { says } => f.write_str(says),
+            Self::Superseded { message } | Self::Cancelled { message } => f.write_str(message),
         }
     }
 }

@@ -18,7 +18,8 @@ pub enum RunState {
     /// It ended.
     Ended {
         /// In a sentence.
-        says: String,
+        #[serde(rename = "says")]
+        message: String,
     },
 }
 
@@ -91,14 +92,15 @@ pub struct RunInstance {
     #[serde(default)]
     pub after: BTreeSet<InstanceId>,
     /// In a sentence, where there is something to say.
-    pub says: String,
+    #[serde(rename = "says")]
+    pub message: String,
     /// Whether anything was changed.
     pub changed: bool,
     /// What it waits on.
     pub waiting_on: Option<WaitingOn>,
     /// When it was last found that it waits.
     #[serde(default)]
-    pub waits_since: Option<DateTime<Utc>>,
+    pub waiting_since: Option<DateTime<Utc>>,
     /// How long what was applied may take to come up, while that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout_until: Option<DateTime<Utc>>,

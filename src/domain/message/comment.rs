@@ -136,15 +136,15 @@ fn details(instance: &InstancePlan) -> String {
 }
 
 /// A pull request that can't be merged, and so not planned.
-pub fn conflict(says: &str, what: &str) -> String {
-    close(format!("Not planned: {says}. Rebase it on the branch, or merge the branch into it."), what)
+pub fn conflict(message: &str, what: &str) -> String {
+    close(format!("Not planned: {message}. Rebase it on the branch, or merge the branch into it."), what)
 }
 
 /// The plan of one environment.
 pub fn plan(plan: &Plan, notes: &[Note], what: &str) -> String {
     let mut body = plan_table(plan);
     for note in notes {
-        body.push_str(&format!("{} {}.\n", if note.fatal { "**Blocked:**" } else { "**Note:**" }, note.says));
+        body.push_str(&format!("{} {}.\n", if note.fatal { "**Blocked:**" } else { "**Note:**" }, note.message));
     }
     body.push_str(&plan_waits(plan));
     if plan.instances.iter().any(|instance| instance.problem.is_some()) {
@@ -181,22 +181,22 @@ pub fn concerns(all: &[Concerned], carrier: PullNumber) -> Option<Note> {
             None => format!("`{}` ({})", one.commit.short(), one_line(&one.subject)),
         })
         .collect();
-    let says = format!("this is all that is pending, and also concerns {}", named.join(", "));
-    (!named.is_empty()).then_some(Note { fatal: false, says })
+    let message = format!("this is all that is pending, and also concerns {}", named.join(", "));
+    (!named.is_empty()).then_some(Note { fatal: false, message })
 }
 
 /// What an older pull request says of a plan that a newer one carries.
 pub fn superseded(environment: &EnvironmentName, carrier: PullNumber, what: &str) -> String {
-    let says = format!(
+    let message = format!(
         "The plan of `{environment}` is superseded by {carrier}, which carries all that is pending there; say `/apply {environment}` there."
     );
-    close(says, what)
+    close(message, what)
 }
 
 /// The approvals that an apply needs, as a note of its plan.
 pub fn needs(environment: &EnvironmentName, needs: &Approvals) -> Note {
-    let says = format!("`/apply {environment}` needs {}, given to this plan", approvals::asked(needs));
-    Note { fatal: false, says }
+    let message = format!("`/apply {environment}` needs {}, given to this plan", approvals::asked(needs));
+    Note { fatal: false, message }
 }
 
 /// The description of a pull request that puts what is pending to review.
@@ -298,8 +298,8 @@ pub fn problems(problems: &[Problem], what: &str) -> String {
 }
 
 /// An answer to a comment, in a sentence.
-pub fn answer(to: u64, says: &str) -> String {
-    close(says.to_owned(), &format!("answer to={to}"))
+pub fn answer(to: u64, message: &str) -> String {
+    close(message.to_owned(), &format!("answer to={to}"))
 }
 
 fn run_title(run: &Run) -> String {
@@ -346,11 +346,11 @@ pub fn run(run: &Run) -> String {
             "| {} | `{}` | {state} | {} |\n",
             instance.order,
             id.component,
-            one_line(&instance.says)
+            one_line(&instance.message)
         ));
     }
-    if let RunState::Ended { says } = &run.state {
-        body.push_str(&format!("\n{says}\n"));
+    if let RunState::Ended { message } = &run.state {
+        body.push_str(&format!("\n{message}\n"));
     }
     close(body, &format!("run id={}", run.id))
 }
@@ -463,30 +463,30 @@ pub fn proposal_marker(environment: &EnvironmentName, root: &str, drift: &Digest
 
 /// Why a remediation pull request closes itself.
 pub fn healed(environment: &EnvironmentName, root: &str) -> String {
-    let says = format!("The drift in `{environment}/{root}` is gone, so there is nothing to revert.");
-    close(says, "withdrawn")
+    let message = format!("The drift in `{environment}/{root}` is gone, so there is nothing to revert.");
+    close(message, "withdrawn")
 }
 
 /// Why a remediation pull request closes itself while its drift is there.
 pub fn snoozed(environment: &EnvironmentName, root: &str) -> String {
-    let says = format!("The drift in `{environment}/{root}` is snoozed, so nothing is proposed.");
-    close(says, "withdrawn")
+    let message = format!("The drift in `{environment}/{root}` is snoozed, so nothing is proposed.");
+    close(message, "withdrawn")
 }
 
 /// Why a remediation pull request closes itself in favour of another.
 pub fn regrouped(environment: &EnvironmentName, root: &str, group: &Group, other: PullNumber) -> String {
-    let says = format!(
+    let message = format!(
         "The drift in `{environment}/{root}` has another cause now, `{environment}/{}`: one pull request is about all of it, {other}.",
         group.root
     );
-    close(says, "withdrawn")
+    close(message, "withdrawn")
 }
 
 /// What `/drift` answers.
 pub fn drift(rows: &[(InstanceId, Verdict, String)]) -> String {
     let mut body = "| instance | verdict | |\n|---|---|---|\n".to_owned();
-    for (id, verdict, says) in rows {
-        body.push_str(&format!("| `{id}` | {} | {} |\n", verdict.words(), one_line(says)));
+    for (id, verdict, message) in rows {
+        body.push_str(&format!("| `{id}` | {} | {} |\n", verdict.words(), one_line(message)));
     }
     body
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::carriers::Carried;
+use super::hosts::HostedNode;
 use crate::model::{
     Action, Change, Digest, Digester, EnvironmentName, InstanceId, ResourceChange, Revision, WaitingOn,
     citus::LayoutPlan,
@@ -57,7 +57,7 @@ pub struct InstancePlan {
     pub layout: Option<LayoutPlan>,
     /// The nodes of clusters that it may carry, for the checker; not part of any digest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub carried: Vec<Carried>,
+    pub carried: Vec<HostedNode>,
 }
 
 /// How many of what.

@@ -5,17 +5,17 @@
 //! *Invariant:* equal input gives an equal document; nothing here depends on time or on the order of arrival.
 
 pub mod action;
-pub mod carriers;
 pub mod coverage;
 pub mod document;
+pub mod hosts;
 pub mod order;
 pub mod pending;
 pub mod record;
 pub mod validation;
 
 pub use action::{action_digest, mark_drifted, mark_protected, stands_alone};
-pub use carriers::Carried;
 pub use coverage::{Gap, covers};
 pub use document::{InstancePlan, Plan, Summary};
+pub use hosts::HostedNode;
 pub use order::{Order, order};
 pub use record::{Applied, Observed, ObservedError};

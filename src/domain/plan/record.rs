@@ -80,10 +80,12 @@ pub struct ObservedError {
     /// A stable word.
     pub kind: String,
     /// In a line.
-    pub says: String,
+    #[serde(rename = "says")]
+    pub message: String,
     /// Whether it may pass by itself, so that it is looked again before the usual time.
     #[serde(default)]
-    pub passes: bool,
+    #[serde(rename = "passes")]
+    pub transient: bool,
 }
 
 impl Observed {

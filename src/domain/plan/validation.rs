@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use crate::{
     domain::{
         declaration::schema::Limits,
-        plan::{InstancePlan, Plan, Summary, carriers},
+        plan::{InstancePlan, Plan, Summary, hosts},
     },
     model::{Change, InstanceId},
 };
@@ -19,11 +19,11 @@ pub struct Note {
     /// Whether it blocks.
     pub fatal: bool,
     /// In a sentence.
-    pub says: String,
+    pub message: String,
 }
 
-fn fatal(says: String) -> Note {
-    Note { fatal: true, says }
+fn fatal(message: String) -> Note {
+    Note { fatal: true, message }
 }
 
 /// Looks at a plan, with the limits that hold for one run of its environment.
@@ -54,7 +54,7 @@ pub fn plan(plan: &Plan, limits: &Limits) -> Vec<Note> {
     if again.digest != plan.digest {
         notes.push(fatal("the plan's digest is not that of its instances".into()));
     }
-    notes.extend(within(&counted, limits).into_iter().map(|says| Note { fatal: false, says }));
+    notes.extend(within(&counted, limits).into_iter().map(|message| Note { fatal: false, message }));
     notes
 }
 
@@ -71,7 +71,7 @@ fn instance_notes(instance: &InstancePlan, orders: &BTreeMap<&InstanceId, usize>
     if !instance.actions.is_empty() && instance.digest != Some(InstancePlan::digest_of(&instance.actions)) {
         notes.push(fatal(format!("the digest of `{}` is not that of its actions", instance.id)));
     }
-    if let Some(why) = carriers::violation(&instance.carried, &instance.actions) {
+    if let Some(why) = hosts::violation(&instance.carried, &instance.actions) {
         notes.push(fatal(why));
     }
     for action in &instance.actions {
@@ -106,16 +106,16 @@ fn instance_notes(instance: &InstancePlan, orders: &BTreeMap<&InstanceId, usize>
 
 /// By how much a run would pass its limits, each in a sentence.
 pub fn within(summary: &Summary, limits: &Limits) -> Vec<String> {
-    let mut says = vec![];
+    let mut message = vec![];
     let mut check = |what: &str, name: &str, found: u64, limit: Option<u64>| {
         if let Some(limit) = limit
             && found > limit
         {
-            says.push(format!("{found} to {what}, and `limits.{name}` allows {limit} in one run"));
+            message.push(format!("{found} to {what}, and `limits.{name}` allows {limit} in one run"));
         }
     };
     check("destroy", "destroys", summary.destroy, Some(limits.destroys));
     check("replace", "replaces", summary.replace, Some(limits.replaces));
     check("change", "changes", summary.changes(), limits.changes);
-    says
+    message
 }

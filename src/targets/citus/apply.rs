@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     model::{Backoff, InstanceId, Retry, citus::Address},
-    ports::{Attached, CitusWork, Fence, Job, Observation, Prepared, Progress, TargetError, Told},
+    ports::{Attached, CitusWork, Fence, Job, Observation, Prepared, Progress, ProgressEvent, TargetError},
 };
 
 /// The lock of a run; with the instance's own number.
@@ -144,7 +144,7 @@ impl Citus {
         while !self.is_quiet(&session, number).await? {
             if !said {
                 let whose = locked(&session, EFFECT, number).await;
-                progress(Told::Now(format!("waits for what goes on without the daemon: {}", whose.message)));
+                progress(ProgressEvent::Now(format!("waits for what goes on without the daemon: {}", whose.message)));
                 said = true;
             }
             tokio::time::sleep(LOOK).await;
@@ -191,9 +191,13 @@ impl Applying<'_> {
                     if matches!(task, Task::Rewrite { .. }) {
                         let name = format!("evenkeel_run_{}", self.fence.run.0);
                         let at = self.this.restore_point(self.job, &name).await?;
-                        (self.progress)(Told::Step(format!("restore point `{name}` at {at}")));
+                        (self.progress)(ProgressEvent::Step(format!("restore point `{name}` at {at}")));
                     }
-                    (self.progress)(Told::Step(format!("{} {}", step.change.change.verb(), step.change.resource)));
+                    (self.progress)(ProgressEvent::Step(format!(
+                        "{} {}",
+                        step.change.change.verb(),
+                        step.change.resource
+                    )));
                     self.one(task).await
                 }
             };

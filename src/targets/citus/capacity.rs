@@ -115,7 +115,7 @@ pub fn wanted(
             && now - since >= i64::try_from(rule.when.r#for.as_seconds()).unwrap_or(i64::MAX)
         {
             let Figure { now: value, limit, said, what, .. } = figure;
-            let says = format!(
+            let message = format!(
                 "{} {what}, and the limit is {}; for {} it has been over it.{}",
                 said(value),
                 said(limit),
@@ -127,7 +127,7 @@ pub fn wanted(
                 variable: rule.raise.variable.clone(),
                 by: rule.raise.by,
                 max: rule.raise.max,
-                says,
+                message,
             });
         }
         memory.rules.insert(name, kept);
@@ -187,7 +187,7 @@ mod tests {
         let mut look = |seen: &Seen, hour: i64| {
             let found =
                 wanted(std::slice::from_ref(&rule), &Moves::default(), seen, &mut memory, hour * 3600, &mut notes);
-            found.into_iter().map(|one| one.says).collect::<Vec<_>>()
+            found.into_iter().map(|one| one.message).collect::<Vec<_>>()
         };
         assert!(look(&fill(1 << 29), 0).is_empty());
         assert!(look(&fill(3 << 29), 10).is_empty());

@@ -100,7 +100,7 @@ pub enum By {
     /// The number of groups.
     Shards,
     /// A number for each shard, as a query or a count of tenants told it; a shard that it leaves out has none.
-    Told(BTreeMap<i64, u64>),
+    ProgressEvent(BTreeMap<i64, u64>),
 }
 
 /// What moves as one.
@@ -174,7 +174,7 @@ pub fn layout(catalog: &Catalog, by: &By) -> Result<(Layout, Vec<Group>), String
             let weight = match by {
                 By::Bytes => bytes,
                 By::Shards => 1,
-                By::Told(told) => shards.iter().filter_map(|shard| told.get(&shard.id)).sum(),
+                By::ProgressEvent(told) => shards.iter().filter_map(|shard| told.get(&shard.id)).sum(),
             };
             placements.push(Placement { group: groups.len(), node: *node, bytes, weight, pin: None });
         }
@@ -263,23 +263,23 @@ mod tests {
         let by =
             |by| super::layout(&catalog(), &by).unwrap().0.placements.iter().map(|one| one.weight).collect::<Vec<_>>();
         assert_eq!(by(By::Shards), [1, 1, 1]);
-        assert_eq!(by(By::Told([(101, 3), (103, 4), (106, 9)].into())), [7, 0, 9]);
+        assert_eq!(by(By::ProgressEvent([(101, 3), (103, 4), (106, 9)].into())), [7, 0, 9]);
     }
 
     #[test]
     fn rows_that_contradict_each_other_are_refused() {
-        let says = |change: &dyn Fn(&mut Catalog)| {
+        let message = |change: &dyn Fn(&mut Catalog)| {
             let mut catalog = catalog();
             change(&mut catalog);
             layout(&catalog, &By::Bytes).unwrap_err()
         };
-        let apart = says(&|catalog| catalog.placements[1].group = 2);
+        let apart = message(&|catalog| catalog.placements[1].group = 2);
         assert_eq!(apart, "the shards of `public.tasks +1 [-10]` are not on the same nodes: 103 and 101");
-        let nowhere = says(&|catalog| catalog.placements.retain(|one| one.shard != 106));
+        let nowhere = message(&|catalog| catalog.placements.retain(|one| one.shard != 106));
         assert_eq!(nowhere, "`reporting.days` is on no node");
-        let unknown = says(&|catalog| catalog.nodes.retain(|node| node.group != 2));
+        let unknown = message(&|catalog| catalog.nodes.retain(|node| node.group != 2));
         assert_eq!(unknown, "`public.tasks +1 [0]` is on group 2, of which no primary is known");
-        let strange = says(&|catalog| catalog.tables.remove(3).name.clear());
+        let strange = message(&|catalog| catalog.tables.remove(3).name.clear());
         assert_eq!(strange, "shard 106 belongs to `reporting.days`, which is no distributed table");
     }
 }

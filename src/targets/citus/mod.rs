@@ -14,14 +14,14 @@ pub mod balance;
 mod bound;
 pub mod capacity;
 pub mod catalog;
-mod declare;
 pub mod drift;
+mod init;
+pub mod message;
 pub mod migrations;
 mod moving;
 pub mod observe;
 pub mod plan;
 pub mod rebalance;
-pub mod show;
 mod solve;
 mod tables;
 mod watch;
@@ -37,10 +37,10 @@ pub use access::{Login, Logins, Rights};
 use drift::{Compared, Found, Memory};
 use observe::Version;
 
-use super::lanes::Lanes;
+use super::concurrency::ConcurrencyLimit;
 use crate::{
     model::{InstanceId, Redactor, Retry},
-    ports::{CitusWork, Job, Keeper, Observation, TargetError, Use},
+    ports::{CitusWork, InventoryStore, Job, Observation, TargetError, Use},
 };
 
 /// What takes longer goes where it keeps nobody waiting.
@@ -62,8 +62,8 @@ pub struct Settings {
 pub struct Citus {
     settings: Settings,
     redactor: Redactor,
-    lanes: Lanes,
-    keeper: Arc<dyn Keeper>,
+    lanes: ConcurrencyLimit,
+    keeper: Arc<dyn InventoryStore>,
     watches: watch::Watches,
     /// Effects that were asked to end.
     interrupted: Mutex<BTreeSet<InstanceId>>,
@@ -108,14 +108,14 @@ pub async fn declare(
 ) -> Result<(crate::domain::declaration::schema::Citus, Vec<String>), String> {
     let session = Session::open(login, "evenkeel init", redactor).await.map_err(|error| error.line())?;
     let seen = observe::look(&session, &CitusWork::default()).await.map_err(|error| error.line())?;
-    Ok(declare::declared(&seen, connection))
+    Ok(init::declared(&seen, connection))
 }
 
 impl Citus {
     /// The target with its settings.
-    pub fn new(settings: Settings, redactor: Redactor, keeper: Arc<dyn Keeper>) -> Self {
+    pub fn new(settings: Settings, redactor: Redactor, keeper: Arc<dyn InventoryStore>) -> Self {
         Self {
-            lanes: Lanes::new(PARALLEL, LONG),
+            lanes: ConcurrencyLimit::new(PARALLEL, LONG),
             settings,
             redactor,
             keeper,

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     domain::message::layout::size,
     model::{Backoff, Retry, citus::Address},
-    ports::{TargetError, Told},
+    ports::{ProgressEvent, TargetError},
 };
 
 /// How often a move is tried where the coordinator was lost in the middle.
@@ -68,7 +68,7 @@ impl Applying<'_> {
                 }
                 if !self.fits(&waiting[at], memory.bytes_per_second) {
                     is_over = true;
-                    (self.progress)(Told::Step(format!("{} moves wait for the next window", waiting.len())));
+                    (self.progress)(ProgressEvent::Step(format!("{} moves wait for the next window", waiting.len())));
                     break;
                 }
                 let moving = waiting.remove(at);
@@ -94,7 +94,7 @@ impl Applying<'_> {
                 // No other begins; what was to be moved is for the next window.
                 Err(error) if error.kind == OVER => {
                     is_over = true;
-                    (self.progress)(Told::Step(format!(
+                    (self.progress)(ProgressEvent::Step(format!(
                         "{} moves wait for the next window: {}",
                         waiting.len() + 1,
                         error.message
@@ -143,7 +143,7 @@ impl Applying<'_> {
             }
             self.wait_for_load(&owner, moving, speed).await?;
             let began = Instant::now();
-            (self.progress)(Told::Step(format!(
+            (self.progress)(ProgressEvent::Step(format!(
                 "moving `{}` ({}) from {} to {}",
                 moving.group,
                 size(moving.bytes),
@@ -158,13 +158,17 @@ impl Applying<'_> {
                         format!("Citus says that it moved, and it is not on `{}`", moving.to),
                     ));
                 }
-                (self.progress)(Told::Step(format!("moved `{}` in {} s", moving.group, began.elapsed().as_secs())));
+                (self.progress)(ProgressEvent::Step(format!(
+                    "moved `{}` in {} s",
+                    moving.group,
+                    began.elapsed().as_secs()
+                )));
                 return Ok(Some(began.elapsed()));
             };
             // Somebody else moves something of the same colocation; it is over some time.
             if error.message.contains("could not acquire the lock") && since.elapsed() < AWAY_TIME_MAX {
                 self.heed(true)?;
-                (self.progress)(Told::Now(format!("`{}` waits: {}", moving.group, error.message)));
+                (self.progress)(ProgressEvent::Now(format!("`{}` waits: {}", moving.group, error.message)));
                 tries -= 1;
                 tokio::time::sleep(LOOK).await;
                 continue;
@@ -270,7 +274,7 @@ impl Applying<'_> {
             if let (Some(of), Some(done)) = (row.get::<_, Option<i64>>(0), row.get::<_, Option<i64>>(1)) {
                 let bytes = |count: i64| size(u64::try_from(count).unwrap_or(0));
                 let phase = row.get::<_, Option<String>>(2).unwrap_or_default().to_lowercase();
-                (self.progress)(Told::Now(format!(
+                (self.progress)(ProgressEvent::Now(format!(
                     "moving `{}`: {} of {}, {phase}",
                     moving.group,
                     bytes(done),
@@ -303,7 +307,7 @@ impl Applying<'_> {
                 return Err(TargetError { retry: Retry::After(Backoff::REMOTE), ..TargetError::new("busy", message) });
             }
             if said != why {
-                (self.progress)(Told::Now(format!("`{}` waits: {why}", moving.group)));
+                (self.progress)(ProgressEvent::Now(format!("`{}` waits: {why}", moving.group)));
                 said = why;
             }
             tokio::time::sleep(LOOK).await;

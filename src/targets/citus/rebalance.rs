@@ -80,11 +80,11 @@ pub(super) fn moves(this: &Compared<'_>, found: &mut Found) {
     let is_lost = |node: &&NodeRow| node.is_primary && !node.is_active && holds_shards(this, node);
     if let Some(node) = catalog.nodes.iter().find(is_lost) {
         let has_to = !undeclared(this).is_empty() || !this.work.placement.drain.is_empty();
-        let says = format!("`{}` is inactive: what is on it can't be measured, so nothing is moved", node.name);
+        let message = format!("`{}` is inactive: what is on it can't be measured, so nothing is moved", node.name);
         if has_to {
-            found.refuse(|| says.clone());
+            found.refuse(|| message.clone());
         }
-        return found.notes.push(says);
+        return found.notes.push(message);
     }
     let (by, is_told) = match by(this) {
         Ok(by) => (by, true),
@@ -182,17 +182,17 @@ fn by(this: &Compared<'_>) -> Result<By, String> {
     match &this.work.placement.balance {
         BalanceBy::Word(BalanceWord::Bytes) => Ok(By::Bytes),
         BalanceBy::Word(BalanceWord::Shards) => Ok(By::Shards),
-        BalanceBy::Query(_) => Ok(By::Told(this.seen.told.clone())),
-        BalanceBy::Word(BalanceWord::Tenants) => tenants(this.seen).map(By::Told),
+        BalanceBy::Query(_) => Ok(By::ProgressEvent(this.seen.told.clone())),
+        BalanceBy::Word(BalanceWord::Tenants) => tenants(this.seen).map(By::ProgressEvent),
     }
 }
 
 /// The tenants of each shard, by the rows of the tables whose primary key is the distribution column.
 pub(super) fn tenants(seen: &Seen) -> Result<BTreeMap<i64, u64>, String> {
     let mut rows: BTreeMap<i64, u64> = BTreeMap::new();
-    for (worker, says) in &seen.workers {
-        for (shard, count) in &says.rows {
-            let empty = says.sizes.get(shard).is_none_or(|bytes| *bytes <= 16 << 10);
+    for (worker, message) in &seen.workers {
+        for (shard, count) in &message.rows {
+            let empty = message.sizes.get(shard).is_none_or(|bytes| *bytes <= 16 << 10);
             match u64::try_from(*count) {
                 Ok(count) => drop(rows.insert(*shard, count)),
                 // Nobody has counted it yet, and there is hardly anything to be counted.
@@ -309,7 +309,7 @@ fn is_due(this: &Compared<'_>, full: &Rebalance, found: &mut Found) -> bool {
     }
     let cooldown = i64::try_from(this.work.moves.cooldown.as_seconds()).unwrap_or(i64::MAX);
     // Somebody's word is not held back, and a clock that was set back begins anew.
-    let last = this.memory.rebalanced_at.filter(|_| !this.work.by_word).map(|at| at.min(this.now));
+    let last = this.memory.rebalanced_at.filter(|_| !this.work.by_command).map(|at| at.min(this.now));
     let left = last.map_or(0, |at| at.saturating_add(cooldown) - this.now);
     if left > 0 {
         let hours = (left + 3599) / 3600;
@@ -338,7 +338,7 @@ fn notes(
     if let Some(short) = &full.short {
         let holding = layout.nodes.iter().filter(|node| node.holds).count();
         let name = |placement: usize| groups[layout.placements[placement].group].name.clone();
-        found.notes.push(super::show::why(short, holding, limit, name));
+        found.notes.push(super::message::why(short, holding, limit, name));
     }
     let parallel = this.work.moves.parallel;
     if plan.moves.len() > 1 && parallel > 1 {
@@ -388,7 +388,7 @@ fn skewed_alone(layout: &Layout, groups: &[Group], limit: f64) -> Vec<String> {
     }
     let mut skewed: Vec<(f64, String)> = loads.into_values().filter_map(skew).collect();
     skewed.sort_by(|one, two| two.0.total_cmp(&one.0));
-    skewed.into_iter().take(SKEWED_SHOWN).map(|(_, says)| says).collect()
+    skewed.into_iter().take(SKEWED_SHOWN).map(|(_, message)| message).collect()
 }
 
 /// The moves of a plan that the cluster is ready for.

@@ -20,26 +20,26 @@ use super::{
     Kubernetes, NOT_THERE_YET,
     client::{Refusal, Write},
     confirm::{Look, terminating},
+    deletion::lives_in,
     fields,
-    ground::lives_in,
     inventory::{Held, Inventory},
     kinds::{Kind, Kinds},
     live::side_by_side,
-    object::{self, is_ground, rank},
+    object::{self, is_namespace_or_definition, rank},
     observe::{Found, Looked, Step},
     render::Object,
 };
 use crate::{
     model::{Backoff, Change, Retry},
-    ports::{Diagnostic, Fence, Job, KubernetesWork, Observation, Prepared, Progress, TargetError, Told},
+    ports::{Diagnostic, Fence, Job, KubernetesWork, Observation, Prepared, Progress, ProgressEvent, TargetError},
 };
 
 /// How often an object that keeps changing is looked at again.
 const LOOKS_MAX: u32 = 8;
 /// How long is waited for a namespace or a definition to be there, and for an object to be gone.
-const GROUND_TIME_MAX: Duration = Duration::from_secs(60);
+const DELETION_TIME_MAX: Duration = Duration::from_secs(60);
 /// How often that is looked at.
-const GROUND_LOOK: Duration = Duration::from_millis(50);
+const DELETION_CHECK: Duration = Duration::from_millis(50);
 
 /// Why an object was not changed.
 enum Stop {
@@ -158,13 +158,14 @@ impl Applying<'_> {
             by_rank.entry(rank(&step.key.kind)).or_default().push(step);
         }
         for steps in by_rank.into_values() {
-            let ground: Vec<_> = steps.iter().filter(|step| is_ground(&step.key.kind)).map(|s| s.key.clone()).collect();
+            let ground: Vec<_> =
+                steps.iter().filter(|step| is_namespace_or_definition(&step.key.kind)).map(|s| s.key.clone()).collect();
             self.together(steps, progress).await;
             if !self.failures.is_empty() || self.stale.is_some() {
                 return Ok(());
             }
             if !ground.is_empty() {
-                self.wait_for_ground(&ground).await?;
+                self.wait_for_deletion(&ground).await?;
                 self.wait_for_kinds().await?;
             }
         }
@@ -188,7 +189,7 @@ impl Applying<'_> {
             match done {
                 Ok(held) => {
                     self.begun = true;
-                    progress(Told::Now(format!("{} {}", step.change.verb(), step.key)));
+                    progress(ProgressEvent::Now(format!("{} {}", step.change.verb(), step.key)));
                     self.inventory.insert(step.key, held);
                 }
                 Err(Stop::Stale(why)) => self.stale = Some(why),
@@ -202,14 +203,17 @@ impl Applying<'_> {
         let does = |key: &object::Key| self.steps.iter().any(|step| step.key == *key);
         let cut = self.looked.steps.values().filter(|step| step.change == Change::Destroy && !does(&step.key));
         let cut: Vec<&object::Key> = cut.map(|step| &step.key).collect();
-        let grounds = self.steps.iter().filter(|step| step.change == Change::Destroy && is_ground(&step.key.kind));
+        let grounds = self
+            .steps
+            .iter()
+            .filter(|step| step.change == Change::Destroy && is_namespace_or_definition(&step.key.kind));
         let mut found = grounds.flat_map(|step| {
             cut.iter().filter(|key| lives_in(&self.kinds, &step.key, key)).map(|key| (&step.key, *key))
         });
-        let says = |(ground, key): (&object::Key, &object::Key)| {
+        let message = |(ground, key): (&object::Key, &object::Key)| {
             format!("`{key}`, which is to stay, would go with `{ground}`; take that out as well")
         };
-        found.next().map(says)
+        found.next().map(message)
     }
 
     fn object(&self, step: &Step) -> Option<&Object> {
@@ -310,11 +314,11 @@ impl Applying<'_> {
         loop {
             match self.looked.cluster.get(kind, key).await? {
                 None => return Ok(()),
-                Some(live) if since.elapsed() > GROUND_TIME_MAX => {
+                Some(live) if since.elapsed() > DELETION_TIME_MAX => {
                     let message = terminating(key, &live);
                     return Err(Refusal { code: 422, reason: "Terminating".into(), message, causes: vec![] });
                 }
-                Some(_) => tokio::time::sleep(GROUND_LOOK).await,
+                Some(_) => tokio::time::sleep(DELETION_CHECK).await,
             }
         }
     }
@@ -328,7 +332,7 @@ impl Applying<'_> {
     }
 
     /// Waits until namespaces are there and definitions established.
-    async fn wait_for_ground(&self, ground: &[object::Key]) -> Result<(), TargetError> {
+    async fn wait_for_deletion(&self, ground: &[object::Key]) -> Result<(), TargetError> {
         let since = Instant::now();
         let mut left: BTreeSet<&object::Key> = ground.iter().collect();
         while !left.is_empty() {
@@ -343,12 +347,12 @@ impl Applying<'_> {
                     left.remove(key);
                 }
             }
-            if let Some(key) = left.first().filter(|_| since.elapsed() > GROUND_TIME_MAX) {
-                let message = format!("`{key}` was applied and is not ready after {} s", GROUND_TIME_MAX.as_secs());
+            if let Some(key) = left.first().filter(|_| since.elapsed() > DELETION_TIME_MAX) {
+                let message = format!("`{key}` was applied and is not ready after {} s", DELETION_TIME_MAX.as_secs());
                 return Err(TargetError { effect_may_have_begun: true, ..TargetError::new("apply-failed", message) });
             }
             if !left.is_empty() {
-                tokio::time::sleep(GROUND_LOOK).await;
+                tokio::time::sleep(DELETION_CHECK).await;
             }
         }
         Ok(())
@@ -373,11 +377,11 @@ impl Applying<'_> {
             else {
                 return Ok(());
             };
-            if since.elapsed() > GROUND_TIME_MAX {
+            if since.elapsed() > DELETION_TIME_MAX {
                 let message = format!("the cluster does not serve `{kind}` in `{version}`");
                 return Err(TargetError { effect_may_have_begun: true, ..TargetError::new("apply-failed", message) });
             }
-            tokio::time::sleep(GROUND_LOOK).await;
+            tokio::time::sleep(DELETION_CHECK).await;
             self.kinds = self.looked.cluster.kinds(Duration::ZERO).await?;
         }
     }
@@ -389,7 +393,7 @@ impl Applying<'_> {
             match done {
                 Ok(gone) => {
                     self.begun = true;
-                    progress(Told::Now(format!("{} {}", step.change.verb(), step.key)));
+                    progress(ProgressEvent::Now(format!("{} {}", step.change.verb(), step.key)));
                     if gone {
                         self.inventory.remove(&step.key);
                     }
@@ -401,9 +405,9 @@ impl Applying<'_> {
 
     /// Deletes one object if it is still the one and still ours; answers whether it is gone.
     async fn delete_one(&self, step: &Step) -> Result<bool, String> {
-        let says = |refusal: Refusal| format!("`{}`: {}", step.key, self.this.redactor.redact(&refusal.message));
+        let message = |refusal: Refusal| format!("`{}`: {}", step.key, self.this.redactor.redact(&refusal.message));
         let Some(kind) = self.kinds.of(&step.key) else { return Ok(true) };
-        let Some(live) = self.looked.cluster.get(kind, &step.key).await.map_err(says)? else { return Ok(true) };
+        let Some(live) = self.looked.cluster.get(kind, &step.key).await.map_err(message)? else { return Ok(true) };
         if object::owner(&live).as_ref() != Some(&self.job.instance) {
             return Ok(true);
         }
@@ -411,8 +415,8 @@ impl Applying<'_> {
         if Some(uid) != step.uid.as_deref() {
             return Err(format!("`{}` is another object than the one that was looked at", step.key));
         }
-        self.looked.cluster.delete(kind, &step.key, uid).await.map_err(says)?;
-        let left = self.looked.cluster.get(kind, &step.key).await.map_err(says)?;
+        self.looked.cluster.delete(kind, &step.key, uid).await.map_err(message)?;
+        let left = self.looked.cluster.get(kind, &step.key).await.map_err(message)?;
         Ok(left.is_none_or(|left| object::text(&left, "/metadata/uid") != Some(uid)))
     }
 }

@@ -17,7 +17,7 @@ use super::{
     fields::{self, Extra, escaped},
     inventory::{Held, Inventory},
     kinds::Kinds,
-    live::{Live, Sort},
+    live::{EntryKind, Live},
     object::{self, Key},
     observe::{Found, Step},
     render::{Object, Rendered, wrong},
@@ -230,8 +230,8 @@ impl Look<'_> {
 
     fn refused(&self, object: &Object, refusal: Refusal) -> Result<Found, TargetError> {
         if refusal.is_wrong() || refusal.is_conflict() || (refusal.code == 403 && refusal.message.contains("denied")) {
-            let says = self.this.redactor.redact(&refusal.message);
-            return Ok(Found::Problem(format!("{}: `{}`: {says}", object.place, object.key)));
+            let message = self.this.redactor.redact(&refusal.message);
+            return Ok(Found::Problem(format!("{}: `{}`: {message}", object.place, object.key)));
         }
         Err(refusal.of(&format!("`{}` of `{}`", object.key, self.job.instance)))
     }
@@ -239,7 +239,7 @@ impl Look<'_> {
     /// What is held and not declared any more; what is not to be deleted stays held.
     pub(super) async fn left_over(&self, live: &Live, now: &mut Inventory) -> LeftOver {
         let mut left = LeftOver::default();
-        let mut gone: BTreeMap<Sort, bool> = BTreeMap::new();
+        let mut gone: BTreeMap<EntryKind, bool> = BTreeMap::new();
         let declared: BTreeSet<&Key> = self.rendered.objects.iter().map(|object| &object.key).collect();
         let mut held: Vec<(&Key, &Held)> = self.inventory.iter().filter(|(key, _)| !declared.contains(key)).collect();
         held.sort_by_key(|(key, _)| (object::rank(&key.kind), *key));
@@ -312,7 +312,7 @@ pub(super) fn terminating(key: &Key, live: &Value) -> String {
 
 /// Whether a refusal means that a field can't be changed in place.
 fn is_immutable(refusal: &Refusal) -> bool {
-    let says = [
+    let message = [
         "immutable",
         "may not change once set",
         "updates to statefulset spec",
@@ -321,7 +321,7 @@ fn is_immutable(refusal: &Refusal) -> bool {
     ];
     let text =
         format!("{} {}", refusal.message, refusal.causes.iter().map(|(_, text)| text.as_str()).collect::<String>());
-    refusal.code == 422 && says.iter().any(|word| text.contains(word))
+    refusal.code == 422 && message.iter().any(|word| text.contains(word))
 }
 
 /// Puts what a manifest says over an object; lists are replaced, but for those of things with names.

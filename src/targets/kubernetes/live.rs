@@ -34,7 +34,7 @@ const SIDE_BY_SIDE: usize = 16;
 const ONE_BY_ONE: usize = 20;
 
 /// Group and kind.
-pub(super) type Sort = (Arc<str>, Arc<str>);
+pub(super) type EntryKind = (Arc<str>, Arc<str>);
 
 /// What is there, by name; nothing but the name of what is as it was when it was applied.
 pub(super) type Live = BTreeMap<Key, Option<Value>>;
@@ -49,7 +49,7 @@ impl Kubernetes {
         rendered: &Rendered,
         kept: Option<&Inventory>,
     ) -> Result<Live, TargetError> {
-        let mut wanted: BTreeMap<Sort, (Option<Kind>, BTreeSet<&Key>)> = BTreeMap::new();
+        let mut wanted: BTreeMap<EntryKind, (Option<Kind>, BTreeSet<&Key>)> = BTreeMap::new();
         for object in &rendered.objects {
             let kind = kinds.exact(&object.version, &object.key.kind).or_else(|| kinds.of(&object.key)).cloned();
             let entry =

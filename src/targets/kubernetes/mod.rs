@@ -13,9 +13,9 @@ mod access;
 mod apply;
 mod client;
 mod confirm;
+mod deletion;
 pub mod drift;
 pub mod fields;
-mod ground;
 mod inventory;
 mod kinds;
 mod live;
@@ -41,10 +41,10 @@ use client::Cluster;
 use kinds::{Kind, Kinds};
 use render::Rendered;
 
-use super::lanes::Lanes;
+use super::concurrency::ConcurrencyLimit;
 use crate::{
     model::{InstanceId, Redactor, Seal},
-    ports::{Job, Keeper, KubernetesWork, Observation, TargetError, Use},
+    ports::{InventoryStore, Job, KubernetesWork, Observation, TargetError, Use},
 };
 
 /// The kind of the error where something is missing that an upstream may bring: a kind, a namespace.
@@ -84,8 +84,8 @@ pub struct Kubernetes {
     settings: Settings,
     seal: Arc<Seal>,
     redactor: Redactor,
-    lanes: Lanes,
-    keeper: Arc<dyn Keeper>,
+    lanes: ConcurrencyLimit,
+    keeper: Arc<dyn InventoryStore>,
     rendered: Mutex<Renderings>,
     clusters: Mutex<HashMap<String, Cluster>>,
     /// Where the cluster of an instance is, as what is merged says.
@@ -150,10 +150,10 @@ pub async fn version(program: &str) -> Result<String, String> {
 
 impl Kubernetes {
     /// The target with its settings.
-    pub fn new(settings: Settings, seal: Arc<Seal>, redactor: Redactor, keeper: Arc<dyn Keeper>) -> Self {
+    pub fn new(settings: Settings, seal: Arc<Seal>, redactor: Redactor, keeper: Arc<dyn InventoryStore>) -> Self {
         let inventories = watch::Inventories::default();
         Self {
-            lanes: Lanes::new(settings.parallel, LONG),
+            lanes: ConcurrencyLimit::new(settings.parallel, LONG),
             watches: watch::Watches::new(Arc::clone(&seal), Arc::clone(&inventories)),
             settings,
             seal,

@@ -142,7 +142,7 @@ pub(super) fn rank(kind: &str) -> usize {
 }
 
 /// Whether objects of a kind have to be ready before anything else can be applied.
-pub(super) fn is_ground(kind: &str) -> bool {
+pub(super) fn is_namespace_or_definition(kind: &str) -> bool {
     matches!(kind, "CustomResourceDefinition" | "Namespace")
 }
 

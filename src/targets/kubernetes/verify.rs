@@ -37,7 +37,7 @@ pub(super) fn condition<'o>(object: &'o Value, sort: &str) -> Option<&'o Value> 
     object["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == sort)
 }
 
-fn says(condition: &Value) -> String {
+fn message(condition: &Value) -> String {
     let text = |name: &str| condition[name].as_str().unwrap_or_default().to_owned();
     let (reason, message) = (text("reason"), text("message"));
     if message.is_empty() { reason } else { message }
@@ -59,10 +59,10 @@ pub(super) fn health(object: &Value) -> Health {
         return progress("its controller has not looked at it yet".into());
     }
     if let Some(stalled) = condition(object, "Stalled").filter(|condition| condition["status"] == "True") {
-        return Health::Failed(says(stalled));
+        return Health::Failed(message(stalled));
     }
     if let Some(busy) = condition(object, "Reconciling").filter(|condition| condition["status"] == "True") {
-        return progress(says(busy));
+        return progress(message(busy));
     }
     match object["kind"].as_str().unwrap_or_default() {
         "Deployment" => deployment(object, observed),
@@ -96,7 +96,7 @@ pub(super) fn health(object: &Value) -> Health {
             Some(phase) => progress(format!("it is {phase}")),
         },
         "CustomResourceDefinition" => match (condition(object, "Established"), condition(object, "NamesAccepted")) {
-            (_, Some(names)) if names["status"] == "False" => Health::Failed(says(names)),
+            (_, Some(names)) if names["status"] == "False" => Health::Failed(message(names)),
             (Some(established), _) if established["status"] == "True" => Health::Current,
             _ => progress("it is not established yet".into()),
         },
@@ -108,7 +108,7 @@ pub(super) fn health(object: &Value) -> Health {
 /// A condition that says whether an object is as it should be, where it has one.
 fn by_condition(object: &Value, sort: &str) -> Health {
     match condition(object, sort) {
-        Some(condition) if condition["status"] != "True" => Health::InProgress(says(condition)),
+        Some(condition) if condition["status"] != "True" => Health::InProgress(message(condition)),
         _ => Health::Current,
     }
 }
@@ -125,10 +125,10 @@ fn deployment(object: &Value, observed: Option<i64>) -> Health {
     if let Some(progressing) = condition(object, "Progressing")
         && progressing["reason"] == "ProgressDeadlineExceeded"
     {
-        return Health::Failed(says(progressing));
+        return Health::Failed(message(progressing));
     }
     if let Some(failure) = condition(object, "ReplicaFailure").filter(|condition| condition["status"] == "True") {
-        return Health::InProgress(says(failure));
+        return Health::InProgress(message(failure));
     }
     let wanted = replicas(object);
     let of = |name: &str| number(object, &format!("/status/{name}"));
@@ -175,7 +175,7 @@ fn daemon_set(object: &Value, observed: Option<i64>) -> Health {
 fn job(object: &Value) -> Health {
     let is_true = |sort: &str| condition(object, sort).filter(|condition| condition["status"] == "True");
     if let Some(failed) = is_true("Failed") {
-        return Health::Failed(says(failed));
+        return Health::Failed(message(failed));
     }
     if is_true("Complete").is_some() || is_true("Suspended").is_some() {
         return Health::Current;
@@ -214,7 +214,7 @@ pub(super) fn pod_failure(pod: &Value) -> Option<String> {
         }
     }
     let unscheduled = condition(pod, "PodScheduled").filter(|condition| condition["status"] == "False")?;
-    Some(format!("it can't be scheduled: {}", says(unscheduled)))
+    Some(format!("it can't be scheduled: {}", message(unscheduled)))
 }
 
 /// What an expression says of an object; an object without what it asks for is not there yet.
@@ -355,14 +355,14 @@ impl Kubernetes {
             let mine = about == name || about.starts_with(&format!("{name}-"));
             if mine && object::text(&event, "/metadata/namespace") == Some(namespace) && event["type"] == "Warning" {
                 let at = object::text(&event, "/lastTimestamp").unwrap_or_default().to_owned();
-                let says = object::text(&event, "/message").unwrap_or_default().to_owned();
+                let message = object::text(&event, "/message").unwrap_or_default().to_owned();
                 if last.as_ref().is_none_or(|(before, _)| *before <= at) {
-                    last = Some((at, says));
+                    last = Some((at, message));
                 }
             }
         };
         cluster.list(kinds.exact("v1", "Event")?, "", &mut look).await.ok()?;
-        last.map(|(_, says)| self.redactor.redact(&says))
+        last.map(|(_, message)| self.redactor.redact(&message))
     }
 }
 

@@ -26,7 +26,7 @@ use super::{
     fields,
     inventory::Inventory,
     kinds::Kind,
-    live::Sort,
+    live::EntryKind,
     object::{self, COMPONENT, ENVIRONMENT, Key},
 };
 use crate::model::{EnvironmentName, InstanceId, Seal};
@@ -45,7 +45,7 @@ pub(super) type Inventories = Arc<Mutex<HashMap<InstanceId, Arc<Inventory>>>>;
 pub(super) struct Watches {
     shared: Arc<Shared>,
     /// By where it looks, group and kind.
-    watches: Mutex<HashMap<(String, Sort), Watch>>,
+    watches: Mutex<HashMap<(String, EntryKind), Watch>>,
 }
 
 /// What has to be looked at, each with the number of the last event about it: an event that comes while it is looked at
@@ -102,7 +102,7 @@ impl Watches {
         who: &str,
         cluster: &Cluster,
         environment: &EnvironmentName,
-        kinds: BTreeMap<Sort, Kind>,
+        kinds: BTreeMap<EntryKind, Kind>,
     ) -> bool {
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = true;

@@ -30,7 +30,7 @@ use secrecy::SecretString;
 
 pub use program::version;
 
-use super::lanes::Lanes;
+use super::concurrency::ConcurrencyLimit;
 use crate::{
     model::{InstanceId, PullNumber, Redactor, Seal},
     ports::{Job, TargetError, Use},
@@ -71,7 +71,7 @@ pub struct Tofu {
     settings: Settings,
     seal: Arc<Seal>,
     redactor: Redactor,
-    lanes: Lanes,
+    lanes: ConcurrencyLimit,
     /// One lock for each work tree.
     paths: Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>,
     /// Which instance keeps its state where.
@@ -82,7 +82,7 @@ impl Tofu {
     /// The target with its settings.
     pub fn new(settings: Settings, seal: Arc<Seal>, redactor: Redactor) -> Self {
         Self {
-            lanes: Lanes::new(settings.parallel, LONG),
+            lanes: ConcurrencyLimit::new(settings.parallel, LONG),
             settings,
             seal,
             redactor,

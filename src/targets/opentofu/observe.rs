@@ -13,7 +13,7 @@ use serde_json::Value;
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
-    super::{lanes::Slot, worktree},
+    super::{concurrency::Slot, worktree},
     Tofu, drift,
     plan::{self, PlanJson},
     program::{Read, Said, failure},

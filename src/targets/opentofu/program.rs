@@ -293,7 +293,7 @@ impl Heard {
                 if let (Some(progress), Some(message), true) =
                     (&self.progress, line.message, sort.starts_with("apply_"))
                 {
-                    progress(crate::ports::Told::Now(self.redactor.redact(&message)));
+                    progress(crate::ports::ProgressEvent::Now(self.redactor.redact(&message)));
                 }
             }
             _ => {}

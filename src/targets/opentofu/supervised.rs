@@ -18,7 +18,7 @@ use super::{
 use crate::{
     adapters::supervisor::{self, Begun, End, Order, Spool, Standing},
     model::{InstanceId, Retry},
-    ports::{Attached, Fence, Job, LOST, Progress, TargetError, TofuWork},
+    ports::{Attached, EFFECT_LOST, Fence, Job, Progress, TargetError, TofuWork},
 };
 
 /// The folder of an instance's spool.
@@ -107,14 +107,16 @@ impl Tofu {
                 said.code = Some(code);
                 Ok(said)
             }
-            Standing::Ended(_, End::Killed { says }) => Err(failed(says)),
-            Standing::Ended(_, End::Stopped { says }) => Err(TargetError { kind: "tofu-timeout", ..failed(says) }),
-            Standing::Ended(_, End::NotStarted { says }) => Err(self.not_started(&says)),
-            Standing::Ended(_, End::Refused { says }) => {
-                let refused = TargetError::new("fenced", format!("`tofu {what}` of `{id}` was refused: {says}"));
+            Standing::Ended(_, End::Killed { message }) => Err(failed(message)),
+            Standing::Ended(_, End::Stopped { message }) => {
+                Err(TargetError { kind: "tofu-timeout", ..failed(message) })
+            }
+            Standing::Ended(_, End::NotStarted { message }) => Err(self.not_started(&message)),
+            Standing::Ended(_, End::Refused { message }) => {
+                let refused = TargetError::new("fenced", format!("`tofu {what}` of `{id}` was refused: {message}"));
                 Err(TargetError { retry: Retry::Never, ..refused })
             }
-            _ => Err(TargetError { kind: LOST, ..failed("was killed with its supervisor".into()) }),
+            _ => Err(TargetError { kind: EFFECT_LOST, ..failed("was killed with its supervisor".into()) }),
         }
     }
 

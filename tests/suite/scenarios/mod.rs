@@ -30,7 +30,8 @@ fn scripts() -> Vec<PathBuf> {
 /// something by a number that it does not have then.
 async fn told(path: &PathBuf, disorder: Option<u64>) -> (String, Vec<String>) {
     let text = std::fs::read_to_string(path).unwrap();
-    let mut stage = Stage::new(disorder, evenkeel::adapters::sim::Lives::new(std::collections::BTreeSet::new())).await;
+    let mut stage =
+        Stage::new(disorder, evenkeel::adapters::sim::CrashPoints::new(std::collections::BTreeSet::new())).await;
     let mut told = String::new();
     for step in script::steps(&text) {
         told.push_str(&step.text);

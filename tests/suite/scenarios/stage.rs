@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use chrono::{DateTime, Utc};
 use evenkeel::{
     adapters::{
-        sim::{Clock, Fault, Forge, Life, Lives, Repository, World},
+        sim::{Clock, CrashPoints, Fault, Forge, Repository, SimulatedProcess, World},
         store::Store,
     },
     controller::{Daemon, Ports, Settings},
@@ -40,11 +40,11 @@ pub(crate) struct Stage {
     /// The state of the numbers by which hints come in disorder and twice; none where they come in order.
     disorder: Option<u64>,
     /// Where the daemon is killed, and as what it lives now.
-    lives: Arc<Lives>,
-    life: Arc<Life>,
-    lived: u32,
+    lives: Arc<CrashPoints>,
+    life: Arc<SimulatedProcess>,
+    generation: u32,
     /// The lives before, some of which are only stopped.
-    before: Vec<Arc<Life>>,
+    before: Vec<Arc<SimulatedProcess>>,
     /// Everything that was done to the world.
     effects: Vec<String>,
 }
@@ -63,7 +63,7 @@ fn number(text: &str) -> Result<u64, String> {
 }
 
 impl Stage {
-    pub(crate) async fn new(disorder: Option<u64>, lives: Arc<Lives>) -> Self {
+    pub(crate) async fn new(disorder: Option<u64>, lives: Arc<CrashPoints>) -> Self {
         let at: DateTime<Utc> = "2026-11-20T09:00:00Z".parse().unwrap();
         let clock = Arc::new(Clock::new(at));
         let repository = Repository::new(Arc::clone(&clock) as _);
@@ -89,7 +89,7 @@ impl Stage {
             disorder,
             lives,
             life,
-            lived: 1,
+            generation: 1,
             before: vec![],
             effects: vec![],
         }
@@ -98,9 +98,9 @@ impl Stage {
     /// Another daemon, over what the one before left.
     async fn live_again(&mut self) {
         self.before.push(std::mem::replace(&mut self.life, self.lives.begin()));
-        self.lived += 1;
-        let Self { repository, forge, world, store, clock, seal, life, lived, .. } = self;
-        self.daemon = start(repository, forge, world, store, clock, seal, life, *lived).await;
+        self.generation += 1;
+        let Self { repository, forge, world, store, clock, seal, life, generation, .. } = self;
+        self.daemon = start(repository, forge, world, store, clock, seal, life, *generation).await;
     }
 
     /// Lets the daemon come to rest, in as many lives as it takes.
@@ -315,9 +315,9 @@ impl Stage {
                     Some(("out of reach", why)) => Some(Fault::OutOfReach(why.into())),
                     Some(("locked", by)) => Some(Fault::Locked(by.into())),
                     Some(("never settles", resource)) => Some(Fault::NeverSettles(resource.into())),
-                    Some((refuses, says)) => Some(Fault::Refuses {
+                    Some((refuses, message)) => Some(Fault::Refuses {
                         resource: refuses.trim_start_matches("refuses ").into(),
-                        says: says.into(),
+                        message: message.into(),
                     }),
                     None => None,
                 };
@@ -347,7 +347,7 @@ impl Stage {
                 return Ok(self
                     .daemon
                     .commands
-                    .drift_of(selector.as_ref(), &local())
+                    .check_drift_of(selector.as_ref(), &local())
                     .await
                     .err()
                     .map(|error| error.to_string())
@@ -373,7 +373,7 @@ impl Stage {
                     evenkeel::domain::command::parse(&format!("/{rest}")).into_iter().next().ok_or("no command")?;
                 let command = parsed.map_err(|unclear| unclear.0)?;
                 return Ok(match self.daemon.commands.execute(&command, &local()).await {
-                    Ok(said) => std::iter::once(said.says)
+                    Ok(said) => std::iter::once(said.message)
                         .chain(said.plans.iter().map(|plan| format!("digest {}", plan.digest.short())))
                         .collect(),
                     Err(error) => vec![error.to_string()],
@@ -495,7 +495,7 @@ impl Stage {
         for instance in status.instances {
             sight.insert(
                 format!("1 {}", instance.id),
-                [format!("{}: {}", instance.id, instance.verdict.words()), instance.says()]
+                [format!("{}: {}", instance.id, instance.verdict.words()), instance.message()]
                     .into_iter()
                     .filter(|part| !part.is_empty())
                     .collect::<Vec<_>>()
@@ -510,8 +510,8 @@ impl Stage {
                 (None, false) => "closed".into(),
             };
             sight.insert(format!("2 {n:03}"), format!("#{n} {state}: {} (@{})", pull.title, pull.author));
-            for (context, word, says) in self.forge.statuses(&pull.head) {
-                sight.insert(format!("3 {n:03} {context}"), format!("#{n} {context} {word}: {says}"));
+            for (context, word, message) in self.forge.statuses(&pull.head) {
+                sight.insert(format!("3 {n:03} {context}"), format!("#{n} {context} {word}: {message}"));
             }
             for (comment, folded) in self.forge.comments(n) {
                 if comment.author == "evenkeel" {
@@ -566,8 +566,8 @@ async fn start(
     store: &Store,
     clock: &Arc<Clock>,
     seal: &Arc<Seal>,
-    life: &Arc<Life>,
-    lived: u32,
+    life: &Arc<SimulatedProcess>,
+    generation: u32,
 ) -> Arc<Daemon> {
     let store = store.another(Some(Arc::clone(life) as _));
     let hands = Ports {
@@ -584,7 +584,7 @@ async fn start(
         root: "state-repo".into(),
         poll: std::time::Duration::from_secs(60),
         watch: None,
-        holder: format!("scenario-{lived}"),
+        holder: format!("scenario-{generation}"),
         lease: std::time::Duration::from_secs(120),
     };
     let daemon = Daemon::new(settings, hands);

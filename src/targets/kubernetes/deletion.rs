@@ -12,7 +12,7 @@ use super::{
     inventory::Inventory,
     kinds::{Kind, Kinds},
     live::side_by_side,
-    object::{self, Key, is_ground},
+    object::{self, Key, is_namespace_or_definition},
 };
 use futures::future::FutureExt;
 
@@ -35,7 +35,7 @@ impl Look<'_> {
         if let Some(id) = &owners.unknown {
             return Some(format!("whether `{id}` declares it can't be told"));
         }
-        if !is_ground(&key.kind) {
+        if !is_namespace_or_definition(&key.kind) {
             return None;
         }
         let is_in = |name: &String| name.parse().is_ok_and(|other| lives_in(self.kinds, key, &other));
@@ -46,7 +46,7 @@ impl Look<'_> {
 
     /// Why a namespace or a definition can't be deleted: what is in it is not ours to delete, or is not known.
     pub(super) async fn keeps(&self, key: &Key) -> Option<String> {
-        if !is_ground(&key.kind) {
+        if !is_namespace_or_definition(&key.kind) {
             return None;
         }
         let untold = |why: &str| Some(format!("what else would go with it can't be told: {why}"));

@@ -22,7 +22,7 @@ const NODE: &str = "citus_vacate";
 /// A node of a cluster that an instance may carry.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Carried {
+pub struct HostedNode {
     /// `host:port`.
     pub node: String,
     /// The instance that declares the cluster.
@@ -35,7 +35,7 @@ pub struct Carried {
     pub vanishes: bool,
 }
 
-impl Carried {
+impl HostedNode {
     /// The resource of the action that vacates it.
     pub fn resource(&self) -> String {
         format!("drain of node {} in {}", self.node, self.cluster)
@@ -79,7 +79,7 @@ fn destroys(resource: &ResourceChange) -> bool {
 }
 
 /// Whether actions may take the carrier of some node away.
-pub fn may_take(actions: &[Action]) -> bool {
+pub fn may_remove_hosts(actions: &[Action]) -> bool {
     let shrinks =
         |resource: &ResourceChange| address(&resource.resource).starts_with(SET) && replicas_left(resource).is_some();
     actions.iter().flat_map(|action| &action.resources).any(|resource| destroys(resource) || shrinks(resource))
@@ -89,9 +89,9 @@ pub fn may_take(actions: &[Action]) -> bool {
 ///
 /// # Errors
 /// When it is not known what would be taken away, in a sentence.
-pub fn taken_away<'c>(carried: &'c [Carried], actions: &[Action]) -> Result<Vec<&'c Carried>, String> {
+pub fn removed_hosts<'c>(carried: &'c [HostedNode], actions: &[Action]) -> Result<Vec<&'c HostedNode>, String> {
     let resources: Vec<&ResourceChange> = actions.iter().flat_map(|action| &action.resources).collect();
-    let mut taken: Vec<&Carried> = vec![];
+    let mut taken: Vec<&HostedNode> = vec![];
     for one in carried {
         let goes = match &one.by {
             Some(by) => resources.iter().any(|resource| takes_away(resource, by, &one.node)),
@@ -102,19 +102,19 @@ pub fn taken_away<'c>(carried: &'c [Carried], actions: &[Action]) -> Result<Vec<
         }
     }
     // Without a word on what carries what, only nodes that leave the list explain what is destroyed, one for one.
-    let blind: Vec<&Carried> = carried.iter().filter(|one| one.by.is_none()).collect();
+    let blind: Vec<&HostedNode> = carried.iter().filter(|one| one.by.is_none()).collect();
     let is_said = |resource: &ResourceChange| {
         let resource = address(&resource.resource);
         carried.iter().any(|one| one.by.as_ref().is_some_and(|by| protects(&address(by), &resource)))
     };
-    let unsaid: Vec<&&ResourceChange> =
+    let undelivered: Vec<&&ResourceChange> =
         resources.iter().filter(|resource| destroys(resource) && !is_said(resource)).collect();
     let vanish = blind.iter().filter(|one| one.vanishes).count();
-    let replaced = unsaid.iter().find(|resource| resource.change == Change::Replace);
-    let unexplained = replaced.or_else(|| unsaid.first().filter(|_| unsaid.len() > vanish));
+    let replaced = undelivered.iter().find(|resource| resource.change == Change::Replace);
+    let unexplained = replaced.or_else(|| undelivered.first().filter(|_| undelivered.len() > vanish));
     if let (Some(first), Some(resource)) = (blind.first(), unexplained) {
         return Err(format!(
-            "`{}` would be {}, and `nodes` of `{}` does not say what its nodes run on: say `carriedBy` for each, so that the node is drained first",
+            "`{}` would be {}, and `nodes` of `{}` does not say what its nodes run on: say `runsOn` for each, so that the node is drained first",
             resource.resource,
             if resource.change == Change::Replace { "replaced" } else { "destroyed" },
             first.cluster
@@ -126,8 +126,8 @@ pub fn taken_away<'c>(carried: &'c [Carried], actions: &[Action]) -> Result<Vec<
 }
 
 /// The actions that vacate nodes, to be done before those of an instance.
-pub fn vacates(id: &InstanceId, taken: &[&Carried]) -> Vec<Action> {
-    let action = |one: &&Carried| {
+pub fn drain_actions(id: &InstanceId, taken: &[&HostedNode]) -> Vec<Action> {
+    let action = |one: &&HostedNode| {
         let resources = vec![ResourceChange {
             resource: one.resource(),
             r#type: NODE.into(),
@@ -147,9 +147,9 @@ pub fn vacates(id: &InstanceId, taken: &[&Carried]) -> Vec<Action> {
 }
 
 /// What would be taken away from under a node, worked out again from a finished plan; nothing where all is well.
-pub fn violation(carried: &[Carried], actions: &[Action]) -> Option<String> {
+pub fn violation(carried: &[HostedNode], actions: &[Action]) -> Option<String> {
     let own: Vec<Action> = actions.iter().filter(|action| action.r#do != VACATE).cloned().collect();
-    let taken = match taken_away(carried, &own) {
+    let taken = match removed_hosts(carried, &own) {
         Ok(taken) => taken,
         Err(why) => return Some(why),
     };
@@ -199,8 +199,8 @@ mod tests {
         }
     }
 
-    fn carried(node: &str, by: Option<&str>, vanishes: bool) -> Carried {
-        Carried { node: node.into(), cluster: "dev/shards".parse().unwrap(), by: by.map(Into::into), vanishes }
+    fn carried(node: &str, by: Option<&str>, vanishes: bool) -> HostedNode {
+        HostedNode { node: node.into(), cluster: "dev/shards".parse().unwrap(), by: by.map(Into::into), vanishes }
     }
 
     #[test]
@@ -211,7 +211,7 @@ mod tests {
         let nodes = [vm(1), vm(2)];
         let id: InstanceId = "dev/vm".parse().unwrap();
         let check = |actions: &[Action]| {
-            let taken = taken_away(&nodes, actions).unwrap();
+            let taken = removed_hosts(&nodes, actions).unwrap();
             taken.iter().map(|one| one.node.clone()).collect::<Vec<_>>()
         };
         assert_eq!(check(&[change("google_compute_instance.worker[2]", Change::Destroy, None)]), ["10.0.0.2:5432"]);
@@ -220,7 +220,7 @@ mod tests {
         assert!(check(&[change("google_compute_disk.worker[1]", Change::Destroy, None)]).is_empty());
         // The checker works it out again: without the drain, or after the effect, it is refused.
         let apply = change("google_compute_instance.worker[2]", Change::Destroy, None);
-        let drain = vacates(&id, &taken_away(&nodes, std::slice::from_ref(&apply)).unwrap()).remove(0);
+        let drain = drain_actions(&id, &removed_hosts(&nodes, std::slice::from_ref(&apply)).unwrap()).remove(0);
         assert_eq!(violation(&nodes, &[drain.clone(), apply.clone()]), None);
         assert!(violation(&nodes, std::slice::from_ref(&apply)).unwrap().contains("before the node is drained"));
         assert!(violation(&nodes, &[apply, drain]).is_some());
@@ -232,12 +232,12 @@ mod tests {
             |at: usize| carried(&format!("worker-{at}.workers.data.svc:5432"), Some("StatefulSet/data/worker"), false);
         let nodes = [pod(0), pod(1), pod(2)];
         let shrinks = change("StatefulSet.apps/data/worker", Change::Update, Some((3, 1)));
-        let taken: Vec<&str> = taken_away(&nodes, &[shrinks]).unwrap().iter().map(|one| one.node.as_str()).collect();
+        let taken: Vec<&str> = removed_hosts(&nodes, &[shrinks]).unwrap().iter().map(|one| one.node.as_str()).collect();
         assert_eq!(taken, ["worker-1.workers.data.svc:5432", "worker-2.workers.data.svc:5432"]);
         let grows = change("StatefulSet.apps/data/worker", Change::Update, Some((3, 5)));
-        assert!(taken_away(&nodes, &[grows]).unwrap().is_empty());
+        assert!(removed_hosts(&nodes, &[grows]).unwrap().is_empty());
         assert_eq!(
-            taken_away(&nodes, &[change("StatefulSet.apps/data/worker", Change::Destroy, None)]).unwrap().len(),
+            removed_hosts(&nodes, &[change("StatefulSet.apps/data/worker", Change::Destroy, None)]).unwrap().len(),
             3
         );
     }
@@ -246,10 +246,10 @@ mod tests {
     fn what_is_not_known_is_refused_or_told_by_the_list() {
         let nodes = [carried("10.0.0.1:5432", None, false), carried("10.0.0.2:5432", None, true)];
         let destroy = change("vm[1]", Change::Destroy, None);
-        let taken = taken_away(&nodes, std::slice::from_ref(&destroy)).unwrap();
+        let taken = removed_hosts(&nodes, std::slice::from_ref(&destroy)).unwrap();
         assert_eq!(taken.iter().map(|one| one.node.as_str()).collect::<Vec<_>>(), ["10.0.0.2:5432"]);
-        assert!(taken_away(&nodes, &[change("vm[0]", Change::Replace, None)]).unwrap_err().contains("say `carriedBy`"));
-        assert!(taken_away(&nodes[..1], &[destroy]).is_err());
-        assert!(taken_away(&nodes[..1], &[change("vm[0]", Change::Update, None)]).unwrap().is_empty());
+        assert!(removed_hosts(&nodes, &[change("vm[0]", Change::Replace, None)]).unwrap_err().contains("say `runsOn`"));
+        assert!(removed_hosts(&nodes[..1], &[destroy]).is_err());
+        assert!(removed_hosts(&nodes[..1], &[change("vm[0]", Change::Update, None)]).unwrap().is_empty());
     }
 }

@@ -47,7 +47,7 @@ impl Store {
     ///
     /// # Errors
     /// When the store can't be read.
-    pub async fn unsaid(&self, now: DateTime<Utc>, limit: u32) -> Result<Vec<(i64, u32, Outgoing)>, Error> {
+    pub async fn undelivered(&self, now: DateTime<Utc>, limit: u32) -> Result<Vec<(i64, u32, Outgoing)>, Error> {
         let attempt = "list the outbox";
         let rows = sqlx::query(
             "SELECT id, attempts, document FROM outbox WHERE sent_at IS NULL AND next_at <= ? ORDER BY id LIMIT ?",
@@ -64,7 +64,7 @@ impl Store {
     ///
     /// # Errors
     /// When the store can't be read.
-    pub async fn next_unsaid(&self) -> Result<Option<DateTime<Utc>>, Error> {
+    pub async fn next_delivery_at(&self) -> Result<Option<DateTime<Utc>>, Error> {
         let attempt = "list the outbox";
         let row = sqlx::query("SELECT min(next_at) FROM outbox WHERE sent_at IS NULL")
             .fetch_one(&self.pool)
@@ -95,7 +95,7 @@ impl Store {
     ///
     /// # Errors
     /// When the store can't be written.
-    pub async fn unsayable(
+    pub async fn mark_undeliverable(
         &self,
         id: i64,
         outgoing: &Outgoing,

@@ -18,7 +18,7 @@ pub(super) fn declared(seen: &Seen, connection: &str) -> (Citus, Vec<String>) {
     let nodes: Vec<CitusNode> = nodes
         .map(|node| match (node.holds, node.name.parse::<Address>()) {
             (false, Ok(Address { host, port })) => {
-                CitusNode::With(CitusNodeWith { host, port: Some(port), shards: false, carried_by: None })
+                CitusNode::With(CitusNodeWith { host, port: Some(port), shards: false, runs_on: None })
             }
             _ => CitusNode::Address(node.name.clone()),
         })

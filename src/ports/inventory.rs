@@ -6,26 +6,26 @@ use crate::model::InstanceId;
 
 /// Remembers one text for each instance, for the target alone; what is there is replaced as a whole.
 #[async_trait]
-pub trait Keeper: Send + Sync {
+pub trait InventoryStore: Send + Sync {
     /// What was kept, if anything was.
     ///
     /// # Errors
     /// When it can't be read.
-    async fn kept(&self, id: &InstanceId) -> Result<Option<String>, KeeperError>;
+    async fn kept(&self, id: &InstanceId) -> Result<Option<String>, InventoryStoreError>;
     /// Keeps a text, durably; nothing in its place lets go of it.
     ///
     /// # Errors
     /// When it can't be written, or somebody else is responsible for the instance now.
-    async fn keep(&self, id: &InstanceId, text: Option<&str>) -> Result<(), KeeperError>;
+    async fn keep(&self, id: &InstanceId, text: Option<&str>) -> Result<(), InventoryStoreError>;
 }
 
 /// What could not be read or kept.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct KeeperError(pub String);
+pub struct InventoryStoreError(pub String);
 
-impl From<KeeperError> for super::TargetError {
-    fn from(error: KeeperError) -> Self {
+impl From<InventoryStoreError> for super::TargetError {
+    fn from(error: InventoryStoreError) -> Self {
         Self::new("store", error.0)
     }
 }

@@ -12,10 +12,10 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 use super::held;
-use crate::ports::{Boundary, Cut};
+use crate::ports::{Boundary, CrashPoint};
 
 #[derive(Default)]
-struct Told {
+struct ProgressEvent {
     /// How often each place was reached.
     reached: BTreeMap<String, usize>,
     places: Vec<String>,
@@ -24,11 +24,11 @@ struct Told {
 
 /// All lives of one daemon after the other, and where they are to end.
 #[derive(Default)]
-pub struct Lives {
+pub struct CrashPoints {
     at: BTreeSet<String>,
     /// Whether they are only stopped there, and go on after another took over.
     stops: bool,
-    told: Mutex<Told>,
+    told: Mutex<ProgressEvent>,
 }
 
 /// How a life stands.
@@ -44,12 +44,12 @@ enum State {
 }
 
 /// One life.
-pub struct Life {
-    lives: Arc<Lives>,
+pub struct SimulatedProcess {
+    lives: Arc<CrashPoints>,
     state: watch::Sender<State>,
 }
 
-impl Lives {
+impl CrashPoints {
     /// Lives that end at these places.
     pub fn new(at: BTreeSet<String>) -> Arc<Self> {
         Arc::new(Self { at, stops: false, told: Mutex::default() })
@@ -59,8 +59,8 @@ impl Lives {
         Arc::new(Self { at, stops: true, told: Mutex::default() })
     }
     /// The next life.
-    pub fn begin(self: &Arc<Self>) -> Arc<Life> {
-        Arc::new(Life { lives: Arc::clone(self), state: watch::Sender::new(State::Alive) })
+    pub fn begin(self: &Arc<Self>) -> Arc<SimulatedProcess> {
+        Arc::new(SimulatedProcess { lives: Arc::clone(self), state: watch::Sender::new(State::Alive) })
     }
     /// The places that were reached, in order, each with how often it was before.
     pub fn places(&self) -> Vec<String> {
@@ -72,7 +72,7 @@ impl Lives {
     }
 }
 
-impl Life {
+impl SimulatedProcess {
     /// Waits until it ends or is stopped.
     pub async fn ended(&self) {
         let mut state = self.state.subscribe();
@@ -96,8 +96,8 @@ impl Life {
 }
 
 #[async_trait]
-impl Boundary for Life {
-    async fn pass(&self, cut: Cut, what: &str) {
+impl Boundary for SimulatedProcess {
+    async fn pass(&self, cut: CrashPoint, what: &str) {
         if *self.state.borrow() == State::Alive {
             let told = &mut *held(&self.lives.told);
             let times = told.reached.entry(format!("{cut:?} {what}")).or_default();
@@ -107,7 +107,7 @@ impl Boundary for Life {
                 told.cut.push(place.clone());
                 self.state.send_replace(match cut {
                     _ if self.lives.stops => State::Stopped,
-                    Cut::InEffect => State::HostLost,
+                    CrashPoint::InEffect => State::HostLost,
                     _ => State::Dead,
                 });
             }
@@ -115,7 +115,7 @@ impl Boundary for Life {
         }
         let mut state = self.state.subscribe();
         let goes_on = |state: &State| match cut {
-            Cut::InEffect => *state != State::HostLost,
+            CrashPoint::InEffect => *state != State::HostLost,
             _ => *state == State::Alive,
         };
         // Without an end, where the life has ended.
@@ -124,7 +124,7 @@ impl Boundary for Life {
 }
 
 /// Reaches a place of a life, where there is one.
-pub(super) async fn pass(life: Option<&Arc<Life>>, cut: Cut, what: &str) {
+pub(super) async fn pass(life: Option<&Arc<SimulatedProcess>>, cut: CrashPoint, what: &str) {
     if let Some(life) = life {
         life.pass(cut, what).await;
     }

@@ -13,7 +13,7 @@ use crate::{
     controller::CommandOutcome,
     domain::{declaration::schema::Verb, message::plain},
     model::Duration,
-    server::Ask,
+    server::CommandRequest,
 };
 
 /// What is meant.
@@ -44,18 +44,18 @@ pub(crate) struct Destroy {
     yes: bool,
 }
 
-async fn ask(global: &Global, verb: Verb, ask: &Ask) -> Result<CommandOutcome, Failure> {
+async fn ask(global: &Global, verb: Verb, ask: &CommandRequest) -> Result<CommandOutcome, Failure> {
     Client::new(global)?.post(&format!("/api/v1/commands/{}", verb.word()), ask).await
 }
 
-fn ask_for(words: &Words) -> Result<Ask, Failure> {
+fn ask_for(words: &Words) -> Result<CommandRequest, Failure> {
     let selector = selector(&words.selector)?.map(|selector| selector.to_string());
-    Ok(Ask { selector, ..Ask::default() })
+    Ok(CommandRequest { selector, ..CommandRequest::default() })
 }
 
 fn tell(global: &Global, verb: Verb, said: &CommandOutcome) -> Result<(), Failure> {
     match global.output {
-        Format::Text => output::text(&plain(&said.says)),
+        Format::Text => output::text(&plain(&said.message)),
         format => output::answer(format, &verb.word(), &serde_json::to_value(said)?)?,
     }
     Ok(())
@@ -76,7 +76,7 @@ pub(super) async fn rebalance(global: &Global, words: &Words) -> Done {
 }
 
 pub(super) async fn snooze(global: &Global, args: &Snooze) -> Done {
-    let said = ask(global, Verb::Snooze, &Ask { lasting: args.lasting, ..ask_for(&args.words)? }).await?;
+    let said = ask(global, Verb::Snooze, &CommandRequest { lasting: args.lasting, ..ask_for(&args.words)? }).await?;
     tell(global, Verb::Snooze, &said)?;
     Ok(0)
 }
@@ -89,13 +89,13 @@ pub(super) async fn destroy(global: &Global, args: &Destroy) -> Done {
         output::note(shown.plans.iter().map(plan::text).collect::<Vec<_>>().join("\n").trim_end());
     }
     if digests.len() > 1 {
-        let says = "that is of more than one environment";
-        return Err(Failure { code: 64, ..Failure::new(says).hint("destroy one environment after the other") });
+        let message = "that is of more than one environment";
+        return Err(Failure { code: 64, ..Failure::new(message).hint("destroy one environment after the other") });
     }
     if !args.yes && !confirmed("Destroy this?")? {
         return Err(Failure::new("nothing was destroyed"));
     }
-    let said = ask(global, Verb::Destroy, &Ask { digests, ..first }).await?;
+    let said = ask(global, Verb::Destroy, &CommandRequest { digests, ..first }).await?;
     if global.output == Format::Text {
         tell(global, Verb::Destroy, &said)?;
     }

@@ -24,7 +24,7 @@ const BESIDE: usize = 4;
 
 /// The lanes. Clones are the same ones.
 #[derive(Clone)]
-pub struct Lanes {
+pub struct ConcurrencyLimit {
     fast: Arc<Semaphore>,
     slow: Arc<Semaphore>,
     beside: Arc<Semaphore>,
@@ -35,13 +35,13 @@ pub struct Lanes {
 
 /// A place in a lane, for as long as it lives.
 pub struct Slot {
-    lanes: Lanes,
+    lanes: ConcurrencyLimit,
     id: InstanceId,
     since: Instant,
     watch: JoinHandle<()>,
 }
 
-impl Lanes {
+impl ConcurrencyLimit {
     /// Lanes of a width; what takes longer than `long` is slow.
     pub fn new(width: usize, long: Duration) -> Self {
         let lane = |width: usize| Arc::new(Semaphore::new(width));
@@ -93,7 +93,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_hangs_leaves_the_others_their_way() {
-        let lanes = Lanes::new(2, Duration::from_millis(20));
+        let lanes = ConcurrencyLimit::new(2, Duration::from_millis(20));
         let hangs = [lanes.take(&id("a")).await.unwrap(), lanes.take(&id("b")).await.unwrap()];
         assert!(lanes.take(&id("c")).now_or_never().is_none(), "a first hang is in the way");
         drop(lanes.take(&id("c")).await.unwrap());
@@ -105,14 +105,14 @@ mod tests {
         let d = tokio::time::timeout(limit, lanes.take(&id("d"))).await.unwrap();
         drop((c, d));
         drop(again);
-        let lanes = Lanes { long: Duration::from_secs(60), ..lanes };
+        let lanes = ConcurrencyLimit { long: Duration::from_secs(60), ..lanes };
         drop(lanes.take(&id("a")).await);
         assert!(!lanes.known().contains(&id("a")), "what was quick again is not slow any more");
     }
 
     #[tokio::test]
     async fn what_goes_on_is_bounded() {
-        let lanes = Lanes::new(1, Duration::from_millis(5));
+        let lanes = ConcurrencyLimit::new(1, Duration::from_millis(5));
         let mut hangs = vec![];
         for n in 0..=BESIDE {
             hangs.push(lanes.take(&id(&format!("c{n}"))).await.unwrap());

@@ -6,7 +6,7 @@ use sqlx::Row;
 use super::{Error, Store, stamp, statement};
 use crate::{
     model::InstanceId,
-    ports::{Keeper, KeeperError},
+    ports::{InventoryStore, InventoryStoreError},
 };
 
 /// The sort of record.
@@ -30,15 +30,15 @@ impl Store {
 }
 
 #[async_trait]
-impl Keeper for Store {
-    async fn kept(&self, id: &InstanceId) -> Result<Option<String>, KeeperError> {
+impl InventoryStore for Store {
+    async fn kept(&self, id: &InstanceId) -> Result<Option<String>, InventoryStoreError> {
         let attempt = "read an inventory";
         let query =
             sqlx::query("SELECT document FROM records WHERE sort = ? AND name = ?").bind(SORT).bind(id.to_string());
         let row = query.fetch_optional(&self.pool).await.map_err(statement(attempt));
-        Ok(row.map_err(|error| KeeperError(crate::error_chain(&error)))?.map(|row| row.get(0)))
+        Ok(row.map_err(|error| InventoryStoreError(crate::error_chain(&error)))?.map(|row| row.get(0)))
     }
-    async fn keep(&self, id: &InstanceId, text: Option<&str>) -> Result<(), KeeperError> {
-        self.keep_text(id, text).await.map_err(|error| KeeperError(crate::error_chain(&error)))
+    async fn keep(&self, id: &InstanceId, text: Option<&str>) -> Result<(), InventoryStoreError> {
+        self.keep_text(id, text).await.map_err(|error| InventoryStoreError(crate::error_chain(&error)))
     }
 }
