@@ -44,9 +44,9 @@ async fn tell(path: &Path, lives: std::sync::Arc<CrashPoints>) -> ProgressEvent 
         told.push_str(&step.text);
         if let Some(command) = &step.command {
             match stage.run(command, &step.block).await {
-                Ok(lines) => lines.iter().for_each(|line| told.push_str(&format!("    {line}\n"))),
+                Ok(lines) => lines.iter().for_each(|line| told.push_str(&format!("< {line}\n"))),
                 Err(why) => {
-                    told.push_str(&format!("    {why}\n"));
+                    told.push_str(&format!("< {why}\n"));
                     stuck.push(format!("`{command}`: {why}"));
                     break;
                 }

@@ -45,7 +45,7 @@ pub(crate) struct Destroy {
 }
 
 async fn ask(global: &Global, verb: Verb, ask: &CommandRequest) -> Result<CommandOutcome, Failure> {
-    Client::new(global)?.post(&format!("/api/v1/commands/{}", verb.word()), ask).await
+    Client::new(global)?.post(&format!("/api/v1/commands/{}", verb.name()), ask).await
 }
 
 fn ask_for(words: &Words) -> Result<CommandRequest, Failure> {
@@ -56,7 +56,7 @@ fn ask_for(words: &Words) -> Result<CommandRequest, Failure> {
 fn tell(global: &Global, verb: Verb, said: &CommandOutcome) -> Result<(), Failure> {
     match global.output {
         Format::Text => output::text(&plain(&said.message)),
-        format => output::answer(format, &verb.word(), &serde_json::to_value(said)?)?,
+        format => output::answer(format, &verb.name(), &serde_json::to_value(said)?)?,
     }
     Ok(())
 }

@@ -40,7 +40,7 @@ pub(super) fn run(global: &Global, args: &WhoCan) -> Done {
     let verb: Verb = serde_json::from_value(word.into()).map_err(|_| {
         usage(
             format!("`{word}` is not a command"),
-            nearest(word, Verb::words()),
+            nearest(word, Verb::names()),
             "`/help` on a pull request lists them",
         )
     })?;

@@ -256,7 +256,7 @@ impl Authorization {
                 teams.insert(name);
             }
         }
-        Ok(Principal::User { login: login.to_owned(), level, teams, word: None })
+        Ok(Principal::User { login: login.to_owned(), level, teams, command_id: None })
     }
 
     pub(crate) async fn allow(

@@ -146,7 +146,7 @@ impl fmt::Display for Reason {
             Self::CapacityExceeded => "a capacity rule is exceeded",
             Self::MessageQueued => "a message was queued",
             Self::MessageDue => "a message is due",
-            Self::Command(verb) => return write!(f, "/{}", verb.word()),
+            Self::Command(verb) => return write!(f, "/{}", verb.name()),
             Self::Duplicate => "the same request again",
         })
     }

@@ -105,7 +105,7 @@ proptest! {
         let found = command::parse(&text);
         prop_assert!(found.len() <= 21);
         for one in found.into_iter().flatten() {
-            let word = format!("/{}", one.verb.word());
+            let word = format!("/{}", one.verb.name());
             prop_assert!(text.lines().any(|line| line.trim_start().starts_with(&word)), "{word} is not in {text:?}");
         }
     }

@@ -22,6 +22,7 @@ use crate::{
         command::Command,
         declaration::{Selector, schema::Verb},
         journal::Approved,
+        journal::RunKind,
         plan::{self, InstancePlan, Plan, validation},
     },
     model::{ComponentName, EnvironmentName, InstanceId, PullNumber, RunId},
@@ -263,13 +264,9 @@ impl Commands {
             approved,
             because,
             principal: who.name(),
-            word: who.word().map(str::to_owned),
-            by_merge: false,
+            command_id: who.command_id().map(str::to_owned),
+            kind: RunKind::Apply { by_merge: false },
             pull,
-            remediation: None,
-            destroys: false,
-            by_drift: false,
-            rebalance: None,
         };
         self.runs.create_runs(head, authorised).await
     }

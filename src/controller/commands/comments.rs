@@ -139,7 +139,7 @@ impl Commands {
         if !runs.is_empty() {
             return Ok(Some(comment::begun(&runs)));
         }
-        let (who, verb) = (format!("user:{}", written.author), command.verb.word());
+        let (who, verb) = (format!("user:{}", written.author), command.verb.name());
         let done = self.context.store.audited(&format!("comment/{}", written.id), &who, &verb).await?;
         Ok((!done.is_empty()).then(|| format!("`/{verb}` was obeyed: {}.", comment::names(done.into_iter()))))
     }

@@ -14,6 +14,7 @@ use crate::{
         authorization::Principal,
         declaration::{Selector, schema::Verb},
         journal::Approved,
+        journal::RunKind,
         plan::{Plan, validation},
     },
     model::{InstanceId, PullNumber, RunId},
@@ -114,13 +115,9 @@ impl Commands {
             approved,
             because: format!("`/destroy` of {}", who.name().replace("user:", "@")),
             principal: who.name(),
-            word: who.word().map(str::to_owned),
-            by_merge: false,
+            command_id: who.command_id().map(str::to_owned),
+            kind: RunKind::Destroy { by_merge: false },
             pull,
-            remediation: None,
-            destroys: true,
-            by_drift: false,
-            rebalance: None,
         };
         self.runs.create_run(head, authorised).await
     }

@@ -63,7 +63,7 @@ pub struct CommandOutcome {
 }
 
 fn missing_selector(command: &Command) -> Error {
-    Error::Refused(format!("Say what is meant, such as `/{} staging/network`.", command.verb.word()))
+    Error::Refused(format!("Say what is meant, such as `/{} staging/network`.", command.verb.name()))
 }
 
 /// The controller of commands.
@@ -132,7 +132,7 @@ impl Commands {
                 let (message, plans, runs) = self.destroy(head, &meant, &digests, who, (selector, pull)).await?;
                 return Ok(CommandOutcome { message, plans, runs });
             }
-            other => return Err(Error::Refused(format!("`/{}` is not there yet.", other.word()))),
+            other => return Err(Error::Refused(format!("`/{}` is not there yet.", other.name()))),
         };
         Ok(CommandOutcome { message, ..CommandOutcome::default() })
     }

@@ -34,10 +34,10 @@ impl Commands {
             let word = RebalanceAuthorization {
                 because: format!("`/rebalance` of {}", who.name().replace("user:", "@")),
                 principal: who.name(),
-                word: who.word().map(str::to_owned),
+                command_id: who.command_id().map(str::to_owned),
                 pull,
                 until: None,
-                by_clock: false,
+                by_schedule: false,
             };
             runs.push(self.runs.start_rebalance(head, &environment, &clusters, word).await?);
         }

@@ -403,11 +403,11 @@ impl Observer {
         head: &Head,
     ) -> Result<Job, Error> {
         let mut job = self.applied_job(id, applied, head).await?;
-        let name = run.remediation.as_ref().and_then(|name| name.parse().ok());
+        let name = run.kind.remediation().and_then(|name| name.parse().ok());
         let listed = name.and_then(|name| head.desired.remediations.get(&name));
         let mut actions = listed.iter().flat_map(|(remediation, _)| &remediation.actions);
-        if let (Work::Citus(work), Some(rebalance)) = (&mut job.work, run.rebalance) {
-            (work.only_moves, work.until, work.by_command) = (true, rebalance.until, !rebalance.by_clock);
+        if let (Work::Citus(work), Some(rebalance)) = (&mut job.work, run.kind.rebalance()) {
+            (work.only_moves, work.until, work.by_command) = (true, rebalance.until, !rebalance.by_schedule);
         }
         if let Work::Tofu(work) = &mut job.work {
             work.refresh = actions.any(|action| action.instance == *id && action.r#do == opentofu::plan::REFRESH);

@@ -121,13 +121,15 @@ impl Planner {
         let instances: BTreeSet<InstanceId> = pending
             .into_iter()
             .filter(|id| {
-                !open.iter().any(|run| run.holds(id) && run.by_merge && run.instances[id].status != RunStatus::Waiting)
+                !open
+                    .iter()
+                    .any(|run| run.holds(id) && run.kind.by_merge() && run.instances[id].status != RunStatus::Waiting)
             })
             .collect();
         // What somebody's word is about is planned again when that is done.
         let in_flight = |run: &Run| {
             let moves = |id: &InstanceId| run.holds(id) && run.instances[id].status != RunStatus::Waiting;
-            !run.by_merge && instances.iter().any(moves)
+            !run.kind.by_merge() && instances.iter().any(moves)
         };
         if instances.is_empty() || open.iter().any(in_flight) {
             return Ok(None);

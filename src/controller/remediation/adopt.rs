@@ -117,7 +117,7 @@ impl Remediations {
             } else {
                 self.context.store.collection::<ProposalDirection>().remove(&key).await?;
             }
-            self.context.store.audit(self.context.now(), &who.name(), &verb.word(), &key, "").await?;
+            self.context.store.audit(self.context.now(), &who.name(), &verb.name(), &key, "").await?;
             self.context.queue.enqueue(ReconcileRequest::Proposals(environment.clone()), Reason::DirectionChanged);
             turned.push(proposal.pull.to_string());
         }

@@ -12,6 +12,7 @@ use crate::{
     domain::{
         declaration::schema::DriftMode,
         journal::Approved,
+        journal::RunKind,
         remediation::{self, Drifted},
     },
     model::{Action, Change, EnvironmentName, InstanceId},
@@ -83,13 +84,9 @@ impl Remediations {
                 approved,
                 because: "the declaration (`drift.mode: revert`)".into(),
                 principal: "declaration".into(),
-                word: None,
-                by_merge: false,
+                command_id: None,
+                kind: RunKind::Revert,
                 pull: None,
-                remediation: None,
-                destroys: false,
-                by_drift: true,
-                rebalance: None,
             };
             self.runs.create_run(head, authorised).await?;
         }

@@ -19,7 +19,7 @@ use crate::{
     domain::{
         authorization::Principal,
         declaration::schema::{Direction, Remediation, RemediationAction, Verb},
-        journal::{Approved, RunState},
+        journal::{Approved, RunKind, RunState},
         plan::Observed,
         remediation,
     },
@@ -190,13 +190,12 @@ impl Remediations {
             approved,
             because,
             principal: who.name(),
-            word: who.word().map(str::to_owned),
-            by_merge: false,
+            command_id: who.command_id().map(str::to_owned),
+            kind: match applies {
+                true => RunKind::Apply { by_merge: false },
+                false => RunKind::Remediation { name: name.to_string() },
+            },
             pull,
-            remediation: (!applies).then(|| name.to_string()),
-            destroys: false,
-            by_drift: false,
-            rebalance: None,
         };
         self.runs.create_run(head, authorised).await
     }

@@ -6,7 +6,7 @@ use crate::{
     controller::{
         context::Error,
         planning::Scope,
-        runs::{Driven, Runs, prepare::Stop},
+        runs::{Runs, driven::Driven, prepare::Stop},
     },
     domain::{
         journal::{Approved, Run, Status},
@@ -94,7 +94,7 @@ impl Runs {
         if !run.reverts() || !left.iter().all(plan::stands_alone) {
             return Ok((left, vec![]));
         }
-        if run.rebalance.is_some() {
+        if run.kind.rebalance().is_some() {
             return Ok(left.into_iter().partition(citus::plan::is_move));
         }
         let known = match self.context.store.approved(run.id, id).await? {

@@ -11,7 +11,7 @@ use crate::{
     controller::{
         context::Error,
         records::Cancellation,
-        runs::{Driven, Runs},
+        runs::{Runs, driven::Driven},
         work_queue::{Reason, ReconcileRequest},
     },
     domain::{

@@ -13,92 +13,82 @@ use crate::{
         work_queue::{Reason, ReconcileRequest},
     },
     domain::{
-        journal::{Approved, Event, Rebalance, Run, RunInstance, RunState, Status as RunStatus},
+        journal::{Approved, Event, Run, RunInstance, RunKind, RunState, Status as RunStatus},
         plan::{order, pending::dependents},
     },
     model::{EnvironmentName, InstanceId, PullNumber, RunId},
 };
 
-/// A run that is to be made.
+/// A run that is authorised and not created yet.
+#[derive(Clone)]
 pub(crate) struct Authorised {
     pub(crate) environment: EnvironmentName,
+    pub(crate) kind: RunKind,
     pub(crate) instances: BTreeSet<InstanceId>,
+    /// What was approved of each instance.
     pub(crate) approved: BTreeMap<InstanceId, Approved>,
+    /// What authorised it, for people.
     pub(crate) because: String,
+    /// The principal, as in the audit.
     pub(crate) principal: String,
-    /// The word that it is obeyed by, once; nothing where it is authorised by what is recorded.
-    pub(crate) word: Option<String>,
-    pub(crate) by_merge: bool,
+    /// The command that creates it, once; `None` where recorded facts authorise it.
+    pub(crate) command_id: Option<String>,
+    /// The pull request of its comment.
     pub(crate) pull: Option<PullNumber>,
-    pub(crate) remediation: Option<String>,
-    /// Whether it destroys what is no longer declared.
-    pub(crate) destroys: bool,
-    /// Whether it reverts drift by the declaration's own word.
-    pub(crate) by_drift: bool,
-    /// Whether it moves shards for the balance, and until when.
-    pub(crate) rebalance: Option<Rebalance>,
+}
+
+impl Authorised {
+    /// The part of it that concerns some of its instances.
+    fn part(&self, kind: RunKind, instances: BTreeSet<InstanceId>) -> Self {
+        let approved = self.approved.iter().filter(|(id, _)| instances.contains(*id));
+        let approved = approved.map(|(id, approved)| (id.clone(), approved.clone())).collect();
+        Self { kind, instances, approved, ..self.clone() }
+    }
 }
 
 impl Runs {
-    /// Makes a run of what is declared, and another of what is to be destroyed.
+    /// Creates a run of the instances that are declared, and another that destroys those that are not. Returns the first.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where there are no instances; else when the store does not answer.
     pub(crate) async fn create_runs(
         self: &Arc<Self>,
         head: &Arc<Head>,
         authorised: Authorised,
     ) -> Result<RunId, Error> {
-        let (declared, gone): (BTreeSet<InstanceId>, BTreeSet<InstanceId>) =
+        let (declared, orphaned): (BTreeSet<InstanceId>, BTreeSet<InstanceId>) =
             authorised.instances.iter().cloned().partition(|id| head.instance(id).is_some());
-        let of = |ids: &BTreeSet<InstanceId>, destroys: bool| Authorised {
-            environment: authorised.environment.clone(),
-            instances: ids.clone(),
-            approved: authorised
-                .approved
-                .iter()
-                .filter(|(id, _)| ids.contains(*id))
-                .map(|(id, what)| (id.clone(), what.clone()))
-                .collect(),
-            because: authorised.because.clone(),
-            principal: authorised.principal.clone(),
-            word: authorised.word.clone(),
-            remediation: authorised.remediation.clone(),
-            destroys,
-            ..authorised
-        };
-        let first = if declared.is_empty() { None } else { Some(self.create_run(head, of(&declared, false)).await?) };
-        if gone.is_empty() {
+        let by_merge = authorised.kind.by_merge();
+        let mut first = None;
+        if !declared.is_empty() {
+            let part = authorised.part(RunKind::Apply { by_merge }, declared);
+            first = Some(self.create_run(head, part).await?);
+        }
+        if orphaned.is_empty() {
             return first.ok_or_else(|| Error::Refused("there is nothing to do".into()));
         }
-        let second = self.create_run(head, of(&gone, true)).await?;
+        let second = self.create_run(head, authorised.part(RunKind::Destroy { by_merge }, orphaned)).await?;
         Ok(first.unwrap_or(second))
     }
 
-    /// Numbers a run, takes the place of runs that wait for the same instances (R5.3), and starts it.
+    /// Numbers a run, supersedes runs that wait for the same instances (R5.3), and enqueues it.
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(crate) async fn create_run(self: &Arc<Self>, head: &Arc<Head>, authorised: Authorised) -> Result<RunId, Error> {
-        let Authorised {
-            environment,
-            instances,
-            approved,
-            because,
-            principal,
-            word,
-            by_merge,
-            pull,
-            remediation,
-            destroys,
-            by_drift,
-            rebalance,
-        } = authorised;
-        let known = match &word {
-            Some(word) => self.context.store.runs_by_command(word).await?,
+        let Authorised { environment, kind, instances, approved, because, principal, command_id, pull } = authorised;
+        let known = match &command_id {
+            Some(command_id) => self.context.store.runs_by_command(command_id).await?,
             None => vec![],
         };
-        if let Some(run) = known.into_iter().find(|run| run.environment == environment && run.destroys == destroys) {
-            // The daemon died after it made this run, and before it remembered that it had obeyed.
+        let is_same = |run: &Run| run.environment == environment && run.kind.destroys() == kind.destroys();
+        if let Some(run) = known.into_iter().find(is_same) {
+            // The daemon died after it created this run, and before it recorded that the command was executed.
             self.supersede(&run).await?;
             self.context.queue.enqueue(ReconcileRequest::Run(run.id), Reason::RunAuthorised);
             return Ok(run.id);
         }
-        let applied = self.context.store.all_applied().await?;
+        let applied = self.context.store.applied_in(&environment).await?;
         let first = |id: &InstanceId| match head.instance(id) {
             Some(instance) => instance.upstreams.clone(),
             None => dependents(id, &applied),
@@ -117,13 +107,9 @@ impl Runs {
             state: RunState::Open,
             because,
             principal,
-            word,
-            by_merge,
+            command_id,
+            kind,
             pull,
-            remediation,
-            by_drift,
-            rebalance,
-            destroys,
             instances: rows.collect(),
             created_at: self.context.now(),
             ended_at: None,
@@ -166,7 +152,7 @@ impl Runs {
         environment: &EnvironmentName,
     ) -> Result<(), Error> {
         for run in self.context.store.open_runs().await? {
-            if run.environment == *environment && run.by_merge && run.revision != head.revision {
+            if run.environment == *environment && run.kind.by_merge() && run.revision != head.revision {
                 let other = |id: &InstanceId| {
                     head.instance(id).and_then(|instance| instance.digest) != run.instances[id].digest
                 };

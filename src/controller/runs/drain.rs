@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use crate::{
     controller::{
         context::Error,
-        runs::{Driven, Runs, prepare::Stop},
+        runs::{Runs, driven::Driven, prepare::Stop},
         source::Head,
         work_queue::{Reason, ReconcileRequest},
     },

@@ -11,7 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use crate::{
     controller::{
         context::Error,
-        runs::{Driven, Runs, prepare::Ready},
+        runs::{Runs, driven::Driven, prepare::Ready},
         work_queue::{Reason, ReconcileRequest},
     },
     domain::{

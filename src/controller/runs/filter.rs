@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::{
     controller::{
         context::Error,
-        runs::{Driven, Runs},
+        runs::{Runs, driven::Driven},
     },
     domain::{declaration::schema::Remediation, journal::Run, remediation},
     model::{Action, Digest, InstanceId},
@@ -19,7 +19,7 @@ impl Runs {
         run: &Run,
         id: &InstanceId,
     ) -> Result<Vec<Action>, Error> {
-        let name = run.remediation.as_ref().and_then(|name| name.parse().ok());
+        let name = run.kind.remediation().and_then(|name| name.parse().ok());
         let found = name.and_then(|name| driven.head.desired.remediations.get(&name));
         let mut actions = vec![];
         for action in found.iter().flat_map(|(remediation, _)| &remediation.actions).filter(|a| a.instance == *id) {

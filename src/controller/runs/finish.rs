@@ -9,7 +9,7 @@ use crate::{
     controller::{
         context::Error,
         records::{MergedRemediation, Stalled},
-        runs::{Driven, Runs},
+        runs::{Runs, driven::Driven},
         work_queue::{Reason, ReconcileRequest},
     },
     domain::{
@@ -35,7 +35,7 @@ fn ended(run: &Run) -> String {
             failed.join(", ")
         );
     }
-    if !failed.is_empty() && run.destroys {
+    if !failed.is_empty() && run.kind.destroys() {
         return format!("{} failed. What is left of it is still an orphan; say `/destroy` again.", failed.join(", "));
     }
     if !failed.is_empty() {
@@ -60,7 +60,7 @@ fn ended(run: &Run) -> String {
     if !superseded.is_empty() {
         return "A newer run took its place.".into();
     }
-    if run.rebalance.is_some() {
+    if run.kind.rebalance().is_some() {
         let moved = run.instances.values().any(|instance| instance.changed);
         let said = if moved {
             "The moves are made; what is left of the balance waits for the next rebalance."
@@ -78,7 +78,7 @@ impl Runs {
         if run.instances.values().all(|instance| instance.status.ended()) && matches!(run.state, RunState::Open) {
             run.state = RunState::Ended { message: ended(run) };
             run.ended_at = Some(self.context.now());
-            if let Some(name) = &run.remediation {
+            if let Some(name) = run.kind.remediation() {
                 // First, so that a daemon that dies here leaves no drift held by a run that has ended.
                 let key = format!("{}/{name}", run.environment);
                 let mut merged: MergedRemediation =

@@ -12,7 +12,7 @@ use crate::{
         runs::{Authorised, Runs},
         source::Head,
     },
-    domain::journal::{Approved, Run},
+    domain::journal::{Approved, Run, RunKind},
     model::{EnvironmentName, InstanceId, PullNumber},
 };
 
@@ -84,13 +84,9 @@ impl Runs {
             approved,
             because,
             principal: "merge".into(),
-            word: None,
-            by_merge: true,
+            command_id: None,
+            kind: RunKind::Apply { by_merge: true },
             pull,
-            remediation: None,
-            destroys: false,
-            by_drift: false,
-            rebalance: None,
         };
         self.create_runs(head, authorised).await.map(drop)
     }

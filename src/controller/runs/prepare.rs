@@ -10,12 +10,12 @@ use crate::{
     controller::{
         context::Error,
         observe::{ANOTHER, declared_job},
-        runs::{Driven, Runs},
+        runs::{Runs, driven::Driven},
         source::Head,
     },
     domain::{
         declaration::schema::Deferred,
-        journal::{Approved, Event, Run},
+        journal::{Approved, Event, Run, RunKind},
         message,
         plan::{
             self, Applied, HostedNode, InstancePlan,
@@ -86,7 +86,7 @@ impl Runs {
         let run = driven.run.lock().await.clone();
         self.take(&run, id).await?;
         let applied = self.context.store.applied(id).await?;
-        if run.destroys && applied.is_none() {
+        if run.kind.destroys() && applied.is_none() {
             return Err(Stop::Gone);
         }
         let (mut job, inputs) = self.job(driven, &run, id, applied.as_ref()).await?;
@@ -109,7 +109,10 @@ impl Runs {
         plan::mark_protected(&guards, &mut actions);
         let digest = (!actions.is_empty()).then(|| InstancePlan::digest_of(&actions));
         self.record(driven, id, Event::Planned { digest }, None).await?;
-        if applied.is_none() && run.by_merge && self.planner.is_first_contact(id, observation.holds_anything).await? {
+        if applied.is_none()
+            && run.kind.by_merge()
+            && self.planner.is_first_contact(id, observation.holds_anything).await?
+        {
             let message = if observation.holds_anything {
                 "the target already holds something that was never applied from here; look at the plan and say `/apply`"
             } else {
@@ -123,7 +126,7 @@ impl Runs {
             return Err(Stop::Nothing(Box::new(job), inputs, left));
         }
         let fresh = actions.clone();
-        if run.by_merge
+        if run.kind.by_merge()
             && let Some(message) = self.observer.reverts_snoozed(id, &actions).await?
         {
             return Err(Stop::Waits(WaitingOn::Approval { digest: InstancePlan::digest_of(&actions) }, message));
@@ -154,7 +157,7 @@ impl Runs {
         id: &InstanceId,
         applied: Option<&Applied>,
     ) -> Result<(Job, BTreeMap<String, RecordedOutput>), Stop> {
-        if run.destroys {
+        if run.kind.destroys() {
             return self.job_of_destroying(driven, run, id).await;
         }
         if run.reverts() {
@@ -278,17 +281,19 @@ impl Runs {
         let waits = |message: String| Stop::Waits(WaitingOn::Approval { digest }, message);
         match self.context.store.approved(run.id, id).await?.unwrap_or(Approved::Unknown) {
             Approved::Declaration => Ok(actions),
-            Approved::Actions { actions: approved } if run.by_drift => match plan::covers(&approved, &actions) {
-                Ok(()) => Ok(actions),
-                Err(_) if actions.iter().all(plan::stands_alone) => {
-                    // What drifted since, or somebody said no to, is not this run's business.
-                    let (mine, _) = self.business(driven, run, id, actions).await?;
-                    plan::covers(&approved, &mine)
-                        .map_err(|gap| Stop::Fails(format!("the drift changed meanwhile: {}", gap.0)))?;
-                    Ok(mine)
+            Approved::Actions { actions: approved } if run.kind == RunKind::Revert => {
+                match plan::covers(&approved, &actions) {
+                    Ok(()) => Ok(actions),
+                    Err(_) if actions.iter().all(plan::stands_alone) => {
+                        // What drifted since, or somebody said no to, is not this run's business.
+                        let (mine, _) = self.business(driven, run, id, actions).await?;
+                        plan::covers(&approved, &mine)
+                            .map_err(|gap| Stop::Fails(format!("the drift changed meanwhile: {}", gap.0)))?;
+                        Ok(mine)
+                    }
+                    Err(gap) => Err(Stop::Fails(format!("the drift changed meanwhile: {}", gap.0))),
                 }
-                Err(gap) => Err(Stop::Fails(format!("the drift changed meanwhile: {}", gap.0))),
-            },
+            }
             Approved::Actions { actions: approved } => match plan::covers(&approved, &actions) {
                 Ok(()) => Ok(actions),
                 Err(gap) => Err(waits(format!("{}; look at the new plan and say `/apply`", gap.0))),
@@ -305,7 +310,7 @@ impl Runs {
             }
             Approved::Moves { .. } => Ok(actions.into_iter().filter(citus::plan::is_move).collect()),
             Approved::Remediation => {
-                let name = run.remediation.clone().unwrap_or_default();
+                let name = run.kind.remediation().unwrap_or_default();
                 let Ok(name) = name.parse() else { return Err(Stop::Fails("the remediation has no name".into())) };
                 let Some((remediation, _)) = driven.head.desired.remediations.get(&name) else {
                     return Err(Stop::Fails(format!("the remediation `{name}` is not there any more")));

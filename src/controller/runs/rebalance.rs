@@ -11,12 +11,12 @@ use chrono::{DateTime, Utc};
 use crate::{
     controller::{
         context::Error,
-        runs::{Authorised, Driven, Runs, prepare::Stop},
+        runs::{Authorised, Runs, driven::Driven, prepare::Stop},
         source::Head,
     },
     domain::{
         declaration::schema::Limits,
-        journal::{Approved, Rebalance, Run},
+        journal::{Approved, Rebalance, Run, RunKind},
     },
     model::{Action, EnvironmentName, InstanceId, PullNumber, RunId, citus::LayoutPlan},
     ports::{ApprovedMove, Job, Work},
@@ -27,12 +27,12 @@ use crate::{
 pub(crate) struct RebalanceAuthorization {
     pub(crate) because: String,
     pub(crate) principal: String,
-    pub(crate) word: Option<String>,
+    pub(crate) command_id: Option<String>,
     pub(crate) pull: Option<PullNumber>,
     /// When its window is over.
     pub(crate) until: Option<DateTime<Utc>>,
     /// Whether nobody said it.
-    pub(crate) by_clock: bool,
+    pub(crate) by_schedule: bool,
 }
 
 impl Runs {
@@ -49,7 +49,7 @@ impl Runs {
         head: &Arc<Head>,
         environment: &EnvironmentName,
         clusters: &BTreeSet<InstanceId>,
-        word: RebalanceAuthorization,
+        authorization: RebalanceAuthorization,
     ) -> Result<RunId, Error> {
         let instances: BTreeSet<InstanceId> =
             clusters.iter().filter(|id| id.environment == *environment).cloned().collect();
@@ -57,15 +57,11 @@ impl Runs {
             environment: environment.clone(),
             approved: instances.iter().map(|id| (id.clone(), Approved::Moves { chosen: None })).collect(),
             instances,
-            because: word.because,
-            principal: word.principal,
-            word: word.word,
-            by_merge: false,
-            pull: word.pull,
-            remediation: None,
-            destroys: false,
-            by_drift: false,
-            rebalance: Some(Rebalance { until: word.until, by_clock: word.by_clock }),
+            because: authorization.because,
+            principal: authorization.principal,
+            command_id: authorization.command_id,
+            kind: RunKind::Rebalance(Rebalance { until: authorization.until, by_schedule: authorization.by_schedule }),
+            pull: authorization.pull,
         };
         self.create_run(head, authorised).await
     }
@@ -103,7 +99,7 @@ impl Runs {
             fits
         };
         let actions: Vec<Action> = actions.into_iter().filter(fits).collect();
-        if run.rebalance.is_some() && !actions.is_empty() {
+        if run.kind.rebalance().is_some() && !actions.is_empty() {
             self.context.store.choose(run.id, id, &Approved::Moves { chosen: Some(actions.clone()) }).await?;
         }
         Ok(actions)

@@ -13,7 +13,7 @@ use crate::{
     controller::{
         context::Error,
         observe::declared_job,
-        runs::{Driven, Runs, execute::Effect, prepare::Stop},
+        runs::{Runs, driven::Driven, execute::Effect, prepare::Stop},
     },
     domain::{
         journal::{Approved, Event, Outcome, Recovery, Run, Status, recovery},
@@ -32,7 +32,7 @@ impl Runs {
         run: &Run,
         id: &InstanceId,
     ) -> Result<(Job, BTreeMap<String, RecordedOutput>), Error> {
-        if run.destroys {
+        if run.kind.destroys() {
             return Ok((self.observer.destroy_job(id, &driven.head).await?, BTreeMap::new()));
         }
         if run.reverts() {
@@ -62,7 +62,7 @@ impl Runs {
     ) -> Result<Effect, Error> {
         let run = driven.run.lock().await.clone();
         tracing::warn!(run = run.id.0, instance = %id, "was under way when it was left; looking at it again");
-        if run.destroys && self.context.store.applied(id).await?.is_none() {
+        if run.kind.destroys() && self.context.store.applied(id).await?.is_none() {
             // It was destroyed and forgotten; only that was not said any more.
             if status == Status::Running {
                 self.record(driven, id, Event::Finished { outcome: Outcome::Done }, None).await?;

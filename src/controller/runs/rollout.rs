@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use crate::{
     controller::{
         context::Error,
-        runs::{Driven, Runs, prepare::Left},
+        runs::{Runs, driven::Driven, prepare::Left},
         work_queue::{Reason, ReconcileRequest},
     },
     domain::journal::{Event, Run, Status},
@@ -44,7 +44,7 @@ impl Runs {
         left: Left,
         changed: bool,
     ) -> Result<Status, Error> {
-        let destroys = driven.run.lock().await.destroys;
+        let destroys = driven.run.lock().await.kind.destroys();
         if destroys && let Some(status) = self.rollout(driven, id, job).await? {
             return Ok(status);
         }
@@ -64,7 +64,7 @@ impl Runs {
     /// Asks whether what was applied came up, or what was destroyed is gone. Answers where the instance stands if not, and
     /// nothing if so.
     async fn rollout(self: &Arc<Self>, driven: &Driven, id: &InstanceId, job: &Job) -> Result<Option<Status>, Error> {
-        let destroys = driven.run.lock().await.destroys;
+        let destroys = driven.run.lock().await.kind.destroys();
         if job.work.wait().is_zero() && !destroys {
             return Ok(None);
         }
@@ -127,7 +127,7 @@ impl Runs {
         status: Status,
     ) -> Result<Option<Status>, Error> {
         let is_begun = matches!(status, Status::New | Status::Planned | Status::Waiting);
-        if !run.destroys || !is_begun || self.context.store.applied(id).await?.is_some() {
+        if !run.kind.destroys() || !is_begun || self.context.store.applied(id).await?.is_some() {
             return Ok(None);
         }
         if status != Status::Planned {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use crate::{
     controller::{
         context::Error,
-        runs::{Driven, Runs, prepare::Left},
+        runs::{Runs, driven::Driven, prepare::Left},
     },
     domain::journal::Status,
     model::{Action, InstanceId},
@@ -38,7 +38,7 @@ impl Runs {
         let (mine, others) = self.business(driven, &run, id, left).await?;
         // What the balance asks for changes with every row that is written; it is drift where it still is.
         // In a window it is left for the next one.
-        let rebalances = run.rebalance.is_some();
+        let rebalances = run.kind.rebalance().is_some();
         let is_for_balance = |action: &Action| {
             let is_later = |sort: &str| sort == citus::plan::REBALANCE || rebalances && sort == citus::plan::MOVE;
             action.resources.iter().all(|resource| is_later(&resource.r#type))
@@ -68,7 +68,7 @@ impl Runs {
         let Left { others, warnings } = left;
         let run = driven.run.lock().await.clone();
         let refused = |error: Error| error.into_target("record");
-        if run.destroys {
+        if run.kind.destroys() {
             return self.planner.let_go(id).await.map_err(refused);
         }
         if !run.reverts() {

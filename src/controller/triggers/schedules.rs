@@ -147,10 +147,10 @@ impl Triggers {
                     let word = RebalanceAuthorization {
                         because: said.clone(),
                         principal: format!("schedule:{name}"),
-                        word: Some(format!("schedule {name} {}", at.to_rfc3339())),
+                        command_id: Some(format!("schedule {name} {}", at.to_rfc3339())),
                         pull: None,
                         until,
-                        by_clock: true,
+                        by_schedule: true,
                     };
                     self.runs.start_rebalance(head, &environment, &clusters, word).await?;
                 }

@@ -57,7 +57,7 @@ pub enum Principal {
         teams: BTreeSet<String>,
         /// By what they say it, where that has a name: a comment, a merge. It is obeyed once.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        word: Option<String>,
+        command_id: Option<String>,
     },
     /// A token of the API.
     Token {
@@ -79,17 +79,17 @@ impl Principal {
     }
 
     /// The same, speaking by something that is obeyed once.
-    pub fn by(self, word: String) -> Self {
+    pub fn by(self, command_id: String) -> Self {
         match self {
-            Self::User { login, level, teams, .. } => Self::User { login, level, teams, word: Some(word) },
+            Self::User { login, level, teams, .. } => Self::User { login, level, teams, command_id: Some(command_id) },
             other => other,
         }
     }
 
     /// What it speaks by, where that has a name.
-    pub fn word(&self) -> Option<&str> {
+    pub fn command_id(&self) -> Option<&str> {
         match self {
-            Self::User { word, .. } => word.as_deref(),
+            Self::User { command_id, .. } => command_id.as_deref(),
             _ => None,
         }
     }
@@ -189,7 +189,7 @@ pub fn refusal(rights: &[Rights], who: &Principal, verb: Verb, environment: &Env
     let Some((last, before)) = rights.split_last() else {
         return format!(
             "`/{}` is refused: the StateRepo on the base branch can't be read, and without it nobody may do anything; `evenkeel validate` says what is wrong",
-            verb.word()
+            verb.name()
         );
     };
     let mut allowed = last.allowed(verb);
@@ -202,7 +202,7 @@ pub fn refusal(rights: &[Rights], who: &Principal, verb: Verb, environment: &Env
         Principal::User { login, .. } => format!("@{login}"),
         other => other.name(),
     };
-    format!("{name} is not allowed to `/{}` in `{environment}`: {who_may}.", verb.word())
+    format!("{name} is not allowed to `/{}` in `{environment}`: {who_may}.", verb.name())
 }
 
 #[cfg(test)]
@@ -225,7 +225,7 @@ mod tests {
             login: login.into(),
             level,
             teams: teams.iter().map(|t| (*t).to_owned()).collect(),
-            word: None,
+            command_id: None,
         }
     }
 

@@ -120,8 +120,8 @@ fn one(rest: &str) -> Option<Result<Command, Unclear>> {
         return None;
     }
     words.remove(0);
-    let Some(verb) = VERBS.into_iter().chain(LATER).find(|verb| verb.word() == name) else {
-        let names: Vec<String> = VERBS.into_iter().chain(LATER).map(Verb::word).collect();
+    let Some(verb) = VERBS.into_iter().chain(LATER).find(|verb| verb.name() == name) else {
+        let names: Vec<String> = VERBS.into_iter().chain(LATER).map(Verb::name).collect();
         let meant = nearest(name, names.iter().map(String::as_str))?;
         return Some(Err(Unclear(format!(
             "`/{name}` is not a command; did you mean `/{meant}`? `/help` lists what there is."
@@ -213,7 +213,7 @@ mod tests {
         let shown = |found: Result<Command, Unclear>| match found {
             Ok(c) => format!(
                 "{} {} {}",
-                c.verb.word(),
+                c.verb.name(),
                 c.selector.map_or("-".into(), |s| s.to_string()),
                 c.digest.unwrap_or("-".into())
             ),

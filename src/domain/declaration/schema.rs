@@ -107,7 +107,7 @@ pub enum Verb {
 
 impl Verb {
     /// The words of all commands.
-    pub fn words() -> impl Iterator<Item = &'static str> {
+    pub fn names() -> impl Iterator<Item = &'static str> {
         [
             "plan",
             "apply",
@@ -132,7 +132,7 @@ impl Verb {
     }
 
     /// The word after the slash.
-    pub fn word(self) -> String {
+    pub fn name(self) -> String {
         serde_json::to_value(self).ok().and_then(|v| v.as_str().map(str::to_owned)).expect("a unit variant is a string")
     }
 }

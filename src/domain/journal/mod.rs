@@ -9,7 +9,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use run::{Approved, JournalRecord, Rebalance, Run, RunInstance, RunState};
+pub use run::{Approved, JournalRecord, Rebalance, Run, RunInstance, RunKind, RunState};
 
 use crate::model::{Digest, InstanceId, WaitingOn};
 

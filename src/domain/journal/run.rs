@@ -39,24 +39,14 @@ pub struct Run {
     pub because: String,
     /// Whose authority it runs under, as in the audit.
     pub principal: String,
-    /// The word that it was made by, which is obeyed once: a comment, the merge of a remediation.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub word: Option<String>,
-    /// Whether the merge itself is the authority.
-    pub by_merge: bool,
+    /// The command that created it, which is executed once: a comment, the merge of a remediation, a time of a Schedule.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "word")]
+    pub command_id: Option<String>,
+    /// What it does.
+    #[serde(flatten)]
+    pub kind: RunKind,
     /// The pull request that its comment stands on.
     pub pull: Option<PullNumber>,
-    /// The remediation that it runs, which filters it.
-    pub remediation: Option<String>,
-    /// Whether it reverts drift by the declaration's own word (`drift.mode: revert`).
-    #[serde(default)]
-    pub by_drift: bool,
-    /// Whether it moves shards for the balance, and until when.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rebalance: Option<Rebalance>,
-    /// Whether it destroys what is no longer declared (R1.9).
-    #[serde(default)]
-    pub destroys: bool,
     /// Its instances.
     pub instances: BTreeMap<InstanceId, RunInstance>,
     /// When it was authorised.
@@ -65,16 +55,112 @@ pub struct Run {
     pub ended_at: Option<DateTime<Utc>>,
 }
 
+/// What a run does.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(from = "StoredRunKind", into = "StoredRunKind")]
+pub enum RunKind {
+    /// Applies what a revision declares.
+    Apply {
+        /// Whether the merge itself is the authorization (`onMerge: apply`).
+        by_merge: bool,
+    },
+    /// Destroys what is no longer declared (R1.9).
+    Destroy {
+        /// Whether the merge itself is the authorization (`onDelete: destroy`).
+        by_merge: bool,
+    },
+    /// Reverts drift because the declaration says so (`drift.mode: revert`, R3.1).
+    Revert,
+    /// Runs a merged remediation, which filters its actions (R4.1).
+    Remediation {
+        /// The name of the remediation.
+        name: String,
+    },
+    /// Moves shards.
+    Rebalance(Rebalance),
+}
+
+impl RunKind {
+    /// Whether it returns to what is applied, and leaves head alone.
+    pub fn reverts(&self) -> bool {
+        matches!(self, Self::Revert | Self::Remediation { .. } | Self::Rebalance(_))
+    }
+
+    /// Whether it destroys what is no longer declared.
+    pub fn destroys(&self) -> bool {
+        matches!(self, Self::Destroy { .. })
+    }
+
+    /// Whether a merge alone is its authorization.
+    pub fn by_merge(&self) -> bool {
+        matches!(self, Self::Apply { by_merge: true } | Self::Destroy { by_merge: true })
+    }
+
+    /// The name of the remediation that it runs.
+    pub fn remediation(&self) -> Option<&str> {
+        match self {
+            Self::Remediation { name } => Some(name),
+            _ => None,
+        }
+    }
+
+    /// How it moves shards.
+    pub fn rebalance(&self) -> Option<Rebalance> {
+        match self {
+            Self::Rebalance(rebalance) => Some(*rebalance),
+            _ => None,
+        }
+    }
+}
+
+/// The stored form of [`RunKind`]: fields of the run's document, as every version since the first reads and writes them.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct StoredRunKind {
+    by_merge: bool,
+    remediation: Option<String>,
+    #[serde(default)]
+    by_drift: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rebalance: Option<Rebalance>,
+    #[serde(default)]
+    destroys: bool,
+}
+
+impl From<StoredRunKind> for RunKind {
+    fn from(stored: StoredRunKind) -> Self {
+        match stored {
+            StoredRunKind { rebalance: Some(rebalance), .. } => Self::Rebalance(rebalance),
+            StoredRunKind { remediation: Some(name), .. } => Self::Remediation { name },
+            StoredRunKind { by_drift: true, .. } => Self::Revert,
+            StoredRunKind { destroys: true, by_merge, .. } => Self::Destroy { by_merge },
+            StoredRunKind { by_merge, .. } => Self::Apply { by_merge },
+        }
+    }
+}
+
+impl From<RunKind> for StoredRunKind {
+    fn from(kind: RunKind) -> Self {
+        Self {
+            by_merge: kind.by_merge(),
+            remediation: kind.remediation().map(str::to_owned),
+            by_drift: kind == RunKind::Revert,
+            rebalance: kind.rebalance(),
+            destroys: kind.destroys(),
+        }
+    }
+}
+
 /// A run that moves shards.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rebalance {
-    /// No move begins that would not be over by then.
+    /// A move starts only if it is estimated to end by this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<DateTime<Utc>>,
-    /// Whether nobody said it.
-    #[serde(default)]
-    pub by_clock: bool,
+    /// Whether a Schedule started it, and not a command.
+    #[serde(default, rename = "byClock")]
+    pub by_schedule: bool,
 }
 
 /// Where an instance of a run stands.
@@ -154,7 +240,7 @@ pub enum Approved {
 impl Run {
     /// Whether it returns to what is applied, and leaves head alone.
     pub fn reverts(&self) -> bool {
-        self.remediation.is_some() || self.by_drift || self.rebalance.is_some()
+        self.kind.reverts()
     }
 
     /// Whether an instance of it has not ended.

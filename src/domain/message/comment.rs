@@ -17,10 +17,10 @@ use crate::{
 /// What a word began, in a sentence.
 pub fn begun(runs: &[Run]) -> String {
     let said = runs.iter().map(|run| {
-        if run.destroys {
+        if run.kind.destroys() {
             let gone = names(run.instances.keys().map(ToString::to_string));
             format!("Run {} destroys what is left of {gone}.", run.id)
-        } else if run.remediation.is_some() {
+        } else if run.kind.remediation().is_some() {
             format!("Run {} does what was merged here.", run.id)
         } else {
             format!("Run {} applies `{}`.", run.id, run.environment)
@@ -303,7 +303,7 @@ pub fn answer(to: u64, message: &str) -> String {
 }
 
 fn run_title(run: &Run) -> String {
-    let what = if run.remediation.is_some() { "Remediation of" } else { "Run for" };
+    let what = if run.kind.remediation().is_some() { "Remediation of" } else { "Run for" };
     match &run.state {
         RunState::Open => format!("### {what} `{}` at `{}` · run {}", run.environment, run.revision.short(), run.id),
         RunState::Ended { .. } => {

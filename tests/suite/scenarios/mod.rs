@@ -1,18 +1,21 @@
-//! Scenarios: scripts of `tests/scenarios/*.txt`, run in the simulated world and compared with the `.out` beside them.
+//! Scenarios: transcripts in `tests/scenarios/*.txt`, whose commands run in the simulated world and whose results are
+//! compared with the lines that begin with `<`.
 //!
-//! `UPDATE=1 cargo test --test suite scenarios` writes the `.out` files anew; read the difference before you keep it.
+//! `UPDATE=1 cargo test --test suite scenarios` writes the results anew; read the difference before you keep it.
 
 mod script;
 mod stage;
 
 use std::{
-    path::PathBuf,
+    collections::BTreeSet,
+    path::{Path, PathBuf},
     sync::{
         Mutex, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
+use evenkeel::adapters::{sim::CrashPoints, store::Store};
 use stage::Stage;
 
 fn scripts() -> Vec<PathBuf> {
@@ -26,24 +29,47 @@ fn scripts() -> Vec<PathBuf> {
     found
 }
 
-/// The transcript of a script, and what it came to; where hints come in disorder, nothing where a script speaks of
-/// something by a number that it does not have then.
-async fn told(path: &PathBuf, disorder: Option<u64>) -> (String, Vec<String>) {
+/// Runs the commands of a transcript and returns the transcript with the results of this run. Where events come in
+/// another order, returns `None` for a command that names something by a number that it does not have then.
+async fn transcript(stage: &mut Stage, path: &Path, in_order: bool) -> Option<String> {
     let text = std::fs::read_to_string(path).unwrap();
-    let mut stage =
-        Stage::new(disorder, evenkeel::adapters::sim::CrashPoints::new(std::collections::BTreeSet::new())).await;
-    let mut told = String::new();
+    let mut transcript = String::new();
     for step in script::steps(&text) {
-        told.push_str(&step.text);
+        transcript.push_str(&step.text);
         if let Some(command) = &step.command {
             match stage.run(command, &step.block).await {
-                Ok(lines) => lines.iter().for_each(|line| told.push_str(&format!("    {line}\n"))),
-                Err(_) if disorder.is_some() => return (told, vec![]),
-                Err(why) => panic!("{}: `{command}`: {why}\n{told}", path.display()),
+                Ok(lines) => lines.iter().for_each(|line| transcript.push_str(&format!("< {line}\n"))),
+                Err(_) if !in_order => return None,
+                Err(why) => panic!("{}: `{command}`: {why}\n{transcript}", path.display()),
             }
         }
     }
-    (told, stage.end().await)
+    Some(transcript)
+}
+
+/// The transcript of a script, and the world at its end; no world where the script did not come to its end.
+async fn told(path: &Path, disorder: Option<u64>) -> (String, Vec<String>) {
+    let mut stage = Stage::new(disorder, CrashPoints::new(BTreeSet::new())).await;
+    match transcript(&mut stage, path, disorder.is_none()).await {
+        Some(transcript) => (transcript, stage.end().await),
+        None => (String::new(), vec![]),
+    }
+}
+
+/// Whether a transcript is what its file says; writes the file with `UPDATE=1`. Returns the first difference.
+fn difference(path: &Path, found: &str) -> Option<String> {
+    let expected = std::fs::read_to_string(path).unwrap_or_default();
+    if found == expected {
+        return None;
+    }
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(path, found).unwrap();
+        return None;
+    }
+    let at = found.lines().zip(expected.lines()).position(|(found, expected)| found != expected);
+    let line = |text: &str| at.and_then(|at| text.lines().nth(at)).unwrap_or("(the end)").to_owned();
+    let (path, number) = (path.display(), at.map_or(0, |at| at + 1));
+    Some(format!("{path}:{number}\n  expected: {}\n  found:    {}", line(&expected), line(found)))
 }
 
 /// Tells all scripts, on as many threads as there are cores: each has a world of its own.
@@ -74,30 +100,33 @@ fn in_order() -> &'static [(String, Vec<String>)] {
 
 #[test]
 fn every_script_comes_out_as_it_is_written() {
-    let mut different = vec![];
     let all = scripts();
     assert!(!all.is_empty());
-    for (path, (found, _)) in all.iter().zip(in_order()) {
-        let out = path.with_extension("out");
-        let expected = std::fs::read_to_string(&out).unwrap_or_default();
-        if *found == expected {
-            continue;
-        }
-        if std::env::var_os("UPDATE").is_some() {
-            std::fs::write(&out, found).unwrap();
-            continue;
-        }
-        let at = found.lines().zip(expected.lines()).position(|(one, two)| one != two);
-        let line = |text: &str| at.and_then(|at| text.lines().nth(at)).unwrap_or("(the end)").to_owned();
-        let place = at.map_or(0, |at| at + 1);
-        different.push(format!(
-            "{}:{place}\n  expected: {}\n  found:    {}",
-            out.display(),
-            line(&expected),
-            line(found)
-        ));
-    }
+    let compared = all.iter().zip(in_order());
+    let different: Vec<String> = compared.filter_map(|(path, (found, _))| difference(path, found)).collect();
     assert!(different.is_empty(), "{}\nUPDATE=1 writes them anew", different.join("\n"));
+}
+
+/// A store that an older version left is opened, with a run that waits, an open proposal, a stalled instance, a snooze
+/// and a suspension: everything goes on as in the older version, nothing is pending because a digest changed, and what
+/// was approved still covers what is planned. `tests/fixtures/store.sql` was written by the version that came before
+/// records were typed; it never changes.
+#[tokio::test]
+async fn a_store_of_an_older_version_goes_on() {
+    let mut stage = Stage::new(None, CrashPoints::new(BTreeSet::new())).await;
+    transcript(&mut stage, Path::new("tests/fixtures/upgrade_before.txt"), true).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("evenkeel.db");
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+    let options = options.foreign_keys(false);
+    let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    sqlx::raw_sql(include_str!("../../fixtures/store.sql")).execute(&pool).await.unwrap();
+    pool.close().await;
+    stage.restart_with(Store::open(&path).await.unwrap()).await;
+    let path = Path::new("tests/fixtures/upgrade_after.txt");
+    let found = transcript(&mut stage, path, true).await.unwrap();
+    let different = difference(path, &found);
+    assert!(different.is_none(), "{}", different.unwrap_or_default());
 }
 
 /// R7.5: events carry no facts, so it comes to the same in whatever order they come, when they come twice, and when every

@@ -1,4 +1,5 @@
-//! The grammar of scripts: `#` begins a comment, `>` a command, and indented lines belong to the command above.
+//! The grammar of transcripts: `#` begins a comment, `>` a command, indented lines belong to the command above, and `<`
+//! begins a line of its result.
 
 /// A comment, an empty line, or a command with its block.
 pub(crate) struct Step {
@@ -11,6 +12,9 @@ pub(crate) struct Step {
 pub(crate) fn steps(text: &str) -> Vec<Step> {
     let mut steps: Vec<Step> = vec![];
     for line in text.lines() {
+        if line.starts_with("< ") {
+            continue;
+        }
         let whole = format!("{line}\n");
         if let Some(command) = line.strip_prefix("> ") {
             steps.push(Step { text: whole, command: Some(command.to_owned()), block: vec![] });

@@ -103,6 +103,17 @@ impl Stage {
         self.daemon = start(repository, forge, world, store, clock, seal, life, *generation).await;
     }
 
+    /// Another daemon over another store, as after an upgrade.
+    #[allow(dead_code, reason = "the test of an upgrade needs it")]
+    pub(crate) async fn restart_with(&mut self, store: Store) {
+        self.store = store;
+        self.live_again().await;
+        self.daemon.start().await;
+        self.rest().await.unwrap();
+        self.seen = self.sight().await;
+        self.world.effects();
+    }
+
     /// Lets the daemon come to rest, in as many lives as it takes.
     async fn rest(&mut self) -> Result<(), String> {
         loop {

@@ -1,0 +1,21 @@
+//! A run while it is driven: its document, its revision, and what it took of the limits.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use chrono::{DateTime, Utc};
+use tokio::sync::Mutex;
+
+use crate::{
+    controller::source::Head,
+    domain::{journal::Run, plan::Summary},
+    model::InstanceId,
+};
+
+/// A run that is being driven.
+pub(super) struct Driven {
+    pub(crate) run: Mutex<Run>,
+    pub(crate) head: Arc<Head>,
+    pub(crate) said_at: parking_lot::Mutex<DateTime<Utc>>,
+    /// What each instance took of the limits.
+    pub(crate) spent: Mutex<BTreeMap<InstanceId, Summary>>,
+}
