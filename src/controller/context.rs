@@ -15,7 +15,7 @@ use super::work_queue::WorkQueue;
 use crate::{
     adapters::store::{self, Store},
     model::{Redactor, Seal},
-    ports::{Clock, Forge, ForgeError, Repository, RepositoryError, Target, TargetError},
+    ports::{Clock, Forge, ForgeError, Repository, RepositoryError, Target, TargetError, TargetErrorKind},
 };
 
 /// How the daemon works.
@@ -57,7 +57,7 @@ pub enum Error {
 
 impl Error {
     /// Converts into a target's error: its own, or a new one of the given kind.
-    pub(crate) fn into_target(self, kind: &'static str) -> TargetError {
+    pub(crate) fn into_target(self, kind: TargetErrorKind) -> TargetError {
         match self {
             Self::Target(error) => error,
             other => TargetError::new(kind, crate::error_chain(&other)),

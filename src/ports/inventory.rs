@@ -26,6 +26,6 @@ pub struct InventoryStoreError(pub String);
 
 impl From<InventoryStoreError> for super::TargetError {
     fn from(error: InventoryStoreError) -> Self {
-        Self::new("store", error.0)
+        Self::new(super::TargetErrorKind::Store, error.0)
     }
 }

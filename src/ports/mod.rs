@@ -231,12 +231,105 @@ impl fmt::Display for Diagnostic {
     }
 }
 
+macro_rules! error_kinds {
+    ($($kind:ident = $name:literal,)*) => {
+        /// What went wrong with a target: a stable name for code, metrics, status and JSON.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[expect(missing_docs, reason = "the name of each is its meaning")]
+        pub enum TargetErrorKind {
+            $($kind,)*
+        }
+
+        impl TargetErrorKind {
+            /// The name, in kebab-case.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $name,)*
+                }
+            }
+        }
+    };
+}
+
+error_kinds! {
+    ApplyFailed = "apply-failed",
+    ApplyStale = "apply-stale",
+    Busy = "busy",
+    CarrierUnknown = "carrier-unknown",
+    Conflict = "conflict",
+    Connection = "connection",
+    Content = "content",
+    Credentials = "credentials",
+    Drain = "drain",
+    EffectLost = "effect-lost",
+    Fenced = "fenced",
+    Files = "files",
+    Forbidden = "forbidden",
+    Health = "health",
+    Identity = "identity",
+    IdentityShared = "identity-shared",
+    Immutable = "immutable",
+    InUse = "in-use",
+    InputChanged = "input-changed",
+    InputMissing = "input-missing",
+    InputWrong = "input-wrong",
+    Interrupted = "interrupted",
+    JournalIllegal = "journal-illegal",
+    Lanes = "lanes",
+    Manifest = "manifest",
+    Migrations = "migrations",
+    Move = "move",
+    Node = "node",
+    NotFound = "not-found",
+    NotThereYet = "not-there-yet",
+    OutputsUnreadable = "outputs-unreadable",
+    PlanMissing = "plan-missing",
+    PlanStale = "plan-stale",
+    PlanUnreadable = "plan-unreadable",
+    ProviderCache = "provider-cache",
+    Record = "record",
+    Refused = "refused",
+    Rename = "rename",
+    Render = "render",
+    Stalled = "stalled",
+    StateCopy = "state-copy",
+    StateLocked = "state-locked",
+    StateMoved = "state-moved",
+    StateOutOfReach = "state-out-of-reach",
+    StateRelative = "state-relative",
+    StateShared = "state-shared",
+    StateUnreadable = "state-unreadable",
+    Stopping = "stopping",
+    Store = "store",
+    StoreDocument = "store-document",
+    StoreFenced = "store-fenced",
+    StoreMigrate = "store-migrate",
+    StoreOpen = "store-open",
+    StoreStatement = "store-statement",
+    Supervisor = "supervisor",
+    TofuFailed = "tofu-failed",
+    TofuInterrupted = "tofu-interrupted",
+    TofuMissing = "tofu-missing",
+    TofuTimeout = "tofu-timeout",
+    Unauthorized = "unauthorized",
+    Unreachable = "unreachable",
+    Unsupported = "unsupported",
+    WindowOver = "window-over",
+    WorkTree = "work-tree",
+}
+
+impl fmt::Display for TargetErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// A target that could not be looked at or changed. Everything in it is already redacted.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct TargetError {
     /// A stable word for metrics, status and JSON.
-    pub kind: &'static str,
+    pub kind: TargetErrorKind,
     /// What was attempted on which thing, in one line.
     pub message: String,
     /// What the tool says.
@@ -249,7 +342,7 @@ pub struct TargetError {
 
 impl TargetError {
     /// An error before any effect.
-    pub fn new(kind: &'static str, message: impl Into<String>) -> Self {
+    pub fn new(kind: TargetErrorKind, message: impl Into<String>) -> Self {
         Self {
             kind,
             message: message.into(),
@@ -280,9 +373,6 @@ pub struct Fence {
     /// The fencing token of its environment.
     pub token: i64,
 }
-
-/// The kind of an error that says that nobody is left who would know what became of an effect.
-pub const EFFECT_LOST: &str = "effect-lost";
 
 /// What became of an effect that was begun before the daemon died.
 #[derive(Debug)]
@@ -400,7 +490,7 @@ pub trait Target: Send + Sync {
     /// # Errors
     /// When the target has none, or it can't be made.
     async fn restore_point(&self, job: &Job, _name: &str) -> Result<String, TargetError> {
-        Err(TargetError::new("unsupported", format!("`{}` has no restore points", job.instance)))
+        Err(TargetError::new(TargetErrorKind::Unsupported, format!("`{}` has no restore points", job.instance)))
     }
     /// Forgets the work trees of a pull request that is over.
     async fn forget_pull(&self, pull: PullNumber);

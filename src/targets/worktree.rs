@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::ports::{Files, Job, TargetError, join};
+use crate::ports::{TargetErrorKind, Files, Job, TargetError, join};
 
 const MANIFEST: &str = ".evenkeel-manifest";
 /// Stands while a tree is being laid out.
@@ -20,7 +20,7 @@ const STARTED: &str = ".evenkeel-started";
 pub(super) fn lay_out(tree: &Path, job: &Job) -> Result<bool, TargetError> {
     let failed = |attempt: &str, path: &Path, error: &dyn std::fmt::Display| {
         TargetError::new(
-            "work-tree",
+            TargetErrorKind::WorkTree,
             format!("could not {attempt} `{}` for `{}`: {error}", path.display(), job.instance),
         )
     };

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     model::citus::{Table, TransferMode, whole_name},
-    ports::{CitusWork, TargetError},
+    ports::{TargetErrorKind, CitusWork, TargetError},
     targets::citus::{
         catalog::{Catalog, NodeRow, PlacementRow, ShardRow, TableRow},
         drift::{Memory, Task},
@@ -104,7 +104,7 @@ impl Cluster {
     /// What one look sees.
     pub(super) fn seen(&self, work: &CitusWork, silent: &BTreeSet<String>) -> Result<Seen, TargetError> {
         if let Some(node) = self.catalog.nodes.iter().find(|node| node.is_active && silent.contains(&node.name)) {
-            return Err(TargetError::new("unreachable", format!("node {} did not answer", node.name)));
+            return Err(TargetError::new(TargetErrorKind::Unreachable, format!("node {} did not answer", node.name)));
         }
         let known = |table: &Table| Some((table.name.clone(), *self.tables.get(&whole_name(&table.name))?));
         let worker = |node: &NodeRow| {

@@ -6,7 +6,7 @@
 use super::{World, cluster::Cluster, held, world::Fault};
 use crate::{
     model::Retry,
-    ports::{CitusWork, Clock as _, CrashPoint, Fence, Job, Observation, Prepared, TargetError},
+    ports::{TargetErrorKind, CitusWork, Clock as _, CrashPoint, Fence, Job, Observation, Prepared, TargetError},
     targets::citus::{
         capacity,
         drift::{self, Compared, Found, Step, Task},
@@ -21,7 +21,7 @@ fn connection(job: &Job) -> &str {
 }
 
 fn absent(job: &Job) -> TargetError {
-    TargetError::new("unreachable", format!("there is no cluster `{}` in this world", connection(job)))
+    TargetError::new(TargetErrorKind::Unreachable, format!("there is no cluster `{}` in this world", connection(job)))
 }
 
 impl World {
@@ -37,7 +37,7 @@ impl World {
         let migrations = migrations::of(job, work.migrations.as_deref())?;
         let mut state = held(&self.state);
         if let Some(Fault::OutOfReach(why)) = state.faults.get(&job.instance) {
-            return Err(TargetError::new("unreachable", format!("`{}` does not answer: {why}", connection(job))));
+            return Err(TargetError::new(TargetErrorKind::Unreachable, format!("`{}` does not answer: {why}", connection(job))));
         }
         let silent = state.silent.clone();
         let cluster = state.clusters.get_mut(connection(job)).ok_or_else(|| absent(job))?;
@@ -103,7 +103,7 @@ impl World {
         done.map_err(|why| TargetError {
             retry: Retry::WhenInputChanges,
             effect_may_have_begun: begun || matches!(step.task, Task::Move(_)),
-            ..TargetError::new("apply-failed", format!("{}: {why}", step.change.resource))
+            ..TargetError::new(TargetErrorKind::ApplyFailed, format!("{}: {why}", step.change.resource))
         })?;
         if matches!(step.task, Task::Rewrite { .. }) {
             state.effects.push(format!("restore point of {}", connection(job)));

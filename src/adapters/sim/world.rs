@@ -20,7 +20,7 @@ use super::{
 use crate::{
     adapters::store::Store,
     model::{Change, InstanceId, PullNumber, ResourceChange, Retry, Seal},
-    ports::{
+    ports::{TargetErrorKind, 
         Attached, CrashPoint, Fence, Job, Observation, Output, Prepared, Progress, Target, TargetError, TofuWork, Work,
     },
     targets::concurrency::{ConcurrencyLimit, Slot},
@@ -104,7 +104,7 @@ fn place(job: &Job) -> String {
 fn tofu(job: &Job) -> Result<&TofuWork, TargetError> {
     match &job.work {
         Work::Tofu(work) => Ok(work),
-        _ => Err(TargetError::new("unreachable", "there is no such target in this world")),
+        _ => Err(TargetError::new(TargetErrorKind::Unreachable, "there is no such target in this world")),
     }
 }
 
@@ -112,7 +112,7 @@ fn module(job: &Job, work: &TofuWork) -> Result<Module, TargetError> {
     let path = format!("{}/main.tf", work.root);
     let unreadable = |why: String| TargetError {
         retry: Retry::WhenInputChanges,
-        ..TargetError::new("tofu-failed", format!("`tofu plan` of `{}` failed: {why}", job.instance))
+        ..TargetError::new(TargetErrorKind::TofuFailed, format!("`tofu plan` of `{}` failed: {why}", job.instance))
     };
     let content = job.content.read(&path).map_err(|error| unreadable(error.to_string()))?;
     Module::read(&String::from_utf8_lossy(&content), &work.variables).map_err(unreadable)
@@ -166,7 +166,7 @@ impl World {
     pub(super) async fn in_force(&self, id: &InstanceId, fence: Fence) -> Result<(), TargetError> {
         match &self.life {
             Some((_, store)) if !store.is_in_force(&id.environment, fence.token).await? => {
-                Err(TargetError::new("fenced", format!("another daemon has taken over `{}`", id.environment)))
+                Err(TargetError::new(TargetErrorKind::Fenced, format!("another daemon has taken over `{}`", id.environment)))
             }
             _ => Ok(()),
         }
@@ -242,7 +242,7 @@ impl World {
         let state = held(&self.state);
         if let Some(Fault::OutOfReach(why)) = state.faults.get(&job.instance) {
             return Err(TargetError::new(
-                "state-out-of-reach",
+                TargetErrorKind::StateOutOfReach,
                 format!("the state of `{}` can't be reached: {why}", job.instance),
             ));
         }
@@ -329,7 +329,7 @@ impl World {
             return Err(TargetError {
                 retry: Retry::WhenInputChanges,
                 effect_may_have_begun: true,
-                ..TargetError::new("apply-failed", message)
+                ..TargetError::new(TargetErrorKind::ApplyFailed, message)
             });
         }
         state.effects.push(format!("{} {place} {name}", change.change.verb()));
@@ -373,7 +373,7 @@ impl Target for World {
     async fn prepare(&self, job: &Job) -> Result<Prepared, TargetError> {
         if let Some(Fault::Locked(by)) = held(&self.state).faults.get(&job.instance) {
             let message = format!("the state of `{}` is locked by {by}", job.instance);
-            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("state-locked", message) });
+            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::StateLocked, message) });
         }
         if let Work::Citus(work) = &job.work {
             return self.prepare_cluster(job, work);
@@ -394,7 +394,7 @@ impl Target for World {
         let now = held(&self.state).states.get(&place(job)).map_or(0, |state| state.serial);
         if planned != now {
             return Err(TargetError::new(
-                "plan-stale",
+                TargetErrorKind::PlanStale,
                 format!("the state of `{}` changed between plan and apply; nothing was applied", job.instance),
             ));
         }

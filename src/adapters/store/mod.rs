@@ -28,7 +28,7 @@ pub use records::Span;
 
 use crate::{
     model::{Backoff, Retry, Seal},
-    ports::{Boundary, TargetError},
+    ports::{TargetErrorKind, Boundary, TargetError},
 };
 
 /// How long a writer waits for another.
@@ -114,7 +114,15 @@ impl Error {
 
 impl From<Error> for TargetError {
     fn from(error: Error) -> Self {
-        let mut said = TargetError::new(error.kind(), crate::error_chain(&error));
+        let kind = match &error {
+            Error::Open { .. } => TargetErrorKind::StoreOpen,
+            Error::Migrate { .. } => TargetErrorKind::StoreMigrate,
+            Error::Statement { .. } => TargetErrorKind::StoreStatement,
+            Error::Document { .. } => TargetErrorKind::StoreDocument,
+            Error::Illegal(_) => TargetErrorKind::JournalIllegal,
+            Error::Fenced { .. } => TargetErrorKind::StoreFenced,
+        };
+        let mut said = TargetError::new(kind, crate::error_chain(&error));
         said.retry = error.retry();
         said
     }

@@ -13,7 +13,7 @@ use crate::{
         plan::{HostedNode, hosts},
     },
     model::{Action, Change, InstanceId},
-    ports::{Observation, TargetError, Work},
+    ports::{TargetErrorKind, Observation, TargetError, Work},
 };
 
 /// The output of an instance that a list of nodes is made from, and whether the list says what carries them.
@@ -43,7 +43,7 @@ impl Observer {
         }
         let refused = |why| TargetError {
             retry: crate::model::Retry::WhenInputChanges,
-            ..TargetError::new("carrier-unknown", why)
+            ..TargetError::new(TargetErrorKind::CarrierUnknown, why)
         };
         if hosts::may_remove_hosts(&actions)
             && let Some(cluster) = self.unapplied_cluster(head, id, observation).await?

@@ -13,14 +13,8 @@ use crate::{
         records::{Identity, IdentityOwner, OtherIdentity},
     },
     model::{InstanceId, Retry},
-    ports::{Observation, TargetError},
+    ports::{TargetErrorKind, Observation, TargetError},
 };
-
-/// The target is another one than before.
-pub(crate) const ANOTHER: &str = "identity";
-
-/// The target belongs to another instance.
-const SHARED: &str = "identity-shared";
 
 impl Observer {
     async fn identity(&self, id: &InstanceId) -> Result<Identity, Error> {
@@ -92,7 +86,7 @@ impl Observer {
         remembers: bool,
     ) -> Result<(), Error> {
         let short = |identity: &str| identity.chars().take(8).collect::<String>();
-        let refused = |kind: &'static str, message: String| -> Error {
+        let refused = |kind: TargetErrorKind, message: String| -> Error {
             TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(kind, message) }.into()
         };
         let now = observation.identity.as_ref();
@@ -104,7 +98,7 @@ impl Observer {
         if let (Some(other), Some(_)) = (&holder, &observation.shared_with) {
             let (mine, theirs) = (&id.environment, &other.environment);
             return Err(refused(
-                SHARED,
+                TargetErrorKind::IdentityShared,
                 format!(
                     "the cluster of `{id}` is that of `{theirs}` (`{other}`), and one cluster belongs to one environment; if both are meant to use it, say `sharedWith: [{theirs}]` for the connection of `{mine}` in the configuration (R1.8)"
                 ),
@@ -112,7 +106,7 @@ impl Observer {
         }
         if let Some(other) = holder.filter(|other| other != id) {
             return Err(refused(
-                SHARED,
+                TargetErrorKind::IdentityShared,
                 format!(
                     "the state of `{id}` is that of `{other}`, or a copy of it: both would change the same things; give `{id}` a state of its own, or remove one of them (R1.8)"
                 ),
@@ -136,7 +130,7 @@ impl Observer {
                         short(pinned)
                     ),
                 };
-                Err(refused(ANOTHER, format!("{what}, or say `/confirm {id}` if this is right (R1.8)")))
+                Err(refused(TargetErrorKind::Identity, format!("{what}, or say `/confirm {id}` if this is right (R1.8)")))
             }
             (Some(_), _) if known.seen.is_some() && remembers => {
                 self.context

@@ -27,7 +27,7 @@ use crate::{
         citus::{Address, Pin, Placement},
         ids::Malformed,
     },
-    ports::{
+    ports::{TargetErrorKind, 
         CitusWork, DeclaredNode, Files, Job, KubernetesWork, ManifestSource, Output, RecordedOutput, TargetError,
         TofuWork, Use, Work, join,
     },
@@ -65,7 +65,7 @@ impl Inputs {
         };
         resolve::fill(value, &output).map_err(|why| TargetError {
             retry: crate::model::Retry::WhenInputChanges,
-            ..TargetError::new("input-missing", format!("`{id}`: {why}"))
+            ..TargetError::new(TargetErrorKind::InputMissing, format!("`{id}`: {why}"))
         })
     }
 }
@@ -89,7 +89,7 @@ fn no_output(id: &InstanceId, reference: &Reference) -> Error {
         "`{id}` uses `{}.outputs.{}`, and `{}/{}` has no such output",
         reference.component, reference.key, id.environment, reference.component
     );
-    TargetError { retry: crate::model::Retry::WhenInputChanges, ..TargetError::new("input-missing", message) }.into()
+    TargetError { retry: crate::model::Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::InputMissing, message) }.into()
 }
 
 /// What an instance is made from.
@@ -110,7 +110,7 @@ pub(crate) fn declared_job(
     let spec = instance
         .spec
         .as_ref()
-        .ok_or_else(|| TargetError::new("stalled", format!("`{}` has problems in its declaration", instance.id)))?;
+        .ok_or_else(|| TargetError::new(TargetErrorKind::Stalled, format!("`{}` has problems in its declaration", instance.id)))?;
     let made = Made { spec, files: &instance.closure.files, declares_backend: instance.closure.declares_backend };
     job(&instance.id, r#use, content, &made, inputs, consumed)
 }
@@ -132,7 +132,7 @@ fn job(
         (None, None, Some(citus)) => {
             (Some(citus.connection.clone()), Work::Citus(Box::new(citus_work(id, citus, inputs)?)))
         }
-        (None, None, None) => return Err(TargetError::new("stalled", format!("`{id}` has no kind"))),
+        (None, None, None) => return Err(TargetError::new(TargetErrorKind::Stalled, format!("`{id}` has no kind"))),
     };
     Ok(Job {
         instance: id.clone(),
@@ -191,7 +191,7 @@ fn kubernetes_work(
             value_files: helm.value_files.iter().filter_map(|path| join("", path)).collect(),
             values: filled(id, inputs, &helm.values)?,
         },
-        (None, None, None) => return Err(TargetError::new("stalled", format!("`{id}` is made from nothing"))),
+        (None, None, None) => return Err(TargetError::new(TargetErrorKind::Stalled, format!("`{id}` is made from nothing"))),
     };
     let account = |one: &Impersonate| match (&kubernetes.namespace, one.service_account.contains('/')) {
         (Some(namespace), false) => format!("{namespace}/{}", one.service_account),
@@ -228,7 +228,7 @@ fn kubernetes_work(
 fn citus_work(id: &InstanceId, citus: &Citus, inputs: &Inputs) -> Result<CitusWork, TargetError> {
     let wrong = |why: String| TargetError {
         retry: crate::model::Retry::WhenInputChanges,
-        ..TargetError::new("input-wrong", format!("`{id}`: {why}"))
+        ..TargetError::new(TargetErrorKind::InputWrong, format!("`{id}`: {why}"))
     };
     let fill =
         |value: Result<Value, serde_json::Error>| inputs.fill(id, &value.map_err(|error| wrong(error.to_string()))?);
@@ -360,7 +360,7 @@ impl Observer {
         let value = live.get(name).and_then(|output| output.value.clone());
         match value {
             Some(value) if recorded.sealed.as_deref() == Some(&self.context.seal.seal(&value)) => Ok(value),
-            _ => Err(TargetError::new("input-changed", format!("the sensitive output `{name}` of `{upstream}` is not the one that its last run recorded; `{upstream}` has drifted, or was applied elsewhere")).into()),
+            _ => Err(TargetError::new(TargetErrorKind::InputChanged, format!("the sensitive output `{name}` of `{upstream}` is not the one that its last run recorded; `{upstream}` has drifted, or was applied elsewhere")).into()),
         }
     }
 
@@ -382,7 +382,7 @@ impl Observer {
                     Some(record) => self.sealed_output(head, &upstream, &record, name, recorded).await?,
                     None => {
                         return Err(TargetError::new(
-                            "input-missing",
+                            TargetErrorKind::InputMissing,
                             format!("`{upstream}`, whose sensitive output `{id}` uses, is not applied any more"),
                         )
                         .into());

@@ -22,7 +22,6 @@ use drains::Drains;
 use in_progress::ChecksInProgress;
 
 pub(crate) use drains::DrainInProgress;
-pub(crate) use identity::ANOTHER;
 pub(crate) use in_progress::CheckInProgress;
 pub(crate) use inputs::{Inputs, Planned, declared_job};
 
@@ -38,17 +37,23 @@ use crate::{
         plan::{self, Applied, InstancePlan, Observed, ObservedError, pending::is_pending},
     },
     model::{Drift, DriftField, DriftKind, EnvironmentName, InstanceId},
-    ports::{Job, Observation, TargetError},
+    ports::{TargetErrorKind, Job, Observation, TargetError},
     targets,
 };
 
 /// What may be over in a moment, without anybody's doing.
-const TRANSIENT_KINDS: [&str; 5] = ["unreachable", "conflict", "state-locked", "state-moved", "lanes"];
+const TRANSIENT_KINDS: [TargetErrorKind; 5] = [
+    TargetErrorKind::Unreachable,
+    TargetErrorKind::Conflict,
+    TargetErrorKind::StateLocked,
+    TargetErrorKind::StateMoved,
+    TargetErrorKind::Lanes,
+];
 
 /// An error of a target as it is recorded.
 fn unknown(error: &TargetError) -> ObservedError {
     let transient = TRANSIENT_KINDS.contains(&error.kind);
-    ObservedError { kind: error.kind.to_owned(), message: error.line(), transient }
+    ObservedError { kind: error.kind.name().to_owned(), message: error.line(), transient }
 }
 
 /// The controller of drift checks, identities and inputs.

@@ -26,7 +26,7 @@ use crate::{
         plan::{Applied, InstancePlan, Plan, mark_drifted, mark_protected, order, pending::dependents},
     },
     model::{EnvironmentName, InstanceId, Revision, WaitingOn},
-    ports::{Job, Observation, Output, RecordedOutput, Use},
+    ports::{TargetErrorKind, Job, Observation, Output, RecordedOutput, Use},
     targets,
 };
 
@@ -65,7 +65,7 @@ type Planning = Shared<Pin<Box<dyn Future<Output = Arc<Outcome>> + Send>>>;
 /// Why there is no plan: it is known after an upstream that brings what is missing, or it can't be made.
 fn not_planned(plan: &mut InstancePlan, error: &Error, changing: &[InstanceId]) {
     match (error, changing.first()) {
-        (Error::Target(error), Some(upstream)) if error.kind == targets::kubernetes::NOT_THERE_YET => {
+        (Error::Target(error), Some(upstream)) if error.kind == TargetErrorKind::NotThereYet => {
             plan.waiting_on.push(WaitingOn::KnownAfter { instance: upstream.clone() });
         }
         (Error::Target(error), _) => plan.problem = Some(error.whole()),

@@ -14,14 +14,14 @@ use crate::{
         plan::{HostedNode, hosts},
     },
     model::{Action, Change, InstanceId},
-    ports::{Fence, Job, ProgressEvent, TargetError, Work},
+    ports::{TargetErrorKind, Fence, Job, ProgressEvent, TargetError, Work},
 };
 
 fn stopped(stop: Stop) -> TargetError {
     match stop {
-        Stop::Fails(message) | Stop::Waits(_, message) => TargetError::new("drain", message),
-        Stop::Error(error) => TargetError::new("drain", crate::error_chain(&error)),
-        _ => TargetError::new("drain", "the daemon stops"),
+        Stop::Fails(message) | Stop::Waits(_, message) => TargetError::new(TargetErrorKind::Drain, message),
+        Stop::Error(error) => TargetError::new(TargetErrorKind::Drain, crate::error_chain(&error)),
+        _ => TargetError::new(TargetErrorKind::Drain, "the daemon stops"),
     }
 }
 
@@ -45,7 +45,7 @@ impl Runs {
         for cluster in clusters {
             let of = |one: &&HostedNode| one.cluster == *cluster && asked.contains(one.resource().as_str());
             let nodes: BTreeSet<String> = carried.iter().filter(of).map(|one| one.node.clone()).collect();
-            let failed = |error: Error| error.into_target("drain");
+            let failed = |error: Error| error.into_target(TargetErrorKind::Drain);
             let Some(record) = self.context.store.applied(cluster).await.map_err(Error::from).map_err(failed)? else {
                 continue;
             };
@@ -53,7 +53,7 @@ impl Runs {
             let drain = self.observer.begin_drain(cluster, of_run).await;
             if self.context.store.lock_instance(cluster, run.id).await.map_err(Error::from).map_err(failed)? != run.id {
                 return Err(TargetError::new(
-                    "drain",
+                    TargetErrorKind::Drain,
                     format!("another run works on `{cluster}`; say `/apply` once it is over"),
                 ));
             }
@@ -63,7 +63,7 @@ impl Runs {
             work.vacate = nodes.iter().cloned().collect();
             let suspended = self.source.suspensions(Some(&driven.head)).await.map_err(failed)?;
             if let Some(message) = suspended.instance(cluster) {
-                return Err(TargetError::new("drain", format!("`{cluster}` has to let go of a node first: {message}")));
+                return Err(TargetError::new(TargetErrorKind::Drain, format!("`{cluster}` has to let go of a node first: {message}")));
             }
             let emptied = self.empty(&driven.head, &job, &nodes, fence, progress).await;
             drop(drain);
@@ -99,7 +99,7 @@ impl Runs {
         let (job, mut prepared) = self.prepare_job(head, job).await.map_err(stopped)?;
         // Another cluster than the one that is applied may not have the node, and would call it empty (R1.8).
         let identified = self.observer.identify(&job.instance, &prepared.observation, true).await;
-        identified.map_err(|error| error.into_target("drain"))?;
+        identified.map_err(|error| error.into_target(TargetErrorKind::Drain))?;
         let (gone, others): (Vec<&str>, Vec<&str>) = (prepared.observation.changes.iter())
             .filter(|change| change.change == Change::Destroy)
             .filter_map(|change| change.resource.strip_prefix("node "))
@@ -110,7 +110,7 @@ impl Runs {
             );
             return Err(TargetError {
                 retry: crate::model::Retry::WhenInputChanges,
-                ..TargetError::new("drain", message)
+                ..TargetError::new(TargetErrorKind::Drain, message)
             });
         }
         // What else differs there is none of this run's business.
@@ -126,7 +126,7 @@ impl Runs {
         let (_, again) = self.prepare_job(head, &job).await.map_err(stopped)?;
         match again.observation.changes.iter().find(|change| is_meant(&change.resource)) {
             None => Ok(()),
-            Some(left) => Err(TargetError::new("drain", format!("`{}` is still there", left.resource))),
+            Some(left) => Err(TargetError::new(TargetErrorKind::Drain, format!("`{}` is still there", left.resource))),
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::{
         plan::InstancePlan,
     },
     model::InstanceId,
-    ports::{EFFECT_LOST, Fence, Job, Progress, ProgressEvent, RecordedOutput, TargetError},
+    ports::{TargetErrorKind, Fence, Job, Progress, ProgressEvent, RecordedOutput, TargetError},
 };
 
 /// What became of an effect.
@@ -57,14 +57,14 @@ impl Runs {
         let doing = async {
             self.vacate(driven, &run, id, (&actions, &carried), fence, &progress).await?;
             if let Ok(Some(message)) = self.cancelled(run.id, id).await {
-                return Err(TargetError::new("interrupted", message));
+                return Err(TargetError::new(TargetErrorKind::Interrupted, message));
             }
             self.context.target.apply(&job, prepared, fence, Arc::clone(&progress)).await
         };
         let done = self.follow_progress(driven, id, doing, told).await;
         match done {
             // Everything that knew of it was killed, while this daemon lives: the world tells.
-            Err(error) if error.kind == EFFECT_LOST => {
+            Err(error) if error.kind == TargetErrorKind::EffectLost => {
                 self.recover_by_observation(driven, &run, id, &job, inputs).await
             }
             done => self.finish(driven, id, done, &job, inputs).await,
@@ -89,12 +89,12 @@ impl Runs {
                 self.record(driven, id, Event::Finished { outcome: Outcome::Done }, None).await?;
                 self.verify(driven, id, job, inputs).await.map(Effect::Ended)
             }
-            Err(error) if error.kind == "plan-stale" => {
+            Err(error) if error.kind == TargetErrorKind::PlanStale => {
                 self.record(driven, id, Event::Finished { outcome: Outcome::Refused { message: error.line() } }, None)
                     .await?;
                 Ok(Effect::Stale)
             }
-            Err(error) if error.kind == "apply-stale" => {
+            Err(error) if error.kind == TargetErrorKind::ApplyStale => {
                 if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
                     instance.changed = true;
                 }
@@ -107,7 +107,7 @@ impl Runs {
                 .await?;
                 Ok(Effect::Stale)
             }
-            Err(error) if error.kind == "fenced" => Err(Error::Target(error)),
+            Err(error) if error.kind == TargetErrorKind::Fenced => Err(Error::Target(error)),
             Err(error) => {
                 self.context.metrics.actions_failed.fetch_add(1, Ordering::Relaxed);
                 let run = driven.run.lock().await.id;

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use crate::{
     controller::{
         context::Error,
-        observe::{ANOTHER, declared_job},
+        observe::{declared_job},
         runs::{Runs, driven::Driven},
         source::Head,
     },
@@ -24,7 +24,7 @@ use crate::{
         remediation,
     },
     model::{Action, InstanceId, Retry, WaitingOn},
-    ports::{Job, Prepared, RecordedOutput, Use},
+    ports::{TargetErrorKind, Job, Prepared, RecordedOutput, Use},
     targets::{self, citus},
 };
 
@@ -94,7 +94,7 @@ impl Runs {
         let (job, prepared) = self.prepare_job(&driven.head, &job).await?;
         let observation = &prepared.observation;
         match self.observer.identify(id, observation, applied.is_some()).await {
-            Err(Error::Target(error)) if error.kind == ANOTHER => {
+            Err(Error::Target(error)) if error.kind == TargetErrorKind::Identity => {
                 return Err(Stop::Waits(WaitingOn::Confirm, error.line()));
             }
             done => done?,

@@ -9,7 +9,7 @@ use crate::{
     },
     domain::journal::Status,
     model::{Action, InstanceId},
-    ports::{Job, RecordedOutput, TargetError},
+    ports::{TargetErrorKind, Job, RecordedOutput, TargetError},
     targets::{self, citus},
 };
 
@@ -67,7 +67,7 @@ impl Runs {
     ) -> Result<(), TargetError> {
         let Left { others, warnings } = left;
         let run = driven.run.lock().await.clone();
-        let refused = |error: Error| error.into_target("record");
+        let refused = |error: Error| error.into_target(TargetErrorKind::Record);
         if run.kind.destroys() {
             return self.planner.let_go(id).await.map_err(refused);
         }

@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, sync::Arc};
 use chrono::{DateTime, Utc};
 
 use crate::{
-    controller::{observe::ANOTHER, records::Stalled},
+    ports::TargetErrorKind,
+
+    controller::{records::Stalled},
     domain::{
         declaration::Instance,
         journal::{Run, Status as RunStatus},
@@ -36,7 +38,7 @@ impl Known<'_> {
         if let Some(problem) = instance.and_then(|instance| instance.problems.first()) {
             return (Verdict::Stalled, Some(problem.to_string()));
         }
-        if let Some(error) = self.observed.and_then(|observed| observed.error.as_ref()).filter(|e| e.kind == ANOTHER) {
+        if let Some(error) = self.observed.and_then(|observed| observed.error.as_ref()).filter(|e| e.kind == TargetErrorKind::Identity.name()) {
             return (Verdict::Unknown, Some(error.message.clone()));
         }
         let is_idle = run.is_none_or(|run| matches!(run.instances[id].status, RunStatus::New | RunStatus::Waiting));

@@ -14,7 +14,7 @@ use tokio_postgres::{AsyncMessage, Client, Config, Row, types::ToSql};
 
 use crate::{
     model::{Backoff, InstanceId, Redactor, Retry},
-    ports::TargetError,
+    ports::{TargetErrorKind, TargetError},
 };
 
 /// How long a coordinator may take to let us in.
@@ -98,7 +98,7 @@ impl Session {
         use secrecy::ExposeSecret;
         let wrong = |why: String| TargetError {
             retry: Retry::WhenInputChanges,
-            ..TargetError::new("connection", format!("the connection can't be used: {why}"))
+            ..TargetError::new(TargetErrorKind::Connection, format!("the connection can't be used: {why}"))
         };
         // Its own words may quote the text, which holds a password.
         let mut config: Config = (login.url.expose_secret().trim().parse())
@@ -112,7 +112,7 @@ impl Session {
             .with_no_client_auth();
         let connect = config.connect(tokio_postgres_rustls::MakeRustlsConnect::new(tls));
         let opened = tokio::time::timeout(CONNECT_TIME_MAX * 2, connect).await;
-        let silent = || TargetError::new("unreachable", "the coordinator did not answer");
+        let silent = || TargetError::new(TargetErrorKind::Unreachable, "the coordinator did not answer");
         let (client, mut connection) = opened.map_err(|_| silent())?.map_err(|error| said(&error, redactor))?;
         let warnings = Arc::<Mutex<Vec<String>>>::default();
         let heard = Arc::clone(&warnings);
@@ -166,7 +166,7 @@ async fn within<T>(
         Ok(answer) => answer.map_err(|error| said(&error, redactor)),
         Err(_) => {
             let seconds = ANSWER_TIME_MAX.as_secs();
-            Err(TargetError::new("unreachable", format!("the coordinator did not answer within {seconds} s")))
+            Err(TargetError::new(TargetErrorKind::Unreachable, format!("the coordinator did not answer within {seconds} s")))
         }
     }
 }
@@ -185,7 +185,7 @@ pub(super) fn text(text: &str) -> String {
 fn said(error: &tokio_postgres::Error, redactor: &Redactor) -> TargetError {
     let Some(server) = error.as_db_error() else {
         let why = redactor.redact(&crate::error_chain(error));
-        return TargetError::new("unreachable", format!("the coordinator can't be reached: {why}"));
+        return TargetError::new(TargetErrorKind::Unreachable, format!("the coordinator can't be reached: {why}"));
     };
     let mut text = server.message().to_owned();
     for more in [server.detail(), server.hint()].into_iter().flatten() {
@@ -195,12 +195,12 @@ fn said(error: &tokio_postgres::Error, redactor: &Redactor) -> TargetError {
     let code = server.code().code();
     let (kind, retry) = match (&code[..2], code) {
         // It is starting, stopping, or has no room for us.
-        ("08", _) | (_, "57P01" | "57P02" | "57P03" | "53300") => ("unreachable", Retry::After(Backoff::REMOTE)),
+        ("08", _) | (_, "57P01" | "57P02" | "57P03" | "53300") => (TargetErrorKind::Unreachable, Retry::After(Backoff::REMOTE)),
         // Whoever rotates a password writes it down a moment later.
-        ("28", _) => ("credentials", Retry::After(Backoff::REMOTE)),
+        ("28", _) => (TargetErrorKind::Credentials, Retry::After(Backoff::REMOTE)),
         // Somebody cancelled it, or it took too long; a disk is full; somebody is in the way.
-        ("40" | "53" | "55" | "57" | "58", _) => ("conflict", Retry::After(Backoff::REMOTE)),
-        _ => ("refused", Retry::WhenInputChanges),
+        ("40" | "53" | "55" | "57" | "58", _) => (TargetErrorKind::Conflict, Retry::After(Backoff::REMOTE)),
+        _ => (TargetErrorKind::Refused, Retry::WhenInputChanges),
     };
     TargetError { retry, ..TargetError::new(kind, format!("{text} ({code})")) }
 }

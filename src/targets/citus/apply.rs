@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     model::{Backoff, InstanceId, Retry, citus::Address},
-    ports::{Attached, CitusWork, Fence, Job, Observation, Prepared, Progress, ProgressEvent, TargetError},
+    ports::{TargetErrorKind, Attached, CitusWork, Fence, Job, Observation, Prepared, Progress, ProgressEvent, TargetError},
 };
 
 /// The lock of a run; with the instance's own number.
@@ -117,7 +117,7 @@ impl Citus {
     ) -> Result<(), TargetError> {
         let Prepared { observation: Observation { changes, .. }, ticket } = prepared;
         let Ok(ticket) = ticket.downcast::<Ticket>() else {
-            return Err(TargetError::new("plan-missing", format!("the plan of `{}` is of another kind", job.instance)));
+            return Err(TargetError::new(TargetErrorKind::PlanMissing, format!("the plan of `{}` is of another kind", job.instance)));
         };
         let Ticket { guard, found, version } = *ticket;
         let (steps, is_whole) = drift::meant(found, &changes)?;
@@ -162,7 +162,7 @@ async fn locked(session: &Session, class: i32, number: i32) -> TargetError {
     let who = rows.first().and_then(|row| row.get::<_, Option<String>>(0)).unwrap_or_else(|| "another session".into());
     TargetError {
         retry: Retry::After(Backoff::REMOTE),
-        ..TargetError::new("state-locked", format!("the cluster is being changed by `{who}`"))
+        ..TargetError::new(TargetErrorKind::StateLocked, format!("the cluster is being changed by `{who}`"))
     }
 }
 
@@ -205,7 +205,7 @@ impl Applying<'_> {
                 let begun = begun || error.effect_may_have_begun;
                 TargetError {
                     // A part is done, and the rest is planned again.
-                    kind: if begun && error.kind == "plan-stale" { "apply-stale" } else { error.kind },
+                    kind: if begun && error.kind == TargetErrorKind::PlanStale { TargetErrorKind::ApplyStale } else { error.kind },
                     effect_may_have_begun: begun,
                     message: format!("{}: {}", step.change.resource, error.message),
                     ..error
@@ -224,7 +224,7 @@ impl Applying<'_> {
         Err(TargetError {
             retry: Retry::WhenInputChanges,
             effect_may_have_begun: begun,
-            ..TargetError::new("interrupted", "it was asked to end, and began no further step")
+            ..TargetError::new(TargetErrorKind::Interrupted, "it was asked to end, and began no further step")
         })
     }
 
@@ -270,7 +270,7 @@ impl Applying<'_> {
                 let admin = self.effect(Rights::Admin).await?;
                 if holds && let Some(why) = self.unfit(&admin, &address).await? {
                     let message = format!("`{address}` does not get shards: {why}");
-                    return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("node", message) });
+                    return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::Node, message) });
                 }
                 set_holds(&admin, &address, holds).await
             }
@@ -307,7 +307,7 @@ impl Applying<'_> {
         if let Some(why) = unfit {
             admin.run(&format!("SELECT citus_remove_node({host}, {port})")).await?;
             let message = format!("`{address}` was not added: {why}");
-            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("node", message) });
+            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::Node, message) });
         }
         set_holds(&admin, address, holds).await?;
         let references = "SELECT count(*) FROM pg_dist_partition WHERE repmodel = 't'";
@@ -359,7 +359,7 @@ impl Applying<'_> {
         let held: i64 = admin.row(held, &[&address.host, &i32::from(address.port)]).await?.get(0);
         if held > 0 {
             let message = format!("`{address}` still holds {held} shards and is not removed");
-            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("in-use", message) });
+            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::InUse, message) });
         }
         self.cleaned(&admin, address).await?;
         admin.run(&format!("SELECT citus_remove_node({}, {})", text(&address.host), address.port)).await
@@ -379,7 +379,7 @@ impl Applying<'_> {
             if since.elapsed() > CLEAN_UP_TIME_MAX {
                 let message =
                     format!("{count} left-overs of moves on `{address}` can't be cleaned up, and it is not removed");
-                return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("in-use", message) });
+                return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::InUse, message) });
             }
             self.heed(true)?;
             tokio::time::sleep(LOOK).await;
@@ -416,7 +416,7 @@ async fn is_done(owner: &Session, task: &Task) -> Result<bool, TargetError> {
         _ if is_local => Ok(false),
         Some(column) if method == "h" && by.as_ref() == Some(column) => Ok(true),
         None if model == "t" => Ok(true),
-        _ => Err(TargetError::new("plan-stale", format!("`{table}` was distributed in another way meanwhile"))),
+        _ => Err(TargetError::new(TargetErrorKind::PlanStale, format!("`{table}` was distributed in another way meanwhile"))),
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
         Change, Drift, DriftField, DriftKind, Field, ResourceChange, Retry,
         citus::{Address, LayoutPlan, whole_name},
     },
-    ports::{CitusWork, Observation, TargetError},
+    ports::{TargetErrorKind, CitusWork, Observation, TargetError},
 };
 
 /// How long Citus is given to clean up after its moves.
@@ -146,7 +146,7 @@ impl Found {
     /// When it can't.
     pub fn allowed(&self) -> Result<(), TargetError> {
         let refused =
-            |why: &String| TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("refused", why.clone()) };
+            |why: &String| TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::Refused, why.clone()) };
         self.refused.as_ref().map_or(Ok(()), |why| Err(refused(why)))
     }
 }
@@ -159,7 +159,7 @@ pub fn meant(found: Found, changes: &[ResourceChange]) -> Result<(Vec<Step>, boo
     let is_meant = |step: &Step| changes.iter().any(|change| change.resource == step.change.resource);
     let (steps, cut): (Vec<Step>, Vec<Step>) = found.steps.into_iter().partition(is_meant);
     if let Some(why) = holds_on(&steps, &cut).or_else(|| goes_along(&steps, &cut)) {
-        return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("in-use", why) });
+        return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::InUse, why) });
     }
     let is_cut = cut.iter().any(|step| matches!(&step.task, Task::Move(moving) if moving.for_balance));
     Ok((steps, !is_cut && !found.more))

@@ -40,7 +40,7 @@ use observe::Version;
 use super::concurrency::ConcurrencyLimit;
 use crate::{
     model::{InstanceId, Redactor, Retry},
-    ports::{CitusWork, InventoryStore, Job, Observation, TargetError, Use},
+    ports::{TargetErrorKind, CitusWork, InventoryStore, Job, Observation, TargetError, Use},
 };
 
 /// What takes longer goes where it keeps nobody waiting.
@@ -127,7 +127,7 @@ impl Citus {
     }
 
     fn login(&self, job: &Job, rights: Rights) -> Result<Login, TargetError> {
-        let wrong = |why: String| TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("connection", why) };
+        let wrong = |why: String| TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::Connection, why) };
         let name = job.connection.as_deref().unwrap_or_default();
         let login = (self.settings.logins)(&job.instance, name, rights).map_err(wrong)?;
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
@@ -146,7 +146,7 @@ impl Citus {
     /// Looks at an instance with the credentials of plan.
     pub(super) async fn observe(&self, job: &Job, work: &CitusWork) -> Result<Observation, TargetError> {
         let Some(_slot) = self.lanes.take(&job.instance).await else {
-            return Err(TargetError::new("lanes", "the target is closed"));
+            return Err(TargetError::new(TargetErrorKind::Lanes, "the target is closed"));
         };
         let (observation, ..) = self.look(job, work).await?;
         // What is as head says after an apply is what is applied now.

@@ -23,15 +23,13 @@ use super::{
 use crate::{
     domain::message::layout::size,
     model::{Backoff, Retry, citus::Address},
-    ports::{ProgressEvent, TargetError},
+    ports::{TargetErrorKind, ProgressEvent, TargetError},
 };
 
 /// How often a move is tried where the coordinator was lost in the middle.
 const TRIES_MAX: u32 = 3;
 /// How often it is looked again, at progress, at load, at who is away.
 const LOOK: Duration = Duration::from_secs(2);
-/// The kind of the error where a window is over before a move could begin.
-const OVER: &str = "window-over";
 /// How long a node may be silent while something moves from it or to it.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How much of the last measure goes into the next.
@@ -92,7 +90,7 @@ impl Applying<'_> {
                     self.this.note(&self.job.instance, |memory| memory.bytes_per_second = speed).await?;
                 }
                 // No other begins; what was to be moved is for the next window.
-                Err(error) if error.kind == OVER => {
+                Err(error) if error.kind == TargetErrorKind::WindowOver => {
                     is_over = true;
                     (self.progress)(ProgressEvent::Step(format!(
                         "{} moves wait for the next window: {}",
@@ -136,7 +134,7 @@ impl Applying<'_> {
                 Where::Source => {}
                 Where::Other(where_) => {
                     return Err(TargetError::new(
-                        "plan-stale",
+                        TargetErrorKind::PlanStale,
                         format!("it is on {where_} now, and not on `{}`", moving.from),
                     ));
                 }
@@ -154,7 +152,7 @@ impl Applying<'_> {
             let Err(error) = done else {
                 if !matches!(find(&owner, moving).await?, Where::Target) {
                     return Err(TargetError::new(
-                        "move",
+                        TargetErrorKind::Move,
                         format!("Citus says that it moved, and it is not on `{}`", moving.to),
                     ));
                 }
@@ -173,7 +171,7 @@ impl Applying<'_> {
                 tokio::time::sleep(LOOK).await;
                 continue;
             }
-            let is_lost = error.kind == "unreachable";
+            let is_lost = error.kind == TargetErrorKind::Unreachable;
             if is_lost && tries < TRIES_MAX {
                 self.heed(true)?;
                 tracing::warn!(instance = %self.job.instance, error = error.line(), "a move was lost; looking what became of it");
@@ -192,7 +190,7 @@ impl Applying<'_> {
         let begin = Instant::now();
         loop {
             match self.named_effect(Rights::Apply, &format!(" move {shard}")).await {
-                Err(error) if lost && error.kind == "unreachable" && begin.elapsed() < AWAY_TIME_MAX => {
+                Err(error) if lost && error.kind == TargetErrorKind::Unreachable && begin.elapsed() < AWAY_TIME_MAX => {
                     self.heed(true)?;
                     tokio::time::sleep(LOOK).await;
                 }
@@ -214,7 +212,7 @@ impl Applying<'_> {
         while session.row(others, &[&mine]).await?.get::<_, i64>(0) > 0 {
             if begin.elapsed() > AWAY_TIME_MAX {
                 return Err(TargetError::new(
-                    "state-locked",
+                    TargetErrorKind::StateLocked,
                     "a move that was lost goes on; wait for it, and say `/apply`",
                 ));
             }
@@ -261,7 +259,7 @@ impl Applying<'_> {
                 drop(call.await);
                 let message =
                     format!("`{}` or `{}` does not answer any more; the move was cancelled", moving.from, moving.to);
-                return Err(TargetError::new("move", message));
+                return Err(TargetError::new(TargetErrorKind::Move, message));
             }
             let far = "SELECT sum(source_shard_size)::bigint, sum(target_shard_size)::bigint, min(status::text) FROM get_rebalance_progress() WHERE sourcename = $1 AND sourceport = $2 AND targetname = $3 AND targetport = $4";
             let with: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
@@ -298,13 +296,13 @@ impl Applying<'_> {
         loop {
             let why = self.load(session, moving).await?;
             if !self.fits(moving, speed) {
-                return Err(TargetError::new(OVER, why.unwrap_or_else(|| "the window is almost over".into())));
+                return Err(TargetError::new(TargetErrorKind::WindowOver, why.unwrap_or_else(|| "the window is almost over".into())));
             }
             let Some(why) = why else { return Ok(()) };
             self.heed(true)?;
             if self.work.until.is_none() && begin.elapsed() > AWAY_TIME_MAX {
                 let message = format!("no move begins while {why}");
-                return Err(TargetError { retry: Retry::After(Backoff::REMOTE), ..TargetError::new("busy", message) });
+                return Err(TargetError { retry: Retry::After(Backoff::REMOTE), ..TargetError::new(TargetErrorKind::Busy, message) });
             }
             if said != why {
                 (self.progress)(ProgressEvent::Now(format!("`{}` waits: {why}", moving.group)));
@@ -380,7 +378,7 @@ impl Applying<'_> {
 async fn is_silent(session: &Session, nodes: [&Address; 2]) -> Result<bool, TargetError> {
     let ask = "SELECT n.nodename, n.nodeport FROM run_command_on_all_nodes('SELECT 1') a JOIN pg_dist_node n USING (nodeid) WHERE NOT a.success";
     let rows = match session.rows(ask, &[]).await {
-        Err(error) if error.kind == "conflict" => return Ok(true),
+        Err(error) if error.kind == TargetErrorKind::Conflict => return Ok(true),
         rows => rows?,
     };
     let is_meant = |row: &tokio_postgres::Row| {
@@ -391,7 +389,7 @@ async fn is_silent(session: &Session, nodes: [&Address; 2]) -> Result<bool, Targ
 }
 
 fn address(text: &str) -> Result<Address, TargetError> {
-    text.parse().map_err(|error: crate::model::ids::Malformed| TargetError::new("node", error.to_string()))
+    text.parse().map_err(|error: crate::model::ids::Malformed| TargetError::new(TargetErrorKind::Node, error.to_string()))
 }
 
 /// Where a group is, by the tables that it was planned with.

@@ -23,7 +23,7 @@ use crate::{
         Backoff, Retry,
         citus::{Address, BalanceBy, table_name},
     },
-    ports::{CitusWork, TargetError},
+    ports::{TargetErrorKind, CitusWork, TargetError},
 };
 
 /// How often a look is begun anew because shards moved under it.
@@ -115,11 +115,11 @@ const ASK: &str = "WITH shards AS MATERIALIZED (\
  'bytes', pg_database_size(current_database()))::text";
 
 fn partial(why: String) -> TargetError {
-    TargetError { retry: Retry::After(Backoff::REMOTE), ..TargetError::new("unreachable", why) }
+    TargetError { retry: Retry::After(Backoff::REMOTE), ..TargetError::new(TargetErrorKind::Unreachable, why) }
 }
 
 fn refused(why: String) -> TargetError {
-    TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("connection", why) }
+    TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::Connection, why) }
 }
 
 /// How long the parts of a look take.

@@ -11,7 +11,7 @@ use secrecy::SecretString;
 
 use crate::{
     model::Retry,
-    ports::{KubernetesWork, TargetError},
+    ports::{TargetErrorKind, KubernetesWork, TargetError},
 };
 
 /// Where a pod finds the certificate of its cluster.
@@ -32,7 +32,7 @@ pub enum Access {
 pub(super) async fn client(access: &Access, work: &KubernetesWork) -> Result<Client, TargetError> {
     let failed = |why: String| TargetError {
         retry: Retry::WhenInputChanges,
-        ..TargetError::new("connection", format!("the connection can't be used: {why}"))
+        ..TargetError::new(TargetErrorKind::Connection, format!("the connection can't be used: {why}"))
     };
     let mut config = match access {
         Access::Kubeconfig(path) => {

@@ -17,7 +17,7 @@ use futures::future::FutureExt;
 use serde_json::{Value, json};
 
 use super::{
-    Kubernetes, NOT_THERE_YET,
+    Kubernetes,
     client::{Refusal, Write},
     confirm::{Look, terminating},
     deletion::lives_in,
@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     model::{Backoff, Change, Retry},
-    ports::{Diagnostic, Fence, Job, KubernetesWork, Observation, Prepared, Progress, ProgressEvent, TargetError},
+    ports::{TargetErrorKind, Diagnostic, Fence, Job, KubernetesWork, Observation, Prepared, Progress, ProgressEvent, TargetError},
 };
 
 /// How often an object that keeps changing is looked at again.
@@ -53,7 +53,7 @@ impl Kubernetes {
     /// Looks with the credentials of apply, and keeps what was found.
     pub(in crate::targets) async fn prepare(&self, job: &Job, work: &KubernetesWork) -> Result<Prepared, TargetError> {
         let mut looked = self.look(job, work, true).await.map_err(|mut error| {
-            if error.kind == NOT_THERE_YET {
+            if error.kind == TargetErrorKind::NotThereYet {
                 // What an upstream just brought may take a moment to be served.
                 error.retry = Retry::After(Backoff::REMOTE);
             }
@@ -61,7 +61,7 @@ impl Kubernetes {
         })?;
         let observation = std::mem::take(&mut looked.observation);
         if let Some(why) = &observation.refused {
-            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("immutable", why.clone()) });
+            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::Immutable, why.clone()) });
         }
         if observation.changes.is_empty() {
             self.keep(&job.instance, looked.inventory).await?;
@@ -84,7 +84,7 @@ impl Kubernetes {
             return Ok(());
         }
         let Ok(looked) = ticket.downcast::<Looked>() else {
-            return Err(TargetError::new("plan-missing", format!("the plan of `{}` is of another kind", job.instance)));
+            return Err(TargetError::new(TargetErrorKind::PlanMissing, format!("the plan of `{}` is of another kind", job.instance)));
         };
         tracing::debug!(instance = %job.instance, run = fence.run.0, objects = changes.len(), "applying objects");
         let mut applying = Applying {
@@ -100,7 +100,7 @@ impl Kubernetes {
             begun: false,
         };
         if let Some(why) = applying.takes_along() {
-            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("in-use", why) });
+            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::InUse, why) });
         }
         for step in applying.steps.iter().filter(|step| step.change != Change::Destroy) {
             applying.inventory.entry(step.key.clone()).or_default();
@@ -119,7 +119,7 @@ fn conclude(job: &Job, failures: Vec<String>, stale: Option<String>, begun: bool
     if failures.is_empty() {
         let Some(why) = stale else { return Ok(()) };
         return Err(TargetError::new(
-            "plan-stale",
+            TargetErrorKind::PlanStale,
             format!("`{}` changed between plan and apply: {why}", job.instance),
         ));
     }
@@ -132,7 +132,7 @@ fn conclude(job: &Job, failures: Vec<String>, stale: Option<String>, begun: bool
         retry: Retry::WhenInputChanges,
         diagnostics: failures.into_iter().take(20).map(said).collect(),
         effect_may_have_begun: begun,
-        ..TargetError::new("apply-failed", message)
+        ..TargetError::new(TargetErrorKind::ApplyFailed, message)
     })
 }
 
@@ -349,7 +349,7 @@ impl Applying<'_> {
             }
             if let Some(key) = left.first().filter(|_| since.elapsed() > DELETION_TIME_MAX) {
                 let message = format!("`{key}` was applied and is not ready after {} s", DELETION_TIME_MAX.as_secs());
-                return Err(TargetError { effect_may_have_begun: true, ..TargetError::new("apply-failed", message) });
+                return Err(TargetError { effect_may_have_begun: true, ..TargetError::new(TargetErrorKind::ApplyFailed, message) });
             }
             if !left.is_empty() {
                 tokio::time::sleep(DELETION_CHECK).await;
@@ -379,7 +379,7 @@ impl Applying<'_> {
             };
             if since.elapsed() > DELETION_TIME_MAX {
                 let message = format!("the cluster does not serve `{kind}` in `{version}`");
-                return Err(TargetError { effect_may_have_begun: true, ..TargetError::new("apply-failed", message) });
+                return Err(TargetError { effect_may_have_begun: true, ..TargetError::new(TargetErrorKind::ApplyFailed, message) });
             }
             tokio::time::sleep(DELETION_CHECK).await;
             self.kinds = self.looked.cluster.kinds(Duration::ZERO).await?;

@@ -19,7 +19,7 @@ use super::{
     kinds::{Kind, Kinds},
     object::Key,
 };
-use crate::{model::Retry, ports::TargetError};
+use crate::{model::Retry, ports::{TargetErrorKind, TargetError}};
 
 /// How long one request that reads may take; a list is read in pages.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(15);
@@ -37,8 +37,6 @@ const PAGE: u32 = 500;
 const JSON: &str = "application/json";
 /// The same, without the objects themselves.
 const METADATA_ALONE: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
-/// What is asked for is not there.
-pub(super) const NOT_FOUND: &str = "not-found";
 /// How old what is known of the kinds may be.
 pub(super) const KINDS_KNOWN: Duration = Duration::from_secs(3600);
 /// The same, where one is missing.
@@ -82,13 +80,13 @@ impl Refusal {
     /// As an error of the target.
     pub(super) fn of(self, what: &str) -> TargetError {
         let kind = match self.code {
-            0 => "unreachable",
-            401 => "unauthorized",
-            403 => "forbidden",
-            404 => NOT_FOUND,
-            409 => "conflict",
-            _ if self.is_unclear() => "unreachable",
-            _ => "refused",
+            0 => TargetErrorKind::Unreachable,
+            401 => TargetErrorKind::Unauthorized,
+            403 => TargetErrorKind::Forbidden,
+            404 => TargetErrorKind::NotFound,
+            409 => TargetErrorKind::Conflict,
+            _ if self.is_unclear() => TargetErrorKind::Unreachable,
+            _ => TargetErrorKind::Refused,
         };
         let waits = matches!(self.code, 0 | 409 | 429) || self.is_unclear();
         let retry = if waits { Retry::After(crate::model::Backoff::REMOTE) } else { Retry::WhenInputChanges };
@@ -152,7 +150,7 @@ impl Cluster {
             return Ok(known.0.clone());
         }
         let unreachable = |error: &dyn std::fmt::Display| {
-            TargetError::new("unreachable", format!("could not ask the cluster for its kinds: {error}"))
+            TargetError::new(TargetErrorKind::Unreachable, format!("could not ask the cluster for its kinds: {error}"))
         };
         let asked = tokio::time::timeout(REQUEST_TIME_MAX, Kinds::of_server(&self.client)).await;
         let now = asked.map_err(|_| unreachable(&"it did not answer"))?.map_err(|error| unreachable(&error))?;

@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    Kubernetes, NOT_THERE_YET,
+    Kubernetes,
     client::{Cluster, KINDS_AGAIN, Refusal, Write},
     drift::{LAST_APPLIED, Masks},
     fields::{self, Extra, escaped},
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     model::{Change, ChangedBy, Field, InstanceId},
-    ports::{Job, KubernetesWork, TargetError, Use},
+    ports::{TargetErrorKind, Job, KubernetesWork, TargetError, Use},
 };
 
 /// One look at an instance.
@@ -148,7 +148,7 @@ impl Look<'_> {
                     None => format!("`{}` in `{}`", object.key.kind, object.version),
                 };
                 let error = wrong(&self.job.instance, vec![format!("{}: the cluster has no {missing}", object.place)]);
-                Err(TargetError { kind: NOT_THERE_YET, ..error })
+                Err(TargetError { kind: TargetErrorKind::NotThereYet, ..error })
             }
             Err(refusal) => self.refused(object, refusal),
         }

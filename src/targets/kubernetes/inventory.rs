@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Kubernetes, object::Key, render::Mark};
-use crate::{model::InstanceId, ports::TargetError};
+use crate::{model::InstanceId, ports::{TargetErrorKind, TargetError}};
 
 /// An object that is held.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -66,7 +66,7 @@ impl Kubernetes {
         }
         let Some(text) = self.keeper.kept(id).await? else { return Ok(None) };
         let inventory = read(&text)
-            .map_err(|why| TargetError::new("store", format!("the inventory of `{id}` can't be read: {why}")))?;
+            .map_err(|why| TargetError::new(TargetErrorKind::Store, format!("the inventory of `{id}` can't be read: {why}")))?;
         let inventory = Arc::new(inventory);
         self.inventories.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), Arc::clone(&inventory));
         Ok(Some(inventory))

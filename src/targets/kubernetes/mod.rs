@@ -43,12 +43,11 @@ use render::Rendered;
 
 use super::concurrency::ConcurrencyLimit;
 use crate::{
+    ports::TargetErrorKind,
     model::{InstanceId, Redactor, Seal},
     ports::{InventoryStore, Job, KubernetesWork, Observation, TargetError, Use},
 };
 
-/// The kind of the error where something is missing that an upstream may bring: a kind, a namespace.
-pub const NOT_THERE_YET: &str = "not-there-yet";
 /// What takes longer goes where it keeps nobody waiting.
 const LONG: Duration = Duration::from_secs(20);
 /// How often everything is read, whatever the watches say.
@@ -176,7 +175,7 @@ impl Kubernetes {
     ) -> Result<(Cluster, Vec<String>), TargetError> {
         let wrong = |why: String| TargetError {
             retry: crate::model::Retry::WhenInputChanges,
-            ..TargetError::new("connection", why)
+            ..TargetError::new(TargetErrorKind::Connection, why)
         };
         let Some(name) = &job.connection else {
             return Err(wrong(format!("`{}` names no connection to a cluster", job.instance)));
@@ -225,7 +224,7 @@ impl Kubernetes {
     /// Looks at an instance. Where a watch says what changed, only that is read.
     pub(super) async fn observe(&self, job: &Job, work: &KubernetesWork) -> Result<Observation, TargetError> {
         let Some(_slot) = self.lanes.take(&job.instance).await else {
-            return Err(TargetError::new("lanes", "the target is closed"));
+            return Err(TargetError::new(TargetErrorKind::Lanes, "the target is closed"));
         };
         let is_applied = job.r#use == Use::Applied && !work.destroy;
         let suspects = self.watches.suspects(&job.instance);
@@ -286,7 +285,7 @@ impl Kubernetes {
         inventory: &inventory::Inventory,
     ) -> Result<bool, TargetError> {
         let (access, _) = (self.settings.accesses)(&job.instance, job.connection.as_deref().unwrap_or_default(), false)
-            .map_err(|why| TargetError::new("connection", why))?;
+            .map_err(|why| TargetError::new(TargetErrorKind::Connection, why))?;
         let connection = job.connection.as_deref().unwrap_or_default();
         let account = work.impersonate.as_deref().unwrap_or_default();
         let place = format!("{} {connection} {account}", job.instance.environment);

@@ -12,8 +12,8 @@ use futures::future::FutureExt;
 use serde_json::Value;
 
 use super::{
-    Kubernetes, NOT_THERE_YET,
-    client::{Cluster, KINDS_AGAIN, KINDS_KNOWN, NOT_FOUND, Refusal},
+    Kubernetes,
+    client::{Cluster, KINDS_AGAIN, KINDS_KNOWN, Refusal},
     confirm::{LeftOver, Look},
     drift::{self},
     fields::{self, Extra},
@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     model::{Change, ChangedBy, Field, Overwrite, ResourceChange},
-    ports::{Job, KubernetesWork, Observation, TargetError},
+    ports::{TargetErrorKind, Job, KubernetesWork, Observation, TargetError},
 };
 
 /// With more objects missing than this, only those that are not plainly as their schemas say are tried.
@@ -97,7 +97,7 @@ impl Kubernetes {
             (rendered, kinds) = self.declared(job, work, &cluster, KINDS_AGAIN).await?;
         }
         let live = match self.list(job, &cluster, &kinds, &rendered, kept.as_deref()).await {
-            Err(error) if error.kind == NOT_FOUND => {
+            Err(error) if error.kind == TargetErrorKind::NotFound => {
                 // A kind that was there is gone, or is served in another version.
                 (rendered, kinds) = self.declared(job, work, &cluster, KINDS_AGAIN).await?;
                 self.list(job, &cluster, &kinds, &rendered, kept.as_deref()).await?
@@ -245,7 +245,7 @@ impl Kubernetes {
             return Ok((Arc::default(), kinds));
         }
         match self.rendered(job, work, &kinds).await {
-            Err(error) if error.kind == NOT_THERE_YET => {
+            Err(error) if error.kind == TargetErrorKind::NotThereYet => {
                 let kinds = cluster.kinds(KINDS_AGAIN).await?;
                 Ok((self.rendered(job, work, &kinds).await?, kinds))
             }

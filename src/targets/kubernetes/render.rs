@@ -26,7 +26,7 @@ use super::{
 use crate::{
     domain::declaration::manifests::is_manifest,
     model::{Digester, InstanceId, Retry},
-    ports::{Diagnostic, Job, KubernetesWork, ManifestSource, TargetError},
+    ports::{TargetErrorKind, Diagnostic, Job, KubernetesWork, ManifestSource, TargetError},
     targets::worktree,
 };
 
@@ -103,7 +103,7 @@ pub(super) fn wrong(id: &InstanceId, problems: Vec<String>) -> TargetError {
     } else {
         format!("the objects of `{id}` can't be used ({count} problems)")
     };
-    TargetError { retry: Retry::WhenInputChanges, diagnostics, ..TargetError::new("manifest", message) }
+    TargetError { retry: Retry::WhenInputChanges, diagnostics, ..TargetError::new(TargetErrorKind::Manifest, message) }
 }
 
 impl Kubernetes {
@@ -124,7 +124,7 @@ impl Kubernetes {
         let (id, work, kinds, seal) = (job.instance.clone(), work.clone(), kinds.clone(), Arc::clone(&self.seal));
         let rendered = tokio::task::spawn_blocking(move || finish(&id, &work, &kinds, read, &seal))
             .await
-            .map_err(|error| TargetError::new("render", error.to_string()))??;
+            .map_err(|error| TargetError::new(TargetErrorKind::Render, error.to_string()))??;
         let rendered = Arc::new(rendered);
         let mut kept = self.rendered.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         kept.put(&job.instance, name, Arc::clone(&rendered));
@@ -154,7 +154,7 @@ impl Kubernetes {
                     for path in files.keys().filter(|path| is_manifest(path)) {
                         let bytes = content
                             .read(path)
-                            .map_err(|error| TargetError::new("content", format!("could not read it: {error}")))?;
+                            .map_err(|error| TargetError::new(TargetErrorKind::Content, format!("could not read it: {error}")))?;
                         let read = manifest::read(path, &String::from_utf8_lossy(&bytes), Reader::Kubectl);
                         all.objects.extend(read.objects);
                         all.problems.extend(read.problems);
@@ -163,7 +163,7 @@ impl Kubernetes {
                     Ok(all)
                 })
                 .await
-                .map_err(|error| TargetError::new("render", error.to_string()))?
+                .map_err(|error| TargetError::new(TargetErrorKind::Render, error.to_string()))?
             }
             ManifestSource::Kustomize(folder) => {
                 let text = self.run_kustomize(job, folder).await?;
@@ -220,7 +220,7 @@ impl Kubernetes {
             let path = tree.path().join(".evenkeel-values.json");
             let text = serde_json::to_vec(values).unwrap_or_default();
             worktree::write(&path, &text, 0o600)
-                .map_err(|error| TargetError::new("work-tree", format!("could not write values: {error}")))?;
+                .map_err(|error| TargetError::new(TargetErrorKind::WorkTree, format!("could not write values: {error}")))?;
             arguments.push(format!("--values={}", path.display()));
         }
         let one = self.run(job, "helm", &self.settings.helm, tree.path(), &arguments).await?;
@@ -248,7 +248,7 @@ impl Kubernetes {
         arguments: &[String],
     ) -> Result<String, TargetError> {
         let failed =
-            |why: String| TargetError::new("render", format!("could not run `{name}` for `{}`: {why}", job.instance));
+            |why: String| TargetError::new(TargetErrorKind::Render, format!("could not run `{name}` for `{}`: {why}", job.instance));
         let program = find(program).ok_or_else(|| {
             failed(format!(
                 "`{program}` is not there; install it, or name it in the configuration: `kubernetes.{name}`"
@@ -312,12 +312,12 @@ async fn lay_out(job: &Job) -> Result<tempfile::TempDir, TargetError> {
     let job = job.clone();
     tokio::task::spawn_blocking(move || {
         let tree = tempfile::tempdir()
-            .map_err(|error| TargetError::new("work-tree", format!("could not make a folder: {error}")))?;
+            .map_err(|error| TargetError::new(TargetErrorKind::WorkTree, format!("could not make a folder: {error}")))?;
         worktree::lay_out(tree.path(), &job)?;
         Ok(tree)
     })
     .await
-    .map_err(|error| TargetError::new("render", error.to_string()))?
+    .map_err(|error| TargetError::new(TargetErrorKind::Render, error.to_string()))?
 }
 
 /// What was written, as it is applied: filled in, at home in a namespace, labelled, and each object once.
@@ -379,7 +379,7 @@ fn finish(
     }
     if problems.is_empty() && !unknown.is_empty() {
         // An upstream may bring it; whoever plans knows.
-        return Err(TargetError { kind: super::NOT_THERE_YET, ..wrong(id, unknown.into_iter().collect()) });
+        return Err(TargetError { kind: TargetErrorKind::NotThereYet, ..wrong(id, unknown.into_iter().collect()) });
     }
     problems.extend(unknown);
     if !problems.is_empty() {

@@ -10,7 +10,7 @@ use super::{
     Kubernetes,
     object::{self, Key},
 };
-use crate::ports::{Health, Job, KubernetesWork, TargetError};
+use crate::ports::{TargetErrorKind, Health, Job, KubernetesWork, TargetError};
 
 /// Kinds that have nothing to say about themselves.
 const SILENT: [&str; 14] = [
@@ -302,7 +302,7 @@ impl Kubernetes {
                 .map_err(failure)?;
             for object in live {
                 let Some(key) = Key::of(&object).filter(|key| keys.contains(&key)) else { continue };
-                match ruled(&object, &work.health).map_err(|why| TargetError::new("health", why))? {
+                match ruled(&object, &work.health).map_err(|why| TargetError::new(TargetErrorKind::Health, why))? {
                     Health::Current => {}
                     Health::InProgress(why) => waits.push((key, object, why)),
                     Health::Failed(why) => failed.push((key, object, why)),

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     model::{Digester, InstanceId, Retry},
-    ports::{Fence, Job, Observation, Prepared, Progress, TargetError, TofuWork},
+    ports::{TargetErrorKind, Fence, Job, Observation, Prepared, Progress, TargetError, TofuWork},
 };
 
 /// How many copies of each instance's state are kept.
@@ -40,10 +40,10 @@ pub(super) fn applied(id: &InstanceId, said: Said) -> Result<(), TargetError> {
     let stale = said.errors.iter().any(|d| d.summary.contains("Saved plan is stale"));
     let mut error = failure(id, "apply", said);
     if stale {
-        error.kind = "plan-stale";
+        error.kind = TargetErrorKind::PlanStale;
         error.message = format!("the state of `{id}` changed between plan and apply; nothing was applied");
-    } else if error.kind != "state-locked" {
-        error.kind = "apply-failed";
+    } else if error.kind != TargetErrorKind::StateLocked {
+        error.kind = TargetErrorKind::ApplyFailed;
         error.retry = Retry::WhenInputChanges;
         error.effect_may_have_begun = true;
     }
@@ -61,7 +61,7 @@ impl Tofu {
         }
         observation.serial = self.keep_state(job, &ready.root).await?;
         let failed = |error: std::io::Error| {
-            TargetError::new("work-tree", format!("could not keep the plan of `{}`: {error}", job.instance))
+            TargetError::new(TargetErrorKind::WorkTree, format!("could not keep the plan of `{}`: {error}", job.instance))
         };
         std::fs::rename(&ready.plan, &ticket.0).map_err(failed)?;
         Ok(Prepared { observation, ticket: Box::new(ticket) })
@@ -81,7 +81,7 @@ impl Tofu {
             return Ok(());
         }
         let Ok(plan) = ticket.downcast::<Private>() else {
-            return Err(TargetError::new("plan-missing", format!("the plan of `{}` is of another kind", job.instance)));
+            return Err(TargetError::new(TargetErrorKind::PlanMissing, format!("the plan of `{}` is of another kind", job.instance)));
         };
         let ready = self.ready(job, work, true).await?;
         self.keep_state_place(job, work)?;
@@ -110,7 +110,7 @@ impl Tofu {
         }
         let head: StateHead = serde_json::from_slice(&said.stdout).map_err(|error| {
             TargetError::new(
-                "state-unreadable",
+                TargetErrorKind::StateUnreadable,
                 format!("the state of `{}` could not be read before the apply: {error}", job.instance),
             )
         })?;
@@ -136,7 +136,7 @@ impl Tofu {
         };
         kept().map_err(|error| {
             TargetError::new(
-                "state-copy",
+                TargetErrorKind::StateCopy,
                 format!("could not keep a copy of the state of `{}`: {error}; nothing was applied", job.instance),
             )
         })?;

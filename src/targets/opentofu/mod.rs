@@ -33,7 +33,7 @@ pub use program::version;
 use super::concurrency::ConcurrencyLimit;
 use crate::{
     model::{InstanceId, PullNumber, Redactor, Seal},
-    ports::{Job, TargetError, Use},
+    ports::{TargetErrorKind, Job, TargetError, Use},
 };
 
 /// What takes longer goes where it keeps nobody waiting: a plan of a few hundred resources takes about as long.
@@ -130,7 +130,7 @@ impl Tofu {
                 );
                 Err(TargetError {
                     retry: crate::model::Retry::WhenInputChanges,
-                    ..TargetError::new("state-shared", message)
+                    ..TargetError::new(TargetErrorKind::StateShared, message)
                 })
             }
             Some(_) => Ok(()),

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     model::{Digester, InstanceId, Retry},
-    ports::{Job, Observation, TargetError, TofuWork},
+    ports::{TargetErrorKind, Job, Observation, TargetError, TofuWork},
 };
 
 /// The file by which a root module that declares no backend gets one.
@@ -77,24 +77,24 @@ impl Tofu {
         let tree = self.tree_path(job);
         let held = self.path_lock(&tree).lock_owned().await;
         let disk = |error: std::io::Error| {
-            TargetError::new("work-tree", format!("could not write below `{}`: {error}", self.settings.data.display()))
+            TargetError::new(TargetErrorKind::WorkTree, format!("could not write below `{}`: {error}", self.settings.data.display()))
         };
         if !matches!(job.r#use, crate::ports::Use::Pull(_)) {
             // Files are not replaced under an apply that a daemon before began.
             self.spool(&job.instance).ended().await.map_err(disk)?;
         }
         let slot = self.lanes.take(&job.instance).await;
-        let slot = slot.ok_or_else(|| TargetError::new("stopping", "the daemon is stopping"))?;
+        let slot = slot.ok_or_else(|| TargetError::new(TargetErrorKind::Stopping, "the daemon is stopping"))?;
         let (laid_out, for_task, tree_for_task) = (self.data_path(job), job.clone(), tree.clone());
         tokio::task::spawn_blocking(move || {
             worktree::lay_out(&tree_for_task, &for_task)?;
             let private = worktree::private_folder(&laid_out);
             private.map_err(|error| {
-                TargetError::new("work-tree", format!("could not make `{}`: {error}", laid_out.display()))
+                TargetError::new(TargetErrorKind::WorkTree, format!("could not make `{}`: {error}", laid_out.display()))
             })
         })
         .await
-        .map_err(|_| TargetError::new("stopping", "the daemon is stopping"))??;
+        .map_err(|_| TargetError::new(TargetErrorKind::Stopping, "the daemon is stopping"))??;
         let root = tree.join(&work.root);
         let data = self.data_path(job);
         let ready = Ready { plan: data.join(PLAN), root, _held: held, _slot: slot };
@@ -159,13 +159,13 @@ impl Tofu {
             settings = Some(Private(place.clone()));
             let text: String = work.backend_config.iter().map(line).collect();
             worktree::write(&place, text.as_bytes(), 0o600).map_err(|error| {
-                TargetError::new("work-tree", format!("could not write `{}`: {error}", place.display()))
+                TargetError::new(TargetErrorKind::WorkTree, format!("could not write `{}`: {error}", place.display()))
             })?;
             arguments.push(format!("-backend-config={}", place.display()));
         }
         let cache = &self.settings.provider_cache;
         worktree::private_folder(cache).map_err(|error| {
-            TargetError::new("provider-cache", format!("could not make `{}`: {error}", cache.display()))
+            TargetError::new(TargetErrorKind::ProviderCache, format!("could not make `{}`: {error}", cache.display()))
         })?;
         let said = self.run(job, &ready.root, &arguments, apply, Read::Lines).await?;
         drop(settings);
@@ -174,7 +174,7 @@ impl Tofu {
         }
         let key = self.init_key(job, work, &lock_file);
         worktree::write(&mark, key.as_bytes(), 0o600)
-            .map_err(|error| TargetError::new("work-tree", format!("could not write `{}`: {error}", mark.display())))
+            .map_err(|error| TargetError::new(TargetErrorKind::WorkTree, format!("could not write `{}`: {error}", mark.display())))
     }
 
     /// A hash over what `init` depends on: module files, lock file, backend settings, program, CLI configuration.
@@ -208,7 +208,7 @@ impl Tofu {
                 "the state of `{}` would be kept elsewhere than where the last apply left it, and a plan there would create everything again; change backend and workspace back, or stop the daemon, move the state by `tofu state pull` and `tofu state push`, and remove `work/{}/{STATE_PLACE}` from its data",
                 job.instance, job.instance
             );
-            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("state-moved", message) });
+            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::StateMoved, message) });
         }
         if work.declares_backend { self.claim_backend(&place, kept_as(job)) } else { Ok(()) }
     }
@@ -217,7 +217,7 @@ impl Tofu {
     pub(super) fn keep_state_place(&self, job: &Job, work: &TofuWork) -> Result<(), TargetError> {
         let (place, path) = (self.state_place(job, work)?, self.instance_path(&job.instance).join(STATE_PLACE));
         worktree::write(&path, place.as_bytes(), 0o600)
-            .map_err(|error| TargetError::new("work-tree", format!("could not write `{}`: {error}", path.display())))
+            .map_err(|error| TargetError::new(TargetErrorKind::WorkTree, format!("could not write `{}`: {error}", path.display())))
     }
 
     fn state_place(&self, job: &Job, work: &TofuWork) -> Result<String, TargetError> {
@@ -233,7 +233,7 @@ impl Tofu {
                 "`{}` keeps its state at a path relative to its root module, which is replaced with each revision; name an absolute path, another backend, or leave the backend out: the state is then kept with the daemon's data",
                 job.instance
             );
-            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("state-relative", message) });
+            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::StateRelative, message) });
         }
         if let Some(map) = config.as_object_mut() {
             map.retain(|_, value| !value.is_null());
@@ -278,7 +278,7 @@ impl Tofu {
         }
         observation.warnings = said.warnings;
         observation.identity = lineage(&ready.plan).map_err(|why| {
-            TargetError::new("plan-unreadable", format!("the plan of `{}` could not be read: {why}", job.instance))
+            TargetError::new(TargetErrorKind::PlanUnreadable, format!("the plan of `{}` could not be read: {why}", job.instance))
         })?;
         if !found && job.consumed {
             observation.outputs = self.read_outputs(job, ready, apply).await?;
@@ -294,7 +294,7 @@ impl Tofu {
         let file = Private(self.data_path(job).join(VARIABLES));
         let text = serde_json::to_vec(&work.variables).expect("a map of JSON values is JSON");
         worktree::write(&file.0, &text, 0o600).map_err(|error| {
-            TargetError::new("work-tree", format!("could not write `{}`: {error}", file.0.display()))
+            TargetError::new(TargetErrorKind::WorkTree, format!("could not write `{}`: {error}", file.0.display()))
         })?;
         Ok(Some(file))
     }
@@ -339,7 +339,7 @@ impl Tofu {
         }
         let unreadable = |why: String| TargetError {
             retry: Retry::Never,
-            ..TargetError::new("plan-unreadable", format!("the plan of `{}` could not be read: {why}", job.instance))
+            ..TargetError::new(TargetErrorKind::PlanUnreadable, format!("the plan of `{}` could not be read: {why}", job.instance))
         };
         let json: PlanJson = serde_json::from_slice(&said.stdout).map_err(|error| unreadable(error.to_string()))?;
         plan::observation(&json, &self.seal, &self.redactor).map_err(unreadable)

@@ -25,7 +25,7 @@ use super::Tofu;
 use crate::{
     adapters::supervisor::Busy,
     model::{InstanceId, Redactor, Retry},
-    ports::{Diagnostic, Job, Progress, TargetError},
+    ports::{TargetErrorKind, Diagnostic, Job, Progress, TargetError},
 };
 
 /// The longest JSON line that is read: a diagnostic or a progress message is far below it.
@@ -124,7 +124,7 @@ impl Tofu {
         }
         let what = arguments.first().map_or("run", String::as_str).to_owned();
         let disk = |error: std::io::Error| {
-            TargetError::new("work-tree", format!("could not run `tofu {what}` of `{}`: {error}", job.instance))
+            TargetError::new(TargetErrorKind::WorkTree, format!("could not run `tofu {what}` of `{}`: {error}", job.instance))
         };
         let data = self.data_path(job);
         let (output, complaints) =
@@ -142,7 +142,7 @@ impl Tofu {
         busy.of(child.id()).map_err(disk)?;
         let said = self.wait(child, output, complaints, &read).await;
         let said = said.map_err(|why| {
-            TargetError::new("tofu-interrupted", format!("`tofu {what}` of `{}` {why}", job.instance))
+            TargetError::new(TargetErrorKind::TofuInterrupted, format!("`tofu {what}` of `{}` {why}", job.instance))
         })?;
         tracing::debug!(instance = %job.instance, what, code = said.code, ms = started.elapsed().as_millis(), "tofu ended");
         Ok(said)
@@ -153,7 +153,7 @@ impl Tofu {
             "could not start `{}`: {error}; install OpenTofu 1.10 or set `tofu.binary` (`evenkeel doctor` checks it)",
             self.settings.binary
         );
-        TargetError::new("tofu-missing", message)
+        TargetError::new(TargetErrorKind::TofuMissing, message)
     }
 
     pub(super) fn environment(
@@ -184,7 +184,7 @@ impl Tofu {
         }
         if let Some(connection) = &job.connection {
             let given = (self.settings.credentials)(&job.instance, connection, apply)
-                .map_err(|why| TargetError { retry: Retry::WhenInputChanges, ..TargetError::new("connection", why) })?;
+                .map_err(|why| TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::Connection, why) })?;
             environment.extend(given);
         }
         Ok(environment)
@@ -351,7 +351,7 @@ impl Lock {
 pub(super) fn failure(id: &InstanceId, what: &str, said: Said) -> TargetError {
     if let Some(Lock { id: lock, who, created, operation }) = Lock::of(&said) {
         let message = format!("the state of `{id}` is locked by {who} since {created} ({operation}, lock {lock})");
-        return TargetError::new("state-locked", message);
+        return TargetError::new(TargetErrorKind::StateLocked, message);
     }
     let mut diagnostics = said.errors;
     if diagnostics.is_empty() && !said.stderr.trim().is_empty() {
@@ -365,7 +365,7 @@ pub(super) fn failure(id: &InstanceId, what: &str, said: Said) -> TargetError {
     } else {
         format!("`tofu {what}` of `{}` failed", id)
     };
-    let mut error = TargetError { diagnostics, ..TargetError::new("tofu-failed", message) };
+    let mut error = TargetError { diagnostics, ..TargetError::new(TargetErrorKind::TofuFailed, message) };
     if error.diagnostics.iter().any(|d| d.place.is_some() && d.address.is_none()) {
         // The module itself is wrong, and another attempt with the same content ends the same.
         error.retry = Retry::WhenInputChanges;

@@ -5,7 +5,7 @@
 use std::{path::Path, sync::PoisonError};
 
 use super::Tofu;
-use crate::{model::InstanceId, ports::TargetError};
+use crate::{model::InstanceId, ports::{TargetErrorKind, TargetError}};
 
 /// The folders below the daemon's data that hold something for each instance.
 const KEPT: [&str; 3] = ["states", "state-copies", "work"];
@@ -28,12 +28,12 @@ impl Tofu {
             }
             // Copies of an earlier component of that name stay, beside those that come.
             if kept == "state-copies" && new.exists() {
-                move_files(&old, &new).map_err(|error| TargetError::new("rename", error.to_string()))?;
+                move_files(&old, &new).map_err(|error| TargetError::new(TargetErrorKind::Rename, error.to_string()))?;
                 continue;
             }
             rename(&old, &new).map_err(|why| {
                 let message = format!("could not move what is kept of `{from}` to `{to}` ({kept}): {why}");
-                TargetError::new("rename", message)
+                TargetError::new(TargetErrorKind::Rename, message)
             })?;
         }
         let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);

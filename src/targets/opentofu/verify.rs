@@ -10,7 +10,7 @@ use super::{
     observe::Ready,
     program::{Read, failure},
 };
-use crate::ports::{Job, Output, TargetError, TofuWork};
+use crate::ports::{TargetErrorKind, Job, Output, TargetError, TofuWork};
 
 #[derive(Deserialize)]
 struct RawOutput {
@@ -42,7 +42,7 @@ impl Tofu {
         }
         let raw: BTreeMap<String, RawOutput> = serde_json::from_slice(&said.stdout).map_err(|error| {
             TargetError::new(
-                "outputs-unreadable",
+                TargetErrorKind::OutputsUnreadable,
                 format!("the outputs of `{}` could not be read: {error}", job.instance),
             )
         })?;
