@@ -15,29 +15,30 @@ use crate::{
     domain::{
         authorization::approvals::asked,
         declaration::schema::{DriftMode, Verb},
-        message::comment,
+        message::{comment, verdict::VerdictReason},
     },
     model::{InstanceId, Verdict, WaitingOn},
 };
 
-fn stalled(head: &Head, id: &InstanceId, reason: &str) -> String {
+fn stalled(head: &Head, id: &InstanceId, cause: Option<&VerdictReason>) -> String {
     let environment = &id.environment;
+    let reason = cause.map(ToString::to_string).unwrap_or_default();
     if head.instance(id).is_some_and(|instance| !instance.problems.is_empty()) {
         return format!(
-            "Its declaration has a problem, so nothing is done with it and the rest goes on: {reason}. `evenkeel validate` shows all of them."
+            "Its declaration has a problem, so nothing is done with it, and other instances go on: {reason}. `evenkeel validate` shows all problems."
         );
     }
-    if reason.starts_with("check ") {
-        return format!(
-            "It is applied, and what has to answer does not (R3.5): {reason}. Nothing is promoted from it; it is asked again on every pass."
-        );
+    match cause {
+        Some(VerdictReason::CheckFailed(_)) => format!(
+            "It is applied, and its checks fail (R3.5): {reason}. Nothing is promoted from it; each drift check runs the checks again."
+        ),
+        Some(VerdictReason::MayBeRemoved) => {
+            format!("It {reason}; nothing counts as removed before every file can be read (R1.9).")
+        }
+        _ => format!(
+            "{reason}. It can't go on without a person (R5.1): fix it in a pull request, go back with `git revert`, or try the same again by `/apply {environment}`."
+        ),
     }
-    if reason.starts_with("may have been removed") {
-        return format!("It {reason}; nothing counts as removed before every file can be read (R1.9).");
-    }
-    format!(
-        "{reason}. It can't go on without a person (R5.1): mend it in a pull request, go back with `git revert`, or try the same again by `/apply {environment}`."
-    )
 }
 
 impl StatusReader {
@@ -54,12 +55,14 @@ impl StatusReader {
                     .into()
             }
             Verdict::Suspended => format!("It is observed and never acted on: {reason}."),
-            Verdict::Unknown if reason.contains("(R1.8)") => format!("Nothing runs on it: {reason}."),
+            Verdict::Unknown if matches!(status.cause, Some(VerdictReason::OtherIdentity(_))) => {
+                format!("Nothing runs on it: {reason}.")
+            }
             Verdict::Unknown => format!(
                 "It could not be observed completely, and what is unknown is never acted on (R2.9): {reason}. It is looked at again every `drift.every`, or now with `evenkeel drift {}`.",
                 status.id
             ),
-            Verdict::Stalled => stalled(&head, &status.id, &reason),
+            Verdict::Stalled => stalled(&head, &status.id, status.cause.as_ref()),
             Verdict::Orphaned => format!("It is {reason} (R1.9)."),
             Verdict::Drifted => self.why_drifted(&head, status).await?,
             Verdict::Pending => self.why_pending(&head, status, &reason).await?,
@@ -139,7 +142,7 @@ impl StatusReader {
         let Some(on) = status.waiting_on.first() else {
             return Ok(format!("A run is under way or about to begin. {reason}").trim().to_owned());
         };
-        if let Some(problem) = reason.strip_prefix("head can't be planned: ") {
+        if let Some(VerdictReason::HeadNotPlanned(problem)) = &status.cause {
             return Ok(format!(
                 "What is declared can't be planned, so nothing can be approved or applied (R2.9): {problem}. Mend it in a pull request; it is planned again when the branch moves."
             ));

@@ -22,7 +22,7 @@ use crate::{
     domain::{
         declaration::{Instance, schema::OnDelete},
         journal::Run,
-        message::{comment, counts},
+        message::{comment, counts, verdict::VerdictReason},
         plan::{Applied, Observed, pending::is_pending},
     },
     model::{
@@ -57,8 +57,11 @@ pub struct InstanceStatus {
     pub pending: Vec<ResourceChange>,
     /// What it waits on.
     pub waiting_on: Vec<WaitingOn>,
-    /// Why, where the verdict alone does not say.
+    /// Why, where the verdict alone does not tell, for people.
     pub reason: Option<String>,
+    /// The same, typed; absent in what was read from JSON.
+    #[serde(skip)]
+    pub(crate) cause: Option<VerdictReason>,
     /// The run that holds it.
     pub run: Option<RunId>,
     /// The no that was said to its drift, while it holds.
@@ -91,6 +94,12 @@ pub struct Status {
 }
 
 impl InstanceStatus {
+    fn set(&mut self, verdict: Verdict, cause: Option<VerdictReason>) {
+        self.verdict = verdict;
+        self.reason = cause.as_ref().map(ToString::to_string);
+        self.cause = cause;
+    }
+
     /// One line for people.
     pub fn message(&self) -> String {
         if let Some(reason) = &self.reason {
@@ -182,8 +191,7 @@ impl StatusReader {
         }
         for (id, why) in self.context.store.collection::<FailedRename>().all().await? {
             if let Some(status) = instances.iter_mut().find(|status| status.id == id) {
-                (status.verdict, status.reason) =
-                    (Verdict::Stalled, Some(format!("it could not be renamed: {}", why.0)));
+                status.set(Verdict::Stalled, Some(VerdictReason::RenameFailed(why.0)));
             }
         }
         self.add_undeclared(&head, &applied, &observed, &runs, &stalled, &mut instances);
@@ -254,29 +262,23 @@ impl StatusReader {
             let mut status = self.one(id, None, &known, applied);
             let under_way = runs.iter().find(|run| run.holds(id));
             let failed = stalled.get(id).filter(|_| under_way.is_none());
-            (status.verdict, status.reason) = match (head, complete) {
-                (None, _) => (Verdict::Unknown, Some("the state repo has not been read".into())),
-                (Some(_), true) if under_way.is_some() => (status.verdict, status.reason),
+            match (head, complete) {
+                (None, _) => status.set(Verdict::Unknown, Some(VerdictReason::SourceNotRead)),
+                (Some(_), true) if under_way.is_some() => {}
                 (Some(_), true) => {
-                    let message = match (failed, record.spec.on_delete) {
-                        (Some(failed), _) => format!(
-                            "applied and no longer declared; destroying it failed in run {}: {}",
-                            failed.run, failed.message
-                        ),
-                        (None, OnDelete::Destroy) => format!(
-                            "applied and no longer declared; `onDelete: destroy` waits for `/apply {}`",
-                            id.environment
-                        ),
-                        (None, OnDelete::Orphan) => {
-                            format!("applied and no longer declared; it stays until `/destroy {id}` or `/forget {id}`")
+                    let reason = match (failed, record.spec.on_delete) {
+                        (Some(failed), _) => {
+                            VerdictReason::DestroyFailed { run: failed.run, message: failed.message.clone() }
                         }
+                        (None, OnDelete::Destroy) => {
+                            VerdictReason::DestroyWaits { environment: id.environment.clone() }
+                        }
+                        (None, OnDelete::Orphan) => VerdictReason::Orphan { id: id.clone() },
                     };
-                    (Verdict::Orphaned, Some(message))
+                    status.set(Verdict::Orphaned, Some(reason));
                 }
-                (Some(_), false) => {
-                    (Verdict::Stalled, Some("may have been removed: a file of the state repo can't be read".into()))
-                }
-            };
+                (Some(_), false) => status.set(Verdict::Stalled, Some(VerdictReason::MayBeRemoved)),
+            }
             instances.push(status);
         }
         for (id, known) in stalled.iter().filter(|(id, _)| !is_declared(id) && !applied.contains_key(*id)) {
@@ -290,11 +292,7 @@ impl StatusReader {
                 now,
             };
             let mut status = self.one(id, None, &of, applied);
-            status.verdict = Verdict::Stalled;
-            status.reason = Some(format!(
-                "run {} began to change it and failed, and it is no longer declared; what it made is still there: declare it again, or remove that by hand",
-                known.run
-            ));
+            status.set(Verdict::Stalled, Some(VerdictReason::StartedAndUndeclared { run: known.run }));
             instances.push(status);
         }
     }
@@ -308,7 +306,7 @@ impl StatusReader {
     ) -> InstanceStatus {
         let run = known.runs.iter().find(|run| run.holds(id));
         let pending = instance.is_some_and(|instance| is_pending(instance, applied));
-        let (verdict, reason) = known.verdict(id, instance, run, pending);
+        let (verdict, cause) = known.verdict(id, instance, run, pending);
         let observed = known.observed;
         let mut waiting_on = observed.map(|o| o.waiting_on.clone()).unwrap_or_default();
         if let Some(on) = run.and_then(|run| run.instances[id].waiting_on.clone()) {
@@ -334,7 +332,8 @@ impl StatusReader {
             drift: observed.map(|o| o.drift.clone()).unwrap_or_default(),
             pending: if pending { observed.map(|o| o.pending.clone()).unwrap_or_default() } else { vec![] },
             waiting_on: if verdict == Verdict::Pending { waiting_on } else { vec![] },
-            reason,
+            reason: cause.as_ref().map(ToString::to_string),
+            cause,
             run: run.map(|run| run.id),
             snoozed: None,
             warnings: observed.map(|o| o.warnings.clone()).unwrap_or_default(),

@@ -5,18 +5,18 @@ use std::{collections::BTreeMap, sync::Arc};
 use chrono::{DateTime, Utc};
 
 use crate::{
-    ports::TargetErrorKind,
-
-    controller::{records::Stalled},
+    controller::records::Stalled,
     domain::{
         declaration::Instance,
         journal::{Run, Status as RunStatus},
-        message::ago,
+        message::verdict::VerdictReason,
         plan::{Applied, Observed},
     },
     model::{InstanceId, Verdict},
+    ports::TargetErrorKind,
 };
 
+/// What is recorded of one instance.
 pub(super) struct Known<'a> {
     pub(super) applied: Option<&'a Applied>,
     pub(super) observed: Option<&'a Observed>,
@@ -28,57 +28,63 @@ pub(super) struct Known<'a> {
 }
 
 impl Known<'_> {
+    /// The verdict, and its reason where the verdict alone does not tell.
     pub(super) fn verdict(
         &self,
         id: &InstanceId,
         instance: Option<&Arc<Instance>>,
         run: Option<&Run>,
         pending: bool,
-    ) -> (Verdict, Option<String>) {
+    ) -> (Verdict, Option<VerdictReason>) {
         if let Some(problem) = instance.and_then(|instance| instance.problems.first()) {
-            return (Verdict::Stalled, Some(problem.to_string()));
+            return (Verdict::Stalled, Some(VerdictReason::DeclarationProblem(problem.to_string())));
         }
-        if let Some(error) = self.observed.and_then(|observed| observed.error.as_ref()).filter(|e| e.kind == TargetErrorKind::Identity.name()) {
-            return (Verdict::Unknown, Some(error.message.clone()));
+        let error = self.observed.and_then(|observed| observed.error.as_ref());
+        if let Some(error) = error.filter(|error| error.kind == TargetErrorKind::Identity.name()) {
+            return (Verdict::Unknown, Some(VerdictReason::OtherIdentity(error.message.clone())));
         }
         let is_idle = run.is_none_or(|run| matches!(run.instances[id].status, RunStatus::New | RunStatus::Waiting));
-        if let Some(message) = self.suspended.as_ref().filter(|_| is_idle && run.is_some()) {
-            return (Verdict::Suspended, Some(message.clone()));
+        if let Some(reason) = self.suspended.as_ref().filter(|_| is_idle && run.is_some()) {
+            return (Verdict::Suspended, Some(VerdictReason::Suspended(reason.clone())));
         }
         if let Some(run) = run {
-            let instance = &run.instances[id];
-            let message = if instance.message.is_empty() {
-                format!("run {} is under way", run.id)
-            } else {
-                format!("run {}: {}", run.id, instance.message)
+            let message = run.instances[id].message.clone();
+            return (Verdict::Pending, Some(VerdictReason::Run { run: run.id, message }));
+        }
+        if let Some(Stalled { run, message, cancelled, .. }) = self.stalled {
+            let (run, message) = (*run, message.clone());
+            let reason = match cancelled {
+                true => VerdictReason::RunCancelled { run, message },
+                false => VerdictReason::RunFailed { run, message },
             };
-            return (Verdict::Pending, Some(message));
+            return (Verdict::Stalled, Some(reason));
         }
-        if let Some(stalled) = self.stalled {
-            let how = if stalled.cancelled { "was" } else { "failed:" };
-            return (Verdict::Stalled, Some(format!("run {} {how} {}", stalled.run, stalled.message)));
-        }
-        if let Some(error) = self.observed.and_then(|observed| observed.error.as_ref()) {
-            return (Verdict::Unknown, Some(error.message.clone()));
+        if let Some(error) = error {
+            let message = error.message.clone();
+            let reason = match error.kind == TargetErrorKind::IdentityShared.name() {
+                true => VerdictReason::OtherIdentity(message),
+                false => VerdictReason::NotObservable(message),
+            };
+            return (Verdict::Unknown, Some(reason));
         }
         if let Some(failed) = self.observed.and_then(|observed| observed.failed_checks.first()) {
-            return (Verdict::Stalled, Some(failed.clone()));
+            return (Verdict::Stalled, Some(VerdictReason::CheckFailed(failed.clone())));
         }
         if self.applied.is_some() && self.observed.is_none_or(|observed| observed.against.is_none()) {
-            return (Verdict::Unknown, Some("not observed yet".into()));
+            return (Verdict::Unknown, Some(VerdictReason::NotObservedYet));
         }
         if self.observed.is_some_and(|observed| !observed.drift.is_empty()) {
             return (Verdict::Drifted, None);
         }
-        if let Some(message) = &self.suspended {
-            return (Verdict::Suspended, Some(message.clone()));
+        if let Some(reason) = &self.suspended {
+            return (Verdict::Suspended, Some(VerdictReason::Suspended(reason.clone())));
         }
         if pending {
-            let problem = self.observed.and_then(|observed| observed.head_problem.as_ref());
-            return (Verdict::Pending, problem.map(|problem| format!("head can't be planned: {problem}")));
+            let problem = self.observed.and_then(|observed| observed.head_problem.clone());
+            return (Verdict::Pending, problem.map(VerdictReason::HeadNotPlanned));
         }
-        let age =
-            self.observed.map(|observed| (self.now - observed.at).num_seconds()).filter(|seconds| *seconds > 3600);
-        (Verdict::InSync, age.map(|seconds| format!("observed {} ago", ago(seconds))))
+        let age = self.observed.map(|observed| (self.now - observed.at).num_seconds());
+        let reason = age.filter(|seconds| *seconds > 3600).map(|seconds| VerdictReason::ObservedLongAgo { seconds });
+        (Verdict::InSync, reason)
     }
 }

@@ -6,6 +6,7 @@
 pub mod comment;
 pub mod layout;
 pub mod terminal;
+pub mod verdict;
 
 use serde_json::Value;
 
