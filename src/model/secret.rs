@@ -4,12 +4,9 @@
 //! *Race:* a secret that is learnt after a text was redacted is not in it, because texts about an observation are
 //! redacted after all of that observation's values have been learnt.
 
-use std::{
-    collections::BTreeSet,
-    fmt,
-    sync::{Arc, RwLock},
-};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
+use parking_lot::RwLock;
 use serde_json::Value;
 
 use super::change::MASKED;
@@ -35,7 +32,7 @@ impl Redactor {
         }
     }
     fn learn_text(&self, text: &str) {
-        let mut known = self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut known = self.0.write();
         // A tool may print a long secret line by line, so each line counts by itself.
         for line in text.lines().map(str::trim).filter(|line| line.len() >= SECRET_LENGTH_MIN) {
             if known.len() < SECRETS_MAX && !known.contains(line) {
@@ -45,7 +42,7 @@ impl Redactor {
     }
     /// Whether a known secret stands anywhere in a value.
     pub fn touches(&self, value: &Value) -> bool {
-        let known = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let known = self.0.read();
         fn any(known: &BTreeSet<String>, value: &Value) -> bool {
             match value {
                 Value::String(text) => known.iter().any(|secret| text.contains(secret.as_str())),
@@ -60,7 +57,7 @@ impl Redactor {
     }
     /// The text with every known secret masked, longest first.
     pub fn redact(&self, text: &str) -> String {
-        let known = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let known = self.0.read();
         let mut found: Vec<&String> = known.iter().filter(|secret| text.contains(secret.as_str())).collect();
         found.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
         found.into_iter().fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), MASKED))

@@ -5,12 +5,9 @@
 //! others that long at most. *Invariant:* everything is bounded: when too many have left the fast lane and go on, the
 //! next ones stay in it.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinHandle,
@@ -49,8 +46,8 @@ impl ConcurrencyLimit {
         Self { fast: lane(width), slow: lane(width), beside: lane(width * BESIDE), known: Arc::default(), long }
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, BTreeSet<InstanceId>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> parking_lot::MutexGuard<'_, BTreeSet<InstanceId>> {
+        self.known.lock()
     }
 
     /// Waits for a place; nothing where the lanes are closed, which they never are.

@@ -16,7 +16,10 @@ use async_trait::async_trait;
 
 use crate::{
     model::{Action, Drift, InstanceId, PullNumber},
-    ports::{TargetErrorKind, Attached, Fence, Health, Job, Observation, Output, Prepared, Progress, Target, TargetError, Work},
+    ports::{
+        Attached, Fence, Health, Job, Observation, Output, Prepared, Progress, Target, TargetError, TargetErrorKind,
+        Work,
+    },
 };
 
 /// All kinds of target of this machine.
@@ -136,7 +139,9 @@ impl Target for Targets {
     async fn restore_point(&self, job: &Job, name: &str) -> Result<String, TargetError> {
         match &job.work {
             Work::Citus(_) => self.citus.restore_point(job, name).await,
-            _ => Err(TargetError::new(TargetErrorKind::Unsupported, format!("`{}` has no restore points", job.instance))),
+            _ => {
+                Err(TargetError::new(TargetErrorKind::Unsupported, format!("`{}` has no restore points", job.instance)))
+            }
         }
     }
     async fn forget_pull(&self, pull: PullNumber) {

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::ports::{TargetErrorKind, Files, Job, TargetError, join};
+use crate::ports::{Files, Job, TargetError, TargetErrorKind, join};
 
 const MANIFEST: &str = ".evenkeel-manifest";
 /// Stands while a tree is being laid out.

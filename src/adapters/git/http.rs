@@ -8,11 +8,12 @@ use std::{
     collections::HashMap,
     fmt,
     io::{self, Read, Write},
-    sync::{Arc, Mutex, Once, OnceLock, PoisonError, RwLock},
+    sync::{Arc, Once, OnceLock},
     time::Duration,
 };
 
 use git2::transport::{Service, SmartSubtransport, SmartSubtransportStream, Transport};
+use parking_lot::{Mutex, RwLock};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::runtime::Handle;
 
@@ -41,10 +42,10 @@ impl Tokens {
     }
     /// Uses a token for every address that begins so.
     pub fn set(&self, url: &str, token: SecretString) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(url.trim_end_matches('/').to_owned(), token);
+        self.0.write().insert(url.trim_end_matches('/').to_owned(), token);
     }
     fn get(&self, url: &str) -> Option<SecretString> {
-        let tokens = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let tokens = self.0.read();
         tokens
             .iter()
             .filter(|(prefix, _)| {
@@ -157,7 +158,7 @@ impl Stream {
 
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         loop {
             match std::mem::replace(&mut *state, State::Over) {
                 State::Over => return Ok(0),
@@ -190,7 +191,7 @@ impl Read for Stream {
 
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         match &mut *state {
             State::Request(_, body) => body.extend_from_slice(bytes),
             State::Answer { .. } | State::Over => return Err(io::Error::other("written after the answer")),

@@ -6,10 +6,11 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use git2::{ObjectType, Oid, Repository};
+use parking_lot::Mutex;
 
 use crate::ports::{Entry, EntryKind, Files, FilesError};
 
@@ -41,7 +42,7 @@ fn failed(path: &str, why: impl ToString) -> FilesError {
 
 impl Files for RevisionFiles {
     fn list(&self, folder: &str) -> Result<Vec<Entry>, FilesError> {
-        let repository = self.repository.lock().unwrap_or_else(PoisonError::into_inner);
+        let repository = self.repository.lock();
         let root = repository.find_tree(self.tree).map_err(|e| failed(folder, e.message()))?;
         let tree = if folder.is_empty() {
             root
@@ -71,7 +72,7 @@ impl Files for RevisionFiles {
         if path.is_empty() {
             return Ok(Some(Entry { name: String::new(), sort: EntryKind::Folder, id: self.tree.to_string() }));
         }
-        let repository = self.repository.lock().unwrap_or_else(PoisonError::into_inner);
+        let repository = self.repository.lock();
         let root = repository.find_tree(self.tree).map_err(|e| failed(path, e.message()))?;
         match root.get_path(Path::new(path)) {
             Ok(entry) => Ok(Some(Entry {
@@ -85,7 +86,7 @@ impl Files for RevisionFiles {
     }
 
     fn read(&self, path: &str) -> Result<Arc<[u8]>, FilesError> {
-        let repository = self.repository.lock().unwrap_or_else(PoisonError::into_inner);
+        let repository = self.repository.lock();
         let root = repository.find_tree(self.tree).map_err(|e| failed(path, e.message()))?;
         let entry = root.get_path(Path::new(path)).map_err(|e| failed(path, e.message()))?;
         let blob = repository.find_blob(entry.id()).map_err(|e| failed(path, e.message()))?;

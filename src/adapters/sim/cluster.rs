@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     model::citus::{Table, TransferMode, whole_name},
-    ports::{TargetErrorKind, CitusWork, TargetError},
+    ports::{CitusWork, TargetError, TargetErrorKind},
     targets::citus::{
         catalog::{Catalog, NodeRow, PlacementRow, ShardRow, TableRow},
         drift::{Memory, Task},

@@ -3,10 +3,10 @@
 //! A step is done as a whole or not at all, and the daemon is needed for each. *Race:* whoever lost the environment to another
 //! daemon while it was stopped begins no further step.
 
-use super::{World, cluster::Cluster, held, world::Fault};
+use super::{World, cluster::Cluster, world::Fault};
 use crate::{
     model::Retry,
-    ports::{TargetErrorKind, CitusWork, Clock as _, CrashPoint, Fence, Job, Observation, Prepared, TargetError},
+    ports::{CitusWork, Clock as _, CrashPoint, Fence, Job, Observation, Prepared, TargetError, TargetErrorKind},
     targets::citus::{
         capacity,
         drift::{self, Compared, Found, Step, Task},
@@ -30,14 +30,17 @@ impl World {
     /// # Errors
     /// What can't be said of a cluster, in a sentence.
     pub fn tell(&self, name: &str, what: &str) -> Result<(), String> {
-        held(&self.state).clusters.entry(name.into()).or_default().tell(what)
+        self.state.lock().clusters.entry(name.into()).or_default().tell(what)
     }
 
     pub(super) fn look_at_cluster(&self, job: &Job, work: &CitusWork) -> Result<(Observation, Found), TargetError> {
         let migrations = migrations::of(job, work.migrations.as_deref())?;
-        let mut state = held(&self.state);
+        let mut state = self.state.lock();
         if let Some(Fault::OutOfReach(why)) = state.faults.get(&job.instance) {
-            return Err(TargetError::new(TargetErrorKind::Unreachable, format!("`{}` does not answer: {why}", connection(job))));
+            return Err(TargetError::new(
+                TargetErrorKind::Unreachable,
+                format!("`{}` does not answer: {why}", connection(job)),
+            ));
         }
         let silent = state.silent.clone();
         let cluster = state.clusters.get_mut(connection(job)).ok_or_else(|| absent(job))?;
@@ -92,7 +95,7 @@ impl World {
     }
 
     fn step(&self, job: &Job, work: &CitusWork, step: &Step, what: &str, begun: bool) -> Result<(), TargetError> {
-        let mut state = held(&self.state);
+        let mut state = self.state.lock();
         let message = match state.faults.get(&job.instance) {
             Some(Fault::Refuses { resource, message }) if *resource == step.change.resource => Some(message.clone()),
             _ => None,
@@ -123,7 +126,7 @@ impl World {
     }
 
     fn cluster<T>(&self, job: &Job, does: impl FnOnce(&mut Cluster) -> T) -> Result<T, TargetError> {
-        held(&self.state).clusters.get_mut(connection(job)).map(does).ok_or_else(|| absent(job))
+        self.state.lock().clusters.get_mut(connection(job)).map(does).ok_or_else(|| absent(job))
     }
 }
 

@@ -5,13 +5,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::held;
 use crate::ports::{Boundary, CrashPoint};
 
 #[derive(Default)]
@@ -64,11 +64,11 @@ impl CrashPoints {
     }
     /// The places that were reached, in order, each with how often it was before.
     pub fn places(&self) -> Vec<String> {
-        held(&self.told).places.clone()
+        self.told.lock().places.clone()
     }
     /// Where lives ended.
     pub fn cuts(&self) -> Vec<String> {
-        held(&self.told).cut.clone()
+        self.told.lock().cut.clone()
     }
 }
 
@@ -99,7 +99,7 @@ impl SimulatedProcess {
 impl Boundary for SimulatedProcess {
     async fn pass(&self, cut: CrashPoint, what: &str) {
         if *self.state.borrow() == State::Alive {
-            let told = &mut *held(&self.lives.told);
+            let told = &mut *self.lives.told.lock();
             let times = told.reached.entry(format!("{cut:?} {what}")).or_default();
             *times += 1;
             let place = format!("{cut:?} {what} {times}");

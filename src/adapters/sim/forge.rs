@@ -2,16 +2,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use secrecy::SecretString;
 
 use super::{
     Repository,
     crash_points::{SimulatedProcess, pass},
-    held,
 };
 use crate::{
     model::{Backoff, PullNumber, Retry, Revision},
@@ -61,7 +61,7 @@ impl Forge {
         teams: &[(&str, &[&str])],
     ) -> Self {
         let forge = Self { state: Arc::default(), repository, clock, life: None };
-        let mut state = held(&forge.state);
+        let mut state = forge.state.lock();
         state.people =
             people.iter().map(|(login, permission)| ((*login).to_owned(), (*permission).to_owned())).collect();
         state.teams = teams
@@ -79,11 +79,11 @@ impl Forge {
 
     /// Makes every question fail with this, or none.
     pub fn put_out_of_reach(&self, why: Option<String>) {
-        held(&self.state).out_of_reach = why;
+        self.state.lock().out_of_reach = why;
     }
 
-    fn asked(&self) -> Result<std::sync::MutexGuard<'_, State>, ForgeError> {
-        let state = held(&self.state);
+    fn asked(&self) -> Result<parking_lot::MutexGuard<'_, State>, ForgeError> {
+        let state = self.state.lock();
         match &state.out_of_reach {
             Some(why) => Err(ForgeError {
                 attempt: "ask the forge".into(),
@@ -97,7 +97,7 @@ impl Forge {
 
     /// Brings the heads of open pull requests in line with their branches; one whose branch is gone is closed.
     pub fn look(&self) {
-        let mut state = held(&self.state);
+        let mut state = self.state.lock();
         let now = self.clock.now();
         for pull in state.pulls.values_mut().filter(|pull| pull.open) {
             match self.repository.at(&format!("refs/heads/{}", pull.branch)) {
@@ -114,7 +114,7 @@ impl Forge {
     /// Opens a pull request from a branch.
     pub fn open(&self, author: &str, branch: &str, title: &str, body: &str, fork: bool) -> Option<PullNumber> {
         let head = self.repository.at(&format!("refs/heads/{branch}"))?;
-        let mut state = held(&self.state);
+        let mut state = self.state.lock();
         let number = PullNumber(state.pulls.len() as u64 + 1);
         self.repository.point(&format!("refs/pull/{}/head", number.0), &head);
         let pull = Pull {
@@ -139,7 +139,7 @@ impl Forge {
     /// Merges a pull request; why not, else.
     pub fn merge(&self, number: u64, by: &str) -> Result<(), String> {
         self.look();
-        let mut state = held(&self.state);
+        let mut state = self.state.lock();
         let pull = state.pulls.get_mut(&number).filter(|pull| pull.open).ok_or("it is not open")?;
         let merged = self.repository.merge_into_main(&pull.head, by, &format!("Merge #{number}: {}", pull.title));
         let merged = merged.map_err(|paths| format!("conflicts in {}", paths.join(", ")))?;
@@ -150,14 +150,14 @@ impl Forge {
 
     /// Closes a pull request unmerged.
     pub fn close(&self, number: u64) {
-        if let Some(pull) = held(&self.state).pulls.get_mut(&number) {
+        if let Some(pull) = self.state.lock().pulls.get_mut(&number) {
             (pull.open, pull.updated_at) = (false, self.clock.now());
         }
     }
 
     /// Writes a comment.
     pub fn comment(&self, number: u64, author: &str, body: &str) {
-        let mut state = held(&self.state);
+        let mut state = self.state.lock();
         state.next_id += 1;
         let (id, now) = (state.next_id, self.clock.now());
         let comment = Comment {
@@ -177,7 +177,7 @@ impl Forge {
     /// Reviews the head of a pull request as it is now.
     pub fn review(&self, number: u64, author: &str, approves: bool) {
         self.look();
-        let mut state = held(&self.state);
+        let mut state = self.state.lock();
         let Some(head) = state.pulls.get(&number).map(|pull| pull.head.clone()) else { return };
         let at = self.clock.now();
         state.reviews.push((number, Review { author: author.into(), approves, says_something: true, head, at }));
@@ -202,17 +202,17 @@ impl Forge {
             }
         }
         self.comment(number.0, OWN_LOGIN, body);
-        Ok(held(&self.state).next_id)
+        Ok(self.state.lock().next_id)
     }
 
     /// All pull requests, by number.
     pub fn pulls(&self) -> Vec<Pull> {
-        held(&self.state).pulls.values().cloned().collect()
+        self.state.lock().pulls.values().cloned().collect()
     }
 
     /// The comments of a pull request with whether each is folded away.
     pub fn comments(&self, number: u64) -> Vec<(Comment, bool)> {
-        let state = held(&self.state);
+        let state = self.state.lock();
         state
             .comments
             .get(&number)
@@ -224,7 +224,7 @@ impl Forge {
 
     /// The statuses of a commit: context, state, description.
     pub fn statuses(&self, of: &Revision) -> Vec<(String, String, String)> {
-        let state = held(&self.state);
+        let state = self.state.lock();
         let of = state.statuses.iter().filter(|((revision, _), _)| revision == of);
         of.map(|((_, context), (word, message))| (context.clone(), word.clone(), message.clone())).collect()
     }

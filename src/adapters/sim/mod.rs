@@ -13,9 +13,8 @@ mod module;
 mod repository;
 mod world;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use chrono::{DateTime, Duration, Utc};
+use parking_lot::Mutex;
 
 pub use crash_points::{CrashPoints, SimulatedProcess};
 pub use forge::Forge;
@@ -35,16 +34,12 @@ impl Clock {
     }
     /// Moves it forward.
     pub fn forward(&self, by: Duration) {
-        *held(&self.0) += by;
+        *self.0.lock() += by;
     }
 }
 
 impl ports::Clock for Clock {
     fn now(&self) -> DateTime<Utc> {
-        *held(&self.0)
+        *self.0.lock()
     }
-}
-
-fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

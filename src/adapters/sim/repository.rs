@@ -2,17 +2,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
-use super::{
-    crash_points::{SimulatedProcess, pass},
-    held,
-};
+use super::crash_points::{SimulatedProcess, pass};
 use crate::{
     model::{Retry, Revision},
     ports::{self, CrashPoint, Entry, EntryKind, Files, FilesError, Merged, RepositoryError},
@@ -127,7 +125,7 @@ impl Repository {
             author: "nobody".into(),
             at: repository.clock.now(),
         };
-        let mut state = held(&repository.state);
+        let mut state = repository.state.lock();
         let revision = state.add(first);
         state.refs.insert("refs/heads/main".into(), revision);
         drop(state);
@@ -136,24 +134,24 @@ impl Repository {
 
     /// Makes every question fail with this, or none.
     pub fn put_out_of_reach(&self, why: Option<String>) {
-        held(&self.state).out_of_reach = why;
+        self.state.lock().out_of_reach = why;
     }
 
     /// Where a ref stands.
     pub fn at(&self, name: &str) -> Option<Revision> {
-        held(&self.state).refs.get(name).cloned()
+        self.state.lock().refs.get(name).cloned()
     }
 
     /// The paths of all files at a ref.
     pub fn paths(&self, name: &str) -> Vec<String> {
-        let state = held(&self.state);
+        let state = self.state.lock();
         let commit = state.refs.get(name).and_then(|at| state.commits.get(at));
         commit.map(|commit| commit.tree.keys().cloned().collect()).unwrap_or_default()
     }
 
     /// The text of a file at a ref.
     pub fn text(&self, name: &str, path: &str) -> Option<String> {
-        let state = held(&self.state);
+        let state = self.state.lock();
         let commit = state.commits.get(state.refs.get(name)?)?;
         commit.tree.get(path).map(|content| String::from_utf8_lossy(content).into_owned())
     }
@@ -166,7 +164,7 @@ impl Repository {
         subject: &str,
         files: &[(String, Option<String>)],
     ) -> Option<Revision> {
-        let mut state = held(&self.state);
+        let mut state = self.state.lock();
         let name = format!("refs/heads/{branch}");
         let parent = state.refs.get(&name).or_else(|| state.refs.get("refs/heads/main"))?.clone();
         let mut tree = (*state.commits.get(&parent)?.tree).clone();
@@ -190,12 +188,12 @@ impl Repository {
 
     /// Sets a ref, such as the head of a pull request.
     pub fn point(&self, name: &str, to: &Revision) {
-        held(&self.state).refs.insert(name.to_owned(), to.clone());
+        self.state.lock().refs.insert(name.to_owned(), to.clone());
     }
 
     /// Merges a branch into `main` by a merge commit; the conflicting paths else.
     pub fn merge_into_main(&self, head: &Revision, author: &str, subject: &str) -> Result<Revision, Vec<String>> {
-        let mut state = held(&self.state);
+        let mut state = self.state.lock();
         let Some(main) = state.refs.get("refs/heads/main").cloned() else { return Err(vec![]) };
         let tree = state.merged_tree(&main, head).map_err(|_| vec![])??;
         let commit = Commit {
@@ -210,8 +208,8 @@ impl Repository {
         Ok(revision)
     }
 
-    fn asked(&self) -> Result<std::sync::MutexGuard<'_, State>, RepositoryError> {
-        let state = held(&self.state);
+    fn asked(&self) -> Result<parking_lot::MutexGuard<'_, State>, RepositoryError> {
+        let state = self.state.lock();
         match &state.out_of_reach {
             Some(why) => Err(RepositoryError {
                 kind: "git-remote",
@@ -237,10 +235,10 @@ impl ports::Repository for Repository {
         Ok(self.asked()?.refs.get(name).cloned())
     }
     async fn files(&self, of: &Revision) -> Result<Arc<dyn Files>, RepositoryError> {
-        Ok(Arc::new(Content(Arc::clone(&held(&self.state).commit(of)?.tree))))
+        Ok(Arc::new(Content(Arc::clone(&self.state.lock().commit(of)?.tree))))
     }
     async fn merge(&self, base: &Revision, head: &Revision) -> Result<Merged, RepositoryError> {
-        let mut state = held(&self.state);
+        let mut state = self.state.lock();
         Ok(match state.merged_tree(base, head)? {
             Err(paths) => Merged::Conflict(paths),
             Ok(tree) => {
@@ -260,7 +258,7 @@ impl ports::Repository for Repository {
         after: Option<&Revision>,
         to: &Revision,
     ) -> Result<Vec<ports::Commit>, RepositoryError> {
-        let state = held(&self.state);
+        let state = self.state.lock();
         let (mut commits, mut next) = (vec![], Some(to.clone()));
         while let Some(revision) = next.filter(|revision| Some(revision) != after) {
             let commit = state.commit(&revision)?;
@@ -275,7 +273,7 @@ impl ports::Repository for Repository {
         Ok(commits)
     }
     async fn added_by(&self, of: &Revision, path: &str) -> Result<Option<Revision>, RepositoryError> {
-        let state = held(&self.state);
+        let state = self.state.lock();
         let mut revision = of.clone();
         if !state.commit(&revision)?.tree.contains_key(path) {
             return Ok(None);
@@ -289,7 +287,7 @@ impl ports::Repository for Repository {
         Ok(Some(revision))
     }
     async fn contains(&self, descendant: &Revision, ancestor: &Revision) -> Result<bool, RepositoryError> {
-        Ok(held(&self.state).ancestors(descendant).contains(ancestor))
+        Ok(self.state.lock().ancestors(descendant).contains(ancestor))
     }
     async fn push(
         &self,

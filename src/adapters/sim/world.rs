@@ -2,11 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::{
@@ -14,14 +15,14 @@ use super::{
     cluster::Cluster,
     compare::{changed, field, made_fields, meddled, origins, outputs, resource_changes},
     crash_points::{SimulatedProcess, pass},
-    held,
     module::{Module, OutputSpec},
 };
 use crate::{
     adapters::store::Store,
     model::{Change, InstanceId, PullNumber, ResourceChange, Retry, Seal},
-    ports::{TargetErrorKind, 
-        Attached, CrashPoint, Fence, Job, Observation, Output, Prepared, Progress, Target, TargetError, TofuWork, Work,
+    ports::{
+        Attached, CrashPoint, Fence, Job, Observation, Output, Prepared, Progress, Target, TargetError,
+        TargetErrorKind, TofuWork, Work,
     },
     targets::concurrency::{ConcurrencyLimit, Slot},
 };
@@ -151,7 +152,7 @@ impl World {
         let (lanes, look) = self.pace.as_ref()?;
         let slot = lanes.take(id).await;
         tokio::time::sleep(*look).await;
-        let hangs = held(&self.state).faults.get(id) == Some(&Fault::Hangs);
+        let hangs = self.state.lock().faults.get(id) == Some(&Fault::Hangs);
         if hangs {
             std::future::pending::<()>().await;
         }
@@ -165,16 +166,17 @@ impl World {
     /// Whether the daemon whose hand this is still holds its environment.
     pub(super) async fn in_force(&self, id: &InstanceId, fence: Fence) -> Result<(), TargetError> {
         match &self.life {
-            Some((_, store)) if !store.is_in_force(&id.environment, fence.token).await? => {
-                Err(TargetError::new(TargetErrorKind::Fenced, format!("another daemon has taken over `{}`", id.environment)))
-            }
+            Some((_, store)) if !store.is_in_force(&id.environment, fence.token).await? => Err(TargetError::new(
+                TargetErrorKind::Fenced,
+                format!("another daemon has taken over `{}`", id.environment),
+            )),
             _ => Ok(()),
         }
     }
 
     /// Changes a thing behind everybody's back; without a value it is gone.
     pub fn meddle(&self, place: &str, resource: &str, field: &str, value: Option<&str>) {
-        let mut state = held(&self.state);
+        let mut state = self.state.lock();
         let things = state.live.entry(place.to_owned()).or_default();
         match value {
             Some(value) => {
@@ -187,7 +189,7 @@ impl World {
     /// Puts a thing into a state and into the world, as somebody's tool of old did.
     pub fn hold(&self, place: &str, resource: &str, field: &str, value: &str) {
         self.meddle(place, resource, field, Some(value));
-        let mut state = held(&self.state);
+        let mut state = self.state.lock();
         let kept = state.state_of(place);
         kept.serial += 1;
         kept.resources.entry(resource.to_owned()).or_default().insert(field.to_owned(), value.to_owned());
@@ -195,14 +197,14 @@ impl World {
 
     /// Removes a state and everything that it holds.
     pub fn wipe(&self, place: &str) {
-        let mut state = held(&self.state);
+        let mut state = self.state.lock();
         state.states.remove(place);
         state.live.remove(place);
     }
 
     /// Makes something go wrong with an instance, or right again.
     pub fn set_fault(&self, id: &InstanceId, fault: Option<Fault>) {
-        let mut state = held(&self.state);
+        let mut state = self.state.lock();
         match fault {
             Some(fault) => drop(state.faults.insert(id.clone(), fault)),
             None => drop(state.faults.remove(id)),
@@ -211,7 +213,7 @@ impl World {
 
     /// Makes an address silent, or answer again.
     pub fn silence(&self, address: &str, silent: bool) {
-        let mut state = held(&self.state);
+        let mut state = self.state.lock();
         state.silent.remove(address);
         if silent {
             state.silent.insert(address.to_owned());
@@ -220,12 +222,12 @@ impl World {
 
     /// What was done since this was asked last, in order.
     pub fn effects(&self) -> Vec<String> {
-        std::mem::take(&mut held(&self.state).effects)
+        std::mem::take(&mut self.state.lock().effects)
     }
 
     /// Everything that is there, `place resource.field = value`.
     pub fn things(&self) -> Vec<String> {
-        let state = held(&self.state);
+        let state = self.state.lock();
         let lines = state.live.iter().flat_map(|(place, things)| {
             things.iter().flat_map(move |(name, fields)| {
                 fields.iter().map(move |(field, value)| format!("{place} {name}.{field} = {value}"))
@@ -239,7 +241,7 @@ impl World {
     }
 
     fn look(&self, job: &Job, work: &TofuWork) -> Result<Observation, TargetError> {
-        let state = held(&self.state);
+        let state = self.state.lock();
         if let Some(Fault::OutOfReach(why)) = state.faults.get(&job.instance) {
             return Err(TargetError::new(
                 TargetErrorKind::StateOutOfReach,
@@ -296,9 +298,9 @@ impl World {
     /// Makes changes, one after the other, as the tool does.
     async fn make(&self, job: &Job, work: &TofuWork, changes: &[ResourceChange]) -> Result<(), TargetError> {
         let (module, place) = (module(job, work)?, place(job));
-        held(&self.state).state_of(&place).serial += 1;
+        self.state.lock().state_of(&place).serial += 1;
         if work.refresh {
-            let mut state = held(&self.state);
+            let mut state = self.state.lock();
             let live = state.live.get(&place).cloned().unwrap_or_default();
             let kept = &mut state.state_of(&place).resources;
             kept.iter_mut()
@@ -309,7 +311,7 @@ impl World {
             self.make_one(job, &module, &place, change)?;
             self.pass(CrashPoint::InEffect, &format!("{} {place} {}", change.change.verb(), change.resource)).await;
         }
-        let mut state = held(&self.state);
+        let mut state = self.state.lock();
         let live = state.live.get(&place).cloned().unwrap_or_default();
         let value = |spec: &OutputSpec| live.get(&spec.resource).and_then(|fields| fields.get(&spec.field)).cloned();
         let outputs = module.outputs.iter().filter_map(|(name, spec)| Some((name.clone(), value(spec)?))).collect();
@@ -318,7 +320,7 @@ impl World {
     }
 
     fn make_one(&self, job: &Job, module: &Module, place: &str, change: &ResourceChange) -> Result<(), TargetError> {
-        let mut state = held(&self.state);
+        let mut state = self.state.lock();
         let refuses = match state.faults.get(&job.instance) {
             Some(Fault::Refuses { resource, message }) => Some((resource.clone(), message.clone())),
             _ => None,
@@ -371,9 +373,12 @@ impl Target for World {
         }
     }
     async fn prepare(&self, job: &Job) -> Result<Prepared, TargetError> {
-        if let Some(Fault::Locked(by)) = held(&self.state).faults.get(&job.instance) {
+        if let Some(Fault::Locked(by)) = self.state.lock().faults.get(&job.instance) {
             let message = format!("the state of `{}` is locked by {by}", job.instance);
-            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::StateLocked, message) });
+            return Err(TargetError {
+                retry: Retry::WhenInputChanges,
+                ..TargetError::new(TargetErrorKind::StateLocked, message)
+            });
         }
         if let Work::Citus(work) = &job.work {
             return self.prepare_cluster(job, work);
@@ -391,7 +396,7 @@ impl Target for World {
         self.pass(CrashPoint::BeforeEffect, &what).await;
         self.in_force(id, fence).await?;
         let planned = prepared.ticket.downcast::<u64>().map_or(0, |serial| *serial);
-        let now = held(&self.state).states.get(&place(job)).map_or(0, |state| state.serial);
+        let now = self.state.lock().states.get(&place(job)).map_or(0, |state| state.serial);
         if planned != now {
             return Err(TargetError::new(
                 TargetErrorKind::PlanStale,
@@ -400,15 +405,15 @@ impl Target for World {
         }
         let life = self.life.as_ref().map(|(life, _)| Arc::clone(life));
         let begun = Begun { fence, life, ended: None };
-        held(&self.state).begun.insert(id.clone(), begun.clone());
+        self.state.lock().begun.insert(id.clone(), begun.clone());
         let done = self.make(job, work, &prepared.observation.changes).await;
-        held(&self.state).begun.insert(id.clone(), Begun { ended: Some(done.clone()), ..begun });
+        self.state.lock().begun.insert(id.clone(), Begun { ended: Some(done.clone()), ..begun });
         self.pass(CrashPoint::AfterEffect, &what).await;
         done
     }
     async fn attach(&self, job: &Job, fence: Fence, _: Progress) -> Result<Attached, TargetError> {
         loop {
-            let begun = held(&self.state).begun.get(&job.instance).cloned();
+            let begun = self.state.lock().begun.get(&job.instance).cloned();
             match begun.filter(|begun| begun.fence == fence) {
                 Some(Begun { ended: Some(ended), .. }) => return Ok(Attached::Ended(ended)),
                 Some(Begun { life: Some(life), .. }) if !life.is_host_lost() => tokio::task::yield_now().await,
@@ -420,7 +425,7 @@ impl Target for World {
         Ok(false)
     }
     async fn unlock(&self, job: &Job) -> Result<Option<String>, TargetError> {
-        let mut state = held(&self.state);
+        let mut state = self.state.lock();
         Ok(match state.faults.get(&job.instance).cloned() {
             Some(Fault::Locked(by)) => {
                 state.faults.remove(&job.instance);
@@ -434,7 +439,7 @@ impl Target for World {
             return Ok(BTreeMap::new());
         }
         let module = module(job, tofu(job)?)?;
-        let kept = held(&self.state).states.get(&place(job)).cloned().unwrap_or_default();
+        let kept = self.state.lock().states.get(&place(job)).cloned().unwrap_or_default();
         let sensitive = |name: &String| module.outputs.get(name).is_some_and(|output| output.secret);
         Ok(kept
             .outputs
@@ -446,7 +451,7 @@ impl Target for World {
     }
     async fn forget_pull(&self, _: PullNumber) {}
     async fn rename(&self, from: &InstanceId, to: &InstanceId) -> Result<(), TargetError> {
-        let mut state = held(&self.state);
+        let mut state = self.state.lock();
         let (from, to) = (from.to_string(), to.to_string());
         if let Some(kept) = state.states.remove(&from) {
             state.states.insert(to.clone(), kept);
@@ -459,6 +464,6 @@ impl Target for World {
     async fn let_go(&self, _: &InstanceId) {}
     async fn probe(&self, http: Option<&str>, tcp: Option<&str>, _: Duration) -> Result<(), String> {
         let address = http.or(tcp).unwrap_or_default();
-        if held(&self.state).silent.contains(address) { Err(format!("{address} did not answer")) } else { Ok(()) }
+        if self.state.lock().silent.contains(address) { Err(format!("{address} did not answer")) } else { Ok(()) }
     }
 }

@@ -6,13 +6,10 @@
 //! *Race:* a holder was stopped, another took over, and the first goes on: each of its writes is refused, whatever it
 //! believes about the time. *Race:* two take over at once: SQLite lets one wait, and the second finds the first.
 
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use chrono::{DateTime, Utc};
+use parking_lot::Mutex;
 use sqlx::{
     Connection, Row, Sqlite, SqliteConnection, Transaction,
     sqlite::{SqliteConnectOptions, SqliteSynchronous},
@@ -118,8 +115,8 @@ impl Store {
         on.commit().await.map_err(statement(attempt))?;
         let tokens: BTreeMap<String, i64> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
         let token = tokens.get(ALL).copied();
-        *self.writer.holder.lock().unwrap_or_else(PoisonError::into_inner) = holder.to_owned();
-        *self.writer.tokens.lock().unwrap_or_else(PoisonError::into_inner) = tokens;
+        *self.writer.holder.lock() = holder.to_owned();
+        *self.writer.tokens.lock() = tokens;
         Ok(token)
     }
 
@@ -185,7 +182,7 @@ impl Store {
     ) -> Result<Writing, Error> {
         let of = environment.map_or(ALL, EnvironmentName::as_str);
         let mut on = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(statement(attempt))?;
-        let mine = |of: &str| self.writer.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(of).copied();
+        let mine = |of: &str| self.writer.tokens.lock().get(of).copied();
         let mut token = token_of(&mut on, of).await.map_err(statement(attempt))?;
         if token.is_none() && of != ALL {
             // Whoever has the lease over everything may have this one for the asking.
@@ -195,7 +192,7 @@ impl Store {
             }
             let new = "INSERT INTO leases (environment, holder, token, expires_at) SELECT ?1, holder, 1, expires_at FROM leases WHERE environment = ?2";
             sqlx::query(new).bind(of).bind(ALL).execute(&mut *on).await.map_err(statement(attempt))?;
-            self.writer.tokens.lock().unwrap_or_else(PoisonError::into_inner).insert(of.to_owned(), 1);
+            self.writer.tokens.lock().insert(of.to_owned(), 1);
             token = Some(1);
         }
         match token {
@@ -211,7 +208,7 @@ impl Store {
     }
 
     fn holder(&self) -> String {
-        self.writer.holder.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.writer.holder.lock().clone()
     }
 
     /// Another handle of the same store, which has no lease yet, and whose writes may be cut.

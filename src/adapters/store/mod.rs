@@ -28,7 +28,7 @@ pub use records::Span;
 
 use crate::{
     model::{Backoff, Retry, Seal},
-    ports::{TargetErrorKind, Boundary, TargetError},
+    ports::{Boundary, TargetError, TargetErrorKind},
 };
 
 /// How long a writer waits for another.

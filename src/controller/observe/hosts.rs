@@ -13,7 +13,7 @@ use crate::{
         plan::{HostedNode, hosts},
     },
     model::{Action, Change, InstanceId},
-    ports::{TargetErrorKind, Observation, TargetError, Work},
+    ports::{Observation, TargetError, TargetErrorKind, Work},
 };
 
 /// The output of an instance that a list of nodes is made from, and whether the list says what carries them.

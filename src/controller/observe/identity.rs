@@ -13,7 +13,7 @@ use crate::{
         records::{Identity, IdentityOwner, OtherIdentity},
     },
     model::{InstanceId, Retry},
-    ports::{TargetErrorKind, Observation, TargetError},
+    ports::{Observation, TargetError, TargetErrorKind},
 };
 
 impl Observer {
@@ -130,7 +130,10 @@ impl Observer {
                         short(pinned)
                     ),
                 };
-                Err(refused(TargetErrorKind::Identity, format!("{what}, or say `/confirm {id}` if this is right (R1.8)")))
+                Err(refused(
+                    TargetErrorKind::Identity,
+                    format!("{what}, or say `/confirm {id}` if this is right (R1.8)"),
+                ))
             }
             (Some(_), _) if known.seen.is_some() && remembers => {
                 self.context

@@ -27,9 +27,9 @@ use crate::{
         citus::{Address, Pin, Placement},
         ids::Malformed,
     },
-    ports::{TargetErrorKind, 
+    ports::{
         CitusWork, DeclaredNode, Files, Job, KubernetesWork, ManifestSource, Output, RecordedOutput, TargetError,
-        TofuWork, Use, Work, join,
+        TargetErrorKind, TofuWork, Use, Work, join,
     },
     targets::opentofu,
 };
@@ -89,7 +89,11 @@ fn no_output(id: &InstanceId, reference: &Reference) -> Error {
         "`{id}` uses `{}.outputs.{}`, and `{}/{}` has no such output",
         reference.component, reference.key, id.environment, reference.component
     );
-    TargetError { retry: crate::model::Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::InputMissing, message) }.into()
+    TargetError {
+        retry: crate::model::Retry::WhenInputChanges,
+        ..TargetError::new(TargetErrorKind::InputMissing, message)
+    }
+    .into()
 }
 
 /// What an instance is made from.
@@ -107,10 +111,9 @@ pub(crate) fn declared_job(
     inputs: &Inputs,
     consumed: bool,
 ) -> Result<Job, TargetError> {
-    let spec = instance
-        .spec
-        .as_ref()
-        .ok_or_else(|| TargetError::new(TargetErrorKind::Stalled, format!("`{}` has problems in its declaration", instance.id)))?;
+    let spec = instance.spec.as_ref().ok_or_else(|| {
+        TargetError::new(TargetErrorKind::Stalled, format!("`{}` has problems in its declaration", instance.id))
+    })?;
     let made = Made { spec, files: &instance.closure.files, declares_backend: instance.closure.declares_backend };
     job(&instance.id, r#use, content, &made, inputs, consumed)
 }
@@ -191,7 +194,9 @@ fn kubernetes_work(
             value_files: helm.value_files.iter().filter_map(|path| join("", path)).collect(),
             values: filled(id, inputs, &helm.values)?,
         },
-        (None, None, None) => return Err(TargetError::new(TargetErrorKind::Stalled, format!("`{id}` is made from nothing"))),
+        (None, None, None) => {
+            return Err(TargetError::new(TargetErrorKind::Stalled, format!("`{id}` is made from nothing")));
+        }
     };
     let account = |one: &Impersonate| match (&kubernetes.namespace, one.service_account.contains('/')) {
         (Some(namespace), false) => format!("{namespace}/{}", one.service_account),

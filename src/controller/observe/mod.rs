@@ -37,7 +37,7 @@ use crate::{
         plan::{self, Applied, InstancePlan, Observed, ObservedError, pending::is_pending},
     },
     model::{Drift, DriftField, DriftKind, EnvironmentName, InstanceId},
-    ports::{TargetErrorKind, Job, Observation, TargetError},
+    ports::{Job, Observation, TargetError, TargetErrorKind},
     targets,
 };
 

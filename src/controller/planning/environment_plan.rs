@@ -26,7 +26,7 @@ use crate::{
         plan::{Applied, InstancePlan, Plan, mark_drifted, mark_protected, order, pending::dependents},
     },
     model::{EnvironmentName, InstanceId, Revision, WaitingOn},
-    ports::{TargetErrorKind, Job, Observation, Output, RecordedOutput, Use},
+    ports::{Job, Observation, Output, RecordedOutput, TargetErrorKind, Use},
     targets,
 };
 

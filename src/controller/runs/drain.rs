@@ -14,7 +14,7 @@ use crate::{
         plan::{HostedNode, hosts},
     },
     model::{Action, Change, InstanceId},
-    ports::{TargetErrorKind, Fence, Job, ProgressEvent, TargetError, Work},
+    ports::{Fence, Job, ProgressEvent, TargetError, TargetErrorKind, Work},
 };
 
 fn stopped(stop: Stop) -> TargetError {
@@ -63,7 +63,10 @@ impl Runs {
             work.vacate = nodes.iter().cloned().collect();
             let suspended = self.source.suspensions(Some(&driven.head)).await.map_err(failed)?;
             if let Some(message) = suspended.instance(cluster) {
-                return Err(TargetError::new(TargetErrorKind::Drain, format!("`{cluster}` has to let go of a node first: {message}")));
+                return Err(TargetError::new(
+                    TargetErrorKind::Drain,
+                    format!("`{cluster}` has to let go of a node first: {message}"),
+                ));
             }
             let emptied = self.empty(&driven.head, &job, &nodes, fence, progress).await;
             drop(drain);

@@ -19,7 +19,7 @@ use crate::{
         plan::InstancePlan,
     },
     model::InstanceId,
-    ports::{TargetErrorKind, Fence, Job, Progress, ProgressEvent, RecordedOutput, TargetError},
+    ports::{Fence, Job, Progress, ProgressEvent, RecordedOutput, TargetError, TargetErrorKind},
 };
 
 /// What became of an effect.

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use crate::{
     controller::{
         context::Error,
-        observe::{declared_job},
+        observe::declared_job,
         runs::{Runs, driven::Driven},
         source::Head,
     },
@@ -24,7 +24,7 @@ use crate::{
         remediation,
     },
     model::{Action, InstanceId, Retry, WaitingOn},
-    ports::{TargetErrorKind, Job, Prepared, RecordedOutput, Use},
+    ports::{Job, Prepared, RecordedOutput, TargetErrorKind, Use},
     targets::{self, citus},
 };
 

@@ -9,7 +9,7 @@ use crate::{
     },
     domain::journal::Status,
     model::{Action, InstanceId},
-    ports::{TargetErrorKind, Job, RecordedOutput, TargetError},
+    ports::{Job, RecordedOutput, TargetError, TargetErrorKind},
     targets::{self, citus},
 };
 

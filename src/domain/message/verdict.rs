@@ -97,10 +97,9 @@ impl fmt::Display for VerdictReason {
             Self::Run { run, message } if message.is_empty() => write!(f, "run {run} is in progress"),
             Self::Run { run, message } => write!(f, "run {run}: {message}"),
             Self::HeadNotPlanned(problem) => write!(f, "head can't be planned: {problem}"),
-            Self::DestroyWaits { environment } => write!(
-                f,
-                "applied and no longer declared; `onDelete: destroy` waits for `/apply {environment}`"
-            ),
+            Self::DestroyWaits { environment } => {
+                write!(f, "applied and no longer declared; `onDelete: destroy` waits for `/apply {environment}`")
+            }
             Self::Orphan { id } => {
                 write!(f, "applied and no longer declared; it stays until `/destroy {id}` or `/forget {id}`")
             }

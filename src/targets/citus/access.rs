@@ -5,16 +5,17 @@
 
 use std::{
     future::poll_fn,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_postgres::{AsyncMessage, Client, Config, Row, types::ToSql};
 
 use crate::{
     model::{Backoff, InstanceId, Redactor, Retry},
-    ports::{TargetErrorKind, TargetError},
+    ports::{TargetError, TargetErrorKind},
 };
 
 /// How long a coordinator may take to let us in.
@@ -121,7 +122,7 @@ impl Session {
                 if let AsyncMessage::Notice(notice) = message
                     && notice.severity() == "WARNING"
                 {
-                    heard.lock().unwrap_or_else(PoisonError::into_inner).push(notice.message().to_owned());
+                    heard.lock().push(notice.message().to_owned());
                 }
             }
         });
@@ -148,7 +149,7 @@ impl Session {
 
     /// What the server warned of since this was last asked.
     pub(super) fn warnings(&self) -> Vec<String> {
-        std::mem::take(&mut *self.warnings.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.warnings.lock())
     }
 
     /// Whether nobody is at the other end any more.
@@ -166,7 +167,10 @@ async fn within<T>(
         Ok(answer) => answer.map_err(|error| said(&error, redactor)),
         Err(_) => {
             let seconds = ANSWER_TIME_MAX.as_secs();
-            Err(TargetError::new(TargetErrorKind::Unreachable, format!("the coordinator did not answer within {seconds} s")))
+            Err(TargetError::new(
+                TargetErrorKind::Unreachable,
+                format!("the coordinator did not answer within {seconds} s"),
+            ))
         }
     }
 }
@@ -195,7 +199,9 @@ fn said(error: &tokio_postgres::Error, redactor: &Redactor) -> TargetError {
     let code = server.code().code();
     let (kind, retry) = match (&code[..2], code) {
         // It is starting, stopping, or has no room for us.
-        ("08", _) | (_, "57P01" | "57P02" | "57P03" | "53300") => (TargetErrorKind::Unreachable, Retry::After(Backoff::REMOTE)),
+        ("08", _) | (_, "57P01" | "57P02" | "57P03" | "53300") => {
+            (TargetErrorKind::Unreachable, Retry::After(Backoff::REMOTE))
+        }
         // Whoever rotates a password writes it down a moment later.
         ("28", _) => (TargetErrorKind::Credentials, Retry::After(Backoff::REMOTE)),
         // Somebody cancelled it, or it took too long; a disk is full; somebody is in the way.

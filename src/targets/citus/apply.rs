@@ -8,10 +8,7 @@
 //! *Race:* the daemon dies: its sessions end, but a move that Citus had begun goes on and keeps its own lock. Whoever comes
 //! next waits for that lock, looks, and does what is left.
 
-use std::{
-    sync::PoisonError,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
@@ -25,7 +22,9 @@ use super::{
 };
 use crate::{
     model::{Backoff, InstanceId, Retry, citus::Address},
-    ports::{TargetErrorKind, Attached, CitusWork, Fence, Job, Observation, Prepared, Progress, ProgressEvent, TargetError},
+    ports::{
+        Attached, CitusWork, Fence, Job, Observation, Prepared, Progress, ProgressEvent, TargetError, TargetErrorKind,
+    },
 };
 
 /// The lock of a run; with the instance's own number.
@@ -117,16 +116,19 @@ impl Citus {
     ) -> Result<(), TargetError> {
         let Prepared { observation: Observation { changes, .. }, ticket } = prepared;
         let Ok(ticket) = ticket.downcast::<Ticket>() else {
-            return Err(TargetError::new(TargetErrorKind::PlanMissing, format!("the plan of `{}` is of another kind", job.instance)));
+            return Err(TargetError::new(
+                TargetErrorKind::PlanMissing,
+                format!("the plan of `{}` is of another kind", job.instance),
+            ));
         };
         let Ticket { guard, found, version } = *ticket;
         let (steps, is_whole) = drift::meant(found, &changes)?;
-        self.interrupted.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.instance);
-        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).insert(job.instance.clone());
+        self.interrupted.lock().remove(&job.instance);
+        self.in_flight.lock().insert(job.instance.clone());
         let guard = Mutex::new(guard);
         let applying = Applying { this: self, job, work, fence, progress: &progress, guard, version, is_whole };
         let done = applying.run(steps).await;
-        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.instance);
+        self.in_flight.lock().remove(&job.instance);
         done
     }
 
@@ -205,7 +207,11 @@ impl Applying<'_> {
                 let begun = begun || error.effect_may_have_begun;
                 TargetError {
                     // A part is done, and the rest is planned again.
-                    kind: if begun && error.kind == TargetErrorKind::PlanStale { TargetErrorKind::ApplyStale } else { error.kind },
+                    kind: if begun && error.kind == TargetErrorKind::PlanStale {
+                        TargetErrorKind::ApplyStale
+                    } else {
+                        error.kind
+                    },
                     effect_may_have_begun: begun,
                     message: format!("{}: {}", step.change.resource, error.message),
                     ..error
@@ -218,7 +224,7 @@ impl Applying<'_> {
 
     /// Ends here if that was asked for.
     pub(super) fn heed(&self, begun: bool) -> Result<(), TargetError> {
-        if !self.this.interrupted.lock().unwrap_or_else(PoisonError::into_inner).contains(&self.job.instance) {
+        if !self.this.interrupted.lock().contains(&self.job.instance) {
             return Ok(());
         }
         Err(TargetError {
@@ -270,7 +276,10 @@ impl Applying<'_> {
                 let admin = self.effect(Rights::Admin).await?;
                 if holds && let Some(why) = self.unfit(&admin, &address).await? {
                     let message = format!("`{address}` does not get shards: {why}");
-                    return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::Node, message) });
+                    return Err(TargetError {
+                        retry: Retry::WhenInputChanges,
+                        ..TargetError::new(TargetErrorKind::Node, message)
+                    });
                 }
                 set_holds(&admin, &address, holds).await
             }
@@ -307,7 +316,10 @@ impl Applying<'_> {
         if let Some(why) = unfit {
             admin.run(&format!("SELECT citus_remove_node({host}, {port})")).await?;
             let message = format!("`{address}` was not added: {why}");
-            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::Node, message) });
+            return Err(TargetError {
+                retry: Retry::WhenInputChanges,
+                ..TargetError::new(TargetErrorKind::Node, message)
+            });
         }
         set_holds(&admin, address, holds).await?;
         let references = "SELECT count(*) FROM pg_dist_partition WHERE repmodel = 't'";
@@ -359,7 +371,10 @@ impl Applying<'_> {
         let held: i64 = admin.row(held, &[&address.host, &i32::from(address.port)]).await?.get(0);
         if held > 0 {
             let message = format!("`{address}` still holds {held} shards and is not removed");
-            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::InUse, message) });
+            return Err(TargetError {
+                retry: Retry::WhenInputChanges,
+                ..TargetError::new(TargetErrorKind::InUse, message)
+            });
         }
         self.cleaned(&admin, address).await?;
         admin.run(&format!("SELECT citus_remove_node({}, {})", text(&address.host), address.port)).await
@@ -379,7 +394,10 @@ impl Applying<'_> {
             if since.elapsed() > CLEAN_UP_TIME_MAX {
                 let message =
                     format!("{count} left-overs of moves on `{address}` can't be cleaned up, and it is not removed");
-                return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::InUse, message) });
+                return Err(TargetError {
+                    retry: Retry::WhenInputChanges,
+                    ..TargetError::new(TargetErrorKind::InUse, message)
+                });
             }
             self.heed(true)?;
             tokio::time::sleep(LOOK).await;
@@ -416,7 +434,10 @@ async fn is_done(owner: &Session, task: &Task) -> Result<bool, TargetError> {
         _ if is_local => Ok(false),
         Some(column) if method == "h" && by.as_ref() == Some(column) => Ok(true),
         None if model == "t" => Ok(true),
-        _ => Err(TargetError::new(TargetErrorKind::PlanStale, format!("`{table}` was distributed in another way meanwhile"))),
+        _ => Err(TargetError::new(
+            TargetErrorKind::PlanStale,
+            format!("`{table}` was distributed in another way meanwhile"),
+        )),
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
         Change, Drift, DriftField, DriftKind, Field, ResourceChange, Retry,
         citus::{Address, LayoutPlan, whole_name},
     },
-    ports::{TargetErrorKind, CitusWork, Observation, TargetError},
+    ports::{CitusWork, Observation, TargetError, TargetErrorKind},
 };
 
 /// How long Citus is given to clean up after its moves.
@@ -145,8 +145,10 @@ impl Found {
     /// # Errors
     /// When it can't.
     pub fn allowed(&self) -> Result<(), TargetError> {
-        let refused =
-            |why: &String| TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::Refused, why.clone()) };
+        let refused = |why: &String| TargetError {
+            retry: Retry::WhenInputChanges,
+            ..TargetError::new(TargetErrorKind::Refused, why.clone())
+        };
         self.refused.as_ref().map_or(Ok(()), |why| Err(refused(why)))
     }
 }

@@ -14,7 +14,7 @@ use sha2::Digest as _;
 use super::access::Session;
 use crate::{
     model::Retry,
-    ports::{TargetErrorKind, Job, TargetError},
+    ports::{Job, TargetError, TargetErrorKind},
 };
 
 /// The line that says so.
@@ -78,11 +78,15 @@ fn stands_alone(statement: &str) -> bool {
 /// When one can't be read, or is none.
 pub fn of(job: &Job, folder: Option<&str>) -> Result<Vec<Migration>, TargetError> {
     let Some(folder) = folder else { return Ok(vec![]) };
-    let wrong = |why: String| TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::Migrations, why) };
+    let wrong = |why: String| TargetError {
+        retry: Retry::WhenInputChanges,
+        ..TargetError::new(TargetErrorKind::Migrations, why)
+    };
     let mut migrations = vec![];
     for path in job.files.keys() {
         let Some(name) = path.strip_prefix(folder).and_then(|rest| rest.strip_prefix('/')) else { continue };
-        let bytes = job.content.read(path).map_err(|error| TargetError::new(TargetErrorKind::Files, error.to_string()))?;
+        let bytes =
+            job.content.read(path).map_err(|error| TargetError::new(TargetErrorKind::Files, error.to_string()))?;
         let text = std::str::from_utf8(&bytes).map_err(|_| wrong(format!("`{path}` is no UTF-8")))?;
         if text.lines().all(|line| line.trim().is_empty() || line.trim().starts_with("--")) {
             return Err(wrong(format!("`{path}` holds no statement")));

@@ -28,7 +28,7 @@ mod watch;
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -36,11 +36,12 @@ use access::Session;
 pub use access::{Login, Logins, Rights};
 use drift::{Compared, Found, Memory};
 use observe::Version;
+use parking_lot::Mutex;
 
 use super::concurrency::ConcurrencyLimit;
 use crate::{
     model::{InstanceId, Redactor, Retry},
-    ports::{TargetErrorKind, CitusWork, InventoryStore, Job, Observation, TargetError, Use},
+    ports::{CitusWork, InventoryStore, Job, Observation, TargetError, TargetErrorKind, Use},
 };
 
 /// What takes longer goes where it keeps nobody waiting.
@@ -127,10 +128,13 @@ impl Citus {
     }
 
     fn login(&self, job: &Job, rights: Rights) -> Result<Login, TargetError> {
-        let wrong = |why: String| TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::Connection, why) };
+        let wrong = |why: String| TargetError {
+            retry: Retry::WhenInputChanges,
+            ..TargetError::new(TargetErrorKind::Connection, why)
+        };
         let name = job.connection.as_deref().unwrap_or_default();
         let login = (self.settings.logins)(&job.instance, name, rights).map_err(wrong)?;
-        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shared = self.shared.lock();
         shared.insert(job.instance.clone(), login.shared_with.clone());
         Ok(login)
     }
@@ -171,7 +175,7 @@ impl Citus {
         if memory != known && job.r#use == Use::Applied && !work.destroy {
             self.remember(&job.instance, &memory).await?;
         }
-        let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = self.shared.lock();
         let shared_with = shared.get(&job.instance).cloned();
         let observation = Observation { shared_with, capacity, ..found.observation(&seen) };
         Ok((observation, found, seen.version))
@@ -202,9 +206,9 @@ impl Citus {
 
     /// Asks what is in flight to begin no further step; answers whether there was anything.
     pub(super) fn interrupt(&self, id: &InstanceId) -> bool {
-        let is_in_flight = self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).contains(id);
+        let is_in_flight = self.in_flight.lock().contains(id);
         if is_in_flight {
-            self.interrupted.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
+            self.interrupted.lock().insert(id.clone());
         }
         is_in_flight
     }

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     domain::message::layout::size,
     model::{Backoff, Retry, citus::Address},
-    ports::{TargetErrorKind, ProgressEvent, TargetError},
+    ports::{ProgressEvent, TargetError, TargetErrorKind},
 };
 
 /// How often a move is tried where the coordinator was lost in the middle.
@@ -296,13 +296,19 @@ impl Applying<'_> {
         loop {
             let why = self.load(session, moving).await?;
             if !self.fits(moving, speed) {
-                return Err(TargetError::new(TargetErrorKind::WindowOver, why.unwrap_or_else(|| "the window is almost over".into())));
+                return Err(TargetError::new(
+                    TargetErrorKind::WindowOver,
+                    why.unwrap_or_else(|| "the window is almost over".into()),
+                ));
             }
             let Some(why) = why else { return Ok(()) };
             self.heed(true)?;
             if self.work.until.is_none() && begin.elapsed() > AWAY_TIME_MAX {
                 let message = format!("no move begins while {why}");
-                return Err(TargetError { retry: Retry::After(Backoff::REMOTE), ..TargetError::new(TargetErrorKind::Busy, message) });
+                return Err(TargetError {
+                    retry: Retry::After(Backoff::REMOTE),
+                    ..TargetError::new(TargetErrorKind::Busy, message)
+                });
             }
             if said != why {
                 (self.progress)(ProgressEvent::Now(format!("`{}` waits: {why}", moving.group)));
@@ -389,7 +395,8 @@ async fn is_silent(session: &Session, nodes: [&Address; 2]) -> Result<bool, Targ
 }
 
 fn address(text: &str) -> Result<Address, TargetError> {
-    text.parse().map_err(|error: crate::model::ids::Malformed| TargetError::new(TargetErrorKind::Node, error.to_string()))
+    text.parse()
+        .map_err(|error: crate::model::ids::Malformed| TargetError::new(TargetErrorKind::Node, error.to_string()))
 }
 
 /// Where a group is, by the tables that it was planned with.

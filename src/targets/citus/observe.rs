@@ -23,7 +23,7 @@ use crate::{
         Backoff, Retry,
         citus::{Address, BalanceBy, table_name},
     },
-    ports::{TargetErrorKind, CitusWork, TargetError},
+    ports::{CitusWork, TargetError, TargetErrorKind},
 };
 
 /// How often a look is begun anew because shards moved under it.

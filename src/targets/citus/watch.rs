@@ -4,12 +4,9 @@
 //! can't be taken is a hint as well.
 //! *Race:* an instance is let go while it is looked at: the watch ends at its next turn.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
+use parking_lot::Mutex;
 use secrecy::ExposeSecret;
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
@@ -41,7 +38,7 @@ impl Default for Watches {
 
 impl Drop for Watches {
     fn drop(&mut self) {
-        for (_, (_, task)) in self.running.lock().unwrap_or_else(PoisonError::into_inner).drain() {
+        for (_, (_, task)) in self.running.lock().drain() {
             task.abort();
         }
     }
@@ -50,7 +47,7 @@ impl Drop for Watches {
 impl Watches {
     /// Watches a cluster for an instance, if nobody does under this login.
     pub(super) fn watch(&self, id: &InstanceId, login: Login, redactor: &Redactor) {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.running.lock();
         let who = login.url.expose_secret().to_owned();
         if running.get(id).is_some_and(|(known, task)| *known == who && !task.is_finished()) {
             return;
@@ -88,7 +85,7 @@ impl Watches {
 
     /// Watches no more.
     pub(super) fn forget(&self, id: &InstanceId) {
-        if let Some((_, task)) = self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(id) {
+        if let Some((_, task)) = self.running.lock().remove(id) {
             task.abort();
         }
     }

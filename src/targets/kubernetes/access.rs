@@ -11,7 +11,7 @@ use secrecy::SecretString;
 
 use crate::{
     model::Retry,
-    ports::{TargetErrorKind, KubernetesWork, TargetError},
+    ports::{KubernetesWork, TargetError, TargetErrorKind},
 };
 
 /// Where a pod finds the certificate of its cluster.

@@ -31,7 +31,10 @@ use super::{
 };
 use crate::{
     model::{Backoff, Change, Retry},
-    ports::{TargetErrorKind, Diagnostic, Fence, Job, KubernetesWork, Observation, Prepared, Progress, ProgressEvent, TargetError},
+    ports::{
+        Diagnostic, Fence, Job, KubernetesWork, Observation, Prepared, Progress, ProgressEvent, TargetError,
+        TargetErrorKind,
+    },
 };
 
 /// How often an object that keeps changing is looked at again.
@@ -61,7 +64,10 @@ impl Kubernetes {
         })?;
         let observation = std::mem::take(&mut looked.observation);
         if let Some(why) = &observation.refused {
-            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::Immutable, why.clone()) });
+            return Err(TargetError {
+                retry: Retry::WhenInputChanges,
+                ..TargetError::new(TargetErrorKind::Immutable, why.clone())
+            });
         }
         if observation.changes.is_empty() {
             self.keep(&job.instance, looked.inventory).await?;
@@ -84,7 +90,10 @@ impl Kubernetes {
             return Ok(());
         }
         let Ok(looked) = ticket.downcast::<Looked>() else {
-            return Err(TargetError::new(TargetErrorKind::PlanMissing, format!("the plan of `{}` is of another kind", job.instance)));
+            return Err(TargetError::new(
+                TargetErrorKind::PlanMissing,
+                format!("the plan of `{}` is of another kind", job.instance),
+            ));
         };
         tracing::debug!(instance = %job.instance, run = fence.run.0, objects = changes.len(), "applying objects");
         let mut applying = Applying {
@@ -100,7 +109,10 @@ impl Kubernetes {
             begun: false,
         };
         if let Some(why) = applying.takes_along() {
-            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::InUse, why) });
+            return Err(TargetError {
+                retry: Retry::WhenInputChanges,
+                ..TargetError::new(TargetErrorKind::InUse, why)
+            });
         }
         for step in applying.steps.iter().filter(|step| step.change != Change::Destroy) {
             applying.inventory.entry(step.key.clone()).or_default();
@@ -349,7 +361,10 @@ impl Applying<'_> {
             }
             if let Some(key) = left.first().filter(|_| since.elapsed() > DELETION_TIME_MAX) {
                 let message = format!("`{key}` was applied and is not ready after {} s", DELETION_TIME_MAX.as_secs());
-                return Err(TargetError { effect_may_have_begun: true, ..TargetError::new(TargetErrorKind::ApplyFailed, message) });
+                return Err(TargetError {
+                    effect_may_have_begun: true,
+                    ..TargetError::new(TargetErrorKind::ApplyFailed, message)
+                });
             }
             if !left.is_empty() {
                 tokio::time::sleep(DELETION_CHECK).await;
@@ -379,7 +394,10 @@ impl Applying<'_> {
             };
             if since.elapsed() > DELETION_TIME_MAX {
                 let message = format!("the cluster does not serve `{kind}` in `{version}`");
-                return Err(TargetError { effect_may_have_begun: true, ..TargetError::new(TargetErrorKind::ApplyFailed, message) });
+                return Err(TargetError {
+                    effect_may_have_begun: true,
+                    ..TargetError::new(TargetErrorKind::ApplyFailed, message)
+                });
             }
             tokio::time::sleep(DELETION_CHECK).await;
             self.kinds = self.looked.cluster.kinds(Duration::ZERO).await?;

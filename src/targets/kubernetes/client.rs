@@ -19,7 +19,10 @@ use super::{
     kinds::{Kind, Kinds},
     object::Key,
 };
-use crate::{model::Retry, ports::{TargetErrorKind, TargetError}};
+use crate::{
+    model::Retry,
+    ports::{TargetError, TargetErrorKind},
+};
 
 /// How long one request that reads may take; a list is read in pages.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(15);

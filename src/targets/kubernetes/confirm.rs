@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     model::{Change, ChangedBy, Field, InstanceId},
-    ports::{TargetErrorKind, Job, KubernetesWork, TargetError, Use},
+    ports::{Job, KubernetesWork, TargetError, TargetErrorKind, Use},
 };
 
 /// One look at an instance.

@@ -3,15 +3,15 @@
 //! *Guarantees:* an object is in the inventory before it is made, and leaves it after it is gone: whatever is cut off in
 //! between, nothing that we made is forgotten, and nothing that we did not make is deleted.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, PoisonError},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Kubernetes, object::Key, render::Mark};
-use crate::{model::InstanceId, ports::{TargetErrorKind, TargetError}};
+use crate::{
+    model::InstanceId,
+    ports::{TargetError, TargetErrorKind},
+};
 
 /// An object that is held.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -61,25 +61,26 @@ fn written(inventory: &Inventory) -> String {
 impl Kubernetes {
     /// What an instance holds; nothing where that is not known.
     pub(super) async fn inventory(&self, id: &InstanceId) -> Result<Option<Arc<Inventory>>, TargetError> {
-        if let Some(known) = self.inventories.lock().unwrap_or_else(PoisonError::into_inner).get(id) {
+        if let Some(known) = self.inventories.lock().get(id) {
             return Ok(Some(Arc::clone(known)));
         }
         let Some(text) = self.keeper.kept(id).await? else { return Ok(None) };
-        let inventory = read(&text)
-            .map_err(|why| TargetError::new(TargetErrorKind::Store, format!("the inventory of `{id}` can't be read: {why}")))?;
+        let inventory = read(&text).map_err(|why| {
+            TargetError::new(TargetErrorKind::Store, format!("the inventory of `{id}` can't be read: {why}"))
+        })?;
         let inventory = Arc::new(inventory);
-        self.inventories.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), Arc::clone(&inventory));
+        self.inventories.lock().insert(id.clone(), Arc::clone(&inventory));
         Ok(Some(inventory))
     }
 
     /// Keeps what an instance holds, durably.
     pub(super) async fn keep(&self, id: &InstanceId, inventory: Inventory) -> Result<(), TargetError> {
-        let known = self.inventories.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
+        let known = self.inventories.lock().get(id).cloned();
         if known.is_some_and(|known| *known == inventory) {
             return Ok(());
         }
         self.keeper.keep(id, Some(&written(&inventory))).await?;
-        self.inventories.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), Arc::new(inventory));
+        self.inventories.lock().insert(id.clone(), Arc::new(inventory));
         Ok(())
     }
 
@@ -95,7 +96,7 @@ impl Kubernetes {
     /// Lets go of what is kept; the objects stay.
     pub(super) async fn forget_inventory(&self, id: &InstanceId) -> Result<(), TargetError> {
         self.keeper.keep(id, None).await?;
-        self.inventories.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.inventories.lock().remove(id);
         Ok(())
     }
 }

@@ -32,19 +32,20 @@ mod watch;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 pub use access::Access;
 use client::Cluster;
 use kinds::{Kind, Kinds};
+use parking_lot::Mutex;
 use render::Rendered;
 
 use super::concurrency::ConcurrencyLimit;
 use crate::{
-    ports::TargetErrorKind,
     model::{InstanceId, Redactor, Seal},
+    ports::TargetErrorKind,
     ports::{InventoryStore, Job, KubernetesWork, Observation, TargetError, Use},
 };
 
@@ -183,7 +184,7 @@ impl Kubernetes {
         let (access, shared_with) = (self.settings.accesses)(&job.instance, name, apply).map_err(wrong)?;
         let address = (work.server.clone(), work.certificate_authority.clone());
         {
-            let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut addresses = self.addresses.lock();
             if !matches!(job.r#use, Use::Pull(_)) {
                 addresses.insert(job.instance.clone(), address);
             } else if address != (None, None) && addresses.get(&job.instance) != Some(&address) {
@@ -193,12 +194,12 @@ impl Kubernetes {
             }
         }
         let key = self.cluster_key(&access, work);
-        let known = self.clusters.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let known = self.clusters.lock().get(&key).cloned();
         let cluster = match known {
             Some(cluster) => cluster,
             None => {
                 let cluster = Cluster::new(access::client(&access, work).await?);
-                self.clusters.lock().unwrap_or_else(PoisonError::into_inner).insert(key, cluster.clone());
+                self.clusters.lock().insert(key, cluster.clone());
                 cluster
             }
         };
@@ -269,7 +270,7 @@ impl Kubernetes {
         let differing = looked.steps.values().map(|step| step.key.clone()).collect();
         self.watches.set_differing(&job.instance, differing);
         let tracked = Tracked { rendered: Arc::clone(&looked.rendered), at: Instant::now() };
-        self.tracked.lock().unwrap_or_else(PoisonError::into_inner).insert(job.instance.clone(), tracked);
+        self.tracked.lock().insert(job.instance.clone(), tracked);
         self.watch(job, work, &looked.cluster, &looked.kinds, &looked.inventory)?;
         tracing::debug!(instance = %job.instance, objects = looked.inventory.len(), "everything was looked at and is watched");
         Ok(())
@@ -310,7 +311,6 @@ impl Kubernetes {
         let is_tracked = self
             .tracked
             .lock()
-            .unwrap_or_else(PoisonError::into_inner)
             .get(&job.instance)
             .is_some_and(|known| Arc::ptr_eq(&known.rendered, &rendered) && known.at.elapsed() < WHOLE_AGAIN);
         if !is_tracked {
@@ -366,7 +366,7 @@ impl Kubernetes {
 
     /// Forgets what an instance holds; the objects stay.
     pub(super) async fn let_go(&self, id: &InstanceId) {
-        self.tracked.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.tracked.lock().remove(id);
         if let Err(error) = self.forget_inventory(id).await {
             tracing::warn!(instance = %id, %error, "could not forget an inventory");
         }

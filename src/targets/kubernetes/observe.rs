@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     model::{Change, ChangedBy, Field, Overwrite, ResourceChange},
-    ports::{TargetErrorKind, Job, KubernetesWork, Observation, TargetError},
+    ports::{Job, KubernetesWork, Observation, TargetError, TargetErrorKind},
 };
 
 /// With more objects missing than this, only those that are not plainly as their schemas say are tried.

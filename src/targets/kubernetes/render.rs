@@ -26,7 +26,7 @@ use super::{
 use crate::{
     domain::declaration::manifests::is_manifest,
     model::{Digester, InstanceId, Retry},
-    ports::{TargetErrorKind, Diagnostic, Job, KubernetesWork, ManifestSource, TargetError},
+    ports::{Diagnostic, Job, KubernetesWork, ManifestSource, TargetError, TargetErrorKind},
     targets::worktree,
 };
 
@@ -115,9 +115,7 @@ impl Kubernetes {
         kinds: &Kinds,
     ) -> Result<Arc<Rendered>, TargetError> {
         let name = self.render_key(job, work, kinds.epoch);
-        if let Some(known) =
-            self.rendered.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(&job.instance, &name)
-        {
+        if let Some(known) = self.rendered.lock().get(&job.instance, &name) {
             return Ok(known);
         }
         let read = self.written(job, work).await?;
@@ -126,7 +124,7 @@ impl Kubernetes {
             .await
             .map_err(|error| TargetError::new(TargetErrorKind::Render, error.to_string()))??;
         let rendered = Arc::new(rendered);
-        let mut kept = self.rendered.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut kept = self.rendered.lock();
         kept.put(&job.instance, name, Arc::clone(&rendered));
         Ok(rendered)
     }
@@ -152,9 +150,9 @@ impl Kubernetes {
                 tokio::task::spawn_blocking(move || {
                     let mut all = Read::default();
                     for path in files.keys().filter(|path| is_manifest(path)) {
-                        let bytes = content
-                            .read(path)
-                            .map_err(|error| TargetError::new(TargetErrorKind::Content, format!("could not read it: {error}")))?;
+                        let bytes = content.read(path).map_err(|error| {
+                            TargetError::new(TargetErrorKind::Content, format!("could not read it: {error}"))
+                        })?;
                         let read = manifest::read(path, &String::from_utf8_lossy(&bytes), Reader::Kubectl);
                         all.objects.extend(read.objects);
                         all.problems.extend(read.problems);
@@ -219,8 +217,9 @@ impl Kubernetes {
         if !values.is_empty() {
             let path = tree.path().join(".evenkeel-values.json");
             let text = serde_json::to_vec(values).unwrap_or_default();
-            worktree::write(&path, &text, 0o600)
-                .map_err(|error| TargetError::new(TargetErrorKind::WorkTree, format!("could not write values: {error}")))?;
+            worktree::write(&path, &text, 0o600).map_err(|error| {
+                TargetError::new(TargetErrorKind::WorkTree, format!("could not write values: {error}"))
+            })?;
             arguments.push(format!("--values={}", path.display()));
         }
         let one = self.run(job, "helm", &self.settings.helm, tree.path(), &arguments).await?;
@@ -247,8 +246,9 @@ impl Kubernetes {
         tree: &Path,
         arguments: &[String],
     ) -> Result<String, TargetError> {
-        let failed =
-            |why: String| TargetError::new(TargetErrorKind::Render, format!("could not run `{name}` for `{}`: {why}", job.instance));
+        let failed = |why: String| {
+            TargetError::new(TargetErrorKind::Render, format!("could not run `{name}` for `{}`: {why}", job.instance))
+        };
         let program = find(program).ok_or_else(|| {
             failed(format!(
                 "`{program}` is not there; install it, or name it in the configuration: `kubernetes.{name}`"
@@ -311,8 +311,9 @@ fn find(program: &str) -> Option<std::path::PathBuf> {
 async fn lay_out(job: &Job) -> Result<tempfile::TempDir, TargetError> {
     let job = job.clone();
     tokio::task::spawn_blocking(move || {
-        let tree = tempfile::tempdir()
-            .map_err(|error| TargetError::new(TargetErrorKind::WorkTree, format!("could not make a folder: {error}")))?;
+        let tree = tempfile::tempdir().map_err(|error| {
+            TargetError::new(TargetErrorKind::WorkTree, format!("could not make a folder: {error}"))
+        })?;
         worktree::lay_out(tree.path(), &job)?;
         Ok(tree)
     })

@@ -10,7 +10,7 @@ use super::{
     Kubernetes,
     object::{self, Key},
 };
-use crate::ports::{TargetErrorKind, Health, Job, KubernetesWork, TargetError};
+use crate::ports::{Health, Job, KubernetesWork, TargetError, TargetErrorKind};
 
 /// Kinds that have nothing to say about themselves.
 const SILENT: [&str; 14] = [

@@ -10,13 +10,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use http_body_util::BodyExt;
+use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::{sync::Notify, task::JoinHandle};
@@ -104,7 +105,7 @@ impl Watches {
         environment: &EnvironmentName,
         kinds: BTreeMap<EntryKind, Kind>,
     ) -> bool {
-        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watches = self.watches.lock();
         let mut all = true;
         for ((group, kind), resource) in kinds {
             let key = (place.to_owned(), (group.clone(), kind.clone()));
@@ -130,12 +131,12 @@ impl Watches {
 
     /// What has to be looked at of an instance; nothing of it is forgotten until it is taken back by [`Self::seen`].
     pub(super) fn suspects(&self, id: &InstanceId) -> Suspects {
-        self.shared.suspects.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned().unwrap_or_default()
+        self.shared.suspects.lock().get(id).cloned().unwrap_or_default()
     }
 
     /// Says that suspects were looked at, as they were known before.
     pub(super) fn seen(&self, id: &InstanceId, seen: &Suspects) {
-        let mut suspects = self.shared.suspects.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut suspects = self.shared.suspects.lock();
         if let Some(there) = suspects.get_mut(id) {
             there.retain(|key, count| seen.get(key) != Some(count));
             if there.is_empty() {
@@ -165,7 +166,7 @@ impl Watches {
             let changed = self.shared.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if let Some(id) = self.shared.unheard.lock().unwrap_or_else(PoisonError::into_inner).pop_first() {
+            if let Some(id) = self.shared.unheard.lock().pop_first() {
                 return id;
             }
             changed.await;
@@ -174,23 +175,23 @@ impl Watches {
 }
 
 impl Shared {
-    fn differing(&self) -> std::sync::MutexGuard<'_, BTreeMap<InstanceId, BTreeSet<Key>>> {
-        self.differing.lock().unwrap_or_else(PoisonError::into_inner)
+    fn differing(&self) -> parking_lot::MutexGuard<'_, BTreeMap<InstanceId, BTreeSet<Key>>> {
+        self.differing.lock()
     }
 
     fn suspect(&self, id: &InstanceId, key: Key) {
         let count = self.count.fetch_add(1, Ordering::Relaxed);
-        let mut suspects = self.suspects.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut suspects = self.suspects.lock();
         let is_new = suspects.entry(id.clone()).or_default().insert(key, count).is_none();
         drop(suspects);
-        let is_unheard = self.unheard.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
+        let is_unheard = self.unheard.lock().insert(id.clone());
         if is_new || is_unheard {
             self.changed.notify_waiters();
         }
     }
 
     fn inventory(&self, id: &InstanceId) -> Option<Arc<Inventory>> {
-        self.inventories.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+        self.inventories.lock().get(id).cloned()
     }
 }
 
@@ -276,7 +277,7 @@ impl One {
             })
             .await?;
         let known: Vec<(InstanceId, Arc<Inventory>)> = {
-            let inventories = self.shared.inventories.lock().unwrap_or_else(PoisonError::into_inner);
+            let inventories = self.shared.inventories.lock();
             let of = inventories.iter().filter(|(id, _)| id.environment == self.environment);
             of.map(|(id, inventory)| (id.clone(), Arc::clone(inventory))).collect()
         };

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     model::{Digester, InstanceId, Retry},
-    ports::{TargetErrorKind, Fence, Job, Observation, Prepared, Progress, TargetError, TofuWork},
+    ports::{Fence, Job, Observation, Prepared, Progress, TargetError, TargetErrorKind, TofuWork},
 };
 
 /// How many copies of each instance's state are kept.
@@ -61,7 +61,10 @@ impl Tofu {
         }
         observation.serial = self.keep_state(job, &ready.root).await?;
         let failed = |error: std::io::Error| {
-            TargetError::new(TargetErrorKind::WorkTree, format!("could not keep the plan of `{}`: {error}", job.instance))
+            TargetError::new(
+                TargetErrorKind::WorkTree,
+                format!("could not keep the plan of `{}`: {error}", job.instance),
+            )
         };
         std::fs::rename(&ready.plan, &ticket.0).map_err(failed)?;
         Ok(Prepared { observation, ticket: Box::new(ticket) })
@@ -81,7 +84,10 @@ impl Tofu {
             return Ok(());
         }
         let Ok(plan) = ticket.downcast::<Private>() else {
-            return Err(TargetError::new(TargetErrorKind::PlanMissing, format!("the plan of `{}` is of another kind", job.instance)));
+            return Err(TargetError::new(
+                TargetErrorKind::PlanMissing,
+                format!("the plan of `{}` is of another kind", job.instance),
+            ));
         };
         let ready = self.ready(job, work, true).await?;
         self.keep_state_place(job, work)?;

@@ -22,10 +22,11 @@ mod verify;
 use std::{
     collections::{BTreeMap, HashMap},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use secrecy::SecretString;
 
 pub use program::version;
@@ -33,7 +34,7 @@ pub use program::version;
 use super::concurrency::ConcurrencyLimit;
 use crate::{
     model::{InstanceId, PullNumber, Redactor, Seal},
-    ports::{TargetErrorKind, Job, TargetError, Use},
+    ports::{Job, TargetError, TargetErrorKind, Use},
 };
 
 /// What takes longer goes where it keeps nobody waiting: a plan of a few hundred resources takes about as long.
@@ -66,14 +67,19 @@ pub struct Settings {
     pub credentials: Credentials,
 }
 
+/// A folder with the files of one instance at one revision.
+pub(super) struct WorkTree {
+    pub(super) path: PathBuf,
+}
+
 /// The OpenTofu target.
 pub struct Tofu {
     settings: Settings,
     seal: Arc<Seal>,
     redactor: Redactor,
     lanes: ConcurrencyLimit,
-    /// One lock for each work tree.
-    paths: Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>,
+    /// The work trees, by their path. Whoever holds a tree may write its files and run tofu in it.
+    trees: Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<WorkTree>>>>,
     /// Which instance keeps its state where.
     backends: Mutex<HashMap<String, InstanceId>>,
 }
@@ -86,7 +92,7 @@ impl Tofu {
             settings,
             seal,
             redactor,
-            paths: Mutex::default(),
+            trees: Mutex::default(),
             backends: Mutex::default(),
         }
     }
@@ -114,14 +120,16 @@ impl Tofu {
         self.instance_path(&job.instance).join(format!("data-{}", job.r#use))
     }
 
-    fn path_lock(&self, path: &std::path::Path) -> Arc<tokio::sync::Mutex<()>> {
-        let mut paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(paths.entry(path.to_owned()).or_default())
+    /// The work tree of a job, to be locked while its files are written or used.
+    fn work_tree(&self, job: &Job) -> Arc<tokio::sync::Mutex<WorkTree>> {
+        let path = self.tree_path(job);
+        let tree = || Arc::new(tokio::sync::Mutex::new(WorkTree { path: path.clone() }));
+        Arc::clone(self.trees.lock().entry(path.clone()).or_insert_with(tree))
     }
 
     /// Says that an instance keeps its state somewhere, unless another does.
     fn claim_backend(&self, place: &str, id: &InstanceId) -> Result<(), TargetError> {
-        let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut backends = self.backends.lock();
         match backends.get(place) {
             Some(other) if other != id => {
                 let message = format!(

@@ -14,13 +14,13 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{
     super::{concurrency::Slot, worktree},
-    Tofu, drift,
+    Tofu, WorkTree, drift,
     plan::{self, PlanJson},
     program::{Read, Said, failure},
 };
 use crate::{
     model::{Digester, InstanceId, Retry},
-    ports::{TargetErrorKind, Job, Observation, TargetError, TofuWork},
+    ports::{Job, Observation, TargetError, TargetErrorKind, TofuWork},
 };
 
 /// The file by which a root module that declares no backend gets one.
@@ -44,7 +44,7 @@ pub(super) const FILES_WITH_VALUES: [&str; 4] = [VARIABLES, BACKEND, PLAN, PREPA
 pub(super) struct Ready {
     pub(super) root: PathBuf,
     pub(super) plan: PathBuf,
-    _held: OwnedMutexGuard<()>,
+    _held: OwnedMutexGuard<WorkTree>,
     /// One for all processes of a look: what began ends before others begin.
     _slot: Slot,
 }
@@ -74,10 +74,13 @@ impl Tofu {
 
     /// Lays the content out and initialises it where that is needed.
     pub(super) async fn ready(&self, job: &Job, work: &TofuWork, apply: bool) -> Result<Ready, TargetError> {
-        let tree = self.tree_path(job);
-        let held = self.path_lock(&tree).lock_owned().await;
+        let held = self.work_tree(job).lock_owned().await;
+        let tree = held.path.clone();
         let disk = |error: std::io::Error| {
-            TargetError::new(TargetErrorKind::WorkTree, format!("could not write below `{}`: {error}", self.settings.data.display()))
+            TargetError::new(
+                TargetErrorKind::WorkTree,
+                format!("could not write below `{}`: {error}", self.settings.data.display()),
+            )
         };
         if !matches!(job.r#use, crate::ports::Use::Pull(_)) {
             // Files are not replaced under an apply that a daemon before began.
@@ -173,8 +176,9 @@ impl Tofu {
             return Err(failure(&job.instance, "init", said));
         }
         let key = self.init_key(job, work, &lock_file);
-        worktree::write(&mark, key.as_bytes(), 0o600)
-            .map_err(|error| TargetError::new(TargetErrorKind::WorkTree, format!("could not write `{}`: {error}", mark.display())))
+        worktree::write(&mark, key.as_bytes(), 0o600).map_err(|error| {
+            TargetError::new(TargetErrorKind::WorkTree, format!("could not write `{}`: {error}", mark.display()))
+        })
     }
 
     /// A hash over what `init` depends on: module files, lock file, backend settings, program, CLI configuration.
@@ -208,7 +212,10 @@ impl Tofu {
                 "the state of `{}` would be kept elsewhere than where the last apply left it, and a plan there would create everything again; change backend and workspace back, or stop the daemon, move the state by `tofu state pull` and `tofu state push`, and remove `work/{}/{STATE_PLACE}` from its data",
                 job.instance, job.instance
             );
-            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::StateMoved, message) });
+            return Err(TargetError {
+                retry: Retry::WhenInputChanges,
+                ..TargetError::new(TargetErrorKind::StateMoved, message)
+            });
         }
         if work.declares_backend { self.claim_backend(&place, kept_as(job)) } else { Ok(()) }
     }
@@ -216,8 +223,9 @@ impl Tofu {
     /// Remembers where an apply leaves the state.
     pub(super) fn keep_state_place(&self, job: &Job, work: &TofuWork) -> Result<(), TargetError> {
         let (place, path) = (self.state_place(job, work)?, self.instance_path(&job.instance).join(STATE_PLACE));
-        worktree::write(&path, place.as_bytes(), 0o600)
-            .map_err(|error| TargetError::new(TargetErrorKind::WorkTree, format!("could not write `{}`: {error}", path.display())))
+        worktree::write(&path, place.as_bytes(), 0o600).map_err(|error| {
+            TargetError::new(TargetErrorKind::WorkTree, format!("could not write `{}`: {error}", path.display()))
+        })
     }
 
     fn state_place(&self, job: &Job, work: &TofuWork) -> Result<String, TargetError> {
@@ -233,7 +241,10 @@ impl Tofu {
                 "`{}` keeps its state at a path relative to its root module, which is replaced with each revision; name an absolute path, another backend, or leave the backend out: the state is then kept with the daemon's data",
                 job.instance
             );
-            return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::StateRelative, message) });
+            return Err(TargetError {
+                retry: Retry::WhenInputChanges,
+                ..TargetError::new(TargetErrorKind::StateRelative, message)
+            });
         }
         if let Some(map) = config.as_object_mut() {
             map.retain(|_, value| !value.is_null());
@@ -278,7 +289,10 @@ impl Tofu {
         }
         observation.warnings = said.warnings;
         observation.identity = lineage(&ready.plan).map_err(|why| {
-            TargetError::new(TargetErrorKind::PlanUnreadable, format!("the plan of `{}` could not be read: {why}", job.instance))
+            TargetError::new(
+                TargetErrorKind::PlanUnreadable,
+                format!("the plan of `{}` could not be read: {why}", job.instance),
+            )
         })?;
         if !found && job.consumed {
             observation.outputs = self.read_outputs(job, ready, apply).await?;
@@ -339,7 +353,10 @@ impl Tofu {
         }
         let unreadable = |why: String| TargetError {
             retry: Retry::Never,
-            ..TargetError::new(TargetErrorKind::PlanUnreadable, format!("the plan of `{}` could not be read: {why}", job.instance))
+            ..TargetError::new(
+                TargetErrorKind::PlanUnreadable,
+                format!("the plan of `{}` could not be read: {why}", job.instance),
+            )
         };
         let json: PlanJson = serde_json::from_slice(&said.stdout).map_err(|error| unreadable(error.to_string()))?;
         plan::observation(&json, &self.seal, &self.redactor).map_err(unreadable)

@@ -25,7 +25,7 @@ use super::Tofu;
 use crate::{
     adapters::supervisor::Busy,
     model::{InstanceId, Redactor, Retry},
-    ports::{TargetErrorKind, Diagnostic, Job, Progress, TargetError},
+    ports::{Diagnostic, Job, Progress, TargetError, TargetErrorKind},
 };
 
 /// The longest JSON line that is read: a diagnostic or a progress message is far below it.
@@ -124,7 +124,10 @@ impl Tofu {
         }
         let what = arguments.first().map_or("run", String::as_str).to_owned();
         let disk = |error: std::io::Error| {
-            TargetError::new(TargetErrorKind::WorkTree, format!("could not run `tofu {what}` of `{}`: {error}", job.instance))
+            TargetError::new(
+                TargetErrorKind::WorkTree,
+                format!("could not run `tofu {what}` of `{}`: {error}", job.instance),
+            )
         };
         let data = self.data_path(job);
         let (output, complaints) =
@@ -183,8 +186,10 @@ impl Tofu {
             set("TF_WORKSPACE", work.workspace.clone());
         }
         if let Some(connection) = &job.connection {
-            let given = (self.settings.credentials)(&job.instance, connection, apply)
-                .map_err(|why| TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::Connection, why) })?;
+            let given = (self.settings.credentials)(&job.instance, connection, apply).map_err(|why| TargetError {
+                retry: Retry::WhenInputChanges,
+                ..TargetError::new(TargetErrorKind::Connection, why)
+            })?;
             environment.extend(given);
         }
         Ok(environment)

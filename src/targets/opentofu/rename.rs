@@ -2,10 +2,13 @@
 //!
 //! *Race:* the daemon dies between two moves: each is made only where it was not made yet, so the next start ends it.
 
-use std::{path::Path, sync::PoisonError};
+use std::path::Path;
 
 use super::Tofu;
-use crate::{model::InstanceId, ports::{TargetErrorKind, TargetError}};
+use crate::{
+    model::InstanceId,
+    ports::{TargetError, TargetErrorKind},
+};
 
 /// The folders below the daemon's data that hold something for each instance.
 const KEPT: [&str; 3] = ["states", "state-copies", "work"];
@@ -36,14 +39,14 @@ impl Tofu {
                 TargetError::new(TargetErrorKind::Rename, message)
             })?;
         }
-        let mut backends = self.backends.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut backends = self.backends.lock();
         backends.values_mut().filter(|id| *id == from).for_each(|id| *id = to.clone());
         Ok(())
     }
 
     /// Forgets where an instance kept its state.
     pub(in crate::targets) fn let_go(&self, id: &InstanceId) {
-        self.backends.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, known| known != id);
+        self.backends.lock().retain(|_, known| known != id);
         let path = self.instance_path(id);
         if path.exists()
             && let Err(error) = std::fs::remove_dir_all(&path)

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     adapters::supervisor::{self, Begun, End, Order, Spool, Standing},
     model::{InstanceId, Retry},
-    ports::{TargetErrorKind, Attached, Fence, Job, Progress, TargetError, TofuWork},
+    ports::{Attached, Fence, Job, Progress, TargetError, TargetErrorKind, TofuWork},
 };
 
 /// The folder of an instance's spool.
@@ -62,7 +62,10 @@ impl Tofu {
         tracing::debug!(instance = %job.instance, what, "tofu starts under a supervisor");
         let started = std::time::Instant::now();
         let mut child = spool.begin(&order, input, &self.settings.supervisor, &environment).await.map_err(|error| {
-            TargetError::new(TargetErrorKind::Supervisor, format!("could not start a supervisor for `{}`: {error}", job.instance))
+            TargetError::new(
+                TargetErrorKind::Supervisor,
+                format!("could not start a supervisor for `{}`: {error}", job.instance),
+            )
         })?;
         let said = self.heard(&job.instance, &what, &spool, progress, async { drop(child.wait().await) }).await?;
         tracing::debug!(instance = %job.instance, what, code = said.code, ms = started.elapsed().as_millis(), "tofu ended");
@@ -113,10 +116,16 @@ impl Tofu {
             }
             Standing::Ended(_, End::NotStarted { message }) => Err(self.not_started(&message)),
             Standing::Ended(_, End::Refused { message }) => {
-                let refused = TargetError::new(TargetErrorKind::Fenced, format!("`tofu {what}` of `{id}` was refused: {message}"));
+                let refused = TargetError::new(
+                    TargetErrorKind::Fenced,
+                    format!("`tofu {what}` of `{id}` was refused: {message}"),
+                );
                 Err(TargetError { retry: Retry::Never, ..refused })
             }
-            _ => Err(TargetError { kind: TargetErrorKind::EffectLost, ..failed("was killed with its supervisor".into()) }),
+            _ => Err(TargetError {
+                kind: TargetErrorKind::EffectLost,
+                ..failed("was killed with its supervisor".into())
+            }),
         }
     }
 
@@ -159,14 +168,19 @@ impl Tofu {
     /// Asks an apply that is in flight to end as soon as it safely can.
     pub(in crate::targets) async fn interrupt(&self, id: &InstanceId) -> Result<bool, TargetError> {
         let asked = self.spool(id).interrupt().await;
-        asked.map_err(|error| TargetError::new(TargetErrorKind::Supervisor, format!("could not interrupt `{id}`: {error}")))
+        asked.map_err(|error| {
+            TargetError::new(TargetErrorKind::Supervisor, format!("could not interrupt `{id}`: {error}"))
+        })
     }
 
     /// Releases the state lock that was in the way, if it is proved that a process of ours took it and is dead.
     pub(super) async fn release_of_the_dead(&self, job: &Job, root: &Path, said: &Said) -> Result<bool, TargetError> {
         let spool = self.spool(&job.instance);
         let unreadable = |error: std::io::Error| {
-            TargetError::new(TargetErrorKind::Supervisor, format!("could not read what became of `{}`: {error}", job.instance))
+            TargetError::new(
+                TargetErrorKind::Supervisor,
+                format!("could not read what became of `{}`: {error}", job.instance),
+            )
         };
         let Some(lock) = Lock::of(said) else {
             if said.locked_at.is_some() {

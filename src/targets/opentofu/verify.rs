@@ -10,7 +10,7 @@ use super::{
     observe::Ready,
     program::{Read, failure},
 };
-use crate::ports::{TargetErrorKind, Job, Output, TargetError, TofuWork};
+use crate::ports::{Job, Output, TargetError, TargetErrorKind, TofuWork};
 
 #[derive(Deserialize)]
 struct RawOutput {
