@@ -278,6 +278,9 @@ fn check_component(document: &mut Document, schema: &Value) {
     document.problems.extend(problems);
 }
 
+/// Options of commands that no command has yet: a permission for one would be accepted and never enforced.
+const OPTIONS_NOT_SUPPORTED: [&str; 2] = ["now", "emergency"];
+
 fn check_schedule(document: &mut Document) {
     let spec = &document.spec;
     let at = |name: &str| spec.get(name).map_or(spec.at, |node| node.at);
@@ -321,6 +324,13 @@ fn check_state_repo(document: &mut Document) {
         Some(node::Kind::List(items)) => &items[..],
         _ => &[],
     };
+    for allowed in permissions.iter().filter_map(|item| item.get("allow")).flat_map(Node::items) {
+        if let Some(option) = allowed.text().filter(|option| OPTIONS_NOT_SUPPORTED.contains(option)) {
+            let message = format!("a permission for `{option}` is not supported yet");
+            let problem = Problem::new("not-supported-yet", &document.file, allowed.at, message);
+            problems.push(problem.hint("remove it: what is accepted is enforced"));
+        }
+    }
     for to in permissions.iter().filter_map(|item| item.get("to")) {
         let node::Kind::List(items) = &to.value else { continue };
         for item in items {

@@ -70,6 +70,13 @@ impl Node {
             _ => None,
         }
     }
+    /// The items of a list; empty for any other node.
+    pub fn items(&self) -> &[Node] {
+        match &self.value {
+            Kind::List(items) => items,
+            _ => &[],
+        }
+    }
     /// The entries, where this is a mapping.
     pub fn entries(&self) -> &[(Key, Node)] {
         match &self.value {
