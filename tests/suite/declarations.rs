@@ -82,7 +82,10 @@ fn fields_that_are_not_enforced_yet_are_refused() {
     let state_repo = "apiVersion: evenkeel.dev/v1alpha1\nkind: StateRepo\nmetadata: { name: r }\nspec:\n  permissions:\n  - { allow: [apply, now], to: [permission:write] }\n";
     let loaded = load(&repository().with("state-repo/staterepo.yaml", state_repo), "state-repo");
     let problems: Vec<String> = loaded.problems.iter().map(ToString::to_string).collect();
-    assert!(problems.iter().any(|problem| problem.contains("a permission for `now` is not supported yet")), "{problems:?}");
+    assert!(
+        problems.iter().any(|problem| problem.contains("a permission for `now` is not supported yet")),
+        "{problems:?}"
+    );
 }
 
 #[test]

@@ -57,7 +57,7 @@ impl Commands {
             let mut instances: BTreeSet<InstanceId> =
                 self.planner.pending(&head, &environment).await?.intersection(&selected).cloned().collect();
             // What could not be observed is looked at as well: that nothing is pending says nothing of it (R2.9).
-            let observed = self.context.store.all_observed().await?;
+            let observed = self.context.store.observed_in(&environment).await?;
             let is_unknown = |id: &&InstanceId| observed.get(*id).is_some_and(|observed| observed.error.is_some());
             instances.extend(selected.iter().filter(|id| id.environment == environment).filter(is_unknown).cloned());
             let scope = Scope { instances, r#use: Use::Head, because: "head".into(), base: None, guards: None };

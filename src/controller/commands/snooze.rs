@@ -24,11 +24,11 @@ impl Commands {
     ) -> Result<String, Error> {
         let lasting = command.lasting.and_then(|lasting| chrono::Duration::from_std(lasting.std()).ok());
         let until = self.context.now() + lasting.unwrap_or(SNOOZE);
-        let observed = self.context.store.all_observed().await?;
         let mut snoozed = vec![];
         for id in meant {
+            let observed = self.context.store.observed(id).await?;
             let actions: BTreeSet<_> = observed
-                .get(id)
+                .as_ref()
                 .map(Observed::revert_actions)
                 .unwrap_or_default()
                 .iter()

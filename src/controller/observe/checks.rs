@@ -29,8 +29,11 @@ impl Observer {
 
     async fn probe(self: &Arc<Self>, id: &InstanceId, check: &Check) -> Result<Result<(), String>, Error> {
         let is_filled = [&check.http, &check.tcp].into_iter().flatten().any(|address| address.contains("${"));
-        let applied =
-            if is_filled { self.context.store.all_applied().await? } else { std::collections::BTreeMap::new() };
+        let applied = if is_filled {
+            self.context.store.applied_in(&id.environment).await?
+        } else {
+            std::collections::BTreeMap::new()
+        };
         let output = |reference: &crate::domain::declaration::Reference| {
             let upstream = InstanceId::new(&id.environment, &reference.component);
             let outputs = &applied.get(&upstream)?.outputs;

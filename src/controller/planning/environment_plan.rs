@@ -158,8 +158,8 @@ impl Planner {
         head: &Arc<Head>,
         scope: &Scope,
     ) -> Result<(Plan, BTreeMap<InstanceId, Arc<Outcome>>), Error> {
-        let applied = Arc::new(self.context.store.all_applied().await?);
-        let observed = self.context.store.all_observed().await?;
+        let applied = Arc::new(self.context.store.applied_in(environment).await?);
+        let observed = self.context.store.observed_in(environment).await?;
         let guards = match &scope.guards {
             Some(guards) => guards.clone(),
             None => self.source.guards(head).await?,

@@ -52,7 +52,7 @@ impl Planner {
         id: &InstanceId,
         together: &BTreeSet<InstanceId>,
     ) -> Result<Option<(InstanceId, String)>, Error> {
-        let applied = self.context.store.all_applied().await?;
+        let applied = self.context.store.applied_in(&id.environment).await?;
         let user = dependents(id, &applied).into_iter().find(|user| !together.contains(user));
         Ok(user.map(|user| {
             let message = if head.instance(&user).is_some() {
@@ -111,7 +111,7 @@ impl Planner {
         environment: &EnvironmentName,
         ids: &BTreeSet<InstanceId>,
     ) -> Result<Plan, Error> {
-        let applied = self.context.store.all_applied().await?;
+        let applied = self.context.store.applied_in(environment).await?;
         let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> =
             ids.iter().map(|id| (id.clone(), dependents(id, &applied).intersection(ids).cloned().collect())).collect();
         let guards = self.source.guards(head).await?;

@@ -101,7 +101,7 @@ impl PullRequests {
             .map(|(number, commit)| (commit, number))
             .collect();
         let ids: Vec<&InstanceId> = plan.instances.iter().map(|instance| &instance.id).collect();
-        let applied = self.context.store.all_applied().await?;
+        let applied = self.context.store.applied_in(environment).await?;
         let mut concerned = vec![];
         let commits = self.context.repository.first_parents(None, &head.revision).await?;
         let mut after = Arc::clone(&head.desired);

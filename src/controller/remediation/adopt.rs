@@ -149,7 +149,7 @@ impl Remediations {
         id: &InstanceId,
         edits: &mut Edits,
     ) -> Result<Result<(), String>, Error> {
-        let applied = self.context.store.all_applied().await?;
+        let applied = self.context.store.applied_in(&id.environment).await?;
         let (Some(record), Some(instance)) = (applied.get(id), head.instance(id)) else {
             return Ok(Err(format!("`{id}` is not declared and applied")));
         };

@@ -109,8 +109,8 @@ impl Remediations {
         head: &Head,
         environment: &EnvironmentName,
     ) -> Result<Vec<Drifted>, Error> {
-        let observed = self.context.store.all_observed().await?;
-        let applied = self.context.store.all_applied().await?;
+        let observed = self.context.store.observed_in(environment).await?;
+        let applied = self.context.store.applied_in(environment).await?;
         let open = self.context.store.open_runs().await?;
         let stalled = self.planner.stalled().await?;
         let snoozes = self.observer.snoozes().await?;

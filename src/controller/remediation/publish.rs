@@ -42,7 +42,7 @@ impl Remediations {
     ) -> Result<(), Error> {
         let Some(forge) = self.context.forge.clone() else { return Ok(()) };
         let (key, now) = (whole.key(), self.context.now());
-        let observed = self.context.store.all_observed().await?;
+        let observed = self.context.store.observed_in(&group.environment).await?;
         let observed_at =
             group.drifted.iter().filter_map(|one| observed.get(&one.id)).map(|o| o.at).max().unwrap_or(now);
         let name = self.fresh_name(head, whole, known, written.onto.is_some()).await?;

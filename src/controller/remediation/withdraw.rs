@@ -24,7 +24,7 @@ impl Remediations {
         if forge.get_pull(proposal.pull).await?.merged_as.is_some() {
             return self.drop_proposal(key).await;
         }
-        let observed = self.context.store.all_observed().await?;
+        let observed = self.context.store.observed_in(environment).await?;
         let snoozes = self.observer.snoozes().await?;
         let open = self.context.store.open_runs().await?;
         let is_free = |id: &InstanceId| {

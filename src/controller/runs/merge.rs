@@ -101,7 +101,7 @@ impl Runs {
         let mut approved: BTreeMap<InstanceId, Approved> =
             instances.iter().map(|id| (id.clone(), Approved::Declaration)).collect();
         let merged = self.source.merged_pull_requests(head).await?;
-        let applied = self.context.store.all_applied().await?;
+        let applied = self.context.store.applied_in(environment).await?;
         let mut carrier = None;
         for id in instances {
             for (number, commit) in &merged {

@@ -27,6 +27,7 @@ mod record;
 mod recover;
 mod renames;
 mod rollout;
+mod upstreams;
 mod verify;
 
 use std::{collections::BTreeSet, sync::Arc};

@@ -17,10 +17,7 @@ use crate::{
         declaration::schema::Deferred,
         journal::{Approved, Event, Run, RunKind},
         message,
-        plan::{
-            self, Applied, HostedNode, InstancePlan,
-            pending::{is_pending, sources},
-        },
+        plan::{self, Applied, HostedNode, InstancePlan},
         remediation,
     },
     model::{Action, InstanceId, Retry, WaitingOn},
@@ -177,34 +174,9 @@ impl Runs {
             let message = message::comment::waiting(&on);
             return Err(Stop::Waits(on, message));
         }
-        // What comes first is measured by the branch as it is now, not as it was when this run was authorised.
-        let now = self.source.head().unwrap_or_else(|| Arc::clone(head));
-        let stalled = self.planner.stalled().await?;
-        let mut applied = BTreeMap::new();
-        for upstream in &instance.upstreams {
-            let Some(record) = self.context.store.applied(upstream).await? else { continue };
-            for source in sources(upstream, &record.inputs) {
-                applied.extend(self.context.store.applied(&source).await?.map(|record| (source, record)));
-            }
-            applied.insert(upstream.clone(), record);
-        }
-        let open = self.context.store.open_runs().await?;
-        let is_rolling = |upstream: &InstanceId| {
-            let waits =
-                |run: &Run| run.instances.get(upstream).is_some_and(|i| i.rollout_until.is_some() && !i.status.ended());
-            open.iter().any(waits)
-        };
-        let behind = |upstream: &&InstanceId| {
-            let declared = now.instance(upstream);
-            is_rolling(upstream)
-                || stalled.contains_key(*upstream)
-                || declared.is_none_or(|declared| !declared.problems.is_empty() || is_pending(declared, &applied))
-        };
-        if let Some(upstream) = instance.upstreams.iter().find(behind) {
-            return Err(Stop::Waits(
-                WaitingOn::Upstream { instance: upstream.clone() },
-                format!("`{upstream}` comes first, and is not what the branch says yet"),
-            ));
+        if let Some(upstream) = self.unfinished_upstream(head, instance).await? {
+            let message = format!("`{upstream}` comes first, and is not applied as the branch declares it yet");
+            return Err(Stop::Waits(WaitingOn::Upstream { instance: upstream }, message));
         }
         let inputs = self.observer.inputs(head, id, &instance.references, &BTreeMap::new()).await?;
         if let Some(on) = inputs.waiting_on.first() {

@@ -36,11 +36,18 @@ pub(crate) struct RebalanceAuthorization {
 }
 
 impl Runs {
-    /// Those of some instances that are the applied layout of a cluster.
-    pub(crate) async fn clusters(&self, meant: &BTreeSet<InstanceId>) -> Result<BTreeSet<InstanceId>, Error> {
-        let applied = self.context.store.all_applied().await?;
-        let is_cluster = |id: &&InstanceId| applied.get(*id).is_some_and(|record| record.spec.citus.is_some());
-        Ok(meant.iter().filter(is_cluster).cloned().collect())
+    /// The instances among these that are the applied layout of a Citus cluster.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub(crate) async fn clusters(&self, instances: &BTreeSet<InstanceId>) -> Result<BTreeSet<InstanceId>, Error> {
+        let mut clusters = BTreeSet::new();
+        for id in instances {
+            if self.context.store.applied(id).await?.is_some_and(|record| record.spec.citus.is_some()) {
+                clusters.insert(id.clone());
+            }
+        }
+        Ok(clusters)
     }
 
     /// Makes the run of one environment.

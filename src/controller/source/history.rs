@@ -30,7 +30,7 @@ impl Source {
             return Ok(());
         }
         let knows =
-            !self.context.store.all_applied().await?.is_empty() || !self.context.store.runs(1).await?.is_empty();
+            !self.context.store.applied_instances().await?.is_empty() || !self.context.store.runs(1).await?.is_empty();
         let lost = !knows && self.repository_was_managed(head).await?;
         if lost {
             tracing::error!(

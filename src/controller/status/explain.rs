@@ -84,7 +84,8 @@ impl StatusReader {
             let why = merged.waits.unwrap_or_else(|| "its run is about to begin".into());
             return Ok(format!("{message}. Its remediation is merged and waits (R4.2): {why}"));
         }
-        let (applied, observed) = (self.context.store.all_applied().await?, self.context.store.observed(id).await?);
+        let (applied, observed) =
+            (self.context.store.applied_in(&id.environment).await?, self.context.store.observed(id).await?);
         if let (Some(instance), Some(observed)) = (head.instance(id), observed)
             && takes_over(head, instance, &applied, &observed) == Some(true)
         {

@@ -127,10 +127,10 @@ impl Triggers {
             None => None,
         };
         let selected = self.planner.select(head, selector.as_ref(), &BTreeSet::new()).await?;
-        let applied = self.context.store.all_applied().await?;
+        let applied = self.context.store.applied_instances().await?;
         let suspended = self.source.suspensions(Some(head)).await?;
         let acts = schedule.run != ScheduledRun::Drift;
-        let may = |id: &&InstanceId| applied.contains_key(*id) && !(acts && suspended.instance(id).is_some());
+        let may = |id: &&InstanceId| applied.contains(*id) && !(acts && suspended.instance(id).is_some());
         let selected: BTreeSet<InstanceId> = selected.iter().filter(may).cloned().collect();
         tracing::info!(schedule = %name, %at, run = ?schedule.run, instances = selected.len(), "a schedule is due");
         let said = format!("the Schedule `{name}` of {}", at.format("%Y-%m-%d %H:%M UTC"));
