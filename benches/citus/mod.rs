@@ -4,7 +4,11 @@ pub(crate) mod observation;
 
 use std::time::Instant;
 
-use evenkeel::targets::citus::balance::{Layout, Node, Placement, Wanted, balance, plan};
+use evenkeel::targets::citus::planner::{
+    Wanted,
+    layout::{Layout, Node, Placement, balance},
+    plan,
+};
 
 use super::{Row, median};
 

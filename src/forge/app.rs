@@ -12,9 +12,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    App, Shared,
+    Shared,
     state::{Answer, Refusal, State},
 };
+use crate::forge::settings::App;
 
 /// The one installation that there is.
 const INSTALLATION: u64 = 1;

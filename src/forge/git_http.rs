@@ -13,7 +13,7 @@ use axum::{
 use serde::Deserialize;
 use tokio::{io::AsyncWriteExt, process::Command};
 
-use super::{Shared, rest};
+use super::{Shared, extract, rest};
 
 /// The largest push.
 const PUSH_BYTES_MAX: usize = 256 << 20;
@@ -72,7 +72,7 @@ async fn advertise(
     Path((owner, repository)): Path<(String, String)>,
     Query(Service { service }): Query<Service>,
 ) -> Response {
-    if rest::authenticate(&shared, &headers).await.is_none() {
+    if extract::authenticate(&shared, &headers).await.is_none() {
         return challenge();
     }
     if !rest::is_here(&shared, &owner, &repository).await {
@@ -105,7 +105,7 @@ async fn upload(
     Path((owner, repository)): Path<(String, String)>,
     body: Bytes,
 ) -> Response {
-    if rest::authenticate(&shared, &headers).await.is_none() {
+    if extract::authenticate(&shared, &headers).await.is_none() {
         return challenge();
     }
     if !rest::is_here(&shared, &owner, &repository).await {
@@ -120,7 +120,7 @@ async fn receive(
     Path((owner, repository)): Path<(String, String)>,
     body: Bytes,
 ) -> Response {
-    let Some(user) = rest::authenticate(&shared, &headers).await else { return challenge() };
+    let Some(user) = extract::authenticate(&shared, &headers).await else { return challenge() };
     if !rest::is_here(&shared, &owner, &repository).await {
         return StatusCode::NOT_FOUND.into_response();
     }

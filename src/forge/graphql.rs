@@ -3,10 +3,8 @@
 use axum::{Json, extract::State as Extract};
 use serde_json::{Value, json};
 
-use super::{
-    Shared,
-    rest::{Body, Caller},
-};
+use super::Shared;
+use crate::forge::extract::{Body, Caller};
 
 /// The one mutation that the client uses.
 pub(super) async fn answer(Extract(shared): Extract<Shared>, caller: Caller, Json(body): Json<Value>) -> Body {

@@ -8,11 +8,13 @@
 
 mod app;
 mod diff;
+mod extract;
 mod git_http;
 mod graphql;
 mod pages;
 mod rest;
 mod seed;
+mod settings;
 mod state;
 mod webhooks;
 mod wire;
@@ -20,90 +22,12 @@ mod wire;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use axum::Router;
-pub use seed::seed;
-use serde::Deserialize;
 use tokio::{net::TcpListener, sync::Mutex};
 
+pub use seed::seed;
+pub use settings::{App, Error, Settings, User, Webhook};
+
 use state::State;
-
-/// Who and what there is.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Settings {
-    /// The organisation.
-    pub owner: String,
-    /// The repository's name.
-    pub repository: String,
-    /// The people.
-    pub users: Vec<User>,
-    /// Teams of the organisation, by name.
-    #[serde(default)]
-    pub teams: std::collections::BTreeMap<String, Vec<String>>,
-    /// An App that is installed on the repository.
-    #[serde(default)]
-    pub app: Option<App>,
-    /// Where events are sent.
-    #[serde(default)]
-    pub webhook: Option<Webhook>,
-}
-
-/// Somebody.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct User {
-    /// The login.
-    pub login: String,
-    /// What proves who it is.
-    pub token: String,
-    /// `read`, `write` or `admin`.
-    pub permission: String,
-}
-
-/// An App that is installed on the repository, with the right to write.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct App {
-    /// Its id.
-    pub id: u64,
-    /// Its name in logins: it writes as `SLUG[bot]`.
-    pub slug: String,
-    /// The public half of its key, as PEM.
-    pub public_key: String,
-}
-
-/// Where events are sent.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Webhook {
-    /// The address.
-    pub url: String,
-    /// The secret of the signature.
-    pub secret: String,
-}
-
-/// What the forge could not do.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The folder or the repository could not be used.
-    #[error("could not use the forge's folder `{path}`: {why}")]
-    Folder {
-        /// The folder.
-        path: PathBuf,
-        /// What went wrong.
-        why: String,
-    },
-    /// It is asked to listen where others reach it.
-    #[error("the forge listens on loopback alone, and `{0}` is not")]
-    NotLoopback(SocketAddr),
-    /// The address is taken.
-    #[error("could not listen on `{address}`")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// What the system says.
-        source: std::io::Error,
-    },
-}
 
 /// A forge that runs.
 pub struct Forge {

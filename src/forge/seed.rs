@@ -4,7 +4,7 @@ use std::path::Path;
 
 use git2::{Oid, Repository, RepositoryInitOptions, Signature};
 
-use super::Error;
+use crate::forge::settings::Error;
 
 /// Makes a bare repository whose `main` has one commit with the content of a folder.
 ///

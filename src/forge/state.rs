@@ -7,7 +7,8 @@ use git2::{BranchType, Oid, Repository};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Error, Settings, User, webhooks};
+use super::webhooks;
+use crate::forge::settings::{Error, Settings, User};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Pull {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use sha2::Sha256;
 use tokio::sync::mpsc;
 
-use super::Webhook;
+use crate::forge::settings::Webhook;
 
 /// How often a delivery is tried.
 const ATTEMPTS_MAX: u32 = 5;

@@ -120,7 +120,7 @@ impl State {
     }
 
     /// Somebody who may do something here.
-    pub(super) fn collaborator_json(&self, user: &super::User) -> Value {
+    pub(super) fn collaborator_json(&self, user: &super::settings::User) -> Value {
         let may = |words: &[&str]| words.contains(&user.permission.as_str());
         let mut json = self.user_json(&user.login);
         json["role_name"] = user.permission.as_str().into();

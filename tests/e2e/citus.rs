@@ -2,7 +2,11 @@
 
 use evenkeel::{
     model::Verdict,
-    targets::citus::balance::{Layout, Node, Placement, Wanted, balance, plan},
+    targets::citus::planner::{
+        Wanted,
+        layout::{Layout, Node, Placement, balance},
+        plan,
+    },
 };
 use serde_json::Value;
 

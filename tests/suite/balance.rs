@@ -1,6 +1,10 @@
 //! The planner of shard moves: what it promises holds for any layout.
 
-use evenkeel::targets::citus::balance::{Because, Layout, Node, Placement, Rebalance, Short, Wanted, balance, plan};
+use evenkeel::targets::citus::planner::{
+    Rebalance, Wanted,
+    layout::{Because, Layout, Node, Placement, Short, balance},
+    plan,
+};
 use proptest::prelude::*;
 
 const TEN: Option<Wanted> = Some(Wanted { limit: 0.1, aim: 0.05 });

@@ -11,7 +11,7 @@ use evenkeel::{
     },
     model::{Redactor, Seal},
     server,
-    targets::opentofu::plan::{PlanJson, observation},
+    targets::opentofu::{plan::observation, plan_json::PlanJson},
 };
 use proptest::{
     prelude::*,

@@ -20,10 +20,10 @@ use crate::{
     ports::{CitusWork, TargetError, TargetErrorKind},
     targets::citus::{
         catalog::{Catalog, NodeRow, PlacementRow, ShardRow, TableRow},
-        drift::{Memory, Task},
         migrations,
         observe::{Seen, Version, Worker},
-        rebalance::Moving,
+        steps::Moving,
+        steps::{Memory, Task},
     },
 };
 

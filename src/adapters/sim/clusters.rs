@@ -8,10 +8,9 @@ use crate::{
     model::Retry,
     ports::{CitusWork, Clock as _, CrashPoint, Fence, Job, Observation, Prepared, TargetError, TargetErrorKind},
     targets::citus::{
-        capacity,
-        drift::{self, Compared, Found, Step, Task},
-        migrations,
-        rebalance::Moving,
+        capacity, drift, migrations,
+        steps::Moving,
+        steps::{Compared, Found, Step, Task},
     },
 };
 

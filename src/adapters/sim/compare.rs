@@ -4,10 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::{
-    module::{FieldSpec, Module, OutputSpec},
-    world::{Fields, TofuState},
-};
+use super::module::{FieldSpec, Module, OutputSpec};
+use crate::adapters::sim::tofu_state::{Fields, TofuState};
 use crate::{
     model::{Change, Drift, DriftField, DriftKind, Field, ResourceChange, Seal, change},
     ports::Output,

@@ -11,6 +11,7 @@ mod crash_points;
 mod forge;
 mod module;
 mod repository;
+mod tofu_state;
 mod world;
 
 use chrono::{DateTime, Duration, Utc};

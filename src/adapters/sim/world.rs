@@ -1,15 +1,5 @@
 //! The world and the tool that changes it: states with serials, things that somebody else may change, faults.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
-
-use async_trait::async_trait;
-use parking_lot::Mutex;
-use serde_json::Value;
-
 use super::{
     Clock,
     cluster::Cluster,
@@ -17,6 +7,7 @@ use super::{
     crash_points::{SimulatedProcess, pass},
     module::{Module, OutputSpec},
 };
+use crate::adapters::sim::tofu_state::{Fields, TofuState};
 use crate::{
     adapters::store::Store,
     model::{Change, InstanceId, PullNumber, ResourceChange, Retry, Seal},
@@ -26,8 +17,14 @@ use crate::{
     },
     targets::concurrency::{ConcurrencyLimit, Slot},
 };
-
-pub(super) type Fields = BTreeMap<String, String>;
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use serde_json::Value;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 /// What goes wrong with an instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,16 +44,6 @@ pub enum Fault {
     NeverSettles(String),
     /// It never answers.
     Hangs,
-}
-
-/// A state as the tool keeps it.
-#[derive(Clone, Debug, Default)]
-pub(super) struct TofuState {
-    serial: u64,
-    /// That of each new state is another one.
-    lineage: String,
-    pub(super) resources: BTreeMap<String, Fields>,
-    pub(super) outputs: BTreeMap<String, String>,
 }
 
 #[derive(Default)]

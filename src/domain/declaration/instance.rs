@@ -12,13 +12,13 @@ use serde::de::DeserializeOwned;
 
 use super::{
     citus::contradicting_pins,
-    closure::Closure,
     document::{Document, schemas},
     node::{self, Node},
     resolve::{self, Reference},
     schema::{Check, Citus, Component, Kubernetes, Tofu},
     validate::{Validator, Whole},
 };
+use crate::domain::declaration::walk::Closure;
 use crate::model::{Digest, Digester, EnvironmentName, InstanceId, Place, Problem};
 
 /// A component in an environment, as a revision declares it.

@@ -6,11 +6,6 @@
 //! (R1.9).
 //! *Invariant:* a load after others gives what a first load gives.
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    sync::Arc,
-};
-
 use super::{
     assemble::{Assembly, Broken, Known},
     closure::{Closures, Source},
@@ -19,38 +14,18 @@ use super::{
     instance::{Instance, digest, environments_of, resolve_instance},
     kubernetes::{Connection, Kubernetes},
     node,
-    schema::{Component, Environment, Remediation, Schedule, StateRepo},
+    schema::{Component, Environment},
     validate::nearest,
 };
+use crate::domain::declaration::desired::Desired;
 use crate::{
     model::{ComponentName, EnvironmentName, InstanceId, Place, Problem},
     ports::Files,
 };
-
-/// What a revision says.
-#[derive(Clone, Debug, Default)]
-pub struct Desired {
-    /// Permissions and defaults; absent where they can't be read, and then nobody may do anything.
-    pub state_repo: Option<Arc<StateRepo>>,
-    /// The environments that could be read.
-    pub environments: BTreeMap<EnvironmentName, Arc<Environment>>,
-    /// The instances, stalled ones too.
-    pub instances: BTreeMap<InstanceId, Arc<Instance>>,
-    /// The remediations by name, with the path of their file in the repository.
-    pub remediations: BTreeMap<ComponentName, (Arc<Remediation>, String)>,
-    /// The schedules by name.
-    pub schedules: BTreeMap<ComponentName, Arc<Schedule>>,
-    /// Everything that is wrong, in the order of files and lines.
-    pub problems: Vec<Problem>,
-    /// What is worth saying and not wrong.
-    pub notes: Vec<String>,
-    /// How many files were read.
-    pub files: usize,
-    /// How many components are declared.
-    pub components: usize,
-    /// Whether every file parsed, so that what is not here was removed.
-    pub complete: bool,
-}
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
 
 /// Loads revisions, and remembers what it read and put together.
 #[derive(Default)]

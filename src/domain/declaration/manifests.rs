@@ -3,10 +3,8 @@
 //! Decides which files those are. A kustomization is read for what it names, transitively; whatever is not in the
 //! repository is refused here, with the place, because rendering has no network and sees these files alone.
 
-use super::{
-    closure::{Closure, Error, Looked, Walk, inside},
-    node::{self, Kind, Node},
-};
+use super::node::{self, Kind, Node};
+use crate::domain::declaration::walk::{Closure, Error, Looked, Walk, inside};
 use crate::ports::{Entry, EntryKind, Files, join};
 
 /// The names of the file that makes a folder a kustomization.

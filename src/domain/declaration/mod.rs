@@ -8,6 +8,7 @@
 mod assemble;
 pub mod citus;
 pub mod closure;
+mod desired;
 mod document;
 mod environment;
 mod folder;
@@ -22,9 +23,11 @@ pub mod resolve;
 pub mod schema;
 pub mod select;
 pub mod validate;
+mod walk;
 
+pub use crate::domain::declaration::desired::Desired;
 pub use folder::FILES_MAX;
 pub use instance::Instance;
-pub use load::{Desired, Loader, load};
+pub use load::{Loader, load};
 pub use resolve::Reference;
 pub use select::{Candidate, Selector};

@@ -15,11 +15,11 @@ use tokio::sync::Mutex;
 use super::{
     Citus,
     access::{Rights, Session, name, text},
-    drift::{self, Found, Step, Task},
-    migrations,
+    drift, migrations,
     observe::Version,
-    rebalance::Moving,
 };
+use crate::targets::citus::steps::Moving;
+use crate::targets::citus::steps::{Found, Step, Task};
 use crate::{
     model::{Backoff, InstanceId, Retry, citus::Address},
     ports::{

@@ -2,7 +2,8 @@
 //!
 //! Decides whether a rule has held for its time. *Never:* it raises anything: a pull request asks for it.
 
-use super::{drift::Memory, observe::Seen, rebalance::tenants};
+use super::{observe::Seen, rebalance::tenants};
+use crate::targets::citus::steps::Memory;
 use crate::{
     domain::message::layout::size,
     model::citus::{Capacity, CapacityWhen, Moves},

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::balance::{Layout, Node, Placement};
+use crate::targets::citus::planner::layout::{Layout, Node, Placement};
 
 /// A row of `pg_dist_node`.
 #[derive(Clone, Debug, PartialEq, Eq)]

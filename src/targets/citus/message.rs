@@ -2,7 +2,7 @@
 //!
 //! Decides nothing.
 
-use super::balance::Short;
+use super::planner::layout::Short;
 use crate::domain::message::layout::percent;
 
 /// Why the limit is not reached, in a sentence; `name` says what a placement is called.

@@ -1,6 +1,6 @@
 //! The Citus target: nodes, tables and the layout of shards, looked at as a whole and changed step by step.
 //!
-//! Decides what differs (`drift`), which moves bring the nodes into balance (`rebalance`, `balance`, `solve`), and how each
+//! Decides what differs (`drift`), which moves bring the nodes into balance (`rebalance`, `planner`), and how each
 //! step is done (`apply`, `moving`). Never names an id of Citus beyond one look, never moves a shard of a cluster that was
 //! not seen as a whole, never drains a node but the one that is meant.
 //! *How it is seen:* every catalog in one snapshot, sizes from all workers at once; between looks a cheap fingerprint of the
@@ -10,8 +10,6 @@
 
 mod access;
 mod apply;
-pub mod balance;
-mod bound;
 pub mod capacity;
 pub mod catalog;
 pub mod drift;
@@ -21,8 +19,9 @@ pub mod migrations;
 mod moving;
 pub mod observe;
 pub mod plan;
+pub mod planner;
 pub mod rebalance;
-mod solve;
+pub mod steps;
 mod tables;
 mod watch;
 
@@ -32,9 +31,9 @@ use std::{
     time::Duration,
 };
 
+use crate::targets::citus::steps::{Compared, Found, Memory};
 use access::Session;
 pub use access::{Login, Logins, Rights};
-use drift::{Compared, Found, Memory};
 use observe::Version;
 use parking_lot::Mutex;
 

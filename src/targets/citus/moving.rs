@@ -18,8 +18,9 @@ use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use super::{
     access::{Rights, Session, text},
     apply::{AWAY_TIME_MAX, Applying, CLEAN_UP},
-    rebalance::{Moving, at_once, moved, shares_colocation},
+    rebalance::{at_once, moved, shares_colocation},
 };
+use crate::targets::citus::steps::Moving;
 use crate::{
     domain::message::layout::size,
     model::{Backoff, Retry, citus::Address},

@@ -4,16 +4,16 @@
 //! and not in the middle of the night. Where only the balance asks for a move, and it can't be made, it is a note; where a
 //! declaration asks for it, the plan is refused.
 
-use std::collections::BTreeMap;
-
-use serde_json::json;
-
 use super::{
-    balance::{self, Because, Layout, Node, Placement, Rebalance, Wanted},
     catalog::{self, By, Group, NodeRow},
-    drift::{Compared, Found, Task, field, holds_shards, is_to_hold, is_to_hold_there, undeclared},
     observe::{Seen, Version},
     plan::{MOVE, REBALANCE},
+    planner::{self, Rebalance, Wanted},
+};
+use crate::targets::citus::planner::layout::{self, Balance, Because, Layout, Node, Placement};
+use crate::targets::citus::steps::Moving;
+use crate::targets::citus::steps::{
+    Compared, Found, Task, field, holds_shards, is_to_hold, is_to_hold_there, undeclared,
 };
 use crate::{
     domain::message::layout::{percent, size},
@@ -22,45 +22,14 @@ use crate::{
         citus::{BalanceBy, BalanceWord, LayoutPlan, Load, MoveFigures, Moves, NodeLoad, RebalanceMode, TransferMode},
     },
 };
+use serde_json::json;
+use std::collections::BTreeMap;
 
-/// What a move makes in a second where nothing was measured here yet, in bytes: little, so that nothing runs over.
-pub const SPEED_ASSUMED: u64 = 8 << 20;
-/// What a move takes whatever it moves: snapshots, locks, waiting for the other side.
-pub const MOVE_SECONDS: u64 = 15;
 /// How many colocations that are unbalanced by themselves are told.
 const SKEWED_SHOWN: usize = 3;
+
 /// Since then tables of one colocation group can move at once.
 const PARALLEL_SINCE: Version = Version(13, 2);
-
-/// A group of shards that moves.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Moving {
-    /// What it is called.
-    pub group: String,
-    /// Its tables.
-    pub tables: Vec<String>,
-    /// The shard of the first of them, which the move names.
-    pub shard: i64,
-    /// From where.
-    pub from: String,
-    /// To where.
-    pub to: String,
-    /// How much, with indexes.
-    pub bytes: u64,
-    /// How much of what is balanced.
-    pub weight: u64,
-    /// What it is colocated by.
-    pub colocation: i32,
-    /// Whether nothing but the balance asks for it.
-    pub for_balance: bool,
-}
-
-impl Moving {
-    /// How long it takes, in seconds.
-    pub fn seconds(&self, bytes_per_second: Option<u64>) -> u64 {
-        MOVE_SECONDS + self.bytes / bytes_per_second.unwrap_or(SPEED_ASSUMED).max(1)
-    }
-}
 
 /// How many moves are made at once. Before [`PARALLEL_SINCE`] a move locks its whole colocation, and a second one that lets
 /// writes go on waits for the first whatever it moves.
@@ -102,12 +71,12 @@ pub(super) fn moves(this: &Compared<'_>, found: &mut Found) {
     let limit = f64::from(this.work.placement.skew.0) / 100.0;
     let wanted = Wanted::within(limit);
     let home: Vec<usize> = layout.placements.iter().map(|placement| placement.node).collect();
-    let before = balance::balance(&layout, &home);
+    let before = layout::balance(&layout, &home);
     let replayed = replayed(this, &mut layout, &groups);
-    let full = balance::plan(&layout, is_told.then_some(wanted));
+    let full = planner::plan(&layout, is_told.then_some(wanted));
     let goes = this.work.approved.is_empty() && is_due(this, &full, found);
     found.more = !goes && full.moves.iter().any(|one| one.because == Because::Balance);
-    let plan = if goes { full.clone() } else { balance::plan(&layout, None) };
+    let plan = if goes { full.clone() } else { planner::plan(&layout, None) };
     for placement in &plan.stuck {
         let placement = &layout.placements[*placement];
         let (group, node) = (&groups[placement.group].name, &layout.nodes[placement.node].name);
@@ -439,7 +408,7 @@ fn unready(this: &Compared<'_>, moving: &Moving) -> Option<String> {
 fn figures(
     this: &Compared<'_>,
     layout: &Layout,
-    (before, at_least): (&balance::Balance, u64),
+    (before, at_least): (&Balance, u64),
     moves: &[Moving],
     limit: f64,
 ) -> LayoutPlan {

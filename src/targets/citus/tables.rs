@@ -7,14 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::{
-    catalog::TableRow,
-    drift::{Compared, Found, Task, field},
-};
+use super::catalog::TableRow;
 use crate::model::{
     Change,
     citus::{Table, whole_name},
 };
+use crate::targets::citus::steps::{Compared, Found, Task, field};
 
 /// Tables that are missing, or not what they are declared to be.
 pub(super) fn tables(this: &Compared<'_>, found: &mut Found) {

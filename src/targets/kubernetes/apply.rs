@@ -26,8 +26,9 @@ use super::{
     kinds::{Kind, Kinds},
     live::side_by_side,
     object::{self, is_namespace_or_definition, rank},
-    observe::{Found, Looked, Step},
-    render::Object,
+    observe::Looked,
+    rendered::Object,
+    steps::{Found, Step},
 };
 use crate::{
     model::{Backoff, Change, Retry},

@@ -40,6 +40,8 @@ const PAGE: u32 = 500;
 const JSON: &str = "application/json";
 /// The same, without the objects themselves.
 const METADATA_ALONE: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+/// How long the server keeps one watch open.
+pub(super) const WATCH_SECONDS: u32 = 290;
 /// How old what is known of the kinds may be.
 pub(super) const KINDS_KNOWN: Duration = Duration::from_secs(3600);
 /// The same, where one is missing.
@@ -300,7 +302,7 @@ impl Cluster {
         labels: &str,
         version: &str,
     ) -> Result<http::Response<Body>, Refusal> {
-        let seconds = super::watch::WATCH_SECONDS.to_string();
+        let seconds = WATCH_SECONDS.to_string();
         let query = url_query(&[
             ("watch", "true"),
             ("allowWatchBookmarks", "true"),

@@ -16,12 +16,12 @@ use super::{
     drift::{LAST_APPLIED, Masks},
     fields::{self, Extra, escaped},
     inventory::{Held, Inventory},
-    kinds::Kinds,
-    live::{EntryKind, Live},
+    kinds::{GroupKind, Kinds},
+    live::Live,
     object::{self, Key},
-    observe::{Found, Step},
-    render::{Object, Rendered, wrong},
+    rendered::{Object, Rendered, wrong},
     schema::Schemas,
+    steps::{Found, Step},
 };
 use crate::{
     model::{Change, ChangedBy, Field, InstanceId},
@@ -239,7 +239,7 @@ impl Look<'_> {
     /// What is held and not declared any more; what is not to be deleted stays held.
     pub(super) async fn left_over(&self, live: &Live, now: &mut Inventory) -> LeftOver {
         let mut left = LeftOver::default();
-        let mut gone: BTreeMap<EntryKind, bool> = BTreeMap::new();
+        let mut gone: BTreeMap<GroupKind, bool> = BTreeMap::new();
         let declared: BTreeSet<&Key> = self.rendered.objects.iter().map(|object| &object.key).collect();
         let mut held: Vec<(&Key, &Held)> = self.inventory.iter().filter(|(key, _)| !declared.contains(key)).collect();
         held.sort_by_key(|(key, _)| (object::rank(&key.kind), *key));

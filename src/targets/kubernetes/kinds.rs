@@ -9,6 +9,9 @@ use kube::{
 
 use super::object::Key;
 
+/// Group and kind.
+pub(super) type GroupKind = (Arc<str>, Arc<str>);
+
 /// A kind that the cluster has.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Kind {

@@ -3,10 +3,7 @@
 //! *Guarantees:* a list that could not be read to its end is an error: nothing looks deleted because a page was lost. Of an
 //! object that is as it was when it was applied only its name is kept.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::{
     future::{BoxFuture, FutureExt},
@@ -19,9 +16,9 @@ use super::{
     client::{Cluster, Refusal},
     fields,
     inventory::Inventory,
-    kinds::{Kind, Kinds},
+    kinds::{GroupKind, Kind, Kinds},
     object::{self, Key},
-    render::Rendered,
+    rendered::Rendered,
 };
 use crate::{
     model::InstanceId,
@@ -32,9 +29,6 @@ use crate::{
 const SIDE_BY_SIDE: usize = 16;
 /// With more objects of one kind missing than this, the kind is listed as a whole, and not asked for one by one.
 const ONE_BY_ONE: usize = 20;
-
-/// Group and kind.
-pub(super) type EntryKind = (Arc<str>, Arc<str>);
 
 /// What is there, by name; nothing but the name of what is as it was when it was applied.
 pub(super) type Live = BTreeMap<Key, Option<Value>>;
@@ -49,7 +43,7 @@ impl Kubernetes {
         rendered: &Rendered,
         kept: Option<&Inventory>,
     ) -> Result<Live, TargetError> {
-        let mut wanted: BTreeMap<EntryKind, (Option<Kind>, BTreeSet<&Key>)> = BTreeMap::new();
+        let mut wanted: BTreeMap<GroupKind, (Option<Kind>, BTreeSet<&Key>)> = BTreeMap::new();
         for object in &rendered.objects {
             let kind = kinds.exact(&object.version, &object.key.kind).or_else(|| kinds.of(&object.key)).cloned();
             let entry =

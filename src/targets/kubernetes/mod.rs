@@ -25,7 +25,9 @@ mod object;
 mod observe;
 pub mod plan;
 mod render;
+mod rendered;
 mod schema;
+mod steps;
 mod substitute;
 mod verify;
 mod watch;
@@ -38,9 +40,10 @@ use std::{
 
 pub use access::Access;
 use client::Cluster;
+use inventory::Inventory;
 use kinds::{Kind, Kinds};
 use parking_lot::Mutex;
-use render::Rendered;
+use rendered::Rendered;
 
 use super::concurrency::ConcurrencyLimit;
 use crate::{
@@ -252,9 +255,9 @@ impl Kubernetes {
     async fn keep_seen(
         &self,
         job: &Job,
-        before: Option<&Arc<inventory::Inventory>>,
+        before: Option<&Arc<Inventory>>,
         looked: &observe::Looked,
-        inventory: inventory::Inventory,
+        inventory: Inventory,
     ) -> Result<(), TargetError> {
         let now = self.inventory(&job.instance).await?;
         let same = match (before, &now) {
@@ -370,5 +373,46 @@ impl Kubernetes {
         if let Err(error) = self.forget_inventory(id).await {
             tracing::warn!(instance = %id, %error, "could not forget an inventory");
         }
+    }
+
+    /// What an instance holds; nothing where that is not known.
+    async fn inventory(&self, id: &InstanceId) -> Result<Option<Arc<Inventory>>, TargetError> {
+        if let Some(known) = self.inventories.lock().get(id) {
+            return Ok(Some(Arc::clone(known)));
+        }
+        let Some(text) = self.keeper.kept(id).await? else { return Ok(None) };
+        let inventory = inventory::read(&text).map_err(|why| {
+            TargetError::new(TargetErrorKind::Store, format!("the inventory of `{id}` can't be read: {why}"))
+        })?;
+        let inventory = Arc::new(inventory);
+        self.inventories.lock().insert(id.clone(), Arc::clone(&inventory));
+        Ok(Some(inventory))
+    }
+
+    /// Keeps what an instance holds, durably.
+    async fn keep(&self, id: &InstanceId, inventory: Inventory) -> Result<(), TargetError> {
+        let known = self.inventories.lock().get(id).cloned();
+        if known.is_some_and(|known| *known == inventory) {
+            return Ok(());
+        }
+        self.keeper.keep(id, Some(&inventory::written(&inventory))).await?;
+        self.inventories.lock().insert(id.clone(), Arc::new(inventory));
+        Ok(())
+    }
+
+    /// Moves what is kept to another name; nothing happens where that was done before.
+    async fn rename_inventory(&self, from: &InstanceId, to: &InstanceId) -> Result<(), TargetError> {
+        if let Some(inventory) = self.inventory(from).await? {
+            self.keep(to, (*inventory).clone()).await?;
+            self.forget_inventory(from).await?;
+        }
+        Ok(())
+    }
+
+    /// Lets go of what is kept; the objects stay.
+    async fn forget_inventory(&self, id: &InstanceId) -> Result<(), TargetError> {
+        self.keeper.keep(id, None).await?;
+        self.inventories.lock().remove(id);
+        Ok(())
     }
 }

@@ -16,44 +16,22 @@ use super::{
     client::{Cluster, KINDS_AGAIN, KINDS_KNOWN, Refusal},
     confirm::{LeftOver, Look},
     drift::{self},
-    fields::{self, Extra},
+    fields::{self},
     inventory::{Held, Inventory},
     kinds::Kinds,
     live::{Live, get, side_by_side},
     object::Key,
-    render::{Object, Rendered, wrong},
+    rendered::{Object, Rendered, wrong},
     schema::Schemas,
+    steps::{Found, Step},
 };
 use crate::{
-    model::{Change, ChangedBy, Field, Overwrite, ResourceChange},
+    model::{Change, Overwrite, ResourceChange},
     ports::{Job, KubernetesWork, Observation, TargetError, TargetErrorKind},
 };
 
 /// With more objects missing than this, only those that are not plainly as their schemas say are tried.
 const DRY_RUNS_MAX: usize = 200;
-
-/// An object that is to be changed, as it was found.
-#[derive(Clone, Debug)]
-pub(super) struct Step {
-    pub(super) key: Key,
-    pub(super) change: Change,
-    pub(super) fields: Vec<Field>,
-    /// The object that it is about; absent where there is none.
-    pub(super) uid: Option<String>,
-    pub(super) version: Option<String>,
-    /// Places that nobody declared, to be removed.
-    pub(super) extras: Vec<Extra>,
-}
-
-/// What was found of one object.
-pub(super) enum Found {
-    /// It is as it should be.
-    Same(Held),
-    /// It is to be changed.
-    Differs(Box<Step>, Option<ChangedBy>),
-    /// Why it can't be, with the place where it was written.
-    Problem(String),
-}
 
 /// What is looked at.
 struct Scope<'s> {

@@ -21,12 +21,13 @@ use super::{
     kinds::Kinds,
     manifest::{self, Read, Reader, Written},
     object::{self, COMPONENT, ENVIRONMENT, Key, rank},
+    rendered::{Object, Rendered, wrong},
     substitute::substituted,
 };
 use crate::{
     domain::declaration::manifests::is_manifest,
-    model::{Digester, InstanceId, Retry},
-    ports::{Diagnostic, Job, KubernetesWork, ManifestSource, TargetError, TargetErrorKind},
+    model::{Digester, InstanceId},
+    ports::{Job, KubernetesWork, ManifestSource, TargetError, TargetErrorKind},
     targets::worktree,
 };
 
@@ -34,77 +35,8 @@ use crate::{
 const RENDER_TIME_MAX: Duration = Duration::from_secs(60);
 /// The most that a program may print.
 const RENDER_BYTES_MAX: usize = 128 << 20;
-/// The most problems that are told at once.
-const PROBLEMS_MAX: usize = 20;
 /// The annotation of what helm runs by itself around an install.
 const HOOK: &str = "helm.sh/hook";
-
-/// A hash of an object under the store's key.
-pub(super) type Mark = [u8; 16];
-
-/// An object as it is applied.
-#[derive(Clone, Debug)]
-pub(super) struct Object {
-    /// Its name.
-    pub key: Key,
-    /// The version of its kind that it is written in.
-    pub version: Arc<str>,
-    /// A hash of all of it.
-    pub mark: Mark,
-    /// Where it was written.
-    pub place: Arc<str>,
-    /// Itself, as JSON: small as long as nobody needs it.
-    json: Box<str>,
-}
-
-impl Object {
-    /// The object.
-    pub(super) fn value(&self) -> Value {
-        serde_json::from_str(&self.json).unwrap_or_default()
-    }
-    /// The object as it is sent.
-    pub(super) fn json(&self) -> &str {
-        &self.json
-    }
-}
-
-/// The objects of an instance, in the order of applying.
-#[derive(Debug, Default)]
-pub(super) struct Rendered {
-    /// The objects.
-    pub objects: Vec<Object>,
-    /// What is worth saying.
-    pub warnings: Vec<String>,
-}
-
-impl Rendered {
-    /// An object by its key.
-    pub(super) fn get(&self, key: &Key) -> Option<&Object> {
-        let place = |key: &Key| rank(&key.kind);
-        let found = self.objects.binary_search_by(|object| (place(&object.key), &object.key).cmp(&(place(key), key)));
-        found.ok().map(|at| &self.objects[at])
-    }
-}
-
-/// An error of the declaration: another content is needed.
-pub(super) fn wrong(id: &InstanceId, problems: Vec<String>) -> TargetError {
-    let count = problems.len();
-    let mut diagnostics: Vec<Diagnostic> = problems
-        .into_iter()
-        .take(PROBLEMS_MAX)
-        .map(|summary| Diagnostic { summary, detail: String::new(), address: None, place: None })
-        .collect();
-    if count > PROBLEMS_MAX {
-        let summary = format!("and {} more", count - PROBLEMS_MAX);
-        diagnostics.push(Diagnostic { summary, detail: String::new(), address: None, place: None });
-    }
-    let message = if count == 1 {
-        format!("the objects of `{id}` can't be used")
-    } else {
-        format!("the objects of `{id}` can't be used ({count} problems)")
-    };
-    TargetError { retry: Retry::WhenInputChanges, diagnostics, ..TargetError::new(TargetErrorKind::Manifest, message) }
-}
 
 impl Kubernetes {
     /// The objects of a job, from memory where they were made before.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::{client::Cluster, render::Object};
+use super::{client::Cluster, rendered::Object};
 
 /// The deepest schema that is followed; those of pods are about fifteen.
 const DEPTH_MAX: usize = 64;

@@ -23,17 +23,14 @@ use serde_json::Value;
 use tokio::{sync::Notify, task::JoinHandle};
 
 use super::{
-    client::{Cluster, Refusal},
+    client::{Cluster, Refusal, WATCH_SECONDS},
     fields,
     inventory::Inventory,
-    kinds::Kind,
-    live::EntryKind,
+    kinds::{GroupKind, Kind},
     object::{self, COMPONENT, ENVIRONMENT, Key},
 };
 use crate::model::{EnvironmentName, InstanceId, Seal};
 
-/// How long the server keeps one watch open.
-pub(super) const WATCH_SECONDS: u32 = 290;
 /// The longest wait before a watch that broke is tried again.
 const AGAIN_MAX: Duration = Duration::from_secs(10);
 /// The longest line of a watch: the largest object that a cluster stores is 3 MiB.
@@ -46,7 +43,7 @@ pub(super) type Inventories = Arc<Mutex<HashMap<InstanceId, Arc<Inventory>>>>;
 pub(super) struct Watches {
     shared: Arc<Shared>,
     /// By where it looks, group and kind.
-    watches: Mutex<HashMap<(String, EntryKind), Watch>>,
+    watches: Mutex<HashMap<(String, GroupKind), Watch>>,
 }
 
 /// What has to be looked at, each with the number of the last event about it: an event that comes while it is looked at
@@ -103,7 +100,7 @@ impl Watches {
         who: &str,
         cluster: &Cluster,
         environment: &EnvironmentName,
-        kinds: BTreeMap<EntryKind, Kind>,
+        kinds: BTreeMap<GroupKind, Kind>,
     ) -> bool {
         let mut watches = self.watches.lock();
         let mut all = true;

@@ -3,7 +3,8 @@
 //! Everything that it would change is drift (R1.4). What differs from the last apply and no apply would change is
 //! *adopt-only*: it is reported, and counts only where the component is strict.
 
-use super::plan::{PlanJson, fields};
+use crate::targets::opentofu::fields::fields;
+use crate::targets::opentofu::plan_json::PlanJson;
 use crate::{
     model::{Change, Drift, DriftField, DriftKind, Field, Redactor, ResourceChange, Seal},
     ports::Observation,

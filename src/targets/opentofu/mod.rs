@@ -11,9 +11,11 @@
 
 mod apply;
 pub mod drift;
+mod fields;
 mod observe;
 mod origin;
 pub mod plan;
+pub mod plan_json;
 mod program;
 mod rename;
 mod supervised;

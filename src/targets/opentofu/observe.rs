@@ -14,10 +14,10 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{
     super::{concurrency::Slot, worktree},
-    Tofu, WorkTree, drift,
-    plan::{self, PlanJson},
+    Tofu, WorkTree, drift, plan,
     program::{Read, Said, failure},
 };
+use crate::targets::opentofu::plan_json::PlanJson;
 use crate::{
     model::{Digester, InstanceId, Retry},
     ports::{Job, Observation, TargetError, TargetErrorKind, TofuWork},

@@ -4,106 +4,16 @@
 //! `configuration` are never looked at for values; the last one says where they come from. A value that the plan marks sensitive is masked here, before it
 //! leaves this folder; what stands for it in a digest is an HMAC (R2.3).
 
-use std::collections::BTreeMap;
-
-use serde::Deserialize;
-use serde_json::Value;
-
 use super::{drift, origin};
+use crate::targets::opentofu::fields::{fields, has_mark};
+use crate::targets::opentofu::plan_json::{Module, PlanJson};
 use crate::{
     domain::plan::action_digest,
-    model::{
-        Action, Change, Field, InstanceId, Overwrite, Redactor, ResourceChange, Seal,
-        change::{KNOWN_AFTER_APPLY, MASKED},
-    },
+    model::{Action, Change, Field, InstanceId, Overwrite, Redactor, ResourceChange, Seal},
     ports::{Observation, Output},
 };
-
-/// The part of tofu's plan JSON that is read.
-#[derive(Deserialize, Default, Debug)]
-pub struct PlanJson {
-    #[serde(default)]
-    format_version: String,
-    #[serde(default)]
-    resource_changes: Vec<RawResource>,
-    #[serde(default)]
-    pub(super) resource_drift: Vec<RawResource>,
-    #[serde(default)]
-    output_changes: BTreeMap<String, RawChange>,
-    #[serde(default)]
-    prior_state: Option<PriorState>,
-    /// Read for where attributes come from, never for values.
-    #[serde(default)]
-    configuration: Value,
-    #[serde(default)]
-    errored: bool,
-}
-
-#[derive(Deserialize, Default, Debug)]
-struct PriorState {
-    #[serde(default)]
-    values: Option<StateValues>,
-}
-
-#[derive(Deserialize, Default, Debug)]
-struct StateValues {
-    #[serde(default)]
-    root_module: Option<Module>,
-}
-
-#[derive(Deserialize, Default, Debug)]
-struct Module {
-    #[serde(default)]
-    resources: Vec<StateResource>,
-    #[serde(default)]
-    child_modules: Vec<Module>,
-}
-
-#[derive(Deserialize, Default, Debug)]
-struct StateResource {
-    #[serde(default)]
-    mode: String,
-}
-
-impl Module {
-    /// Data sources are only read, so they hold nothing.
-    fn holds_anything(&self) -> bool {
-        self.resources.iter().any(|resource| resource.mode == "managed")
-            || self.child_modules.iter().any(Self::holds_anything)
-    }
-}
-
-#[derive(Deserialize, Debug)]
-pub(super) struct RawResource {
-    pub(super) address: String,
-    #[serde(default)]
-    previous_address: Option<String>,
-    #[serde(default)]
-    mode: String,
-    #[serde(rename = "type", default)]
-    sort: String,
-    #[serde(default)]
-    deposed: Option<String>,
-    pub(super) change: RawChange,
-}
-
-#[derive(Deserialize, Debug, Default)]
-pub(super) struct RawChange {
-    #[serde(default)]
-    pub(super) actions: Vec<String>,
-    #[serde(default)]
-    pub(super) before: Value,
-    #[serde(default)]
-    pub(super) after: Value,
-    #[serde(default)]
-    after_unknown: Value,
-    #[serde(default)]
-    before_sensitive: Value,
-    #[serde(default)]
-    after_sensitive: Value,
-    #[serde(default)]
-    importing: Option<Value>,
-}
+use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// What a plan says, with everything sensitive masked.
 ///
@@ -229,115 +139,6 @@ fn learn(value: &Value, mark: &Value, redactor: &Redactor) {
             marks.iter().zip(items).for_each(|(mark, value)| learn(value, mark, redactor))
         }
         _ => {}
-    }
-}
-
-/// Whether a mark (`true`, or a structure with `true` in it) is set anywhere.
-fn has_mark(mark: &Value) -> bool {
-    match mark {
-        Value::Bool(flag) => *flag,
-        Value::Array(items) => items.iter().any(has_mark),
-        Value::Object(map) => map.values().any(has_mark),
-        _ => false,
-    }
-}
-
-/// The fields that differ, with sensitive values masked and unknown ones marked.
-pub(super) fn fields(raw: &RawChange, seal: &Seal, redactor: &Redactor) -> Vec<Field> {
-    let mut walk = Walk { seal, redactor, found: vec![] };
-    let sides = Sides {
-        before: &raw.before,
-        after: &raw.after,
-        unknown: &raw.after_unknown,
-        masked_before: &raw.before_sensitive,
-        masked_after: &raw.after_sensitive,
-    };
-    walk.compare(String::new(), &sides);
-    walk.found
-}
-
-struct Walk<'a> {
-    seal: &'a Seal,
-    redactor: &'a Redactor,
-    found: Vec<Field>,
-}
-
-struct Sides<'a> {
-    before: &'a Value,
-    after: &'a Value,
-    unknown: &'a Value,
-    masked_before: &'a Value,
-    masked_after: &'a Value,
-}
-
-/// The most fields of one resource that are kept; a digest still covers all by the hash of what is left out.
-const FIELDS_MAX: usize = 2000;
-
-fn child<'v>(value: &'v Value, key: &str) -> &'v Value {
-    const NULL: &Value = &Value::Null;
-    match value {
-        Value::Object(map) => map.get(key).unwrap_or(NULL),
-        Value::Array(items) => key.parse::<usize>().ok().and_then(|at| items.get(at)).unwrap_or(NULL),
-        // A mark that holds for the whole holds for each part.
-        Value::Bool(true) => value,
-        _ => NULL,
-    }
-}
-
-impl Walk<'_> {
-    fn compare(&mut self, path: String, sides: &Sides<'_>) {
-        let whole_masked = sides.masked_before == &Value::Bool(true) || sides.masked_after == &Value::Bool(true);
-        let whole_unknown = sides.unknown == &Value::Bool(true);
-        let keys: Vec<String> = match (sides.before, sides.after, sides.unknown) {
-            _ if whole_masked || whole_unknown => vec![],
-            (Value::Object(_) | Value::Null, Value::Object(_), _) | (Value::Object(_), Value::Null, _) => {
-                let mut keys: Vec<String> = [sides.before, sides.after, sides.unknown]
-                    .iter()
-                    .filter_map(|v| v.as_object())
-                    .flat_map(|map| map.keys().cloned())
-                    .collect();
-                keys.sort();
-                keys.dedup();
-                keys
-            }
-            (Value::Array(one), Value::Array(two), _) => {
-                (0..one.len().max(two.len())).map(|at| at.to_string()).collect()
-            }
-            _ => vec![],
-        };
-        if keys.is_empty() || self.found.len() >= FIELDS_MAX {
-            return self.leaf(path, sides, whole_masked, whole_unknown);
-        }
-        for key in keys {
-            let inner = Sides {
-                before: child(sides.before, &key),
-                after: child(sides.after, &key),
-                unknown: child(sides.unknown, &key),
-                masked_before: child(sides.masked_before, &key),
-                masked_after: child(sides.masked_after, &key),
-            };
-            self.compare(format!("{path}/{}", key.replace('~', "~0").replace('/', "~1")), &inner);
-        }
-    }
-
-    fn leaf(&mut self, path: String, sides: &Sides<'_>, masked: bool, unknown: bool) {
-        let masked = masked
-            || has_mark(sides.masked_before)
-            || has_mark(sides.masked_after)
-            || self.redactor.touches(sides.before)
-            || self.redactor.touches(sides.after);
-        if sides.before == sides.after && !unknown {
-            return;
-        }
-        let shown = |value: &Value| (!value.is_null()).then(|| if masked { MASKED.into() } else { value.clone() });
-        self.found.push(Field {
-            path,
-            before: shown(sides.before),
-            after: if unknown { Some(KNOWN_AFTER_APPLY.into()) } else { shown(sides.after) },
-            sensitive: masked,
-            unknown,
-            sealed: masked.then(|| (self.seal.seal(sides.before), self.seal.seal(sides.after))),
-        });
     }
 }
 

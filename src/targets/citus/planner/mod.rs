@@ -9,126 +9,32 @@
 //! more than it has room for.
 //! *Never:* it does not look at a cluster, a clock or a chance.
 
-use std::collections::{BTreeMap, BTreeSet};
+pub mod layout;
 
-use super::{
-    bound::{at_least, whole},
-    solve::{Band, State, solve},
+mod band;
+mod bound;
+mod fair;
+mod solve;
+mod state;
+
+use self::{
+    band::Band,
+    bound::at_least,
+    fair::Fair,
+    layout::{Balance, Because, Layout, Move, Short, balance},
+    solve::solve,
+    state::State,
 };
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How often what was planned is planned again, until nothing is left to do.
 const ROUNDS_MAX: usize = 4;
+
 /// How often a plan is made of what a plan leaves.
 const PLANS_MAX: usize = 8;
+
 /// Where the aim is out of reach, so many steps lead from it to the limit.
 const STEPS: u32 = 4;
-
-/// A node, as the planner knows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Node {
-    /// `host:port`.
-    pub name: String,
-    /// Whether it is to hold shards; all that is on another one leaves it.
-    pub holds: bool,
-    /// How many bytes it may take; nothing where that is no concern.
-    pub room: Option<u64>,
-}
-
-/// One placement of a group.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Placement {
-    /// The group's number; two placements of one group are never on one node.
-    pub group: usize,
-    /// The node, by its place in the layout.
-    pub node: usize,
-    /// How much moves with it.
-    pub bytes: u64,
-    /// What is balanced: bytes, one for each, tenants, or a cost.
-    pub weight: u64,
-    /// Where it has to be; never where another placement of its group is, which would do as well.
-    pub pin: Option<usize>,
-}
-
-/// Where everything is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Layout {
-    /// The nodes.
-    pub nodes: Vec<Node>,
-    /// What is on them.
-    pub placements: Vec<Placement>,
-}
-
-/// Why something moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Because {
-    /// It is pinned elsewhere.
-    Pin,
-    /// Its node is to hold nothing.
-    Drain,
-    /// The nodes carry unlike.
-    Balance,
-}
-
-/// A placement that moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Move {
-    /// The placement, by its place in the layout.
-    pub placement: usize,
-    /// From where.
-    pub from: usize,
-    /// To where.
-    pub to: usize,
-    /// Why.
-    pub because: Because,
-}
-
-/// How alike the nodes carry, as shares of the mean.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Balance {
-    /// What each node carries, in the unit that is balanced.
-    pub loads: Vec<u64>,
-    /// The bytes on each node.
-    pub bytes: Vec<u64>,
-    /// What one node carries in the mean, of those that are to hold anything.
-    pub mean: f64,
-    /// How far the fullest is above it: 0.25 is a quarter more.
-    pub above: f64,
-    /// How far the emptiest is below it.
-    pub below: f64,
-}
-
-impl Balance {
-    /// The larger of both sides.
-    pub fn skew(&self) -> f64 {
-        self.above.max(self.below)
-    }
-}
-
-/// Why the limit can't be reached.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Short {
-    /// One group alone is more than a node may carry: its largest tenant wants a shard of its own.
-    TooLarge {
-        /// The placement.
-        placement: usize,
-        /// How far its node is above the mean with nothing else on it.
-        above: f64,
-    },
-    /// There are too few groups to be divided.
-    TooFew {
-        /// How many there are.
-        groups: usize,
-        /// The best that they can do: above and below the mean.
-        best: (f64, f64),
-        /// About how many reach the limit.
-        enough: u64,
-    },
-    /// What has to stay where it is, or the room that there is, leaves nothing better.
-    Bound {
-        /// The best that was found.
-        best: f64,
-    },
-}
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq)]
@@ -147,24 +53,6 @@ pub struct Rebalance {
     pub short: Option<Short>,
     /// What can't be moved off a node that is drained, or to where it is pinned.
     pub stuck: Vec<usize>,
-}
-
-/// How alike nodes carry.
-pub fn balance(layout: &Layout, at: &[usize]) -> Balance {
-    let mut loads = vec![0; layout.nodes.len()];
-    let mut bytes = vec![0; layout.nodes.len()];
-    for (placement, node) in layout.placements.iter().zip(at) {
-        loads[*node] += placement.weight;
-        bytes[*node] += placement.bytes;
-    }
-    let holding = || layout.nodes.iter().enumerate().filter(|(_, node)| node.holds).map(|(at, _)| at);
-    let count = holding().count();
-    let total: u64 = loads.iter().sum();
-    let mean = if count == 0 { 0.0 } else { total as f64 / count as f64 };
-    let share = |load: u64| if mean > 0.0 { load as f64 / mean - 1.0 } else { 0.0 };
-    let above = holding().map(|node| share(loads[node])).fold(0.0, f64::max);
-    let below = holding().map(|node| -share(loads[node])).fold(0.0, f64::max);
-    Balance { loads, bytes, mean, above, below }
 }
 
 /// How alike the nodes are to carry, on both sides of the mean: `0.1` is ten percent.
@@ -386,87 +274,5 @@ fn balanced(
     match best.filter(|_| now - reached > limit / 2.0) {
         Some((found, bands)) => (found, Some(bands), Some(short)),
         None => (at.to_vec(), None, Some(short)),
-    }
-}
-
-/// What each node should carry. What is too large for any has a node of its own, and the others carry alike.
-pub(super) struct Fair {
-    /// The nodes that are to hold anything.
-    pub(super) nodes: Vec<usize>,
-    /// What each of them should, but for those of the giants.
-    mean: f64,
-    /// What is too large for any node, with the node that is its own.
-    pub(super) giants: Vec<(usize, usize)>,
-}
-
-impl Fair {
-    fn new(layout: &Layout, home: &[usize], at: &[usize], limit: f64) -> Self {
-        let state = State::new(layout, home, at.to_vec());
-        let nodes: Vec<usize> = (0..layout.nodes.len()).filter(|node| layout.nodes[*node].holds).collect();
-        let weight = |index: usize| layout.placements[index].weight;
-        let mut order: Vec<usize> = (0..at.len()).collect();
-        order.sort_by_key(|index| (std::cmp::Reverse(weight(*index)), *index));
-        let mut left: u64 = order.iter().map(|index| weight(*index)).sum();
-        let mut fair = Self { nodes, mean: 0.0, giants: vec![] };
-        let loads = balance(layout, at).loads;
-        for index in order {
-            let owned = fair.nodes.iter().filter(|node| fair.giants.iter().any(|(_, own)| own == *node)).count();
-            let others = fair.nodes.len() - owned;
-            fair.mean = left as f64 / others.max(1) as f64;
-            if others < 2 || weight(index) as f64 <= fair.mean * (1.0 + limit) {
-                break;
-            }
-            let is_taken = |node: usize| fair.giants.iter().any(|(_, own)| *own == node);
-            let free = || fair.nodes.iter().copied().filter(|node| !is_taken(*node));
-            let may = |node: &usize| state.may(index, *node);
-            let stays = free().find(|node| *node == at[index]);
-            // Another giant has its node: it goes to the emptiest that may have it, or stays beside the other.
-            let own = stays.or_else(|| free().filter(may).min_by_key(|node| (loads[*node], *node)));
-            fair.giants.push((index, own.unwrap_or(at[index])));
-            left -= weight(index);
-        }
-        fair
-    }
-
-    /// What every node may carry, for a share of the mean on both sides; by node.
-    fn bands(&self, layout: &Layout, share: f64) -> Vec<Band> {
-        // What is exactly at the limit is inside, however it was rounded.
-        let share = share + 1e-12;
-        let low = whole((self.mean * (1.0 - share)).ceil());
-        let high = whole((self.mean * (1.0 + share)).floor());
-        let mut bands = vec![Band { low, high }; layout.nodes.len()];
-        for (_, own) in &self.giants {
-            let weight = self.giants_on(layout, *own);
-            bands[*own] = Band { low: weight, high: weight + whole((self.mean * share).floor()) };
-        }
-        bands
-    }
-
-    /// What the giants of a node weigh.
-    fn giants_on(&self, layout: &Layout, node: usize) -> u64 {
-        self.giants.iter().filter(|(_, own)| *own == node).map(|(giant, _)| layout.placements[*giant].weight).sum()
-    }
-
-    /// How far the nodes are from what they should carry.
-    fn skew(&self, layout: &Layout, at: &[usize]) -> f64 {
-        if self.mean <= 0.0 {
-            return 0.0;
-        }
-        let loads = balance(layout, at).loads;
-        let off = |node: &usize| match self.giants_on(layout, *node) {
-            0 => loads[*node] as f64 / self.mean - 1.0,
-            giants => (loads[*node] as f64 - giants as f64) / self.mean,
-        };
-        self.nodes.iter().map(|node| off(node).abs()).fold(0.0, f64::max)
-    }
-
-    /// Whether there are too few groups to be divided, were they all alike.
-    fn too_few(&self, layout: &Layout, limit: f64) -> Option<Short> {
-        let (groups, nodes) = (layout.placements.len(), self.nodes.len());
-        let each = groups as f64 / nodes as f64;
-        let best = (each.ceil() / each - 1.0, 1.0 - each.floor() / each);
-        let is_short = best.0.max(best.1) > limit;
-        let enough = whole((nodes as f64 / limit).ceil());
-        is_short.then_some(Short::TooFew { groups, best, enough })
     }
 }

@@ -3,8 +3,8 @@
 //! Decides nothing: it is what a plan is measured by.
 
 use super::{
-    balance::{Layout, Placement},
-    solve::Band,
+    band::Band,
+    layout::{Layout, Placement},
 };
 
 /// How many bytes any plan has to move that brings every node into a band, as far as that can be proved.

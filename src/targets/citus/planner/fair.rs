@@ -1,0 +1,90 @@
+//! The load that each node should have, and the band that is allowed around it.
+
+use super::{
+    band::Band,
+    bound::whole,
+    layout::{Layout, Short, balance},
+    state::State,
+};
+
+/// What each node should carry. What is too large for any has a node of its own, and the others carry alike.
+pub(super) struct Fair {
+    /// The nodes that are to hold anything.
+    pub(super) nodes: Vec<usize>,
+    /// What each of them should, but for those of the giants.
+    pub(super) mean: f64,
+    /// What is too large for any node, with the node that is its own.
+    pub(super) giants: Vec<(usize, usize)>,
+}
+
+impl Fair {
+    pub(super) fn new(layout: &Layout, home: &[usize], at: &[usize], limit: f64) -> Self {
+        let state = State::new(layout, home, at.to_vec());
+        let nodes: Vec<usize> = (0..layout.nodes.len()).filter(|node| layout.nodes[*node].holds).collect();
+        let weight = |index: usize| layout.placements[index].weight;
+        let mut order: Vec<usize> = (0..at.len()).collect();
+        order.sort_by_key(|index| (std::cmp::Reverse(weight(*index)), *index));
+        let mut left: u64 = order.iter().map(|index| weight(*index)).sum();
+        let mut fair = Self { nodes, mean: 0.0, giants: vec![] };
+        let loads = balance(layout, at).loads;
+        for index in order {
+            let owned = fair.nodes.iter().filter(|node| fair.giants.iter().any(|(_, own)| own == *node)).count();
+            let others = fair.nodes.len() - owned;
+            fair.mean = left as f64 / others.max(1) as f64;
+            if others < 2 || weight(index) as f64 <= fair.mean * (1.0 + limit) {
+                break;
+            }
+            let is_taken = |node: usize| fair.giants.iter().any(|(_, own)| *own == node);
+            let free = || fair.nodes.iter().copied().filter(|node| !is_taken(*node));
+            let may = |node: &usize| state.may(index, *node);
+            let stays = free().find(|node| *node == at[index]);
+            // Another giant has its node: it goes to the emptiest that may have it, or stays beside the other.
+            let own = stays.or_else(|| free().filter(may).min_by_key(|node| (loads[*node], *node)));
+            fair.giants.push((index, own.unwrap_or(at[index])));
+            left -= weight(index);
+        }
+        fair
+    }
+
+    /// What every node may carry, for a share of the mean on both sides; by node.
+    pub(super) fn bands(&self, layout: &Layout, share: f64) -> Vec<Band> {
+        // What is exactly at the limit is inside, however it was rounded.
+        let share = share + 1e-12;
+        let low = whole((self.mean * (1.0 - share)).ceil());
+        let high = whole((self.mean * (1.0 + share)).floor());
+        let mut bands = vec![Band { low, high }; layout.nodes.len()];
+        for (_, own) in &self.giants {
+            let weight = self.giants_on(layout, *own);
+            bands[*own] = Band { low: weight, high: weight + whole((self.mean * share).floor()) };
+        }
+        bands
+    }
+
+    /// What the giants of a node weigh.
+    pub(super) fn giants_on(&self, layout: &Layout, node: usize) -> u64 {
+        self.giants.iter().filter(|(_, own)| *own == node).map(|(giant, _)| layout.placements[*giant].weight).sum()
+    }
+
+    /// How far the nodes are from what they should carry.
+    pub(super) fn skew(&self, layout: &Layout, at: &[usize]) -> f64 {
+        if self.mean <= 0.0 {
+            return 0.0;
+        }
+        let loads = balance(layout, at).loads;
+        let off = |node: &usize| match self.giants_on(layout, *node) {
+            0 => loads[*node] as f64 / self.mean - 1.0,
+            giants => (loads[*node] as f64 - giants as f64) / self.mean,
+        };
+        self.nodes.iter().map(|node| off(node).abs()).fold(0.0, f64::max)
+    }
+
+    /// Whether there are too few groups to be divided, were they all alike.
+    pub(super) fn too_few(&self, layout: &Layout, limit: f64) -> Option<Short> {
+        let (groups, nodes) = (layout.placements.len(), self.nodes.len());
+        let each = groups as f64 / nodes as f64;
+        let best = (each.ceil() / each - 1.0, 1.0 - each.floor() / each);
+        let is_short = best.0.max(best.1) > limit;
+        let enough = whole((nodes as f64 / limit).ceil());
+        is_short.then_some(Short::TooFew { groups, best, enough })
+    }
+}
