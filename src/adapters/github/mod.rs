@@ -5,6 +5,7 @@
 //! bound. Types of octocrab stay here.
 //! *Race:* two writers of one comment: there is one outbox, and a second look finds the marker of the first.
 
+mod rate_limit;
 mod wire;
 
 use std::{path::PathBuf, time::Duration};
@@ -30,12 +31,6 @@ const ATTEMPTS_MAX: u32 = 4;
 /// How many pages of a list are read, 100 entries each.
 const PAGES_MAX: u32 = 30;
 const PER_PAGE: u32 = 100;
-/// A read waits by itself for a limit that ends so soon.
-const SHORT_LIMIT: chrono::Duration = chrono::Duration::seconds(3);
-/// What GitHub asks for where a limit does not say when it ends.
-const LIMIT_ENDS: chrono::Duration = chrono::Duration::seconds(60);
-/// The longest that a limit is believed.
-const LIMIT_ENDS_MAX: chrono::Duration = chrono::Duration::hours(1);
 
 /// How the client proves who it is.
 #[derive(Clone)]
@@ -158,7 +153,7 @@ impl GitHub {
                 Err(error) => {
                     tries += 1;
                     let not_yet = error.not_before.map(|at| at - Utc::now());
-                    if let Some(wait) = not_yet.filter(|wait| *wait <= SHORT_LIMIT && tries < ATTEMPTS_MAX) {
+                    if let Some(wait) = not_yet.filter(|wait| *wait <= rate_limit::WAIT_MAX && tries < ATTEMPTS_MAX) {
                         tokio::time::sleep(wait.to_std().unwrap_or_default()).await;
                         continue;
                     }
@@ -234,27 +229,16 @@ async fn taken<T: DeserializeOwned>(attempt: &str, answer: Result<Answer, octocr
             .map_err(|error| failed(attempt, format!("the forge's answer can't be read: {error}")));
     }
     let error: wire::Refusal = serde_json::from_slice(&body).unwrap_or_default();
-    Err(refused(attempt, parts.status.as_u16(), &error, limit_ends(&parts.headers)))
-}
-
-/// When a limit ends, as the headers of an answer say.
-fn limit_ends(headers: &http::HeaderMap) -> Option<DateTime<Utc>> {
-    let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<i64>().ok();
-    let after = number("retry-after").map(|seconds| Utc::now() + chrono::Duration::seconds(seconds.max(0)));
-    let reset = || number("x-ratelimit-reset").filter(|_| number("x-ratelimit-remaining") == Some(0));
-    let ends = after.or_else(|| DateTime::from_timestamp(reset()?, 0))?;
-    Some(ends.min(Utc::now() + LIMIT_ENDS_MAX))
+    Err(refused(attempt, parts.status.as_u16(), &error, rate_limit::ends(&parts.headers)))
 }
 
 /// Who refused, and when to try again.
 fn refused(attempt: &str, status: u16, said: &wire::Refusal, ends: Option<DateTime<Utc>>) -> ForgeError {
-    let text = said.message.to_ascii_lowercase();
-    let limited = status == 429 || (status == 403 && (text.contains("rate limit") || text.contains("abuse")));
     let details: Vec<String> = said.errors.iter().take(3).map(Value::to_string).collect();
     let why = format!("the forge answered {status}: {} {}", said.message, details.join(" ")).trim().to_owned();
     // 401, 403 and 404 are mended by whoever gives us rights, so a message waits for it; 422 never passes.
     let retry = if status != 422 { Retry::After(Backoff::REMOTE) } else { Retry::WhenInputChanges };
-    let not_before = limited.then(|| ends.unwrap_or_else(|| Utc::now() + LIMIT_ENDS));
+    let not_before = rate_limit::not_before(status, &said.message, ends);
     ForgeError { attempt: attempt.to_owned(), why, retry, not_before }
 }
 
@@ -453,26 +437,3 @@ impl Forge for GitHub {
 
 /// A time of the forge.
 type At = DateTime<Utc>;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_limit_ends_when_its_headers_say_so() {
-        let ends = |all: &[(&'static str, String)]| {
-            let headers = all.iter().map(|(name, value)| {
-                (http::HeaderName::from_static(name), http::HeaderValue::from_str(value).unwrap())
-            });
-            limit_ends(&headers.collect()).map(|at| (at - Utc::now()).num_seconds())
-        };
-        let about =
-            |found: Option<i64>, seconds: i64| assert!(found.is_some_and(|f| (f - seconds).abs() <= 1), "{found:?}");
-        about(ends(&[("retry-after", "7".into())]), 7);
-        let reset = (Utc::now().timestamp() + 90).to_string();
-        about(ends(&[("x-ratelimit-remaining", "0".into()), ("x-ratelimit-reset", reset.clone())]), 90);
-        assert_eq!(ends(&[("x-ratelimit-remaining", "12".into()), ("x-ratelimit-reset", reset)]), None);
-        about(ends(&[("retry-after", "999999".into())]), 3600);
-        assert_eq!(ends(&[("retry-after", "soon".into())]), None);
-    }
-}

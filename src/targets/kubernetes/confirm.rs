@@ -13,11 +13,11 @@ use serde_json::Value;
 use super::{
     Kubernetes,
     client::{Cluster, KINDS_AGAIN, Refusal, Write},
-    drift::{LAST_APPLIED, Masks},
     fields::{self, Extra, escaped},
     inventory::{Held, Inventory},
     kinds::{GroupKind, Kinds},
     live::Live,
+    masking::{LAST_APPLIED, Masks},
     object::{self, Key},
     rendered::{Object, Rendered, wrong},
     schema::Schemas,

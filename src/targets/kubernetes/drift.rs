@@ -3,19 +3,17 @@
 //! Decides which fields differ and at which places, what of them may be shown, and what of it is drift. What was applied
 //! is not kept: a strict dry-run says what an apply would make of the live object, with all defaulting and admission.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{
     fields::{self, Extra, Fields, escaped},
-    object::{Key, text},
+    masking::Masks,
+    object::Key,
 };
 use crate::{
-    model::{Change, Drift, DriftField, DriftKind, Field, Redactor, ResourceChange, Seal, change::MASKED},
+    model::{Change, Drift, DriftField, DriftKind, Field, ResourceChange},
     ports::Observation,
 };
-
-/// The annotation in which `kubectl apply` keeps what it applied, secrets among it.
-pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// The most fields of one object that are kept; what is left out is counted in one more.
 const FIELDS_MAX: usize = 500;
@@ -55,14 +53,6 @@ pub fn of(observation: &Observation) -> Vec<Drift> {
         .collect()
 }
 
-/// What may be shown of an object's fields.
-pub struct Masks<'m> {
-    /// Under which key secrets enter digests.
-    pub seal: &'m Seal,
-    /// Which texts are secrets.
-    pub redactor: &'m Redactor,
-}
-
 /// One place where two objects differ.
 struct Difference<'v> {
     pointer: String,
@@ -71,28 +61,8 @@ struct Difference<'v> {
 }
 
 impl Masks<'_> {
-    /// Learns the secrets of an object.
-    pub fn learn(&self, object: &Value) {
-        if object["kind"] != "Secret" {
-            return;
-        }
-        let kept = text(object, "/metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration");
-        if let Some(Ok(applied)) = kept.map(serde_json::from_str::<Value>) {
-            self.learn(&applied);
-        }
-        self.redactor.learn(&object["stringData"]);
-        self.redactor.learn(&object["data"]);
-        for value in object["data"].as_object().into_iter().flat_map(Map::values) {
-            use base64::Engine as _;
-            let plain = value.as_str().and_then(|text| base64::engine::general_purpose::STANDARD.decode(text).ok());
-            if let Some(plain) = plain.and_then(|plain| String::from_utf8(plain).ok()) {
-                self.redactor.learn(&Value::String(plain));
-            }
-        }
-    }
-
     /// The fields in which an apply would change an object.
-    pub fn differences(&self, live: &Value, predicted: &Value, extras: &[Extra]) -> Vec<Field> {
+    pub(super) fn differences(&self, live: &Value, predicted: &Value, extras: &[Extra]) -> Vec<Field> {
         let ours = fields::ours(predicted);
         let (before, after) = (stripped(live), stripped(predicted));
         let mut found = vec![];
@@ -109,7 +79,7 @@ impl Masks<'_> {
     }
 
     /// The fields of an object that is made.
-    pub fn made(&self, object: &Value) -> Vec<Field> {
+    pub(super) fn made(&self, object: &Value) -> Vec<Field> {
         let is_secret = object["kind"] == "Secret";
         let mut all = vec![];
         let mut put = |pointer: String, value: &Value| all.push(self.field(is_secret, &pointer, None, Some(value)));
@@ -144,25 +114,6 @@ impl Masks<'_> {
             });
         }
         all
-    }
-
-    fn field(&self, is_secret: bool, pointer: &str, before: Option<&Value>, after: Option<&Value>) -> Field {
-        let of_secret = is_secret && ["/data", "/stringData"].iter().any(|part| pointer.starts_with(part));
-        let kept_by_kubectl = pointer.ends_with(&escaped(LAST_APPLIED))
-            || [before, after].into_iter().flatten().any(|value| value.get(LAST_APPLIED).is_some());
-        let masked = of_secret
-            || kept_by_kubectl
-            || [before, after].into_iter().flatten().any(|value| self.redactor.touches(value));
-        let shown = |value: &Value| if masked { MASKED.into() } else { value.clone() };
-        let sealed = |value: Option<&Value>| self.seal.seal(value.unwrap_or(&Value::Null));
-        Field {
-            path: pointer.to_owned(),
-            before: before.map(shown),
-            after: after.map(shown),
-            sensitive: masked,
-            unknown: false,
-            sealed: masked.then(|| (sealed(before), sealed(after))),
-        }
     }
 }
 
@@ -274,6 +225,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::{
+        model::{Redactor, Seal},
+        targets::kubernetes::masking::LAST_APPLIED,
+    };
 
     fn differences(live: &Value, predicted: &Value, extras: &[Extra]) -> Vec<String> {
         let (seal, redactor) = (Seal::new(vec![7]), Redactor::default());

@@ -21,6 +21,7 @@ mod kinds;
 mod live;
 pub mod local;
 pub mod manifest;
+mod masking;
 mod object;
 mod observe;
 pub mod plan;
