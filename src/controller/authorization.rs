@@ -3,6 +3,7 @@
 //! Per instance the reviews that count are those of the newest merged pull request that changed it. Where there is none,
 //! nothing can be approved, and the answer says how to get one.
 
+use crate::domain::message::Refusal;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -208,8 +209,8 @@ impl Authorization {
         };
         let (before, after) = (Arc::clone(&base.content), Arc::clone(merged));
         let changed = tokio::task::spawn_blocking(move || changed_paths(&*before, &*after, ""));
-        let changed = changed.await.map_err(|_| Error::Refused("the daemon is stopping".into()))?;
-        let changed = changed.map_err(|error| Error::Refused(error.to_string()))?;
+        let changed = changed.await.map_err(|_| Error::Refused(Refusal::Stopping))?;
+        let changed = changed.map_err(|error| Error::Refused(Refusal::Unreadable { reason: error.to_string() }))?;
         for protected in &state_repo.protected_paths {
             let is_meant = |path: &&String| protected.paths.iter().any(|pattern| paths::matches(pattern, path));
             let Some(path) = changed.iter().find(is_meant) else { continue };
@@ -238,7 +239,7 @@ impl Authorization {
     /// Somebody on the forge, as far as permissions ask.
     pub(crate) async fn person(self: &Arc<Self>, head: &Head, login: &str) -> Result<Principal, Error> {
         let Some(forge) = &self.context.forge else {
-            return Err(Error::Refused("there is no forge to ask who somebody is".into()));
+            return Err(Error::Refused(Refusal::NoForge));
         };
         let level = authorization::Level::parse(&forge.get_permission(login).await?);
         let mut teams = BTreeSet::new();

@@ -2,6 +2,7 @@
 //!
 //! *Architecture invariant:* no controller is reachable from here. Nothing in here is a copy of what the store knows.
 
+use crate::domain::message::Refusal;
 use std::{
     path::PathBuf,
     sync::{Arc, atomic::AtomicU64},
@@ -52,7 +53,7 @@ pub enum Error {
     Target(#[from] TargetError),
     /// A request is refused, with the reason and what to do.
     #[error("{0}")]
-    Refused(String),
+    Refused(Refusal),
 }
 
 impl Error {

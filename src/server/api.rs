@@ -263,7 +263,7 @@ async fn audited<T>(
     done: Result<T, crate::controller::Error>,
 ) -> Result<T, Refusal> {
     if let Err(crate::controller::Error::Refused(message)) = &done {
-        daemon.context.store.audit(daemon.context.now(), &who.name(), "refused", "api", message).await?;
+        daemon.context.store.audit(daemon.context.now(), &who.name(), "refused", "api", &message.to_string()).await?;
     }
     Ok(done?)
 }

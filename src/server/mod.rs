@@ -118,7 +118,7 @@ impl IntoResponse for Refusal {
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         match error {
-            Error::Refused(message) => Self(StatusCode::CONFLICT, "refused", message),
+            Error::Refused(message) => Self(StatusCode::CONFLICT, "refused", message.to_string()),
             other => Self(StatusCode::INTERNAL_SERVER_ERROR, "failed", crate::error_chain(&other)),
         }
     }

@@ -35,7 +35,7 @@ async fn r6_1_a_pull_request_is_planned_and_r6_10_each_refusal_is_a_sentence() {
     for (who, message, answer) in [
         ("lin", "/apply staging", "this pull request is not merged"),
         ("lin", "/aply", "did you mean `/apply`?"),
-        ("lin", "/rotate", "is not there yet"),
+        ("lin", "/rotate", "is not available in this version"),
         ("mira", "/apply", "@mira is not allowed to `/apply` in `staging`: `team:platform` may."),
         ("guest", "/plan", "@guest is not allowed to `/plan`"),
         ("lin", "/help", "| `/apply [SELECTOR] [DIGEST]` |"),
@@ -60,7 +60,7 @@ async fn r6_1_a_pull_request_is_planned_and_r6_10_each_refusal_is_a_sentence() {
     assert_eq!(stage.world("release"), "1");
     // Whoever answers within seconds has not read, unless they say which plan they mean.
     stage.say("lin", pull, "/apply staging").await;
-    stage.comment(pull, "the plan of `staging` just changed; look at it and repeat").await;
+    stage.comment(pull, "the plan of `staging` just changed; read it and repeat").await;
     assert_eq!(stage.world("release"), "1");
     stage.say_apply("lin", pull, "staging").await;
     stage.comment(pull, "### Applied · `staging`").await;

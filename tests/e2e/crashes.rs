@@ -159,7 +159,7 @@ async fn r5_5_cancel_ends_a_run_at_a_safe_point() {
     assert_eq!(stage.writes(), ["create a"], "the resource that was under way is finished, and no other begun");
     let (code, _, err) = stage.run(&["cancel", "dev"]);
     assert_eq!(code, 1);
-    assert!(err.contains("no run of what you mean is under way"), "{err}");
+    assert!(err.contains("no run is in progress on the selection"), "{err}");
     let (code, out, err) = stage.run(&["apply", "dev", "--yes"]);
     assert_eq!(code, 0, "{out}{err}");
     assert_eq!(stage.writes(), ["create a", "create later", "create b"]);

@@ -3,6 +3,7 @@
 //! Decides nothing about who may: that was asked before. Every refusal is one sentence that says why and what to do
 //! (R6.10).
 
+use crate::domain::message::Refusal;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -40,11 +41,12 @@ fn downstream(head: &Head, plan: &Plan, selected: &BTreeSet<InstanceId>) -> BTre
 
 fn pinned(plan: &Plan, digest: Option<&str>) -> Result<(), Error> {
     match digest {
-        Some(digest) if !plan.digest.to_string().starts_with(digest) => Err(Error::Refused(format!(
-            "Nothing was applied: the plan of `{}` that stands here is `{}`, not `{digest}`; look at it and apply that.",
-            plan.environment,
-            plan.digest.short()
-        ))),
+        Some(digest) if !plan.digest.to_string().starts_with(digest) => Err(Error::Refused(Refusal::OtherDigest {
+            verb: Verb::Apply,
+            environment: plan.environment.clone(),
+            digest: plan.digest,
+            requested: Some(digest.to_owned()),
+        })),
         _ => Ok(()),
     }
 }
@@ -67,16 +69,14 @@ impl Commands {
             return Err(self.not_merged(head, who, command, &changed).await);
         }
         if tracked.pull.merged_as.is_none() {
-            return Err(Error::Refused(
-                "Nothing was applied: this pull request was closed without being merged.".into(),
-            ));
+            return Err(Error::Refused(Refusal::Closed));
         }
         let mut selected = self.planner.select(head, command.selector.as_ref(), &changed).await?;
         if command.selector.is_none() {
             selected.retain(|id| tracked.environments.contains(&id.environment));
         }
         if selected.is_empty() {
-            return Err(Error::Refused(matched_nothing(head, command.selector.as_ref())));
+            return Err(Error::Refused(Refusal::Empty(matched_nothing(head, command.selector.as_ref()))));
         }
         self.authorization.allow(head, who, Verb::Apply, &environments(&selected)).await?;
         let mut started = vec![];
@@ -90,9 +90,7 @@ impl Commands {
             if let Some(number) =
                 self.pull_requests.carrier(head, &environment, &pending).await?.filter(|n| *n != tracked.pull.number)
             {
-                return Err(Error::Refused(format!(
-                    "Nothing was applied: superseded by {number}, which carries the plan of all that is pending in `{environment}`; say `/apply {environment}` there."
-                )));
+                return Err(Error::Refused(Refusal::Superseded { by: number, environment }));
             }
             let shown = self
                 .context
@@ -102,10 +100,7 @@ impl Commands {
             let Some((plan, at)) = shown else { return Err(self.missing_plan(head, tracked, &environment).await?) };
             pinned(&plan, command.digest.as_deref())?;
             if command.digest.is_none() && written.created_at - at < PLAN_SETTLED {
-                return Err(Error::Refused(format!(
-                    "Nothing was applied: the plan of `{environment}` just changed; look at it and repeat, or say `/apply {environment} {}` to mean just that one.",
-                    plan.digest.short()
-                )));
+                return Err(Error::Refused(Refusal::PlanChanged { environment, digest: plan.digest }));
             }
             pending.extend(downstream(head, &plan, &selected));
             let because = format!("[`/apply`](#issuecomment-{}) of @{}", written.id, written.author);
@@ -116,11 +111,7 @@ impl Commands {
         }
         if started.is_empty() {
             self.refuse_unknown(&selected).await?;
-            let names: Vec<String> = environments(&selected).iter().map(|e| format!("`{e}`")).collect();
-            return Err(Error::Refused(format!(
-                "There is nothing to apply in {}: what is on the branch is what is applied.",
-                names.join(", ")
-            )));
+            return Err(Error::Refused(Refusal::NothingPending(environments(&selected).into_iter().collect())));
         }
         let said: Vec<String> =
             started.iter().map(|(environment, run)| format!("Run {run} applies `{environment}`.")).collect();
@@ -131,7 +122,7 @@ impl Commands {
     async fn refuse_unknown(&self, selected: &BTreeSet<InstanceId>) -> Result<(), Error> {
         for id in selected {
             if let Some(error) = self.context.store.observed(id).await?.and_then(|observed| observed.error) {
-                return Err(Error::Refused(format!("Nothing was applied: `{id}` is unknown: {}.", error.message)));
+                return Err(Error::Refused(Refusal::Unknown { id: id.clone(), reason: error.message }));
             }
         }
         Ok(())
@@ -148,14 +139,10 @@ impl Commands {
             let carries =
                 self.context.store.last_plan(&pull_request_subject(number, environment), None).await?.is_some();
             if carries && number != tracked.pull.number {
-                return Ok(Error::Refused(format!(
-                    "Nothing was applied: the plan of `{environment}` stands on {number}; say `/apply {environment}` there."
-                )));
+                return Ok(Error::Refused(Refusal::PlanElsewhere { environment: environment.clone(), on: number }));
             }
         }
-        Ok(Error::Refused(format!(
-            "Nothing was applied: no plan of `{environment}` was posted here before this comment. Say `/plan {environment}`, and `/apply` when it stands."
-        )))
+        Ok(Error::Refused(Refusal::NoPlanHere(environment.clone())))
     }
 
     /// Why nothing is applied from a pull request that is still open.
@@ -171,15 +158,13 @@ impl Commands {
             let meant: BTreeSet<InstanceId> = selected.intersection(changed).cloned().collect();
             if let Some(selector) = command.selector.as_ref().filter(|_| meant.is_empty()) {
                 return Ok(if selected.is_empty() {
-                    format!("Nothing was applied: {}", matched_nothing(head, Some(selector)))
+                    Refusal::Empty(matched_nothing(head, Some(selector)))
                 } else {
-                    format!(
-                        "Nothing was applied: this pull request changes nothing in `{selector}`, and it is not merged."
-                    )
+                    Refusal::UnchangedHere(selector.to_string())
                 });
             }
             self.authorization.allow(head, who, Verb::Apply, &environments(&meant)).await?;
-            Ok("Nothing was applied: this pull request is not merged, and what is applied is what is on the branch. Merge it, then say `/apply` again.".into())
+            Ok(Refusal::NotMerged)
         };
         refusal.await.map_or_else(|error| error, Error::Refused)
     }
@@ -198,10 +183,8 @@ impl Commands {
         for instance in &mut chosen {
             plan::mark_protected(&guards.protect(&instance.id), &mut instance.actions);
         }
-        if let Some(problem) =
-            chosen.iter().find_map(|i| i.problem.as_ref().map(|why| format!("`{}` could not be planned: {why}", i.id)))
-        {
-            return Err(Error::Refused(format!("Nothing was applied: {problem}")));
+        if let Some((id, reason)) = chosen.iter().find_map(|i| Some((i.id.clone(), i.problem.as_ref()?.to_string()))) {
+            return Err(Error::Refused(Refusal::NotPlanned { verb: Verb::Apply, id, reason }));
         }
         let limits = guards.limits(&plan.environment);
         let part = Plan::new(
@@ -219,12 +202,15 @@ impl Commands {
                 .collect(),
         );
         if let Some(note) = validation::plan(&part, &limits).into_iter().find(|note| note.fatal) {
-            return Err(Error::Refused(format!("Nothing was applied: {}.", note.message)));
+            return Err(Error::Refused(Refusal::InvalidPlan { verb: Verb::Apply, reason: note.message }));
         }
         if let Some(message) = validation::within(&part.summary, &limits).into_iter().next() {
-            return Err(Error::Refused(format!(
-                "Nothing was applied: {message}. Raise the limit in a pull request of its own, or change less."
-            )));
+            return Err(Error::Refused(Refusal::OverLimit {
+                verb: Verb::Apply,
+                declared: Some(plan.environment.clone()),
+                environment: plan.environment.clone(),
+                reason: message,
+            }));
         }
         Ok(chosen)
     }
@@ -239,12 +225,12 @@ impl Commands {
         pull: Option<PullNumber>,
     ) -> Result<RunId, Error> {
         let suspensions = self.source.suspensions(Some(head)).await?;
-        if let Some(message) = instances.iter().find_map(|id| suspensions.instance(id)) {
-            return Err(Error::Refused(format!("Nothing was applied: {message}.")));
+        if let Some(suspension) = instances.iter().find_map(|id| suspensions.instance(id)) {
+            return Err(Error::Refused(Refusal::Suspended { verb: Verb::Apply, suspension }));
         }
         let chosen = self.select_from_plan(head, plan, &instances).await?;
         if let Some(message) = self.authorization.lacking(head, who, Verb::Apply, plan, &instances).await? {
-            return Err(Error::Refused(format!("Nothing was applied: {message}.")));
+            return Err(Error::Refused(Refusal::NotApproved { verb: Verb::Apply, reason: message }));
         }
         let approved: BTreeMap<InstanceId, Approved> = instances
             .iter()
@@ -293,18 +279,18 @@ impl Commands {
             }
             self.upstreams_selected(&head, &environment, &pending).await?;
             let Some((plan, _)) = self.context.store.last_plan(&format!("head/{environment}"), None).await? else {
-                return Err(Error::Refused(format!(
-                    "no plan of `{environment}` was shown yet; `evenkeel plan {environment}` makes it"
-                )));
+                return Err(Error::Refused(Refusal::NoPlan(environment)));
             };
             if !digests
                 .iter()
                 .any(|digest| digest.len() >= DIGEST_LENGTH_MIN && plan.digest.to_string().starts_with(digest.as_str()))
             {
-                return Err(Error::Refused(format!(
-                    "the plan of `{environment}` is `{}` now; look at it and apply that",
-                    plan.digest.short()
-                )));
+                return Err(Error::Refused(Refusal::OtherDigest {
+                    verb: Verb::Apply,
+                    environment,
+                    digest: plan.digest,
+                    requested: None,
+                }));
             }
             pending.extend(downstream(&head, &plan, &selected));
             runs.push(
@@ -313,11 +299,7 @@ impl Commands {
         }
         if runs.is_empty() {
             self.refuse_unknown(&selected).await?;
-            let names: Vec<String> = environments(&selected).iter().map(|e| format!("`{e}`")).collect();
-            return Err(Error::Refused(format!(
-                "there is nothing to apply in {}: what is on the branch is what is applied",
-                names.join(", ")
-            )));
+            return Err(Error::Refused(Refusal::NothingPending(environments(&selected).into_iter().collect())));
         }
         Ok(runs)
     }

@@ -5,6 +5,7 @@
 //! *Race:* a comment is delivered twice: it is received once, by its id. *Race:* a command while its pull request is
 //! planned: it is refused until the plan stands, because there is nothing yet that it could mean.
 
+use crate::domain::message::Refusal;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -94,14 +95,13 @@ impl Commands {
             let begun = if again { self.begun_by(written, &word, &command).await? } else { None };
             let message = match command {
                 Err(command::Unclear(message)) => message,
-                Ok(command) if before_merge && command.verb == Verb::Apply => {
-                    "Nothing was applied: this was said before the merge and read after it; say `/apply` again.".into()
-                }
+                Ok(command) if before_merge && command.verb == Verb::Apply => Refusal::WrittenBeforeMerge.to_string(),
                 Ok(command) => match self.obey(head, tracked, written, &command, &word).await {
                     Ok(message) => message,
                     // What it refuses now, it obeyed before it died.
                     Err(Error::Refused(_)) if begun.is_some() => begun.unwrap_or_default(),
-                    Err(Error::Refused(message)) => {
+                    Err(Error::Refused(refusal)) => {
+                        let message = refusal.to_string();
                         self.context
                             .store
                             .audit(

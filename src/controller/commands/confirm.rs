@@ -1,5 +1,6 @@
 //! `/confirm`: accepts another identity of a target (R1.8).
 
+use crate::domain::message::Refusal;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -40,7 +41,7 @@ impl Commands {
             }
         }
         if confirmed.is_empty() {
-            return Err(Error::Refused("There is nothing to confirm: no other target than before was tracked.".into()));
+            return Err(Error::Refused(Refusal::NothingToConfirm));
         }
         Ok(format!("Confirmed: {}.", comment::names(confirmed.into_iter())))
     }

@@ -1,5 +1,6 @@
 //! `/destroy`: shows the plan that destroys orphans, and runs it once its digest is named (R1.9).
 
+use crate::domain::message::Refusal;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -36,12 +37,16 @@ impl Commands {
             let ids: BTreeSet<InstanceId> = meant.iter().filter(|id| id.environment == environment).cloned().collect();
             for id in &ids {
                 if let Some((_, why)) = self.planner.in_use(head, id, &ids).await? {
-                    return Err(Error::Refused(format!("Nothing was destroyed: {why}.")));
+                    return Err(Error::Refused(Refusal::InUse { reason: why }));
                 }
             }
             let plan = self.planner.plan_destroys(head, &environment, &ids).await?;
             if let Some((id, why)) = plan.instances.iter().find_map(|i| Some((&i.id, i.problem.as_ref()?))) {
-                return Err(Error::Refused(format!("Nothing was destroyed: `{id}` could not be planned: {why}.")));
+                return Err(Error::Refused(Refusal::NotPlanned {
+                    verb: Verb::Destroy,
+                    id: id.clone(),
+                    reason: why.to_string(),
+                }));
             }
             let names = |digest: &String| {
                 digest.len() >= DIGEST_LENGTH_MIN && plan.digest.to_string().starts_with(digest.as_str())
@@ -54,10 +59,12 @@ impl Commands {
             }
             self.may_destroy(head, &plan, who).await?;
             if let Some(digest) = digests.first() {
-                return Err(Error::Refused(format!(
-                    "Nothing was destroyed: the plan of that is `{}`, not `{digest}`; look at it and say that.",
-                    plan.digest.short()
-                )));
+                return Err(Error::Refused(Refusal::OtherDigest {
+                    verb: Verb::Destroy,
+                    environment,
+                    digest: plan.digest,
+                    requested: Some(digest.clone()),
+                }));
             }
             if let Some(number) = pull {
                 self.pull_requests.comment_plan(number, &plan, &[]).await?;
@@ -77,21 +84,20 @@ impl Commands {
         let environment = &plan.environment;
         let limits = self.source.guards(head).await?.limits(environment);
         if let Some(note) = validation::plan(plan, &limits).into_iter().find(|note| note.fatal) {
-            return Err(Error::Refused(format!("Nothing was destroyed: {}.", note.message)));
+            return Err(Error::Refused(Refusal::InvalidPlan { verb: Verb::Destroy, reason: note.message }));
         }
         if let Some(message) = validation::within(&plan.summary, &limits).into_iter().next() {
-            let out = if head.desired.environments.contains_key(environment) {
-                format!("Raise `limits` of `{environment}` in a pull request of its own, or destroy less.")
-            } else {
-                format!(
-                    "`{environment}` is no longer declared, and the limits that it had still hold: declare it again with higher ones first, or `/forget` what is there."
-                )
-            };
-            return Err(Error::Refused(format!("Nothing was destroyed: {message}. {out}")));
+            let declared = head.desired.environments.contains_key(environment).then(|| environment.clone());
+            return Err(Error::Refused(Refusal::OverLimit {
+                verb: Verb::Destroy,
+                declared,
+                environment: environment.clone(),
+                reason: message,
+            }));
         }
         let ids: BTreeSet<InstanceId> = plan.instances.iter().map(|instance| instance.id.clone()).collect();
         match self.authorization.lacking(head, who, Verb::Destroy, plan, &ids).await? {
-            Some(message) => Err(Error::Refused(format!("Nothing was destroyed: {message}."))),
+            Some(message) => Err(Error::Refused(Refusal::NotApproved { verb: Verb::Destroy, reason: message })),
             None => Ok(()),
         }
     }

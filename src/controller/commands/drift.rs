@@ -1,5 +1,6 @@
 //! `/drift` and `evenkeel drift`.
 
+use crate::domain::message::Refusal;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use crate::{
@@ -37,7 +38,7 @@ impl Commands {
             selected.retain(|id| tracked.environments.contains(&id.environment));
         }
         if selected.is_empty() {
-            return Err(Error::Refused(matched_nothing(head, command.selector.as_ref())));
+            return Err(Error::Refused(Refusal::Empty(matched_nothing(head, command.selector.as_ref()))));
         }
         self.authorization.allow(head, who, Verb::Drift, &environments(&selected)).await?;
         self.check_all(&selected).await?;

@@ -1,5 +1,7 @@
 //! `/forget`: drops the records of orphans and leaves what they made in place (R1.9).
 
+use crate::domain::declaration::schema::Verb;
+use crate::domain::message::Refusal;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -19,7 +21,7 @@ impl Commands {
         self.planner.only_orphans(head, meant).await?;
         if let Some(run) = self.context.store.open_runs().await?.iter().find(|run| meant.iter().any(|id| run.holds(id)))
         {
-            return Err(Error::Refused(format!("Nothing was forgotten: run {} is under way on it.", run.id)));
+            return Err(Error::Refused(Refusal::RunInProgress { verb: Verb::Forget, run: run.id, id: None }));
         }
         for id in meant {
             self.planner.let_go(id).await?;

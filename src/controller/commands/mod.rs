@@ -17,6 +17,7 @@ mod snooze;
 mod suspend;
 mod unlock;
 
+use crate::domain::message::Refusal;
 use std::{collections::BTreeSet, sync::Arc};
 
 use serde::{Deserialize, Serialize};
@@ -63,7 +64,7 @@ pub struct CommandOutcome {
 }
 
 fn missing_selector(command: &Command) -> Error {
-    Error::Refused(format!("Say what is meant, such as `/{} staging/network`.", command.verb.name()))
+    Error::Refused(Refusal::NoSelector(command.verb))
 }
 
 /// The controller of commands.
@@ -132,7 +133,7 @@ impl Commands {
                 let (message, plans, runs) = self.destroy(head, &meant, &digests, who, (selector, pull)).await?;
                 return Ok(CommandOutcome { message, plans, runs });
             }
-            other => return Err(Error::Refused(format!("`/{}` is not there yet.", other.name()))),
+            other => return Err(Error::Refused(Refusal::NotImplemented(other))),
         };
         Ok(CommandOutcome { message, ..CommandOutcome::default() })
     }
@@ -167,7 +168,11 @@ impl Commands {
         if matches!(command.verb, Verb::Destroy | Verb::Forget) && meant.iter().any(|id| head.instance(id).is_none()) {
             meant.retain(|id| head.instance(id).is_none());
         }
-        if meant.is_empty() { Err(Error::Refused(matched_nothing(head, Some(selector)))) } else { Ok(meant) }
+        if meant.is_empty() {
+            Err(Error::Refused(Refusal::Empty(matched_nothing(head, Some(selector)))))
+        } else {
+            Ok(meant)
+        }
     }
 
     /// The head, and what a selector means there, if it means anything and the command is allowed on all of it.
@@ -180,7 +185,7 @@ impl Commands {
         let head = self.source.loaded_head()?;
         let selected = self.planner.select(&head, selector, &BTreeSet::new()).await?;
         if selected.is_empty() {
-            return Err(Error::Refused(matched_nothing(&head, selector)));
+            return Err(Error::Refused(Refusal::Empty(matched_nothing(&head, selector))));
         }
         self.authorization.allow(&head, who, verb, &environments(&selected)).await?;
         Ok((head, selected))
@@ -197,7 +202,11 @@ impl Commands {
     pub async fn selected(&self, selector: Option<&Selector>) -> Result<BTreeSet<InstanceId>, Error> {
         let head = self.source.loaded_head()?;
         let selected = self.planner.select(&head, selector, &BTreeSet::new()).await?;
-        if selected.is_empty() { Err(Error::Refused(matched_nothing(&head, selector))) } else { Ok(selected) }
+        if selected.is_empty() {
+            Err(Error::Refused(Refusal::Empty(matched_nothing(&head, selector))))
+        } else {
+            Ok(selected)
+        }
     }
 
     /// A selection that leaves out a pending upstream is refused (R6.1).
@@ -212,9 +221,10 @@ impl Commands {
             if let Some(upstream) = head.instance(id).and_then(|instance| {
                 instance.upstreams.iter().find(|up| pending.contains(*up) && !selected.contains(*up))
             }) {
-                return Err(Error::Refused(format!(
-                    "Nothing was applied: `{id}` depends on `{upstream}`, which is pending and not selected; select both."
-                )));
+                return Err(Error::Refused(Refusal::UpstreamNotSelected {
+                    id: id.clone(),
+                    upstream: upstream.clone(),
+                }));
             }
         }
         Ok(())

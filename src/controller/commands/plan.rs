@@ -1,5 +1,6 @@
 //! `/plan` and `evenkeel plan`.
 
+use crate::domain::message::Refusal;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -32,7 +33,7 @@ impl Commands {
         let selected =
             self.planner.select(head, command.selector.as_ref(), &self.source.changed_by(tracked).await?).await?;
         if selected.is_empty() && command.selector.is_some() {
-            return Err(Error::Refused(matched_nothing(head, command.selector.as_ref())));
+            return Err(Error::Refused(Refusal::Empty(matched_nothing(head, command.selector.as_ref()))));
         }
         let mut asked = environments(&selected);
         if command.selector.is_none() && !tracked.environments.is_empty() {
@@ -40,7 +41,7 @@ impl Commands {
         }
         self.authorization.allow(head, who, Verb::Plan, &asked).await?;
         if !tracked.pull.open {
-            return Err(Error::Refused("This pull request is over; its plan at head is shown when it changes.".into()));
+            return Err(Error::Refused(Refusal::PullRequestClosed));
         }
         if let Some(now) = self.source.tracked(tracked.pull.number).await? {
             self.pull_requests.record(&TrackedPullRequest { replan: true, ..now }).await?;

@@ -3,6 +3,7 @@
 //! The file lists the actions of the plan that is shown; its reviews are the approvals, its merge is the `/apply`. It is
 //! a filter like that of any remediation: what runs is planned afresh, and covered by what stands in it.
 
+use crate::domain::message::Refusal;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -49,28 +50,26 @@ impl Commands {
             }
             self.upstreams_selected(&head, &environment, &instances).await?;
             if let Some(number) = self.pull_requests.carrier(&head, &environment, &instances).await? {
-                return Err(Error::Refused(format!(
-                    "nothing was proposed: {number} carries the plan of what is pending in `{environment}`; say `/apply {environment}` there"
-                )));
+                return Err(Error::Refused(Refusal::ProposedAlready { on: number, environment }));
             }
             let scope = Scope { instances, r#use: Use::Head, because: "propose".into(), base: None, guards: None };
             let (plan, _) = self.planner.plan_environment(&environment, &head, &scope).await?;
             if let Some((id, why)) = plan.instances.iter().find_map(|i| Some((&i.id, i.problem.as_ref()?))) {
-                return Err(Error::Refused(format!("nothing was proposed: `{id}` could not be planned: {why}")));
+                return Err(Error::Refused(Refusal::NotProposed { id: id.clone(), reason: why.to_string() }));
             }
             if plan.has_work() {
                 pulls.push(self.open_apply(&head, &plan, who).await?);
             }
         }
         if pulls.is_empty() {
-            return Err(Error::Refused("there is nothing to propose: what is on the branch is what is applied".into()));
+            return Err(Error::Refused(Refusal::NothingToPropose));
         }
         Ok(pulls)
     }
 
     async fn open_apply(self: &Arc<Self>, head: &Arc<Head>, plan: &Plan, who: &Principal) -> Result<PullNumber, Error> {
         let Some(forge) = self.context.forge.clone() else {
-            return Err(Error::Refused("there is no forge to propose on; configure `github`".into()));
+            return Err(Error::Refused(Refusal::NoForge));
         };
         let now = self.context.now();
         for action in plan.instances.iter().flat_map(|instance| &instance.actions) {
@@ -88,7 +87,8 @@ impl Commands {
         let remediation = remediation::remediation(&plan.environment, written, actions);
         // The name is that of what is proposed, so that the same is proposed once.
         let name = format!("apply-{}-{}", now.format("%Y%m%d"), plan.digest.short());
-        let text = remediation::write(&name, &remediation).map_err(Error::Refused)?;
+        let text =
+            remediation::write(&name, &remediation).map_err(|reason| Error::Refused(Refusal::Unwritable { reason }))?;
         let path = remediation_path(&self.context.settings.root, &plan.environment, &name);
         let title = format!("Apply what is pending in {}", plan.environment);
         let branch = format!("{}apply/{}/{}", OWN_BRANCHES, plan.environment, plan.digest.short());
@@ -100,7 +100,7 @@ impl Commands {
             self.runs.record_proposed(&name, &remediation).await?;
             self.context.repository.push(&branch, &head.revision, None, files, &title).await?;
         } else if self.context.store.collection::<Remediation>().get(&name).await?.is_none() {
-            return Err(Error::Refused(format!("there is a branch `{branch}` that we did not make; remove it first")));
+            return Err(Error::Refused(Refusal::BranchTaken(branch)));
         }
         let body = self.context.redactor.redact(&comment::proposed_apply(plan, &path));
         let pull = forge.ensure_pull(&branch, &self.context.settings.branch, &title, &body).await?;

@@ -1,5 +1,7 @@
 //! `/rebalance`: moves shards now.
 
+use crate::domain::declaration::schema::Verb;
+use crate::domain::message::Refusal;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -21,12 +23,11 @@ impl Commands {
     ) -> Result<(String, Vec<RunId>), Error> {
         let clusters = self.runs.clusters(meant).await?;
         if clusters.is_empty() {
-            let message = "Nothing is rebalanced: none of what you mean is the applied layout of a Citus cluster.";
-            return Err(Error::Refused(message.into()));
+            return Err(Error::Refused(Refusal::NoCluster));
         }
         for environment in environments(&clusters) {
-            if let Some(message) = self.source.suspensions(Some(head)).await?.environment(&environment) {
-                return Err(Error::Refused(format!("Nothing is rebalanced: {message}.")));
+            if let Some(suspension) = self.source.suspensions(Some(head)).await?.environment(&environment) {
+                return Err(Error::Refused(Refusal::Suspended { verb: Verb::Rebalance, suspension }));
             }
         }
         let mut runs = vec![];

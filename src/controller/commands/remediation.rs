@@ -1,5 +1,6 @@
 //! `/apply` on the pull request of a remediation, and `evenkeel apply --remediation` (R4.2).
 
+use crate::domain::message::Refusal;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -26,7 +27,7 @@ impl Commands {
         who: &Principal,
     ) -> Result<String, Error> {
         if tracked.pull.merged_as.is_none() {
-            return Err(Error::Refused("Nothing was applied: merging this pull request is what applies it.".into()));
+            return Err(Error::Refused(Refusal::MergeApplies));
         }
         for environment in head.desired.environments.keys() {
             for (key, merged) in self.remediations.held(environment).await? {
@@ -43,13 +44,13 @@ impl Commands {
                 if let Some(message) =
                     self.authorization.missing_approvals_of_remediation(head, who, environment, &tracked.pull).await?
                 {
-                    return Err(Error::Refused(format!("Nothing was applied: {message}.")));
+                    return Err(Error::Refused(Refusal::NotApproved { verb: Verb::Apply, reason: message }));
                 }
                 let run = self.resume_remediation(head, &name, &remediation, who, merged).await?;
                 return Ok(format!("Run {run} does what was merged here."));
             }
         }
-        Err(Error::Refused("There is nothing to apply here: the remediation is spent, or its run is under way.".into()))
+        Err(Error::Refused(Refusal::NothingLeftHere))
     }
 
     async fn resume_remediation(
@@ -82,7 +83,7 @@ impl Commands {
         who: &Principal,
     ) -> Result<RunId, Error> {
         let Some((remediation, _)) = head.desired.remediations.get(name) else {
-            return Err(Error::Refused(format!("there is no remediation `{name}` on the branch")));
+            return Err(Error::Refused(Refusal::NoRemediation(name.to_string())));
         };
         self.authorization.allow(head, who, Verb::Apply, &BTreeSet::from([remediation.environment.clone()])).await?;
         let environment = &remediation.environment;
@@ -102,12 +103,13 @@ impl Commands {
         let rights = self.authorization.rights(head, environment).await?;
         let needs = permit(&rights, who, Verb::Apply).unwrap_or_default();
         if merged.pull.is_none() && !needs.is_empty() && !merged.spent && merged.run.is_none() {
-            return Err(Error::Refused(format!(
-                "the remediation `{name}` came by no pull request, and `{environment}` needs approvals; bring it by one"
-            )));
+            return Err(Error::Refused(Refusal::RemediationNotReviewed {
+                name: name.to_string(),
+                environment: environment.clone(),
+            }));
         }
         if merged.spent || merged.run.is_some() {
-            return Err(Error::Refused(format!("the remediation `{name}` is spent, or its run is under way")));
+            return Err(Error::Refused(Refusal::RemediationSpent(name.to_string())));
         }
         let remediation = Arc::clone(remediation);
         if let Some(number) = merged.pull
@@ -117,7 +119,7 @@ impl Commands {
                 .missing_approvals_of_remediation(head, who, &remediation.environment, &tracked.pull)
                 .await?
         {
-            return Err(Error::Refused(message));
+            return Err(Error::Refused(Refusal::NotApproved { verb: Verb::Apply, reason: message }));
         }
         self.resume_remediation(head, name, &remediation, who, merged).await
     }

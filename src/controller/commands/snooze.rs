@@ -1,5 +1,6 @@
 //! `/snooze`: leaves the drift that is observed alone (R4.5).
 
+use crate::domain::message::Refusal;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -42,7 +43,7 @@ impl Commands {
             snoozed.push(id.to_string());
         }
         if snoozed.is_empty() {
-            return Err(Error::Refused("Nothing was snoozed: none of what you mean has drifted.".into()));
+            return Err(Error::Refused(Refusal::NothingToSnooze));
         }
         for environment in environments(meant) {
             self.context.queue.enqueue(ReconcileRequest::Proposals(environment), Reason::Command(Verb::Snooze));

@@ -2,6 +2,7 @@
 //!
 //! A word for a whole environment holds for instances that are declared later as well.
 
+use crate::domain::message::Refusal;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -66,16 +67,11 @@ impl Commands {
         names.retain(|name| before.commanded.contains_key(name));
         let environments: BTreeSet<&EnvironmentName> = meant.iter().map(|id| &id.environment).collect();
         if let Some(name) = environments.iter().find(|name| before.declared.contains(**name)) {
-            return Err(Error::Refused(format!(
-                "`{name}` is suspended by its declaration; remove `suspend: true` from it in a pull request."
-            )));
+            return Err(Error::Refused(Refusal::SuspendedByDeclaration((*name).clone())));
         }
         if names.is_empty() {
             let whole = environments.iter().find_map(|name| before.by_command(name.as_str()));
-            return Err(Error::Refused(match whole {
-                Some(why) => format!("Nothing was resumed: {why}."),
-                None => "Nothing was resumed: none of what you mean is suspended.".into(),
-            }));
+            return Err(Error::Refused(whole.map_or(Refusal::NotSuspended, Refusal::ResumeEnvironment)));
         }
         for name in &names {
             // First, so that whoever says it is answered that it was done, whatever comes between.

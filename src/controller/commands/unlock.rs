@@ -1,5 +1,6 @@
 //! `/unlock`: releases the lock of a target that no run works on (R5.5).
 
+use crate::domain::message::Refusal;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -14,7 +15,6 @@ use crate::{
         authorization::Principal,
         declaration::schema::Verb,
         journal::{Run, Status},
-        message::comment,
     },
     model::InstanceId,
     ports::Use,
@@ -33,18 +33,17 @@ impl Commands {
         };
         for run in self.context.store.open_runs().await? {
             if let Some(id) = meant.iter().find(|id| live(&run, id)) {
-                return Err(Error::Refused(format!(
-                    "Nothing was unlocked: run {} works on `{id}`; wait for it, or say `/cancel {id}`.",
-                    run.id
-                )));
+                return Err(Error::Refused(Refusal::RunInProgress {
+                    verb: Verb::Unlock,
+                    run: run.id,
+                    id: Some(id.clone()),
+                }));
             }
         }
         let (mut released, mut free) = (vec![], vec![]);
         for id in meant {
             let Some(instance) = head.instance(id).filter(|instance| instance.problems.is_empty()) else {
-                return Err(Error::Refused(format!(
-                    "Nothing was unlocked: `{id}` is not declared without a problem, so its lock can't be reached."
-                )));
+                return Err(Error::Refused(Refusal::NotDeclared { verb: Verb::Unlock, id: id.clone() }));
             };
             let inputs =
                 self.observer.inputs(head, id, &instance.references, &std::collections::BTreeMap::new()).await?;
@@ -60,14 +59,11 @@ impl Commands {
                         .enqueue(ReconcileRequest::Merges(id.environment.clone()), Reason::Command(Verb::Unlock));
                     released.push(format!("`{id}` was locked by {whose}, and is not any more."));
                 }
-                None => free.push(id.to_string()),
+                None => free.push(id.clone()),
             }
         }
         if released.is_empty() {
-            return Err(Error::Refused(format!(
-                "Nothing was unlocked: nobody has locked {}.",
-                comment::names(free.into_iter())
-            )));
+            return Err(Error::Refused(Refusal::NotLocked(free)));
         }
         Ok(released.join(" "))
     }

@@ -4,6 +4,7 @@
 //! A state that was lost, restored from elsewhere, or copied for another instance is another target: a plan there would
 //! create everything again, or change what belongs to somebody else.
 
+use crate::domain::message::Refusal;
 use std::sync::Arc;
 
 use crate::{
@@ -163,10 +164,7 @@ impl Observer {
                 None => Ok(Identity { pinned: Some(now.clone()), seen: None }),
             });
         if let Err(other) = pinned.await? {
-            return Err(Error::Refused(format!(
-                "the cluster of `{id}` is that of `{}` (`{other}`); nothing was applied (R1.8)",
-                other.environment
-            )));
+            return Err(Error::Refused(Refusal::ClusterOfAnother { id: id.clone(), owner: other.clone() }));
         }
         self.own(now, id).await
     }

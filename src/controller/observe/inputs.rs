@@ -3,6 +3,7 @@
 //! Never lets a live output flow on that its upstream's last run did not record. A recorded HMAC is matched against the
 //! value that the upstream's state holds now; without a match the input counts as changed.
 
+use crate::domain::message::Refusal;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -423,7 +424,7 @@ impl Observer {
     /// The job of destroying what is applied (R1.9): from its own checkout, with the inputs that were recorded.
     pub(crate) async fn destroy_job(self: &Arc<Self>, id: &InstanceId, head: &Head) -> Result<Job, Error> {
         let Some(applied) = self.context.store.applied(id).await? else {
-            return Err(Error::Refused(format!("`{id}` is not applied, so there is nothing to destroy")));
+            return Err(Error::Refused(Refusal::NotApplied(id.clone())));
         };
         let mut job = self.applied_job(id, &applied, head).await?;
         job.work.destroy();

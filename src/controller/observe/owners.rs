@@ -4,6 +4,7 @@
 //! one is about to delete, it is told which instances of the environment declare it, and looks again: what moves to
 //! another instance is not deleted on the way.
 
+use crate::domain::message::Refusal;
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
@@ -75,7 +76,7 @@ impl Observer {
         if let (Some(on), _) | (None, Some(on)) =
             (inputs.waiting_on.first().map(|on| format!("{on:?}")), instance.problems.first().map(ToString::to_string))
         {
-            return Err(Error::Refused(on));
+            return Err(Error::Refused(Refusal::OwnersUnknown { reason: on }));
         }
         let other = declared_job(instance, Use::Head, Arc::clone(&head.content), &inputs, false)?;
         Ok(self.context.target.declares(&other).await?)

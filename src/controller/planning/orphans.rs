@@ -3,6 +3,7 @@
 //! Never counts as removed what a file that can't be read may declare. *Race:* it is declared again while it is about to
 //! be destroyed: the run stops before its first effect.
 
+use crate::domain::message::Refusal;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -133,15 +134,11 @@ impl Planner {
     /// Refuses what is declared, or may be.
     pub(crate) async fn only_orphans(&self, head: &Head, meant: &BTreeSet<InstanceId>) -> Result<(), Error> {
         if !head.desired.complete {
-            return Err(Error::Refused(
-                "Nothing was done: a file of the state repo can't be read, and what it declares is not known; mend it first (R1.9).".into(),
-            ));
+            return Err(Error::Refused(Refusal::OrphansUnknown));
         }
         let orphans = self.orphans(head).await?;
         match meant.iter().find(|id| !orphans.contains_key(*id)) {
-            Some(id) => Err(Error::Refused(format!(
-                "Nothing was done: `{id}` is declared; remove it from the branch first, and what is left of it is an orphan."
-            ))),
+            Some(id) => Err(Error::Refused(Refusal::StillDeclared(id.clone()))),
             None => Ok(()),
         }
     }

@@ -1,5 +1,6 @@
 //! Which instances are pending at head (R1.4), and what a selector resolves to.
 
+use crate::domain::message::EmptySelection;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
@@ -34,22 +35,19 @@ pub(crate) fn environments(ids: &BTreeSet<InstanceId>) -> BTreeSet<EnvironmentNa
     ids.iter().map(|id| id.environment.clone()).collect()
 }
 
-pub(crate) fn matched_nothing(head: &Head, selector: Option<&Selector>) -> String {
+pub(crate) fn matched_nothing(head: &Head, selector: Option<&Selector>) -> EmptySelection {
     if head.desired.environments.is_empty() {
-        return "Nothing is declared yet: there is no environment on the branch.".into();
+        return EmptySelection::NoEnvironment;
     }
     match selector {
-        Some(Selector::Drifted) => return "Nothing has drifted.".into(),
-        Some(Selector::Pending) => return "Nothing is pending.".into(),
-        Some(Selector::Changed) => return "`changed` means what a pull request changes, and here is none.".into(),
-        _ => {}
-    }
-    let names: Vec<String> = head.desired.environments.keys().map(|name| format!("`{name}`")).collect();
-    match selector {
-        Some(selector) => {
-            format!("`{}` matches no instance; the environments are {}.", selector.short(), names.join(", "))
-        }
-        None => "There is no instance to look at.".into(),
+        Some(Selector::Drifted) => EmptySelection::NoDrift,
+        Some(Selector::Pending) => EmptySelection::NothingPending,
+        Some(Selector::Changed) => EmptySelection::NoPullRequest,
+        Some(selector) => EmptySelection::NoMatch {
+            selector: selector.short(),
+            environments: head.desired.environments.keys().cloned().collect(),
+        },
+        None => EmptySelection::NoInstance,
     }
 }
 

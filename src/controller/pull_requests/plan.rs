@@ -1,5 +1,6 @@
 //! Plans the merge of a pull request into the present base (R6.1, R6.2).
 
+use crate::domain::message::Refusal;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -87,14 +88,14 @@ impl PullRequests {
         self.source.use_git_token().await?;
         let fetched = self.context.repository.fetch(&format!("refs/pull/{}/head", pull.number.0)).await?;
         if fetched.as_ref() != Some(&pull.head) {
-            return Err(Error::Refused(format!("{} moved while it was looked at", pull.number)));
+            return Err(Error::Refused(Refusal::PullRequestMoved(pull.number)));
         }
         let Merged::Clean(merged) = self.context.repository.merge(&base.revision, &pull.head).await? else {
             return Ok(true);
         };
         let content = self.context.repository.files(&merged).await?;
-        let changed =
-            changed_paths(&*base.content, &*content, "").map_err(|error| Error::Refused(error.to_string()))?;
+        let changed = changed_paths(&*base.content, &*content, "")
+            .map_err(|error| Error::Refused(Refusal::Unreadable { reason: error.to_string() }))?;
         let own = format!("{}/remediations/", self.context.settings.root);
         Ok(changed.iter().any(|path| !path.starts_with(&own)))
     }
@@ -122,7 +123,7 @@ impl PullRequests {
         self.source.use_git_token().await?;
         let fetched = self.context.repository.fetch(&format!("refs/pull/{}/head", pull.number.0)).await?;
         if fetched.as_ref() != Some(&pull.head) {
-            return Err(Error::Refused(format!("{} moved while it was looked at", pull.number)));
+            return Err(Error::Refused(Refusal::PullRequestMoved(pull.number)));
         }
         let merged = match self.context.repository.merge(&base.revision, &pull.head).await? {
             Merged::Clean(merged) => merged,

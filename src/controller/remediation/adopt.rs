@@ -5,6 +5,7 @@
 //! *Race:* head moves while an edit is proved: the proposal is written on the head that it was proved on, and the forge
 //! says where it conflicts.
 
+use crate::domain::message::Refusal;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -22,7 +23,6 @@ use crate::{
     domain::{
         authorization::Principal,
         declaration::{self, Instance, closure::Source, manifests::is_manifest, node, schema::Verb},
-        message::comment,
         plan::pending::is_pending,
         remediation::{
             self, Group,
@@ -94,10 +94,7 @@ impl Remediations {
         let known: Vec<(String, Proposal)> = self.context.store.collection::<Proposal>().all().await?;
         let about: Vec<_> = known.into_iter().filter(|(_, proposal)| !proposal.instances.is_disjoint(meant)).collect();
         if about.is_empty() {
-            return Err(Error::Refused(format!(
-                "Nothing was changed: there is no open pull request about drift of {}; where it has drifted, `evenkeel propose` opens one.",
-                comment::names(meant.iter().map(ToString::to_string))
-            )));
+            return Err(Error::Refused(Refusal::NoProposal(meant.clone())));
         }
         let mut turned = vec![];
         for (key, proposal) in about {
@@ -107,7 +104,7 @@ impl Remediations {
                 let groups = remediation::groups(environment, self.drifted(head, environment).await?);
                 let Some(group) = groups.iter().find(|group| group.key() == key) else { continue };
                 if let Err(why) = self.adopt(head, group).await? {
-                    return Err(Error::Refused(format!("Not adopted: {why}.")));
+                    return Err(Error::Refused(Refusal::NotAdoptable { reason: why }));
                 }
                 self.context
                     .store

@@ -111,7 +111,9 @@ impl Remediations {
         let refused = match (&who, &pull) {
             (Some(who), Some(pull)) => {
                 match self.authorization.allow(head, who, Verb::Apply, &BTreeSet::from([environment.clone()])).await {
-                    Err(Error::Refused(message)) => Some(format!("{message} Somebody who may says `/apply` here.")),
+                    Err(Error::Refused(message)) => {
+                        Some(format!("{message} A principal who is allowed to can comment `/apply` here."))
+                    }
                     Err(error) => return Err(error),
                     Ok(()) => self
                         .authorization
@@ -143,7 +145,7 @@ impl Remediations {
                     let run = self.context.store.run(id).await?;
                     merged.spent = run.is_some_and(|run| matches!(run.state, RunState::Ended { .. }));
                 }
-                Err(Error::Refused(message)) => (merged.waits, merged.spent) = (Some(message), true),
+                Err(Error::Refused(message)) => (merged.waits, merged.spent) = (Some(message.to_string()), true),
                 Err(error) => return Err(error),
             }
             merged.spent |= remediation.direction == Direction::Apply;

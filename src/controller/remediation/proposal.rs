@@ -1,5 +1,6 @@
 //! The state of a proposal: what its branch holds now, and what people cut from it.
 
+use crate::domain::message::Refusal;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -92,7 +93,7 @@ impl Remediations {
         self.source.use_git_token().await?;
         let fetched = self.context.repository.fetch(&format!("refs/pull/{}/head", pull.number.0)).await?;
         let Some(fetched) = fetched.filter(|fetched| *fetched == pull.head) else {
-            return Err(Error::Refused(format!("{} moved while it was looked at", pull.number)));
+            return Err(Error::Refused(Refusal::PullRequestMoved(pull.number)));
         };
         let (desired, _) = self.source.load(&fetched).await?;
         let found = known.name.parse().ok().and_then(|name: ComponentName| desired.remediations.get(&name).cloned());

@@ -4,6 +4,7 @@
 //! *Race:* the daemon dies, or the forge's answer is lost, anywhere between: a branch that was pushed is known as ours, and a
 //! pull request that was opened is found by what was pushed, also if somebody has merged it by then.
 
+use crate::domain::message::Refusal;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -48,7 +49,8 @@ impl Remediations {
         let name = self.fresh_name(head, whole, known, written.onto.is_some()).await?;
         let remediation = group.remediation("drift", observed_at, now);
         let written_whole = whole.remediation("drift", observed_at, now);
-        let text = remediation::write(&name, &remediation).map_err(Error::Refused)?;
+        let text =
+            remediation::write(&name, &remediation).map_err(|reason| Error::Refused(Refusal::Unwritable { reason }))?;
         let path = remediation_path(&self.context.settings.root, &group.environment, &name);
         self.without_secrets(&key, &text)?;
         let spent = self.spent_files(head, &group.environment).await?.into_iter().filter(|spent| *spent != path);
@@ -143,7 +145,7 @@ impl Remediations {
         if self.context.redactor.redact(text) == text {
             return Ok(());
         }
-        Err(Error::Refused(format!("the drift in `{key}` can't be proposed: an address in it contains a secret")))
+        Err(Error::Refused(Refusal::SecretInAddress { key: key.to_owned() }))
     }
 
     /// A name that no remediation on the branch or in the store has, so that the same drift twice on one day is two.

@@ -125,7 +125,7 @@ impl Runs {
                 return Err(Stop::Superseded(message));
             }
             if let Some(message) = self.source.suspensions(self.source.head().as_deref()).await?.instance(id) {
-                return Err(Stop::Waits(WaitingOn::Suspended, message));
+                return Err(Stop::Waits(WaitingOn::Suspended, message.to_string()));
             }
             if let Some(message) = self.cancelled(run.id, id).await? {
                 return Err(Stop::Cancelled(message));

@@ -5,6 +5,7 @@
 //! *Race:* an effect ends while it is cancelled: what is done is done, and is verified as ever. *Race:* the daemon dies
 //! after the word: it stands in the store, and the run that is taken up again finds it.
 
+use crate::domain::message::Refusal;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -73,7 +74,7 @@ impl Runs {
             });
         }
         if said.is_empty() {
-            return Err(Error::Refused("Nothing was cancelled: no run of what you mean is under way.".into()));
+            return Err(Error::Refused(Refusal::NoRun));
         }
         Ok(said.join(" "))
     }

@@ -1,5 +1,6 @@
 //! Creates runs and ends the waiting part of runs that a newer one supersedes (R5.3).
 
+use crate::domain::message::Refusal;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -65,7 +66,7 @@ impl Runs {
             first = Some(self.create_run(head, part).await?);
         }
         if orphaned.is_empty() {
-            return first.ok_or_else(|| Error::Refused("there is nothing to do".into()));
+            return first.ok_or_else(|| Error::Refused(Refusal::NothingToDo));
         }
         let second = self.create_run(head, authorised.part(RunKind::Destroy { by_merge }, orphaned)).await?;
         Ok(first.unwrap_or(second))

@@ -136,7 +136,7 @@ impl Runs {
         }
         self.guard(driven, id, &actions, &carried).await?;
         match self.observer.pin_before_effect(id, &prepared.observation).await {
-            Err(Error::Refused(message)) => return Err(Stop::Fails(message)),
+            Err(Error::Refused(message)) => return Err(Stop::Fails(message.to_string())),
             done => done?,
         }
         let mut prepared = prepared;
@@ -289,7 +289,7 @@ impl Runs {
                 };
                 let stored = self.stored_actions(remediation).await?;
                 if let Some(message) = self.edited(name.as_str(), remediation).await? {
-                    return Err(Stop::Fails(message));
+                    return Err(Stop::Fails(message.to_string()));
                 }
                 let through =
                     remediation::lets_through(remediation, id, &|digest| stored.get(digest).cloned(), &actions)

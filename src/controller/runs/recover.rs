@@ -7,6 +7,7 @@
 //! a store that could not be written, and by a daemon that takes over.
 //! *Race:* the daemon dies again while it does this: the next one finds the same records.
 
+use crate::domain::message::Refusal;
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
@@ -41,13 +42,12 @@ impl Runs {
                 .store
                 .applied(id)
                 .await?
-                .ok_or_else(|| Error::Refused(format!("`{id}` is not applied any more")))?;
+                .ok_or_else(|| Error::Refused(Refusal::NoLongerApplied(id.clone())))?;
             return Ok((self.observer.remediation_job(run, id, &record, &driven.head).await?, record.inputs));
         }
-        let instance = driven
-            .head
-            .instance(id)
-            .ok_or_else(|| Error::Refused(format!("`{id}` is not declared at `{}`", driven.head.revision.short())))?;
+        let instance = driven.head.instance(id).ok_or_else(|| {
+            Error::Refused(Refusal::NotDeclaredAt { id: id.clone(), revision: driven.head.revision.short().to_owned() })
+        })?;
         let inputs = self.observer.inputs(&driven.head, id, &instance.references, &BTreeMap::new()).await?;
         let content = Arc::clone(&driven.head.content);
         Ok((declared_job(instance, Use::Head, content, &inputs, driven.head.consumed(id))?, inputs.recorded))

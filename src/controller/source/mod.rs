@@ -11,6 +11,7 @@ mod history;
 mod merged;
 mod suspensions;
 
+use crate::domain::message::Refusal;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
@@ -92,20 +93,12 @@ impl Source {
     /// # Errors
     /// [`Error::Refused`] with the reason where none was loaded yet.
     pub(crate) fn loaded_head(&self) -> Result<Arc<Head>, Error> {
-        self.head().ok_or_else(|| Error::Refused(self.no_head()))
+        self.head().ok_or_else(|| Error::Refused(Refusal::NoHead { reason: self.problem() }))
     }
 
     /// Why the last refresh failed, if it failed.
     pub fn problem(&self) -> Option<String> {
         self.problem.lock().clone()
-    }
-
-    /// Why there is no head.
-    pub(crate) fn no_head(&self) -> String {
-        match self.problem() {
-            Some(why) => format!("the state repo can't be read: {why}"),
-            None => "the state repo has not been read yet; try again in a moment".into(),
-        }
     }
 
     /// Takes a head that does not come from the branch, such as a checkout.

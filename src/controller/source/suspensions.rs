@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Head, Source};
 use crate::{
     controller::{context::Error, records::Suspension},
+    domain::message::SuspensionReason,
     model::{EnvironmentName, InstanceId},
 };
 
@@ -18,24 +19,21 @@ pub(crate) struct Suspensions {
 }
 
 impl Suspensions {
-    /// Why a name is suspended by a command.
-    pub(crate) fn by_command(&self, name: &str) -> Option<String> {
+    /// Returns the suspension of a name by a command.
+    pub(crate) fn by_command(&self, name: &str) -> Option<SuspensionReason> {
         let suspension = self.commanded.get(name)?;
-        Some(format!(
-            "`{name}` is suspended by {} since {}; `/resume {name}` ends that",
-            suspension.by.replace("user:", "@"),
-            suspension.at.format("%Y-%m-%d %H:%M UTC")
-        ))
+        let (by, at) = (suspension.by.clone(), suspension.at);
+        Some(SuspensionReason::Command { name: name.to_owned(), by, at })
     }
 
-    /// Why an environment is suspended as a whole.
-    pub(crate) fn environment(&self, name: &EnvironmentName) -> Option<String> {
-        let declared = || format!("`{name}` is suspended by its declaration (`suspend: true`)");
-        self.declared.contains(name).then(declared).or_else(|| self.by_command(name.as_str()))
+    /// Returns the suspension of a whole environment.
+    pub(crate) fn environment(&self, name: &EnvironmentName) -> Option<SuspensionReason> {
+        let declared = self.declared.contains(name).then(|| SuspensionReason::Declared(name.clone()));
+        declared.or_else(|| self.by_command(name.as_str()))
     }
 
-    /// Why an instance is suspended.
-    pub(crate) fn instance(&self, id: &InstanceId) -> Option<String> {
+    /// Returns the suspension of an instance, its own or that of its environment.
+    pub(crate) fn instance(&self, id: &InstanceId) -> Option<SuspensionReason> {
         self.environment(&id.environment).or_else(|| self.by_command(&id.to_string()))
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Decides nothing: tells what the rules made of what is recorded.
 
+use crate::domain::message::Refusal;
 use std::sync::Arc;
 
 use crate::{
@@ -48,7 +49,9 @@ impl StatusReader {
     /// When the store can't be read.
     pub async fn explain(self: &Arc<Self>, status: &InstanceStatus) -> Result<String, Error> {
         let reason = status.reason.clone().unwrap_or_default();
-        let Some(head) = self.source.head() else { return Ok(self.source.no_head()) };
+        let Some(head) = self.source.head() else {
+            return Ok(Refusal::NoHead { reason: self.source.problem() }.to_string());
+        };
         Ok(match status.verdict {
             Verdict::InSync => {
                 "Everything was observed and nothing differs from what is applied, so there is nothing to do (R1.4)."

@@ -172,7 +172,7 @@ impl StatusReader {
         let mut instances = vec![];
         let declared = head.as_ref().map(|head| head.desired.instances.clone()).unwrap_or_default();
         for (id, instance) in &declared {
-            let suspended = suspensions.instance(id);
+            let suspended = suspensions.instance(id).map(|reason| reason.to_string());
             let known = Known {
                 applied: applied.get(id),
                 observed: observed.get(id),

@@ -7,6 +7,7 @@ pub mod approvals;
 pub mod guards;
 pub mod paths;
 
+use crate::domain::message::Refusal;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -185,24 +186,16 @@ pub fn permit<'r>(rights: &'r [Rights], who: &Principal, verb: Verb) -> Option<V
 }
 
 /// A refusal in one sentence: who, what, where, and who may.
-pub fn refusal(rights: &[Rights], who: &Principal, verb: Verb, environment: &EnvironmentName) -> String {
-    let Some((last, before)) = rights.split_last() else {
-        return format!(
-            "`/{}` is refused: the StateRepo on the base branch can't be read, and without it nobody may do anything; `evenkeel validate` says what is wrong",
-            verb.name()
-        );
-    };
+pub fn refusal(rights: &[Rights], who: &Principal, verb: Verb, environment: &EnvironmentName) -> Refusal {
+    let Some((last, before)) = rights.split_last() else { return Refusal::NoPermissions(verb) };
     let mut allowed = last.allowed(verb);
     before.iter().for_each(|rights| allowed = allowed.intersection(&rights.allowed(verb)).copied().collect());
-    let who_may = match allowed.len() {
-        0 => "nobody is; add a line to `permissions` in the StateRepo".to_owned(),
-        _ => format!("{} may", allowed.into_iter().map(|to| format!("`{to}`")).collect::<Vec<_>>().join(", ")),
-    };
-    let name = match who {
+    let principal = match who {
         Principal::User { login, .. } => format!("@{login}"),
         other => other.name(),
     };
-    format!("{name} is not allowed to `/{}` in `{environment}`: {who_may}.", verb.name())
+    let allowed = allowed.into_iter().map(ToString::to_string).collect();
+    Refusal::NotPermitted { principal, verb, environment: environment.clone(), allowed }
 }
 
 #[cfg(test)]

@@ -5,9 +5,11 @@
 
 pub mod comment;
 pub mod layout;
+mod refusal;
 pub mod terminal;
 pub mod verdict;
 
+pub use refusal::{EmptySelection, Refusal, SuspensionReason};
 use serde_json::Value;
 
 use crate::model::{Change, Field, ResourceChange};
