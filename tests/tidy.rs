@@ -390,3 +390,17 @@ fn the_documents_name_what_is_there() {
         .collect();
     assert!(untested.is_empty(), "rules that no test carries by its number: {untested:?}");
 }
+
+#[test]
+fn the_documents_name_files_that_exist() {
+    for document in ["ARCHITECTURE.md", "CONTRIBUTING.md", "GLOSSARY.md", "README.md"] {
+        let text = std::fs::read_to_string(document).unwrap();
+        for name in text.split('`').skip(1).step_by(2) {
+            let is_path = name.starts_with("src/") || name.starts_with("docs/") || name.starts_with("tests/");
+            // A name in a pattern such as `src/targets/<kind>/` is no path.
+            if is_path && !name.contains(['<', '*', '{', ' ']) {
+                assert!(std::path::Path::new(name).exists(), "{document} names `{name}`, which does not exist");
+            }
+        }
+    }
+}

@@ -78,7 +78,9 @@ pub struct Review {
 pub struct ForgeError {
     /// "list pull requests".
     pub attempt: String,
-    /// What the forge says.
+    /// The HTTP status of the forge's answer; `None` where there was no answer.
+    pub status: Option<u16>,
+    /// The forge's message, or the error of the connection.
     pub why: String,
     /// When the same attempt may succeed.
     pub retry: Retry,

@@ -65,6 +65,7 @@ struct Clients {
 fn failed(attempt: &str, why: impl ToString) -> ForgeError {
     ForgeError {
         attempt: attempt.to_owned(),
+        status: None,
         why: why.to_string(),
         retry: Retry::After(Backoff::REMOTE),
         not_before: None,
@@ -157,8 +158,7 @@ impl GitHub {
                         tokio::time::sleep(wait.to_std().unwrap_or_default()).await;
                         continue;
                     }
-                    let limited = not_yet.is_some()
-                        || ["401", "403", "404"].iter().any(|code| error.why.contains(&format!("answered {code}")));
+                    let limited = not_yet.is_some() || matches!(error.status, Some(401 | 403 | 404));
                     match error.retry {
                         Retry::After(backoff) if tries < ATTEMPTS_MAX && !limited => {
                             tokio::time::sleep(backoff.wait(tries).std() / 8).await
@@ -239,7 +239,7 @@ fn refused(attempt: &str, status: u16, said: &wire::Refusal, ends: Option<DateTi
     // 401, 403 and 404 are mended by whoever gives us rights, so a message waits for it; 422 never passes.
     let retry = if status != 422 { Retry::After(Backoff::REMOTE) } else { Retry::WhenInputChanges };
     let not_before = rate_limit::not_before(status, &said.message, ends);
-    ForgeError { attempt: attempt.to_owned(), why, retry, not_before }
+    ForgeError { attempt: attempt.to_owned(), status: Some(status), why, retry, not_before }
 }
 
 fn encode(text: &str) -> String {
@@ -404,7 +404,7 @@ impl Forge for GitHub {
             .await;
         match answer {
             Ok(answer) => Ok(answer.role_name.unwrap_or(answer.permission)),
-            Err(error) if error.why.contains("answered 404") => Ok("none".into()),
+            Err(error) if error.status == Some(404) => Ok("none".into()),
             Err(error) => Err(error),
         }
     }
@@ -414,7 +414,7 @@ impl Forge for GitHub {
         let route = format!("/orgs/{}/teams/{}/memberships/{}", encode(organisation), encode(team), encode(login));
         match self.read::<wire::Membership>("ask who is in a team", &route).await {
             Ok(answer) => Ok(answer.state == "active"),
-            Err(error) if error.why.contains("answered 404") => Ok(false),
+            Err(error) if error.status == Some(404) => Ok(false),
             Err(error) => Err(error),
         }
     }

@@ -46,6 +46,7 @@ const OWN_LOGIN: &str = "evenkeel";
 fn gone(number: PullNumber) -> ForgeError {
     ForgeError {
         attempt: "read a pull request".into(),
+        status: Some(404),
         why: format!("there is no {number}"),
         retry: Retry::WhenInputChanges,
         not_before: None,
@@ -87,6 +88,7 @@ impl Forge {
         match &state.out_of_reach {
             Some(why) => Err(ForgeError {
                 attempt: "ask the forge".into(),
+                status: None,
                 why: why.clone(),
                 retry: Retry::After(Backoff::REMOTE),
                 not_before: None,

@@ -6,6 +6,7 @@
 //! planned: it is refused until the plan stands, because there is nothing yet that it could mean.
 
 use crate::domain::message::Refusal;
+use crate::domain::message::list;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -141,7 +142,7 @@ impl Commands {
         }
         let (who, verb) = (format!("user:{}", written.author), command.verb.name());
         let done = self.context.store.audited(&format!("comment/{}", written.id), &who, &verb).await?;
-        Ok((!done.is_empty()).then(|| format!("`/{verb}` was obeyed: {}.", comment::names(done.into_iter()))))
+        Ok((!done.is_empty()).then(|| format!("`/{verb}` was obeyed: {}.", list::names(done.into_iter()))))
     }
 
     /// A pull request as it is when something said there is read: it may have been merged since it was looked at.

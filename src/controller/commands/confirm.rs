@@ -1,6 +1,7 @@
 //! `/confirm`: accepts another identity of a target (R1.8).
 
 use crate::domain::message::Refusal;
+use crate::domain::message::list;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -9,7 +10,7 @@ use crate::{
         context::Error,
         work_queue::{Reason, ReconcileRequest},
     },
-    domain::{authorization::Principal, declaration::schema::Verb, message::comment},
+    domain::{authorization::Principal, declaration::schema::Verb},
     model::InstanceId,
 };
 
@@ -43,6 +44,6 @@ impl Commands {
         if confirmed.is_empty() {
             return Err(Error::Refused(Refusal::NothingToConfirm));
         }
-        Ok(format!("Confirmed: {}.", comment::names(confirmed.into_iter())))
+        Ok(format!("Confirmed: {}.", list::names(confirmed.into_iter())))
     }
 }

@@ -70,7 +70,7 @@ impl Commands {
                 self.pull_requests.comment_plan(number, &plan, &[]).await?;
             }
             message.push(format!(
-                "Nothing was destroyed yet: look at the plan of `{environment}`, and say `/destroy {} {}` to do that and no more.",
+                "Nothing was destroyed yet: look at the plan of `{environment}`, and comment `/destroy {} {}` to do that and no more.",
                 selector.short(),
                 plan.digest.short()
             ));

@@ -2,13 +2,14 @@
 
 use crate::domain::declaration::schema::Verb;
 use crate::domain::message::Refusal;
+use crate::domain::message::list;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
     controller::{
         commands::Commands, context::Error, planning::environments, runs::RebalanceAuthorization, source::Head,
     },
-    domain::{authorization::Principal, message::comment},
+    domain::authorization::Principal,
     model::{InstanceId, PullNumber, RunId},
 };
 
@@ -43,7 +44,7 @@ impl Commands {
             runs.push(self.runs.start_rebalance(head, &environment, &clusters, word).await?);
         }
         let named: Vec<String> = runs.iter().map(ToString::to_string).collect();
-        let names = comment::names(clusters.iter().map(ToString::to_string));
+        let names = list::names(clusters.iter().map(ToString::to_string));
         Ok((format!("Run {} rebalances {names}.", named.join(" and ")), runs))
     }
 }

@@ -1,6 +1,7 @@
 //! `/snooze`: leaves the drift that is observed alone (R4.5).
 
 use crate::domain::message::Refusal;
+use crate::domain::message::list;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
         records::{SNOOZE, Snooze},
         work_queue::{Reason, ReconcileRequest},
     },
-    domain::{authorization::Principal, command::Command, declaration::schema::Verb, message::comment, plan::Observed},
+    domain::{authorization::Principal, command::Command, declaration::schema::Verb, plan::Observed},
     model::InstanceId,
 };
 
@@ -51,7 +52,7 @@ impl Commands {
         Ok(format!(
             "Snoozed until {}, or until something else is observed: {}.",
             until.format("%Y-%m-%d %H:%M UTC"),
-            comment::names(snoozed.into_iter())
+            list::names(snoozed.into_iter())
         ))
     }
 }

@@ -133,7 +133,7 @@ impl Observer {
                 };
                 Err(refused(
                     TargetErrorKind::Identity,
-                    format!("{what}, or say `/confirm {id}` if this is right (R1.8)"),
+                    format!("{what}, or comment `/confirm {id}` if this is right (R1.8)"),
                 ))
             }
             (Some(_), _) if known.seen.is_some() && remembers => {

@@ -52,7 +52,7 @@ impl Observer {
             actions.iter().flat_map(|action| &action.resources).find(|change| snoozed.contains(&&*change.resource));
         Ok(undone.map(|change| {
             format!(
-                "it would undo the drift of `{}`, which is snoozed ({}); look at the plan and say `/apply` if that is meant",
+                "it would undo the drift of `{}`, which is snoozed ({}); read the plan and comment `/apply` if that is meant",
                 change.resource, snooze.because
             )
         }))

@@ -4,6 +4,7 @@
 //! be destroyed: the run stops before its first effect.
 
 use crate::domain::message::Refusal;
+use crate::domain::message::list;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -34,7 +35,7 @@ pub(super) fn to_destroy(head: &Head, applied: &BTreeMap<InstanceId, Applied>) -
 }
 
 pub(crate) fn list(ids: &BTreeSet<InstanceId>) -> String {
-    comment::names(ids.iter().map(ToString::to_string))
+    list::names(ids.iter().map(ToString::to_string))
 }
 
 impl Planner {

@@ -109,7 +109,10 @@ impl PullRequests {
         let Some(forge) = self.context.forge.as_ref().filter(|_| !asked) else { return Ok(None) };
         let level = Level::parse(&forge.get_permission(&pull.author).await?);
         Ok((level < Level::Write && forks != Forks::Plan).then(|| {
-            format!("@{} may not write here, and planning runs code; somebody who may says `/plan`", pull.author)
+            format!(
+                "@{} may not write here, and planning runs code; a principal with the permission can comment `/plan`",
+                pull.author
+            )
         }))
     }
 

@@ -6,6 +6,7 @@
 //! after the word: it stands in the store, and the run that is taken up again finds it.
 
 use crate::domain::message::Refusal;
+use crate::domain::message::list;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -19,7 +20,6 @@ use crate::{
         authorization::Principal,
         declaration::schema::Verb,
         journal::{Event, Run, Status},
-        message::comment,
     },
     model::{InstanceId, RunId},
 };
@@ -69,7 +69,7 @@ impl Runs {
                 false => format!(
                     "Run {} ends at its next safe point; {} was asked to stop and writes down what it did.",
                     run.id,
-                    comment::names(asked.into_iter())
+                    list::names(asked.into_iter())
                 ),
             });
         }

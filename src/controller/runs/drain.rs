@@ -54,7 +54,7 @@ impl Runs {
             if self.context.store.lock_instance(cluster, run.id).await.map_err(Error::from).map_err(failed)? != run.id {
                 return Err(TargetError::new(
                     TargetErrorKind::Drain,
-                    format!("another run works on `{cluster}`; say `/apply` once it is over"),
+                    format!("another run works on `{cluster}`; comment `/apply` once it is over"),
                 ));
             }
             let mut job = self.observer.applied_job(cluster, &record, &driven.head).await.map_err(failed)?;

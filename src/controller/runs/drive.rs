@@ -186,7 +186,7 @@ impl Runs {
                         .fail(
                             driven,
                             id,
-                            "the state kept changing between plan and apply; see who else applies it, and say `/apply`"
+                            "the state kept changing between plan and apply; see who else applies it, and comment `/apply`"
                                 .into(),
                         )
                         .await;

@@ -36,11 +36,14 @@ fn ended(run: &Run) -> String {
         );
     }
     if !failed.is_empty() && run.kind.destroys() {
-        return format!("{} failed. What is left of it is still an orphan; say `/destroy` again.", failed.join(", "));
+        return format!(
+            "{} failed. What is left of it is still an orphan; comment `/destroy` again.",
+            failed.join(", ")
+        );
     }
     if !failed.is_empty() {
         return format!(
-            "{} failed. Mend it with another pull request, go back with `git revert`, or say `/apply {}` to try again.",
+            "{} failed. Mend it with another pull request, go back with `git revert`, or comment `/apply {}` to try again.",
             failed.join(", "),
             run.environment
         );
@@ -54,7 +57,7 @@ fn ended(run: &Run) -> String {
         } else {
             format!("{} stays applied", done.join(", "))
         };
-        return format!("{} {by}. {done}; say `/apply {}` to go on.", cancelled.join(", "), run.environment);
+        return format!("{} {by}. {done}; comment `/apply {}` to go on.", cancelled.join(", "), run.environment);
     }
     let superseded = of(Status::Superseded);
     if !superseded.is_empty() {

@@ -111,9 +111,9 @@ impl Runs {
             && self.planner.is_first_contact(id, observation.holds_anything).await?
         {
             let message = if observation.holds_anything {
-                "the target already holds something that was never applied from here; look at the plan and say `/apply`"
+                "the target already holds something that was never applied from here; read the plan and comment `/apply`"
             } else {
-                "this store has no history of a repository that was applied before: restore the store, or look at the plan and say `/apply`"
+                "this store has no history of a repository that was applied before: restore the store, or read the plan and comment `/apply`"
             };
             let message = message.to_owned();
             return Err(Stop::Waits(WaitingOn::FirstContact, message));
@@ -268,7 +268,7 @@ impl Runs {
             }
             Approved::Actions { actions: approved } => match plan::covers(&approved, &actions) {
                 Ok(()) => Ok(actions),
-                Err(gap) => Err(waits(format!("{}; look at the new plan and say `/apply`", gap.0))),
+                Err(gap) => Err(waits(format!("{}; read the new plan and comment `/apply`", gap.0))),
             },
             Approved::Unknown => {
                 let deferred =

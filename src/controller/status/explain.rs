@@ -165,10 +165,10 @@ impl StatusReader {
             }
             WaitingOn::Approval { .. } => format!("{reason}. What runs is what was shown, and this was not (R2.4, R2.7)."),
             WaitingOn::FirstContact if self.source.history_lost().await? => {
-                "This store has no history of a repository that was applied before, so nothing is applied by itself: restore the store, or look at the plan and say `/apply` (R1.7).".into()
+                "This store has no history of a repository that was applied before, so nothing is applied by itself: restore the store, or read the plan and comment `/apply` (R1.7).".into()
             }
             WaitingOn::FirstContact => {
-                "The target already holds something that was never applied from here, so a merge alone is no authority: look at the plan and say `/apply` (R1.6).".into()
+                "The target already holds something that was never applied from here, so a merge alone is no authority: read the plan and comment `/apply` (R1.6).".into()
             }
             WaitingOn::KnownAfter { .. } => format!("Its plan is {waits} (R2.5)."),
             WaitingOn::Upstream { .. } => format!("It waits: {waits} (R5.4, R6.1). {reason}").trim().to_owned(),

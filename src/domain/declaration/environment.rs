@@ -93,7 +93,7 @@ impl After {
 pub enum OnMerge {
     /// The merge is the authority.
     Apply,
-    /// Somebody says `/apply`.
+    /// A principal comments `/apply`.
     #[default]
     Wait,
 }

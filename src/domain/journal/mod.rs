@@ -224,7 +224,7 @@ pub fn recovery(fresh: Option<&Digest>, covered: Result<(), String>) -> Recovery
         (Some(_), Ok(())) => Recovery::Redo,
         (Some(_), Err(gap)) => Recovery::Stalled {
             message: format!(
-                "it was killed in the middle, and what is left is not what was approved: {gap}; look at the plan and say `/apply`"
+                "it was killed in the middle, and what is left is not what was approved: {gap}; read the plan and comment `/apply`"
             ),
         },
     }

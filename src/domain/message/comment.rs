@@ -1,5 +1,6 @@
 //! Everything that is said on pull requests: one named function for each text.
 
+use super::list::names;
 use super::{counts, diff, layout};
 use crate::{
     domain::{
@@ -188,7 +189,7 @@ pub fn concerns(all: &[Concerned], carrier: PullNumber) -> Option<Note> {
 /// What an older pull request says of a plan that a newer one carries.
 pub fn superseded(environment: &EnvironmentName, carrier: PullNumber, what: &str) -> String {
     let message = format!(
-        "The plan of `{environment}` is superseded by {carrier}, which carries all that is pending there; say `/apply {environment}` there."
+        "The plan of `{environment}` is superseded by {carrier}, which carries all that is pending there; comment `/apply {environment}` there."
     );
     close(message, what)
 }
@@ -262,14 +263,6 @@ fn plan_waits(plan: &Plan) -> String {
         .map(|(i, on)| format!("`{}`: {}", i.id.component, waiting(on)))
         .collect();
     if waits.is_empty() { String::new() } else { format!("\nWaits for: {}\n\n", waits.join(" · ")) }
-}
-
-/// Names in backticks, the first few of many.
-pub fn names(names: impl Iterator<Item = String>) -> String {
-    const SHOWN: usize = 5;
-    let all: Vec<String> = names.map(|name| format!("`{name}`")).collect();
-    let more = if all.len() > SHOWN { format!(" and {} more", all.len() - SHOWN) } else { String::new() };
-    format!("{}{more}", all.into_iter().take(SHOWN).collect::<Vec<_>>().join(", "))
 }
 
 fn list(names: &[&str]) -> String {

@@ -5,6 +5,7 @@
 
 pub mod comment;
 pub mod layout;
+pub mod list;
 mod refusal;
 pub mod terminal;
 pub mod verdict;

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, fmt};
 
 use chrono::{DateTime, Utc};
 
-use super::comment::names;
+use super::list::names;
 use crate::{
     domain::declaration::schema::Verb,
     model::{Digest, EnvironmentName, InstanceId, PullNumber, RunId},

@@ -214,7 +214,7 @@ impl Applying<'_> {
             if begin.elapsed() > AWAY_TIME_MAX {
                 return Err(TargetError::new(
                     TargetErrorKind::StateLocked,
-                    "a move that was lost goes on; wait for it, and say `/apply`",
+                    "a move that was lost goes on; wait for it, and comment `/apply`",
                 ));
             }
             tokio::time::sleep(LOOK).await;

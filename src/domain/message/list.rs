@@ -1,0 +1,9 @@
+//! Lists of names as text.
+
+/// Returns the first five names in code marks, and the number of the others.
+pub fn names(names: impl Iterator<Item = String>) -> String {
+    const SHOWN: usize = 5;
+    let all: Vec<String> = names.map(|name| format!("`{name}`")).collect();
+    let more = if all.len() > SHOWN { format!(" and {} more", all.len() - SHOWN) } else { String::new() };
+    format!("{}{more}", all.into_iter().take(SHOWN).collect::<Vec<_>>().join(", "))
+}
