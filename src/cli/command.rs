@@ -16,7 +16,7 @@ use crate::{
     server::CommandRequest,
 };
 
-/// What is meant.
+/// The selector.
 #[derive(Args, Debug)]
 pub(crate) struct Words {
     /// Which instances, such as `staging/network`

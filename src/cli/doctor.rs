@@ -16,7 +16,7 @@ use crate::{
     targets::{citus, citus::Rights, kubernetes, opentofu},
 };
 
-/// What is to be done about a damaged store.
+/// The remedy for a damaged store.
 const RESTORE: &str = "stop the daemon and put a copy in its place (`evenkeel doctor --copy-store` makes one); without a copy remove it: nothing is applied then before somebody looks at the plan";
 
 /// Check every program, credential, path and permission that the configuration needs.

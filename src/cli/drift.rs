@@ -70,7 +70,7 @@ pub(super) async fn run(global: &Global, args: &DriftArgs) -> Done {
     against_checkout(global, &plans)
 }
 
-/// What is said where nothing is known of what was applied.
+/// The note if there are no applied records.
 fn against_checkout(global: &Global, plans: &[Plan]) -> Done {
     let colour = output::colour();
     let verdict = |instance: &crate::domain::plan::InstancePlan| match (

@@ -41,7 +41,7 @@ struct Cli {
     command: Command,
 }
 
-/// What every command takes.
+/// The options of every command.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Global {
     /// The configuration; the nearest `evenkeel.yaml` above the working directory where it is not given

@@ -39,7 +39,7 @@ pub struct Connection {
     pub shared_with: Vec<String>,
 }
 
-/// What a process is given.
+/// The environment of a process.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Credentials {
@@ -107,7 +107,7 @@ impl Config {
         self.connection(id, name, rights(apply)).is_ok_and(|(one, _)| has(one))
     }
 
-    /// Who we are to the cluster of a connection, and the other environments that may use it.
+    /// Returns the credentials for the cluster of a connection, and the other environments that may use it.
     ///
     /// # Errors
     /// When the connection, its credentials or a file is missing; the sentence says which.
@@ -184,7 +184,7 @@ impl Config {
         self.connection(id, name, rights).is_ok_and(|(one, _)| one.url_file.is_some())
     }
 
-    /// Who we are to the database of a connection.
+    /// Returns the credentials for the database of a connection.
     ///
     /// # Errors
     /// When the connection, its credentials or a file is missing; the sentence says which.

@@ -212,7 +212,7 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// The text is wrong.
@@ -220,7 +220,7 @@ pub enum Error {
     Text {
         /// The file.
         path: PathBuf,
-        /// What is wrong, with its place.
+        /// The problem, with its place.
         why: String,
     },
 }

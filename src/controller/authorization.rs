@@ -74,7 +74,7 @@ impl Authorization {
         Ok(self.source.guards(head).await?.rights(environment))
     }
 
-    /// What is lacking for a command on instances of a plan, in a sentence.
+    /// Returns the approvals that are missing for a command on instances of a plan, as text.
     pub(crate) async fn lacking(
         self: &Arc<Self>,
         head: &Head,
@@ -197,7 +197,7 @@ impl Authorization {
         Ok(None)
     }
 
-    /// What a pull request lacks for the protected paths that it changes, in a sentence.
+    /// Returns the approvals that a pull request lacks for the protected paths that it changes, as text.
     pub(crate) async fn missing_approvals_of_paths(
         self: &Arc<Self>,
         base: &Head,

@@ -36,7 +36,7 @@ pub struct Settings {
     pub lease: Duration,
 }
 
-/// What a controller could not do.
+/// The error of a controller.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The store failed.
@@ -105,7 +105,7 @@ pub struct Ports {
     pub redactor: Redactor,
 }
 
-/// What every controller shares.
+/// The context that all controllers share.
 pub struct Context {
     /// How the daemon works.
     pub settings: Settings,

@@ -48,7 +48,7 @@ use work_queue::RunningRequest;
 
 /// The daemon: the controllers, dispatch and shutdown.
 pub struct Daemon {
-    /// What every controller shares.
+    /// The context that all controllers share.
     pub context: Arc<Context>,
     /// The lease.
     pub leader: Arc<Leader>,

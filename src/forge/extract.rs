@@ -14,7 +14,7 @@ use base64::Engine;
 use chrono::Utc;
 use serde_json::Value;
 
-/// Somebody who may ask.
+/// An authenticated user.
 pub(super) struct Caller(pub(super) User);
 
 impl FromRequestParts<Shared> for Caller {
@@ -38,7 +38,7 @@ impl Caller {
 
 pub(super) type Body = Answer<Json<Value>>;
 
-/// Who asks, by a token.
+/// Returns the user of a token.
 pub(super) async fn authenticate(shared: &Shared, headers: &HeaderMap) -> Option<User> {
     let header = headers.get("authorization")?.to_str().ok()?;
     let (scheme, rest) = header.split_once(' ')?;

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use std::{net::SocketAddr, path::PathBuf};
 
-/// Who and what there is.
+/// The users and repositories.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Settings {
@@ -24,13 +24,13 @@ pub struct Settings {
     pub webhook: Option<Webhook>,
 }
 
-/// Somebody.
+/// A user.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct User {
     /// The login.
     pub login: String,
-    /// What proves who it is.
+    /// The user's token.
     pub token: String,
     /// `read`, `write` or `admin`.
     pub permission: String,
@@ -58,7 +58,7 @@ pub struct Webhook {
     pub secret: String,
 }
 
-/// What the forge could not do.
+/// The error of the forge.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The folder or the repository could not be used.
@@ -66,7 +66,7 @@ pub enum Error {
     Folder {
         /// The folder.
         path: PathBuf,
-        /// What went wrong.
+        /// The error.
         why: String,
     },
     /// It is asked to listen where others reach it.
@@ -77,7 +77,7 @@ pub enum Error {
     Listen {
         /// The address.
         address: SocketAddr,
-        /// What the system says.
+        /// The error of the operating system.
         source: std::io::Error,
     },
 }

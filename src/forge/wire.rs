@@ -78,7 +78,7 @@ fn merged(parts: impl IntoIterator<Item = Value>) -> Value {
     Value::Object(fields.flatten().collect())
 }
 
-/// What people may react with.
+/// The reactions that users may choose.
 fn reactions(url: &str) -> Value {
     json!({"url": format!("{url}/reactions"), "total_count": 0, "+1": 0, "-1": 0, "laugh": 0, "hooray": 0, "confused": 0, "heart": 0, "rocket": 0, "eyes": 0})
 }
@@ -119,7 +119,7 @@ impl State {
         user
     }
 
-    /// Somebody who may do something here.
+    /// A user with a permission on this repository.
     pub(super) fn collaborator_json(&self, user: &super::settings::User) -> Value {
         let may = |words: &[&str]| words.contains(&user.permission.as_str());
         let mut json = self.user_json(&user.login);

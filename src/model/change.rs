@@ -11,7 +11,7 @@ pub const MASKED: &str = "(masked)";
 /// The word that stands where a value is not known yet.
 pub const KNOWN_AFTER_APPLY: &str = "(known after apply)";
 
-/// What happens to a resource.
+/// The kind of change of a resource.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Change {
@@ -52,9 +52,9 @@ impl Change {
 pub struct Field {
     /// A JSON pointer inside the resource.
     pub path: String,
-    /// What stands there; absent where nothing does.
+    /// The present value; absent if there is none.
     pub before: Option<Value>,
-    /// What will stand there; absent where nothing will.
+    /// The value after the change; absent if there is none.
     pub after: Option<Value>,
     /// Whether the values are masked.
     pub sensitive: bool,
@@ -65,7 +65,7 @@ pub struct Field {
     pub sealed: Option<(String, String)>,
 }
 
-/// What happens to one resource.
+/// The change of one resource.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResourceChange {
@@ -73,17 +73,17 @@ pub struct ResourceChange {
     pub resource: String,
     /// The type, such as `google_compute_network`; `output` for an output of a root module.
     pub r#type: String,
-    /// What happens.
+    /// The kind of change.
     pub change: Change,
     /// Whether this line undoes drift (R3.7).
     pub reverts_drift: bool,
     /// Whether `protect` covers it.
     pub protected: bool,
-    /// What differs.
+    /// The fields that differ.
     pub fields: Vec<Field>,
 }
 
-/// What an action overwrites, observed before it: the precondition that is observed again before the effect (R2.7).
+/// The observed state that an action overwrites: a precondition that is checked again before the effect (R2.7).
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Overwrite {
@@ -104,11 +104,11 @@ pub struct Overwrite {
 pub struct Action {
     /// Over target, canonical arguments and what it overwrites; without times, ids, revisions and sizes.
     pub digest: Digest,
-    /// What is done: `tofu.apply`.
+    /// The operation, such as `tofu.apply`.
     pub r#do: String,
-    /// What must still hold before the effect.
+    /// The precondition of the effect.
     pub precondition: Overwrite,
-    /// What happens to which resource.
+    /// The change of each resource.
     pub resources: Vec<ResourceChange>,
 }
 
@@ -130,9 +130,9 @@ pub enum DriftKind {
 pub struct DriftField {
     /// A JSON pointer inside the resource.
     pub path: String,
-    /// What was applied.
+    /// The applied value.
     pub desired: Option<Value>,
-    /// What was observed.
+    /// The observed value.
     pub observed: Option<Value>,
 }
 
@@ -146,22 +146,22 @@ pub struct Drift {
     pub drift: DriftKind,
     /// Whether an apply would change it back; otherwise it can only be adopted.
     pub revertible: bool,
-    /// What differs.
+    /// The fields that differ.
     pub fields: Vec<DriftField>,
-    /// Who changed it, where that is known.
+    /// The author of the change, if it is known.
     pub changed_by: Option<String>,
     /// When, where that is known.
     pub changed_at: Option<DateTime<Utc>>,
 }
 
 impl Drift {
-    /// Who changed it, where that is known.
+    /// The author of the change, if it is known.
     pub fn by(&self) -> Option<ChangedBy> {
         Some(ChangedBy { manager: self.changed_by.clone()?, at: self.changed_at })
     }
 }
 
-/// Who changed a resource.
+/// The author of a change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ChangedBy {

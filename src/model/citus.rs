@@ -101,9 +101,9 @@ pub struct Schema {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Placement {
-    /// What is done when nodes carry unlike.
+    /// The reaction to an unbalanced layout.
     pub rebalance: RebalanceMode,
-    /// What nodes are to carry alike.
+    /// The quantity that is balanced.
     pub balance: BalanceBy,
     /// How far a node may be from the mean, on both sides.
     pub skew: Percent,
@@ -125,7 +125,7 @@ impl Default for Placement {
     }
 }
 
-/// What is done when nodes carry unlike.
+/// The reaction to an unbalanced layout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum RebalanceMode {
@@ -138,13 +138,13 @@ pub enum RebalanceMode {
     Scheduled,
 }
 
-/// What nodes are to carry alike.
+/// The quantity that is balanced.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum BalanceBy {
     /// A word.
     Word(BalanceWord),
-    /// What a query says.
+    /// The result of a query.
     Query(BalanceQuery),
 }
 
@@ -154,7 +154,7 @@ impl Default for BalanceBy {
     }
 }
 
-/// What nodes are to carry alike.
+/// The quantity that is balanced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum BalanceWord {
@@ -166,7 +166,7 @@ pub enum BalanceWord {
     Tenants,
 }
 
-/// What nodes are to carry alike, as a query says it.
+/// The quantity that is balanced, as the result of a query.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BalanceQuery {
@@ -271,13 +271,13 @@ impl TransferMode {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Capacity {
-    /// What has to hold.
+    /// The condition.
     pub when: CapacityWhen,
-    /// What is raised.
+    /// The variable that is raised.
     pub raise: CapacityRaise,
 }
 
-/// What has to hold, and for how long: exactly one of the limits.
+/// The condition and its duration: exactly one of the limits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CapacityWhen {
@@ -294,7 +294,7 @@ pub struct CapacityWhen {
     pub r#for: Duration,
 }
 
-/// What is raised.
+/// The variable that is raised.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CapacityRaise {
@@ -309,11 +309,11 @@ pub struct CapacityRaise {
     pub max: u64,
 }
 
-/// What a plan does to the layout, in figures; none of them is part of a digest.
+/// The figures of a layout plan; none of them is part of a digest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LayoutPlan {
-    /// What is balanced: `bytes`, `shards`, `tenants` or `query`.
+    /// The balanced quantity: `bytes`, `shards`, `tenants` or `query`.
     pub balance: String,
     /// How far a node may be from the mean: 0.1 is a tenth.
     pub limit: f64,
@@ -327,7 +327,7 @@ pub struct LayoutPlan {
     pub bytes_at_least: u64,
 }
 
-/// What a node carries, before and after.
+/// The load of a node, before and after.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeLoad {
@@ -341,7 +341,7 @@ pub struct NodeLoad {
     pub after: Load,
 }
 
-/// What a node carries.
+/// The load of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Load {
@@ -351,7 +351,7 @@ pub struct Load {
     pub bytes: u64,
 }
 
-/// What a move costs.
+/// The cost of a move.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MoveFigures {

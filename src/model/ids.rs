@@ -13,7 +13,7 @@ pub const NAME_LENGTH_MAX: usize = 63;
 pub struct Malformed {
     /// The text that was found.
     pub found: String,
-    /// What was expected, with its article.
+    /// The expected thing, with its article.
     pub expected: &'static str,
 }
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Digest, Duration, InstanceId};
 
-/// What is said of an instance. The order is that of attention: of several verdicts the first counts.
+/// The verdict of an instance. The order is that of urgency: of several verdicts the first counts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Verdict {
@@ -15,7 +15,7 @@ pub enum Verdict {
     Stalled,
     /// The world differs from what was applied.
     Drifted,
-    /// What is declared differs from what was applied, or a run is under way or waits.
+    /// Head differs from applied, or a run is in progress or waits.
     Pending,
     /// Applied and no longer declared.
     Orphaned,
@@ -74,23 +74,23 @@ pub enum WaitingOn {
         /// Until when.
         until: DateTime<Utc>,
     },
-    /// What was applied comes up.
+    /// The applied objects to become ready.
     Rollout {
         /// How long it may take.
         until: DateTime<Utc>,
     },
-    /// Somebody's `/apply`: the environment says `onMerge: wait`.
+    /// An `/apply`: the environment has `onMerge: wait`.
     Apply,
-    /// Somebody's `/apply`: this plan was not covered by what was approved (R2.4).
+    /// An `/apply`: the approved plan does not cover this plan (R2.4).
     Approval {
         /// The plan that waits.
         digest: Digest,
     },
-    /// Somebody's `/apply`: the target already holds something that Evenkeel never applied (R1.6).
+    /// An `/apply`: the target already holds resources that Evenkeel never applied (R1.6).
     FirstContact,
-    /// Somebody's `/resume`, or another declaration.
+    /// A `/resume`, or another declaration.
     Suspended,
-    /// Somebody's `/confirm`: the target is not the one that was applied (R1.8).
+    /// A `/confirm`: the target is not the one that was applied (R1.8).
     Confirm,
 }
 

@@ -27,12 +27,12 @@ pub struct Problem {
     pub column: u32,
     /// A stable word for the sort of problem, kebab-case.
     pub kind: String,
-    /// What was found, in one line.
+    /// The finding, in one line.
     pub message: String,
-    /// What was expected, under the mark.
+    /// The expectation, shown under the mark.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<String>,
-    /// What to do.
+    /// The remedy.
     pub hint: Option<String>,
     /// The line of the file, without its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -21,7 +21,7 @@ pub struct Pull {
     pub title: String,
     /// Its description.
     pub body: String,
-    /// Who opened it.
+    /// The login of its author.
     pub author: String,
     /// The branch that it is to be merged into.
     pub base: String,
@@ -33,7 +33,7 @@ pub struct Pull {
     pub fork: bool,
     /// The commit that it was merged as.
     pub merged_as: Option<Revision>,
-    /// Who merged it.
+    /// The login that merged it.
     pub merged_by: Option<String>,
     /// When it last changed in any way.
     pub updated_at: DateTime<Utc>,
@@ -47,9 +47,9 @@ pub struct Comment {
     pub id: u64,
     /// Its id for GraphQL.
     pub node_id: String,
-    /// Who wrote it.
+    /// The login of its author.
     pub author: String,
-    /// What it says.
+    /// The text.
     pub body: String,
     /// When it was written.
     pub created_at: DateTime<Utc>,
@@ -60,7 +60,7 @@ pub struct Comment {
 /// A review of a pull request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Review {
-    /// Who gave it.
+    /// The login of the reviewer.
     pub author: String,
     /// Whether it approves.
     pub approves: bool,
@@ -88,7 +88,7 @@ pub struct ForgeError {
     pub not_before: Option<DateTime<Utc>>,
 }
 
-/// What is asked of a forge. Reads are tried again; a write looks for its marker first, so that it can be.
+/// The operations of a forge. Reads are retried; a write looks for its marker first, so that it can be repeated.
 #[async_trait]
 pub trait Forge: Send + Sync {
     /// The login that our comments carry.
@@ -152,7 +152,7 @@ pub trait Forge: Send + Sync {
     /// # Errors
     /// When the forge does not answer.
     async fn close_pull(&self, number: PullNumber) -> Result<(), ForgeError>;
-    /// What somebody may do with the repository, as the forge's word.
+    /// Returns the permission of a login on the repository, as the forge names it.
     ///
     /// # Errors
     /// When the forge does not answer.

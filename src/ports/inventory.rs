@@ -7,7 +7,7 @@ use crate::model::InstanceId;
 /// Remembers one text for each instance, for the target alone; what is there is replaced as a whole.
 #[async_trait]
 pub trait InventoryStore: Send + Sync {
-    /// What was kept, if anything was.
+    /// Returns the stored inventory, if there is one.
     ///
     /// # Errors
     /// When it can't be read.
@@ -19,7 +19,7 @@ pub trait InventoryStore: Send + Sync {
     async fn keep(&self, id: &InstanceId, text: Option<&str>) -> Result<(), InventoryStoreError>;
 }
 
-/// What could not be read or kept.
+/// The error of an inventory store.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct InventoryStoreError(pub String);

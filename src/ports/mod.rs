@@ -31,12 +31,12 @@ use crate::model::{
 
 /// The content of one revision or of a working tree; it never changes under its reader.
 pub trait Files: Send + Sync {
-    /// What stands in a folder, sorted by name; nothing where there is no such folder.
+    /// Returns the entries of a folder, sorted by name; none if there is no such folder.
     ///
     /// # Errors
     /// When the store of the content can't be read.
     fn list(&self, folder: &str) -> Result<Vec<Entry>, FilesError>;
-    /// What stands at a path, if anything does.
+    /// Returns the entry at a path, if there is one.
     ///
     /// # Errors
     /// When the store of the content can't be read.
@@ -53,13 +53,13 @@ pub trait Files: Send + Sync {
 pub struct Entry {
     /// The name in its folder.
     pub name: String,
-    /// What it is.
+    /// The kind of the entry.
     pub sort: EntryKind,
     /// git's id of its content: equal ids, equal content. Empty for folders of a working tree.
     pub id: String,
 }
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryKind {
     /// A file.
@@ -80,7 +80,7 @@ pub enum EntryKind {
 pub struct FilesError {
     /// The path, relative to the root of the repository.
     pub path: String,
-    /// What went wrong.
+    /// The error.
     pub why: String,
 }
 
@@ -99,12 +99,12 @@ pub fn join(folder: &str, relative: &str) -> Option<String> {
     Some(parts.join("/"))
 }
 
-/// What was seen of one instance.
+/// The observation of one instance.
 #[derive(Clone, Debug, Default)]
 pub struct Observation {
-    /// What an apply would change; sensitive values are masked.
+    /// The changes that an apply would make; sensitive values are masked.
     pub changes: Vec<ResourceChange>,
-    /// What differs from the last apply and no apply would change: it can only be adopted.
+    /// Differences from the last apply that an apply would not change: they can only be adopted.
     pub adopt_only: Vec<Drift>,
     /// The outputs as they would be after an apply.
     pub outputs: BTreeMap<String, Output>,
@@ -120,19 +120,19 @@ pub struct Observation {
     /// Where the target is that of a whole environment: the other environments that may use it too. Nothing where it
     /// belongs to one instance.
     pub shared_with: Option<Vec<String>>,
-    /// Who changed a resource and when, where that is known.
+    /// The author and time of the change of each resource, if they are known.
     pub changed_by: BTreeMap<String, ChangedBy>,
-    /// What would be overwritten, by resource, where each is an action of its own.
+    /// The state that each resource's action overwrites, if each resource is an action.
     pub overwrites: BTreeMap<String, Overwrite>,
     /// Whether it has to be known which other instances declare the same resources, and is not.
     pub contested: bool,
     /// Why an apply would be refused as it stands, in a sentence.
     pub refused: Option<String>,
-    /// What is held, not declared any more and not deleted, each with the reason; the warnings say it as well.
+    /// The resources that are no longer declared and stay, each with the reason; they are warnings as well.
     pub left: Vec<String>,
     /// Warnings of the tool.
     pub warnings: Vec<String>,
-    /// What the moves of shards do, in figures.
+    /// The figures of the shard moves.
     pub layout: Option<LayoutPlan>,
     /// More of what carries a cluster, where it wants that.
     pub capacity: Vec<MoreCapacity>,
@@ -198,7 +198,7 @@ impl Output {
     }
 }
 
-/// What a tool says went wrong, with the place in the module where it knows one.
+/// A diagnostic of a tool, with the place in the module if it has one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Diagnostic {
@@ -233,7 +233,7 @@ impl fmt::Display for Diagnostic {
 
 macro_rules! error_kinds {
     ($($kind:ident = $name:literal,)*) => {
-        /// What went wrong with a target: a stable name for code, metrics, status and JSON.
+        /// The kind of a target's error: a stable name for code, metrics, status and JSON.
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         #[expect(missing_docs, reason = "the name of each is its meaning")]
         pub enum TargetErrorKind {
@@ -330,9 +330,9 @@ impl fmt::Display for TargetErrorKind {
 pub struct TargetError {
     /// A stable word for metrics, status and JSON.
     pub kind: TargetErrorKind,
-    /// What was attempted on which thing, in one line.
+    /// The attempt and its object, in one line.
     pub message: String,
-    /// What the tool says.
+    /// The message of the tool.
     pub diagnostics: Vec<Diagnostic>,
     /// When the same attempt may succeed.
     pub retry: Retry,
@@ -374,12 +374,12 @@ pub struct Fence {
     pub token: i64,
 }
 
-/// What became of an effect that was begun before the daemon died.
+/// The outcome of an effect that began before the daemon died.
 #[derive(Debug)]
 pub enum Attached {
     /// It went on without the daemon, and ended so.
     Ended(Result<(), TargetError>),
-    /// Nobody is left who would know: the world has to be looked at.
+    /// No process is left that knows the outcome: the target has to be observed.
     Gone,
 }
 
@@ -405,13 +405,13 @@ pub trait Boundary: Send + Sync {
 
 /// A plan that stands ready on this machine, made under the lock with the credentials of apply.
 pub struct Prepared {
-    /// What it would do.
+    /// The planned changes.
     pub observation: Observation,
-    /// What the target needs to do it; it cleans up after itself when it is dropped.
+    /// The target's own data for the apply; it is cleaned up when it is dropped.
     pub ticket: Box<dyn Any + Send>,
 }
 
-/// What a target tells of an effect while it is in flight.
+/// The progress of an effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProgressEvent {
     /// How far it is.
@@ -423,7 +423,7 @@ pub enum ProgressEvent {
 /// Hears what a target does while it does it.
 pub type Progress = Arc<dyn Fn(ProgressEvent) + Send + Sync>;
 
-/// What can be looked at and changed.
+/// A target that can be observed and changed.
 #[async_trait]
 pub trait Target: Send + Sync {
     /// Looks at an instance with the credentials of plan, without a lock. Changes nothing.
@@ -439,7 +439,7 @@ pub trait Target: Send + Sync {
     /// Does what was prepared, if its precondition and its fence still hold.
     ///
     /// # Errors
-    /// What the target says; it may have done a part.
+    /// The message of the target; a part may be done.
     async fn apply(&self, job: &Job, prepared: Prepared, fence: Fence, progress: Progress) -> Result<(), TargetError>;
     /// Whether what was applied came up; what nobody waits for is current.
     ///
@@ -508,7 +508,7 @@ pub trait Target: Send + Sync {
     async fn probe(&self, http: Option<&str>, tcp: Option<&str>, timeout: Duration) -> Result<(), String>;
 }
 
-/// What time it is.
+/// Returns the present time.
 pub trait Clock: Send + Sync {
     /// Now.
     fn now(&self) -> DateTime<Utc>;

@@ -21,7 +21,7 @@ pub struct Commit {
     pub at: DateTime<Utc>,
 }
 
-/// What came of a merge.
+/// The result of a merge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Merged {
     /// A commit that nobody else has, with the merged content.
@@ -30,7 +30,7 @@ pub enum Merged {
     Conflict(Vec<String>),
 }
 
-/// What the repository could not do.
+/// The error of a repository.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct RepositoryError {

@@ -55,7 +55,7 @@ pub struct Job {
     pub consumed: bool,
     /// The name that it had until this is merged, under which the daemon keeps what it keeps for it (R1.10).
     pub formerly: Option<InstanceId>,
-    /// What is to be looked at.
+    /// The target and source of the work.
     pub work: Work,
 }
 
@@ -65,7 +65,7 @@ impl fmt::Debug for Job {
     }
 }
 
-/// What is to be looked at, by kind.
+/// The target and source of the work, by kind.
 #[derive(Clone)]
 pub enum Work {
     /// An OpenTofu root module.
@@ -130,7 +130,7 @@ pub struct TofuWork {
 /// Kubernetes objects with their inputs filled in.
 #[derive(Clone, Default)]
 pub struct KubernetesWork {
-    /// What the objects are made from.
+    /// The source of the objects.
     pub source: ManifestSource,
     /// The content hash of what they are made from.
     pub content: Option<Digest>,
@@ -140,7 +140,7 @@ pub struct KubernetesWork {
     pub server: Option<String>,
     /// Its certificate authority, where an output gives it.
     pub certificate_authority: Option<String>,
-    /// What `${KEY}` stands for; nothing is replaced without it.
+    /// The values of `${KEY}`; without it nothing is substituted.
     pub substitute: Option<BTreeMap<String, Value>>,
     /// The service account as which objects are read and applied: `namespace/name`.
     pub impersonate: Option<String>,
@@ -211,11 +211,11 @@ pub struct DeclaredNode {
     pub address: Address,
     /// Whether it holds shards.
     pub holds: bool,
-    /// What it runs on.
+    /// Its host.
     pub runs_on: Option<String>,
 }
 
-/// What the instances of an environment declare in one cluster.
+/// The objects that the instances of an environment declare in one cluster.
 #[derive(Clone, Debug, Default)]
 pub struct Owners {
     /// Instances by the resource that they declare.
@@ -224,7 +224,7 @@ pub struct Owners {
     pub unknown: Option<InstanceId>,
 }
 
-/// What Kubernetes objects are made from; paths are relative to the root of the repository.
+/// The source of Kubernetes objects; paths are relative to the root of the repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ManifestSource {
     /// A manifest, or a folder of them.

@@ -52,7 +52,7 @@ pub(super) fn routes() -> Router<Shared> {
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
 }
 
-/// What is asked of `drift`, `plan`, `apply` and `propose`.
+/// The body of `drift`, `plan`, `apply` and `propose`.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CommandRequest {
@@ -68,7 +68,7 @@ pub struct CommandRequest {
     pub lasting: Option<Duration>,
 }
 
-/// What `apply` answers.
+/// The answer of `apply`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Started {
     /// The runs that it started.
@@ -88,17 +88,17 @@ pub struct Guards {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explained {
-    /// What is said of it.
+    /// Its status.
     pub instance: InstanceStatus,
     /// Why nothing happens with it, in a sentence with the number of its rule.
     pub why: String,
     /// The head of the branch.
     pub head: Option<crate::model::Revision>,
-    /// What it depends on.
+    /// Its dependencies.
     pub upstreams: Vec<crate::model::InstanceId>,
     /// The guards in force.
     pub guards: Guards,
-    /// What it was given, masked.
+    /// Its inputs, masked.
     pub inputs: Value,
     /// The last runs that touched it.
     pub runs: Vec<Run>,
@@ -256,7 +256,7 @@ async fn apply(
     Ok(Json(Started { runs: audited(daemon, &who, done).await? }))
 }
 
-/// What came of a command; a refusal stands in the audit.
+/// Executes a command; a refusal is recorded in the audit log.
 async fn audited<T>(
     daemon: &Arc<crate::controller::Daemon>,
     who: &Principal,

@@ -29,7 +29,7 @@ use crate::{
     domain::authorization::{LOCAL_TOKEN, Principal},
 };
 
-/// What a door needs.
+/// The state of the HTTP handlers.
 pub struct ServerState {
     /// The daemon.
     pub daemon: Arc<Daemon>,
@@ -162,7 +162,7 @@ where
     }
 }
 
-/// Somebody who may ask for something.
+/// The principal of a request that may change something.
 pub(crate) struct Caller(pub(crate) Principal);
 
 impl FromRequestParts<Shared> for Caller {
@@ -174,7 +174,7 @@ impl FromRequestParts<Shared> for Caller {
     }
 }
 
-/// Somebody who may read.
+/// The principal of a request that only reads.
 pub(crate) struct Reader;
 
 impl FromRequestParts<Shared> for Reader {

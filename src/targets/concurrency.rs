@@ -25,7 +25,7 @@ pub struct ConcurrencyLimit {
     fast: Arc<Semaphore>,
     slow: Arc<Semaphore>,
     beside: Arc<Semaphore>,
-    /// What took long the last time.
+    /// The jobs that took long the last time.
     known: Arc<Mutex<BTreeSet<InstanceId>>>,
     long: Duration,
 }

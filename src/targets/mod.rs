@@ -45,7 +45,7 @@ pub fn drift(work: &Work, observation: &Observation) -> Vec<Drift> {
     }
 }
 
-/// What would be done about what was observed.
+/// Returns the plan for an observation.
 pub fn actions(work: &Work, id: &InstanceId, observation: &Observation) -> Vec<Action> {
     match work {
         Work::Tofu(_) => opentofu::plan::actions(id, observation),
@@ -54,7 +54,7 @@ pub fn actions(work: &Work, id: &InstanceId, observation: &Observation) -> Vec<A
     }
 }
 
-/// What would take over what differs and no apply would change.
+/// Returns the values that an adoption would declare.
 pub fn refresh(work: &Work, id: &InstanceId, observation: &Observation) -> Vec<Action> {
     match work {
         Work::Tofu(_) => {

@@ -58,7 +58,7 @@ pub enum Error {
     Migrate {
         /// The file.
         path: String,
-        /// What went wrong.
+        /// The error.
         source: sqlx::migrate::MigrateError,
     },
     /// A statement failed: the disk is full, the file is locked or damaged.
@@ -74,7 +74,7 @@ pub enum Error {
     Document {
         /// "list runs".
         attempt: &'static str,
-        /// What is wrong with it.
+        /// The error.
         source: serde_json::Error,
     },
     /// Somebody else has taken over.

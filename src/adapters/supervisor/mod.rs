@@ -95,7 +95,7 @@ pub enum End {
     },
     /// The program could not be started.
     NotStarted {
-        /// What the system says.
+        /// The error of the operating system.
         #[serde(rename = "says")]
         message: String,
     },

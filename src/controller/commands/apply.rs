@@ -179,7 +179,7 @@ impl Commands {
         let guards = self.source.guards(head).await?;
         let mut chosen: Vec<_> =
             plan.instances.iter().filter(|instance| instances.contains(&instance.id)).cloned().collect();
-        // What counts is what is protected now, not when the plan was made.
+        // The present protection counts, not that at the time of the plan.
         for instance in &mut chosen {
             plan::mark_protected(&guards.protect(&instance.id), &mut instance.actions);
         }
@@ -238,7 +238,7 @@ impl Commands {
                 let what = match chosen.iter().find(|shown| shown.id == *id) {
                     Some(shown) if shown.digest.is_none() => Approved::Unknown,
                     Some(shown) => Approved::Actions { actions: shown.actions.clone() },
-                    // What the plan does not show is not approved by it.
+                    // An action that the plan does not show is not approved.
                     None => Approved::Actions { actions: vec![] },
                 };
                 (id.clone(), what)

@@ -47,7 +47,7 @@ impl Commands {
                 continue;
             }
             let id = format!("comment/{}", written.id);
-            // What was received and not handled was cut off by a crash or an error, and is read again.
+            // A comment that was received and not handled was interrupted by a crash or an error, and is read again.
             let again = !self.context.store.receive(&id, self.context.now(), &written.author).await?;
             if again && self.context.store.is_handled(&id).await? {
                 continue;
@@ -71,7 +71,7 @@ impl Commands {
             return Ok(());
         }
         let tracked = &self.as_it_is_now(tracked).await?;
-        // What was merged before it was said counts, whether or not its event has come.
+        // A merge before the comment counts, even if its event has not arrived.
         let newest = self.head_with(head, tracked).await?;
         let head = &newest;
         if written.created_at < store_created_at {
@@ -99,7 +99,7 @@ impl Commands {
                 Ok(command) if before_merge && command.verb == Verb::Apply => Refusal::WrittenBeforeMerge.to_string(),
                 Ok(command) => match self.obey(head, tracked, written, &command, &word).await {
                     Ok(message) => message,
-                    // What it refuses now, it obeyed before it died.
+                    // It refuses now because the command was executed before the crash.
                     Err(Error::Refused(_)) if begun.is_some() => begun.unwrap_or_default(),
                     Err(Error::Refused(refusal)) => {
                         let message = refusal.to_string();
@@ -128,7 +128,7 @@ impl Commands {
         Ok(())
     }
 
-    /// What a command did that was cut off before it was answered, in a sentence; nothing where it did nothing.
+    /// Returns the answer of a command that was executed and not answered before a crash; `None` if it had no effect.
     async fn begun_by(
         &self,
         written: &Comment,
@@ -151,7 +151,7 @@ impl Commands {
             return Ok(tracked.clone());
         };
         let pull = forge.get_pull(tracked.pull.number).await?;
-        // What an earlier word asked for stays asked for.
+        // The request of an earlier command stays.
         let known = self.source.tracked(pull.number).await?.unwrap_or_else(|| tracked.clone());
         let now = TrackedPullRequest { pull, ..known };
         self.pull_requests.record(&now).await?;

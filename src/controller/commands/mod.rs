@@ -48,14 +48,14 @@ use crate::{
 /// The shortest prefix of a digest that pins a plan.
 const DIGEST_LENGTH_MIN: usize = 6;
 
-/// What came of a command.
+/// The outcome of a command.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CommandOutcome {
     /// In a sentence.
     #[serde(rename = "says")]
     pub message: String,
-    /// What would be done once its digest is named.
+    /// The plans that are executed once the command names their digest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub plans: Vec<Plan>,
     /// The runs that it began.

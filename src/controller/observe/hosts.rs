@@ -113,7 +113,7 @@ impl Observer {
             }
             let job = self.applied_job(&cluster, &record, head).await?;
             let Work::Citus(work) = &job.work else { continue };
-            // What the list is once the plan is done, where that is known.
+            // The list after the plan, if it is known.
             let planned = reference.and_then(|reference| {
                 let name = reference.key.split('.').next().unwrap_or_default();
                 declared_nodes(observation.outputs.get(name)?.value.as_ref()?).ok()

@@ -35,13 +35,13 @@ use crate::{
     targets::opentofu,
 };
 
-/// What an instance is given.
+/// The resolved inputs of an instance.
 #[derive(Default, Debug)]
 pub(crate) struct Inputs {
     values: BTreeMap<InstanceId, Value>,
     /// As they are recorded with what is applied.
     pub(crate) recorded: BTreeMap<String, RecordedOutput>,
-    /// What is not known yet.
+    /// The inputs that are not known yet.
     pub(crate) waiting_on: Vec<WaitingOn>,
 }
 
@@ -97,7 +97,7 @@ fn no_output(id: &InstanceId, reference: &Reference) -> Error {
     .into()
 }
 
-/// What an instance is made from.
+/// Returns the work of an instance: its source and its inputs.
 struct Made<'a> {
     pub(crate) spec: &'a Component,
     pub(crate) files: &'a BTreeMap<String, (String, bool)>,
@@ -276,7 +276,7 @@ pub(super) fn declared_nodes(value: &Value) -> Result<Vec<DeclaredNode>, String>
     let expected = "expected a list of `host:port`, or of `{host, port, shards, runsOn}`";
     let Value::Array(items) = value else { return Err(format!("`nodes` is no list; {expected}")) };
     if items.is_empty() {
-        // Nobody means to lose every node, and an output that went wrong looks just like that.
+        // An empty list of nodes is more likely a wrong output than the intention to remove every node.
         return Err("`nodes` is an empty list; leave `nodes` out where nodes are not to be managed".into());
     }
     let mut nodes: Vec<DeclaredNode> = vec![];

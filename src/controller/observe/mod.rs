@@ -41,7 +41,7 @@ use crate::{
     targets,
 };
 
-/// What may be over in a moment, without anybody's doing.
+/// Returns whether an error may pass without any change.
 const TRANSIENT_KINDS: [TargetErrorKind; 5] = [
     TargetErrorKind::Unreachable,
     TargetErrorKind::Conflict,

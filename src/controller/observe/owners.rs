@@ -66,7 +66,7 @@ impl Observer {
         Ok(job)
     }
 
-    /// What an instance declares in the cluster of a job; nothing where it has another.
+    /// Returns the objects that an instance declares in the cluster of a job; none if it has another cluster.
     async fn declares(self: &Arc<Self>, head: &Head, instance: &Instance, job: &Job) -> Result<Vec<String>, Error> {
         let connection = instance.spec.as_ref().and_then(|spec| spec.kubernetes.as_ref()?.connection.clone());
         if instance.problems.is_empty() && connection.as_ref().map(Connection::name) != job.connection.as_deref() {

@@ -30,14 +30,14 @@ use crate::{
     targets,
 };
 
-/// What is to be planned.
+/// The scope of a plan.
 #[derive(Clone, Debug)]
 pub(crate) struct Scope {
     /// These.
     pub instances: BTreeSet<InstanceId>,
     /// Which content the work trees hold.
     pub r#use: Use,
-    /// What it is planned for.
+    /// The use of the plan.
     pub because: String,
     /// The revision that it is planned against, for a pull request.
     pub base: Option<Revision>,
@@ -45,7 +45,7 @@ pub(crate) struct Scope {
     pub guards: Option<InForce>,
 }
 
-/// What is known of one instance after it was planned.
+/// The result of planning one instance.
 #[derive(Clone, Default)]
 pub(crate) struct Outcome {
     /// Its plan; absent where it is not affected.
@@ -88,7 +88,7 @@ struct Asked<'a> {
     formerly: Option<InstanceId>,
 }
 
-/// What the plans of upstreams bring, the first that leaves things open, and which of them do anything.
+/// The planned outputs of the upstreams, the first upstream with unknown outputs, and the upstreams with work.
 async fn upstream_plans(upstreams: Vec<(InstanceId, Planning)>) -> (Planned, Option<InstanceId>, Vec<InstanceId>) {
     let (mut planned, mut blocked, mut changing) = (Planned::new(), None, vec![]);
     for (upstream, planning) in upstreams {
@@ -167,7 +167,7 @@ impl Planner {
         let considered = with_downstream(head, environment, &scope.instances);
         let first = |id: &InstanceId| match head.instance(id) {
             Some(instance) => instance.upstreams.clone(),
-            // What is to go comes after everything that uses it.
+            // An instance that is destroyed comes after all of its users.
             None => dependents(id, &applied).intersection(&considered).cloned().collect(),
         };
         let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> =
@@ -287,7 +287,7 @@ impl Planner {
         Outcome { plan: Some(plan), outputs, inputs: inputs.recorded, job: Some(job), first_contact }
     }
 
-    /// What an observation makes of a plan.
+    /// Fills a plan from an observation.
     async fn fill(
         self: &Arc<Self>,
         head: &Head,

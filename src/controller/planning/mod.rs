@@ -46,7 +46,7 @@ use crate::{
 pub(crate) struct HeadPlan {
     pub(crate) head: Arc<Head>,
     pub(crate) plan: Plan,
-    /// What the plan depends on, for [`Planner::head_planned`].
+    /// The inputs of the plan, for [`Planner::head_planned`].
     key: String,
 }
 

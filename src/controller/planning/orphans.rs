@@ -39,7 +39,7 @@ pub(crate) fn list(ids: &BTreeSet<InstanceId>) -> String {
 }
 
 impl Planner {
-    /// What is applied and surely no longer declared.
+    /// Returns the instances that are applied and no longer declared, if every file can be read.
     pub(crate) async fn orphans(&self, head: &Head) -> Result<BTreeMap<InstanceId, Applied>, Error> {
         let mut applied = self.context.store.all_applied().await?;
         let is_orphan = is_orphan(head);

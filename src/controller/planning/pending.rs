@@ -70,7 +70,7 @@ impl Planner {
         Ok(pending)
     }
 
-    /// What a selector means among the instances of head.
+    /// Resolves a selector among the instances of head.
     pub(crate) async fn select(
         &self,
         head: &Head,

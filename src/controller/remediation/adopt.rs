@@ -265,7 +265,7 @@ impl Remediations {
             _ => (instance.closure.files.keys().filter(|path| is_manifest(path)).cloned().collect(), false),
         };
         if let Source::Kustomize(folder) = &source {
-            // What stands in the overlay concerns this instance alone.
+            // An overlay belongs to this instance only.
             let folder = format!("{}/", join("", folder).unwrap_or_default());
             paths.sort_by_key(|path| !path.starts_with(&folder));
         }

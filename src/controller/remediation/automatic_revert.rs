@@ -36,7 +36,7 @@ fn fields(actions: &[Action]) -> impl Iterator<Item = String> + '_ {
 }
 
 impl Remediations {
-    /// What is done about the drift of an instance, by its declaration and by what it is.
+    /// Returns the mode for the drift of an instance, from its declaration and its target.
     pub(super) async fn drift_mode_of(
         &self,
         head: &Head,

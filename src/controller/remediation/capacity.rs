@@ -18,7 +18,7 @@ use crate::{
     model::InstanceId,
 };
 
-/// What its branches begin with: they are planned like anybody's.
+/// The prefix of its branches; they are planned like those of users.
 const BRANCH: &str = "evenkeel-capacity";
 
 impl Remediations {
@@ -43,7 +43,7 @@ impl Remediations {
                 variables.and_then(|all| all.get(&more.variable)?.as_u64()) == now
             });
             if !is_applied && now.is_some() {
-                // What was asked for before is still on its way.
+                // An earlier request is not complete yet.
                 continue;
             }
             let (Some(instance), Some(now)) = (head.instance(&id), now) else {

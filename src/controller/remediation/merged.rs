@@ -178,7 +178,7 @@ impl Remediations {
             instances.iter().map(|id| (id.clone(), Approved::Remediation)).collect();
         let applies = remediation.direction == Direction::Apply;
         if applies {
-            // What was reviewed is what may run, as it was proposed.
+            // Only the reviewed actions may run, as they were proposed.
             let stored = self.runs.stored_actions(remediation).await?;
             let mut by_instance: BTreeMap<InstanceId, Vec<Action>> = BTreeMap::new();
             for action in &remediation.actions {

@@ -25,9 +25,9 @@ pub(super) enum Stand {
     Settled,
     /// It is merged and over: what is there now is another proposal.
     Over,
-    /// Nobody but us wrote on its branch.
+    /// Its branch has no commit of another author.
     Ours,
-    /// Somebody cut actions from it.
+    /// A reviewer removed actions from it.
     CrashPoint { cuts: BTreeSet<Digest>, onto: Revision },
 }
 
@@ -107,7 +107,7 @@ impl Remediations {
         Ok(Ok(known.actions.values().flatten().filter(|digest| !left(digest)).copied().collect()))
     }
 
-    /// What was cut from proposals that this group takes the place of.
+    /// Returns the actions that were removed from the proposals that this group replaces.
     pub(super) async fn cuts_before(
         self: &Arc<Self>,
         group: &Group,

@@ -65,7 +65,7 @@ impl Remediations {
         let pull = forge.get_pull(proposal.pull).await?;
         if pull.open {
             forge.close_pull(proposal.pull).await?;
-            // What somebody else committed is theirs.
+            // A commit of another author is kept.
             if pull.head == proposal.pushed && !proposal.shared {
                 self.context.repository.delete_branch(&pull.branch).await?;
             }

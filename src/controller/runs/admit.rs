@@ -57,7 +57,7 @@ impl Runs {
             };
             instances.push(whole(id, actions));
         }
-        // What counts is what is protected now, not when it was approved.
+        // The present protection counts, not that at the time of the approval.
         let guards = self.source.guards(&self.source.head().unwrap_or_else(|| Arc::clone(&driven.head))).await?;
         for instance in &mut instances {
             plan::mark_protected(&guards.protect(&instance.id), &mut instance.actions);

@@ -26,9 +26,9 @@ pub(crate) struct Authorised {
     pub(crate) environment: EnvironmentName,
     pub(crate) kind: RunKind,
     pub(crate) instances: BTreeSet<InstanceId>,
-    /// What was approved of each instance.
+    /// The approved actions of each instance.
     pub(crate) approved: BTreeMap<InstanceId, Approved>,
-    /// What authorised it, for people.
+    /// The authorisation as text.
     pub(crate) because: String,
     /// The principal, as in the audit.
     pub(crate) principal: String,

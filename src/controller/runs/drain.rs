@@ -71,10 +71,10 @@ impl Runs {
             let emptied = self.empty(&driven.head, &job, &nodes, fence, progress).await;
             drop(drain);
             if !run.instances.contains_key(cluster) {
-                // Nobody else of this run needs it.
+                // No other instance of this run needs it.
                 self.context.store.unlock_instance(cluster, run.id).await.map_err(Error::from).map_err(failed)?;
             }
-            // What changed meanwhile was looked at by nobody.
+            // Changes since then were not observed.
             self.context.queue.enqueue(ReconcileRequest::Instance(cluster.clone()), Reason::NodeDrained);
             emptied.map_err(|error| TargetError {
                 message: format!(
@@ -116,7 +116,7 @@ impl Runs {
                 ..TargetError::new(TargetErrorKind::Drain, message)
             });
         }
-        // What else differs there is none of this run's business.
+        // Other differences there are not part of this run.
         let is_meant = |resource: &str| {
             nodes.iter().any(|node| resource == format!("node {node}") || resource.ends_with(&format!(" on {node}")))
         };

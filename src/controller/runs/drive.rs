@@ -38,7 +38,7 @@ impl Runs {
             return Ok(());
         }
         let head = self.source.at(&run.revision).await?;
-        // What it took of the limits before it waited, or before the daemon died, it took.
+        // The limits that it used before it waited, or before the daemon died, stay used.
         let spent = run.instances.iter().filter_map(|(id, instance)| Some((id.clone(), instance.spent?))).collect();
         let driven = Arc::new(Driven {
             run: Mutex::new(run),

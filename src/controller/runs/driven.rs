@@ -16,6 +16,6 @@ pub(super) struct Driven {
     pub(crate) run: Mutex<Run>,
     pub(crate) head: Arc<Head>,
     pub(crate) said_at: parking_lot::Mutex<DateTime<Utc>>,
-    /// What each instance took of the limits.
+    /// The use of the limits by each instance.
     pub(crate) spent: Mutex<BTreeMap<InstanceId, Summary>>,
 }

@@ -22,7 +22,7 @@ use crate::{
     ports::{Fence, Job, Progress, ProgressEvent, RecordedOutput, TargetError, TargetErrorKind},
 };
 
-/// What became of an effect.
+/// The outcome of an effect.
 pub(super) enum Effect {
     /// The instance stands so now.
     Ended(Status),

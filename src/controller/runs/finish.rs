@@ -89,7 +89,7 @@ impl Runs {
                 (merged.spent, merged.run) = (true, Some(run.id));
                 self.context.store.collection::<MergedRemediation>().put(&key, self.context.now(), &merged).await?;
             }
-            // What is to be said stands in the outbox before the run has ended, so that no end goes unsaid.
+            // The comment is in the outbox before the run ends, so that every end is reported.
             self.set_apply_statuses(run).await?;
             self.comment_run(run).await?;
             self.remove_cancellations(run).await?;
@@ -97,9 +97,9 @@ impl Runs {
             self.context.metrics.runs_ended.fetch_add(1, Ordering::Relaxed);
             tracing::info!(run = run.id.0, environment = %run.environment, "run ended");
             if run.reverts() {
-                // What head would do is another thing in the world as it is now.
+                // The plan of head is stale after the run.
                 self.planner.invalidate(&run.environment);
-                // What else changed meanwhile was none of its business, and is looked at now.
+                // Other changes since then were not part of the run, and are observed now.
                 for id in run.instances.keys() {
                     self.context.queue.enqueue(ReconcileRequest::Instance(id.clone()), Reason::RunEnded);
                 }
@@ -131,7 +131,7 @@ impl Runs {
         Ok(())
     }
 
-    /// What a run that ended may have made possible: its own environment, and those that come after it.
+    /// Enqueues the work that the end of a run may have unblocked: its environment and the later ones.
     fn enqueue_after(&self, run: &Run) {
         let Some(head) = self.source.head() else { return };
         for (name, environment) in &head.desired.environments {
@@ -154,7 +154,7 @@ impl Runs {
         let context = format!("evenkeel/apply/{}", run.environment);
         let all = run.instances.values().all(|instance| instance.status == Status::Applied);
         let RunState::Ended { message } = &run.state else { return Ok(()) };
-        // What a newer run still has to do is not told by an older one that it took the place of.
+        // A superseded run does not report the work of the newer run.
         let newer = self.context.store.runs_after(run.id).await?;
         if newer.iter().any(|newer| newer.environment == run.environment && newer.pull == run.pull) {
             return Ok(());

@@ -16,7 +16,7 @@ use crate::{
     model::{EnvironmentName, InstanceId, PullNumber},
 };
 
-/// What can be applied before its upstreams are mended, or with them.
+/// Returns the instances that can be applied before or with their upstreams.
 fn without_stalled_upstreams(
     head: &Head,
     mut fresh: BTreeSet<InstanceId>,
@@ -91,7 +91,7 @@ impl Runs {
         self.create_runs(head, authorised).await.map(drop)
     }
 
-    /// What was shown of each instance on the merged pull requests since it was applied last, the newest first.
+    /// Returns the plans of each instance on the pull requests merged since its last apply, the newest first.
     async fn approved_by_merge(
         self: &Arc<Self>,
         head: &Head,
@@ -133,7 +133,7 @@ impl Runs {
         Ok((approved, carrier))
     }
 
-    /// What the plan of a pull request showed downstream of what it changes, which follows in the same run.
+    /// Returns the planned downstreams of the changes of a pull request, which follow in the same run.
     async fn approved_downstream(
         self: &Arc<Self>,
         head: &Head,

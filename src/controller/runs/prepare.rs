@@ -50,7 +50,7 @@ pub(super) enum Stop {
     Leaves,
     /// A newer run takes its place.
     Superseded(String),
-    /// Somebody said so.
+    /// A principal commanded it.
     Cancelled(String),
 }
 
@@ -69,11 +69,11 @@ impl From<crate::adapters::store::Error> for Stop {
     }
 }
 
-/// What was tracked of an instance where it belongs.
+/// The placement of the planned changes of an instance.
 pub(super) struct Left {
-    /// What would be done, and is none of the run's business.
+    /// Planned changes that are not part of the run.
     pub(crate) others: Vec<Action>,
-    /// What somebody should know.
+    /// Warnings.
     pub(crate) warnings: Vec<String>,
 }
 
@@ -96,7 +96,7 @@ impl Runs {
             }
             done => done?,
         }
-        // What counts is what is in force now, also for a run that was authorised before (R3.4).
+        // The guards in force now count, also for a run that was authorised before (R3.4).
         let guards = match self.source.head() {
             Some(head) => self.source.guards(&head).await?.protect(id),
             None => self.source.guards(&driven.head).await?.protect(id),
@@ -140,7 +140,7 @@ impl Runs {
             done => done?,
         }
         let mut prepared = prepared;
-        // What was cut from a remediation is not done.
+        // Actions that were removed from a remediation are not executed.
         let is_meant = |name: &str| actions.iter().flat_map(|action| &action.resources).any(|r| r.resource == name);
         prepared.observation.changes.retain(|change| is_meant(&change.resource));
         Ok(Ready { job, prepared, inputs, actions, carried })
@@ -241,7 +241,8 @@ impl Runs {
         }
     }
 
-    /// What may be done of what would be done: what was approved (R2.4), all of it or what a remediation lets through.
+    /// Returns the planned actions that may be executed: the approved ones (R2.4), or those that a remediation
+    /// selects.
     async fn approve(
         self: &Arc<Self>,
         driven: &Driven,

@@ -73,7 +73,7 @@ impl Runs {
             None => self.context.now() + chrono::Duration::from_std(job.work.wait()).unwrap_or(chrono::Duration::MAX),
         };
         let job = &match destroys {
-            // What moves to another instance is not what is left of this.
+            // An object that moves to another instance does not remain with this one.
             true => self.observer.with_owners(&driven.head, job).await.unwrap_or_else(|_| job.clone()),
             false => job.clone(),
         };
@@ -89,7 +89,7 @@ impl Runs {
                 let what = if destroys { "not all of it is gone" } else { "it was applied, and does not come up" };
                 self.fail(driven, id, format!("{what}: {why}")).await.map(Some)
             }
-            // Nobody waits for what is on its way out.
+            // The run does not wait for objects that are being deleted.
             Ok(Health::InProgress(_)) if job.work.wait().is_zero() => Ok(None),
             Ok(Health::InProgress(why)) if self.context.now() >= waits_until => {
                 let what =

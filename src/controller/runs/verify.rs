@@ -36,7 +36,7 @@ impl Runs {
         let run = driven.run.lock().await.clone();
         let left = targets::actions(&job.work, id, &again);
         let (mine, others) = self.business(driven, &run, id, left).await?;
-        // What the balance asks for changes with every row that is written; it is drift where it still is.
+        // The moves for the balance change with every row that is written; they are drift if they remain.
         // In a window it is left for the next one.
         let rebalances = run.kind.rebalance().is_some();
         let is_for_balance = |action: &Action| {

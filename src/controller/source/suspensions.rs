@@ -9,7 +9,7 @@ use crate::{
     model::{EnvironmentName, InstanceId},
 };
 
-/// What is suspended: observed and never acted on.
+/// The suspended environments and instances: they are observed and never acted on.
 #[derive(Default)]
 pub(crate) struct Suspensions {
     /// By `suspend: true`.
@@ -39,7 +39,8 @@ impl Suspensions {
 }
 
 impl Source {
-    /// What is suspended at a head. A command that names an environment holds for instances that are declared later.
+    /// Returns the suspensions at a head. A command that names an environment includes instances that are declared
+    /// later.
     ///
     /// # Errors
     /// When the store can't be read.

@@ -31,7 +31,7 @@ use crate::{
     },
 };
 
-/// What is said of one instance, in the shape of `drift --output json`.
+/// The status of one instance, in the shape of `drift --output json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceStatus {
@@ -53,9 +53,9 @@ pub struct InstanceStatus {
     pub duration_ms: Option<u64>,
     /// How the world differs from what is applied.
     pub drift: Vec<Drift>,
-    /// What head would change.
+    /// The changes that an apply of head would make.
     pub pending: Vec<ResourceChange>,
-    /// What it waits on.
+    /// The condition that it waits for.
     pub waiting_on: Vec<WaitingOn>,
     /// Why, where the verdict alone does not tell, for people.
     pub reason: Option<String>,
@@ -67,17 +67,17 @@ pub struct InstanceStatus {
     /// The no that was said to its drift, while it holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snoozed: Option<Snooze>,
-    /// What the last look found that is no drift, and that somebody should know.
+    /// Warnings of the last observation that are no drift.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
-    /// What the nodes of a cluster carry, where that is not what it should be.
+    /// The load of each node of a cluster, if it is not balanced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layout: Option<LayoutPlan>,
-    /// What woke it last.
+    /// The reason of its last reconcile request.
     pub woken_by: Option<String>,
 }
 
-/// What is said of everything.
+/// The status of all instances.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
@@ -89,7 +89,7 @@ pub struct Status {
     pub verdict: Verdict,
     /// Each instance.
     pub instances: Vec<InstanceStatus>,
-    /// What is wrong with the declarations.
+    /// The problems of the declarations.
     pub problems: Vec<Problem>,
 }
 
@@ -159,7 +159,7 @@ pub struct StatusReader {
 }
 
 impl StatusReader {
-    /// What is said of everything, from what is recorded; nothing is looked at.
+    /// Returns the status of all instances from the records, without an observation.
     pub async fn read(self: &Arc<Self>) -> Result<Status, Error> {
         let head = self.source.head();
         let applied = self.context.store.all_applied().await?;
@@ -236,7 +236,7 @@ impl StatusReader {
         Ok(())
     }
 
-    /// What is not declared any more, and was applied or begun.
+    /// Returns the instances that are no longer declared and were applied or begun.
     fn add_undeclared(
         &self,
         head: &Option<Arc<Head>>,

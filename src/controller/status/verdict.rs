@@ -16,7 +16,7 @@ use crate::{
     ports::TargetErrorKind,
 };
 
-/// What is recorded of one instance.
+/// The records of one instance.
 pub(super) struct Known<'a> {
     pub(super) applied: Option<&'a Applied>,
     pub(super) observed: Option<&'a Observed>,

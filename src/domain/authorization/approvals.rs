@@ -45,7 +45,7 @@ pub fn asked(needs: &Approvals) -> String {
     format!("{} approving review{s}{whom}", needs.count)
 }
 
-/// What is lacking, in a sentence; nothing where all that is needed was given.
+/// Returns the missing approvals as text; `None` if none is missing.
 pub fn lacking(needs: &[&Approvals], pull: PullNumber, head: &Revision, given: &[Given]) -> Option<String> {
     needs.iter().find_map(|needs| {
         let from: Vec<&Given> =

@@ -17,7 +17,7 @@ use crate::{
     model::{EnvironmentName, InstanceId, Revision},
 };
 
-/// What is protected of a cluster whose tables may not be rewritten.
+/// The protected changes of a cluster whose tables may not be rewritten.
 const TABLES: &str = "table *";
 
 /// A guard, and the commit since which it holds.
@@ -64,7 +64,7 @@ impl InForce {
         protect
     }
 
-    /// Who may do what in an environment.
+    /// Returns the permissions in an environment.
     pub fn rights(&self, environment: &EnvironmentName) -> Vec<Rights> {
         self.rights.get(environment).into_iter().flatten().map(|held| held.guard.clone()).collect()
     }
@@ -78,7 +78,7 @@ impl InForce {
             let declared = &environment.limits;
             let known = before.and_then(|_| self.limits.get(name)).map(|held| &held.guard);
             let guard = match known {
-                // What was refused once is not let in by a commit that says nothing about it.
+                // A loosening that was refused is not accepted with a later commit.
                 Some(known) if before.and_then(|b| b.environments.get(name)).is_some_and(|b| b.limits == *declared) => {
                     known.clone()
                 }
@@ -125,7 +125,7 @@ impl InForce {
             }
             let known = known.as_ref();
             let name = former.unwrap_or(id);
-            // What was never protected is not remembered.
+            // An instance that was never protected is not recorded.
             if (known != Some(&guard) || name != id) && (known.is_some() || !guard.is_empty()) {
                 next.protect.insert(id.clone(), Held { guard, since: revision.clone() });
             }
@@ -149,7 +149,7 @@ impl InForce {
         let said_before = before.and_then(|before| said(before.spec.as_ref()?));
         let held = held.map(|held| held.guard);
         let (guard, refused) = match held {
-            // What was refused once is not let in by a commit that says nothing about it.
+            // A loosening that was refused is not accepted with a later commit.
             Some(held) if said_before == Some(declared) => (held, None),
             Some(false) if declared && changed => {
                 let message = "is said together with a change of it: split in two pull requests";

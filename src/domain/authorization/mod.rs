@@ -17,7 +17,7 @@ use crate::{
     model::EnvironmentName,
 };
 
-/// What somebody may do with a repository, from the forge.
+/// The permission of a user on a repository, from the forge.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "each is the forge's word")]
@@ -44,7 +44,7 @@ impl Level {
     }
 }
 
-/// Somebody who says something.
+/// A principal: a user, a token or the daemon itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "who", rename_all = "camelCase")]
 pub enum Principal {
@@ -52,7 +52,7 @@ pub enum Principal {
     User {
         /// The login.
         login: String,
-        /// What they may do with the repository.
+        /// Their permission on the repository.
         level: Level,
         /// The teams of the state repo that they are in.
         teams: BTreeSet<String>,
@@ -126,7 +126,7 @@ impl Principal {
 /// and change everything that the daemon keeps, so it may do what any person may.
 pub const LOCAL_TOKEN: &str = "local";
 
-/// Who may do what in one environment, as one revision says it.
+/// The permissions in one environment at one revision.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rights {
@@ -137,7 +137,7 @@ pub struct Rights {
 }
 
 impl Rights {
-    /// What a state repo says of an environment.
+    /// The permissions of a state repo for an environment.
     pub fn of(state_repo: &StateRepo, environment: &EnvironmentName) -> Self {
         let concerns = |line: &&Permission| line.environments.as_ref().is_none_or(|names| names.contains(environment));
         let lines: Vec<Permission> = state_repo

@@ -27,7 +27,7 @@ pub enum Error {
     Cron {
         /// The line.
         line: String,
-        /// What is wrong with it.
+        /// Its problems.
         why: String,
     },
     /// Not an IANA time zone.

@@ -178,7 +178,7 @@ fn is_digest(word: &str) -> bool {
     is_hex(word) && word.bytes().any(|c| c.is_ascii_digit())
 }
 
-/// What `/help` answers.
+/// The answer of `/help`.
 pub fn help() -> String {
     let line = |verb: Verb| match verb {
         Verb::Plan => "| `/plan [SELECTOR]` | plan again and show what would be done |",

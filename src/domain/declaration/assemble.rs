@@ -18,7 +18,7 @@ use super::{
 };
 use crate::model::{ComponentName, EnvironmentName, InstanceId, Place, Problem, Problems};
 
-/// What can't be relied on.
+/// Names that are not reliable because a file can't be read.
 #[derive(Default)]
 pub(super) struct Broken {
     /// Declared, readable or not.

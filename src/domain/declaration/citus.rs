@@ -85,13 +85,13 @@ fn yes() -> bool {
 }
 
 impl Citus {
-    /// What the component is made from besides its declaration.
+    /// The files of the component besides its declaration.
     pub fn source(&self) -> Source {
         Source::Migrations(self.migrations.clone())
     }
 }
 
-/// What the schema of the declaration can't say.
+/// Validates the declaration beyond its schema.
 pub(super) fn check(file: &Arc<str>, citus: &Node) -> Vec<Problem> {
     let mut problems = vec![];
     let items = |name: &str| match citus.get(name).map(|node| &node.value) {

@@ -20,7 +20,7 @@ use std::{
     sync::Arc,
 };
 
-/// What names a closure.
+/// The identity of a closure.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
     /// A root module and variable files.

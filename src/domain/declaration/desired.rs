@@ -7,7 +7,7 @@ use super::{
 use crate::model::{ComponentName, EnvironmentName, InstanceId, Problem};
 use std::{collections::BTreeMap, sync::Arc};
 
-/// What a revision says.
+/// The declarations of a revision.
 #[derive(Clone, Debug, Default)]
 pub struct Desired {
     /// Permissions and defaults; absent where they can't be read, and then nobody may do anything.
@@ -22,7 +22,7 @@ pub struct Desired {
     pub schedules: BTreeMap<ComponentName, Arc<Schedule>>,
     /// Everything that is wrong, in the order of files and lines.
     pub problems: Vec<Problem>,
-    /// What is worth saying and not wrong.
+    /// Warnings.
     pub notes: Vec<String>,
     /// How many files were read.
     pub files: usize,

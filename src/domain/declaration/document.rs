@@ -33,7 +33,7 @@ pub(super) struct Document {
     /// The name that it had before, with its place.
     pub(super) renamed_from: Option<(ComponentName, Place)>,
     pub(super) spec: Node,
-    /// What is wrong with this document alone.
+    /// The problems of this document.
     pub(super) problems: Vec<Problem>,
 }
 
@@ -192,7 +192,7 @@ fn document(file: &Arc<str>, node: Node) -> Result<Document, Vec<Problem>> {
 /// The kinds of component.
 const KINDS_OF_COMPONENT: [&str; 3] = ["tofu", "kubernetes", "citus"];
 
-/// What the schema can't say of one kind of component.
+/// Validates one kind of component beyond its schema.
 fn of_kind(document: &Document) -> Vec<Problem> {
     let (file, spec) = (&document.file, &document.spec);
     let mut problems = vec![];
@@ -218,7 +218,7 @@ fn of_kind(document: &Document) -> Vec<Problem> {
     problems
 }
 
-/// What the schema of a component can't say.
+/// Validates a component beyond its schema.
 fn check_component(document: &mut Document, schema: &Value) {
     let file = &document.file;
     let mut problems = vec![];

@@ -22,13 +22,13 @@ pub struct Environment {
     /// Whether a merge is applied by itself.
     #[serde(default)]
     pub on_merge: OnMerge,
-    /// What happens to a part of a plan that was wholly unknown when it was approved.
+    /// The handling of a part of a plan that was unknown at the time of its approval.
     #[serde(default)]
     pub deferred: Deferred,
-    /// What one run may do at most.
+    /// The limits of one run.
     #[serde(default)]
     pub limits: Limits,
-    /// What holds for Kubernetes components that say nothing.
+    /// Defaults for Kubernetes components.
     #[serde(default)]
     pub kubernetes: KubernetesDefaults,
     /// Observed and never acted on.
@@ -36,7 +36,7 @@ pub struct Environment {
     pub suspend: bool,
 }
 
-/// What holds for Kubernetes components that say nothing.
+/// Defaults for Kubernetes components.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct KubernetesDefaults {
@@ -98,7 +98,7 @@ pub enum OnMerge {
     Wait,
 }
 
-/// What happens to a part of a plan that was wholly unknown when it was approved.
+/// The handling of a part of a plan that was unknown at the time of its approval.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Deferred {
@@ -109,7 +109,7 @@ pub enum Deferred {
     Apply,
 }
 
-/// What one run may do at most; it is stopped before its first effect.
+/// The limits of one run; a run that exceeds them is stopped before its first effect.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[derive(Default)]

@@ -27,7 +27,7 @@ pub(super) struct Folder {
     below: Vec<(String, Arc<Folder>)>,
     /// How many files there are, with those below.
     pub(super) count: usize,
-    /// What was left out, here and below.
+    /// The entries that were left out, here and below.
     pub(super) problems: Vec<Problem>,
 }
 

@@ -36,7 +36,7 @@ pub struct Instance {
     pub renamed_from: Option<InstanceId>,
     /// The outputs that it uses, of other components.
     pub references: BTreeSet<Reference>,
-    /// What has to be applied before it.
+    /// The instances that have to be applied before it.
     pub upstreams: BTreeSet<InstanceId>,
     /// The same component of the environment that comes first (R3.5).
     pub after: Option<InstanceId>,
@@ -44,7 +44,7 @@ pub struct Instance {
     pub closure: Arc<Closure>,
     /// The component digest (R1.2); absent where there is a problem.
     pub digest: Option<Digest>,
-    /// What is wrong with it; it is stalled while this is not empty.
+    /// Its problems; it is stalled while there are any.
     pub problems: Vec<Problem>,
 }
 

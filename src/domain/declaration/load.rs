@@ -36,7 +36,7 @@ pub struct Loader {
     last: Option<Last>,
 }
 
-/// What was loaded last.
+/// The result of the last load.
 struct Last {
     root: String,
     folder: Arc<Folder>,

@@ -27,7 +27,7 @@ pub struct Node {
     pub at: Place,
 }
 
-/// What a node is.
+/// The content of a node.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Kind {
     /// `null`, `~` or nothing.

@@ -13,25 +13,25 @@ use crate::model::{Change, ChangedBy, Digest, EnvironmentName};
 pub struct Remediation {
     /// The environment.
     pub environment: EnvironmentName,
-    /// What merging it does.
+    /// The effect of its merge.
     pub direction: Direction,
-    /// What it was written for.
+    /// The drift that it was written for.
     pub because: String,
     /// When the world was observed.
     pub observed_at: DateTime<Utc>,
     /// When it stops being an authority.
     pub expires_at: DateTime<Utc>,
-    /// What merging it runs, and no more.
+    /// The only actions that its merge runs.
     pub actions: Vec<RemediationAction>,
 }
 
-/// What merging a remediation does.
+/// The effect of merging a remediation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Direction {
     /// The world returns to what was applied.
     Revert,
-    /// What is pending is applied.
+    /// Applies the pending changes.
     Apply,
 }
 
@@ -48,7 +48,7 @@ pub struct RemediationAction {
     /// The instance.
     #[schemars(with = "String", extend("format" = "evenkeel-instance"))]
     pub instance: crate::model::InstanceId,
-    /// What is done.
+    /// The action.
     pub r#do: String,
     /// For the reader.
     #[serde(default)]
@@ -69,12 +69,12 @@ fn all_prefixed<S: serde::Serializer>(digests: &[Digest], serializer: S) -> Resu
 pub struct RemediationResource {
     /// The address.
     pub resource: String,
-    /// What happens to it.
+    /// The kind of change.
     pub change: Change,
-    /// What differs.
+    /// The fields that differ.
     #[serde(default)]
     pub fields: Vec<RemediationField>,
-    /// Who changed it, where that is known.
+    /// The author of the change, if it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed_by: Option<ChangedBy>,
 }
@@ -85,10 +85,10 @@ pub struct RemediationResource {
 pub struct RemediationField {
     /// A JSON pointer inside the resource.
     pub path: String,
-    /// What was observed.
+    /// The observed value.
     #[serde(default)]
     pub observed: Option<Value>,
-    /// What was applied.
+    /// The applied value.
     #[serde(default)]
     pub desired: Option<Value>,
 }

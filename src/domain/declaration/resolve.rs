@@ -34,7 +34,7 @@ pub enum Piece {
 /// Takes a text apart; `$${` stands for a literal `${`.
 ///
 /// # Errors
-/// What stands between the braces and is not known, or that the brace is not closed.
+/// The unknown name between the braces, or a missing closing brace.
 pub fn pieces(text: &str) -> Result<Vec<Piece>, String> {
     let mut pieces = vec![];
     let mut literal = String::new();
@@ -73,12 +73,12 @@ pub fn pieces(text: &str) -> Result<Vec<Piece>, String> {
     Ok(pieces)
 }
 
-/// What was found while an instance's declaration was read.
+/// The references and problems of an instance's declaration.
 #[derive(Default)]
 pub struct Found {
     /// The outputs that it uses, and where.
     pub references: Vec<(Reference, Place)>,
-    /// What is wrong.
+    /// The problem.
     pub problems: Vec<Problem>,
 }
 

@@ -26,7 +26,7 @@ pub const API_VERSION: &str = "evenkeel.dev/v1alpha1";
 /// The kinds of document, in the order of their schemas.
 pub const KINDS: [&str; 5] = ["StateRepo", "Environment", "Component", "Schedule", "Remediation"];
 
-/// Who may do what, and what holds everywhere. Exactly one in a state repo.
+/// Teams, permissions and defaults. A state repo has exactly one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-not-supported-yet" = {
@@ -37,10 +37,10 @@ pub struct StateRepo {
     /// Groups of people by name.
     #[serde(default)]
     pub teams: BTreeMap<String, Team>,
-    /// Who may give which command; the first that matches wins, and nothing is allowed by default.
+    /// Permissions for commands; the first match wins, and nothing is allowed by default.
     #[serde(default)]
     pub permissions: Vec<Permission>,
-    /// What holds where a component says nothing.
+    /// Defaults for components.
     #[serde(default)]
     pub defaults: Defaults,
     /// Paths whose change needs approvals, whatever it does.
@@ -165,7 +165,7 @@ pub struct Approvals {
     pub from: Vec<String>,
 }
 
-/// What holds where a component says nothing.
+/// Defaults for components.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Defaults {
@@ -192,7 +192,7 @@ pub struct DriftPolicy {
     /// How often each instance is observed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub every: Option<Duration>,
-    /// What is done about drift.
+    /// The reaction to drift.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<DriftMode>,
     /// Whether drift that no apply would change counts.
@@ -200,7 +200,7 @@ pub struct DriftPolicy {
     pub strict: Option<bool>,
 }
 
-/// What is done about drift.
+/// The reaction to drift.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum DriftMode {
@@ -224,7 +224,7 @@ pub struct Component {
     /// Where it is instantiated.
     #[schemars(length(min = 1))]
     pub environments: Vec<EnvironmentName>,
-    /// What has to be applied before it, in the same environment.
+    /// Components that have to be applied before it, in the same environment.
     #[serde(default)]
     pub depends_on: Vec<ComponentName>,
     /// An OpenTofu root module.
@@ -239,13 +239,13 @@ pub struct Component {
     /// Addresses that no run may destroy or replace; `*` stands for any text.
     #[serde(default)]
     pub protect: Vec<String>,
-    /// What must answer after an apply and on every pass.
+    /// Health checks, after an apply and on every drift check.
     #[serde(default)]
     pub checks: Vec<Check>,
     /// How drift is looked for.
     #[serde(default)]
     pub drift: DriftPolicy,
-    /// What happens to what was applied, once it is no longer declared.
+    /// The handling of applied resources once the component is no longer declared.
     #[serde(default)]
     pub on_delete: OnDelete,
     /// Merge patches (RFC 7396) on this spec, by environment; lists whose items have a `name` merge by name.
@@ -262,7 +262,7 @@ impl Component {
             (None, None) => "tofu",
         }
     }
-    /// What it is made from.
+    /// Its source.
     pub fn source(&self) -> Option<Source> {
         if let Some(tofu) = &self.tofu {
             return Some(Source::Tofu { root: tofu.root.clone(), var_files: tofu.var_files.clone() });
@@ -271,7 +271,7 @@ impl Component {
     }
 }
 
-/// What happens to what was applied, once it is no longer declared.
+/// The handling of applied resources once the component is no longer declared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum OnDelete {
@@ -336,23 +336,23 @@ pub struct Schedule {
     /// An IANA time zone; UTC where it is not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_zone: Option<String>,
-    /// What is done.
+    /// The action.
     pub run: ScheduledRun,
     /// On which instances; on all where it is not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub select: Option<String>,
-    /// What has not started by then waits for the next time.
+    /// Work that has not started by then waits for the next time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration: Option<Duration>,
     /// A random delay of at most this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jitter: Option<Duration>,
-    /// What happens to times that passed while nobody was there.
+    /// The handling of times that passed while the daemon was not running.
     #[serde(default)]
     pub missed: Missed,
 }
 
-/// What a schedule does.
+/// The work of a schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[expect(missing_docs, reason = "each is the word of the declaration")]
@@ -364,7 +364,7 @@ pub enum ScheduledRun {
     Report,
 }
 
-/// What happens to times that passed while nobody was there.
+/// The handling of times that passed while the daemon was not running.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Missed {
@@ -375,7 +375,7 @@ pub enum Missed {
     Skip,
 }
 
-/// What every document has.
+/// The fields of every document.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Metadata {

@@ -39,7 +39,7 @@ pub enum Selector {
     Not(Box<Selector>),
 }
 
-/// What a selector is asked about.
+/// The facts that a selector is evaluated on.
 #[derive(Clone, Debug)]
 pub struct Candidate<'a> {
     /// The instance.
@@ -62,7 +62,7 @@ pub struct Candidate<'a> {
 pub struct Error {
     /// The text.
     pub text: String,
-    /// What is wrong with it.
+    /// Its problems.
     pub why: String,
 }
 

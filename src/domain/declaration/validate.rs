@@ -28,7 +28,7 @@ pub struct Validator<'a> {
     pub root: &'a Value,
     /// Whether required fields must be there.
     pub whole: Whole,
-    /// What was found so far.
+    /// The problems so far.
     pub problems: Vec<Problem>,
 }
 

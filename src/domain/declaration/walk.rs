@@ -56,7 +56,7 @@ pub(super) enum Error {
     Unreadable {
         /// The path.
         path: String,
-        /// What is wrong.
+        /// The problem.
         why: String,
     },
     /// More files than are read.

@@ -24,7 +24,7 @@ pub enum Event {
     },
     /// It does not go on by itself.
     Waits {
-        /// What for.
+        /// The reason.
         on: WaitingOn,
         /// In a sentence.
         #[serde(rename = "says")]
@@ -69,7 +69,7 @@ pub enum Event {
         #[serde(rename = "says")]
         message: String,
     },
-    /// Somebody said so (R5.5).
+    /// A principal commanded it (R5.5).
     Cancelled {
         /// In a sentence.
         #[serde(rename = "says")]
@@ -126,7 +126,7 @@ pub enum Status {
     Skipped,
     /// A newer run took its place.
     Superseded,
-    /// Somebody cancelled it.
+    /// A principal cancelled it.
     Cancelled,
 }
 
@@ -203,7 +203,7 @@ pub fn replay<'e>(instance: &InstanceId, events: impl IntoIterator<Item = &'e Ev
     events.into_iter().try_fold(Status::New, |status, event| next_status(instance, status, event))
 }
 
-/// What is done about an effect that was started and not finished, once the world was observed again.
+/// The recovery of an effect that was started and not finished, after a new observation.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Recovery {
     /// A fresh plan is empty: it was done.

@@ -35,14 +35,14 @@ pub struct Run {
     pub revision: Revision,
     /// Where it stands.
     pub state: RunState,
-    /// What authorised it, in words.
+    /// The authorisation, as text.
     pub because: String,
-    /// Whose authority it runs under, as in the audit.
+    /// The principal, as in the audit log.
     pub principal: String,
     /// The command that created it, which is executed once: a comment, the merge of a remediation, a time of a Schedule.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "word")]
     pub command_id: Option<String>,
-    /// What it does.
+    /// The kind of the run.
     #[serde(flatten)]
     pub kind: RunKind,
     /// The pull request that its comment stands on.
@@ -55,7 +55,7 @@ pub struct Run {
     pub ended_at: Option<DateTime<Utc>>,
 }
 
-/// What a run does.
+/// The kind of a run.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(from = "StoredRunKind", into = "StoredRunKind")]
 pub enum RunKind {
@@ -174,7 +174,7 @@ pub struct RunInstance {
     pub digest: Option<Digest>,
     /// Its step.
     pub order: usize,
-    /// What comes first, among the instances of the run.
+    /// The upstreams among the instances of the run.
     #[serde(default)]
     pub after: BTreeSet<InstanceId>,
     /// In a sentence, where there is something to say.
@@ -182,7 +182,7 @@ pub struct RunInstance {
     pub message: String,
     /// Whether anything was changed.
     pub changed: bool,
-    /// What it waits on.
+    /// The condition that it waits for.
     pub waiting_on: Option<WaitingOn>,
     /// When it was last found that it waits.
     #[serde(default)]
@@ -190,7 +190,7 @@ pub struct RunInstance {
     /// How long what was applied may take to come up, while that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout_until: Option<DateTime<Utc>>,
-    /// What it took of the limits of the run.
+    /// Its use of the limits of the run.
     #[serde(default)]
     pub spent: Option<Summary>,
 }
@@ -214,7 +214,7 @@ pub struct JournalRecord {
     pub event: Event,
 }
 
-/// What was approved of one instance (R2.4).
+/// The approved actions of one instance (R2.4).
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(tag = "approved", rename_all = "camelCase")]
 pub enum Approved {
@@ -227,7 +227,7 @@ pub enum Approved {
         /// As they were shown.
         actions: Vec<Action>,
     },
-    /// What a merged remediation lets through.
+    /// The actions that a merged remediation allows.
     Remediation,
     /// Moves of shards.
     Moves {

@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// What a word began, in a sentence.
+/// Returns the answer to a command that began runs.
 pub fn begun(runs: &[Run]) -> String {
     let said = runs.iter().map(|run| {
         if run.kind.destroys() {
@@ -54,7 +54,7 @@ fn close(mut body: String, what: &str) -> String {
     format!("{}\n{}", body.trim_end(), marker(what))
 }
 
-/// What a plan that destroys orphans is made for.
+/// The reason of a plan that destroys orphans.
 pub const DESTROY: &str = "destroy";
 
 fn title(plan: &Plan) -> String {
@@ -73,7 +73,7 @@ fn title(plan: &Plan) -> String {
     format!("### {what} `{}` at `{}` · {}", plan.environment, plan.revision.short(), parts.join(", "))
 }
 
-/// What an instance waits on, for the table.
+/// Returns the condition that an instance waits for, for the table.
 pub fn waiting(on: &WaitingOn) -> String {
     match on {
         WaitingOn::KnownAfter { instance } => format!("known after `{}` is applied", instance.component),
@@ -186,7 +186,7 @@ pub fn concerns(all: &[Concerned], carrier: PullNumber) -> Option<Note> {
     (!named.is_empty()).then_some(Note { fatal: false, message })
 }
 
-/// What an older pull request says of a plan that a newer one carries.
+/// Returns the comment on a pull request whose plan is on a newer one.
 pub fn superseded(environment: &EnvironmentName, carrier: PullNumber, what: &str) -> String {
     let message = format!(
         "The plan of `{environment}` is superseded by {carrier}, which carries all that is pending there; comment `/apply {environment}` there."
@@ -210,7 +210,7 @@ pub fn proposed_apply(plan: &Plan, path: &str) -> String {
     close(body, &format!("apply env={} digest={}", plan.environment, plan.digest))
 }
 
-/// What a plan does, in order, with its differences.
+/// Returns the changes of a plan, in order.
 fn plan_table(plan: &Plan) -> String {
     let mut body = title(plan);
     body.push_str("\n\n| order | component | what | changes |\n|---|---|---|---|\n");
@@ -270,7 +270,7 @@ fn list(names: &[&str]) -> String {
     format!("{} {were}", self::names(names.iter().map(|name| (*name).to_owned())))
 }
 
-/// What is wrong with the declarations of a pull request.
+/// Returns the comment on invalid declarations of a pull request.
 pub fn problems(problems: &[Problem], what: &str) -> String {
     const SHOWN: usize = 30;
     let mut body = format!(
@@ -407,7 +407,7 @@ fn turned(group: &Group) -> Group {
     turned
 }
 
-/// What drifted, instance by instance.
+/// Returns the drift by instance.
 fn drift_diffs(group: &Group) -> String {
     let mut body = String::new();
     for one in &group.drifted {
@@ -475,7 +475,7 @@ pub fn regrouped(environment: &EnvironmentName, root: &str, group: &Group, other
     close(message, "withdrawn")
 }
 
-/// What `/drift` answers.
+/// The answer of `/drift`.
 pub fn drift(rows: &[(InstanceId, Verdict, String)]) -> String {
     let mut body = "| instance | verdict | |\n|---|---|---|\n".to_owned();
     for (id, verdict, message) in rows {

@@ -72,7 +72,7 @@ pub fn time(seconds: u64) -> String {
     }
 }
 
-/// What a plan does, in a sentence.
+/// Returns a summary of a layout plan.
 pub fn summary(plan: &LayoutPlan) -> String {
     let spread = |after: bool| {
         let (above, below) = plan.spread(after);

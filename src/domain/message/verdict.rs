@@ -16,7 +16,7 @@ pub enum VerdictReason {
     RunFailed {
         /// The run.
         run: RunId,
-        /// What failed.
+        /// The failure.
         message: String,
     },
     /// Stalled: its last run was cancelled (R5.5).
@@ -49,7 +49,7 @@ pub enum VerdictReason {
     Run {
         /// The run.
         run: RunId,
-        /// What the run does or waits for; empty where it has just begun.
+        /// The work of the run, or the condition that it waits for; empty if it has just begun.
         message: String,
     },
     /// Pending: what head declares can't be planned.
@@ -68,7 +68,7 @@ pub enum VerdictReason {
     DestroyFailed {
         /// The run.
         run: RunId,
-        /// What failed.
+        /// The failure.
         message: String,
     },
     /// In sync, and observed more than an hour ago.

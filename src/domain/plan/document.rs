@@ -8,7 +8,7 @@ use crate::model::{
     citus::LayoutPlan,
 };
 
-/// What would be done, in order, and what waits on what.
+/// A plan of an environment: the actions in order, and the dependencies of instances.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Plan {
@@ -28,7 +28,7 @@ pub struct Plan {
     pub summary: Summary,
 }
 
-/// What would be done to one instance.
+/// The plan of one instance.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InstancePlan {
@@ -40,19 +40,19 @@ pub struct InstancePlan {
     pub digest: Option<Digest>,
     /// The step at which it may start.
     pub order: usize,
-    /// What comes first, among the instances of this plan.
+    /// The upstreams among the instances of this plan.
     pub after: Vec<InstanceId>,
-    /// What it waits on.
+    /// The condition that it waits for.
     pub waiting_on: Vec<WaitingOn>,
-    /// What would be done.
+    /// The actions.
     pub actions: Vec<Action>,
     /// Why there is no plan of it, where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
-    /// What is no change, and somebody should know.
+    /// Warnings.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
-    /// What moves of shards do to the layout, in figures; not part of any digest.
+    /// The figures of the shard moves; not part of any digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layout: Option<LayoutPlan>,
     /// The nodes of clusters that it may carry, for the checker; not part of any digest.

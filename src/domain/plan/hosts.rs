@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{action::protects, action_digest};
 use crate::model::{Action, Change, InstanceId, ResourceChange};
 
-/// What an action does that drains a node and takes it out of its cluster.
+/// The operation of an action that drains a node and removes it from its cluster.
 pub const VACATE: &str = "citus.vacate";
 /// How the address of a set of pods begins.
 const SET: &str = "StatefulSet/";
@@ -27,7 +27,7 @@ pub struct HostedNode {
     pub node: String,
     /// The instance that declares the cluster.
     pub cluster: InstanceId,
-    /// What it runs on; nothing where that is not said.
+    /// Its host, if it is declared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
     /// Whether it is known to be gone from the cluster's list once the plan is done.
@@ -146,7 +146,7 @@ pub fn drain_actions(id: &InstanceId, taken: &[&HostedNode]) -> Vec<Action> {
     taken.iter().map(action).collect()
 }
 
-/// What would be taken away from under a node, worked out again from a finished plan; nothing where all is well.
+/// Returns the first host that a finished plan would remove under a node that is not drained before.
 pub fn violation(carried: &[HostedNode], actions: &[Action]) -> Option<String> {
     let own: Vec<Action> = actions.iter().filter(|action| action.r#do != VACATE).cloned().collect();
     let taken = match removed_hosts(carried, &own) {

@@ -11,7 +11,7 @@ use crate::{
     ports::RecordedOutput,
 };
 
-/// What is applied (R1.1), with everything that a drift pass needs, so that it depends on nothing else.
+/// The applied record (R1.1), with everything that a drift check needs.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Applied {
@@ -51,9 +51,9 @@ pub struct Observed {
     pub revert: Vec<Action>,
     /// The head that the pending changes belong to.
     pub head: Option<Revision>,
-    /// What head would change.
+    /// The changes that an apply of head would make.
     pub pending: Vec<ResourceChange>,
-    /// What head waits on.
+    /// The condition that head waits for.
     pub waiting_on: Vec<WaitingOn>,
     /// When head was planned with the world as it was observed; absent where that has to be done again.
     #[serde(default)]
@@ -65,10 +65,10 @@ pub struct Observed {
     pub error: Option<ObservedError>,
     /// Checks that did not answer.
     pub failed_checks: Vec<String>,
-    /// What is no drift, and somebody should know.
+    /// Warnings that are no drift.
     #[serde(default)]
     pub warnings: Vec<String>,
-    /// What reverting it does to the layout of shards, in figures.
+    /// The figures of the shard moves of a revert.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layout: Option<LayoutPlan>,
 }

@@ -23,11 +23,11 @@ pub struct Adopted {
     pub variable: String,
     /// Where in its value, as the keys that lead there; empty for the whole.
     pub keys: Vec<String>,
-    /// What was observed.
+    /// The observed value.
     pub value: Value,
 }
 
-/// What would have to be declared for drifted resources, or why that can't be, in a sentence.
+/// Returns the edits that declare drifted values, or the reason for which that is impossible.
 ///
 /// # Errors
 /// For each resource that no variable could declare, why.
@@ -114,7 +114,7 @@ pub struct Declared<'d> {
     pub component: &'d str,
     /// The environment.
     pub environment: &'d EnvironmentName,
-    /// What it says for this environment.
+    /// Its value in this environment.
     pub tofu: &'d Tofu,
 }
 

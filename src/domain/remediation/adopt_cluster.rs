@@ -36,7 +36,7 @@ fn colocation(citus: &Citus, table: &str, beside: Option<&Value>) -> Result<Valu
 /// The file of a declaration with what was observed of its cluster.
 ///
 /// # Errors
-/// What can't be declared, in a sentence.
+/// The reason for which a value can't be declared.
 pub fn edit_cluster(
     text: &str,
     component: &str,

@@ -37,11 +37,11 @@ pub struct Drifted {
     pub id: InstanceId,
     /// The actions that revert it.
     pub actions: Vec<Action>,
-    /// What it depends on, drifted or not.
+    /// Its dependencies, drifted or not.
     pub upstreams: BTreeSet<InstanceId>,
-    /// Who changed which resource, where that is known.
+    /// The author of the change of each resource, if it is known.
     pub changed_by: BTreeMap<String, ChangedBy>,
-    /// What it does to the layout of shards, in figures.
+    /// The figures of its shard moves.
     pub layout: Option<LayoutPlan>,
 }
 
@@ -97,7 +97,7 @@ impl Group {
     pub fn key(&self) -> String {
         format!("{}/{}", self.environment, self.root)
     }
-    /// What is left of it without some actions, and without what depends on them.
+    /// Returns the group without some actions and their dependents.
     pub fn without(&self, cut: &BTreeSet<Digest>) -> Self {
         let is_cut = |one: &Drifted| one.actions.iter().any(|action| cut.contains(&action.digest));
         let touched: BTreeSet<InstanceId> =
@@ -146,9 +146,9 @@ impl Group {
 /// How a remediation is written.
 #[derive(Clone, Copy)]
 pub struct Written<'w> {
-    /// What merging it does.
+    /// The effect of its merge.
     pub direction: Direction,
-    /// What it is written for.
+    /// The environment and reason that it is written for.
     pub because: &'w str,
     /// When the world was observed.
     pub observed_at: DateTime<Utc>,
@@ -183,7 +183,7 @@ pub fn remediation<'a>(
     }
 }
 
-/// What was done to a file of a remediation beyond cutting whole actions, in a sentence.
+/// Returns the edits of a remediation's file beyond removed actions, as text.
 pub fn edited(remediation: &Remediation, written: &Remediation) -> Option<String> {
     let is_edited = |action: &&RemediationAction| !written.actions.contains(action);
     if let Some(action) = remediation.actions.iter().find(is_edited) {

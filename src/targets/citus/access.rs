@@ -23,7 +23,7 @@ const CONNECT_TIME_MAX: Duration = Duration::from_secs(15);
 /// How long it may take to answer.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
 
-/// What a session may do.
+/// The rights of a session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Rights {
     /// It looks.
@@ -56,7 +56,7 @@ pub struct Login {
     pub shared_with: Vec<String>,
 }
 
-/// Who we are, by (instance, connection, rights).
+/// Returns the credentials by (instance, connection, rights).
 pub type Logins = Arc<dyn Fn(&InstanceId, &str, Rights) -> Result<Login, String> + Send + Sync>;
 
 /// A session; it ends with its owner.
@@ -185,7 +185,7 @@ pub(super) fn text(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
-/// What an error of a session means. `kind` is the SQLSTATE's class where the server said it.
+/// Converts an error of a session. `kind` is the class of the SQLSTATE, if there is one.
 fn said(error: &tokio_postgres::Error, redactor: &Redactor) -> TargetError {
     let Some(server) = error.as_db_error() else {
         let why = redactor.redact(&crate::error_chain(error));

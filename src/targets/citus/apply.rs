@@ -155,7 +155,7 @@ impl Citus {
     }
 }
 
-/// Who has a lock.
+/// Returns the holder of a lock.
 async fn locked(session: &Session, class: i32, number: i32) -> TargetError {
     let whose = "SELECT a.application_name || coalesce(', ' || left(a.query, 80), '') FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
                  WHERE l.locktype = 'advisory' AND l.granted AND l.classid::bigint = $1 AND l.objid::bigint = $2 AND pid <> pg_backend_pid()";

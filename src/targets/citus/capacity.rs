@@ -20,7 +20,7 @@ const AHEAD_DAYS: i64 = 30;
 const FORECAST_MIN: i64 = 6 * 3600;
 const DAY: i64 = 24 * 3600;
 
-/// What one rule is about.
+/// The subject of one rule.
 struct Figure {
     /// On a node, in the mean; of disks, of the fullest.
     now: f64,

@@ -91,7 +91,7 @@ pub struct Catalog {
     pub placements: Vec<PlacementRow>,
 }
 
-/// What is balanced.
+/// The balanced quantity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum By {
     /// Bytes.

@@ -234,7 +234,7 @@ fn asides(this: &Compared<'_>, found: &mut Found) {
     }
 }
 
-/// What differs, as drift.
+/// Returns the differences as drift.
 pub fn of(observation: &Observation) -> Vec<Drift> {
     let drift = |change: &ResourceChange| Drift {
         resource: change.resource.clone(),

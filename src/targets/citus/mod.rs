@@ -43,7 +43,7 @@ use crate::{
     ports::{CitusWork, InventoryStore, Job, Observation, TargetError, TargetErrorKind, Use},
 };
 
-/// What takes longer goes where it keeps nobody waiting.
+/// A job that takes longer moves to the slow lane, where it does not delay others.
 const LONG: Duration = Duration::from_secs(20);
 /// How many clusters are looked at at once.
 const PARALLEL: usize = 4;
@@ -54,7 +54,7 @@ const KEPT: &str = "citus ";
 /// How clusters are reached.
 #[derive(Clone)]
 pub struct Settings {
-    /// Who we are.
+    /// The credentials.
     pub logins: Logins,
 }
 

@@ -48,7 +48,7 @@ impl Version {
     }
 }
 
-/// What a worker says of itself.
+/// The answer of a worker about itself.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Worker {
@@ -124,11 +124,11 @@ fn refused(why: String) -> TargetError {
 
 /// How long the parts of a look take.
 pub struct Times {
-    /// What is asked every few seconds.
+    /// The query that runs every few seconds.
     pub fingerprint: Duration,
     /// The catalogs, in one snapshot.
     pub catalogs: Duration,
-    /// What all nodes say of themselves, with the sizes of shards.
+    /// Queries all nodes for their settings and the sizes of shards.
     pub nodes: Duration,
     /// How many placements there are.
     pub placements: usize,
@@ -233,7 +233,7 @@ async fn read(session: &Session, work: &CitusWork) -> Result<Seen, TargetError> 
     Ok(seen)
 }
 
-/// What a query says that shards cost.
+/// Returns the cost of shards by a query.
 async fn told(session: &Session, query: &str) -> Result<BTreeMap<i64, u64>, TargetError> {
     let query = query.trim().trim_end_matches(';');
     let sql = format!("SELECT shard::bigint, greatest(cost::numeric, 0)::bigint FROM ({query}) AS told (shard, cost)");

@@ -146,7 +146,7 @@ pub fn moved(group: &str, from: &str) -> String {
     format!("shards {group} on {from}")
 }
 
-/// What is balanced.
+/// Returns the balanced quantity.
 fn by(this: &Compared<'_>) -> Result<By, String> {
     match &this.work.placement.balance {
         BalanceBy::Word(BalanceWord::Bytes) => Ok(By::Bytes),

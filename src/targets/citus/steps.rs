@@ -119,7 +119,7 @@ pub enum Task {
 pub struct Step {
     /// What it changes.
     pub change: ResourceChange,
-    /// What is done.
+    /// The action.
     pub task: Task,
 }
 
@@ -128,7 +128,7 @@ pub struct Step {
 pub struct Found {
     /// What would be done, in order.
     pub steps: Vec<Step>,
-    /// What somebody should know.
+    /// Warnings.
     pub notes: Vec<String>,
     /// Why it can't be done as it stands.
     pub refused: Option<String>,
@@ -187,7 +187,7 @@ pub(super) fn field(path: &str, before: Value, after: Value) -> Field {
     }
 }
 
-/// What is remembered of a cluster from one look to the next.
+/// The memory of a cluster between observations.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Memory {
@@ -210,7 +210,7 @@ impl Memory {
     }
 }
 
-/// What was seen of a rule of capacity.
+/// The measurements of a rule of capacity.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RuleMemory {

@@ -22,7 +22,7 @@ use crate::model::{InstanceId, Redactor};
 /// How often a fingerprint is taken.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// Who watches which instance, and what they say.
+/// The watches by instance, and their changes.
 pub(super) struct Watches {
     running: Mutex<HashMap<InstanceId, (String, JoinHandle<()>)>>,
     say: UnboundedSender<InstanceId>,

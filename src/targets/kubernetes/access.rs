@@ -17,7 +17,7 @@ use crate::{
 /// Where a pod finds the certificate of its cluster.
 const CLUSTER_AUTHORITY: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 
-/// Who we are to an API server.
+/// The credentials for an API server.
 #[derive(Clone, Debug)]
 pub enum Access {
     /// As a kubeconfig of this machine says.

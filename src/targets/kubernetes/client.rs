@@ -47,7 +47,7 @@ pub(super) const KINDS_KNOWN: Duration = Duration::from_secs(3600);
 /// The same, where one is missing.
 pub(super) const KINDS_AGAIN: Duration = Duration::from_secs(2);
 
-/// What an API server answered where it did not do as asked.
+/// An error answer of an API server.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub(super) struct Refusal {
@@ -177,7 +177,7 @@ impl Cluster {
         }
     }
 
-    /// What stands at a path.
+    /// Reads the resource at a path.
     pub(super) async fn read(&self, path: &str) -> Result<Value, Refusal> {
         self.send(Method::GET, path, None, JSON, true).await
     }
@@ -376,7 +376,8 @@ impl Cluster {
                 Ok(Err(refused)) => (refused, 0),
                 Err(_) => (Refusal::silent(format!("it did not answer within {} s", limit.as_secs())), 0),
             };
-            // What was turned away was not looked at; what is unclear is sent again only where that can't harm.
+            // A request that was rejected by overload had no effect; one with an unclear result is repeated only if
+            // that is safe.
             let may = refused.code == 429 || (refused.is_unclear() && refused.code != 500 && again);
             let wait_now = wait.max(Duration::from_secs(after)).min(LONGEST_WAIT);
             if !may || since.elapsed() + wait_now > TRIES_TIME_MAX {

@@ -43,14 +43,14 @@ pub(super) struct Look<'l> {
     pub(super) contested: &'l AtomicBool,
 }
 
-/// What is held and not declared any more.
+/// The objects of the inventory that are no longer declared.
 #[derive(Default)]
 pub(super) struct LeftOver {
-    /// What is to be deleted.
+    /// The objects to delete.
     pub(super) steps: Vec<Step>,
-    /// What is not, each with the reason.
+    /// The objects that stay, each with the reason.
     pub(super) stays: Vec<String>,
-    /// What is being deleted.
+    /// The objects whose deletion is in progress.
     pub(super) going: Vec<String>,
 }
 
@@ -89,7 +89,7 @@ impl Look<'_> {
             .any(|ignored| pointer == ignored || pointer.starts_with(&format!("{ignored}/")))
     }
 
-    /// What is to be done about one object.
+    /// Returns the step that one object needs.
     pub(super) async fn object(&self, object: &Object, live: Option<Value>) -> Result<Found, TargetError> {
         if let Some(other) = live.as_ref().and_then(object::owner).filter(|owner| !self.is_me(owner)) {
             match self.other_owner(&object.key) {
@@ -299,7 +299,7 @@ impl Look<'_> {
     }
 }
 
-/// What keeps an object from going.
+/// Returns the reason for which an object is not deleted yet.
 pub(super) fn terminating(key: &Key, live: &Value) -> String {
     let finalizers: Vec<&str> =
         live["metadata"]["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();

@@ -74,7 +74,7 @@ impl Look<'_> {
         }
     }
 
-    /// What is in a namespace, and is neither ours to delete nor the cluster's own.
+    /// Returns the objects of a namespace that neither Evenkeel nor the cluster may delete.
     async fn others_in(&self, namespace: &Key, held: &Inventory, kinds: &Kinds) -> Result<Vec<Key>, Refusal> {
         let asked = kinds.in_namespaces().map(|(group, name, kind)| {
             async move {

@@ -35,7 +35,7 @@ pub struct Extra {
     pub pointer: String,
     /// What stands there.
     pub value: Value,
-    /// Who put it there.
+    /// The manager that added it.
     pub manager: String,
     /// When.
     pub at: Option<DateTime<Utc>>,
@@ -64,7 +64,7 @@ fn entries(object: &Value) -> impl Iterator<Item = Entry<'_>> {
     )
 }
 
-/// What we own by applying; nothing where we never applied the object.
+/// Returns the fields that Evenkeel owns by applying; `None` if it never applied the object.
 pub fn applied(object: &Value) -> Option<&Fields> {
     entries(object).find(|entry| entry.manager == MANAGER && entry.operation == "Apply").map(|entry| entry.fields)
 }
@@ -218,7 +218,7 @@ impl Walk<'_, '_> {
     }
 }
 
-/// Who wrote what stands at a pointer, last, as far as it was not we.
+/// Returns the other manager that last wrote the field at a pointer.
 pub fn writer(object: &Value, pointer: &str) -> Option<(String, Option<DateTime<Utc>>)> {
     let steps: Vec<String> =
         pointer.split('/').skip(1).map(|step| step.replace("~1", "/").replace("~0", "~")).collect();

@@ -45,9 +45,9 @@ impl Written {
 pub struct Read {
     /// Its objects, lists among them written out.
     pub objects: Vec<Written>,
-    /// What can't be used, each with its place.
+    /// Problems, each with its place.
     pub problems: Vec<String>,
-    /// What is worth saying, each with its place.
+    /// Warnings, each with its place.
     pub warnings: Vec<String>,
 }
 

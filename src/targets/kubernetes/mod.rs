@@ -53,7 +53,7 @@ use crate::{
     ports::{InventoryStore, Job, KubernetesWork, Observation, TargetError, Use},
 };
 
-/// What takes longer goes where it keeps nobody waiting.
+/// A job that takes longer moves to the slow lane, where it does not delay others.
 const LONG: Duration = Duration::from_secs(20);
 /// How often everything is read, whatever the watches say.
 const WHOLE_AGAIN: Duration = Duration::from_secs(600);
@@ -79,7 +79,7 @@ pub struct Settings {
     pub helm: String,
     /// How many instances are looked at at once.
     pub parallel: usize,
-    /// Who we are.
+    /// The credentials.
     pub accesses: Accesses,
 }
 
@@ -99,7 +99,7 @@ pub struct Kubernetes {
     tracked: Mutex<HashMap<InstanceId, Tracked>>,
 }
 
-/// What the last whole look at an instance found, so that the next needs to confirm suspects alone.
+/// The result of the last complete observation of an instance; the next one confirms only suspected objects.
 struct Tracked {
     rendered: Arc<Rendered>,
     at: Instant,
@@ -139,7 +139,7 @@ pub async fn reach(access: &Access) -> Result<Option<String>, String> {
     Ok(Some(format!("{} answers, the cluster is {uid}", version["gitVersion"].as_str().unwrap_or("a server"))))
 }
 
-/// What a program that renders says of its version.
+/// Returns the version that a renderer prints.
 ///
 /// # Errors
 /// When it can't be started.
@@ -325,7 +325,7 @@ impl Kubernetes {
         }
         let mut keys = self.watches.differing(&job.instance);
         keys.extend(suspects.keys().cloned());
-        // What stays although nobody declares it is said every time.
+        // An object that is no longer declared and stays is reported every time.
         keys.extend(inventory.keys().filter(|key| rendered.get(key).is_none()).cloned());
         let looked = self
             .look_at(job, work, observe::Base { cluster, kinds, rendered: Arc::clone(&rendered), shared_with }, &keys)
@@ -376,7 +376,7 @@ impl Kubernetes {
         }
     }
 
-    /// What an instance holds; nothing where that is not known.
+    /// Returns the inventory of an instance; `None` if it is not known.
     async fn inventory(&self, id: &InstanceId) -> Result<Option<Arc<Inventory>>, TargetError> {
         if let Some(known) = self.inventories.lock().get(id) {
             return Ok(Some(Arc::clone(known)));

@@ -17,7 +17,8 @@ pub(super) const PRUNE: &str = "evenkeel.dev/prune";
 /// The annotation under which labels and annotations that nobody declared are drift: `enabled`.
 pub(super) const EXCLUSIVE: &str = "evenkeel.dev/exclusive";
 
-/// What identifies an object in a cluster; not its version, which is a way to speak of it.
+/// The identity of an object in a cluster. The API version is not part of it: one object is served in several
+/// versions.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Key {
     /// The group; empty for the core.
@@ -94,7 +95,7 @@ pub(super) fn annotation<'o>(object: &'o Value, name: &str) -> Option<&'o str> {
     object["metadata"]["annotations"].get(name).and_then(Value::as_str)
 }
 
-/// Whose an object is, by its labels.
+/// Returns the instance that an object belongs to, by its labels.
 pub(super) fn owner(object: &Value) -> Option<InstanceId> {
     format!("{}/{}", label(object, ENVIRONMENT)?, label(object, COMPONENT)?).parse().ok()
 }

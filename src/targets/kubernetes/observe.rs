@@ -41,7 +41,7 @@ struct Scope<'s> {
     rebuilt: bool,
 }
 
-/// What a look begins with.
+/// The input of an observation.
 pub(super) struct Base {
     pub(super) cluster: Cluster,
     pub(super) kinds: Kinds,
@@ -53,9 +53,9 @@ pub(super) struct Base {
 pub(super) struct Looked {
     pub(super) observation: Observation,
     pub(super) steps: BTreeMap<String, Step>,
-    /// What is not declared any more and stays, each with the reason.
+    /// The objects that are no longer declared and stay, each with the reason.
     pub(super) stays: Vec<String>,
-    /// What is being deleted.
+    /// The objects whose deletion is in progress.
     pub(super) going: Vec<String>,
     pub(super) rendered: Arc<Rendered>,
     pub(super) cluster: Cluster,
@@ -173,7 +173,7 @@ impl Kubernetes {
             );
             gone.clear();
         }
-        // What is deleted goes in the reverse order.
+        // Deletions are in reverse order.
         gone.reverse();
         steps.extend(gone);
         observation.contested = contested.load(std::sync::atomic::Ordering::Relaxed);

@@ -6,9 +6,9 @@ use crate::{
     ports::Observation,
 };
 
-/// What an action does that applies an object.
+/// The operation of an action that applies an object.
 pub const APPLY: &str = "kubernetes.apply";
-/// What an action does that deletes one.
+/// The operation of an action that deletes an object.
 pub const DELETE: &str = "kubernetes.delete";
 
 /// The actions of an instance, in the order in which they are done.

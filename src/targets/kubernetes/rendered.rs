@@ -47,7 +47,7 @@ impl Object {
 pub(super) struct Rendered {
     /// The objects.
     pub objects: Vec<Object>,
-    /// What is worth saying.
+    /// Warnings.
     pub warnings: Vec<String>,
 }
 

@@ -16,7 +16,7 @@ pub(super) struct Step {
     pub(super) extras: Vec<Extra>,
 }
 
-/// What was found of one object.
+/// The finding on one object.
 pub(super) enum Found {
     /// It is as it should be.
     Same(Held),

@@ -217,7 +217,7 @@ pub(super) fn pod_failure(pod: &Value) -> Option<String> {
     Some(format!("it can't be scheduled: {}", message(unscheduled)))
 }
 
-/// What an expression says of an object; an object without what it asks for is not there yet.
+/// Evaluates an expression on an object; a missing field makes it false.
 fn evaluate(expression: &str, object: &Value) -> Result<bool, String> {
     let program =
         Program::compile(expression).map_err(|error| format!("`{expression}` is no CEL expression: {error}"))?;
@@ -325,7 +325,7 @@ impl Kubernetes {
         })
     }
 
-    /// What the pods of a workload say, and if there are none, what its events say.
+    /// Returns the messages of a workload's pods, or of its events if it has no pods.
     async fn reason(
         &self,
         cluster: &super::client::Cluster,

@@ -66,7 +66,7 @@ impl Drop for Watch {
 struct Shared {
     seal: Arc<Seal>,
     inventories: Inventories,
-    /// What has to be looked at.
+    /// The keys to observe.
     suspects: Mutex<BTreeMap<InstanceId, Suspects>>,
     /// How many events made a suspect so far.
     count: AtomicU64,
@@ -142,7 +142,7 @@ impl Watches {
         }
     }
 
-    /// What differed when an instance was looked at last.
+    /// Returns the objects that differed at the last observation of an instance.
     pub(super) fn differing(&self, id: &InstanceId) -> BTreeSet<Key> {
         self.shared.differing().get(id).cloned().unwrap_or_default()
     }

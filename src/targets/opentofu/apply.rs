@@ -32,7 +32,7 @@ struct StateHead {
     lineage: String,
 }
 
-/// What an apply that ended came to.
+/// Returns the outcome of an apply that ended.
 pub(super) fn applied(id: &InstanceId, said: Said) -> Result<(), TargetError> {
     if said.code == Some(0) {
         return Ok(());

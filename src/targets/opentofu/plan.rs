@@ -15,7 +15,7 @@ use crate::{
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// What a plan says, with everything sensitive masked.
+/// Reads a plan; sensitive values are masked.
 ///
 /// # Errors
 /// When the plan has a format that is not known, or says that it is incomplete.
@@ -142,7 +142,7 @@ fn learn(value: &Value, mark: &Value, redactor: &Redactor) {
     }
 }
 
-/// What an action does that writes what was observed into the state.
+/// The operation of an action that writes the observed values into the state.
 pub const REFRESH: &str = "tofu.refresh";
 
 /// The one action of an instance, or nothing where nothing would change.

@@ -52,7 +52,7 @@ const UNDER_THE_LOCK: [&str; 9] = [
     "apply_errored",
 ];
 
-/// What one process said.
+/// The output of one process.
 #[derive(Default, Debug)]
 pub(super) struct Said {
     pub(super) code: Option<i32>,
@@ -327,7 +327,7 @@ pub(super) fn tail(mut complaints: File) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&kept).into_owned())
 }
 
-/// Somebody's lock of a state, as tofu tells of it.
+/// A lock of a state, as OpenTofu reports it.
 pub(super) struct Lock {
     pub(super) id: String,
     pub(super) who: String,
@@ -352,7 +352,7 @@ impl Lock {
     }
 }
 
-/// What a process that failed says, as one error.
+/// Returns the error of a failed process.
 pub(super) fn failure(id: &InstanceId, what: &str, said: Said) -> TargetError {
     if let Some(Lock { id: lock, who, created, operation }) = Lock::of(&said) {
         let message = format!("the state of `{id}` is locked by {who} since {created} ({operation}, lock {lock})");

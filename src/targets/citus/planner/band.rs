@@ -1,6 +1,6 @@
 //! The lowest and the highest load that a node may have.
 
-/// What every node may carry.
+/// The band of loads of a node.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Band {
     pub(super) low: u64,

@@ -7,13 +7,14 @@ use super::{
     state::State,
 };
 
-/// What each node should carry. What is too large for any has a node of its own, and the others carry alike.
+/// The target load of each node. A group that is too large for any node has a node of its own; the others share the
+/// rest evenly.
 pub(super) struct Fair {
     /// The nodes that are to hold anything.
     pub(super) nodes: Vec<usize>,
-    /// What each of them should, but for those of the giants.
+    /// The target load of each node without a giant group.
     pub(super) mean: f64,
-    /// What is too large for any node, with the node that is its own.
+    /// The placements that are too large for any node, each with its own node.
     pub(super) giants: Vec<(usize, usize)>,
 }
 
@@ -46,9 +47,9 @@ impl Fair {
         fair
     }
 
-    /// What every node may carry, for a share of the mean on both sides; by node.
+    /// Returns the band of each node, for a share of the mean on both sides.
     pub(super) fn bands(&self, layout: &Layout, share: f64) -> Vec<Band> {
-        // What is exactly at the limit is inside, however it was rounded.
+        // A load exactly at the limit is inside, despite rounding.
         let share = share + 1e-12;
         let low = whole((self.mean * (1.0 - share)).ceil());
         let high = whole((self.mean * (1.0 + share)).floor());
@@ -60,7 +61,7 @@ impl Fair {
         bands
     }
 
-    /// What the giants of a node weigh.
+    /// Returns the weight of the giants of a node.
     pub(super) fn giants_on(&self, layout: &Layout, node: usize) -> u64 {
         self.giants.iter().filter(|(_, own)| *own == node).map(|(giant, _)| layout.placements[*giant].weight).sum()
     }

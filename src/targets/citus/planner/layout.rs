@@ -31,7 +31,7 @@ pub struct Placement {
 pub struct Layout {
     /// The nodes.
     pub nodes: Vec<Node>,
-    /// What is on them.
+    /// The placements.
     pub placements: Vec<Placement>,
 }
 
@@ -62,11 +62,11 @@ pub struct Move {
 /// How alike the nodes carry, as shares of the mean.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Balance {
-    /// What each node carries, in the unit that is balanced.
+    /// The load of each node, in the balanced unit.
     pub loads: Vec<u64>,
     /// The bytes on each node.
     pub bytes: Vec<u64>,
-    /// What one node carries in the mean, of those that are to hold anything.
+    /// The mean load of the nodes that hold shards.
     pub mean: f64,
     /// How far the fullest is above it: 0.25 is a quarter more.
     pub above: f64,
@@ -100,7 +100,7 @@ pub enum Short {
         /// About how many reach the limit.
         enough: u64,
     },
-    /// What has to stay where it is, or the room that there is, leaves nothing better.
+    /// Pins or the available space allow nothing better.
     Bound {
         /// The best that was found.
         best: f64,

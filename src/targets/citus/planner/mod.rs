@@ -51,7 +51,7 @@ pub struct Rebalance {
     pub after: Balance,
     /// Why the limit is not reached, where it is not.
     pub short: Option<Short>,
-    /// What can't be moved off a node that is drained, or to where it is pinned.
+    /// Placements that can't be moved from a drained node or to their pin.
     pub stuck: Vec<usize>,
 }
 
@@ -71,7 +71,7 @@ impl Wanted {
     }
 }
 
-/// What is to be moved. Where nothing is wanted of the balance, only what has to move moves.
+/// Plans the moves. Without a limit for the balance, only pinned and drained placements move.
 pub fn plan(layout: &Layout, wanted: Option<Wanted>) -> Rebalance {
     let first = once(layout, wanted);
     let home: Vec<usize> = layout.placements.iter().map(|placement| placement.node).collect();
@@ -191,7 +191,7 @@ fn ordered(layout: &Layout, home: &[usize], at: &[usize], before: &Balance) -> V
     }
 }
 
-/// What has to move whatever the balance is, each to the emptiest node that takes it; and what nobody takes.
+/// Moves pinned and drained placements, each to the emptiest possible node; returns those without a node as well.
 fn forced(layout: &Layout, home: &[usize], at: Vec<usize>) -> (Vec<usize>, Vec<usize>) {
     let mut state = State::new(layout, home, at);
     let (mut stuck, mut drained) = (vec![], vec![]);

@@ -94,7 +94,7 @@ fn down(state: &State<'_>, nodes: &[usize], bands: &[Band], on: &[Vec<usize>]) -
     None
 }
 
-/// What is on each node and may be moved, the heaviest first.
+/// Returns the movable placements of each node, the heaviest first.
 fn by_node(state: &State<'_>) -> Vec<Vec<usize>> {
     let mut all = vec![vec![]; state.layout.nodes.len()];
     for (index, node) in state.at.iter().enumerate().filter(|(index, _)| state.is_movable(*index)) {
@@ -106,7 +106,7 @@ fn by_node(state: &State<'_>) -> Vec<Vec<usize>> {
     all
 }
 
-/// What leaves the nodes that carry too much.
+/// Returns the placements that leave overloaded nodes.
 fn shed(state: &State<'_>, nodes: &[usize], bands: &[Band]) -> Vec<usize> {
     let on = by_node(state);
     let mut pool = vec![];

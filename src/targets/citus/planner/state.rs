@@ -9,7 +9,7 @@ pub(super) struct State<'l> {
     pub(super) home: &'l [usize],
     pub(super) at: Vec<usize>,
     pub(super) loads: Vec<u64>,
-    /// What each node may still take, in bytes.
+    /// The bytes that each node may still take.
     pub(super) room: Vec<i128>,
     /// The other nodes of a group with several placements.
     pub(super) others: BTreeMap<usize, Vec<usize>>,
@@ -67,7 +67,7 @@ impl<'l> State<'l> {
         self.at[index] = node;
     }
 
-    /// What it costs more to have a placement on a node, in bytes.
+    /// Returns the additional cost of a placement on a node, in bytes.
     pub(super) fn cost(&self, index: usize, node: usize) -> i128 {
         let moved = |node: usize| if node == self.home[index] { 0 } else { i128::from(self.bytes(index)) };
         moved(node) - moved(self.at[index])
