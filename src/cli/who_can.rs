@@ -57,7 +57,11 @@ pub(super) fn run(global: &Global, args: &WhoCan) -> Done {
         return Err(usage(format!("there is no instance `{}`", args.place), near, "`evenkeel graph` lists them"));
     }
     if !crate::domain::command::VERBS.contains(&verb) {
-        return Err(usage(format!("`{word}` is not there yet"), None, "`/help` on a pull request lists what there is"));
+        return Err(usage(
+            format!("`{word}` is not available in this version"),
+            None,
+            "`/help` on a pull request lists the commands",
+        ));
     }
     let state_repo = desired.state_repo.as_deref().ok_or_else(|| {
         Failure::new("the StateRepo can't be read, and without it nobody may do anything")

@@ -124,11 +124,11 @@ fn one(rest: &str) -> Option<Result<Command, Unclear>> {
         let names: Vec<String> = VERBS.into_iter().chain(LATER).map(Verb::name).collect();
         let meant = nearest(name, names.iter().map(String::as_str))?;
         return Some(Err(Unclear(format!(
-            "`/{name}` is not a command; did you mean `/{meant}`? `/help` lists what there is."
+            "`/{name}` is not a command; did you mean `/{meant}`? `/help` lists the commands."
         ))));
     };
     if LATER.contains(&verb) {
-        return Some(Err(Unclear(format!("`/{name}` is not there yet; `/help` lists what there is."))));
+        return Some(Err(Unclear(format!("`/{name}` is not available in this version; `/help` lists the commands."))));
     }
     if let Some(option) = words.iter().find(|word| word.starts_with("--")) {
         return Some(Err(Unclear(format!("`{option}` is not an option of `/{name}`; leave it out."))));
@@ -241,8 +241,8 @@ mod tests {
 
     #[test]
     fn says_what_was_meant() {
-        insta::assert_snapshot!(check("/aply staging"), @"! `/aply` is not a command; did you mean `/apply`? `/help` lists what there is.");
-        insta::assert_snapshot!(check("/rotate"), @"! `/rotate` is not there yet; `/help` lists what there is.");
+        insta::assert_snapshot!(check("/aply staging"), @"! `/aply` is not a command; did you mean `/apply`? `/help` lists the commands.");
+        insta::assert_snapshot!(check("/rotate"), @"! `/rotate` is not available in this version; `/help` lists the commands.");
         insta::assert_snapshot!(check("/apply --now"), @"! `--now` is not an option of `/apply`; leave it out.");
         insta::assert_snapshot!(check("/apply staging dev"), @"! `staging dev` is not a selector: `dev` stands after its end; join parts with `and` or `or`. Write `/apply staging`, `/apply staging/network` or `/apply kind:tofu and not production`.");
     }
