@@ -98,9 +98,34 @@ pub struct Overwrite {
     pub resource_version: Option<String>,
 }
 
-/// One thing that is done at once (R2.2).
+/// Properties of an action that decide how it is approved, counted and postponed, whatever its kind of target.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Effect {
+    /// The action changes all resources of its instance; no part of it can run alone (R2.2).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub atomic: bool,
+    /// The action rewrites stored data, which takes time and space in proportion to the data.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub rewrites_data: bool,
+    /// The action moves data from one place to another and changes nothing else.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub relocates: bool,
+    /// The action may be postponed to a later run: nothing that is declared depends on it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub deferrable: bool,
+}
+
+impl Effect {
+    /// An action that changes a whole instance at once.
+    pub const ATOMIC: Self = Self { atomic: true, rewrites_data: false, relocates: false, deferrable: false };
+    /// An action that has none of the properties.
+    pub const NONE: Self = Self { atomic: false, rewrites_data: false, relocates: false, deferrable: false };
+}
+
+/// One operation on a target, done at once (R2.2).
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", from = "StoredAction")]
 pub struct Action {
     /// Over target, canonical arguments and what it overwrites; without times, ids, revisions and sizes.
     pub digest: Digest,
@@ -108,8 +133,39 @@ pub struct Action {
     pub r#do: String,
     /// The precondition of the effect.
     pub precondition: Overwrite,
+    /// The properties of the operation; not part of the digest.
+    pub effect: Effect,
     /// The change of each resource.
     pub resources: Vec<ResourceChange>,
+}
+
+/// An action as the store holds it: actions of older versions have no `effect`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct StoredAction {
+    digest: Digest,
+    r#do: String,
+    precondition: Overwrite,
+    effect: Option<Effect>,
+    resources: Vec<ResourceChange>,
+}
+
+impl From<StoredAction> for Action {
+    fn from(stored: StoredAction) -> Self {
+        let StoredAction { digest, r#do, precondition, effect, resources } = stored;
+        // The operations that existed before actions carried their effect; no operation is added here.
+        let effect = effect.unwrap_or_else(|| match r#do.as_str() {
+            "tofu.apply" | "tofu.refresh" => Effect::ATOMIC,
+            "citus.move" => Effect { relocates: true, ..Effect::NONE },
+            "citus.rebalance" => Effect { relocates: true, deferrable: true, ..Effect::NONE },
+            "citus.table" => {
+                let rewrites_data = resources.iter().any(|resource| resource.change == Change::Replace);
+                Effect { rewrites_data, ..Effect::NONE }
+            }
+            _ => Effect::NONE,
+        });
+        Self { digest, r#do, precondition, effect, resources }
+    }
 }
 
 /// How the world differs from what was applied.

@@ -12,7 +12,7 @@ pub mod problem;
 pub mod secret;
 pub mod units;
 
-pub use change::{Action, Change, ChangedBy, Drift, DriftField, DriftKind, Field, Overwrite, ResourceChange};
+pub use change::{Action, Change, ChangedBy, Drift, DriftField, DriftKind, Effect, Field, Overwrite, ResourceChange};
 pub use digest::{Digest, Digester, Seal};
 pub use ids::{ComponentName, EnvironmentName, InstanceId, PullNumber, Revision, RunId};
 pub use outcome::{Backoff, Retry, Verdict, WaitingOn};

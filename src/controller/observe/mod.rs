@@ -34,7 +34,7 @@ use super::{
 use crate::{
     domain::{
         journal::Status as RunStatus,
-        plan::{self, Applied, InstancePlan, Observed, ObservedError, pending::is_pending},
+        plan::{self, Applied, InstancePlan, Observed, ObservedError, Protection, pending::is_pending},
     },
     model::{Drift, DriftField, DriftKind, EnvironmentName, InstanceId},
     ports::{Job, Observation, TargetError, TargetErrorKind},
@@ -234,7 +234,7 @@ impl Observer {
         job: &Job,
         applied: &Applied,
         observation: &Observation,
-        protect: &[String],
+        protect: &Protection,
         observed: &mut Observed,
     ) {
         let strict = applied.spec.drift.strict.unwrap_or(false);

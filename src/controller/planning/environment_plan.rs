@@ -23,7 +23,7 @@ use crate::{
     domain::{
         authorization::guards::InForce,
         declaration::Instance,
-        plan::{Applied, InstancePlan, Plan, mark_drifted, mark_protected, order, pending::dependents},
+        plan::{Applied, InstancePlan, Plan, Protection, mark_drifted, mark_protected, order, pending::dependents},
     },
     model::{EnvironmentName, InstanceId, Revision, WaitingOn},
     ports::{Job, Observation, Output, RecordedOutput, TargetErrorKind, Use},
@@ -80,7 +80,7 @@ struct Asked<'a> {
     r#use: Use,
     applied: Option<&'a Applied>,
     drifted: &'a [String],
-    protect: &'a [String],
+    protect: &'a Protection,
     blocked: Option<InstanceId>,
     /// The upstreams that the same plan changes.
     changing: Vec<InstanceId>,

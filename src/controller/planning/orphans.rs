@@ -15,7 +15,7 @@ use crate::{
     domain::{
         declaration::schema::OnDelete,
         message::comment,
-        plan::{Applied, InstancePlan, Plan, mark_protected, order, pending::dependents},
+        plan::{Applied, InstancePlan, Plan, Protection, mark_protected, order, pending::dependents},
     },
     model::{EnvironmentName, InstanceId},
     targets,
@@ -71,7 +71,7 @@ impl Planner {
         self: &Arc<Self>,
         head: &Head,
         id: &InstanceId,
-        protect: &[String],
+        protect: &Protection,
     ) -> InstancePlan {
         let mut plan = InstancePlan {
             id: id.clone(),

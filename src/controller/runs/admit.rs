@@ -14,7 +14,6 @@ use crate::{
     },
     model::{Action, InstanceId, WaitingOn},
     ports::Use,
-    targets::citus,
 };
 
 /// An instance's actions as a plan of their own, for the checker: it depends on nothing.
@@ -91,11 +90,11 @@ impl Runs {
         id: &InstanceId,
         left: Vec<Action>,
     ) -> Result<(Vec<Action>, Vec<Action>), Error> {
-        if !run.reverts() || !left.iter().all(plan::stands_alone) {
+        if !run.reverts() || left.iter().any(|action| action.effect.atomic) {
             return Ok((left, vec![]));
         }
         if run.kind.rebalance().is_some() {
-            return Ok(left.into_iter().partition(citus::plan::is_move));
+            return Ok(left.into_iter().partition(|action: &Action| action.effect.relocates));
         }
         let known = match self.context.store.approved(run.id, id).await? {
             Some(Approved::Actions { actions }) => actions,

@@ -22,7 +22,7 @@ use crate::{
     },
     model::{Action, InstanceId, Retry, WaitingOn},
     ports::{Job, Prepared, RecordedOutput, TargetErrorKind, Use},
-    targets::{self, citus},
+    targets,
 };
 
 /// How often what another machine may mend is tried before the instance is stalled.
@@ -257,7 +257,7 @@ impl Runs {
             Approved::Actions { actions: approved } if run.kind == RunKind::Revert => {
                 match plan::covers(&approved, &actions) {
                     Ok(()) => Ok(actions),
-                    Err(_) if actions.iter().all(plan::stands_alone) => {
+                    Err(_) if !actions.iter().any(|action| action.effect.atomic) => {
                         // What drifted since, or somebody said no to, is not this run's business.
                         let (mine, _) = self.business(driven, run, id, actions).await?;
                         plan::covers(&approved, &mine)
@@ -281,7 +281,7 @@ impl Runs {
                     )),
                 }
             }
-            Approved::Moves { .. } => Ok(actions.into_iter().filter(citus::plan::is_move).collect()),
+            Approved::Moves { .. } => Ok(actions.into_iter().filter(|action| action.effect.relocates).collect()),
             Approved::Remediation => {
                 let name = run.kind.remediation().unwrap_or_default();
                 let Ok(name) = name.parse() else { return Err(Stop::Fails("the remediation has no name".into())) };

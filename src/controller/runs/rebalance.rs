@@ -20,7 +20,6 @@ use crate::{
     },
     model::{Action, EnvironmentName, InstanceId, PullNumber, RunId, citus::LayoutPlan},
     ports::{ApprovedMove, Job, Work},
-    targets::citus,
 };
 
 /// By what a rebalance is authorised.
@@ -92,7 +91,7 @@ impl Runs {
         };
         let (mut count, mut sum, mut full) = (0, 0, false);
         let fits = |action: &Action| {
-            if !action.resources.iter().all(|resource| resource.r#type == citus::plan::REBALANCE) {
+            if !action.effect.deferrable {
                 return true;
             }
             let size = bytes(action);
@@ -126,14 +125,15 @@ impl Runs {
             Some(Approved::Remediation) => self.proposed_actions(driven, run, id).await?,
             _ => return Ok(()),
         };
-        let moves = actions.iter().filter(|action| citus::plan::is_move(action)).flat_map(|action| &action.resources);
-        let approved = moves.filter_map(|change| {
+        let moves = actions.iter().filter(|action| action.effect.relocates);
+        let moves = moves.flat_map(|action| action.resources.iter().map(|change| (action.effect, change)));
+        let approved = moves.filter_map(|(effect, change)| {
             let field = change.fields.iter().find(|field| field.path == "/node")?;
             Some(ApprovedMove {
                 resource: change.resource.clone(),
                 from: field.before.as_ref()?.as_str()?.to_owned(),
                 to: field.after.as_ref()?.as_str()?.to_owned(),
-                for_balance: change.r#type == citus::plan::REBALANCE,
+                for_balance: effect.deferrable,
             })
         });
         work.approved = approved.collect();

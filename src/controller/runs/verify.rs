@@ -10,7 +10,7 @@ use crate::{
     domain::journal::Status,
     model::{Action, InstanceId},
     ports::{Job, RecordedOutput, TargetError, TargetErrorKind},
-    targets::{self, citus},
+    targets,
 };
 
 impl Runs {
@@ -39,11 +39,8 @@ impl Runs {
         // The moves for the balance change with every row that is written; they are drift if they remain.
         // In a window it is left for the next one.
         let rebalances = run.kind.rebalance().is_some();
-        let is_for_balance = |action: &Action| {
-            let is_later = |sort: &str| sort == citus::plan::REBALANCE || rebalances && sort == citus::plan::MOVE;
-            action.resources.iter().all(|resource| is_later(&resource.r#type))
-        };
-        let (later, mine): (Vec<Action>, Vec<Action>) = mine.into_iter().partition(is_for_balance);
+        let can_wait = |action: &Action| action.effect.deferrable || rebalances && action.effect.relocates;
+        let (later, mine): (Vec<Action>, Vec<Action>) = mine.into_iter().partition(can_wait);
         let others = others.into_iter().chain(later).collect();
         if let Some(left) = mine.first().and_then(|action| action.resources.first()) {
             let message = format!(

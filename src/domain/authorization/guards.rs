@@ -10,15 +10,15 @@ use serde::{Deserialize, Serialize};
 
 use super::Rights;
 use crate::{
-    domain::declaration::{
-        Desired, Instance,
-        schema::{Component, Limits},
+    domain::{
+        declaration::{
+            Desired, Instance,
+            schema::{Component, Limits},
+        },
+        plan::Protection,
     },
     model::{EnvironmentName, InstanceId, Revision},
 };
-
-/// The protected changes of a cluster whose tables may not be rewritten.
-const TABLES: &str = "table *";
 
 /// A guard, and the commit since which it holds.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -56,12 +56,11 @@ impl InForce {
     }
 
     /// The addresses of an instance that no run may destroy, replace, forget or move.
-    pub fn protect(&self, id: &InstanceId) -> Vec<String> {
-        let mut protect = self.protect.get(id).map(|held| held.guard.clone()).unwrap_or_default();
-        if self.rewrites.get(id).is_some_and(|held| !held.guard) {
-            protect.push(TABLES.into());
+    pub fn protect(&self, id: &InstanceId) -> Protection {
+        Protection {
+            addresses: self.protect.get(id).map(|held| held.guard.clone()).unwrap_or_default(),
+            data: self.rewrites.get(id).is_some_and(|held| !held.guard),
         }
-        protect
     }
 
     /// Returns the permissions in an environment.

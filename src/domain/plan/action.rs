@@ -36,16 +36,23 @@ pub fn is_protected(protect: &[String], resource: &ResourceChange) -> bool {
     protect.iter().any(|entry| protects(entry, now) || (!before.is_empty() && protects(entry, before)))
 }
 
-/// Marks what is protected now, whenever the actions were planned.
-pub fn mark_protected<'a>(protect: &[String], actions: impl IntoIterator<Item = &'a mut Action>) {
-    for resource in actions.into_iter().flat_map(|action| &mut action.resources) {
-        resource.protected = is_protected(protect, resource);
-    }
+/// What no run may change of an instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Protection {
+    /// The addresses that no run may destroy, replace, forget or move.
+    pub addresses: Vec<String>,
+    /// Whether no run may rewrite stored data.
+    pub data: bool,
 }
 
-/// Whether an action is one of several of its instance, which don't need each other (R2.2).
-pub fn stands_alone(action: &Action) -> bool {
-    !action.r#do.starts_with("tofu.")
+/// Marks what is protected now, whenever the actions were planned.
+pub fn mark_protected<'a>(protection: &Protection, actions: impl IntoIterator<Item = &'a mut Action>) {
+    for action in actions {
+        let is_data = protection.data && action.effect.rewrites_data;
+        for resource in &mut action.resources {
+            resource.protected = is_data || is_protected(&protection.addresses, resource);
+        }
+    }
 }
 
 /// Marks what undoes drift (R3.7).

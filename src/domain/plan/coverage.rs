@@ -1,6 +1,5 @@
 //! What approval means (R2.4): a fresh plan runs as far as it does nothing that was not shown.
 
-use super::stands_alone;
 use crate::model::{Action, Change, Field, ResourceChange};
 
 /// The first thing of a fresh plan that was not approved, in a sentence.
@@ -26,8 +25,9 @@ pub fn covers(approved: &[Action], fresh: &[Action]) -> Result<(), Gap> {
             match known {
                 // What was to be deleted and made again, and was deleted when it was cut off.
                 Some(known)
-                    if stands_alone(action) && known.change == Change::Replace && resource.change == Change::Create => {
-                }
+                    if !action.effect.atomic
+                        && known.change == Change::Replace
+                        && resource.change == Change::Create => {}
                 Some(known) => covers_resource(known, resource)?,
                 // An output follows from resources; those that were approved bring theirs with them.
                 None if resource.r#type == "output"
@@ -145,6 +145,7 @@ mod tests {
             digest: Digest::of_json(&json!(serde_json::to_string(&resource).unwrap())),
             r#do: "tofu.apply".into(),
             precondition: Overwrite::default(),
+            effect: crate::model::Effect::ATOMIC,
             resources: vec![resource],
         }
     }
@@ -167,6 +168,7 @@ mod tests {
     fn r2_4_what_was_deleted_to_be_made_again_may_be_made() {
         let of = |r#do: &str, change: &str| Action {
             r#do: r#do.into(),
+            effect: crate::model::Effect { atomic: r#do == "tofu.apply", ..Default::default() },
             ..action(change, &[("/x", json!(change), json!(2))])
         };
         assert_eq!(covers(&[of("kubernetes.apply", "replace")], &[of("kubernetes.apply", "create")]), Ok(()));

@@ -4,8 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::hosts::HostedNode;
 use crate::model::{
-    Action, Change, Digest, Digester, EnvironmentName, InstanceId, ResourceChange, Revision, WaitingOn,
-    citus::LayoutPlan,
+    Action, Change, Digest, Digester, EnvironmentName, InstanceId, Revision, WaitingOn, citus::LayoutPlan,
 };
 
 /// A plan of an environment: the actions in order, and the dependencies of instances.
@@ -75,12 +74,13 @@ pub struct Summary {
 
 impl Summary {
     /// Counts resources; outputs are not among them.
-    pub fn of<'r>(resources: impl IntoIterator<Item = &'r ResourceChange>) -> Self {
+    pub fn of(actions: &[Action]) -> Self {
         let mut summary = Self::default();
-        for resource in resources.into_iter().filter(|resource| resource.r#type != "output") {
+        let resources = actions.iter().flat_map(|action| action.resources.iter().map(move |one| (action.effect, one)));
+        for (effect, resource) in resources.filter(|(_, resource)| resource.r#type != "output") {
             match resource.change {
                 Change::Create => summary.create += 1,
-                Change::Move if resource.r#type.starts_with("citus_") => summary.moves += 1,
+                Change::Move if effect.relocates => summary.moves += 1,
                 Change::Update | Change::Run | Change::Move => summary.update += 1,
                 Change::Destroy | Change::Forget => summary.destroy += 1,
                 Change::Replace => summary.replace += 1,
@@ -110,7 +110,7 @@ impl InstancePlan {
     /// How many of what, of this instance.
     pub fn summary(&self) -> Summary {
         let move_bytes = self.layout.as_ref().map_or(0, |layout| layout.bytes);
-        Summary { move_bytes, ..Summary::of(self.actions.iter().flat_map(|action| &action.resources)) }
+        Summary { move_bytes, ..Summary::of(&self.actions) }
     }
     /// The instance's digest from its actions.
     pub fn digest_of(actions: &[Action]) -> Digest {

@@ -140,6 +140,7 @@ pub fn drain_actions(id: &InstanceId, taken: &[&HostedNode]) -> Vec<Action> {
             digest: action_digest(id, VACATE, &resources),
             r#do: VACATE.into(),
             precondition: Default::default(),
+            effect: crate::model::Effect::NONE,
             resources,
         }
     };
@@ -195,6 +196,7 @@ mod tests {
             digest: action_digest(&id, "x", &resources),
             r#do: "x".into(),
             precondition: Default::default(),
+            effect: crate::model::Effect::NONE,
             resources,
         }
     }

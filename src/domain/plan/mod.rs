@@ -13,7 +13,7 @@ pub mod pending;
 pub mod record;
 pub mod validation;
 
-pub use action::{action_digest, mark_drifted, mark_protected, stands_alone};
+pub use action::{Protection, action_digest, mark_drifted, mark_protected};
 pub use coverage::{Gap, covers};
 pub use document::{InstancePlan, Plan, Summary};
 pub use hosts::HostedNode;

@@ -85,7 +85,7 @@ fn instance_notes(instance: &InstancePlan, orders: &BTreeMap<&InstanceId, usize>
                     Change::Forget => "forgotten",
                     _ => "moved",
                 };
-                if resource.r#type == "citus_table" && resource.change == Change::Replace {
+                if action.effect.rewrites_data {
                     notes.push(fatal(format!(
                         "`{}` of `{}` would be rewritten; say `allowRewrite: true` in a pull request of its own first",
                         resource.resource, instance.id

@@ -292,8 +292,8 @@ pub fn lets_through(
             continue;
         }
         // One of several actions that was cut; an instance that is one action runs as a whole or not at all.
-        let is_cut = crate::domain::plan::stands_alone(action)
-            && !action.resources.iter().any(|r| known.iter().any(|k| names(k, &r.resource)));
+        let is_cut =
+            !action.effect.atomic && !action.resources.iter().any(|r| known.iter().any(|k| names(k, &r.resource)));
         if !is_cut {
             crate::domain::plan::covers(&known, std::slice::from_ref(action))
                 .map_err(|gap| format!("the world moved on since the remediation was written: {}", gap.0))?;
@@ -331,6 +331,7 @@ mod tests {
             digest: Digest::of_json(&json!(id)),
             r#do: "tofu.apply".into(),
             precondition: Overwrite::default(),
+            effect: crate::model::Effect::ATOMIC,
             resources: vec![resource],
         };
         Drifted {

@@ -2,7 +2,7 @@
 
 use crate::{
     domain::plan::action_digest,
-    model::{Action, InstanceId},
+    model::{Action, Change, Effect, InstanceId, ResourceChange},
     ports::Observation,
 };
 
@@ -11,9 +11,17 @@ pub const MOVE: &str = "citus_move";
 /// The type of a move that nothing but the balance asks for; what such an action does is `citus.rebalance`.
 pub const REBALANCE: &str = "citus_rebalance";
 
-/// Whether an action moves shards.
-pub fn is_move(action: &Action) -> bool {
-    action.resources.iter().all(|resource| resource.r#type == REBALANCE || resource.r#type == MOVE)
+/// The type of a change of a table.
+pub const TABLE: &str = "citus_table";
+
+/// The properties of the action that makes a change.
+fn effect(change: &ResourceChange) -> Effect {
+    Effect {
+        atomic: false,
+        rewrites_data: change.r#type == TABLE && change.change == Change::Replace,
+        relocates: change.r#type == MOVE || change.r#type == REBALANCE,
+        deferrable: change.r#type == REBALANCE,
+    }
 }
 
 /// The actions of an instance, in the order in which they are done.
@@ -25,7 +33,7 @@ pub fn actions(id: &InstanceId, observation: &Observation) -> Vec<Action> {
             let r#do = change.r#type.replacen('_', ".", 1);
             let resources = vec![change.clone()];
             let digest = action_digest(id, &r#do, &resources);
-            Action { digest, r#do, precondition: Default::default(), resources }
+            Action { digest, r#do, precondition: Default::default(), effect: effect(change), resources }
         })
         .collect()
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     domain::plan::action_digest,
-    model::{Action, Change, InstanceId},
+    model::{Action, Change, Effect, InstanceId},
     ports::Observation,
 };
 
@@ -23,6 +23,7 @@ pub fn actions(id: &InstanceId, observation: &Observation) -> Vec<Action> {
                 digest: action_digest(id, r#do, &resources),
                 r#do: r#do.into(),
                 precondition: observation.overwrites.get(&change.resource).cloned().unwrap_or_default(),
+                effect: Effect::NONE,
                 resources,
             }
         })

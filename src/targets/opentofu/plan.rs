@@ -9,7 +9,7 @@ use crate::targets::opentofu::fields::{fields, has_mark};
 use crate::targets::opentofu::plan_json::{Module, PlanJson};
 use crate::{
     domain::plan::action_digest,
-    model::{Action, Change, Field, InstanceId, Overwrite, Redactor, ResourceChange, Seal},
+    model::{Action, Change, Effect, Field, InstanceId, Overwrite, Redactor, ResourceChange, Seal},
     ports::{Observation, Output},
 };
 use serde_json::Value;
@@ -156,6 +156,7 @@ pub fn actions(id: &InstanceId, observation: &Observation) -> Vec<Action> {
         digest: action_digest(id, "tofu.apply", &resources),
         r#do: if refreshes { REFRESH } else { "tofu.apply" }.into(),
         precondition: Overwrite { serial: observation.serial, ..Overwrite::default() },
+        effect: Effect::ATOMIC,
         resources,
     }]
 }
