@@ -26,7 +26,7 @@ use evenkeel::{
     domain::{
         declaration::{Loader, schema::Limits},
         message,
-        plan::{InstancePlan, Plan, mark_drifted, mark_protected, order, validation},
+        plan::{InstancePlan, Plan, Protection, mark_drifted, mark_protected, order, validation},
         remediation::{self, Drifted},
     },
     forge::{Forge, Settings, seed},
@@ -204,7 +204,7 @@ async fn loading() -> Vec<Row> {
         let (files, next) = (mirror.files(&head).await.unwrap(), mirror.files(&next).await.unwrap());
         let (mut cold, mut warm) = (vec![], vec![]);
         for _ in 0..ROUNDS {
-            let mut loader = Loader::default();
+            let mut loader = Loader::new(evenkeel::targets::kinds());
             let started = Instant::now();
             let desired = loader.load(&*files, "state-repo");
             cold.push(started.elapsed().as_secs_f64() * 1000.0);
@@ -364,7 +364,8 @@ fn minds() -> Vec<Row> {
     };
     let changed =
         Observation { changes: (0..20).map(change).collect(), holds_anything: true, ..Observation::default() };
-    let protect = ["world_file.kept".to_owned(), "module.*".to_owned()];
+    let addresses = vec!["world_file.kept".to_owned(), "module.*".to_owned()];
+    let protect = Protection { addresses, data: false };
     let environment: EnvironmentName = "dev".parse().unwrap();
     let (mut transient, mut plans) = (vec![], vec![]);
     for _ in 0..ROUNDS {
@@ -848,6 +849,7 @@ async fn fairness() -> Vec<Row> {
     let hands = evenkeel::controller::Ports {
         store: store.clone(),
         repository: Arc::new(repository),
+        probe: Arc::new(paced.clone()),
         target: Arc::new(paced),
         forge: None,
         clock,

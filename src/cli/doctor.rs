@@ -13,7 +13,7 @@ use crate::{
     domain::declaration::Desired,
     model::EnvironmentName,
     ports::Repository,
-    targets::{citus, citus::Rights, kubernetes, opentofu},
+    targets::{citus, citus::Rights, kinds, kubernetes, opentofu},
 };
 
 /// The remedy for a damaged store.
@@ -233,7 +233,7 @@ async fn repository(config: &Config, findings: &mut Vec<Finding>) -> Option<Arc<
         }
         Ok((revision, files)) => {
             findings.push(well(what, format!("`{}` is at {}", config.repository.branch, revision.short())));
-            let desired = crate::domain::declaration::load(&*files, config.repository.path.trim_matches('/'));
+            let desired = crate::domain::declaration::load(kinds(), &*files, config.repository.path.trim_matches('/'));
             let message = format!(
                 "{} files (of at most {}), {} instances",
                 desired.files,
@@ -301,13 +301,9 @@ async fn connections(config: &Config, desired: Option<&Desired>, findings: &mut 
         pairs.extend(environments.iter().flat_map(|one| all.keys().map(|name| (one.clone(), name.clone()))));
     }
     for instance in desired.iter().flat_map(|desired| desired.instances.values()) {
-        let tofu = instance.spec.as_ref().and_then(|spec| spec.tofu.as_ref());
-        let kubernetes = instance.spec.as_ref().and_then(|spec| spec.kubernetes.as_ref()?.connection.as_ref());
-        let citus = instance.spec.as_ref().and_then(|spec| spec.citus.as_ref());
-        pairs.extend(citus.map(|citus| (instance.id.environment.clone(), citus.connection.clone())));
-        let names = tofu.and_then(|tofu| tofu.connection.clone()).into_iter();
-        let names = names.chain(kubernetes.map(|connection| connection.name().to_owned()));
-        pairs.extend(names.map(|name| (instance.id.environment.clone(), name)));
+        let target = instance.spec.as_ref().map(|spec| &spec.target);
+        let name = target.and_then(|target| kinds().of(target)?.connection(&target.declared));
+        pairs.extend(name.map(|name| (instance.id.environment.clone(), name)));
     }
     let Ok(component) = "doctor".parse() else { return };
     for (environment, name) in pairs {
@@ -353,12 +349,10 @@ async fn connections(config: &Config, desired: Option<&Desired>, findings: &mut 
 /// The programs that render what is declared.
 async fn renderers(config: &Config, desired: Option<&Desired>, findings: &mut Vec<Finding>) {
     let specs = desired.iter().flat_map(|desired| desired.instances.values()).filter_map(|one| one.spec.as_ref());
-    let all: Vec<_> = specs.filter_map(|spec| spec.kubernetes.as_ref()).collect();
+    let sources: Vec<_> =
+        specs.filter_map(|spec| Some(kinds().of(&spec.target)?.source(&spec.target.declared)?.field)).collect();
     let (kustomize, helm) = (&config.kubernetes.kustomize, &config.kubernetes.helm);
-    let asked = [
-        ("kustomize", kustomize, all.iter().any(|one| one.kustomize.is_some())),
-        ("helm", helm, all.iter().any(|one| one.helm.is_some())),
-    ];
+    let asked = [("kustomize", kustomize, sources.contains(&"kustomize")), ("helm", helm, sources.contains(&"helm"))];
     for (name, program, _) in asked.into_iter().filter(|(_, _, is_used)| *is_used) {
         findings.push(match kubernetes::version(program).await {
             Ok(version) => well(name, format!("`{program}` is {version}")),

@@ -13,10 +13,14 @@ use serde_json::json;
 
 use super::{Done, Failure, Format, Global, output};
 use crate::{
-    domain::declaration::{hcl, schema::API_VERSION},
+    domain::declaration::schema::API_VERSION,
     model::{EnvironmentName, Redactor},
     ports::Files,
-    targets::citus::{self, Login},
+    targets::{
+        citus::{self, Login},
+        kinds,
+        opentofu::hcl,
+    },
 };
 
 /// Write a first state repo for the root modules that are there.
@@ -135,6 +139,7 @@ fn roots_of_repository(global: &Global, args: &Init) -> Done {
         std::fs::write(path, text)?;
     }
     let desired = crate::domain::declaration::load(
+        kinds(),
         &crate::adapters::git::WorkingFiles::new(&folder),
         args.state_repo.trim_matches('/'),
     );

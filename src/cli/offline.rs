@@ -15,8 +15,8 @@ use crate::{
     controller::{Daemon, Head, Ports, Settings, SystemClock},
     domain::declaration,
     model::{InstanceId, Redactor, Revision, Seal},
-    ports::Forge,
-    targets::{Targets, citus, kubernetes, opentofu},
+    ports::{Forge, TargetAdapter},
+    targets::{Kind, Targets, citus, kinds, kubernetes, opentofu, probe::Network},
 };
 
 /// This very program, also where its file was replaced since it was started.
@@ -139,6 +139,22 @@ impl Alone {
     }
 }
 
+/// The adapters of all kinds of target.
+fn targets(
+    config: Option<&Config>,
+    tofu: opentofu::Settings,
+    store: &Store,
+    seal: &Arc<Seal>,
+    redactor: &Redactor,
+) -> Targets {
+    let adapters: [(Kind, Arc<dyn TargetAdapter>); 3] = [
+        (Kind::OpenTofu, Arc::new(opentofu::Tofu::new(tofu, Arc::clone(seal), redactor.clone()))),
+        (Kind::Kubernetes, Arc::new(kubernetes(config, store, seal, redactor))),
+        (Kind::Citus, Arc::new(citus(config, store, redactor))),
+    ];
+    Targets::new(adapters)
+}
+
 /// Keeps a second daemon, or a command that looks with the store, off the same data.
 pub(crate) fn only_one(data: &Path) -> Result<Alone, Failure> {
     let mut alone = Alone::new(data)?;
@@ -157,15 +173,12 @@ pub(crate) async fn daemon(config: &Config, redactor: Redactor) -> Result<Arc<Da
     })?;
     store.check().await.map_err(|error| Failure::from(error).hint("`evenkeel doctor` says what to do about it"))?;
     let seal = Arc::new(store.seal().await?);
-    let targets = Targets::new(
-        opentofu::Tofu::new(tofu_settings(config, &redactor), Arc::clone(&seal), redactor.clone()),
-        kubernetes(Some(config), &store, &seal, &redactor),
-        citus(Some(config), &store, &redactor),
-    );
+    let targets = targets(Some(config), tofu_settings(config, &redactor), &store, &seal, &redactor);
     let hands = Ports {
         repository: Arc::new(Mirror::open(&config.data.join("mirror.git"), &config.repository.url)?),
         forge: forge(config)?,
         target: Arc::new(targets),
+        probe: Arc::new(Network),
         clock: Arc::new(SystemClock),
         store,
         seal,
@@ -218,16 +231,13 @@ pub(crate) async fn offline(
     };
     settings_of_tofu.data = folder.path().to_owned();
     let files: Arc<dyn crate::ports::Files> = Arc::new(WorkingFiles::new(&root));
-    let desired = declaration::load(&*files, &below);
+    let desired = declaration::load(kinds(), &*files, &below);
     let revision: Revision = "0".repeat(40).parse()?;
     let hands = Ports {
         repository: Arc::new(Mirror::open(&folder.path().join("mirror.git"), &root.display().to_string())?),
         forge: None,
-        target: Arc::new(Targets::new(
-            opentofu::Tofu::new(settings_of_tofu, Arc::clone(&seal), redactor.clone()),
-            kubernetes(config, &store, &seal, &redactor),
-            citus(config, &store, &redactor),
-        )),
+        target: Arc::new(targets(config, settings_of_tofu, &store, &seal, &redactor)),
+        probe: Arc::new(Network),
         clock: Arc::new(SystemClock),
         store,
         seal,

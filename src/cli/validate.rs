@@ -15,6 +15,7 @@ use crate::{
         declaration::{self, Desired, schema},
         message::terminal,
     },
+    targets,
 };
 
 /// Check the declarations of a state repo.
@@ -59,7 +60,7 @@ pub(crate) fn find(state_repo: Option<&Path>) -> Result<(PathBuf, String), Failu
 /// Loads the declarations on this disk.
 pub(crate) fn load(state_repo: Option<&Path>) -> Result<Arc<Desired>, Failure> {
     let (root, below) = find(state_repo)?;
-    Ok(declaration::load(&WorkingFiles::new(root), &below))
+    Ok(declaration::load(targets::kinds(), &WorkingFiles::new(root), &below))
 }
 
 pub(super) fn run(global: &Global, args: &Validate) -> Done {
@@ -119,20 +120,21 @@ pub(super) fn run(global: &Global, args: &Validate) -> Done {
 pub(super) fn schema(global: &Global, args: &Schema) -> Done {
     // A schema is JSON, also where text is asked for.
     let print = |schema: &serde_json::Value| output::document(global.output, schema);
-    let kinds: Vec<&str> = match &args.kind {
-        None => schema::KINDS.to_vec(),
+    let documents: Vec<&str> = match &args.kind {
+        None => schema::DOCUMENTS.to_vec(),
         Some(name) => {
-            let found = schema::KINDS.into_iter().find(|kind| kind.eq_ignore_ascii_case(name));
+            let found = schema::DOCUMENTS.into_iter().find(|kind| kind.eq_ignore_ascii_case(name));
             vec![found.ok_or_else(|| {
-                Failure::new(format!("there is no kind `{name}`")).hint(format!("one of {}", schema::KINDS.join(", ")))
+                Failure::new(format!("there is no kind `{name}`"))
+                    .hint(format!("one of {}", schema::DOCUMENTS.join(", ")))
             })?]
         }
     };
-    for kind in &kinds {
-        let schema = schema::schema(kind).ok_or_else(|| Failure::new("a kind without a schema"))?;
+    for kind in &documents {
+        let schema = targets::kinds().schema(kind).ok_or_else(|| Failure::new("a kind without a schema"))?;
         let text = serde_json::to_string_pretty(&schema)? + "\n";
         match &args.write {
-            None if kinds.len() == 1 => print(&schema)?,
+            None if documents.len() == 1 => print(&schema)?,
             None => {}
             Some(folder) => {
                 std::fs::create_dir_all(folder)?;
@@ -140,9 +142,9 @@ pub(super) fn schema(global: &Global, args: &Schema) -> Done {
             }
         }
     }
-    if args.write.is_none() && kinds.len() > 1 {
+    if args.write.is_none() && documents.len() > 1 {
         let all: serde_json::Map<_, _> =
-            kinds.iter().filter_map(|kind| Some(((*kind).to_owned(), schema::schema(kind)?))).collect();
+            documents.iter().filter_map(|kind| Some(((*kind).to_owned(), targets::kinds().schema(kind)?))).collect();
         print(&all.into())?;
     }
     Ok(0)

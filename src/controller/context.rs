@@ -16,7 +16,9 @@ use super::work_queue::WorkQueue;
 use crate::{
     adapters::store::{self, Store},
     model::{Redactor, Seal},
-    ports::{Clock, Forge, ForgeError, Repository, RepositoryError, Target, TargetError, TargetErrorKind},
+    ports::{
+        Clock, Forge, ForgeError, Probe, Repository, RepositoryError, TargetAdapter, TargetError, TargetErrorKind,
+    },
 };
 
 /// How the daemon works.
@@ -94,7 +96,9 @@ pub struct Ports {
     /// The state repo.
     pub repository: Arc<dyn Repository>,
     /// The targets.
-    pub target: Arc<dyn Target>,
+    pub target: Arc<dyn TargetAdapter>,
+    /// The health checks of components.
+    pub probe: Arc<dyn Probe>,
     /// The forge, where one is configured.
     pub forge: Option<Arc<dyn Forge>>,
     /// The clock.
@@ -114,7 +118,9 @@ pub struct Context {
     /// The state repo.
     pub repository: Arc<dyn Repository>,
     /// The targets.
-    pub target: Arc<dyn Target>,
+    pub target: Arc<dyn TargetAdapter>,
+    /// The health checks of components.
+    pub probe: Arc<dyn Probe>,
     /// The forge, where one is configured.
     pub forge: Option<Arc<dyn Forge>>,
     /// The HMAC key of masked values (R2.3).
@@ -136,12 +142,13 @@ pub struct Context {
 impl Context {
     /// A context with an empty queue.
     pub(crate) fn new(settings: Settings, ports: Ports) -> Arc<Self> {
-        let Ports { store, repository, target, forge, clock, seal, redactor } = ports;
+        let Ports { store, repository, target, probe, forge, clock, seal, redactor } = ports;
         Arc::new(Self {
             settings,
             store,
             repository,
             target,
+            probe,
             forge,
             seal,
             redactor,

@@ -8,6 +8,7 @@ pub mod calendar;
 pub mod command;
 pub mod declaration;
 pub mod journal;
+pub mod kind;
 pub mod message;
 pub mod plan;
 pub mod remediation;

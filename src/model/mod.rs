@@ -10,6 +10,7 @@ pub mod ids;
 pub mod outcome;
 pub mod problem;
 pub mod secret;
+mod target_spec;
 pub mod units;
 
 pub use change::{Action, Change, ChangedBy, Drift, DriftField, DriftKind, Effect, Field, Overwrite, ResourceChange};
@@ -18,4 +19,5 @@ pub use ids::{ComponentName, EnvironmentName, InstanceId, PullNumber, Revision, 
 pub use outcome::{Backoff, Retry, Verdict, WaitingOn};
 pub use problem::{Place, Problem, Problems};
 pub use secret::Redactor;
+pub use target_spec::TargetSpec;
 pub use units::{Duration, Percent, Size};

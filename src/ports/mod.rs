@@ -9,7 +9,13 @@ mod overlay;
 mod repository;
 mod work;
 
-use std::{any::Any, collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -20,12 +26,10 @@ pub use forge::{Comment, Forge, ForgeError, Pull, Review};
 pub use inventory::{InventoryStore, InventoryStoreError};
 pub use overlay::Overlay;
 pub use repository::{Commit, Merged, Repository, RepositoryError};
-pub use work::{
-    ApprovedMove, CitusWork, DeclaredNode, Job, KubernetesWork, ManifestSource, Owners, TofuWork, Use, Work,
-};
+pub use work::{Job, Owners, Relocation, Use};
 
 use crate::model::{
-    Backoff, ChangedBy, ComponentName, Drift, InstanceId, Overwrite, PullNumber, ResourceChange, Retry, RunId, Seal,
+    Backoff, ChangedBy, ComponentName, Drift, InstanceId, PullNumber, ResourceChange, Retry, RunId, Seal,
     citus::LayoutPlan,
 };
 
@@ -110,10 +114,6 @@ pub struct Observation {
     pub outputs: BTreeMap<String, Output>,
     /// Whether the target holds anything already.
     pub holds_anything: bool,
-    /// The serial of the state that was read.
-    pub serial: Option<u64>,
-    /// The variables that attributes come straight from, by resource and attribute.
-    pub origins: BTreeMap<String, BTreeMap<String, String>>,
     /// Which target it is, as far as it says: the lineage of a state, the uid of a cluster (R1.8). Nothing where there
     /// is none yet.
     pub identity: Option<String>,
@@ -122,8 +122,8 @@ pub struct Observation {
     pub shared_with: Option<Vec<String>>,
     /// The author and time of the change of each resource, if they are known.
     pub changed_by: BTreeMap<String, ChangedBy>,
-    /// The state that each resource's action overwrites, if each resource is an action.
-    pub overwrites: BTreeMap<String, Overwrite>,
+    /// Details that only the kind of the target reads.
+    pub own: Option<Arc<dyn Any + Send + Sync>>,
     /// Whether it has to be known which other instances declare the same resources, and is not.
     pub contested: bool,
     /// Why an apply would be refused as it stands, in a sentence.
@@ -136,6 +136,13 @@ pub struct Observation {
     pub layout: Option<LayoutPlan>,
     /// More of what carries a cluster, where it wants that.
     pub capacity: Vec<MoreCapacity>,
+}
+
+impl Observation {
+    /// The details that the kind of the target added.
+    pub fn own<T: 'static>(&self) -> Option<&T> {
+        self.own.as_ref()?.downcast_ref()
+    }
 }
 
 /// More of what carries a cluster.
@@ -423,9 +430,9 @@ pub enum ProgressEvent {
 /// Hears what a target does while it does it.
 pub type Progress = Arc<dyn Fn(ProgressEvent) + Send + Sync>;
 
-/// A target that can be observed and changed.
+/// A kind of target that can be observed and changed. Each method with a default describes what not every kind has.
 #[async_trait]
-pub trait Target: Send + Sync {
+pub trait TargetAdapter: Send + Sync {
     /// Looks at an instance with the credentials of plan, without a lock. Changes nothing.
     ///
     /// # Errors
@@ -460,31 +467,39 @@ pub trait Target: Send + Sync {
     ///
     /// # Errors
     /// When they can't be made.
-    async fn declares(&self, _job: &Job) -> Result<Vec<String>, TargetError> {
-        Ok(vec![])
+    async fn declares(&self, _job: &Job) -> Result<BTreeSet<String>, TargetError> {
+        Ok(BTreeSet::new())
     }
     /// Waits for an effect that was begun under a fence before the daemon died.
     ///
     /// # Errors
     /// When it can't be told what became of it.
-    async fn attach(&self, job: &Job, fence: Fence, progress: Progress) -> Result<Attached, TargetError>;
+    async fn attach(&self, _job: &Job, _fence: Fence, _progress: Progress) -> Result<Attached, TargetError> {
+        Ok(Attached::Gone)
+    }
     /// Asks an effect that is in flight to end as soon as it safely can; answers whether there was one.
     ///
     /// # Errors
     /// When it can't be asked.
-    async fn interrupt(&self, id: &InstanceId) -> Result<bool, TargetError>;
+    async fn interrupt(&self, _id: &InstanceId) -> Result<bool, TargetError> {
+        Ok(false)
+    }
     /// Removes what a daemon before left lying about; called when nobody else may work here any more.
     async fn take_over(&self) {}
     /// Releases the target's own lock, whoever has it; answers whose it was, or nothing where there was none.
     ///
     /// # Errors
     /// When it can't be released.
-    async fn unlock(&self, job: &Job) -> Result<Option<String>, TargetError>;
+    async fn unlock(&self, _job: &Job) -> Result<Option<String>, TargetError> {
+        Ok(None)
+    }
     /// The live outputs.
     ///
     /// # Errors
     /// When they could not be read.
-    async fn outputs(&self, job: &Job) -> Result<BTreeMap<String, Output>, TargetError>;
+    async fn outputs(&self, _job: &Job) -> Result<BTreeMap<String, Output>, TargetError> {
+        Ok(BTreeMap::new())
+    }
     /// Makes a point that everything of a target can be restored to, by a name; answers where it is.
     ///
     /// # Errors
@@ -493,14 +508,21 @@ pub trait Target: Send + Sync {
         Err(TargetError::new(TargetErrorKind::Unsupported, format!("`{}` has no restore points", job.instance)))
     }
     /// Forgets the work trees of a pull request that is over.
-    async fn forget_pull(&self, pull: PullNumber);
+    async fn forget_pull(&self, _pull: PullNumber) {}
     /// Moves what the daemon keeps for an instance to another name; nothing happens where that was done before.
     ///
     /// # Errors
     /// When it can't be moved.
-    async fn rename(&self, from: &InstanceId, to: &InstanceId) -> Result<(), TargetError>;
+    async fn rename(&self, _from: &InstanceId, _to: &InstanceId) -> Result<(), TargetError> {
+        Ok(())
+    }
     /// Forgets where an instance kept its state; the state itself stays where it is.
-    async fn let_go(&self, id: &InstanceId);
+    async fn release(&self, _id: &InstanceId) {}
+}
+
+/// Asks addresses whether they answer.
+#[async_trait]
+pub trait Probe: Send + Sync {
     /// Asks `host:port` or an address whether it answers.
     ///
     /// # Errors

@@ -4,6 +4,20 @@
 
 use std::time::Duration;
 
+use async_trait::async_trait;
+
+use crate::ports::Probe;
+
+/// The network.
+pub struct Network;
+
+#[async_trait]
+impl Probe for Network {
+    async fn probe(&self, http: Option<&str>, tcp: Option<&str>, timeout: Duration) -> Result<(), String> {
+        probe(http, tcp, timeout).await
+    }
+}
+
 /// Asks an address or `host:port` whether it answers; tries until the time is over, for what is still starting.
 ///
 /// # Errors

@@ -1,11 +1,19 @@
 //! What is wrong with a declaration is said at its place, all at once, and nothing hides anything else.
 
+use std::sync::Arc;
+
 use evenkeel::{
-    domain::declaration::{Desired, Loader, load},
+    domain::declaration::{self, Desired, Loader},
     model::Problem,
+    ports::Files,
+    targets::kinds,
 };
 
 use crate::support::Memory;
+
+fn load(files: &dyn Files, root: &str) -> Arc<Desired> {
+    declaration::load(kinds(), files, root)
+}
 
 const STATE_REPO: &str = "apiVersion: evenkeel.dev/v1alpha1\nkind: StateRepo\nmetadata: { name: acme }\nspec: {}\n";
 const DEV: &str =
@@ -427,7 +435,7 @@ proptest::proptest! {
     /// Whatever changes from one revision to the next, what is kept of the last one shows in nothing.
     #[test]
     fn a_load_after_others_is_a_first_load(steps in proptest::collection::vec((0..14_usize, 0..4_usize, 0..4_usize), 1..25)) {
-        let mut loader = Loader::default();
+        let mut loader = Loader::new(kinds());
         let mut files = repository().with("tf/b/main.tf", "module \"m\" { source = \"../m\" }\n").with("tf/m/main.tf", "");
         for (what, one, two) in steps {
             let path = format!("state-repo/components/{}/c{one}.yaml", one % 2);
@@ -465,16 +473,20 @@ fn overrides_merge_for_their_environment_alone() {
         "state-repo",
     );
     assert_eq!(desired.problems, []);
-    let tofu = |id: &str| desired.instances[&id.parse().unwrap()].spec.clone().unwrap().tofu.clone().unwrap();
+    let tofu = |id: &str| desired.instances[&id.parse().unwrap()].spec.clone().unwrap().target.declared.clone();
     assert_eq!(
-        (tofu("dev/x").workspace, tofu("dev/x").variables["a"].clone(), tofu("dev/x").variables["b"].clone()),
+        (
+            tofu("dev/x")["workspace"].clone(),
+            tofu("dev/x")["variables"]["a"].clone(),
+            tofu("dev/x")["variables"]["b"].clone()
+        ),
         ("default".into(), 1.into(), "dev".into())
     );
     assert_eq!(
         (
-            tofu("staging/x").workspace,
-            tofu("staging/x").variables["a"].clone(),
-            tofu("staging/x").variables["b"].clone()
+            tofu("staging/x")["workspace"].clone(),
+            tofu("staging/x")["variables"]["a"].clone(),
+            tofu("staging/x")["variables"]["b"].clone()
         ),
         ("w".into(), 2.into(), "staging".into())
     );

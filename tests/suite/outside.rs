@@ -78,7 +78,7 @@ proptest! {
         let text = disturbed(COMPONENT, &noise);
         let files = Memory::new(&[("state-repo/staterepo.yaml", REPO), ("state-repo/dev.yaml", ENVIRONMENT), ("tf/network/main.tf", "")])
             .with("state-repo/network.yaml", text.as_bytes());
-        let loaded = declaration::load(&files, "state-repo");
+        let loaded = declaration::load(evenkeel::targets::kinds(), &files, "state-repo");
         prop_assert!(loaded.environments.contains_key(&"dev".parse().unwrap()), "one bad file never hides another");
         for problem in &loaded.problems {
             let said = problem.to_string();
@@ -145,7 +145,7 @@ proptest! {
         let text = format!("apiVersion: evenkeel.dev/v1alpha1\nkind: Remediation\nmetadata: {{ name: network-1 }}\nspec:\n  environment: dev\n  direction: revert\n  because: drift\n  observedAt: 2026-11-20T09:00:00Z\n  expiresAt: 2026-11-27T09:00:00Z\n  actions:\n{action}");
         let read = |text: &str| {
             let files = Memory::new(&[("state-repo/dev.yaml", ENVIRONMENT)]).with("state-repo/remediations/dev/network-1.yaml", text.as_bytes());
-            let loaded = declaration::load(&files, "state-repo");
+            let loaded = declaration::load(evenkeel::targets::kinds(), &files, "state-repo");
             loaded.remediations.values().next().map(|(remediation, _)| remediation.clone())
         };
         let written = read(&text).expect("the one that we wrote is read");

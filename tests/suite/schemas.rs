@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use evenkeel::domain::declaration::schema::{KINDS, schema};
+use evenkeel::{domain::declaration::schema::DOCUMENTS, targets::kinds};
 
 #[test]
 fn the_checked_in_schemas_are_current() {
-    for kind in KINDS {
+    for kind in DOCUMENTS {
         let path = format!("docs/schemas/{}.json", kind.to_lowercase());
         let text = std::fs::read_to_string(&path).unwrap_or_default();
-        let current = serde_json::to_string_pretty(&schema(kind).unwrap()).unwrap() + "\n";
+        let current = serde_json::to_string_pretty(&kinds().schema(kind).unwrap()).unwrap() + "\n";
         assert!(text == current, "{path} is not what the types say; run `make schemas`");
     }
 }
@@ -57,15 +57,15 @@ fn every_keyword_of_the_schemas_is_understood() {
             _ => {}
         }
     }
-    for kind in KINDS {
-        walk(&schema(kind).unwrap(), "");
+    for kind in DOCUMENTS {
+        walk(&kinds().schema(kind).unwrap(), "");
     }
 }
 
 #[test]
 fn the_demo_is_without_problems_for_us_and_for_a_json_schema_validator() {
     let desired =
-        evenkeel::domain::declaration::load(&evenkeel::adapters::git::WorkingFiles::new("demo"), "state-repo");
+        evenkeel::domain::declaration::load(kinds(), &evenkeel::adapters::git::WorkingFiles::new("demo"), "state-repo");
     assert_eq!(desired.problems, []);
     assert_eq!(desired.instances.len(), 8);
     for (path, kind) in [
@@ -76,7 +76,7 @@ fn the_demo_is_without_problems_for_us_and_for_a_json_schema_validator() {
     ] {
         let bytes = std::fs::read(Path::new("demo/state-repo").join(path)).unwrap();
         let (nodes, _) = evenkeel::domain::declaration::node::read(&path.into(), &bytes);
-        let validator = jsonschema::validator_for(&schema(kind).unwrap()).unwrap();
+        let validator = jsonschema::validator_for(&kinds().schema(kind).unwrap()).unwrap();
         let errors: Vec<String> = validator.iter_errors(&nodes[0].to_json()).map(|error| error.to_string()).collect();
         assert_eq!(errors, Vec::<String>::new(), "{path}");
     }

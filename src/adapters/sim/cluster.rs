@@ -17,13 +17,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     model::citus::{Table, TransferMode, whole_name},
-    ports::{CitusWork, TargetError, TargetErrorKind},
+    ports::{TargetError, TargetErrorKind},
     targets::citus::{
         catalog::{Catalog, NodeRow, PlacementRow, ShardRow, TableRow},
         migrations,
         observe::{Seen, Version, Worker},
         steps::Moving,
         steps::{Memory, Task},
+        work::CitusWork,
     },
 };
 

@@ -6,11 +6,12 @@
 use super::{World, cluster::Cluster, world::Fault};
 use crate::{
     model::Retry,
-    ports::{CitusWork, Clock as _, CrashPoint, Fence, Job, Observation, Prepared, TargetError, TargetErrorKind},
+    ports::{Clock as _, CrashPoint, Fence, Job, Observation, Prepared, TargetError, TargetErrorKind},
     targets::citus::{
         capacity, drift, migrations,
         steps::Moving,
         steps::{Compared, Found, Step, Task},
+        work::CitusWork,
     },
 };
 

@@ -10,12 +10,17 @@ use super::{
 use crate::adapters::sim::tofu_state::{Fields, TofuState};
 use crate::{
     adapters::store::Store,
-    model::{Change, InstanceId, PullNumber, ResourceChange, Retry, Seal},
+    domain::kind::TargetKind,
+    model::{Change, InstanceId, ResourceChange, Retry, Seal},
     ports::{
-        Attached, CrashPoint, Fence, Job, Observation, Output, Prepared, Progress, Target, TargetError,
-        TargetErrorKind, TofuWork, Work,
+        Attached, CrashPoint, Fence, Job, Observation, Output, Prepared, Probe, Progress, TargetAdapter, TargetError,
+        TargetErrorKind,
     },
-    targets::concurrency::{ConcurrencyLimit, Slot},
+    targets::{
+        citus::{CitusKind, work::CitusWork},
+        concurrency::{ConcurrencyLimit, Slot},
+        opentofu::{OpenTofu, drift, plan::Details, work::TofuWork},
+    },
 };
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -84,16 +89,21 @@ pub struct World {
 /// Where an instance keeps its state: by the `key` of its backend's settings, else by its own name.
 fn place(job: &Job) -> String {
     let name = job.formerly.as_ref().unwrap_or(&job.instance);
-    let Work::Tofu(work) = &job.work else { return name.to_string() };
-    work.backend_config.get("key").and_then(Value::as_str).map_or_else(|| name.to_string(), str::to_owned)
+    let config = job.target.declared.get("backendConfig");
+    config.and_then(|config| config.get("key")).and_then(Value::as_str).map_or_else(|| name.to_string(), str::to_owned)
 }
 
 /// The root module of a job; there is nothing else in this world.
-fn tofu(job: &Job) -> Result<&TofuWork, TargetError> {
-    match &job.work {
-        Work::Tofu(work) => Ok(work),
-        _ => Err(TargetError::new(TargetErrorKind::Unreachable, "there is no such target in this world")),
+fn tofu(job: &Job) -> Result<TofuWork, TargetError> {
+    if job.target.kind != OpenTofu.name() {
+        return Err(TargetError::new(TargetErrorKind::Unreachable, "there is no such target in this world"));
     }
+    TofuWork::new(job)
+}
+
+/// The cluster of a job, if it is one.
+fn cluster(job: &Job) -> Option<Result<CitusWork, TargetError>> {
+    (job.target.kind == CitusKind.name()).then(|| CitusWork::new(job))
 }
 
 fn module(job: &Job, work: &TofuWork) -> Result<Module, TargetError> {
@@ -247,7 +257,7 @@ impl World {
                 changes,
                 holds_anything,
                 identity,
-                serial: Some(kept.serial),
+                own: Some(Arc::new(Details { serial: Some(kept.serial), origins: BTreeMap::new() })),
                 ..Default::default()
             });
         }
@@ -268,15 +278,14 @@ impl World {
         let origins = origins(&module, &changes);
         let mut adopt_only = adopt_only;
         if work.refresh {
-            changes = crate::targets::opentofu::drift::refreshes(&std::mem::take(&mut adopt_only));
+            changes = drift::refreshes(&std::mem::take(&mut adopt_only));
         }
         Ok(Observation {
-            origins,
+            own: Some(Arc::new(Details { serial: Some(kept.serial), origins })),
             changes,
             adopt_only,
             outputs,
             holds_anything: !kept.resources.is_empty(),
-            serial: Some(kept.serial),
             identity: Some(kept.lineage).filter(|lineage| !lineage.is_empty()),
             ..Observation::default()
         })
@@ -351,12 +360,12 @@ impl World {
 }
 
 #[async_trait]
-impl Target for World {
+impl TargetAdapter for World {
     async fn observe(&self, job: &Job) -> Result<Observation, TargetError> {
         let _slot = self.take_time(&job.instance).await;
-        match &job.work {
-            Work::Citus(work) => Ok(self.look_at_cluster(job, work)?.0),
-            _ => self.look(job, tofu(job)?),
+        match cluster(job) {
+            Some(work) => Ok(self.look_at_cluster(job, &work?)?.0),
+            None => self.look(job, &tofu(job)?),
         }
     }
     async fn prepare(&self, job: &Job) -> Result<Prepared, TargetError> {
@@ -367,18 +376,18 @@ impl Target for World {
                 ..TargetError::new(TargetErrorKind::StateLocked, message)
             });
         }
-        if let Work::Citus(work) = &job.work {
-            return self.prepare_cluster(job, work);
+        if let Some(work) = cluster(job) {
+            return self.prepare_cluster(job, &work?);
         }
-        let observation = self.look(job, tofu(job)?)?;
-        let serial = observation.serial.unwrap_or(0);
+        let observation = self.look(job, &tofu(job)?)?;
+        let serial = observation.own::<Details>().and_then(|details| details.serial).unwrap_or(0);
         Ok(Prepared { observation, ticket: Box::new(serial) })
     }
     async fn apply(&self, job: &Job, prepared: Prepared, fence: Fence, _: Progress) -> Result<(), TargetError> {
-        if let Work::Citus(work) = &job.work {
-            return self.change_cluster(job, work, prepared, fence).await;
+        if let Some(work) = cluster(job) {
+            return self.change_cluster(job, &work?, prepared, fence).await;
         }
-        let work = tofu(job)?;
+        let work = &tofu(job)?;
         let (id, what) = (&job.instance, format!("apply {}", job.instance));
         self.pass(CrashPoint::BeforeEffect, &what).await;
         self.in_force(id, fence).await?;
@@ -408,9 +417,6 @@ impl Target for World {
             }
         }
     }
-    async fn interrupt(&self, _: &InstanceId) -> Result<bool, TargetError> {
-        Ok(false)
-    }
     async fn unlock(&self, job: &Job) -> Result<Option<String>, TargetError> {
         let mut state = self.state.lock();
         Ok(match state.faults.get(&job.instance).cloned() {
@@ -422,10 +428,10 @@ impl Target for World {
         })
     }
     async fn outputs(&self, job: &Job) -> Result<BTreeMap<String, Output>, TargetError> {
-        if let Work::Citus(_) = &job.work {
+        if cluster(job).is_some() {
             return Ok(BTreeMap::new());
         }
-        let module = module(job, tofu(job)?)?;
+        let module = module(job, &tofu(job)?)?;
         let kept = self.state.lock().states.get(&place(job)).cloned().unwrap_or_default();
         let sensitive = |name: &String| module.outputs.get(name).is_some_and(|output| output.secret);
         Ok(kept
@@ -436,7 +442,6 @@ impl Target for World {
             })
             .collect())
     }
-    async fn forget_pull(&self, _: PullNumber) {}
     async fn rename(&self, from: &InstanceId, to: &InstanceId) -> Result<(), TargetError> {
         let mut state = self.state.lock();
         let (from, to) = (from.to_string(), to.to_string());
@@ -448,7 +453,10 @@ impl Target for World {
         }
         Ok(())
     }
-    async fn let_go(&self, _: &InstanceId) {}
+}
+
+#[async_trait]
+impl Probe for World {
     async fn probe(&self, http: Option<&str>, tcp: Option<&str>, _: Duration) -> Result<(), String> {
         let address = http.or(tcp).unwrap_or_default();
         if self.state.lock().silent.contains(address) { Err(format!("{address} did not answer")) } else { Ok(()) }

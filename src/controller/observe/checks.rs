@@ -48,7 +48,7 @@ impl Observer {
         };
         let timeout = check.timeout.map_or(CHECK_TIMEOUT, crate::model::Duration::std);
         match (text(&check.http), text(&check.tcp)) {
-            (Ok(http), Ok(tcp)) => Ok(self.context.target.probe(http.as_deref(), tcp.as_deref(), timeout).await),
+            (Ok(http), Ok(tcp)) => Ok(self.context.probe.probe(http.as_deref(), tcp.as_deref(), timeout).await),
             (Err(why), _) | (_, Err(why)) => Ok(Err(why)),
         }
     }

@@ -2,27 +2,31 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use serde_json::Value;
+
 use crate::{
-    controller::{
-        context::Error,
-        observe::{Observer, inputs::declared_nodes},
-        source::Head,
-    },
+    controller::{context::Error, observe::Observer, source::Head},
     domain::{
-        declaration::{Reference, resolve, schema::Nodes},
+        declaration::{Reference, resolve, schema::Component},
+        kind::DeclaredNode,
         plan::{HostedNode, hosts},
     },
     model::{Action, Change, InstanceId},
-    ports::{Observation, TargetError, TargetErrorKind, Work},
+    ports::{Observation, TargetError, TargetErrorKind},
+    targets,
 };
 
-/// The output of an instance that a list of nodes is made from, and whether the list says what carries them.
-fn said(nodes: &Nodes, id: &InstanceId) -> (Option<Reference>, bool) {
-    let nodes = serde_json::to_value(nodes).unwrap_or_default();
+/// The output of an instance that a list of nodes is made from, and whether the list names hosts.
+fn mentions(nodes: &Value, id: &InstanceId) -> (Option<Reference>, bool) {
     let mut found = BTreeSet::new();
-    resolve::references(&nodes, &mut found);
+    resolve::references(nodes, &mut found);
     let reference = found.into_iter().find(|reference| reference.component == id.component);
     (reference, nodes.to_string().contains("runsOn"))
+}
+
+/// The list of nodes of a declaration.
+fn nodes(spec: &Component) -> Option<&Value> {
+    targets::kinds().of(&spec.target)?.nodes(&spec.target.declared)
 }
 
 impl Observer {
@@ -73,19 +77,17 @@ impl Observer {
         if is_new && (!observation.holds_anything || self.context.store.begun(id).await?) {
             return Ok(None);
         }
-        for cluster in head.environment(&id.environment).filter(|one| one.kind == "citus") {
-            let Some(nodes) = cluster.spec.as_ref().and_then(|spec| spec.citus.as_ref()?.nodes.as_ref()) else {
-                continue;
-            };
-            let message = |nodes: &Nodes| {
-                let (reference, says_what_carries) = said(nodes, id);
-                says_what_carries || reference.is_some()
+        for cluster in head.environment(&id.environment) {
+            let Some(declared) = cluster.spec.as_deref().and_then(nodes) else { continue };
+            let is_related = |nodes: &Value| {
+                let (reference, names_hosts) = mentions(nodes, id);
+                names_hosts || reference.is_some()
             };
             let record = self.context.store.applied(&cluster.id).await?;
-            let agreed = record.as_ref().and_then(|record| record.spec.citus.as_ref()?.nodes.as_ref());
+            let agreed = record.as_ref().and_then(|record| nodes(&record.spec));
             let is_never = match agreed {
-                _ if record.is_none() => message(nodes) || cluster.upstreams.contains(id),
-                agreed => message(nodes) && !agreed.is_some_and(message),
+                _ if record.is_none() => is_related(declared) || cluster.upstreams.contains(id),
+                agreed => is_related(declared) && !agreed.is_some_and(is_related),
             };
             if is_never {
                 return Ok(Some(cluster.id.clone()));
@@ -103,30 +105,35 @@ impl Observer {
     ) -> Result<Vec<HostedNode>, Error> {
         let mut carried = vec![];
         // Clusters that are no longer declared included: what runs on them still does.
-        for (cluster, record) in self.context.store.applied_of_kind(&id.environment, "citus").await? {
-            let Some(nodes) = record.spec.citus.as_ref().and_then(|citus| citus.nodes.as_ref()) else { continue };
-            let (reference, says_what_carries) = said(nodes, id);
-            let (direct, is_output) = (reference.is_some(), matches!(nodes, Nodes::Output(_)));
-            let reference = reference.filter(|_| is_output);
-            if !direct && !says_what_carries && !is_output {
-                continue;
-            }
-            let job = self.applied_job(&cluster, &record, head).await?;
-            let Work::Citus(work) = &job.work else { continue };
-            // The list after the plan, if it is known.
-            let planned = reference.and_then(|reference| {
-                let name = reference.key.split('.').next().unwrap_or_default();
-                declared_nodes(observation.outputs.get(name)?.value.as_ref()?).ok()
-            });
-            for node in work.nodes.iter().flatten().filter(|node| direct || node.runs_on.is_some()) {
-                let stays =
-                    |nodes: &Vec<_>| nodes.iter().any(|one: &crate::ports::DeclaredNode| one.address == node.address);
-                carried.push(HostedNode {
-                    node: node.address.to_string(),
-                    cluster: cluster.clone(),
-                    by: node.runs_on.clone(),
-                    vanishes: planned.as_ref().is_some_and(|nodes| !stays(nodes)),
+        for kind in targets::kinds().iter().filter(|kind| kind.lists_nodes()) {
+            for (cluster, record) in self.context.store.applied_of_kind(&id.environment, kind.name()).await? {
+                let Some(nodes) = nodes(&record.spec) else { continue };
+                let (reference, names_hosts) = mentions(nodes, id);
+                let (direct, is_output) = (reference.is_some(), nodes.is_string());
+                let reference = reference.filter(|_| is_output);
+                if !direct && !names_hosts && !is_output {
+                    continue;
+                }
+                let job = self.applied_job(&cluster, &record, head).await?;
+                let Some(listed) = kind.nodes(&job.target.declared) else { continue };
+                let listed = kind.read_nodes(listed).map_err(|why| TargetError {
+                    retry: crate::model::Retry::WhenInputChanges,
+                    ..TargetError::new(TargetErrorKind::InputWrong, format!("`{cluster}`: {why}"))
+                })?;
+                // The list after the plan, if it is known.
+                let planned = reference.and_then(|reference| {
+                    let name = reference.key.split('.').next().unwrap_or_default();
+                    kind.read_nodes(observation.outputs.get(name)?.value.as_ref()?).ok()
                 });
+                for node in listed.iter().filter(|node| direct || node.runs_on.is_some()) {
+                    let stays = |nodes: &Vec<DeclaredNode>| nodes.iter().any(|known| known.address == node.address);
+                    carried.push(HostedNode {
+                        node: node.address.clone(),
+                        cluster: cluster.clone(),
+                        by: node.runs_on.clone(),
+                        vanishes: planned.as_ref().is_some_and(|nodes| !stays(nodes)),
+                    });
+                }
             }
         }
         Ok(carried)

@@ -14,25 +14,13 @@ use serde_json::Value;
 use crate::{
     controller::{context::Error, observe::Observer, source::Head},
     domain::{
-        declaration::{
-            Instance, Reference,
-            kubernetes::{Connection, Impersonate},
-            resolve,
-            schema::{Citus, CitusNode, Component, Kubernetes, Tofu},
-        },
+        declaration::{Instance, Reference, resolve},
         journal::Run,
         plan::Applied,
     },
-    model::{
-        Digester, InstanceId, WaitingOn,
-        citus::{Address, Pin, Placement},
-        ids::Malformed,
-    },
-    ports::{
-        CitusWork, DeclaredNode, Files, Job, KubernetesWork, ManifestSource, Output, RecordedOutput, TargetError,
-        TargetErrorKind, TofuWork, Use, Work, join,
-    },
-    targets::opentofu,
+    model::{InstanceId, TargetSpec, WaitingOn},
+    ports::{Files, Job, Output, RecordedOutput, Relocation, TargetError, TargetErrorKind, Use},
+    targets,
 };
 
 /// The resolved inputs of an instance.
@@ -72,6 +60,25 @@ impl Inputs {
 }
 
 impl Inputs {
+    /// Fills a declaration, except the fields that hold no references to outputs.
+    fn fill_declaration(&self, id: &InstanceId, fixed: &[&str], declared: &Value) -> Result<Value, TargetError> {
+        let Value::Object(fields) = declared else { return self.fill(id, declared) };
+        let mut filled = serde_json::Map::new();
+        for (name, value) in fields {
+            let nested: Vec<&str> =
+                fixed.iter().filter_map(|path| path.strip_prefix(name.as_str())?.strip_prefix('.')).collect();
+            let value = if fixed.contains(&name.as_str()) {
+                value.clone()
+            } else if nested.is_empty() {
+                self.fill(id, value)?
+            } else {
+                self.fill_declaration(id, &nested, value)?
+            };
+            filled.insert(name.clone(), value);
+        }
+        Ok(Value::Object(filled))
+    }
+
     fn put(&mut self, upstream: &InstanceId, name: &str, value: Value) {
         let outputs = self.values.entry(upstream.clone()).or_insert_with(|| Value::Object(serde_json::Map::new()));
         if let Value::Object(map) = outputs {
@@ -97,13 +104,6 @@ fn no_output(id: &InstanceId, reference: &Reference) -> Error {
     .into()
 }
 
-/// Returns the work of an instance: its source and its inputs.
-struct Made<'a> {
-    pub(crate) spec: &'a Component,
-    pub(crate) files: &'a BTreeMap<String, (String, bool)>,
-    pub(crate) declares_backend: bool,
-}
-
 /// The job of an instance as a revision declares it.
 pub(crate) fn declared_job(
     instance: &Instance,
@@ -115,191 +115,34 @@ pub(crate) fn declared_job(
     let spec = instance.spec.as_ref().ok_or_else(|| {
         TargetError::new(TargetErrorKind::Stalled, format!("`{}` has problems in its declaration", instance.id))
     })?;
-    let made = Made { spec, files: &instance.closure.files, declares_backend: instance.closure.declares_backend };
-    job(&instance.id, r#use, content, &made, inputs, consumed)
+    Ok(Job {
+        r#use,
+        files: instance.closure.files.clone(),
+        declares_backend: instance.closure.declares_backend,
+        consumed,
+        ..job(&instance.id, content, &spec.target, inputs)?
+    })
 }
 
-fn job(
-    id: &InstanceId,
-    r#use: Use,
-    content: Arc<dyn Files>,
-    made: &Made<'_>,
-    inputs: &Inputs,
-    consumed: bool,
-) -> Result<Job, TargetError> {
-    let (connection, work) = match (&made.spec.tofu, &made.spec.kubernetes, &made.spec.citus) {
-        (Some(tofu), ..) => (tofu.connection.clone(), Work::Tofu(tofu_work(id, tofu, made, inputs)?)),
-        (None, Some(kubernetes), _) => {
-            let work = kubernetes_work(id, kubernetes, made, inputs)?;
-            (kubernetes.connection.as_ref().map(|one| one.name().to_owned()), Work::Kubernetes(Box::new(work)))
-        }
-        (None, None, Some(citus)) => {
-            (Some(citus.connection.clone()), Work::Citus(Box::new(citus_work(id, citus, inputs)?)))
-        }
-        (None, None, None) => return Err(TargetError::new(TargetErrorKind::Stalled, format!("`{id}` has no kind"))),
-    };
+/// A job without files, with the inputs filled into its declaration.
+fn job(id: &InstanceId, content: Arc<dyn Files>, target: &TargetSpec, inputs: &Inputs) -> Result<Job, TargetError> {
+    let kind = targets::kind(target)?;
+    let declared = inputs.fill_declaration(id, kind.fixed_fields(), &target.declared)?;
     Ok(Job {
         instance: id.clone(),
-        r#use,
+        r#use: Use::Applied,
         content,
-        files: made.files.clone(),
-        connection,
-        consumed,
+        files: BTreeMap::new(),
+        connection: kind.connection(&declared),
+        consumed: false,
         formerly: None,
-        work,
-    })
-}
-
-fn filled(
-    id: &InstanceId,
-    inputs: &Inputs,
-    values: &BTreeMap<String, Value>,
-) -> Result<BTreeMap<String, Value>, TargetError> {
-    values.iter().map(|(key, value)| Ok((key.clone(), inputs.fill(id, value)?))).collect()
-}
-
-fn tofu_work(id: &InstanceId, tofu: &Tofu, made: &Made<'_>, inputs: &Inputs) -> Result<TofuWork, TargetError> {
-    Ok(TofuWork {
-        // The closure has proved that these stay inside the repository; an absolute path would leave the work tree.
-        root: join("", &tofu.root).unwrap_or_default(),
-        workspace: tofu.workspace.clone(),
-        var_files: tofu.var_files.iter().filter_map(|path| join("", path)).collect(),
-        variables: filled(id, inputs, &tofu.variables)?,
-        backend_config: filled(id, inputs, &tofu.backend_config)?,
-        declares_backend: made.declares_backend,
+        target: TargetSpec { kind: target.kind.clone(), declared },
+        declares_backend: false,
         destroy: false,
         refresh: false,
-    })
-}
-
-fn kubernetes_work(
-    id: &InstanceId,
-    kubernetes: &Kubernetes,
-    made: &Made<'_>,
-    inputs: &Inputs,
-) -> Result<KubernetesWork, TargetError> {
-    let text = |value: &Option<String>| match value {
-        None => Ok(None),
-        Some(text) => inputs.fill(id, &text.as_str().into()).map(|value| value.as_str().map(str::to_owned)),
-    };
-    let (server, certificate_authority) = match &kubernetes.connection {
-        Some(Connection::With(with)) => (text(&with.server)?, text(&with.certificate_authority)?),
-        _ => (None, None),
-    };
-    let source = match (&kubernetes.manifests, &kubernetes.kustomize, &kubernetes.helm) {
-        (Some(path), ..) => ManifestSource::Manifests(join("", path).unwrap_or_default()),
-        (None, Some(path), _) => ManifestSource::Kustomize(join("", path).unwrap_or_default()),
-        (None, None, Some(helm)) => ManifestSource::Helm {
-            chart: join("", &helm.chart).unwrap_or_default(),
-            release: helm.release.clone().unwrap_or_else(|| id.component.to_string()),
-            value_files: helm.value_files.iter().filter_map(|path| join("", path)).collect(),
-            values: filled(id, inputs, &helm.values)?,
-        },
-        (None, None, None) => {
-            return Err(TargetError::new(TargetErrorKind::Stalled, format!("`{id}` is made from nothing")));
-        }
-    };
-    let account = |one: &Impersonate| match (&kubernetes.namespace, one.service_account.contains('/')) {
-        (Some(namespace), false) => format!("{namespace}/{}", one.service_account),
-        _ => one.service_account.clone(),
-    };
-    let content = made.files.iter().fold(Digester::new("files"), |digester, (path, (id, program))| {
-        digester.field(path.as_bytes()).field(id.as_bytes()).field(&[u8::from(*program)])
-    });
-    Ok(KubernetesWork {
-        source,
-        content: Some(content.finish()),
-        namespace: kubernetes.namespace.clone(),
-        server,
-        certificate_authority,
-        substitute: kubernetes.substitute.as_ref().map(|values| filled(id, inputs, values)).transpose()?,
-        impersonate: kubernetes.impersonate.as_ref().map(account),
-        force: kubernetes.force.iter().map(|one| (one.kind.clone(), one.name.clone())).collect(),
-        ignore: kubernetes
-            .ignore
-            .iter()
-            .map(|one| (one.kind.clone(), one.name.clone(), one.pointers.clone()))
-            .collect(),
-        health: kubernetes
-            .health
-            .iter()
-            .map(|one| (one.kind.clone(), one.current.clone(), one.failed.clone()))
-            .collect(),
-        wait: kubernetes.waits(),
-        destroy: false,
         owners: None,
+        relocation: Relocation::default(),
     })
-}
-
-fn citus_work(id: &InstanceId, citus: &Citus, inputs: &Inputs) -> Result<CitusWork, TargetError> {
-    let wrong = |why: String| TargetError {
-        retry: crate::model::Retry::WhenInputChanges,
-        ..TargetError::new(TargetErrorKind::InputWrong, format!("`{id}`: {why}"))
-    };
-    let fill =
-        |value: Result<Value, serde_json::Error>| inputs.fill(id, &value.map_err(|error| wrong(error.to_string()))?);
-    let nodes = match &citus.nodes {
-        None => None,
-        Some(nodes) => Some(declared_nodes(&fill(serde_json::to_value(nodes))?).map_err(wrong)?),
-    };
-    let placement: Placement = serde_json::from_value(fill(serde_json::to_value(&citus.placement))?)
-        .map_err(|error| wrong(format!("`placement` is not what it has to be: {error}")))?;
-    let address = |text: &String| text.parse::<Address>().map(|one| one.to_string());
-    let placement = Placement {
-        drain: placement.drain.iter().map(address).collect::<Result<_, _>>().map_err(|e| wrong(e.to_string()))?,
-        pins: (placement.pins.iter())
-            .map(|pin| Ok(Pin { node: address(&pin.node)?, ..pin.clone() }))
-            .collect::<Result<_, Malformed>>()
-            .map_err(|error| wrong(error.to_string()))?,
-        ..placement
-    };
-    Ok(CitusWork {
-        nodes,
-        tables: citus.tables.clone(),
-        schemas: citus.schemas.iter().map(|schema| schema.name.clone()).collect(),
-        placement,
-        moves: citus.moves.clone(),
-        allow_rewrite: citus.allow_rewrite,
-        capacity: citus.capacity.clone(),
-        migrations: citus.migrations.as_ref().and_then(|path| join("", path)),
-        until: None,
-        only_moves: false,
-        by_command: false,
-        vacate: vec![],
-        approved: vec![],
-        destroy: false,
-    })
-}
-
-/// The nodes of a list, as a declaration or an output gives it.
-pub(super) fn declared_nodes(value: &Value) -> Result<Vec<DeclaredNode>, String> {
-    let expected = "expected a list of `host:port`, or of `{host, port, shards, runsOn}`";
-    let Value::Array(items) = value else { return Err(format!("`nodes` is no list; {expected}")) };
-    if items.is_empty() {
-        // An empty list of nodes is more likely a wrong output than the intention to remove every node.
-        return Err("`nodes` is an empty list; leave `nodes` out where nodes are not to be managed".into());
-    }
-    let mut nodes: Vec<DeclaredNode> = vec![];
-    for item in items {
-        let declared: CitusNode =
-            serde_json::from_value(item.clone()).map_err(|_| format!("`nodes` holds `{item}`; {expected}"))?;
-        let node = match declared {
-            CitusNode::Address(text) => {
-                let address = text.parse::<Address>().map_err(|error| format!("`nodes`: {error}"))?;
-                DeclaredNode { address, holds: true, runs_on: None }
-            }
-            CitusNode::With(with) => {
-                let text = with.port.map_or_else(|| with.host.clone(), |port| format!("{}:{port}", with.host));
-                let address = text.parse::<Address>().map_err(|error| format!("`nodes`: {error}"))?;
-                DeclaredNode { address, holds: with.shards, runs_on: with.runs_on }
-            }
-        };
-        if nodes.iter().any(|known| known.address == node.address) {
-            return Err(format!("`nodes` names `{}` twice", node.address));
-        }
-        nodes.push(node);
-    }
-    Ok(nodes)
 }
 
 impl Observer {
@@ -412,12 +255,12 @@ impl Observer {
         let name = run.kind.remediation().and_then(|name| name.parse().ok());
         let listed = name.and_then(|name| head.desired.remediations.get(&name));
         let mut actions = listed.iter().flat_map(|(remediation, _)| &remediation.actions);
-        if let (Work::Citus(work), Some(rebalance)) = (&mut job.work, run.kind.rebalance()) {
-            (work.only_moves, work.until, work.by_command) = (true, rebalance.until, !rebalance.by_schedule);
+        if let Some(rebalance) = run.kind.rebalance() {
+            let (until, by_command) = (rebalance.until, !rebalance.by_schedule);
+            job.relocation = Relocation { only: true, until, by_command, ..Relocation::default() };
         }
-        if let Work::Tofu(work) = &mut job.work {
-            work.refresh = actions.any(|action| action.instance == *id && action.r#do == opentofu::plan::REFRESH);
-        }
+        let refreshes = targets::kind(&job.target)?.refresh_operation();
+        job.refresh = actions.any(|action| action.instance == *id && Some(action.r#do.as_str()) == refreshes);
         Ok(job)
     }
 
@@ -427,7 +270,7 @@ impl Observer {
             return Err(Error::Refused(Refusal::NotApplied(id.clone())));
         };
         let mut job = self.applied_job(id, &applied, head).await?;
-        job.work.destroy();
+        job.destroy = true;
         job.consumed = false;
         Ok(job)
     }
@@ -440,7 +283,11 @@ impl Observer {
         head: &Head,
     ) -> Result<Job, Error> {
         let content: Arc<dyn Files> = self.context.repository.files(&applied.revision).await?;
-        let made = Made { spec: &applied.spec, files: &applied.files, declares_backend: applied.declares_backend };
-        Ok(job(id, Use::Applied, content, &made, inputs, head.consumed(id))?)
+        Ok(Job {
+            files: applied.files.clone(),
+            declares_backend: applied.declares_backend,
+            consumed: head.consumed(id),
+            ..job(id, content, &applied.spec.target, inputs)?
+        })
     }
 }

@@ -34,6 +34,7 @@ use super::{
 use crate::{
     domain::{
         journal::Status as RunStatus,
+        kind::TargetKind,
         plan::{self, Applied, InstancePlan, Observed, ObservedError, Protection, pending::is_pending},
     },
     model::{Drift, DriftField, DriftKind, EnvironmentName, InstanceId},
@@ -192,7 +193,7 @@ impl Observer {
                 }
                 self.record_capacity(id, &observation).await?;
                 let protect = self.source.guards(head).await?.protect(id);
-                self.compare(&job, applied, &observation, &protect, &mut observed);
+                self.compare(targets::kind(&job.target)?, (&job, applied), &observation, &protect, &mut observed);
                 let revert = std::mem::take(&mut observed.revert);
                 match self.with_drain_actions(head, id, revert.clone(), &observation).await {
                     Ok((revert, _)) => observed.revert = revert,
@@ -231,15 +232,15 @@ impl Observer {
 
     fn compare(
         &self,
-        job: &Job,
-        applied: &Applied,
+        kind: &dyn TargetKind,
+        (job, applied): (&Job, &Applied),
         observation: &Observation,
         protect: &Protection,
         observed: &mut Observed,
     ) {
         let strict = applied.spec.drift.strict.unwrap_or(false);
-        let (id, work) = (&job.instance, &job.work);
-        observed.drift = targets::drift(work, observation);
+        let id = &job.instance;
+        observed.drift = kind.drift(observation);
         observed.warnings.clone_from(&observation.warnings);
         observed.layout.clone_from(&observation.layout);
         if observation.changes.is_empty() {
@@ -265,12 +266,12 @@ impl Observer {
             }
         }
         let drifted: Vec<String> = observed.drift.iter().map(|drift| drift.resource.clone()).collect();
-        observed.revert = targets::actions(work, id, observation);
+        observed.revert = kind.actions(id, observation);
         plan::mark_protected(protect, &mut observed.revert);
         plan::mark_drifted(&drifted, &mut observed.revert);
         if strict && observed.revert.is_empty() {
             // No apply would change it, so the state is offered to take it over.
-            observed.revert = targets::refresh(work, id, observation);
+            observed.revert = kind.refresh(id, observation);
         }
         if !strict && observed.revert.is_empty() {
             // Adopt-only drift is told in the warnings and does not count.

@@ -5,7 +5,10 @@
 //! another instance is not deleted on the way.
 
 use crate::domain::message::Refusal;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::{
     controller::{
@@ -13,8 +16,9 @@ use crate::{
         observe::{Observer, declared_job},
         source::Head,
     },
-    domain::declaration::{Instance, kubernetes::Connection},
-    ports::{Job, Observation, Owners, Prepared, TargetError, Use, Work},
+    domain::declaration::Instance,
+    ports::{Job, Observation, Owners, Prepared, TargetError, Use},
+    targets,
 };
 
 impl Observer {
@@ -46,7 +50,7 @@ impl Observer {
     /// The job, with what every instance of its environment declares in the same cluster.
     pub(crate) async fn with_owners(self: &Arc<Self>, head: &Head, job: &Job) -> Result<Job, TargetError> {
         let mut owners = Owners::default();
-        for instance in head.environment(&job.instance.environment).filter(|one| one.kind == job.work.kind()) {
+        for instance in head.environment(&job.instance.environment).filter(|one| one.kind == job.target.kind) {
             match self.declares(head, instance, job).await {
                 Ok(resources) => {
                     for resource in resources {
@@ -60,17 +64,21 @@ impl Observer {
             }
         }
         let mut job = job.clone();
-        if let Work::Kubernetes(work) = &mut job.work {
-            work.owners = Some(Arc::new(owners));
-        }
+        job.owners = Some(Arc::new(owners));
         Ok(job)
     }
 
     /// Returns the objects that an instance declares in the cluster of a job; none if it has another cluster.
-    async fn declares(self: &Arc<Self>, head: &Head, instance: &Instance, job: &Job) -> Result<Vec<String>, Error> {
-        let connection = instance.spec.as_ref().and_then(|spec| spec.kubernetes.as_ref()?.connection.clone());
-        if instance.problems.is_empty() && connection.as_ref().map(Connection::name) != job.connection.as_deref() {
-            return Ok(vec![]);
+    async fn declares(
+        self: &Arc<Self>,
+        head: &Head,
+        instance: &Instance,
+        job: &Job,
+    ) -> Result<BTreeSet<String>, Error> {
+        let target = instance.spec.as_ref().map(|spec| &spec.target);
+        let connection = target.and_then(|target| targets::kinds().of(target)?.connection(&target.declared));
+        if instance.problems.is_empty() && connection != job.connection {
+            return Ok(BTreeSet::new());
         }
         let inputs = self.inputs(head, &instance.id, &instance.references, &BTreeMap::new()).await?;
         if let (Some(on), _) | (None, Some(on)) =

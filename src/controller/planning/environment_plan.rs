@@ -296,7 +296,7 @@ impl Planner {
         job: &Job,
         observation: &Observation,
     ) -> Result<(), Error> {
-        let actions = targets::actions(&job.work, asked.id, observation);
+        let actions = targets::kind(&job.target)?.actions(asked.id, observation);
         (plan.actions, plan.carried) = self.observer.with_drain_actions(head, asked.id, actions, observation).await?;
         mark_protected(asked.protect, &mut plan.actions);
         mark_drifted(asked.drifted, &mut plan.actions);

@@ -28,18 +28,16 @@ use super::{
 };
 use crate::{
     domain::{
-        declaration::{
-            kubernetes::Kubernetes,
-            schema::{Citus, Component},
-        },
+        declaration::schema::Component,
         journal::{Run, Status as RunStatus},
         plan::{
             Applied, InstancePlan, Observed, Plan,
             pending::{input_source, sources},
         },
     },
-    model::{EnvironmentName, InstanceId, RunId},
+    model::{EnvironmentName, InstanceId, RunId, TargetSpec},
     ports::{Job, RecordedOutput, Use},
+    targets,
 };
 
 /// The plan of what is pending in an environment at head.
@@ -284,15 +282,10 @@ impl Planner {
                 continue;
             };
             // What it is made from stays as it was applied, with the revision that holds it.
-            let kubernetes = record.spec.kubernetes.clone().zip(spec.kubernetes.as_ref()).map(|(applied, spec)| {
-                let Kubernetes { force, health, wait, .. } = spec.clone();
-                Kubernetes { force, health, wait, ..applied }
-            });
-            let citus = record.spec.citus.clone().zip(spec.citus.as_ref()).map(|(applied, spec)| {
-                let Citus { moves, allow_rewrite, capacity, .. } = spec.clone();
-                Citus { moves, allow_rewrite, capacity, ..applied }
-            });
-            let loosened = Component { tofu: record.spec.tofu.clone(), kubernetes, citus, ..(**spec).clone() };
+            let Some(kind) = targets::kinds().of(&record.spec.target) else { continue };
+            let declared = kind.with_settings(&record.spec.target.declared, &spec.target.declared);
+            let target = TargetSpec { kind: record.spec.target.kind.clone(), declared };
+            let loosened = Component { target, ..(**spec).clone() };
             if record.digest == digest && record.spec != loosened {
                 record.spec = loosened;
                 self.context.store.set_applied(&instance.id, &record).await?;

@@ -90,12 +90,16 @@ impl Planner {
             let job = self.observer.destroy_job(id, head).await?;
             let observation = self.observer.observe_job(head, &job).await?;
             self.observer.identify(id, &observation, true).await?;
-            Ok::<_, Error>((job.work.kind(), targets::actions(&job.work, id, &observation), observation))
+            Ok::<_, Error>((
+                job.target.kind.clone(),
+                targets::kind(&job.target)?.actions(id, &observation),
+                observation,
+            ))
         };
         match looked.await {
             Ok((kind, mut actions, observation)) => {
                 mark_protected(protect, &mut actions);
-                (plan.kind, plan.actions) = (kind.to_owned(), actions);
+                (plan.kind, plan.actions) = (kind, actions);
                 plan.digest = Some(InstancePlan::digest_of(&plan.actions));
                 // Only where nothing at all is left of it, there is nothing to do.
                 plan.problem = observation.left.first().filter(|_| plan.actions.is_empty()).cloned();
@@ -127,7 +131,7 @@ impl Planner {
 
     /// Forgets an instance that is destroyed or let go.
     pub(crate) async fn let_go(self: &Arc<Self>, id: &InstanceId) -> Result<(), Error> {
-        self.context.target.let_go(id).await;
+        self.context.target.release(id).await;
         self.observer.release_identity(id).await?;
         Ok(self.context.store.let_go(id, self.context.now()).await?)
     }

@@ -22,12 +22,12 @@ use crate::{
 /// What a selector is asked about where nothing is declared.
 pub(crate) fn undeclared<'i>(
     id: &'i InstanceId,
-    applied: Option<&Applied>,
+    applied: Option<&'i Applied>,
     changed: bool,
     pending: bool,
 ) -> Candidate<'i> {
     static NONE: BTreeMap<String, String> = BTreeMap::new();
-    let kind = applied.map_or("", |applied| applied.spec.kind());
+    let kind = applied.map_or("", |applied| &applied.spec.target.kind);
     Candidate { id, kind, labels: &NONE, changed, drifted: false, pending }
 }
 

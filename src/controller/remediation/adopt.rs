@@ -11,6 +11,8 @@ use std::{
     sync::Arc,
 };
 
+use serde_json::Value;
+
 use crate::{
     controller::{
         context::Error,
@@ -22,39 +24,18 @@ use crate::{
     },
     domain::{
         authorization::Principal,
-        declaration::{self, Instance, closure::Source, manifests::is_manifest, node, schema::Verb},
+        declaration::{self, Instance, node, schema::Verb},
+        kind::{self, Adoption},
         plan::pending::is_pending,
-        remediation::{
-            self, Group,
-            adopt::{Adopted, Declared, adopted, edit_tfvars},
-            adopt_cluster::edit_cluster,
-            adopt_objects::{edit_object, edit_values},
-        },
+        remediation::{self, Group},
     },
-    model::{Change, ComponentName, Field, InstanceId, ResourceChange},
-    ports::{EntryKind, Files, FilesError, Overlay, Use, join},
+    model::{ComponentName, InstanceId},
+    ports::{EntryKind, Files, Overlay, Use, join},
+    targets,
 };
 
 /// Files by path, as they are edited.
 pub(super) type Edits = BTreeMap<String, String>;
-
-/// A file as it is with the edits so far.
-fn edited(head: &Head, edits: &Edits, path: &str) -> Result<String, FilesError> {
-    match edits.get(path) {
-        Some(text) => Ok(text.clone()),
-        None => head.content.read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
-    }
-}
-
-/// The files of variables that tofu reads by itself, those that win first.
-fn files_of_variables(content: &dyn Files, root: &str) -> Vec<String> {
-    let entries = content.list(root).unwrap_or_default();
-    let names = entries.into_iter().filter(|entry| entry.sort == EntryKind::File).map(|entry| entry.name);
-    let mut names: Vec<String> =
-        names.filter(|name| name.ends_with(".auto.tfvars") || name == "terraform.tfvars").collect();
-    names.sort_by_key(|name| (name.ends_with(".auto.tfvars"), name.clone()));
-    names.into_iter().rev().filter_map(|name| join(root, &name)).collect()
-}
 
 /// The file that declares a component.
 fn component_file(content: &dyn Files, folder: &str, name: &ComponentName) -> Option<String> {
@@ -80,6 +61,47 @@ fn component_file(content: &dyn Files, folder: &str, name: &ComponentName) -> Op
         }
     }
     None
+}
+
+/// The files at head, while the declaration of one instance is edited.
+struct HeadEdits<'a> {
+    remediations: &'a Remediations,
+    head: &'a Head,
+    id: &'a InstanceId,
+    edits: &'a mut Edits,
+}
+
+impl kind::Edits for HeadEdits<'_> {
+    fn content(&self) -> &dyn Files {
+        &*self.head.content
+    }
+    fn read(&self, path: &str) -> Result<String, String> {
+        match self.edits.get(path) {
+            Some(text) => Ok(text.clone()),
+            None => {
+                let bytes = self.head.content.read(path).map_err(|error| error.to_string())?;
+                Ok(String::from_utf8_lossy(&bytes).into_owned())
+            }
+        }
+    }
+    fn declaration(&self) -> Result<String, String> {
+        let (root, name) = (&self.remediations.context.settings.root, &self.id.component);
+        component_file(&*self.head.content, root, name)
+            .ok_or_else(|| format!("the declaration of `{name}` can't be found"))
+    }
+    fn write(&mut self, path: &str, text: String) {
+        self.edits.insert(path.to_owned(), text);
+    }
+    fn write_own(&mut self, path: &str, text: String) -> bool {
+        let mut more = self.edits.clone();
+        more.insert(path.to_owned(), text);
+        let allowed = self.remediations.touched_with(self.head, self.edits, self.id);
+        let is_own = self.remediations.touched(self.head, &more).is_subset(&allowed);
+        if is_own {
+            *self.edits = more;
+        }
+        is_own
+    }
 }
 
 impl Remediations {
@@ -155,153 +177,34 @@ impl Remediations {
         }
         let job = self.observer.applied_job(id, record, head).await?;
         let observation = self.observer.observe_job(head, &job).await?;
-        if instance.kind == "kubernetes" {
-            return Ok(self.edit_objects(head, instance, &observation.changes, edits));
-        }
-        if let Some(citus) = instance.spec.as_ref().and_then(|spec| spec.citus.as_ref()) {
-            let name = id.component.as_str();
-            let Some(path) = component_file(&*head.content, &self.context.settings.root, &id.component) else {
-                return Ok(Err(format!("the declaration of `{name}` can't be found")));
-            };
-            let text = match edited(head, edits, &path) {
-                Ok(text) => text,
-                Err(error) => return Ok(Err(error.to_string())),
-            };
-            return Ok(edit_cluster(&text, name, &id.environment, citus, &observation.changes)
-                .map(|edited| drop(edits.insert(path, edited))));
-        }
-        let found = match adopted(&observation.changes, &observation.origins) {
-            Ok(found) => found,
-            Err(why) => return Ok(Err(why)),
+        let (Some(spec), Ok(kind)) = (&instance.spec, targets::kind(&job.target)) else {
+            return Ok(Err(format!("the declaration of `{id}` has problems")));
         };
-        for adopted in found {
-            if let Err(why) = self.edit(head, instance, &adopted, edits) {
-                return Ok(Err(why));
-            }
-        }
-        Ok(Ok(()))
+        let files: Vec<String> = instance.closure.files.keys().cloned().collect();
+        let adoption = Adoption { instance: id, declared: &spec.target.declared, files: &files };
+        Ok(kind.adopt(&adoption, &observation, &mut HeadEdits { remediations: self, head, id, edits }))
     }
 
-    /// Edits a value at the narrowest place that concerns this instance alone.
-    pub(super) fn edit(
+    /// Edits the declaration so that a variable has another value.
+    pub(super) fn set_variable(
         &self,
         head: &Head,
         instance: &Instance,
-        adopted: &Adopted,
+        (name, value): (&str, &Value),
         edits: &mut Edits,
     ) -> Result<(), String> {
-        let Some(tofu) = instance.spec.as_ref().and_then(|spec| spec.tofu.as_ref()) else {
-            return Err(format!("`{}` has no variables", instance.id));
+        let target = instance.spec.as_ref().map(|spec| &spec.target);
+        let Some((target, kind)) = target.and_then(|target| Some((target, targets::kinds().of(target)?))) else {
+            return Err(format!("the declaration of `{}` has problems", instance.id));
         };
-        if !tofu.variables.contains_key(&adopted.variable) {
-            let root = join("", &tofu.root).unwrap_or_default();
-            let listed = tofu.var_files.iter().rev().filter_map(|path| join("", path));
-            for path in listed.chain(files_of_variables(&*head.content, &root)) {
-                let Ok(text) = edited(head, edits, &path) else { continue };
-                let Ok(Some(edited)) = edit_tfvars(&text, adopted) else { continue };
-                let mut more = edits.clone();
-                more.insert(path.clone(), edited);
-                // A file that others use as well says too much.
-                if self.touched(head, &more).is_subset(&self.touched_with(head, edits, &instance.id)) {
-                    *edits = more;
-                    return Ok(());
-                }
-                break;
-            }
-        }
-        let name = &instance.id.component;
-        let path = component_file(&*head.content, &self.context.settings.root, name)
-            .ok_or_else(|| format!("the declaration of `{name}` can't be found"))?;
-        let text = edited(head, edits, &path).map_err(|error| error.to_string())?;
-        let declared = Declared { text: &text, component: name.as_str(), environment: &instance.id.environment, tofu };
-        let edited = declared.edit(adopted)?;
-        edits.insert(path, edited);
-        Ok(())
-    }
-
-    /// Edits the files that say the fields of objects, each at the narrowest place that concerns this instance alone.
-    fn edit_objects(
-        &self,
-        head: &Head,
-        instance: &Instance,
-        changes: &[ResourceChange],
-        edits: &mut Edits,
-    ) -> Result<(), String> {
-        for change in changes {
-            let name = &change.resource;
-            match change.change {
-                Change::Update => {}
-                Change::Create => return Err(format!("`{name}` is gone; remove its declaration if that is meant")),
-                _ => return Err(format!("`{name}` is not a matter of its fields; change its declaration")),
-            }
-            // From the end, so that the places of list items stay what they are.
-            for field in change.fields.iter().rev() {
-                if field.sensitive {
-                    return Err(format!("`{}` of `{name}` is sensitive, and no file may say it", field.path));
-                }
-                self.edit_field(head, instance, name, field, edits)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn edit_field(
-        &self,
-        head: &Head,
-        instance: &Instance,
-        name: &str,
-        field: &Field,
-        edits: &mut Edits,
-    ) -> Result<(), String> {
-        let Some(source) = instance.spec.as_ref().and_then(|spec| spec.source()) else {
-            return Err(format!("`{}` is made from nothing", instance.id));
-        };
-        let kind = name.split(['.', '/']).next().unwrap_or_default();
-        let object = name.rsplit('/').next().unwrap_or_default();
-        let (mut paths, values): (Vec<String>, bool) = match &source {
-            Source::Helm { value_files, .. } => {
-                (value_files.iter().rev().filter_map(|path| join("", path)).collect(), true)
-            }
-            _ => (instance.closure.files.keys().filter(|path| is_manifest(path)).cloned().collect(), false),
-        };
-        if let Source::Kustomize(folder) = &source {
-            // An overlay belongs to this instance only.
-            let folder = format!("{}/", join("", folder).unwrap_or_default());
-            paths.sort_by_key(|path| !path.starts_with(&folder));
-        }
-        let mut why = None;
-        for path in paths {
-            let text = match edits.get(&path) {
-                Some(text) => text.clone(),
-                None => match head.content.read(&path) {
-                    Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-                    Err(_) => continue,
-                },
-            };
-            let edited = if values { edit_values(&text, field) } else { edit_object(&text, kind, object, field) };
-            match edited {
-                Ok(None) => {}
-                Err(reason) => why = Some(format!("`{path}`: {reason}")),
-                Ok(Some(edited)) => {
-                    let mut more = edits.clone();
-                    more.insert(path.clone(), edited);
-                    if self.touched(head, &more).is_subset(&self.touched_with(head, edits, &instance.id)) {
-                        *edits = more;
-                        return Ok(());
-                    }
-                    why = Some(format!("`{path}`, which says it, is what other instances are made from as well"));
-                }
-            }
-        }
-        Err(why.unwrap_or_else(|| {
-            let what = if values { "no one value of its files of values is" } else { "no file of its own says" };
-            format!("{what} `{}` of `{name}`; change what it is made from", field.path)
-        }))
+        let files: Vec<String> = instance.closure.files.keys().cloned().collect();
+        let adoption = Adoption { instance: &instance.id, declared: &target.declared, files: &files };
+        kind.set_variable(&adoption, name, value, &mut HeadEdits { remediations: self, head, id: &instance.id, edits })
     }
 
     fn with_edits(&self, head: &Head, edits: &Edits) -> Head {
         let content: Arc<dyn Files> = Arc::new(Overlay::new(Arc::clone(&head.content), edits));
-        let desired = declaration::load(&*content, &self.context.settings.root);
+        let desired = declaration::load(targets::kinds(), &*content, &self.context.settings.root);
         Head { revision: head.revision.clone(), desired, content }
     }
 

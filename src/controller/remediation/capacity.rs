@@ -14,12 +14,18 @@ use crate::{
         records::{CapacityExceeded, CapacityRequest},
         remediation::{Remediations, adopt::Edits},
     },
-    domain::remediation::adopt::Adopted,
+    domain::declaration::schema::Component,
     model::InstanceId,
+    targets,
 };
 
 /// The prefix of its branches; they are planned like those of users.
 const BRANCH: &str = "evenkeel-capacity";
+
+/// The number that a declaration gives to a variable.
+fn number(spec: &Component, variable: &str) -> Option<u64> {
+    targets::kinds().of(&spec.target)?.variable(&spec.target.declared, variable)?.as_u64()
+}
 
 impl Remediations {
     /// Proposes more nodes for the capacity rules that a cluster exceeds, where the value was not proposed before.
@@ -34,14 +40,9 @@ impl Remediations {
         let head = &head;
         for more in &exceeded.0 {
             let id = InstanceId::new(&cluster.environment, &more.component);
-            let now = head
-                .instance(&id)
-                .and_then(|instance| instance.spec.as_ref()?.tofu.as_ref()?.variables.get(&more.variable)?.as_u64());
+            let now = head.instance(&id).and_then(|instance| number(instance.spec.as_deref()?, &more.variable));
             let applied = self.context.store.applied(&id).await?;
-            let is_applied = applied.is_some_and(|record| {
-                let variables = record.spec.tofu.as_ref().map(|tofu| &tofu.variables);
-                variables.and_then(|all| all.get(&more.variable)?.as_u64()) == now
-            });
+            let is_applied = applied.is_some_and(|record| number(&record.spec, &more.variable) == now);
             if !is_applied && now.is_some() {
                 // An earlier request is not complete yet.
                 continue;
@@ -57,8 +58,8 @@ impl Remediations {
                 continue;
             }
             let mut edits = Edits::new();
-            let adopted = Adopted { variable: more.variable.clone(), keys: vec![], value: Value::from(value) };
-            if let Err(why) = self.edit(head, instance, &adopted, &mut edits) {
+            let wanted = Value::from(value);
+            if let Err(why) = self.set_variable(head, instance, (&more.variable, &wanted), &mut edits) {
                 tracing::warn!(instance = %id, why, "more nodes are wanted, and the declaration can't be edited");
                 continue;
             }

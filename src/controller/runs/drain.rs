@@ -13,8 +13,9 @@ use crate::{
         journal::Run,
         plan::{HostedNode, hosts},
     },
-    model::{Action, Change, InstanceId},
-    ports::{Fence, Job, ProgressEvent, TargetError, TargetErrorKind, Work},
+    model::{Action, InstanceId, ResourceChange},
+    ports::{Fence, Job, ProgressEvent, Relocation, TargetError, TargetErrorKind},
+    targets,
 };
 
 fn stopped(stop: Stop) -> TargetError {
@@ -58,9 +59,8 @@ impl Runs {
                 ));
             }
             let mut job = self.observer.applied_job(cluster, &record, &driven.head).await.map_err(failed)?;
-            let Work::Citus(work) = &mut job.work else { continue };
-            work.only_moves = true;
-            work.vacate = nodes.iter().cloned().collect();
+            let vacate = nodes.iter().cloned().collect();
+            job.relocation = Relocation { only: true, vacate, ..Relocation::default() };
             let suspended = self.source.suspensions(Some(&driven.head)).await.map_err(failed)?;
             if let Some(message) = suspended.instance(cluster) {
                 return Err(TargetError::new(
@@ -103,9 +103,9 @@ impl Runs {
         // Another cluster than the one that is applied may not have the node, and would call it empty (R1.8).
         let identified = self.observer.identify(&job.instance, &prepared.observation, true).await;
         identified.map_err(|error| error.into_target(TargetErrorKind::Drain))?;
+        let kind = targets::kind(&job.target)?;
         let (gone, others): (Vec<&str>, Vec<&str>) = (prepared.observation.changes.iter())
-            .filter(|change| change.change == Change::Destroy)
-            .filter_map(|change| change.resource.strip_prefix("node "))
+            .filter_map(|change| kind.removed_node(change))
             .partition(|node| nodes.contains(*node));
         if let (Some(node), Some(other)) = (nodes.iter().find(|node| !gone.contains(&&***node)), others.first()) {
             let message = format!(
@@ -117,17 +117,15 @@ impl Runs {
             });
         }
         // Other differences there are not part of this run.
-        let is_meant = |resource: &str| {
-            nodes.iter().any(|node| resource == format!("node {node}") || resource.ends_with(&format!(" on {node}")))
-        };
-        prepared.observation.changes.retain(|change| is_meant(&change.resource));
+        let is_own = |change: &ResourceChange| nodes.iter().any(|node| kind.concerns_node(change, node));
+        prepared.observation.changes.retain(is_own);
         if !prepared.observation.changes.is_empty() {
             progress(ProgressEvent::Step(format!("drains {}", nodes.iter().cloned().collect::<Vec<_>>().join(", "))));
             self.context.target.apply(&job, prepared, fence, Arc::clone(progress)).await?;
         }
         // Whatever was done: it counts that nothing is left to do.
         let (_, again) = self.prepare_job(head, &job).await.map_err(stopped)?;
-        match again.observation.changes.iter().find(|change| is_meant(&change.resource)) {
+        match again.observation.changes.iter().find(|change| is_own(change)) {
             None => Ok(()),
             Some(left) => Err(TargetError::new(TargetErrorKind::Drain, format!("`{}` is still there", left.resource))),
         }

@@ -101,7 +101,7 @@ impl Runs {
             Some(head) => self.source.guards(&head).await?.protect(id),
             None => self.source.guards(&driven.head).await?.protect(id),
         };
-        let actions = targets::actions(&job.work, id, observation);
+        let actions = targets::kind(&job.target).map_err(Error::from)?.actions(id, observation);
         let (mut actions, carried) = self.observer.with_drain_actions(&driven.head, id, actions, observation).await?;
         plan::mark_protected(&guards, &mut actions);
         let digest = (!actions.is_empty()).then(|| InstancePlan::digest_of(&actions));

@@ -19,7 +19,8 @@ use crate::{
         journal::{Approved, Rebalance, Run, RunKind},
     },
     model::{Action, EnvironmentName, InstanceId, PullNumber, RunId, citus::LayoutPlan},
-    ports::{ApprovedMove, Job, Work},
+    ports::Job,
+    targets,
 };
 
 /// By what a rebalance is authorised.
@@ -42,7 +43,13 @@ impl Runs {
     pub(crate) async fn clusters(&self, instances: &BTreeSet<InstanceId>) -> Result<BTreeSet<InstanceId>, Error> {
         let mut clusters = BTreeSet::new();
         for id in instances {
-            if self.context.store.applied(id).await?.is_some_and(|record| record.spec.citus.is_some()) {
+            if self
+                .context
+                .store
+                .applied(id)
+                .await?
+                .is_some_and(|record| targets::kind(&record.spec.target).is_ok_and(|kind| kind.relocates()))
+            {
                 clusters.insert(id.clone());
             }
         }
@@ -119,24 +126,12 @@ impl Runs {
         id: &InstanceId,
         job: &mut Job,
     ) -> Result<(), Error> {
-        let Work::Citus(work) = &mut job.work else { return Ok(()) };
         let actions = match self.context.store.approved(run.id, id).await? {
             Some(Approved::Actions { actions } | Approved::Moves { chosen: Some(actions) }) => actions,
             Some(Approved::Remediation) => self.proposed_actions(driven, run, id).await?,
             _ => return Ok(()),
         };
-        let moves = actions.iter().filter(|action| action.effect.relocates);
-        let moves = moves.flat_map(|action| action.resources.iter().map(|change| (action.effect, change)));
-        let approved = moves.filter_map(|(effect, change)| {
-            let field = change.fields.iter().find(|field| field.path == "/node")?;
-            Some(ApprovedMove {
-                resource: change.resource.clone(),
-                from: field.before.as_ref()?.as_str()?.to_owned(),
-                to: field.after.as_ref()?.as_str()?.to_owned(),
-                for_balance: effect.deferrable,
-            })
-        });
-        work.approved = approved.collect();
+        job.relocation.approved = actions.into_iter().filter(|action| action.effect.relocates).collect();
         Ok(())
     }
 }

@@ -111,7 +111,7 @@ impl Runs {
     ) -> Result<Effect, Error> {
         let decision = match self.prepare_job(&driven.head, job).await {
             Ok((_, prepared)) => {
-                let actions = targets::actions(&job.work, id, &prepared.observation);
+                let actions = targets::kind(&job.target)?.actions(id, &prepared.observation);
                 let covered = match self.context.store.approved(run.id, id).await? {
                     Some(Approved::Actions { actions: approved }) => {
                         plan::covers(&approved, &actions).map_err(|gap| gap.0)

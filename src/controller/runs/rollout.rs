@@ -15,6 +15,7 @@ use crate::{
     domain::journal::{Event, Run, Status},
     model::{InstanceId, WaitingOn},
     ports::{Health, Job, RecordedOutput},
+    targets,
 };
 
 /// How often a rollout is looked at.
@@ -65,12 +66,13 @@ impl Runs {
     /// nothing if so.
     async fn rollout(self: &Arc<Self>, driven: &Driven, id: &InstanceId, job: &Job) -> Result<Option<Status>, Error> {
         let destroys = driven.run.lock().await.kind.destroys();
-        if job.work.wait().is_zero() && !destroys {
+        let wait = targets::kind(&job.target)?.wait(&job.target.declared);
+        if wait.is_zero() && !destroys {
             return Ok(None);
         }
         let waits_until = match driven.run.lock().await.instances.get(id).and_then(|i| i.rollout_until) {
             Some(until) => until,
-            None => self.context.now() + chrono::Duration::from_std(job.work.wait()).unwrap_or(chrono::Duration::MAX),
+            None => self.context.now() + chrono::Duration::from_std(wait).unwrap_or(chrono::Duration::MAX),
         };
         let job = &match destroys {
             // An object that moves to another instance does not remain with this one.
@@ -90,11 +92,11 @@ impl Runs {
                 self.fail(driven, id, format!("{what}: {why}")).await.map(Some)
             }
             // The run does not wait for objects that are being deleted.
-            Ok(Health::InProgress(_)) if job.work.wait().is_zero() => Ok(None),
+            Ok(Health::InProgress(_)) if wait.is_zero() => Ok(None),
             Ok(Health::InProgress(why)) if self.context.now() >= waits_until => {
                 let what =
                     if destroys { "it was destroyed, and is not gone" } else { "it was applied, and did not come up" };
-                let message = format!("{what} within {}: {why}", said(job.work.wait()));
+                let message = format!("{what} within {}: {why}", said(wait));
                 self.fail(driven, id, message).await.map(Some)
             }
             Ok(Health::InProgress(why)) => {

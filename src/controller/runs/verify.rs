@@ -34,7 +34,7 @@ impl Runs {
             return self.fail(driven, id, format!("it was applied, and {}", crate::error_chain(&error))).await;
         }
         let run = driven.run.lock().await.clone();
-        let left = targets::actions(&job.work, id, &again);
+        let left = targets::kind(&job.target)?.actions(id, &again);
         let (mine, others) = self.business(driven, &run, id, left).await?;
         // The moves for the balance change with every row that is written; they are drift if they remain.
         // In a window it is left for the next one.
@@ -72,7 +72,7 @@ impl Runs {
             let head = &driven.head;
             return self.planner.record_applied(head, id, inputs, job, warnings, Some(run.id)).await.map_err(refused);
         }
-        if let Some(mut record) = self.context.store.applied(id).await?.filter(|_| job.work.refreshes()) {
+        if let Some(mut record) = self.context.store.applied(id).await?.filter(|_| job.refresh) {
             // The state says something else now, and so may the outputs that are made from it.
             let live = self.context.target.outputs(job).await?;
             let outputs =

@@ -28,6 +28,7 @@ use crate::{
     },
     model::{EnvironmentName, InstanceId, Retry, Revision},
     ports::{Files, RepositoryError},
+    targets,
 };
 
 /// A revision of the state repo with its declarations, usually the head of the branch.
@@ -78,7 +79,7 @@ impl Source {
             context,
             head: RwLock::default(),
             problem: Mutex::default(),
-            loader: Mutex::default(),
+            loader: Mutex::new(Loader::new(targets::kinds())),
             in_force: Mutex::default(),
         })
     }

@@ -319,7 +319,7 @@ impl StatusReader {
                 None => WaitingOn::Apply,
             });
         }
-        let of_applied = known.applied.map(|applied| applied.spec.kind());
+        let of_applied = known.applied.map(|applied| applied.spec.target.kind.as_str());
         InstanceStatus {
             id: id.clone(),
             environment: id.environment.clone(),

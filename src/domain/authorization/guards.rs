@@ -11,10 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::Rights;
 use crate::{
     domain::{
-        declaration::{
-            Desired, Instance,
-            schema::{Component, Limits},
-        },
+        declaration::{Desired, Instance, schema::Limits},
         plan::Protection,
     },
     model::{EnvironmentName, InstanceId, Revision},
@@ -143,9 +140,8 @@ impl InForce {
         changed: bool,
         revision: &Revision,
     ) -> Option<String> {
-        let said = |spec: &Component| spec.citus.as_ref().map(|citus| citus.allow_rewrite);
-        let declared = instance.spec.as_ref().and_then(|spec| said(spec))?;
-        let said_before = before.and_then(|before| said(before.spec.as_ref()?));
+        let declared = instance.allows_rewrites?;
+        let said_before = before.and_then(|before| before.allows_rewrites);
         let held = held.map(|held| held.guard);
         let (guard, refused) = match held {
             // A loosening that was refused is not accepted with a later commit.

@@ -9,58 +9,19 @@
 //! *Invariant:* a closure that is kept from an earlier revision is the one that would be found anew: everything that was
 //! looked at to find it is what it was.
 
-use super::manifests;
-use crate::domain::declaration::walk::{Closure, Error, Looked, Walk, inside, is_module_file};
-use crate::{
-    model::Digester,
-    ports::{EntryKind, Files, FilesError},
+use super::{
+    kinds::Kinds,
+    walk::{Closure, Looked, Source},
 };
+use crate::ports::{Files, FilesError};
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
-/// The identity of a closure.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Source {
-    /// A root module and variable files.
-    Tofu {
-        /// The root module.
-        root: String,
-        /// The variable files, in order.
-        var_files: Vec<String>,
-    },
-    /// A manifest, or a folder of them.
-    Manifests(String),
-    /// A folder with a `kustomization.yaml`.
-    Kustomize(String),
-    /// A chart.
-    Helm {
-        /// The folder of the chart.
-        chart: String,
-        /// The files of values, in order.
-        value_files: Vec<String>,
-    },
-    /// A folder of SQL files, or none.
-    Migrations(Option<String>),
-}
-
-impl Source {
-    /// The field of the declaration that names it.
-    pub fn field(&self) -> [&'static str; 2] {
-        match self {
-            Self::Tofu { .. } => ["tofu", "root"],
-            Self::Manifests(_) => ["kubernetes", "manifests"],
-            Self::Kustomize(_) => ["kubernetes", "kustomize"],
-            Self::Helm { .. } => ["kubernetes", "helm"],
-            Self::Migrations(_) => ["citus", "migrations"],
-        }
-    }
-}
-
 /// Closures by what names them, kept from one revision to the next.
-#[derive(Default)]
 pub struct Closures {
+    kinds: &'static Kinds,
     /// The ids of what stands in the root of the repository.
     tops: BTreeMap<String, String>,
     kept: HashMap<Source, Kept>,
@@ -73,6 +34,11 @@ struct Kept {
 }
 
 impl Closures {
+    /// No closures yet.
+    pub fn new(kinds: &'static Kinds) -> Self {
+        Self { kinds, tops: BTreeMap::new(), kept: HashMap::new() }
+    }
+
     /// Turns to another revision: forgets the closures that may be others there, and names them.
     ///
     /// # Errors
@@ -128,17 +94,11 @@ impl Closures {
     pub fn of(&mut self, files: &dyn Files, source: &Source) -> Result<Arc<Closure>, String> {
         let kept = self.kept.entry(source.clone()).or_insert_with(|| {
             let mut looked = Looked::new();
-            let found = match source {
-                Source::Tofu { root, var_files } => of_tofu(files, root, var_files, &mut looked),
-                Source::Manifests(path) => manifests::of_manifests(files, path, &mut looked),
-                Source::Kustomize(path) => manifests::of_kustomize(files, path, &mut looked),
-                Source::Migrations(None) => {
-                    Ok(Closure { digest: Some(Digester::new("closure").finish()), ..Closure::default() })
-                }
-                Source::Migrations(Some(folder)) => manifests::of_migrations(files, folder, &mut looked),
-                Source::Helm { chart, value_files } => manifests::of_helm(files, chart, value_files, &mut looked),
+            let found = match self.kinds.get(source.kind) {
+                Some(kind) => kind.closure(files, source, &mut looked).map_err(|error| error.to_string()),
+                None => Err(format!("`{}` is not a kind of target", source.kind)),
             };
-            let closure = found.map(Arc::new).map_err(|error| error.to_string());
+            let closure = found.map(Arc::new);
             Kept { closure, looked, asked: true }
         });
         kept.asked = true;
@@ -149,18 +109,4 @@ impl Closures {
     pub fn tidy(&mut self) {
         self.kept.retain(|_, kept| std::mem::take(&mut kept.asked));
     }
-}
-
-/// Collects the closure of a root module and its variable files.
-fn of_tofu(files: &dyn Files, root: &str, var_files: &[String], looked: &mut Looked) -> Result<Closure, Error> {
-    let root = inside(root)?;
-    let mut walk = Walk::new(files, &root, looked);
-    if walk.look(&root)?.is_none_or(|entry| entry.sort != EntryKind::Folder) {
-        return Err(Error::Missing { path: root.clone() });
-    }
-    if !walk.files.list(&root)?.iter().any(|entry| is_module_file(&entry.name)) {
-        return Err(Error::NoModule { path: root.clone() });
-    }
-    walk.folder(&root, 0)?;
-    walk.close(var_files)
 }

@@ -5,19 +5,20 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, OnceLock},
+    sync::Arc,
 };
 
 use serde_json::Value;
 
 use super::{
+    kinds::Kinds,
     node::{self, Node},
-    schema::{API_VERSION, KINDS, schema},
+    schema::{API_VERSION, DOCUMENTS},
     select::Selector,
     validate::{Validator, Whole, nearest},
 };
 use crate::{
-    domain::calendar::Calendar,
+    domain::{calendar::Calendar, kind::TargetKind},
     model::{ComponentName, Place, Problem},
     ports::{EntryKind, Files, FilesError, join},
 };
@@ -49,14 +50,8 @@ pub(super) struct File {
     pub(super) text: Arc<[u8]>,
 }
 
-/// The schemas by kind.
-pub(super) fn schemas() -> &'static BTreeMap<&'static str, Value> {
-    static SCHEMAS: OnceLock<BTreeMap<&'static str, Value>> = OnceLock::new();
-    SCHEMAS.get_or_init(|| KINDS.iter().filter_map(|kind| Some((*kind, schema(kind)?))).collect())
-}
-
 /// Reads a file and what is wrong with it.
-pub(super) fn read_file(files: &dyn Files, root: &str, path: &str) -> File {
+pub(super) fn read_file(kinds: &'static Kinds, files: &dyn Files, root: &str, path: &str) -> File {
     let name: Arc<str> = path.into();
     let whole = join(root, path).unwrap_or_default();
     let bytes = match follow(files, &whole) {
@@ -79,7 +74,7 @@ pub(super) fn read_file(files: &dyn Files, root: &str, path: &str) -> File {
                 && (starts[index]..ends).contains(&problem.line)
         };
         let own: Vec<Problem> = problems.extract_if(.., within).collect();
-        match document(&name, node) {
+        match document(kinds, &name, node) {
             Ok(mut document) => {
                 document.problems.splice(0..0, own);
                 document.problems = document.problems.into_iter().map(|problem| problem.quote(&text)).collect();
@@ -120,7 +115,7 @@ fn follow(files: &dyn Files, path: &str) -> Result<Arc<[u8]>, (&'static str, Str
 }
 
 /// Reads the envelope and checks the whole document against the schema of its kind.
-fn document(file: &Arc<str>, node: Node) -> Result<Document, Vec<Problem>> {
+fn document(kinds: &'static Kinds, file: &Arc<str>, node: Node) -> Result<Document, Vec<Problem>> {
     if !matches!(node.value, node::Kind::Map(_)) {
         let message = format!("a document is {} and has to be a mapping", node.sort());
         return Err(vec![
@@ -136,22 +131,22 @@ fn document(file: &Arc<str>, node: Node) -> Result<Document, Vec<Problem>> {
         ]
     };
     let kind_node = node.get("kind").ok_or_else(|| missing("kind"))?;
-    let Some(kind) = KINDS.iter().find(|kind| Some(**kind) == kind_node.text()) else {
+    let Some(kind) = DOCUMENTS.iter().find(|kind| Some(**kind) == kind_node.text()) else {
         let found = kind_node.to_json();
         let hint = kind_node
             .text()
-            .and_then(|text| nearest(text, KINDS.iter().copied()))
+            .and_then(|text| nearest(text, DOCUMENTS.iter().copied()))
             .map(|name| format!("did you mean `{name}`?"));
         let mut problem = Problem::new("unknown-kind", file, kind_node.at, format!("unknown kind {found}"));
         problem.hint = hint;
         return Err(vec![
-            problem.expected(format!("expected one of {}", KINDS.map(|kind| format!("`{kind}`")).join(", "))),
+            problem.expected(format!("expected one of {}", DOCUMENTS.map(|kind| format!("`{kind}`")).join(", "))),
         ]);
     };
     let name_node =
         node.get("metadata").ok_or_else(|| missing("metadata"))?.get("name").ok_or_else(|| missing("metadata.name"))?;
-    let schema = &schemas()[kind];
-    let mut validator = Validator { file, root: schema, whole: Whole::Yes, problems: vec![] };
+    let schema = &kinds.schemas()[kind];
+    let mut validator = Validator { file, kinds, root: schema, whole: Whole::Yes, problems: vec![] };
     if let Some(version) = node.get("apiVersion")
         && version.text() != Some(API_VERSION)
     {
@@ -181,7 +176,7 @@ fn document(file: &Arc<str>, node: Node) -> Result<Document, Vec<Problem>> {
         problems: validator.problems,
     };
     match document.kind {
-        "Component" => check_component(&mut document, schema),
+        "Component" => check_component(kinds, &mut document, schema),
         "Schedule" => check_schedule(&mut document),
         "StateRepo" => check_state_repo(&mut document),
         _ => {}
@@ -189,53 +184,46 @@ fn document(file: &Arc<str>, node: Node) -> Result<Document, Vec<Problem>> {
     Ok(document)
 }
 
-/// The kinds of component.
-const KINDS_OF_COMPONENT: [&str; 3] = ["tofu", "kubernetes", "citus"];
-
-/// Validates one kind of component beyond its schema.
-fn of_kind(document: &Document) -> Vec<Problem> {
+/// Validates the target of a component beyond its schema.
+fn check_target(kind: &dyn TargetKind, document: &Document) -> Vec<Problem> {
     let (file, spec) = (&document.file, &document.spec);
     let mut problems = vec![];
-    if let Some((_, at)) = document.renamed_from.as_ref().filter(|_| spec.get("kubernetes").is_some()) {
-        // The labels of its objects say whose they are.
-        let message = "`renamedFrom` is not needed for Kubernetes objects, and not supported";
-        let hint = "leave it out: where the old component is removed in the same change, its objects are transferred";
+    if let (Some((_, at)), Err((message, hint))) = (&document.renamed_from, kind.renames()) {
         problems.push(Problem::new("not-supported-yet", file, *at, message).hint(hint));
     }
-    if let Some(kubernetes) = spec.get("kubernetes").filter(|_| document.problems.is_empty()) {
-        let sources = ["manifests", "kustomize", "helm"];
-        if sources.iter().filter(|source| kubernetes.get(source).is_some()).count() != 1 {
-            let message = "it has to be made from exactly one thing";
-            problems.push(
-                Problem::new("missing-field", file, Place { length: 0, ..kubernetes.at }, message)
-                    .expected("expected one of `manifests`, `kustomize` and `helm`"),
-            );
-        }
-    }
-    if let Some(citus) = spec.get("citus").filter(|_| document.problems.is_empty()) {
-        problems.extend(super::citus::check(file, citus));
+    if let Some(declared) = spec.get(kind.name()).filter(|_| document.problems.is_empty()) {
+        problems.extend(kind.check(file, declared));
     }
     problems
 }
 
+/// `a`, `b` and `c`, each in backticks.
+fn one_of(names: &[&str]) -> String {
+    let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    match quoted.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("expected one of {} and {last}", rest.join(", ")),
+        _ => format!("expected {}", quoted.join("")),
+    }
+}
+
 /// Validates a component beyond its schema.
-fn check_component(document: &mut Document, schema: &Value) {
+fn check_component(kinds: &'static Kinds, document: &mut Document, schema: &Value) {
     let file = &document.file;
     let mut problems = vec![];
     let spec = &document.spec;
-    let kinds: Vec<&str> = KINDS_OF_COMPONENT.into_iter().filter(|kind| spec.get(kind).is_some()).collect();
-    if kinds.len() != 1 && document.problems.is_empty() {
-        let message = match kinds.get(..2) {
+    let names: Vec<&str> = kinds.names().collect();
+    let declared_kinds: Vec<&str> = names.iter().copied().filter(|kind| spec.get(kind).is_some()).collect();
+    if declared_kinds.len() != 1 && document.problems.is_empty() {
+        let message = match declared_kinds.get(..2) {
             Some([one, other]) => format!("the component is of two kinds, `{one}` and `{other}`"),
             _ => "the component has no kind".into(),
         };
         let at = Place { length: 0, ..spec.at };
-        problems.push(
-            Problem::new("missing-field", file, at, message)
-                .expected("expected one of `tofu`, `kubernetes` and `citus`"),
-        );
+        problems.push(Problem::new("missing-field", file, at, message).expected(one_of(&names)));
     }
-    problems.extend(of_kind(document));
+    for kind in declared_kinds.iter().filter_map(|name| kinds.get(name)) {
+        problems.extend(check_target(kind, document));
+    }
     let declared: Vec<&str> = match spec.get("environments").map(|node| &node.value) {
         Some(node::Kind::List(items)) => items.iter().filter_map(Node::text).collect(),
         _ => vec![],
@@ -268,10 +256,10 @@ fn check_component(document: &mut Document, schema: &Value) {
             Some(node) => node.value == node::Kind::Null || spec.get(kind).is_none(),
             None => false,
         };
-        if KINDS_OF_COMPONENT.iter().any(is_other) {
+        if names.iter().any(is_other) {
             problems.push(Problem::new("override", file, patch.at, "the kind of a component can't be overridden"));
         }
-        let mut validator = Validator { file, root: schema, whole: Whole::Patch, problems: vec![] };
+        let mut validator = Validator { file, kinds, root: schema, whole: Whole::Patch, problems: vec![] };
         validator.check(&schema["properties"]["spec"], patch);
         problems.extend(validator.problems);
     }

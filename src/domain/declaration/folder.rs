@@ -7,7 +7,10 @@
 
 use std::{cmp::Ordering, sync::Arc};
 
-use super::document::{File, read_file};
+use super::{
+    document::{File, read_file},
+    kinds::Kinds,
+};
 use crate::{
     model::{Place, Problem},
     ports::{EntryKind, Files, FilesError, join},
@@ -41,9 +44,14 @@ struct Kept {
 
 impl Folder {
     /// Reads the declarations, with what is the same from an earlier reading.
-    pub(super) fn read(files: &dyn Files, root: &str, before: Option<&Arc<Self>>) -> Result<Arc<Self>, FilesError> {
+    pub(super) fn read(
+        kinds: &'static Kinds,
+        files: &dyn Files,
+        root: &str,
+        before: Option<&Arc<Self>>,
+    ) -> Result<Arc<Self>, FilesError> {
         let id = files.entry(root)?.map(|entry| entry.id).unwrap_or_default();
-        Reading { files, root, count: 0 }.folder("", id, 0, before)
+        Reading { kinds, files, root, count: 0 }.folder("", id, 0, before)
     }
 
     /// All files, by path.
@@ -115,6 +123,7 @@ fn pairs<'l, T>(one: &'l [T], two: &'l [T], order: impl Fn(&T, &T) -> Ordering) 
 }
 
 struct Reading<'f> {
+    kinds: &'static Kinds,
     files: &'f dyn Files,
     root: &'f str,
     count: usize,
@@ -167,7 +176,9 @@ impl Reading<'_> {
                     whole &= entry.sort != EntryKind::Link;
                     let id = if entry.sort == EntryKind::Link { String::new() } else { entry.id };
                     let before = before.and_then(|before| before.file_before(&entry.name, &id));
-                    let file = before.cloned().unwrap_or_else(|| Arc::new(read_file(self.files, self.root, &place)));
+                    let file = before
+                        .cloned()
+                        .unwrap_or_else(|| Arc::new(read_file(self.kinds, self.files, self.root, &place)));
                     self.count += 1;
                     folder.count += 1;
                     folder.files.push(Kept { name: entry.name, id, file });

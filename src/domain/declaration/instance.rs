@@ -11,14 +11,14 @@ use std::{
 use serde::de::DeserializeOwned;
 
 use super::{
-    citus::contradicting_pins,
-    document::{Document, schemas},
+    document::Document,
+    kinds::Kinds,
     node::{self, Node},
     resolve::{self, Reference},
-    schema::{Check, Citus, Component, Kubernetes, Tofu},
+    schema::{Check, Component},
     validate::{Validator, Whole},
 };
-use crate::domain::declaration::walk::Closure;
+use crate::domain::{declaration::walk::Closure, kind::TargetKind};
 use crate::model::{Digest, Digester, EnvironmentName, InstanceId, Place, Problem};
 
 /// A component in an environment, as a revision declares it.
@@ -30,6 +30,8 @@ pub struct Instance {
     pub kind: &'static str,
     /// The resolved declaration; absent where it can't be read.
     pub spec: Option<Arc<Component>>,
+    /// Whether its declaration allows that stored data is rewritten; nothing where its kind has no such data.
+    pub allows_rewrites: Option<bool>,
     /// For selectors.
     pub labels: Arc<BTreeMap<String, String>>,
     /// The name that it had before (R1.10).
@@ -48,44 +50,13 @@ pub struct Instance {
     pub problems: Vec<Problem>,
 }
 
-/// The component digest (R1.2): what it is made from, with references as they are written; guards, labels, drift
-/// policy, checks and paths are not in it.
-pub(super) fn digest(spec: &Component, closure: &Closure) -> Digest {
-    let (kind, made_from) = match (&spec.tofu, &spec.kubernetes, &spec.citus) {
-        (Some(tofu), ..) => {
-            let Tofu { connection, root: _, workspace, variables, var_files: _, backend_config } = tofu;
-            let made_from = serde_json::json!({
-                "connection": connection, "workspace": workspace, "variables": variables,
-                "backendConfig": backend_config,
-            });
-            ("tofu", made_from)
-        }
-        (None, Some(kubernetes), _) => {
-            let Kubernetes {
-                connection, namespace, manifests, kustomize, helm, substitute, impersonate, ignore, ..
-            } = kubernetes;
-            let source = (manifests.is_some(), kustomize.is_some());
-            let helm = helm.as_ref().map(|helm| serde_json::json!({"release": helm.release, "values": helm.values}));
-            let ignore: Vec<_> = ignore.iter().map(|ignore| (&ignore.kind, &ignore.name, &ignore.pointers)).collect();
-            let made_from = serde_json::json!({
-                "connection": connection, "namespace": namespace, "source": source, "helm": helm,
-                "substitute": substitute, "impersonate": impersonate, "ignore": ignore,
-            });
-            ("kubernetes", made_from)
-        }
-        (None, None, Some(citus)) => {
-            let Citus { connection, nodes, tables, schemas, placement, migrations, .. } = citus;
-            let made_from = serde_json::json!({
-                "connection": connection, "nodes": nodes, "tables": tables, "schemas": schemas,
-                "placement": placement, "migrations": migrations.is_some(),
-            });
-            ("citus", made_from)
-        }
-        (None, None, None) => ("unknown", serde_json::Value::Null),
-    };
+/// The component digest (R1.2): the content of a declaration with references as they are written, and its closure. Guards,
+/// labels, drift policy, checks and paths are not part of it.
+pub(super) fn digest(kind: &dyn TargetKind, spec: &Component, closure: &Closure) -> Digest {
     let content = closure.digest.map(|digest| digest.to_string()).unwrap_or_default();
-    let digester = Digester::new("component").field(kind.as_bytes());
-    digester.field(made_from.to_string().as_bytes()).field(content.as_bytes()).finish()
+    let declared = kind.content(&spec.target.declared).to_string();
+    let digester = Digester::new("component").field(kind.name().as_bytes());
+    digester.field(declared.as_bytes()).field(content.as_bytes()).finish()
 }
 
 /// The environments that a component lists, with their places.
@@ -98,25 +69,17 @@ pub(super) fn environments_of(document: &Document) -> Vec<(EnvironmentName, Plac
     }
 }
 
-/// Where only `${environment}` may stand, by kind: what an instance is made from can't depend on outputs.
-const WITHOUT_OUTPUTS: [(&str, &[&str]); 3] = [
-    ("tofu", &["connection", "root", "workspace", "varFiles"]),
-    ("citus", &["connection", "tables", "schemas", "moves", "allowRewrite", "migrations", "capacity"]),
-    ("kubernetes", &["namespace", "manifests", "kustomize", "impersonate", "force", "ignore", "health", "wait"]),
-];
-/// The same, of a chart.
-const WITHOUT_OUTPUTS_OF_HELM: [&str; 3] = ["chart", "release", "valueFiles"];
-
 /// One component in one environment, as far as its own document says.
-pub(super) fn resolve_instance(document: &Arc<Document>, environment: &EnvironmentName) -> Instance {
+pub(super) fn resolve_instance(
+    kinds: &'static Kinds,
+    document: &Arc<Document>,
+    environment: &EnvironmentName,
+) -> Instance {
     let id = InstanceId::new(environment, &document.name);
     let mut instance = Instance {
-        kind: WITHOUT_OUTPUTS
-            .iter()
-            .map(|(kind, _)| *kind)
-            .find(|kind| document.spec.get(kind).is_some())
-            .unwrap_or("unknown"),
+        kind: kinds.names().find(|kind| document.spec.get(kind).is_some()).unwrap_or("unknown"),
         spec: None,
+        allows_rewrites: None,
         labels: Arc::clone(&document.labels),
         renamed_from: document.renamed_from.as_ref().map(|(old, _)| InstanceId::new(environment, old)),
         references: BTreeSet::new(),
@@ -141,22 +104,28 @@ pub(super) fn resolve_instance(document: &Arc<Document>, environment: &Environme
             overridden = true;
         }
     }
-    let mut found = interpolated(&mut spec, document, environment);
+    let mut found = interpolated(kinds, &mut spec, document, environment);
     if overridden {
-        let schema = &schemas()["Component"];
-        let mut validator = Validator { file: &document.file, root: schema, whole: Whole::Yes, problems: vec![] };
+        let schema = &kinds.schemas()["Component"];
+        let mut validator =
+            Validator { file: &document.file, kinds, root: schema, whole: Whole::Yes, problems: vec![] };
         validator.check(&schema["properties"]["spec"], &spec);
         found.problems.extend(validator.problems);
     }
     instance.problems = found.problems;
     if instance.problems.is_empty() {
         match decode::<Component>(document, &spec) {
-            Ok(spec) => {
-                let pins = spec.citus.as_ref().and_then(|citus| contradicting_pins(&citus.placement.pins));
-                if let Some(why) = pins {
-                    let at = document.spec.get("citus").map_or(document.spec.at, |node| node.at);
-                    instance.problems.push(Problem::new("wrong-value", &document.file, at, why));
+            Ok(mut spec) => {
+                match kinds.of(&spec.target).map(|kind| kind.normalize(&spec.target.declared)) {
+                    Some(Ok(declared)) => spec.target.declared = declared,
+                    Some(Err(message)) => {
+                        let at = document.spec.get(instance.kind).map_or(document.spec.at, |node| node.at);
+                        instance.problems.push(Problem::new("wrong-value", &document.file, at, message));
+                    }
+                    None => {}
                 }
+                instance.allows_rewrites =
+                    kinds.of(&spec.target).and_then(|kind| kind.allows_rewrites(&spec.target.declared));
                 instance.problems.extend(spec.checks.iter().filter_map(|check| wrong_check(document, check)));
                 instance.spec = Some(Arc::new(spec));
             }
@@ -168,28 +137,28 @@ pub(super) fn resolve_instance(document: &Arc<Document>, environment: &Environme
 }
 
 /// Fills `${environment}` in, and finds the references to outputs, which may stand where they are allowed.
-fn interpolated(spec: &mut Node, document: &Document, environment: &EnvironmentName) -> resolve::Found {
+fn interpolated(kinds: &Kinds, spec: &mut Node, document: &Document, environment: &EnvironmentName) -> resolve::Found {
     let mut found = resolve::Found::default();
-    if let node::Kind::Map(entries) = &mut spec.value {
-        for (key, node) in entries {
-            let fixed = WITHOUT_OUTPUTS.iter().find(|(kind, _)| *kind == &*key.name);
-            if let (node::Kind::Map(fields), Some((_, fixed))) = (&mut node.value, fixed) {
-                for (field, node) in fields {
-                    match &mut node.value {
-                        node::Kind::Map(parts) if &*field.name == "helm" => {
-                            for (part, node) in parts {
-                                let allowed = !WITHOUT_OUTPUTS_OF_HELM.contains(&&*part.name);
-                                resolve::interpolate(node, environment, &document.file, allowed, &mut found);
-                            }
-                        }
-                        _ => {
-                            let allowed = !fixed.contains(&&*field.name);
-                            resolve::interpolate(node, environment, &document.file, allowed, &mut found);
-                        }
+    let node::Kind::Map(entries) = &mut spec.value else { return found };
+    for (key, node) in entries {
+        let fixed = kinds.get(&key.name).map(TargetKind::fixed_fields);
+        let node::Kind::Map(fields) = &mut node.value else {
+            resolve::interpolate(node, environment, &document.file, &*key.name == "checks", &mut found);
+            continue;
+        };
+        for (field, node) in fields {
+            let is_fixed = |path: &str| fixed.is_none_or(|fixed| fixed.contains(&path));
+            let path = &*field.name;
+            let holds_fixed =
+                fixed.is_some_and(|fixed| fixed.iter().any(|fixed| fixed.starts_with(&format!("{path}."))));
+            match &mut node.value {
+                node::Kind::Map(parts) if holds_fixed => {
+                    for (part, node) in parts {
+                        let allowed = !is_fixed(&format!("{path}.{}", part.name));
+                        resolve::interpolate(node, environment, &document.file, allowed, &mut found);
                     }
                 }
-            } else {
-                resolve::interpolate(node, environment, &document.file, &*key.name == "checks", &mut found);
+                _ => resolve::interpolate(node, environment, &document.file, !is_fixed(path), &mut found),
             }
         }
     }

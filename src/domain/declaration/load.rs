@@ -8,14 +8,15 @@
 
 use super::{
     assemble::{Assembly, Broken, Known},
-    closure::{Closures, Source},
+    closure::Closures,
     document::{Document, File},
     folder::Folder,
     instance::{Instance, digest, environments_of, resolve_instance},
-    kubernetes::{Connection, Kubernetes},
+    kinds::Kinds,
     node,
-    schema::{Component, Environment},
+    schema::Environment,
     validate::nearest,
+    walk::Source,
 };
 use crate::domain::declaration::desired::Desired;
 use crate::{
@@ -28,8 +29,8 @@ use std::{
 };
 
 /// Loads revisions, and remembers what it read and put together.
-#[derive(Default)]
 pub struct Loader {
+    kinds: &'static Kinds,
     closures: Closures,
     /// Instances as far as their own document says. The document is kept, so that its address stays its own.
     resolved: HashMap<(usize, EnvironmentName), (Arc<Document>, Arc<Instance>)>,
@@ -47,8 +48,8 @@ struct Last {
 }
 
 /// Loads one revision once.
-pub fn load(files: &dyn Files, root: &str) -> Arc<Desired> {
-    Loader::default().load(files, root)
+pub fn load(kinds: &'static Kinds, files: &dyn Files, root: &str) -> Arc<Desired> {
+    Loader::new(kinds).load(files, root)
 }
 
 struct Ids<'c> {
@@ -76,15 +77,20 @@ impl Known for BTreeMap<InstanceId, Arc<Instance>> {
 }
 
 impl Loader {
+    /// A loader that has read nothing yet.
+    pub fn new(kinds: &'static Kinds) -> Self {
+        Self { kinds, closures: Closures::new(kinds), resolved: HashMap::new(), last: None }
+    }
+
     /// Loads what stands below `root` in a revision.
     pub fn load(&mut self, files: &dyn Files, root: &str) -> Arc<Desired> {
         let last = self.last.take().filter(|last| last.root == root);
-        let turned = Folder::read(files, root, last.as_ref().map(|last| &last.folder))
+        let turned = Folder::read(self.kinds, files, root, last.as_ref().map(|last| &last.folder))
             .and_then(|folder| Ok((folder, self.closures.turn(files)?)));
         let (folder, others) = match turned {
             Ok(turned) => turned,
             Err(error) => {
-                *self = Self::default();
+                *self = Self::new(self.kinds);
                 let mut assembly = Assembly::new(Desired::default());
                 assembly.incomplete(Problem::new(
                     "unreadable",
@@ -165,9 +171,9 @@ impl Loader {
                     continue;
                 }
                 let key = (Arc::as_ptr(document) as usize, environment);
-                let resolved = before
-                    .remove(&key)
-                    .unwrap_or_else(|| (Arc::clone(document), Arc::new(resolve_instance(document, &key.1))));
+                let resolved = before.remove(&key).unwrap_or_else(|| {
+                    (Arc::clone(document), Arc::new(resolve_instance(self.kinds, document, &key.1)))
+                });
                 instances.push(resolved.clone());
                 self.resolved.insert(key, resolved);
             }
@@ -203,38 +209,33 @@ impl Loader {
     /// Finds what an instance is made from.
     fn close(&mut self, files: &dyn Files, document: &Document, instance: &mut Instance, assembly: &mut Assembly) {
         let Some(spec) = &mut instance.spec else { return };
-        if let Some(kubernetes) = spec.kubernetes.as_ref()
-            && let Some(environment) = assembly.desired.environments.get(&instance.id.environment)
+        let Some(kind) = self.kinds.of(&spec.target) else { return };
+        if let Some(environment) = assembly.desired.environments.get(&instance.id.environment)
+            && let Some(declared) = kind.with_defaults(&spec.target.declared, environment)
         {
-            let defaults = &environment.kubernetes;
-            let with = Kubernetes {
-                connection: kubernetes.connection.clone().or(defaults.connection.clone().map(Connection::Name)),
-                namespace: kubernetes.namespace.clone().or(defaults.namespace.clone()),
-                ..kubernetes.clone()
-            };
-            if with != *kubernetes {
-                *spec = Arc::new(Component { kubernetes: Some(with), ..(**spec).clone() });
-            }
+            Arc::make_mut(spec).target.declared = declared;
         }
-        let Some(source) = spec.source() else { return };
+        let declared = &spec.target.declared;
+        let Some(source) = kind.source(declared) else { return };
         match self.closures.of(files, &source) {
             Ok(closure) => instance.closure = closure,
             Err(why) => {
-                let at = document.spec.nearest(&source.field().map(Into::into)).at;
+                let at = document.spec.nearest(&[source.kind.into(), source.field.into()]).at;
                 let problem = Problem::new("closure", &document.file, at, why)
                     .hint("paths are relative to the root of the git repository");
                 instance.problems.push(problem.clone());
                 assembly.problems.push(problem);
             }
         }
-        if instance.problems.is_empty() && spec.kubernetes.as_ref().is_some_and(|one| one.connection.is_none()) {
-            let at = document.spec.get("kubernetes").map_or(document.name_at, |node| node.at);
-            let problem = Problem::new("missing-field", &document.file, at, "it names no connection to a cluster")
-                .hint("name one here, or for the whole environment: `kubernetes: { connection: cluster }`");
+        if instance.problems.is_empty()
+            && let Err((message, hint)) = kind.is_complete(declared)
+        {
+            let at = document.spec.get(kind.name()).map_or(document.name_at, |node| node.at);
+            let problem = Problem::new("missing-field", &document.file, at, message).hint(hint);
             instance.problems.push(problem.clone());
             assembly.problems.push(problem);
         }
-        instance.digest = instance.problems.is_empty().then(|| digest(spec, &instance.closure));
+        instance.digest = instance.problems.is_empty().then(|| digest(kind, spec, &instance.closure));
     }
 
     /// Makes anew what changed since the last load; nothing where that, or what changed, is not without any problem.
@@ -317,7 +318,7 @@ impl Loader {
             }
             for (environment, _) in environments_of(document) {
                 assembly.desired.environments.get(&environment)?;
-                let resolved = Arc::new(resolve_instance(document, &environment));
+                let resolved = Arc::new(resolve_instance(self.kinds, document, &environment));
                 removed.remove(&resolved.id);
                 assembly.desired.instances.insert(resolved.id.clone(), Arc::clone(&resolved));
                 touched.push((Arc::clone(document), resolved.id.clone()));
@@ -340,10 +341,12 @@ impl Loader {
     fn close_again(&mut self, files: &dyn Files, others: &HashSet<Source>, assembly: &mut Assembly) -> Option<()> {
         for instance in assembly.desired.instances.values_mut() {
             let Some(spec) = instance.spec.as_ref() else { continue };
-            let Some(source) = spec.source().filter(|source| others.contains(source)) else { continue };
+            let Some(kind) = self.kinds.of(&spec.target) else { continue };
+            let source = kind.source(&spec.target.declared).filter(|source| others.contains(source));
+            let Some(source) = source else { continue };
             let closure = self.closures.of(files, &source).ok()?;
             if closure != instance.closure {
-                let digest = Some(digest(spec, &closure));
+                let digest = Some(digest(kind, spec, &closure));
                 *instance = Arc::new(Instance { closure, digest, ..(**instance).clone() });
             }
         }

@@ -6,28 +6,26 @@
 //! *Invariant:* the same content gives the same instances and digests, wherever it stands.
 
 mod assemble;
-pub mod citus;
 pub mod closure;
 mod desired;
 mod document;
-mod environment;
+pub mod environment;
 mod folder;
-pub mod hcl;
 mod instance;
-pub mod kubernetes;
+pub mod kinds;
 pub mod load;
-pub mod manifests;
 pub mod node;
 mod remediation;
 pub mod resolve;
 pub mod schema;
 pub mod select;
 pub mod validate;
-mod walk;
+pub mod walk;
 
 pub use crate::domain::declaration::desired::Desired;
 pub use folder::FILES_MAX;
 pub use instance::Instance;
+pub use kinds::Kinds;
 pub use load::{Loader, load};
 pub use resolve::Reference;
 pub use select::{Candidate, Selector};

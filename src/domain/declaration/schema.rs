@@ -11,20 +11,17 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::closure::Source;
 pub use super::{
-    citus::{Citus, CitusNode, CitusNodeWith, Nodes},
     environment::{After, AfterWith, Deferred, Environment, KubernetesDefaults, Limits, OnMerge},
-    kubernetes::{Helm, Kubernetes},
     remediation::{Direction, Remediation, RemediationAction, RemediationField, RemediationResource},
 };
-use crate::model::{ComponentName, Duration, EnvironmentName};
+use crate::model::{ComponentName, Duration, EnvironmentName, TargetSpec};
 
 /// The version that each document names.
 pub const API_VERSION: &str = "evenkeel.dev/v1alpha1";
 
 /// The kinds of document, in the order of their schemas.
-pub const KINDS: [&str; 5] = ["StateRepo", "Environment", "Component", "Schedule", "Remediation"];
+pub const DOCUMENTS: [&str; 5] = ["StateRepo", "Environment", "Component", "Schedule", "Remediation"];
 
 /// Teams, permissions and defaults. A state repo has exactly one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -216,8 +213,8 @@ pub enum DriftMode {
 
 /// A part of the world, written once and instantiated in each of its environments.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-not-supported-yet" = {
+#[serde(rename_all = "camelCase")]
+#[schemars(deny_unknown_fields, extend("x-not-supported-yet" = {
     "secret": "this kind of component comes later", "hooks": "hooks come later"
 }))]
 pub struct Component {
@@ -227,15 +224,10 @@ pub struct Component {
     /// Components that have to be applied before it, in the same environment.
     #[serde(default)]
     pub depends_on: Vec<ComponentName>,
-    /// An OpenTofu root module.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tofu: Option<Tofu>,
-    /// Kubernetes objects.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kubernetes: Option<Kubernetes>,
-    /// The shard layout of a Citus cluster.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub citus: Option<Citus>,
+    /// The target, under the name of its kind.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub target: TargetSpec,
     /// Addresses that no run may destroy or replace; `*` stands for any text.
     #[serde(default)]
     pub protect: Vec<String>,
@@ -253,24 +245,6 @@ pub struct Component {
     pub overrides: BTreeMap<EnvironmentName, Value>,
 }
 
-impl Component {
-    /// The word for what it declares.
-    pub fn kind(&self) -> &'static str {
-        match (&self.kubernetes, &self.citus) {
-            (Some(_), _) => "kubernetes",
-            (None, Some(_)) => "citus",
-            (None, None) => "tofu",
-        }
-    }
-    /// Its source.
-    pub fn source(&self) -> Option<Source> {
-        if let Some(tofu) = &self.tofu {
-            return Some(Source::Tofu { root: tofu.root.clone(), var_files: tofu.var_files.clone() });
-        }
-        self.kubernetes.as_ref().map_or_else(|| self.citus.as_ref().map(Citus::source), Kubernetes::source)
-    }
-}
-
 /// The handling of applied resources once the component is no longer declared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -280,33 +254,6 @@ pub enum OnDelete {
     Orphan,
     /// It is destroyed, dependents first.
     Destroy,
-}
-
-/// An OpenTofu root module.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Tofu {
-    /// The connection whose environment the process gets.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub connection: Option<String>,
-    /// The root module, relative to the root of the repository.
-    pub root: String,
-    /// The workspace.
-    #[serde(default = "default_workspace")]
-    pub workspace: String,
-    /// Variables, passed last, so that nothing in the repository beats them.
-    #[serde(default)]
-    pub variables: BTreeMap<String, Value>,
-    /// Variable files, relative to the root of the repository.
-    #[serde(default)]
-    pub var_files: Vec<String>,
-    /// Settings of the backend.
-    #[serde(default)]
-    pub backend_config: BTreeMap<String, Value>,
-}
-
-fn default_workspace() -> String {
-    "default".into()
 }
 
 /// Something that must answer.
@@ -395,7 +342,7 @@ pub struct Metadata {
 #[derive(JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[expect(dead_code, reason = "the type stands for its schema")]
-struct Document<S> {
+pub(super) struct Document<S> {
     api_version: ApiVersion,
     kind: String,
     metadata: Metadata,
@@ -407,20 +354,4 @@ struct Document<S> {
 enum ApiVersion {
     #[serde(rename = "evenkeel.dev/v1alpha1")]
     V1Alpha1,
-}
-
-/// The JSON Schema of a kind, by its name in [`KINDS`].
-pub fn schema(kind: &str) -> Option<Value> {
-    let schema = match kind {
-        "StateRepo" => schemars::schema_for!(Document<StateRepo>),
-        "Environment" => schemars::schema_for!(Document<Environment>),
-        "Component" => schemars::schema_for!(Document<Component>),
-        "Schedule" => schemars::schema_for!(Document<Schedule>),
-        "Remediation" => schemars::schema_for!(Document<Remediation>),
-        _ => return None,
-    };
-    let mut value = schema.to_value();
-    value["title"] = kind.into();
-    value["properties"]["kind"] = serde_json::json!({"type": "string", "const": kind});
-    Some(value)
 }

@@ -8,7 +8,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::node::{Key, Kind, Node};
+use super::{
+    kinds::Kinds,
+    node::{Key, Kind, Node},
+};
 use crate::model::{Digest, Duration, Percent, Place, Problem, Size};
 
 /// Whether required fields must be there: an override is a patch and need not have them.
@@ -24,6 +27,8 @@ pub enum Whole {
 pub struct Validator<'a> {
     /// The file that the problems name.
     pub file: &'a Arc<str>,
+    /// The kinds of target, for their formats.
+    pub kinds: &'static Kinds,
     /// The root of the schema, for `$defs`.
     pub root: &'a Value,
     /// Whether required fields must be there.
@@ -143,11 +148,9 @@ impl Validator<'_> {
     fn check_format(&mut self, schema: &Value, node: &Node, text: &str) {
         let checked = match schema.get("format").and_then(Value::as_str) {
             Some("evenkeel-duration") => text.parse::<Duration>().err(),
-            Some("evenkeel-wait") => text.parse::<super::kubernetes::Wait>().err(),
             Some("evenkeel-size") => text.parse::<Size>().err(),
             Some("evenkeel-percent") => text.parse::<Percent>().err(),
             Some("evenkeel-digest") => text.parse::<Digest>().err(),
-            Some("evenkeel-table") => crate::model::citus::table_name(text).err(),
             Some("evenkeel-name") => text.parse::<crate::model::ComponentName>().err(),
             Some("evenkeel-instance") => text.parse::<crate::model::InstanceId>().err(),
             Some("date-time") => {
@@ -156,7 +159,8 @@ impl Validator<'_> {
                     expected: "a time (RFC 3339, such as 2026-11-20T02:00:14Z)",
                 })
             }
-            _ => None,
+            Some(format) => self.kinds.iter().find_map(|kind| kind.format(format, text)).and_then(Result::err),
+            None => None,
         };
         if let Some(malformed) = checked {
             self.say(

@@ -1,6 +1,8 @@
 //! Walks over the files that an instance is made from.
+//!
+//! The kinds of target say where a walk begins and what a file names; the walk follows links, records what it read, and
+//! ends in a digest. *Invariant:* no link is followed out of the repository, or into a folder.
 
-use super::hcl;
 use crate::{
     model::{Digest, Digester},
     ports::{Entry, EntryKind, Files, FilesError, join},
@@ -8,10 +10,10 @@ use crate::{
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The most files that one instance may be made from.
-pub(super) const CLOSURE_FILES_MAX: usize = 20_000;
+const CLOSURE_FILES_MAX: usize = 20_000;
 
 /// The deepest folder below a root module.
-pub(super) const FOLDER_DEPTH_MAX: usize = 32;
+const FOLDER_DEPTH_MAX: usize = 32;
 
 /// Everything that an instance is made from.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -26,7 +28,7 @@ pub struct Closure {
 
 /// Why an instance has no closure.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
+pub enum WalkError {
     /// A path that is not there.
     #[error("`{path}` is not in the repository")]
     Missing {
@@ -70,31 +72,56 @@ pub(super) enum Error {
     Files(#[from] FilesError),
 }
 
-/// What stood at the paths that were looked at; of a folder that was only seen to be one, no id.
-pub(super) type Looked = BTreeMap<String, Option<(EntryKind, Option<String>)>>;
-
-/// A path of the repository, without a way out of it.
-pub(super) fn inside(path: &str) -> Result<String, Error> {
-    let joined = if path.starts_with('/') { None } else { join("", path) };
-    joined.ok_or_else(|| Error::Outside { path: path.to_owned() })
+/// The identity of a closure: the kind of target, the field that names it, and its paths in order.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Source {
+    /// The kind of target.
+    pub kind: &'static str,
+    /// The field of the declaration that names it.
+    pub field: &'static str,
+    /// The paths, relative to the root of the repository.
+    pub paths: Vec<String>,
 }
 
-pub(super) struct Walk<'f> {
-    pub(super) files: &'f dyn Files,
-    pub(super) root: &'f str,
-    pub(super) found: BTreeMap<String, (String, bool)>,
-    pub(super) folders: BTreeSet<String>,
-    pub(super) declares_backend: bool,
-    pub(super) looked: &'f mut Looked,
+/// What stood at the paths that were looked at; of a folder that was only seen to be one, no id.
+pub type Looked = BTreeMap<String, Option<(EntryKind, Option<String>)>>;
+
+/// A path of the repository, without a way out of it.
+///
+/// # Errors
+/// When it leads out of the repository.
+pub fn inside(path: &str) -> Result<String, WalkError> {
+    let joined = if path.starts_with('/') { None } else { join("", path) };
+    joined.ok_or_else(|| WalkError::Outside { path: path.to_owned() })
+}
+
+/// A walk over the files of one instance.
+pub struct Walk<'f> {
+    /// The content of the revision.
+    pub files: &'f dyn Files,
+    /// The folder or file at which it begins.
+    pub root: &'f str,
+    /// The files so far.
+    pub found: BTreeMap<String, (String, bool)>,
+    /// The folders that were entered.
+    pub folders: BTreeSet<String>,
+    /// Whether the root says where its state is kept.
+    pub declares_backend: bool,
+    /// The paths that were read.
+    pub looked: &'f mut Looked,
 }
 
 impl<'f> Walk<'f> {
-    pub(super) fn new(files: &'f dyn Files, root: &'f str, looked: &'f mut Looked) -> Self {
+    /// A walk that has found nothing yet.
+    pub fn new(files: &'f dyn Files, root: &'f str, looked: &'f mut Looked) -> Self {
         Self { files, root, found: BTreeMap::new(), folders: BTreeSet::new(), declares_backend: false, looked }
     }
 
     /// The closure of what was found, and of files of values, whose order counts.
-    pub(super) fn close(mut self, value_files: &[String]) -> Result<Closure, Error> {
+    ///
+    /// # Errors
+    /// The file of values that can't be used.
+    pub fn close(mut self, value_files: &[String]) -> Result<Closure, WalkError> {
         let mut values = vec![];
         for path in value_files {
             values.push(self.file(&inside(path)?)?);
@@ -114,47 +141,27 @@ impl<'f> Walk<'f> {
         Ok(Closure { digest: Some(digester.finish()), declares_backend: self.declares_backend, files: self.found })
     }
 
-    pub(super) fn too_large(&self, depth: usize) -> bool {
+    /// Whether the walk is over its limits.
+    pub fn too_large(&self, depth: usize) -> bool {
         depth > FOLDER_DEPTH_MAX || self.found.len() > CLOSURE_FILES_MAX
     }
 
-    pub(super) fn look(&mut self, path: &str) -> Result<Option<Entry>, FilesError> {
+    /// Reads the entry at a path and records it.
+    ///
+    /// # Errors
+    /// When the content can't be read.
+    pub fn look(&mut self, path: &str) -> Result<Option<Entry>, FilesError> {
         let entry = self.files.entry(path)?;
         self.looked.insert(path.to_owned(), entry.as_ref().map(|entry| (entry.sort, Some(entry.id.clone()))));
         Ok(entry)
     }
 
-    pub(super) fn folder(&mut self, folder: &str, depth: usize) -> Result<(), Error> {
-        if self.too_large(depth) {
-            return Err(Error::TooLarge { path: self.root.to_owned() });
-        }
-        if !self.folders.insert(folder.to_owned()) {
-            return Ok(());
-        }
-        for entry in self.files.list(folder)? {
-            let path = if folder.is_empty() { entry.name.clone() } else { format!("{folder}/{}", entry.name) };
-            match entry.sort {
-                EntryKind::Folder if entry.name == ".terraform" || entry.name == ".git" => {}
-                EntryKind::Folder => self.folder(&path, depth + 1)?,
-                EntryKind::Other => {}
-                EntryKind::File | EntryKind::Program | EntryKind::Link => {
-                    if entry.sort == EntryKind::Link {
-                        self.file(&path)?;
-                    } else {
-                        self.found.insert(path.clone(), (entry.id, entry.sort == EntryKind::Program));
-                    }
-                    if is_module_file(&entry.name) {
-                        self.references(folder, &path, depth)?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Adds one file, with the content that a link to a file leads to.
-    pub(super) fn file(&mut self, path: &str) -> Result<(String, String), Error> {
-        let missing = || Error::Missing { path: path.to_owned() };
+    ///
+    /// # Errors
+    /// When it does not exist, or a link leads out of the repository or to a folder.
+    pub fn file(&mut self, path: &str) -> Result<(String, String), WalkError> {
+        let missing = || WalkError::Missing { path: path.to_owned() };
         let mut target = path.to_owned();
         // A chain of links is followed a few steps; a ring of them ends as missing.
         for _ in 0..8 {
@@ -168,53 +175,22 @@ impl<'f> Walk<'f> {
                     let link = self.files.read(&target)?;
                     let link = String::from_utf8_lossy(&link).into_owned();
                     let folder = target.rsplit_once('/').map_or("", |(folder, _)| folder);
-                    let outside = || Error::Outside { path: path.to_owned() };
+                    let outside = || WalkError::Outside { path: path.to_owned() };
                     if link.starts_with('/') {
                         return Err(outside());
                     }
                     target = join(folder, &link).ok_or_else(outside)?;
                 }
-                EntryKind::Folder if target != path => return Err(Error::LinkToFolder { path: path.to_owned() }),
+                EntryKind::Folder if target != path => return Err(WalkError::LinkToFolder { path: path.to_owned() }),
                 EntryKind::Folder | EntryKind::Other => return Err(missing()),
             }
         }
         Err(missing())
     }
-
-    /// Adds what a module's file names by a literal relative path, where the repository has it.
-    pub(super) fn references(&mut self, folder: &str, path: &str, depth: usize) -> Result<(), Error> {
-        let bytes = self.files.read(path)?;
-        let text = String::from_utf8_lossy(&bytes);
-        if folder == self.root && hcl::declares_backend(&text) {
-            self.declares_backend = true;
-        }
-        for (named, whole) in hcl::relative_paths(&text) {
-            let literal = if whole { named.as_str() } else { named.rsplit_once('/').map_or("", |(folder, _)| folder) };
-            let Some(target) = join(folder, literal) else { continue };
-            match self.files.entry(&target)?.map(|entry| entry.sort) {
-                // A path that is only partly literal, such as "../${x}", must not pull in the whole repository.
-                Some(EntryKind::Folder)
-                    if whole || !target.is_empty() && !format!("{folder}/").starts_with(&format!("{target}/")) =>
-                {
-                    self.look(&target)?;
-                    self.folder(&target, depth + 1)?;
-                }
-                Some(EntryKind::File | EntryKind::Program | EntryKind::Link) => {
-                    self.file(&target)?;
-                }
-                sort => drop(self.looked.entry(target).or_insert(sort.map(|sort| (sort, None)))),
-            }
-        }
-        Ok(())
-    }
-}
-
-pub(super) fn is_module_file(name: &str) -> bool {
-    [".tf", ".tf.json", ".tofu", ".tofu.json"].iter().any(|end| name.ends_with(end))
 }
 
 /// The path as seen from the root module: `main.tf`, `../../modules/vpc/main.tf`.
-pub(super) fn relative(root: &str, path: &str) -> String {
+fn relative(root: &str, path: &str) -> String {
     let from: Vec<&str> = root.split('/').filter(|p| !p.is_empty()).collect();
     let to: Vec<&str> = path.split('/').collect();
     let common = from.iter().zip(&to).take_while(|(one, two)| one == two).count();

@@ -4,9 +4,7 @@
 //! lets through. The file is a filter, never a source of arguments.
 //! Never proposes what no apply would change.
 
-pub mod adopt;
-pub mod adopt_cluster;
-pub mod adopt_objects;
+pub mod edit;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -399,6 +397,7 @@ mod tests {
         let object = |name: &str| {
             let mut action = one.actions[0].clone();
             action.r#do = "kubernetes.apply".into();
+            action.effect = crate::model::Effect::NONE;
             action.resources[0].resource = name.into();
             action.digest = Digest::of_json(&json!(name));
             action

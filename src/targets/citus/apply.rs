@@ -8,6 +8,7 @@
 //! *Race:* the daemon dies: its sessions end, but a move that Citus had begun goes on and keeps its own lock. Whoever comes
 //! next waits for that lock, looks, and does what is left.
 
+use crate::targets::citus::work::CitusWork;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
@@ -22,9 +23,7 @@ use crate::targets::citus::steps::Moving;
 use crate::targets::citus::steps::{Found, Step, Task};
 use crate::{
     model::{Backoff, InstanceId, Retry, citus::Address},
-    ports::{
-        Attached, CitusWork, Fence, Job, Observation, Prepared, Progress, ProgressEvent, TargetError, TargetErrorKind,
-    },
+    ports::{Attached, Fence, Job, Observation, Prepared, Progress, ProgressEvent, TargetError, TargetErrorKind},
 };
 
 /// The lock of a run; with the instance's own number.
@@ -77,7 +76,7 @@ pub(super) struct Applying<'a> {
 
 impl Citus {
     /// Takes the lock of the run, looks, and keeps what would be done.
-    pub(in crate::targets) async fn prepare(&self, job: &Job, work: &CitusWork) -> Result<Prepared, TargetError> {
+    pub(super) async fn prepare_work(&self, job: &Job, work: &CitusWork) -> Result<Prepared, TargetError> {
         let guard = self.session(job, Rights::Apply, "run").await?;
         let number = number(&job.instance);
         let since = Instant::now();
@@ -106,7 +105,7 @@ impl Citus {
     }
 
     /// Does what was prepared, as far as it still stands in the observation.
-    pub(in crate::targets) async fn apply(
+    pub(super) async fn apply_work(
         &self,
         job: &Job,
         work: &CitusWork,
@@ -133,13 +132,13 @@ impl Citus {
     }
 
     /// Makes a named restore point on every node; answers where it is in the coordinator's log.
-    pub(in crate::targets) async fn restore_point(&self, job: &Job, name: &str) -> Result<String, TargetError> {
+    pub(super) async fn create_restore_point(&self, job: &Job, name: &str) -> Result<String, TargetError> {
         let admin = self.session(job, Rights::Admin, "restore point").await?;
         Ok(admin.row("SELECT citus_create_restore_point($1)::text", &[&name]).await?.get(0))
     }
 
     /// Waits for an effect that goes on without the daemon that began it; then the world tells what became of it.
-    pub(in crate::targets) async fn attach(&self, job: &Job, progress: Progress) -> Result<Attached, TargetError> {
+    pub(super) async fn wait_for_effect(&self, job: &Job, progress: Progress) -> Result<Attached, TargetError> {
         let session = self.session(job, Rights::Apply, "run").await?;
         let number = number(&job.instance);
         let mut said = false;
@@ -192,7 +191,7 @@ impl Applying<'_> {
                 task => {
                     if matches!(task, Task::Rewrite { .. }) {
                         let name = format!("evenkeel_run_{}", self.fence.run.0);
-                        let at = self.this.restore_point(self.job, &name).await?;
+                        let at = self.this.create_restore_point(self.job, &name).await?;
                         (self.progress)(ProgressEvent::Step(format!("restore point `{name}` at {at}")));
                     }
                     (self.progress)(ProgressEvent::Step(format!(

@@ -17,6 +17,9 @@ use crate::{
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
+/// The prefix of the address of a node.
+pub(super) const NODE: &str = "node ";
+
 /// How long Citus is given to clean up after its moves.
 const LEFT_OVER_SECONDS_MAX: i64 = 3600;
 
@@ -92,7 +95,7 @@ fn nodes(this: &Compared<'_>, found: &mut Found) {
             None => {
                 let fields = vec![field("/shards", Value::Null, json!(holds))];
                 let task = Task::Add { address: node.address.clone(), holds };
-                found.step("citus_node", format!("node {name}"), Change::Create, fields, task);
+                found.step("citus_node", format!("{NODE}{name}"), Change::Create, fields, task);
             }
             Some(row) if !row.is_primary => {
                 found.refuse(|| format!("`{name}` is declared as a worker, and it is a secondary of the cluster"));
@@ -101,7 +104,7 @@ fn nodes(this: &Compared<'_>, found: &mut Found) {
                 let fields = vec![field("/active", json!(false), json!(true))];
                 found.step(
                     "citus_node",
-                    format!("node {name}"),
+                    format!("{NODE}{name}"),
                     Change::Update,
                     fields,
                     Task::Activate(node.address.clone()),
@@ -115,7 +118,7 @@ fn nodes(this: &Compared<'_>, found: &mut Found) {
         if holds != row.holds {
             let fields = vec![field("/shards", json!(row.holds), json!(holds))];
             let task = Task::Holds { address, holds };
-            found.step("citus_node", format!("node {}", row.name), Change::Update, fields, task);
+            found.step("citus_node", format!("{NODE}{}", row.name), Change::Update, fields, task);
         }
     }
 }
@@ -195,7 +198,7 @@ fn removals(this: &Compared<'_>, found: &mut Found) {
                 });
         }
         // Whether it holds shards was set right before, and is no part of what is approved here.
-        found.step("citus_node", format!("node {}", row.name), Change::Destroy, vec![], Task::Remove(address));
+        found.step("citus_node", format!("{NODE}{}", row.name), Change::Destroy, vec![], Task::Remove(address));
     }
 }
 

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use super::observe::Seen;
 use crate::{
-    domain::declaration::schema::{Citus, CitusNode, CitusNodeWith, Nodes},
     model::citus::{Address, Placement, RebalanceMode, Schema, Table, table_name},
+    targets::citus::declaration::{Citus, CitusNode, CitusNodeWith, Nodes},
 };
 
 /// The declaration of what was seen, and what it could not say.

@@ -9,11 +9,15 @@
 //! effect in the effect's own session, so that a move that went on without its daemon is waited for.
 
 mod access;
+mod adapter;
+mod adopt;
 mod apply;
 pub mod capacity;
 pub mod catalog;
+pub mod declaration;
 pub mod drift;
 mod init;
+mod kind;
 pub mod message;
 pub mod migrations;
 mod moving;
@@ -24,7 +28,9 @@ pub mod rebalance;
 pub mod steps;
 mod tables;
 mod watch;
+pub mod work;
 
+use crate::targets::citus::work::CitusWork;
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
@@ -34,13 +40,14 @@ use std::{
 use crate::targets::citus::steps::{Compared, Found, Memory};
 use access::Session;
 pub use access::{Login, Logins, Rights};
+pub use kind::CitusKind;
 use observe::Version;
 use parking_lot::Mutex;
 
 use super::concurrency::ConcurrencyLimit;
 use crate::{
     model::{InstanceId, Redactor, Retry},
-    ports::{CitusWork, InventoryStore, Job, Observation, TargetError, TargetErrorKind, Use},
+    ports::{InventoryStore, Job, Observation, TargetError, TargetErrorKind, Use},
 };
 
 /// A job that takes longer moves to the slow lane, where it does not delay others.
@@ -105,7 +112,7 @@ pub async fn declare(
     login: &Login,
     redactor: &Redactor,
     connection: &str,
-) -> Result<(crate::domain::declaration::schema::Citus, Vec<String>), String> {
+) -> Result<(declaration::Citus, Vec<String>), String> {
     let session = Session::open(login, "evenkeel init", redactor).await.map_err(|error| error.line())?;
     let seen = observe::look(&session, &CitusWork::default()).await.map_err(|error| error.line())?;
     Ok(init::declared(&seen, connection))
@@ -147,7 +154,7 @@ impl Citus {
     }
 
     /// Looks at an instance with the credentials of plan.
-    pub(super) async fn observe(&self, job: &Job, work: &CitusWork) -> Result<Observation, TargetError> {
+    async fn observe_work(&self, job: &Job, work: &CitusWork) -> Result<Observation, TargetError> {
         let Some(_slot) = self.lanes.take(&job.instance).await else {
             return Err(TargetError::new(TargetErrorKind::Lanes, "the target is closed"));
         };
@@ -198,13 +205,8 @@ impl Citus {
         Ok(self.keeper.keep(id, Some(&format!("{KEPT}{text}"))).await?)
     }
 
-    /// Waits until a fingerprint says that an instance may have changed.
-    pub(super) async fn changed(&self) -> InstanceId {
-        self.watches.changed().await
-    }
-
     /// Asks what is in flight to begin no further step; answers whether there was anything.
-    pub(super) fn interrupt(&self, id: &InstanceId) -> bool {
+    fn interrupt_effect(&self, id: &InstanceId) -> bool {
         let is_in_flight = self.in_flight.lock().contains(id);
         if is_in_flight {
             self.interrupted.lock().insert(id.clone());
@@ -213,16 +215,11 @@ impl Citus {
     }
 
     /// Moves what is kept for an instance to another name; answers whether it was kept here.
-    pub(super) async fn rename(&self, from: &InstanceId, to: &InstanceId) -> Result<bool, TargetError> {
+    async fn rename_records(&self, from: &InstanceId, to: &InstanceId) -> Result<(), TargetError> {
         self.watches.forget(from);
-        let Some(text) = self.keeper.kept(from).await?.filter(|text| text.starts_with(KEPT)) else { return Ok(false) };
+        let Some(text) = self.keeper.kept(from).await?.filter(|text| text.starts_with(KEPT)) else { return Ok(()) };
         self.keeper.keep(to, Some(&text)).await?;
         self.keeper.keep(from, None).await?;
-        Ok(true)
-    }
-
-    /// Forgets an instance.
-    pub(super) fn let_go(&self, id: &InstanceId) {
-        self.watches.forget(id);
+        Ok(())
     }
 }

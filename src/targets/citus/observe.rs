@@ -6,6 +6,7 @@
 //! *partial*, from which nothing may be concluded. Ids of Citus never leave a look.
 //! *Race:* a shard moves between the snapshot and the sizes: a placement without a size is looked at again, and then an error.
 
+use crate::targets::citus::work::CitusWork;
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
@@ -23,7 +24,7 @@ use crate::{
         Backoff, Retry,
         citus::{Address, BalanceBy, table_name},
     },
-    ports::{CitusWork, TargetError, TargetErrorKind},
+    ports::{TargetError, TargetErrorKind},
 };
 
 /// How often a look is begun anew because shards moved under it.

@@ -1,5 +1,6 @@
 //! The steps by which a cluster becomes what it is declared to be, and the comparison that finds them.
 
+use crate::targets::citus::work::CitusWork;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
@@ -10,7 +11,7 @@ use crate::{
         Change, Field, ResourceChange, Retry,
         citus::{Address, LayoutPlan},
     },
-    ports::{CitusWork, Observation, TargetError, TargetErrorKind},
+    ports::{Observation, TargetError, TargetErrorKind},
 };
 
 /// What a move makes in a second where nothing was measured here yet, in bytes: little, so that nothing runs over.

@@ -3,6 +3,7 @@
 //! Decides that credentials come from the daemon's configuration alone: an output may give an address and a certificate,
 //! and nothing that is run, read from a file or sent in the open.
 
+use crate::targets::kubernetes::work::KubernetesWork;
 use std::{path::PathBuf, time::Duration};
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -11,7 +12,7 @@ use secrecy::SecretString;
 
 use crate::{
     model::Retry,
-    ports::{KubernetesWork, TargetError, TargetErrorKind},
+    ports::{TargetError, TargetErrorKind},
 };
 
 /// Where a pod finds the certificate of its cluster.

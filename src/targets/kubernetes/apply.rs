@@ -8,6 +8,7 @@
 //! *Assumptions:* one run at a time applies an instance; the run lock sees to it.
 //! *Race:* the daemon dies anywhere in between: applying again does what is left, and the inventory has everything.
 
+use crate::targets::kubernetes::work::KubernetesWork;
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
@@ -32,10 +33,7 @@ use super::{
 };
 use crate::{
     model::{Backoff, Change, Retry},
-    ports::{
-        Diagnostic, Fence, Job, KubernetesWork, Observation, Prepared, Progress, ProgressEvent, TargetError,
-        TargetErrorKind,
-    },
+    ports::{Diagnostic, Fence, Job, Observation, Prepared, Progress, ProgressEvent, TargetError, TargetErrorKind},
 };
 
 /// How often an object that keeps changing is looked at again.
@@ -55,7 +53,7 @@ enum Stop {
 
 impl Kubernetes {
     /// Looks with the credentials of apply, and keeps what was found.
-    pub(in crate::targets) async fn prepare(&self, job: &Job, work: &KubernetesWork) -> Result<Prepared, TargetError> {
+    pub(super) async fn prepare_work(&self, job: &Job, work: &KubernetesWork) -> Result<Prepared, TargetError> {
         let mut looked = self.look(job, work, true).await.map_err(|mut error| {
             if error.kind == TargetErrorKind::NotThereYet {
                 // What an upstream just brought may take a moment to be served.
@@ -78,7 +76,7 @@ impl Kubernetes {
     }
 
     /// Does what was prepared, as far as it still stands in the observation.
-    pub(in crate::targets) async fn apply(
+    pub(super) async fn apply_work(
         &self,
         job: &Job,
         work: &KubernetesWork,

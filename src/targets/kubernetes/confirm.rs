@@ -3,6 +3,7 @@
 //! Decides, by a strict dry-run, what would change of an object that is not as it was; what somebody put beside it; and
 //! what of what is held is not declared any more.
 
+use crate::targets::kubernetes::work::KubernetesWork;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::atomic::{AtomicBool, Ordering},
@@ -25,7 +26,7 @@ use super::{
 };
 use crate::{
     model::{Change, ChangedBy, Field, InstanceId},
-    ports::{Job, KubernetesWork, TargetError, TargetErrorKind, Use},
+    ports::{Job, TargetError, TargetErrorKind, Use},
 };
 
 /// One look at an instance.

@@ -10,13 +10,18 @@
 //! *Race:* a credential file is replaced: the next look uses the new one.
 
 mod access;
+mod adapter;
+mod adopt;
 mod apply;
 mod client;
+mod closure;
 mod confirm;
+pub mod declaration;
 mod deletion;
 pub mod drift;
 pub mod fields;
 mod inventory;
+mod kind;
 mod kinds;
 mod live;
 pub mod local;
@@ -32,9 +37,11 @@ mod steps;
 mod substitute;
 mod verify;
 mod watch;
+pub mod work;
 
+use crate::targets::kubernetes::work::KubernetesWork;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -42,6 +49,7 @@ use std::{
 pub use access::Access;
 use client::Cluster;
 use inventory::Inventory;
+pub use kind::KubernetesKind;
 use kinds::{Kind, Kinds};
 use parking_lot::Mutex;
 use rendered::Rendered;
@@ -50,7 +58,7 @@ use super::concurrency::ConcurrencyLimit;
 use crate::{
     model::{InstanceId, Redactor, Seal},
     ports::TargetErrorKind,
-    ports::{InventoryStore, Job, KubernetesWork, Observation, TargetError, Use},
+    ports::{InventoryStore, Job, Observation, TargetError, Use},
 };
 
 /// A job that takes longer moves to the slow lane, where it does not delay others.
@@ -227,7 +235,7 @@ impl Kubernetes {
     }
 
     /// Looks at an instance. Where a watch says what changed, only that is read.
-    pub(super) async fn observe(&self, job: &Job, work: &KubernetesWork) -> Result<Observation, TargetError> {
+    async fn observe_work(&self, job: &Job, work: &KubernetesWork) -> Result<Observation, TargetError> {
         let Some(_slot) = self.lanes.take(&job.instance).await else {
             return Err(TargetError::new(TargetErrorKind::Lanes, "the target is closed"));
         };
@@ -345,31 +353,16 @@ impl Kubernetes {
         Ok(Some(looked.observation))
     }
 
-    /// Waits until the world says that an instance may have changed.
-    pub(super) async fn changed(&self) -> InstanceId {
-        self.watches.changed().await
-    }
-
-    /// Whether a watch saw something that nobody has looked at.
-    pub(super) fn is_suspect(&self, id: &InstanceId) -> bool {
-        !self.watches.suspects(id).is_empty()
-    }
-
     /// The names of the objects that a job declares, as far as the content alone says.
-    pub(super) async fn declares(&self, job: &Job, work: &KubernetesWork) -> Result<Vec<String>, TargetError> {
+    async fn declared_objects(&self, job: &Job, work: &KubernetesWork) -> Result<BTreeSet<String>, TargetError> {
         let (cluster, _) = self.cluster(job, work, false).await?;
         let kinds = cluster.kinds(client::KINDS_KNOWN).await?;
         let rendered = self.rendered(job, work, &kinds).await?;
         Ok(rendered.objects.iter().map(|object| object.key.to_string()).collect())
     }
 
-    /// Moves what is kept for an instance to another name.
-    pub(super) async fn rename(&self, from: &InstanceId, to: &InstanceId) -> Result<(), TargetError> {
-        self.rename_inventory(from, to).await
-    }
-
     /// Forgets what an instance holds; the objects stay.
-    pub(super) async fn let_go(&self, id: &InstanceId) {
+    async fn forget(&self, id: &InstanceId) {
         self.tracked.lock().remove(id);
         if let Err(error) = self.forget_inventory(id).await {
             tracing::warn!(instance = %id, %error, "could not forget an inventory");
@@ -398,15 +391,6 @@ impl Kubernetes {
         }
         self.keeper.keep(id, Some(&inventory::written(&inventory))).await?;
         self.inventories.lock().insert(id.clone(), Arc::new(inventory));
-        Ok(())
-    }
-
-    /// Moves what is kept to another name; nothing happens where that was done before.
-    async fn rename_inventory(&self, from: &InstanceId, to: &InstanceId) -> Result<(), TargetError> {
-        if let Some(inventory) = self.inventory(from).await? {
-            self.keep(to, (*inventory).clone()).await?;
-            self.forget_inventory(from).await?;
-        }
         Ok(())
     }
 

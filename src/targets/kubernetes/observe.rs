@@ -5,12 +5,14 @@
 //! *Guarantees:* what could not be read completely is an error, never *gone*; a dry-run changes nothing.
 //! *Race:* an object changes between list and dry-run: its version is in the precondition of what is then done.
 
+use crate::targets::kubernetes::work::KubernetesWork;
 use std::collections::{BTreeMap, BTreeSet};
 use std::{sync::Arc, time::Duration};
 
 use futures::future::FutureExt;
 use serde_json::Value;
 
+use super::plan::Details;
 use super::{
     Kubernetes,
     client::{Cluster, KINDS_AGAIN, KINDS_KNOWN, Refusal},
@@ -27,7 +29,7 @@ use super::{
 };
 use crate::{
     model::{Change, Overwrite, ResourceChange},
-    ports::{Job, KubernetesWork, Observation, TargetError, TargetErrorKind},
+    ports::{Job, Observation, TargetError, TargetErrorKind},
 };
 
 /// With more objects missing than this, only those that are not plainly as their schemas say are tried.
@@ -177,11 +179,13 @@ impl Kubernetes {
         gone.reverse();
         steps.extend(gone);
         observation.contested = contested.load(std::sync::atomic::Ordering::Relaxed);
+        let mut overwrites = BTreeMap::new();
         for step in &steps {
             observation.changes.push(step.shown());
             let overwrite = Overwrite { serial: None, uid: step.uid.clone(), resource_version: step.version.clone() };
-            observation.overwrites.insert(step.key.to_string(), overwrite);
+            overwrites.insert(step.key.to_string(), overwrite);
         }
+        observation.own = Some(Arc::new(Details { overwrites }));
         let steps = steps.into_iter().map(|step| (step.key.to_string(), step)).collect();
         Ok(Looked { observation, steps, stays, going, rendered, cluster, kinds, inventory: now })
     }

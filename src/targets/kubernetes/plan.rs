@@ -1,8 +1,10 @@
 //! Changes of objects to actions: one for each object (R2.2). Pure.
 
+use std::collections::BTreeMap;
+
 use crate::{
     domain::plan::action_digest,
-    model::{Action, Change, Effect, InstanceId},
+    model::{Action, Change, Effect, InstanceId, Overwrite},
     ports::Observation,
 };
 
@@ -11,8 +13,16 @@ pub const APPLY: &str = "kubernetes.apply";
 /// The operation of an action that deletes an object.
 pub const DELETE: &str = "kubernetes.delete";
 
+/// The details of an observation that only this kind reads.
+#[derive(Clone, Debug, Default)]
+pub struct Details {
+    /// The state of each object that its action overwrites.
+    pub overwrites: BTreeMap<String, Overwrite>,
+}
+
 /// The actions of an instance, in the order in which they are done.
 pub fn actions(id: &InstanceId, observation: &Observation) -> Vec<Action> {
+    let overwrites = observation.own::<Details>().map(|details| &details.overwrites);
     observation
         .changes
         .iter()
@@ -22,7 +32,7 @@ pub fn actions(id: &InstanceId, observation: &Observation) -> Vec<Action> {
             Action {
                 digest: action_digest(id, r#do, &resources),
                 r#do: r#do.into(),
-                precondition: observation.overwrites.get(&change.resource).cloned().unwrap_or_default(),
+                precondition: overwrites.and_then(|known| known.get(&change.resource)).cloned().unwrap_or_default(),
                 effect: Effect::NONE,
                 resources,
             }

@@ -5,6 +5,7 @@
 //! program to call and nothing of the daemon's environment, for a bounded time and a bounded output.
 //! *Invariant:* the same content gives the same objects: a chart that differs from one rendering to the next is refused.
 
+use crate::targets::kubernetes::work::{KubernetesWork, ManifestSource};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
@@ -18,6 +19,7 @@ use tokio::{io::AsyncReadExt, process::Command};
 
 use super::{
     Kubernetes,
+    closure::is_manifest,
     kinds::Kinds,
     manifest::{self, Read, Reader, Written},
     object::{self, COMPONENT, ENVIRONMENT, Key, rank},
@@ -25,9 +27,8 @@ use super::{
     substitute::substituted,
 };
 use crate::{
-    domain::declaration::manifests::is_manifest,
     model::{Digester, InstanceId},
-    ports::{Job, KubernetesWork, ManifestSource, TargetError, TargetErrorKind},
+    ports::{Job, TargetError, TargetErrorKind},
     targets::worktree,
 };
 

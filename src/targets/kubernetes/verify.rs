@@ -3,6 +3,7 @@
 //! Decides by the rules that kubectl and its like have in common: an object that a controller has not looked at yet is on
 //! its way; conditions say more; each kind of workload has its own. A Job that runs is on its way, not done.
 
+use crate::targets::kubernetes::work::KubernetesWork;
 use cel::{Context, Program};
 use serde_json::Value;
 
@@ -10,7 +11,7 @@ use super::{
     Kubernetes,
     object::{self, Key},
 };
-use crate::ports::{Health, Job, KubernetesWork, TargetError, TargetErrorKind};
+use crate::ports::{Health, Job, TargetError, TargetErrorKind};
 
 /// Kinds that have nothing to say about themselves.
 const SILENT: [&str; 14] = [
@@ -258,7 +259,7 @@ fn named(all: &[String]) -> String {
 
 impl Kubernetes {
     /// Whether everything that an instance declares came up, or is gone; of what did not, the first few, with the reason.
-    pub(in crate::targets) async fn health(&self, job: &Job, work: &KubernetesWork) -> Result<Health, TargetError> {
+    pub(super) async fn health_of_work(&self, job: &Job, work: &KubernetesWork) -> Result<Health, TargetError> {
         if work.destroy {
             let looked = self.look(job, work, false).await?;
             if let Some(step) = looked.steps.values().next() {

@@ -7,7 +7,8 @@
 //! moved on.
 //! *Assumptions:* one run at a time prepares and applies an instance; the run lock sees to it.
 
-use std::path::Path;
+use crate::targets::opentofu::work::TofuWork;
+use std::{path::Path, sync::Arc};
 
 use serde::Deserialize;
 
@@ -15,11 +16,12 @@ use super::{
     super::worktree,
     Tofu,
     observe::{PREPARED, Private},
+    plan::Details,
     program::{Read, Said, failure},
 };
 use crate::{
     model::{Digester, InstanceId, Retry},
-    ports::{Fence, Job, Observation, Prepared, Progress, TargetError, TargetErrorKind, TofuWork},
+    ports::{Fence, Job, Observation, Prepared, Progress, TargetError, TargetErrorKind},
 };
 
 /// How many copies of each instance's state are kept.
@@ -52,14 +54,16 @@ pub(super) fn applied(id: &InstanceId, said: Said) -> Result<(), TargetError> {
 
 impl Tofu {
     /// Plans with the credentials of apply, under the lock, and keeps the plan file for `apply`.
-    pub(in crate::targets) async fn prepare(&self, job: &Job, work: &TofuWork) -> Result<Prepared, TargetError> {
+    pub(super) async fn prepare_work(&self, job: &Job, work: &TofuWork) -> Result<Prepared, TargetError> {
         let ready = self.ready(job, work, true).await?;
         let mut observation = self.plan(job, work, &ready, true).await?;
         let ticket = Private(self.data_path(job).join(PREPARED));
         if observation.changes.is_empty() {
             return Ok(Prepared { observation, ticket: Box::new(()) });
         }
-        observation.serial = self.keep_state(job, &ready.root).await?;
+        let serial = self.keep_state(job, &ready.root).await?;
+        let origins = observation.own::<Details>().map(|details| details.origins.clone()).unwrap_or_default();
+        observation.own = Some(Arc::new(Details { serial, origins }));
         let failed = |error: std::io::Error| {
             TargetError::new(
                 TargetErrorKind::WorkTree,
@@ -71,7 +75,7 @@ impl Tofu {
     }
 
     /// Applies the plan that was prepared.
-    pub(in crate::targets) async fn apply(
+    pub(super) async fn apply_work(
         &self,
         job: &Job,
         work: &TofuWork,

@@ -9,9 +9,15 @@
 //! *Race:* the state changes between plan and apply: tofu refuses the saved plan, and the run plans again.
 //! *Race:* somebody holds the state lock: the wait is bounded, and the owner is named.
 
+mod adapter;
+mod adopt;
 mod apply;
+mod closure;
+pub mod declaration;
 pub mod drift;
 mod fields;
+pub mod hcl;
+mod kind;
 mod observe;
 mod origin;
 pub mod plan;
@@ -20,6 +26,7 @@ mod program;
 mod rename;
 mod supervised;
 mod verify;
+pub mod work;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -31,6 +38,7 @@ use std::{
 use parking_lot::Mutex;
 use secrecy::SecretString;
 
+pub use kind::OpenTofu;
 pub use program::version;
 
 use super::concurrency::ConcurrencyLimit;
@@ -100,7 +108,7 @@ impl Tofu {
     }
 
     /// Removes the files of values that a daemon before left lying about.
-    pub(super) fn take_over(&self) {
+    fn remove_leftovers(&self) {
         remove_left_values(&self.settings.data.join("work"));
     }
 
@@ -153,7 +161,7 @@ impl Tofu {
     }
 
     /// Removes the work trees of a pull request that is over.
-    pub(super) async fn forget_pull(&self, pull: PullNumber) {
+    async fn remove_pull(&self, pull: PullNumber) {
         let work = self.settings.data.join("work");
         let names = [Use::Pull(pull).to_string(), format!("data-{}", Use::Pull(pull))];
         let removed = tokio::task::spawn_blocking(move || {

@@ -6,6 +6,7 @@
 //! *Invariant:* variables stand in a file outside of the module, readable by the owner alone, and are removed
 //! afterwards; they come last on the command line, so that nothing in the repository beats them.
 
+use crate::targets::opentofu::work::TofuWork;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -20,7 +21,7 @@ use super::{
 use crate::targets::opentofu::plan_json::PlanJson;
 use crate::{
     model::{Digester, InstanceId, Retry},
-    ports::{Job, Observation, TargetError, TargetErrorKind, TofuWork},
+    ports::{Job, Observation, TargetError, TargetErrorKind},
 };
 
 /// The file by which a root module that declares no backend gets one.
@@ -67,7 +68,7 @@ impl Drop for Private {
 
 impl Tofu {
     /// Looks at an instance with the credentials of plan and without a lock.
-    pub(in crate::targets) async fn observe(&self, job: &Job, work: &TofuWork) -> Result<Observation, TargetError> {
+    pub(super) async fn observe_work(&self, job: &Job, work: &TofuWork) -> Result<Observation, TargetError> {
         let ready = self.ready(job, work, false).await?;
         self.plan(job, work, &ready, false).await
     }
@@ -295,7 +296,7 @@ impl Tofu {
             )
         })?;
         if !found && job.consumed {
-            observation.outputs = self.read_outputs(job, ready, apply).await?;
+            observation.outputs = self.outputs_of_state(job, ready, apply).await?;
         }
         Ok(observation)
     }

@@ -13,7 +13,16 @@ use crate::{
     ports::{Observation, Output},
 };
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
+
+/// The details of an observation that only this kind reads.
+#[derive(Clone, Debug, Default)]
+pub struct Details {
+    /// The serial of the state that was read.
+    pub serial: Option<u64>,
+    /// The variables that attributes come straight from, by resource and attribute.
+    pub origins: BTreeMap<String, BTreeMap<String, String>>,
+}
 
 /// Reads a plan; sensitive values are masked.
 ///
@@ -68,7 +77,7 @@ pub fn observation(plan: &PlanJson, seal: &Seal, redactor: &Redactor) -> Result<
             .is_some_and(Module::holds_anything);
     Ok(Observation {
         adopt_only: drift::adopt_only(plan, &changes, seal, redactor),
-        origins: origin::of(&plan.configuration, &changes),
+        own: Some(Arc::new(Details { serial: None, origins: origin::of(&plan.configuration, &changes) })),
         changes,
         outputs,
         holds_anything,
@@ -155,7 +164,10 @@ pub fn actions(id: &InstanceId, observation: &Observation) -> Vec<Action> {
     vec![Action {
         digest: action_digest(id, "tofu.apply", &resources),
         r#do: if refreshes { REFRESH } else { "tofu.apply" }.into(),
-        precondition: Overwrite { serial: observation.serial, ..Overwrite::default() },
+        precondition: Overwrite {
+            serial: observation.own::<Details>().and_then(|details| details.serial),
+            ..Overwrite::default()
+        },
         effect: Effect::ATOMIC,
         resources,
     }]

@@ -182,8 +182,8 @@ impl Tofu {
         set("TF_IN_AUTOMATION", "1".into());
         set("TF_INPUT", "0".into());
         set("CHECKPOINT_DISABLE", "1".into());
-        if let crate::ports::Work::Tofu(work) = &job.work {
-            set("TF_WORKSPACE", work.workspace.clone());
+        if let Some(workspace) = job.target.declared.get("workspace").and_then(Value::as_str) {
+            set("TF_WORKSPACE", workspace.to_owned());
         }
         if let Some(connection) = &job.connection {
             let given = (self.settings.credentials)(&job.instance, connection, apply).map_err(|why| TargetError {

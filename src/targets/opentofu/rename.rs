@@ -15,7 +15,7 @@ const KEPT: [&str; 3] = ["states", "state-copies", "work"];
 
 impl Tofu {
     /// Moves an own state, the copies of states and the work tree to another name.
-    pub(in crate::targets) fn rename(&self, from: &InstanceId, to: &InstanceId) -> Result<(), TargetError> {
+    pub(super) fn rename_folders(&self, from: &InstanceId, to: &InstanceId) -> Result<(), TargetError> {
         let below = |kept: &str, id: &InstanceId| {
             self.settings.data.join(kept).join(id.environment.as_str()).join(id.component.as_str())
         };
@@ -45,7 +45,7 @@ impl Tofu {
     }
 
     /// Forgets where an instance kept its state.
-    pub(in crate::targets) fn let_go(&self, id: &InstanceId) {
+    pub(super) fn remove_work_tree(&self, id: &InstanceId) {
         self.backends.lock().retain(|_, known| known != id);
         let path = self.instance_path(id);
         if path.exists()

@@ -6,6 +6,7 @@
 //! only where it is proved that a process of ours took it and that nobody of it is left.
 //! *Race:* the daemon dies after the order and before the start: nobody holds the spool, and nothing was done.
 
+use crate::targets::opentofu::work::TofuWork;
 use std::{fs::File, path::Path};
 
 use chrono::{DateTime, Utc};
@@ -18,7 +19,7 @@ use super::{
 use crate::{
     adapters::supervisor::{self, Begun, End, Order, Spool, Standing},
     model::{InstanceId, Retry},
-    ports::{Attached, Fence, Job, Progress, TargetError, TargetErrorKind, TofuWork},
+    ports::{Attached, Fence, Job, Progress, TargetError, TargetErrorKind},
 };
 
 /// The folder of an instance's spool.
@@ -130,7 +131,7 @@ impl Tofu {
     }
 
     /// Waits for an apply that was begun under a fence before the daemon died.
-    pub(in crate::targets) async fn attach(
+    pub(super) async fn attach_process(
         &self,
         id: &InstanceId,
         fence: Fence,
@@ -166,7 +167,7 @@ impl Tofu {
     }
 
     /// Asks an apply that is in flight to end as soon as it safely can.
-    pub(in crate::targets) async fn interrupt(&self, id: &InstanceId) -> Result<bool, TargetError> {
+    pub(super) async fn interrupt_process(&self, id: &InstanceId) -> Result<bool, TargetError> {
         let asked = self.spool(id).interrupt().await;
         asked.map_err(|error| {
             TargetError::new(TargetErrorKind::Supervisor, format!("could not interrupt `{id}`: {error}"))
@@ -203,7 +204,7 @@ impl Tofu {
     }
 
     /// Releases the state lock, whoever has it.
-    pub(in crate::targets) async fn unlock(&self, job: &Job, work: &TofuWork) -> Result<Option<String>, TargetError> {
+    pub(super) async fn unlock_state(&self, job: &Job, work: &TofuWork) -> Result<Option<String>, TargetError> {
         let ready = self.ready(job, work, true).await?;
         // Planning is how tofu says who has the lock; it writes nothing.
         let arguments = ["plan", "-json", "-input=false", "-refresh=false", "-lock-timeout=0s"].map(str::to_owned);

@@ -1,5 +1,6 @@
 //! What an instance gives to others after an apply: its live outputs.
 
+use crate::targets::opentofu::work::TofuWork;
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
@@ -10,7 +11,7 @@ use super::{
     observe::Ready,
     program::{Read, failure},
 };
-use crate::ports::{Job, Output, TargetError, TargetErrorKind, TofuWork};
+use crate::ports::{Job, Output, TargetError, TargetErrorKind};
 
 #[derive(Deserialize)]
 struct RawOutput {
@@ -21,16 +22,16 @@ struct RawOutput {
 
 impl Tofu {
     /// The live outputs of an instance.
-    pub(in crate::targets) async fn outputs(
+    pub(super) async fn read_outputs(
         &self,
         job: &Job,
         work: &TofuWork,
     ) -> Result<BTreeMap<String, Output>, TargetError> {
         let ready = self.ready(job, work, false).await?;
-        self.read_outputs(job, &ready, false).await
+        self.outputs_of_state(job, &ready, false).await
     }
 
-    pub(super) async fn read_outputs(
+    pub(super) async fn outputs_of_state(
         &self,
         job: &Job,
         ready: &Ready,

@@ -585,6 +585,7 @@ async fn start(
         store: store.clone(),
         repository: Arc::new(repository.in_life(Arc::clone(life))),
         target: Arc::new(world.in_life(Arc::clone(life), store)),
+        probe: Arc::new(world.clone()),
         forge: Some(Arc::new(forge.in_life(Arc::clone(life)))),
         clock: Arc::clone(clock) as _,
         seal: Arc::clone(seal),

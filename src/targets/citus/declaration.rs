@@ -5,11 +5,15 @@ use std::{collections::BTreeMap, sync::Arc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{closure::Source, node, node::Node};
+use crate::domain::declaration::{
+    node::{self, Node},
+    walk::{Closure, Looked, Walk, WalkError, inside},
+};
 use crate::model::{
-    Place, Problem,
+    Digester, Place, Problem,
     citus::{Address, Capacity, Moves, Pin, Placement, Schema, Table},
 };
+use crate::ports::{EntryKind, Files};
 
 /// The shard layout of a Citus cluster; whatever it says nothing about is left as it is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -84,11 +88,26 @@ fn yes() -> bool {
     true
 }
 
-impl Citus {
-    /// The files of the component besides its declaration.
-    pub fn source(&self) -> Source {
-        Source::Migrations(self.migrations.clone())
+/// Collects the closure of a folder of migrations, or of none.
+pub(super) fn closure(files: &dyn Files, folder: Option<&str>, looked: &mut Looked) -> Result<Closure, WalkError> {
+    let Some(folder) = folder else {
+        return Ok(Closure { digest: Some(Digester::new("closure").finish()), ..Closure::default() });
+    };
+    let folder = inside(folder)?;
+    let mut walk = Walk::new(files, &folder, looked);
+    if walk.look(&folder)?.is_none_or(|entry| entry.sort != EntryKind::Folder) {
+        return Err(WalkError::Missing { path: folder });
     }
+    for entry in files.list(&folder)? {
+        let path = format!("{folder}/{}", entry.name);
+        match entry.sort {
+            EntryKind::File | EntryKind::Program | EntryKind::Link if entry.name.ends_with(".sql") => {
+                drop(walk.file(&path)?)
+            }
+            _ => {}
+        }
+    }
+    walk.close(&[])
 }
 
 /// Validates the declaration beyond its schema.

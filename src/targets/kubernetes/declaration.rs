@@ -6,7 +6,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::closure::Source;
 use crate::model::{Duration, ids::Malformed};
 
 /// How long what was applied may take to come up where nothing says so.
@@ -188,16 +187,5 @@ impl Kubernetes {
     /// How long what was applied may take to come up; nothing where nobody waits.
     pub fn waits(&self) -> std::time::Duration {
         self.wait.map_or(Some(WAIT), |wait| wait.0).map_or(std::time::Duration::ZERO, Duration::std)
-    }
-    /// What the objects are made from; nothing where it is not exactly one thing.
-    pub fn source(&self) -> Option<Source> {
-        match (&self.manifests, &self.kustomize, &self.helm) {
-            (Some(path), None, None) => Some(Source::Manifests(path.clone())),
-            (None, Some(path), None) => Some(Source::Kustomize(path.clone())),
-            (None, None, Some(helm)) => {
-                Some(Source::Helm { chart: helm.chart.clone(), value_files: helm.value_files.clone() })
-            }
-            _ => None,
-        }
     }
 }

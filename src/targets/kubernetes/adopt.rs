@@ -10,15 +10,87 @@ use serde_json::Value;
 use yamlpatch::{Op, Patch, apply_yaml_patches};
 use yamlpath::{Component as Step, Route};
 
-use super::adopt::document;
-use crate::{domain::declaration::node, model::Field};
+use super::{closure::is_manifest, declaration::Kubernetes};
+use crate::{
+    domain::{
+        declaration::node,
+        kind::{Adoption, Edits},
+        remediation::edit::document,
+    },
+    model::{Change, Field, ResourceChange},
+    ports::join,
+};
+
+/// Edits the files that declare the fields of objects, each at the narrowest place that concerns this instance alone.
+pub(super) fn adopt(
+    adoption: &Adoption<'_>,
+    declared: &Kubernetes,
+    changes: &[ResourceChange],
+    edits: &mut dyn Edits,
+) -> Result<(), String> {
+    for change in changes {
+        let name = &change.resource;
+        match change.change {
+            Change::Update => {}
+            Change::Create => return Err(format!("`{name}` is gone; remove its declaration if that is meant")),
+            _ => return Err(format!("`{name}` is not a matter of its fields; change its declaration")),
+        }
+        // From the end, so that the places of list items stay what they are.
+        for field in change.fields.iter().rev() {
+            if field.sensitive {
+                return Err(format!("`{}` of `{name}` is sensitive, and no file may say it", field.path));
+            }
+            edit_field(adoption, declared, name, field, edits)?;
+        }
+    }
+    Ok(())
+}
+
+fn edit_field(
+    adoption: &Adoption<'_>,
+    declared: &Kubernetes,
+    name: &str,
+    field: &Field,
+    edits: &mut dyn Edits,
+) -> Result<(), String> {
+    let kind = name.split(['.', '/']).next().unwrap_or_default();
+    let object = name.rsplit('/').next().unwrap_or_default();
+    let (mut paths, values): (Vec<String>, bool) = match &declared.helm {
+        Some(helm) => (helm.value_files.iter().rev().filter_map(|path| join("", path)).collect(), true),
+        None => (adoption.files.iter().filter(|path| is_manifest(path)).cloned().collect(), false),
+    };
+    if let Some(folder) = &declared.kustomize {
+        // An overlay belongs to this instance only.
+        let folder = format!("{}/", join("", folder).unwrap_or_default());
+        paths.sort_by_key(|path| !path.starts_with(&folder));
+    }
+    let mut why = None;
+    for path in paths {
+        let Ok(text) = edits.read(&path) else { continue };
+        let edited = if values { edit_values(&text, field) } else { edit_object(&text, kind, object, field) };
+        match edited {
+            Ok(None) => {}
+            Err(reason) => why = Some(format!("`{path}`: {reason}")),
+            Ok(Some(edited)) => {
+                if edits.write_own(&path, edited) {
+                    return Ok(());
+                }
+                why = Some(format!("`{path}`, which says it, is what other instances are made from as well"));
+            }
+        }
+    }
+    Err(why.unwrap_or_else(|| {
+        let what = if values { "no one value of its files of values is" } else { "no file of its own says" };
+        format!("{what} `{}` of `{name}`; change what it is made from", field.path)
+    }))
+}
 
 /// The file of a manifest or patch with what was observed of a field of an object; nothing where it does not say that
 /// field of that object.
 ///
 /// # Errors
 /// Why it can't be edited, in a sentence.
-pub fn edit_object(text: &str, kind: &str, name: &str, field: &Field) -> Result<Option<String>, String> {
+fn edit_object(text: &str, kind: &str, name: &str, field: &Field) -> Result<Option<String>, String> {
     let (nodes, problems) = node::read(&"manifest.yaml".into(), text.as_bytes());
     if let Some(problem) = problems.first() {
         return Err(format!("it can't be read: {problem}"));
@@ -56,7 +128,7 @@ pub fn edit_object(text: &str, kind: &str, name: &str, field: &Field) -> Result<
 ///
 /// # Errors
 /// Why it can't be edited, in a sentence.
-pub fn edit_values(text: &str, field: &Field) -> Result<Option<String>, String> {
+fn edit_values(text: &str, field: &Field) -> Result<Option<String>, String> {
     let (Some(observed), Some(declared)) = (&field.before, &field.after) else { return Ok(None) };
     let (nodes, _) = node::read(&"values.yaml".into(), text.as_bytes());
     let mut places = vec![];

@@ -6,9 +6,9 @@
 
 use serde_json::Value;
 
-use super::adopt::{Way, declaration};
+use super::declaration::Citus;
 use crate::{
-    domain::declaration::schema::Citus,
+    domain::remediation::edit::{Way, edit_component},
     model::{Change, EnvironmentName, ResourceChange, citus::whole_name},
 };
 
@@ -37,7 +37,7 @@ fn colocation(citus: &Citus, table: &str, beside: Option<&Value>) -> Result<Valu
 ///
 /// # Errors
 /// The reason for which a value can't be declared.
-pub fn edit_cluster(
+pub(super) fn edit_cluster(
     text: &str,
     component: &str,
     environment: &EnvironmentName,
@@ -49,7 +49,7 @@ pub fn edit_cluster(
         let name = &change.resource;
         let observed = |path: &str| change.fields.iter().find(|field| field.path == path);
         let mut set = |way: Vec<Way>, key: &str, value: &Value| -> Result<(), String> {
-            edited = declaration(&edited, component, environment, &way, key, value)?;
+            edited = edit_component(&edited, component, "citus", environment, &way, key, value)?;
             Ok(())
         };
         match (change.r#type.as_str(), change.change) {

@@ -4,21 +4,25 @@
 //! environment. Comments, order and everything else of a file stay. Never edits a module, and never a value that comes from an
 //! output: whoever applies that upstream again would undo it.
 
-use std::{borrow::Cow, collections::BTreeMap, str::FromStr};
+use std::{collections::BTreeMap, str::FromStr};
 
 use hcl_edit::{Decorate, expr::Expression, structure::Body};
 use serde_json::Value;
-use yamlpatch::{Op, Patch, apply_yaml_patches};
-use yamlpath::{Component as Step, Route};
 
+use super::declaration::Tofu;
 use crate::{
-    domain::declaration::{node, schema::Tofu},
+    domain::{
+        declaration::node,
+        kind::{Adoption, Edits},
+        remediation::edit::{Way, document, escaped, set},
+    },
     model::{Change, EnvironmentName, Field, ResourceChange, change::MASKED},
+    ports::{EntryKind, Files, join},
 };
 
 /// A value that a variable takes.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Adopted {
+pub(super) struct Adopted {
     /// The variable.
     pub variable: String,
     /// Where in its value, as the keys that lead there; empty for the whole.
@@ -31,7 +35,7 @@ pub struct Adopted {
 ///
 /// # Errors
 /// For each resource that no variable could declare, why.
-pub fn adopted(
+pub(super) fn adopted(
     changes: &[ResourceChange],
     origins: &BTreeMap<String, BTreeMap<String, String>>,
 ) -> Result<Vec<Adopted>, String> {
@@ -106,8 +110,46 @@ fn step<'v>(value: &'v mut Value, key: &str) -> Option<&'v mut Value> {
     }
 }
 
+/// The files of variables that tofu reads by itself, those that win first.
+fn files_of_variables(content: &dyn Files, root: &str) -> Vec<String> {
+    let entries = content.list(root).unwrap_or_default();
+    let names = entries.into_iter().filter(|entry| entry.sort == EntryKind::File).map(|entry| entry.name);
+    let mut names: Vec<String> =
+        names.filter(|name| name.ends_with(".auto.tfvars") || name == "terraform.tfvars").collect();
+    names.sort_by_key(|name| (name.ends_with(".auto.tfvars"), name.clone()));
+    names.into_iter().rev().filter_map(|name| join(root, &name)).collect()
+}
+
+/// Edits a value at the narrowest place that concerns this instance alone.
+pub(super) fn edit(
+    adoption: &Adoption<'_>,
+    tofu: &Tofu,
+    adopted: &Adopted,
+    edits: &mut dyn Edits,
+) -> Result<(), String> {
+    if !tofu.variables.contains_key(&adopted.variable) {
+        let root = join("", &tofu.root).unwrap_or_default();
+        let listed = tofu.var_files.iter().rev().filter_map(|path| join("", path));
+        for path in listed.chain(files_of_variables(edits.content(), &root)) {
+            let Ok(text) = edits.read(&path) else { continue };
+            let Ok(Some(edited)) = edit_tfvars(&text, adopted) else { continue };
+            // A file that other instances use as well would change them.
+            if edits.write_own(&path, edited) {
+                return Ok(());
+            }
+            break;
+        }
+    }
+    let path = edits.declaration()?;
+    let text = edits.read(&path)?;
+    let (component, environment) = (adoption.instance.component.as_str(), &adoption.instance.environment);
+    let edited = Declared { text: &text, component, environment, tofu }.edit(adopted)?;
+    edits.write(&path, edited);
+    Ok(())
+}
+
 /// The declaration of a component, with its file.
-pub struct Declared<'d> {
+pub(super) struct Declared<'d> {
     /// The text of its file.
     pub text: &'d str,
     /// Its name.
@@ -124,7 +166,7 @@ impl Declared<'_> {
     ///
     /// # Errors
     /// Why it can't be edited, in a sentence.
-    pub fn edit(&self, adopted: &Adopted) -> Result<String, String> {
+    pub(super) fn edit(&self, adopted: &Adopted) -> Result<String, String> {
         let (nodes, _) = node::read(&"component.yaml".into(), self.text.as_bytes());
         let is_it = |node: &node::Node| {
             node.get("kind").and_then(node::Node::text) == Some("Component")
@@ -154,122 +196,11 @@ impl Declared<'_> {
     }
 }
 
-/// A step into a declaration.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// A key of a mapping.
-    Key(String),
-    /// An item of a list.
-    Item(usize),
-}
-
-/// The file of a component's declaration with another value of a field that it says for one environment alone.
-pub(super) fn declaration(
-    text: &str,
-    component: &str,
-    environment: &EnvironmentName,
-    way: &[Way],
-    key: &str,
-    value: &Value,
-) -> Result<String, String> {
-    let (nodes, _) = node::read(&"component.yaml".into(), text.as_bytes());
-    let is_it = |node: &node::Node| {
-        node.get("kind").and_then(node::Node::text) == Some("Component")
-            && node.get("metadata").and_then(|m| m.get("name")).and_then(node::Node::text) == Some(component)
-    };
-    let Some(at) = nodes.iter().position(is_it) else {
-        return Err(format!("the declaration of `{component}` can't be found in its file"));
-    };
-    let spec = nodes[at].get("spec").map(node::Node::to_json).unwrap_or_default();
-    let single = spec["environments"].as_array().is_some_and(|names| names.len() == 1);
-    if !single || !spec["overrides"][environment.as_str()]["citus"].is_null() {
-        return Err(format!(
-            "`{component}` says it for several environments, or in `overrides`; change its declaration"
-        ));
-    }
-    let starts: Vec<usize> = nodes.iter().map(|node| node.at.line as usize).collect();
-    let (before, text, after) = document(text, &starts, at);
-    let whole: Vec<Way> =
-        ["spec", "citus"].map(|key| Way::Key(key.into())).into_iter().chain(way.iter().cloned()).collect();
-    let edited = set(text, &whole, key, &escaped(value))?;
-    Ok(format!("{before}{edited}{after}"))
-}
-
-/// A value as a declaration says it: `${` begins a reference there.
-fn escaped(value: &Value) -> Value {
-    match value {
-        Value::String(text) => text.replace("${", "$${").into(),
-        Value::Array(items) => items.iter().map(escaped).collect(),
-        Value::Object(map) => map.iter().map(|(key, value)| (key.clone(), escaped(value))).collect(),
-        other => other.clone(),
-    }
-}
-
-/// The text before a document, the document, and the text behind it; `---` belongs to neither.
-pub(super) fn document<'t>(text: &'t str, starts: &[usize], at: usize) -> (&'t str, &'t str, &'t str) {
-    let lines: Vec<usize> = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
-    let line = |number: usize| text[lines[number]..].lines().next().unwrap_or_default();
-    // A separator ends one document and begins the next.
-    let separators: Vec<usize> = (0..lines.len()).filter(|number| line(*number).starts_with("---")).collect();
-    let first = starts.get(at).map_or(0, |line| line - 1);
-    let begin = separators
-        .iter()
-        .rev()
-        .find(|line| **line <= first)
-        .map_or(0, |line| lines.get(line + 1).copied().unwrap_or(text.len()));
-    let end = separators.iter().find(|line| **line > first).map_or(text.len(), |line| lines[*line]);
-    (&text[..begin], &text[begin..end], &text[end..])
-}
-
-/// Sets a key at the end of a way of keys, which is made as far as it is missing.
-fn set(text: &str, way: &[Way], key: &str, value: &Value) -> Result<String, String> {
-    let failed = |error: &dyn std::fmt::Display| format!("its file can't be edited by a program: {error}");
-    let document = yamlpath::Document::new(text).map_err(|error| failed(&error))?;
-    let steps = |way: &[Way]| -> Route<'static> {
-        let step = |way: &Way| match way {
-            Way::Key(key) => Step::Key(Cow::Owned(key.clone())),
-            Way::Item(at) => Step::Index(*at),
-        };
-        way.iter().map(step).collect::<Vec<_>>().into()
-    };
-    let whole: Vec<Way> = way.iter().cloned().chain([Way::Key(key.to_owned())]).collect();
-    let there = (0..=whole.len()).rev().find(|length| *length == 0 || document.query_exists(&steps(&whole[..*length])));
-    let there = there.unwrap_or(0);
-    let empty = serde_yaml::Value::Mapping(serde_yaml::Mapping::new());
-    // The mappings that are missing are made one within the other, and the value in the last of them.
-    let mut patches = vec![];
-    for at in there..whole.len() {
-        let value = if at + 1 == whole.len() { serde_yaml::Value::from(0) } else { empty.clone() };
-        let Way::Key(key) = whole[at].clone() else { return Err(failed(&"it has no such item")) };
-        patches.push(Patch { route: steps(&whole[..at]), operation: Op::Add { key, value } });
-    }
-    let made = match &patches[..] {
-        [] => document,
-        patches => apply_yaml_patches(&document, patches).map_err(|error| failed(&error))?,
-    };
-    // JSON is YAML in every style, and a text stays a text in it.
-    let place = made.query_exact(&steps(&whole)).map_err(|error| failed(&error))?;
-    let Some((from, to)) = place.map(|place| place.location.byte_span) else {
-        return Err(failed(&format!("`{key}` has no value")));
-    };
-    let mut edited = made.source().to_owned();
-    edited.replace_range(from..to, &value.to_string());
-    let (nodes, problems) = node::read(&"component.yaml".into(), edited.as_bytes());
-    let read = whole.iter().try_fold(nodes.first().map(node::Node::to_json).unwrap_or_default(), |at, way| match way {
-        Way::Key(key) => at.get(key).cloned(),
-        Way::Item(item) => at.get(item).cloned(),
-    });
-    if !problems.is_empty() || read.as_ref() != Some(value) {
-        return Err(failed(&format!("`{key}` would not be read back as it was written")));
-    }
-    Ok(edited)
-}
-
 /// A file of variables with a variable's new value; nothing where it does not set it.
 ///
 /// # Errors
 /// Why it can't be edited, in a sentence.
-pub fn edit_tfvars(text: &str, adopted: &Adopted) -> Result<Option<String>, String> {
+pub(super) fn edit_tfvars(text: &str, adopted: &Adopted) -> Result<Option<String>, String> {
     let mut body = Body::from_str(text).map_err(|error| format!("it can't be read: {error}"))?;
     let Some(mut attribute) = body.get_attribute_mut(&adopted.variable) else { return Ok(None) };
     let current = json(attribute.get().value.to_string().trim());
