@@ -1,9 +1,9 @@
-//! Evenkeel, an event-driven GitOps reconciler for OpenTofu, Kubernetes and Citus.
+//! Implements Evenkeel, an event-driven GitOps reconciler for OpenTofu, Kubernetes and Citus.
 //!
-//! The layers, from the top. A layer uses the layers below it, never one above (`tests/tidy.rs`):
-//! entry points (`cli`, `server`, `config`, `telemetry`), controllers (`controller`), adapters and targets (`adapters`,
-//! `targets`), the pure domain (`domain`), and the types and traits that all share (`model`, `ports`). `forge` is the
-//! embedded GitHub-compatible server, a program of its own that nothing but `cli` imports. See `ARCHITECTURE.md`.
+//! The layers, from the top. A layer uses the layers below it, never one above (`tests/tidy.rs`): entry points
+//! (`cli`, `server`, `config`, `telemetry`), controllers (`controller`), adapters and targets (`adapters`,
+//! `targets`), the pure domain (`domain`), and the shared types and traits (`model`, `ports`). `forge` is the
+//! embedded GitHub-compatible server, a separate program that only `cli` imports. See `ARCHITECTURE.md`.
 
 pub mod adapters;
 pub mod cli;

@@ -1,6 +1,6 @@
-//! The program: parses the command line and calls a door.
+//! Runs the program: parses the command line and calls an entry point.
 
-/// Gives memory back after a large apply, where the system's keeps what was once needed.
+/// Returns memory to the operating system after a large apply; the system's allocator keeps its peak size.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -1,4 +1,4 @@
-//! Logs: to stderr, through the one sink that masks secrets.
+//! Writes logs to stderr, through the sink that masks secrets.
 
 use std::io::{self, Write};
 
@@ -6,7 +6,7 @@ use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
 use crate::{config::Telemetry, model::Redactor};
 
-/// Writes to stderr what the redactor lets through.
+/// A writer to stderr that masks secrets with the redactor.
 #[derive(Clone)]
 pub struct Redacted(Redactor);
 
@@ -17,7 +17,7 @@ impl<'w> MakeWriter<'w> for Redacted {
     }
 }
 
-/// One event, masked and written when it is complete.
+/// One event, masked and written once it is complete.
 pub struct Line {
     redactor: Redactor,
     text: Vec<u8>,
@@ -36,7 +36,7 @@ impl Write for Line {
 impl Drop for Line {
     fn drop(&mut self) {
         let text = self.redactor.redact(&String::from_utf8_lossy(&self.text));
-        // Nobody is left to tell when stderr is gone.
+        // If stderr is closed, there is no other place to report the error.
         drop(io::stderr().lock().write_all(text.as_bytes()));
     }
 }
@@ -44,7 +44,7 @@ impl Drop for Line {
 /// Starts logging, once for the process.
 pub fn start(telemetry: &Telemetry, redactor: &Redactor) {
     let filter = EnvFilter::try_new(&telemetry.log).unwrap_or_else(|_| EnvFilter::new("info"));
-    // What an API server refuses is told where it was asked.
+    // The caller reports errors of an API server, so its client does not log them again.
     let filter = match "kube_client=off".parse() {
         Ok(directive) if !telemetry.log.contains("kube_client") => filter.add_directive(directive),
         _ => filter,
@@ -55,6 +55,6 @@ pub fn start(telemetry: &Telemetry, redactor: &Redactor) {
         .with_ansi(false)
         .with_target(false);
     let started = if telemetry.format == "json" { builder.json().try_init() } else { builder.try_init() };
-    // A second start in one process, as in tests, keeps the first.
+    // A second start in one process, as in tests, keeps the first subscriber.
     drop(started);
 }

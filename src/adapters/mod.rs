@@ -1,6 +1,7 @@
-//! The only code that knows git, GitHub, the database and other processes.
+//! Contains the only code that accesses git, GitHub, the database and other processes.
 //!
-//! *Architecture invariant:* types of third-party clients (octocrab, git2, sqlx) stay in here and in `targets`.
+//! *Architecture invariant:* types of third-party clients (octocrab, git2, sqlx) stay in this module and in
+//! `targets`.
 
 pub mod git;
 pub mod github;

@@ -1,4 +1,4 @@
-//! `evenkeel apply` and `evenkeel propose`.
+//! Implements `evenkeel apply` and `evenkeel propose`.
 
 use std::{
     collections::BTreeMap,
@@ -20,35 +20,35 @@ use crate::{
     server::{CommandRequest, Started},
 };
 
-/// How often a run is asked about.
+/// The interval at which the command polls a run.
 const POLL: Duration = Duration::from_millis(250);
 
-/// Apply what is pending on the branch.
+/// Apply the pending changes of the branch.
 #[derive(Args, Debug)]
 pub(crate) struct Apply {
-    /// Which instances, such as `staging`
+    /// The instances, such as `staging`
     selector: Vec<String>,
-    /// Don't ask
+    /// Do not ask for confirmation
     #[arg(long, short)]
     yes: bool,
     /// Show the plan and stop
     #[arg(long)]
     dry_run: bool,
-    /// Don't wait for the run to end
+    /// Do not wait for the run to end
     #[arg(long)]
     no_wait: bool,
-    /// Run a merged remediation that waits
+    /// Run a merged remediation that waits for authorization
     #[arg(long, value_name = "NAME")]
     remediation: Option<ComponentName>,
 }
 
-/// Look at the world now and open pull requests that revert what drifted.
+/// Observe the targets and open pull requests that revert drift.
 #[derive(Args, Debug)]
 pub(crate) struct Propose {
-    /// Put what is pending to review, instead of what drifted
+    /// Propose the pending changes instead of the drift
     #[arg(long)]
     apply: bool,
-    /// Which instances, such as `staging`; all where it is not given
+    /// The instances, such as `staging`; all if it is not given
     selector: Vec<String>,
 }
 
@@ -110,7 +110,7 @@ pub(super) async fn run(global: &Global, args: &Apply) -> Done {
     follow_all(global, "apply", &started.runs).await
 }
 
-/// Shows runs until they end or wait for somebody.
+/// Shows runs until they end or wait for authorization.
 pub(super) async fn follow_all(global: &Global, command: &str, runs: &[RunId]) -> Done {
     let client = Client::new(global)?;
     let (mut code, mut ended) = (0, vec![]);
@@ -149,7 +149,7 @@ fn eprint_flush(text: &str) {
     drop(out.flush());
 }
 
-/// Shows a run until it ends or waits for somebody.
+/// Shows a run until it ends or waits for authorization.
 async fn follow(global: &Global, client: &Client, id: RunId) -> Result<Run, Failure> {
     let mut shown: BTreeMap<InstanceId, (Status, String)> = BTreeMap::new();
     loop {
@@ -165,7 +165,7 @@ async fn follow(global: &Global, client: &Client, id: RunId) -> Result<Run, Fail
                 shown.insert(instance.clone(), now);
             }
         }
-        // Where all have ended, the run is about to say so.
+        // If all instances have ended, the run is about to end.
         let stuck = run.instances.values().any(|i| i.status == Status::Waiting)
             && run.instances.values().all(|i| i.status.ended() || i.status == Status::Waiting);
         match &run.state {

@@ -1,4 +1,4 @@
-//! The daemon's API, as the commands use it.
+//! Calls the daemon's API on behalf of the commands.
 
 use std::time::Duration;
 
@@ -9,19 +9,19 @@ use serde_json::Value;
 use super::{Failure, Global};
 use crate::config::Config;
 
-/// How long the daemon may take to answer a question about what it knows.
+/// The time limit for a response from recorded state.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long it may take to look at the world.
+/// The time limit for a response that needs an observation of the targets.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2 * 3600);
 
-/// A daemon that can be asked.
+/// The client of a daemon.
 pub(crate) struct Client {
     base: String,
     token: Option<SecretString>,
     http: reqwest::Client,
 }
 
-/// The configuration, where there is one.
+/// Reads the configuration, if there is one.
 pub(crate) fn config(global: &Global) -> Result<Option<Config>, Failure> {
     let path = match &global.config {
         Some(path) => Some(path.clone()),
@@ -31,7 +31,7 @@ pub(crate) fn config(global: &Global) -> Result<Option<Config>, Failure> {
 }
 
 impl Client {
-    /// The daemon that the command line, the environment or the configuration names.
+    /// Creates a client for the daemon that the command line, the environment or the configuration names.
     pub(crate) fn new(global: &Global) -> Result<Self, Failure> {
         let config = config(global)?;
         let base = match (&global.server, &config) {
@@ -57,7 +57,7 @@ impl Client {
         Ok(Self { base, token, http })
     }
 
-    /// Whether a daemon answers.
+    /// Returns whether the daemon responds.
     pub(crate) async fn answers(&self) -> bool {
         self.http
             .get(format!("{}/healthz", self.base))

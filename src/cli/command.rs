@@ -1,4 +1,4 @@
-//! The commands of comments that have no other subcommand (R6.9): `suspend`, `snooze`, `destroy` and the like.
+//! Implements the commands that share their form with comments (R6.9): `suspend`, `snooze`, `destroy` etc.
 
 use clap::Args;
 
@@ -16,30 +16,30 @@ use crate::{
     server::CommandRequest,
 };
 
-/// The selector.
+/// A selector.
 #[derive(Args, Debug)]
 pub(crate) struct Words {
-    /// Which instances, such as `staging/network`
+    /// The instances, such as `staging/network`
     #[arg(required = true)]
     selector: Vec<String>,
 }
 
-/// Leave the drift that is observed alone for a while.
+/// Ignore the present drift for some time.
 #[derive(Args, Debug)]
 pub(crate) struct Snooze {
     #[command(flatten)]
     words: Words,
-    /// For how long, such as `14d`; 30 days where it is not given
+    /// The duration, such as `14d`; 30 days if it is not given
     #[arg(long = "for", value_name = "DURATION")]
     lasting: Option<Duration>,
 }
 
-/// Destroy what is applied and no longer declared.
+/// Destroy instances that are applied and no longer declared.
 #[derive(Args, Debug)]
 pub(crate) struct Destroy {
     #[command(flatten)]
     words: Words,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
 }

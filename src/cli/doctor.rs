@@ -1,4 +1,4 @@
-//! `evenkeel doctor`: whether everything that the configuration needs is there, and how to mend what is not.
+//! Runs `evenkeel doctor`: checks the prerequisites of a configuration and names a fix for each problem.
 
 use std::{collections::BTreeSet, os::unix::fs::PermissionsExt, sync::Arc, time::Duration};
 
@@ -16,13 +16,13 @@ use crate::{
     targets::{citus, citus::Rights, kinds, kubernetes, opentofu},
 };
 
-/// The remedy for a damaged store.
+/// The fix for a damaged store.
 const RESTORE: &str = "stop the daemon and put a copy in its place (`evenkeel doctor --copy-store` makes one); without a copy remove it: nothing is applied then before somebody looks at the plan";
 
 /// Check every program, credential, path and permission that the configuration needs.
 #[derive(Args, Debug)]
 pub(crate) struct Doctor {
-    /// Write a copy of the store to a file, whole also while the daemon runs, and check nothing
+    /// Write a consistent copy of the store to a file, also while the daemon runs, and check nothing
     #[arg(long, value_name = "FILE")]
     copy_store: Option<std::path::PathBuf>,
 }
@@ -289,7 +289,7 @@ async fn forge(config: &Config, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Every connection that the configuration has or a declaration names, for both of its uses.
+/// Checks every connection that the configuration or a declaration names, for both of its uses.
 async fn connections(config: &Config, desired: Option<&Desired>, findings: &mut Vec<Finding>) {
     let declared: BTreeSet<&EnvironmentName> = desired.iter().flat_map(|desired| desired.environments.keys()).collect();
     let mut pairs: BTreeSet<(EnvironmentName, String)> = BTreeSet::new();
@@ -346,7 +346,7 @@ async fn connections(config: &Config, desired: Option<&Desired>, findings: &mut 
     }
 }
 
-/// The programs that render what is declared.
+/// Checks the programs that render the declared objects.
 async fn renderers(config: &Config, desired: Option<&Desired>, findings: &mut Vec<Finding>) {
     let specs = desired.iter().flat_map(|desired| desired.instances.values()).filter_map(|one| one.spec.as_ref());
     let sources: Vec<_> =

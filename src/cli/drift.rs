@@ -1,4 +1,4 @@
-//! `evenkeel drift`: look at the world now.
+//! Implements `evenkeel drift`, which observes the targets and reports drift.
 
 use std::path::PathBuf;
 
@@ -13,12 +13,12 @@ use crate::{
     server::CommandRequest,
 };
 
-/// Look at the world now and say what drifted.
+/// Observe the targets now and show what drifted.
 #[derive(Args, Debug)]
 pub(crate) struct DriftArgs {
-    /// Which instances, such as `staging` or `kind:tofu and not production`; all where it is not given
+    /// The instances, such as `staging` or `kind:tofu and not production`; all if it is not given
     selector: Vec<String>,
-    /// Compare with the checkout, without what a daemon knows
+    /// Compare with the checkout, without the daemon's records
     #[arg(long)]
     offline: bool,
     /// The folder of the declarations, with --offline
@@ -26,12 +26,12 @@ pub(crate) struct DriftArgs {
     state_repo: Option<PathBuf>,
 }
 
-/// A selector from the words of the command line.
+/// Parses a selector from the arguments of the command line.
 pub(super) fn selector(words: &[String]) -> Result<Option<Selector>, Failure> {
     if words.is_empty() {
         Ok(None)
     } else {
-        // Several places are any of them.
+        // Several plain selectors mean any of them.
         let plain = |word: &String| !matches!(word.as_str(), "and" | "or" | "not") && !word.contains(['(', ')', ' ']);
         let between = if words.iter().all(plain) { " or " } else { " " };
         words
@@ -70,7 +70,7 @@ pub(super) async fn run(global: &Global, args: &DriftArgs) -> Done {
     against_checkout(global, &plans)
 }
 
-/// The note if there are no applied records.
+/// Compares with the checkout, because there are no applied records, and prints the verdicts.
 fn against_checkout(global: &Global, plans: &[Plan]) -> Done {
     let colour = output::colour();
     let verdict = |instance: &crate::domain::plan::InstancePlan| match (

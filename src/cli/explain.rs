@@ -1,4 +1,4 @@
-//! `evenkeel explain`: everything about one instance, and why nothing happens.
+//! Implements `evenkeel explain`: everything about one instance, and why it does not proceed.
 
 use clap::Args;
 
@@ -11,7 +11,7 @@ use crate::{
     server::Explained,
 };
 
-/// Show everything about one instance, and why nothing happens.
+/// Show everything about one instance, and why it does not proceed.
 #[derive(Args, Debug)]
 pub(crate) struct Explain {
     /// The instance, `ENVIRONMENT/COMPONENT`
@@ -71,7 +71,7 @@ fn text(found: &Explained) -> String {
     text + &differences(found) + &history(found)
 }
 
-/// How the world differs from what is applied, and head from both.
+/// Renders the differences of the observed state and of head from the applied state.
 fn differences(found: &Explained) -> String {
     let instance = &found.instance;
     let mut text = String::new();
@@ -101,7 +101,7 @@ fn differences(found: &Explained) -> String {
     text
 }
 
-/// What was done with it last.
+/// Renders the last runs of the instance.
 fn history(found: &Explained) -> String {
     let mut text = String::new();
     if !found.runs.is_empty() {

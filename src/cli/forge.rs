@@ -1,4 +1,4 @@
-//! `evenkeel forge`: the embedded forge.
+//! Implements `evenkeel forge`: runs the embedded forge.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -12,16 +12,16 @@ use crate::{
     telemetry,
 };
 
-/// Run the embedded forge, to try everything without GitHub.
+/// Run the embedded forge, to try Evenkeel without GitHub.
 #[derive(Args, Debug)]
 pub(crate) struct ForgeArgs {
-    /// The folder that it keeps its repository and records in
+    /// The folder for the repository and the records of the forge
     #[arg(long, value_name = "FOLDER", default_value = "forge")]
     folder: PathBuf,
-    /// Who and what there is: owner, repository, users, teams, webhook
+    /// The file that declares owner, repository, users, teams and webhook
     #[arg(long, value_name = "FILE")]
     settings: PathBuf,
-    /// Where it listens; loopback alone
+    /// The address to listen on; loopback only
     #[arg(long, default_value = "127.0.0.1:7655")]
     listen: SocketAddr,
 }

@@ -1,4 +1,4 @@
-//! `evenkeel graph`: instances in order, needs no daemon.
+//! Implements `evenkeel graph`: shows instances in order, without a daemon.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -15,22 +15,22 @@ use crate::{
     model::InstanceId,
 };
 
-/// Show instances and what they depend on.
+/// Show instances and their dependencies.
 #[derive(Args, Debug)]
 pub(crate) struct Graph {
-    /// Which instances, such as `staging`
+    /// The instances, such as `staging`
     selector: Option<String>,
     /// The folder of the declarations
     #[arg(long, value_name = "FOLDER")]
     state_repo: Option<PathBuf>,
-    /// How the graph is drawn
+    /// The format of the graph
     #[arg(long, value_enum, default_value_t = Drawing::Tree)]
     draw: Drawing,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 enum Drawing {
-    /// A list by steps
+    /// A list, grouped by steps
     Tree,
     /// Graphviz
     Dot,

@@ -1,7 +1,7 @@
-//! `evenkeel init`: a first state repo for a repository that has root modules already.
+//! Implements `evenkeel init`: writes a first state repo for existing root modules.
 //!
-//! Finds out what can be found out: which folders are root modules, where they keep their state, and which environment
-//! each belongs to. Never overwrites, and never guesses an order: what depends on what is the reader's to add.
+//! Detects the root modules, the location of their state and the environment of each. Never overwrites a file.
+//! Never guesses dependencies: the user adds them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,15 +23,16 @@ use crate::{
     },
 };
 
-/// Write a first state repo for the root modules that are there.
+/// Write a first state repo for the existing root modules.
 #[derive(Args, Debug)]
 pub(crate) struct Init {
-    /// The repository; the one around the working directory where it is not given
+    /// The repository; the one around the working directory if it is not given
     folder: Option<PathBuf>,
     /// The folder of the declarations, relative to the repository
     #[arg(long, default_value = "state-repo", value_name = "FOLDER")]
     state_repo: String,
-    /// A file with the address of a Citus coordinator: print a component that declares what is there, and write nothing
+    /// A file with the address of a Citus coordinator: print a component that declares the existing cluster, and
+    /// write nothing
     #[arg(long, value_name = "FILE")]
     citus: Option<PathBuf>,
     /// The environment of that component
@@ -61,7 +62,7 @@ async fn cluster(file: &Path, environment: &str) -> Done {
     Ok(0)
 }
 
-/// A document without what is the default, which a reader need not read.
+/// Removes the default values from a document, so that it is shorter to read.
 fn without_defaults(mut document: serde_json::Value) -> serde_json::Value {
     let citus = &mut document["spec"]["citus"];
     if let Some(citus) = citus.as_object_mut() {
@@ -75,16 +76,16 @@ fn without_defaults(mut document: serde_json::Value) -> serde_json::Value {
     document
 }
 
-/// The names of folders that are environments by convention, the earlier before the later.
+/// Conventional names of folders for environments, in the order of promotion.
 const ENVIRONMENTS: [&[&str]; 4] = [
     &["sandbox", "dev", "develop", "development"],
     &["test", "testing", "qa", "integration"],
     &["stage", "staging", "preprod", "pre-production", "uat"],
     &["prod", "production"],
 ];
-/// The deepest folder that is looked into.
+/// The maximum depth of the search for root modules.
 const DEPTH_MAX: usize = 12;
-/// The environment of what belongs to none.
+/// The environment of root modules that belong to no other environment.
 const DEFAULT: &str = "main";
 
 /// A root module.
@@ -144,7 +145,7 @@ fn roots_of_repository(global: &Global, args: &Init) -> Done {
         args.state_repo.trim_matches('/'),
     );
     if let Some(problem) = desired.problems.first() {
-        // Nothing is left behind that does not validate.
+        // Do not leave invalid declarations behind.
         std::fs::remove_dir_all(&target)?;
         return Err(Failure::new(format!("what was written has a problem: {problem}")));
     }
@@ -173,7 +174,7 @@ fn roots_of_repository(global: &Global, args: &Init) -> Done {
     Ok(0)
 }
 
-/// The repository around a folder.
+/// Returns the repository around a folder.
 fn repository(folder: &Path) -> Option<PathBuf> {
     folder.ancestors().find(|folder| folder.join(".git").exists()).map(Path::to_path_buf)
 }
@@ -183,7 +184,7 @@ fn name_of(folder: &Path) -> String {
     name(&folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default())
 }
 
-/// A text as a name: lower-case letters, digits and hyphens.
+/// Converts a text to a valid name: lower-case letters, digits and hyphens.
 fn name(text: &str) -> String {
     let mut name = String::new();
     for c in text.to_lowercase().chars() {
@@ -204,14 +205,14 @@ fn name(text: &str) -> String {
     }
 }
 
-/// The place of a folder's name among the environments, if it is one.
+/// Returns the position of a folder's name among the conventional environments, if it is one.
 fn rank(folder: &str) -> Option<usize> {
     let folder = folder.to_lowercase();
     ENVIRONMENTS.iter().position(|names| names.contains(&folder.as_str()))
 }
 
-/// The root modules of a repository: folders with configuration that name a backend or a provider, and that no other
-/// module uses.
+/// Finds the root modules of a repository: folders whose configuration names a backend or a provider and that no
+/// other module uses.
 fn roots(files: &dyn Files) -> Result<Vec<Root>, Failure> {
     let mut modules: BTreeMap<String, String> = BTreeMap::new();
     collect(files, "", 0, &mut modules)?;
@@ -247,7 +248,7 @@ fn roots(files: &dyn Files) -> Result<Vec<Root>, Failure> {
     Ok(roots)
 }
 
-/// The name of a component: the last folder that is not the environment, and not just a word for all of them.
+/// Returns the name of a component: the last folder that is neither the environment nor a generic name.
 fn component(parts: &[&str], environment: Option<usize>) -> String {
     const GENERAL: [&str; 9] =
         ["infra", "infrastructure", "terraform", "tofu", "opentofu", "environments", "envs", "live", "stacks"];
@@ -260,7 +261,7 @@ fn component(parts: &[&str], environment: Option<usize>) -> String {
     own.last().map_or_else(|| "main".to_owned(), |part| name(part))
 }
 
-/// Gives two root modules of one environment two names.
+/// Renames root modules of one environment that would have equal names.
 fn disambiguate(roots: &mut [Root]) {
     let mut taken: BTreeSet<(Option<String>, String)> = BTreeSet::new();
     for root in roots {
@@ -296,14 +297,14 @@ fn collect(
     Ok(())
 }
 
-/// A path as YAML reads it back, whatever it is.
+/// Quotes a path so that YAML reads it back unchanged.
 fn quoted(path: &str) -> String {
     let plain = path.chars().all(|c| c.is_ascii_alphanumeric() || "/_-.".contains(c) || "${}".contains(c));
     let first = path.chars().next().is_some_and(|c| c.is_ascii_alphabetic());
     if plain && first && path.contains('/') { path.to_owned() } else { json!(path).to_string() }
 }
 
-/// The files of a first state repo, by path.
+/// Returns the files of a first state repo, by path.
 fn state_repo(roots: &[Root], name: &str) -> BTreeMap<String, String> {
     let header = "apiVersion: evenkeel.dev/v1alpha1\n";
     let mut files = BTreeMap::new();

@@ -1,7 +1,7 @@
-//! The command line: one file for each subcommand, and no decisions.
+//! Implements the command line: one file for each subcommand, and no decisions.
 //!
-//! Results go to stdout, everything else to stderr. Exit codes: 1 failure, else 3 something unknown or stalled, else 2
-//! drift or changes found, else 0; 64 usage.
+//! Prints results to stdout, and everything else to stderr. Exit codes: 1 failure, else 3 something unknown or
+//! stalled, else 2 drift or changes found, else 0; 64 usage.
 
 mod apply;
 mod client;
@@ -31,7 +31,7 @@ pub use output::Format;
 
 use crate::domain::declaration::schema::Verb;
 
-/// An event-driven GitOps reconciler: one git repository says what the world should be.
+/// An event-driven GitOps reconciler: one git repository declares the desired state of all targets.
 #[derive(Parser, Debug)]
 #[command(name = "evenkeel", version, max_term_width = 100)]
 struct Cli {
@@ -44,13 +44,13 @@ struct Cli {
 /// The options of every command.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Global {
-    /// The configuration; the nearest `evenkeel.yaml` above the working directory where it is not given
+    /// The configuration; the nearest `evenkeel.yaml` above the working directory if it is not given
     #[arg(long, global = true, value_name = "FILE", env = "EVENKEEL_CONFIG")]
     config: Option<PathBuf>,
-    /// The daemon's address; the configuration's `listen`, else http://127.0.0.1:7654, where it is not given
+    /// The daemon's address; by default the configuration's `listen`, else http://127.0.0.1:7654
     #[arg(long, global = true, value_name = "URL", env = "EVENKEEL_SERVER")]
     server: Option<String>,
-    /// How results are printed
+    /// The format of results
     #[arg(long, short, global = true, value_enum, default_value_t = Format::Text)]
     output: Format,
 }
@@ -59,67 +59,67 @@ pub(crate) struct Global {
 enum Command {
     /// Run the daemon
     Serve(serve::Serve),
-    /// Run the daemon as the first process of a container
+    /// Run the daemon as the init process of a container
     Supervise(supervise::Supervise),
     /// Check the declarations of a state repo
     Validate(validate::Validate),
-    /// Look at the world now and say what drifted
+    /// Observe the targets now and show what drifted
     Drift(drift::DriftArgs),
-    /// Show what would be done now, in order, and what waits on what; changes nothing
+    /// Show the actions that would run now, in order, and what blocks them; changes nothing
     Plan(plan::PlanArgs),
-    /// Show what is said of every instance
+    /// Show the verdict of every instance
     Status(status::StatusArgs),
-    /// Show everything about one instance, and why nothing happens
+    /// Show everything about one instance, and why it does not proceed
     Explain(explain::Explain),
-    /// Apply what is pending on the branch
+    /// Apply the pending changes of the branch
     Apply(apply::Apply),
-    /// Look at the world now and open pull requests that revert what drifted
+    /// Observe the targets and open pull requests that revert drift
     Propose(apply::Propose),
-    /// Make the moves that bring the shards of a Citus cluster into balance, now
+    /// Move the shards of a Citus cluster into balance now
     Rebalance(command::Words),
-    /// Propose to return the world to what was applied
+    /// Propose to revert drift to the applied state
     Revert(command::Words),
-    /// Propose to declare what was observed
+    /// Propose to declare the observed state
     Adopt(command::Words),
-    /// Leave the drift that is observed alone for a while
+    /// Ignore the present drift for some time
     Snooze(command::Snooze),
-    /// Observe, and do nothing
+    /// Observe only, and change nothing
     Suspend(command::Words),
-    /// Act again on what was suspended
+    /// Resume reconciliation of suspended instances
     Resume(command::Words),
-    /// Say that another target than before is the right one
+    /// Confirm that a target with a new identity is the right one
     Confirm(command::Words),
-    /// Destroy what is applied and no longer declared
+    /// Destroy instances that are applied and no longer declared
     Destroy(command::Destroy),
-    /// Let go of what is applied and no longer declared; what it made stays
+    /// Forget instances that are applied and no longer declared; their resources remain
     Forget(command::Words),
     /// End runs at their next safe point
     Cancel(command::Words),
-    /// Release the lock of a target that nobody works on any more
+    /// Release the lock of a target whose owner no longer runs
     Unlock(command::Words),
     /// Show runs
     Runs(runs::Runs),
-    /// Show what happened, in order
+    /// Show the events of runs, in order
     Journal(runs::Journal),
-    /// Show who did what
+    /// Show the audit log
     Audit(runs::Audit),
-    /// Show instances and what they depend on
+    /// Show instances and their dependencies
     Graph(graph::Graph),
     /// Print the JSON Schemas of the declarations
     Schema(validate::Schema),
     /// Show who may give a command
     WhoCan(who_can::WhoCan),
-    /// Write a first state repo for the root modules that are there
+    /// Write a first state repo for the existing root modules
     Init(init::Init),
     /// Check every program, credential, path and permission that the configuration needs
     Doctor(doctor::Doctor),
-    /// Run the embedded forge, to try everything without GitHub
+    /// Run the embedded forge, to try Evenkeel without GitHub
     Forge(forge::ForgeArgs),
-    /// Tell the story of Evenkeel on this machine in about a minute
+    /// Demonstrate Evenkeel on this machine in about a minute
     Demo(demo::Demo),
 }
 
-/// An error that ends a command, with what to do about it.
+/// An error that ends a command, with a hint.
 #[derive(Debug)]
 pub(crate) struct Failure {
     message: String,
@@ -147,7 +147,7 @@ pub(crate) type Done = Result<u8, Failure>;
 
 /// Runs the command that the command line names.
 pub fn main() -> ExitCode {
-    // Every TLS client of this process uses this provider; a second install is harmless.
+    // Every TLS client of this process uses this provider; a second installation is harmless.
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     let parsed = Cli::command().try_get_matches().and_then(|matches| {
         let name = matches.subcommand_name().unwrap_or_default().to_owned();
@@ -166,7 +166,7 @@ pub fn main() -> ExitCode {
     };
     let format = cli.global.output;
     let done = runtime.block_on(run(cli));
-    // A blocking call that hangs in a dead network must not keep the process.
+    // A blocking call that hangs on a dead network must not keep the process alive.
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     match done {
         Ok(code) => ExitCode::from(code),

@@ -1,4 +1,4 @@
-//! A daemon's hands without its loop: for `serve`, and for commands where no daemon answers.
+//! Builds a daemon without its control loop: for `serve`, and for commands without a running daemon.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -19,12 +19,12 @@ use crate::{
     targets::{Kind, Targets, citus, kinds, kubernetes, opentofu, probe::Network},
 };
 
-/// This very program, also where its file was replaced since it was started.
+/// Returns the executable of this process, also if its file was replaced since the start.
 fn supervisor() -> std::path::PathBuf {
     "/proc/self/exe".into()
 }
 
-/// The tofu target of a configuration.
+/// Returns the tofu settings of a configuration.
 pub(crate) fn tofu_settings(config: &Config, redactor: &Redactor) -> opentofu::Settings {
     let (for_credentials, redactor) = (config.clone(), redactor.clone());
     opentofu::Settings {
@@ -42,7 +42,7 @@ pub(crate) fn tofu_settings(config: &Config, redactor: &Redactor) -> opentofu::S
     }
 }
 
-/// The Kubernetes target of a configuration; without one every connection is missing.
+/// Returns the Kubernetes target of a configuration; without a configuration every connection is missing.
 pub(crate) fn kubernetes(
     config: Option<&Config>,
     store: &Store,
@@ -66,7 +66,7 @@ pub(crate) fn kubernetes(
     kubernetes::Kubernetes::new(settings, Arc::clone(seal), redactor.clone(), Arc::new(store.clone()))
 }
 
-/// The Citus target of a configuration; without one every connection is missing.
+/// Returns the Citus target of a configuration; without a configuration every connection is missing.
 pub(crate) fn citus(config: Option<&Config>, store: &Store, redactor: &Redactor) -> citus::Citus {
     let (for_logins, for_redactor) = (config.cloned(), redactor.clone());
     let logins: citus::Logins = Arc::new(move |id: &InstanceId, name: &str, rights| match &for_logins {
@@ -78,7 +78,7 @@ pub(crate) fn citus(config: Option<&Config>, store: &Store, redactor: &Redactor)
     citus::Citus::new(citus::Settings { logins }, redactor.clone(), Arc::new(store.clone()))
 }
 
-/// How the client proves who it is.
+/// Returns the credentials of the forge client.
 pub(crate) fn auth(config: &Config) -> Result<Option<Auth>, Failure> {
     let Some(github) = &config.github else { return Ok(None) };
     if let Some(app) = &github.app {
@@ -97,19 +97,19 @@ pub(crate) fn auth(config: &Config) -> Result<Option<Auth>, Failure> {
     Ok(Some(Auth::Token(SecretString::from(token.trim().to_owned()))))
 }
 
-/// Whoever can read the daemon's data.
+/// Returns the principal of a user who can read the daemon's data.
 pub(crate) fn owner() -> crate::domain::authorization::Principal {
     crate::domain::authorization::Principal::Token { name: crate::domain::authorization::LOCAL_TOKEN.into() }
 }
 
-/// The forge of a configuration, if it has one.
+/// Returns the forge client of a configuration, if it declares a forge.
 pub(crate) fn forge(config: &Config) -> Result<Option<Arc<dyn Forge>>, Failure> {
     let (Some(github), Some(auth)) = (&config.github, auth(config)?) else { return Ok(None) };
     let (owner, name) = config.forge_repository().map_err(Failure::new)?;
     Ok(Some(Arc::new(GitHub::new(&github.base_url, &owner, &name, auth))))
 }
 
-/// Makes the folder of the daemon's data, for its owner alone.
+/// Creates the folder of the daemon's data, accessible to its owner alone.
 pub(crate) fn make_data(data: &Path) -> Result<(), Failure> {
     use std::os::unix::fs::PermissionsExt;
     let failed =
@@ -118,20 +118,20 @@ pub(crate) fn make_data(data: &Path) -> Result<(), Failure> {
     std::fs::set_permissions(data, std::fs::Permissions::from_mode(0o700)).map_err(failed)
 }
 
-/// The lock of a folder of data: whoever has it knows that no other process of this machine works there.
+/// The lock of a data folder. While a process holds it, no other process of this machine uses the folder.
 pub(crate) struct Alone {
     file: std::fs::File,
     held: bool,
 }
 
 impl Alone {
-    /// The lock of a folder, not yet held.
+    /// Opens the lock of a folder without taking it.
     pub(crate) fn new(data: &Path) -> Result<Self, Failure> {
         make_data(data)?;
         let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(data.join("lock"))?;
         Ok(Self { file, held: false })
     }
-    /// Takes the lock if it is free; answers whether it is held.
+    /// Takes the lock if it is free; returns whether this process holds it.
     pub(crate) fn is(&mut self) -> bool {
         let free = || rustix::fs::flock(&self.file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok();
         self.held = self.held || free();
@@ -139,7 +139,7 @@ impl Alone {
     }
 }
 
-/// The adapters of all kinds of target.
+/// Returns the adapters of all kinds of targets.
 fn targets(
     config: Option<&Config>,
     tofu: opentofu::Settings,
@@ -155,7 +155,8 @@ fn targets(
     Targets::new(adapters)
 }
 
-/// Keeps a second daemon, or a command that looks with the store, off the same data.
+/// Takes the lock of a data folder. Fails if a daemon, or a command that observes with the store, already holds
+/// it.
 pub(crate) fn only_one(data: &Path) -> Result<Alone, Failure> {
     let mut alone = Alone::new(data)?;
     if alone.is() {
@@ -165,7 +166,7 @@ pub(crate) fn only_one(data: &Path) -> Result<Alone, Failure> {
         .hint("stop it first, or give this one another `data`; --server names its address"))
 }
 
-/// A daemon of a configuration that has not looked at anything yet.
+/// Builds a daemon from a configuration; it has not observed anything yet.
 pub(crate) async fn daemon(config: &Config, redactor: Redactor) -> Result<Arc<Daemon>, Failure> {
     make_data(&config.data)?;
     let store = Store::open(&config.data.join("evenkeel.db")).await.map_err(|error| {
@@ -198,7 +199,7 @@ fn settings(config: &Config) -> Settings {
     }
 }
 
-/// A daemon over a checkout, which remembers nothing: what is applied is not known to it.
+/// Builds a daemon over a checkout. Its store is empty, so it knows no applied state.
 pub(crate) async fn offline(
     config: Option<&Config>,
     state_repo: Option<&Path>,

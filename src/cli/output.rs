@@ -1,4 +1,4 @@
-//! How results reach people and programs.
+//! Prints results for people and for programs.
 
 use std::{
     io::{IsTerminal, Write},
@@ -10,24 +10,24 @@ use serde::Serialize;
 use super::Failure;
 use crate::domain::message::terminal::Colour;
 
-/// How results are printed.
+/// The format of results.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub enum Format {
-    /// For people.
+    /// Text for people.
     Text,
-    /// One object.
+    /// One JSON object.
     Json,
-    /// The same as YAML.
+    /// The same object as YAML.
     Yaml,
 }
 
-/// Whether stdout may be coloured.
+/// Returns whether stdout supports colour.
 pub(crate) fn colour() -> Colour {
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     if std::io::stdout().is_terminal() && !plain { Colour::Yes } else { Colour::No }
 }
 
-/// Prints text to stdout; a reader that went away ends the command quietly.
+/// Prints text to stdout. A closed pipe ends the command without an error.
 pub(crate) fn text(text: &str) {
     let mut out = std::io::stdout().lock();
     drop(out.write_all(text.as_bytes()));
@@ -37,7 +37,7 @@ pub(crate) fn text(text: &str) {
     drop(out.flush());
 }
 
-/// Prints the one object that a command answers, with the command's name in it.
+/// Prints the response of a command as one object that contains the name of the command.
 pub(crate) fn answer<T: Serialize>(format: Format, command: &str, answer: &T) -> Result<(), Failure> {
     let mut fields = serde_json::Map::from_iter([("command".to_owned(), command.into())]);
     match serde_json::to_value(answer)? {
@@ -47,7 +47,7 @@ pub(crate) fn answer<T: Serialize>(format: Format, command: &str, answer: &T) ->
     document(format, &fields)
 }
 
-/// Prints one document in a format that is not text.
+/// Prints one document in a format other than text.
 pub(crate) fn document<T: Serialize>(format: Format, document: &T) -> Result<(), Failure> {
     let printed = match format {
         Format::Yaml => serde_yaml::to_string(document).map_err(|error| Failure::new(error.to_string()))?,
@@ -57,12 +57,13 @@ pub(crate) fn document<T: Serialize>(format: Format, document: &T) -> Result<(),
     Ok(())
 }
 
-/// Prints to stderr.
+/// Prints a line to stderr.
 pub(crate) fn note(line: &str) {
     drop(writeln!(std::io::stderr().lock(), "{line}"));
 }
 
-/// One `Error:` line, then `Hint:`; where a program reads stdout, the same as an object there.
+/// Prints an `Error:` line and a `Hint:` line. If stdout has a structured format, also prints the failure there
+/// as an object.
 pub(crate) fn fail(failure: &Failure, format: Format, command: &str) -> ExitCode {
     if format != Format::Text {
         drop(answer(
@@ -78,7 +79,7 @@ pub(crate) fn fail(failure: &Failure, format: Format, command: &str) -> ExitCode
     ExitCode::from(failure.code)
 }
 
-/// A table with columns as wide as their widest cell; the last is not padded.
+/// Renders a table. Each column is as wide as its widest cell; the last column is not padded.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width =
@@ -99,7 +100,7 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
     printed
 }
 
-/// How many columns a cell takes, without its colours.
+/// Returns the width of a cell in columns, without colour codes.
 fn visible(cell: &str) -> usize {
     let mut count = 0;
     let mut escape = false;

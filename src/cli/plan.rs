@@ -1,4 +1,4 @@
-//! `evenkeel plan`: what would be done now.
+//! Implements `evenkeel plan`, which shows the actions that would run now.
 
 use std::path::PathBuf;
 
@@ -15,12 +15,12 @@ use crate::{
     server::CommandRequest,
 };
 
-/// Show what would be done now, in order, and what waits on what; changes nothing.
+/// Show the actions that would run now, in order, and what blocks them; changes nothing.
 #[derive(Args, Debug)]
 pub(crate) struct PlanArgs {
-    /// Which instances, such as `staging`; all where it is not given
+    /// The instances, such as `staging`; all if it is not given
     selector: Vec<String>,
-    /// Plan the checkout, without what a daemon knows
+    /// Plan the checkout, without the daemon's records
     #[arg(long)]
     offline: bool,
     /// The folder of the declarations, with --offline
@@ -71,7 +71,7 @@ pub(super) fn exit_code(plans: &[Plan]) -> u8 {
     }
 }
 
-/// A plan for people.
+/// Renders a plan for people.
 pub(super) fn text(plan: &Plan) -> String {
     let colour = output::colour();
     if !plan.has_work() && plan.instances.iter().all(|instance| instance.problem.is_none()) {

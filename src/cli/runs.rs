@@ -1,4 +1,4 @@
-//! `evenkeel runs`, `journal` and `audit`: what happened.
+//! Implements `evenkeel runs`, `journal` and `audit`, which show the history.
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -12,32 +12,32 @@ use crate::domain::{
 /// Show runs.
 #[derive(Args, Debug)]
 pub(crate) struct Runs {
-    /// One run
+    /// The id of one run
     id: Option<i64>,
-    /// How many, newest first
+    /// The number of runs, newest first
     #[arg(long, default_value_t = 20)]
     limit: u32,
 }
 
-/// Show what happened, in order.
+/// Show the events of runs, in order.
 #[derive(Args, Debug)]
 pub(crate) struct Journal {
-    /// Of one run
+    /// The id of one run
     #[arg(long, value_name = "ID")]
     run: Option<i64>,
-    /// How many of the newest
+    /// The number of the newest events
     #[arg(long, default_value_t = 100)]
     limit: u32,
 }
 
-/// Show who did what.
+/// Show the audit log.
 #[derive(Args, Debug)]
 pub(crate) struct Audit {
-    /// `verify` checks the chain and prints nothing else
+    /// `verify` checks the chain of hashes and prints nothing else
     what: Option<String>,
 }
 
-/// Where an instance of a run stands, in words.
+/// Renders the state of an instance of a run.
 pub(super) fn message(instance: &RunInstance) -> String {
     let colour = output::colour();
     let word = match instance.status {
@@ -49,7 +49,7 @@ pub(super) fn message(instance: &RunInstance) -> String {
         Status::Applied => colour.good("nothing to do"),
         Status::Failed => colour.bad("failed"),
         Status::Skipped => colour.warn("not tried"),
-        // It says itself by what, or by whom.
+        // The message already names the run or the principal.
         Status::Superseded | Status::Cancelled => return colour.dim(&plain(&instance.message)),
     };
     if instance.message.is_empty() { word } else { format!("{word}: {}", plain(&instance.message)) }
@@ -127,7 +127,7 @@ pub(super) async fn runs(global: &Global, args: &Runs) -> Done {
 pub(super) async fn journal(global: &Global, args: &Journal) -> Done {
     let run = args.run.map(|run| format!("&run={run}")).unwrap_or_default();
     if let Some(id) = args.run {
-        // A run that is not there is not one in which nothing happened.
+        // A run that does not exist must differ from a run without events.
         let _there: Run = Client::new(global)?.get(&format!("/api/v1/runs/{id}")).await?;
     }
     let records: Vec<JournalRecord> =

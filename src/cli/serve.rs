@@ -1,4 +1,4 @@
-//! `evenkeel serve`: the daemon.
+//! Implements `evenkeel serve`: runs the daemon.
 
 use clap::Args;
 use secrecy::SecretString;
@@ -17,7 +17,7 @@ use crate::{
 /// Run the daemon.
 #[derive(Args, Debug)]
 pub(crate) struct Serve {
-    /// Make one full pass over everything, do what is due, and exit
+    /// Reconcile all instances once, run what is due, and exit
     #[arg(long)]
     once: bool,
 }
@@ -40,7 +40,7 @@ pub(super) async fn run(global: &Global, args: Serve) -> Done {
         tracing::info!("stopping: nothing new is started, and what is under way ends");
         stopper.context.stop();
     });
-    // A second daemon on the same data waits until the first is dead, or renews its lease no more.
+    // A second daemon on the same data waits until the first process ends or its lease expires.
     if !daemon.leader.wait_for_lease(|| alone.is()).await? {
         return Ok(0);
     }
@@ -70,7 +70,7 @@ pub(super) async fn run(global: &Global, args: Serve) -> Done {
     let serving = tokio::spawn(async move {
         let listener = match listener {
             Some(listener) => listener,
-            // The daemon that was taken over from is stopped, and still holds the address.
+            // The previous daemon is suspended, and still occupies the address.
             None => loop {
                 match TcpListener::bind(at).await {
                     Ok(listener) => break listener,
@@ -83,7 +83,7 @@ pub(super) async fn run(global: &Global, args: Serve) -> Done {
     });
     daemon.serve().await;
     not_fenced(&daemon)?;
-    // One that never could listen waits for ever.
+    // If the daemon never could listen, `serving` does not end.
     if let Ok(Ok(Err(error))) = tokio::time::timeout(AGAIN_EVERY, serving).await {
         output::note(&format!("Error: the API stopped: {error}"));
     }
@@ -99,7 +99,7 @@ fn not_fenced(daemon: &Daemon) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The tokens of the API by name: the one of this machine, and those of the configuration.
+/// Returns the tokens of the API by name: the token of this machine, and those of the configuration.
 fn tokens(config: &Config) -> Result<Vec<(String, SecretString)>, Failure> {
     let mut tokens = vec![(crate::domain::authorization::LOCAL_TOKEN.to_owned(), server::local_token(&config.data)?)];
     for (name, token) in &config.tokens {
@@ -125,10 +125,10 @@ fn webhook_secret(config: &Config) -> Result<Option<SecretString>, Failure> {
     Ok(Some(text.trim().to_owned().into()))
 }
 
-/// How often what another process still holds is tried again.
+/// The interval at which a resource that another process occupies is tried again.
 const AGAIN_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// Starts a daemon of its own for the demo, whose log stands in its folder.
+/// Starts a separate daemon for the demo, with its log file in its folder.
 pub(in crate::cli) fn start(folder: &std::path::Path) -> Result<tokio::process::Child, Failure> {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("daemon.log"))?;
     let program = std::env::current_exe()?;

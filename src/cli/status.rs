@@ -1,4 +1,4 @@
-//! `evenkeel status`: what is said of every instance.
+//! Implements `evenkeel status`, which shows the verdict of every instance.
 
 use clap::Args;
 use serde_json::json;
@@ -10,10 +10,10 @@ use crate::{
     model::Verdict,
 };
 
-/// The longest reason in a line; `explain` says all of it.
+/// The maximum length of a reason in a line; `explain` prints the full text.
 const SAYS_MAX: usize = 400;
 
-/// Show what is said of every instance.
+/// Show the verdict of every instance.
 #[derive(Args, Debug)]
 pub(crate) struct StatusArgs {}
 
@@ -33,7 +33,7 @@ pub(super) fn paint(verdict: Verdict, colour: Colour) -> String {
     }
 }
 
-/// Prints a status, as `status`, `drift` and `serve --once` do.
+/// Prints a status for `status`, `drift` and `serve --once`.
 pub(super) fn print(global: &Global, status: &Status, command: &str) -> Result<(), super::Failure> {
     if global.output != Format::Text {
         return output::answer(

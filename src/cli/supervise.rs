@@ -1,4 +1,4 @@
-//! `evenkeel supervise`: the first process of a container, or, ordered by the daemon, the process above one program.
+//! Implements `evenkeel supervise`: the init process of a container, or the supervisor of one program.
 
 use std::{ffi::OsString, path::PathBuf};
 
@@ -7,13 +7,13 @@ use clap::Args;
 use super::{Done, output};
 use crate::adapters::supervisor;
 
-/// Run the daemon as the first process of a container: start it again when it dies, and let what it began end.
+/// Run the daemon as the init process of a container: restart it when it dies, and let its programs finish.
 #[derive(Args, Debug)]
 pub(crate) struct Supervise {
-    /// Do what was ordered in a spool; for the daemon itself
+    /// Execute the order in a spool; used by the daemon itself
     #[arg(long, hide = true, value_name = "FOLDER")]
     order: Option<PathBuf>,
-    /// What the daemon is started with
+    /// The command line of the daemon
     #[arg(last = true, default_value = "serve", value_name = "COMMAND")]
     command: Vec<OsString>,
 }

@@ -1,4 +1,4 @@
-//! `evenkeel validate` and `evenkeel schema`: need no daemon.
+//! Implements `evenkeel validate` and `evenkeel schema`, which need no daemon.
 
 use std::{
     path::{Path, PathBuf},
@@ -21,7 +21,7 @@ use crate::{
 /// Check the declarations of a state repo.
 #[derive(Args, Debug)]
 pub(crate) struct Validate {
-    /// The folder of the declarations; the nearest `state-repo` above the working directory where it is not given
+    /// The folder of the declarations; the nearest `state-repo` above the working directory if it is not given
     #[arg(long, value_name = "FOLDER")]
     state_repo: Option<PathBuf>,
 }
@@ -29,14 +29,14 @@ pub(crate) struct Validate {
 /// Print the JSON Schemas of the declarations.
 #[derive(Args, Debug)]
 pub(crate) struct Schema {
-    /// StateRepo, Environment, Component, Schedule or Remediation; all where it is not given
+    /// StateRepo, Environment, Component, Schedule or Remediation; all if it is not given
     kind: Option<String>,
-    /// Write each into a file of this folder
+    /// Write each schema into a file of this folder
     #[arg(long, value_name = "FOLDER")]
     write: Option<PathBuf>,
 }
 
-/// The declarations on this disk: the root of the repository, and the folder below it.
+/// Locates the declarations on disk: the root of the repository, and the folder below it.
 pub(crate) fn find(state_repo: Option<&Path>) -> Result<(PathBuf, String), Failure> {
     let folder = match state_repo {
         Some(folder) => folder.to_owned(),
@@ -51,13 +51,13 @@ pub(crate) fn find(state_repo: Option<&Path>) -> Result<(PathBuf, String), Failu
     let folder = folder
         .canonicalize()
         .map_err(|error| Failure::new(format!("could not read `{}`: {error}", folder.display())))?;
-    // Paths are relative to the root of the repository, in which the declarations stand as one folder.
+    // Paths are relative to the root of the repository, which contains the declarations in one folder.
     let root = folder.parent().unwrap_or(&folder).to_owned();
     let below = folder.strip_prefix(&root).map(|path| path.display().to_string()).unwrap_or_default();
     Ok((root, below))
 }
 
-/// Loads the declarations on this disk.
+/// Loads the declarations from disk.
 pub(crate) fn load(state_repo: Option<&Path>) -> Result<Arc<Desired>, Failure> {
     let (root, below) = find(state_repo)?;
     Ok(declaration::load(targets::kinds(), &WorkingFiles::new(root), &below))
@@ -118,7 +118,7 @@ pub(super) fn run(global: &Global, args: &Validate) -> Done {
 }
 
 pub(super) fn schema(global: &Global, args: &Schema) -> Done {
-    // A schema is JSON, also where text is asked for.
+    // A schema is JSON, even if the format is text.
     let print = |schema: &serde_json::Value| output::document(global.output, schema);
     let documents: Vec<&str> = match &args.kind {
         None => schema::DOCUMENTS.to_vec(),

@@ -1,4 +1,4 @@
-//! `evenkeel who-can`: whom the permissions of a checkout allow a command, and in which lines.
+//! Implements `evenkeel who-can`: the principals that may issue a command, with the granting lines.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -18,14 +18,14 @@ use crate::{
     model::EnvironmentName,
 };
 
-/// Show who may give a command.
+/// Show the principals that may issue a command.
 #[derive(Args, Debug)]
 pub(crate) struct WhoCan {
     /// The command, such as `apply`
     command: String,
-    /// Where: an environment, or an instance of it
+    /// An environment, or an instance of it
     place: String,
-    /// The folder of the declarations; the nearest `state-repo` above the working directory where it is not given
+    /// The folder of the declarations; the nearest `state-repo` above the working directory if it is not given
     #[arg(long, value_name = "FOLDER")]
     state_repo: Option<PathBuf>,
 }
@@ -91,7 +91,7 @@ pub(super) fn run(global: &Global, args: &WhoCan) -> Done {
     Ok(0)
 }
 
-/// Who is behind a principal, as far as the declarations say.
+/// Returns the members of a principal, as far as the declarations name them.
 fn meaning(state_repo: &StateRepo, to: &str) -> Option<String> {
     match to.split_once(':')? {
         ("team", name) => {

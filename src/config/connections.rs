@@ -1,7 +1,6 @@
-//! Connections: who we are to what, by environment and name.
+//! Resolves connections: the credentials for each environment and connection name.
 //!
-//! Decides which credentials a name means. A secret comes from a file, which is read anew each time, so that one that was
-//! replaced counts at once.
+//! Each use of a secret reads its file anew, so that a replaced secret takes effect at once.
 
 use std::{
     collections::BTreeMap,
@@ -25,13 +24,13 @@ use crate::{
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Connection {
-    /// The weaker ones, for looking.
+    /// The credentials with read access, for observing and planning.
     #[serde(default)]
     pub plan: Option<Credentials>,
-    /// The stronger ones, for applying.
+    /// The credentials with write access, for applying.
     #[serde(default)]
     pub apply: Option<Credentials>,
-    /// The strongest ones, for adding and removing nodes of a Citus cluster.
+    /// The administrative credentials, for adding and removing nodes of a Citus cluster.
     #[serde(default)]
     pub admin: Option<Credentials>,
     /// The other environments that may use the same cluster.
@@ -39,37 +38,37 @@ pub struct Connection {
     pub shared_with: Vec<String>,
 }
 
-/// The environment of a process.
+/// The credentials of one use of a connection.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Credentials {
-    /// Variables of its environment.
+    /// Environment variables for the process.
     #[serde(default)]
     pub env: BTreeMap<String, EnvValue>,
-    /// A kubeconfig.
+    /// The path of a kubeconfig.
     #[serde(default)]
     pub kubeconfig_file: Option<PathBuf>,
-    /// A bearer token for the API server whose address an output gives.
+    /// A file with a bearer token for the API server whose address is an output.
     #[serde(default)]
     pub token_file: Option<PathBuf>,
     /// A file with the address of a database: `postgresql://NAME:PASSWORD@HOST:PORT/DATABASE?sslmode=require`.
     #[serde(default)]
     pub url_file: Option<PathBuf>,
-    /// The authorities that the certificate of a database may be of, PEM; those of this machine where it is not set.
+    /// A PEM file with the certificate authorities of a database; the system's authorities if it is not set.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
-    /// In the cluster that the daemon runs in: by `tokenFile`, else as the service account of the pod.
+    /// Use the cluster in which the daemon runs, with `tokenFile`, else with the service account of the pod.
     #[serde(default)]
     pub in_cluster: bool,
 }
 
-/// A variable's value: as it stands, or from a file.
+/// The value of a variable: a literal or the content of a file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 pub enum EnvValue {
-    /// As it stands; a path, a region, a project.
+    /// A literal, such as a path, a region or a project.
     Text(String),
-    /// From a file, without its last line end.
+    /// The content of a file, without its last line end.
     File {
         /// The file.
         file: PathBuf,
@@ -81,7 +80,7 @@ fn rights(apply: bool) -> Rights {
 }
 
 impl Config {
-    /// The credentials of a connection, and the other environments that may use it.
+    /// Returns the credentials of a connection, and the other environments that may use it.
     fn connection(&self, id: &InstanceId, name: &str, rights: Rights) -> Result<(&Credentials, &[String]), String> {
         let environment: &EnvironmentName = &id.environment;
         let found = self
@@ -101,7 +100,7 @@ impl Config {
         Ok((credentials, &connection.shared_with))
     }
 
-    /// Whether a connection is one to a cluster.
+    /// Returns whether a connection leads to a cluster.
     pub fn is_cluster(&self, id: &InstanceId, name: &str, apply: bool) -> bool {
         let has = |one: &Credentials| one.kubeconfig_file.is_some() || one.token_file.is_some() || one.in_cluster;
         self.connection(id, name, rights(apply)).is_ok_and(|(one, _)| has(one))
@@ -110,7 +109,7 @@ impl Config {
     /// Returns the credentials for the cluster of a connection, and the other environments that may use it.
     ///
     /// # Errors
-    /// When the connection, its credentials or a file is missing; the sentence says which.
+    /// When the connection, its credentials or a file is missing; the sentence names the missing part.
     pub fn access(
         &self,
         id: &InstanceId,
@@ -147,10 +146,10 @@ impl Config {
         Ok((access, shared.to_vec()))
     }
 
-    /// The environment that a connection gives to a process.
+    /// Returns the environment variables that a connection gives to a process.
     ///
     /// # Errors
-    /// When the connection, its credentials or a file is missing; the sentence says which.
+    /// When the connection, its credentials or a file is missing; the sentence names the missing part.
     pub fn credentials(
         &self,
         id: &InstanceId,
@@ -179,7 +178,7 @@ impl Config {
         Ok(given)
     }
 
-    /// Whether a connection is one to a database, for these rights.
+    /// Returns whether a connection leads to a database, with these rights.
     pub fn is_database(&self, id: &InstanceId, name: &str, rights: Rights) -> bool {
         self.connection(id, name, rights).is_ok_and(|(one, _)| one.url_file.is_some())
     }
@@ -187,7 +186,7 @@ impl Config {
     /// Returns the credentials for the database of a connection.
     ///
     /// # Errors
-    /// When the connection, its credentials or a file is missing; the sentence says which.
+    /// When the connection, its credentials or a file is missing; the sentence names the missing part.
     pub fn login(&self, id: &InstanceId, name: &str, rights: Rights, redactor: &Redactor) -> Result<Login, String> {
         let (credentials, shared) = self.connection(id, name, rights)?;
         let environment = &id.environment;

@@ -1,7 +1,7 @@
-//! The daemon's configuration: `evenkeel.yaml`, with each key also as `EVENKEEL_…`.
+//! Reads the daemon's configuration: `evenkeel.yaml`, with each key also as `EVENKEEL_…`.
 //!
-//! Decides where things are and which credentials a connection means. A secret comes from a file or the environment,
-//! never from the text of the configuration. Never from the state repo.
+//! Decides the locations of all resources and the credentials of each connection. *Invariant:* a secret comes
+//! from a file or the environment, never from the text of the configuration and never from the state repo.
 
 mod connections;
 
@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::model::Duration;
 
-/// The name that is looked for above the working directory.
+/// The name of the configuration file, searched for from the working directory upwards.
 pub const FILE_NAME: &str = "evenkeel.yaml";
 
 /// The whole configuration.
@@ -26,21 +26,21 @@ pub const FILE_NAME: &str = "evenkeel.yaml";
 pub struct Config {
     /// The state repo.
     pub repository: Repository,
-    /// The forge; without it nothing is proposed and nobody is heard.
+    /// The forge. Without a forge, the daemon opens no pull requests and reads no comments.
     #[serde(default)]
     pub github: Option<GitHub>,
-    /// The folder of the daemon's data, one owner.
+    /// The folder of the daemon's data, accessible to its owner alone.
     pub data: PathBuf,
-    /// `sqlite`.
+    /// The kind of store; only `sqlite`.
     #[serde(default = "sqlite")]
     pub store: String,
-    /// Where the API listens.
+    /// The address on which the API listens.
     #[serde(default = "listen")]
     pub listen: SocketAddr,
-    /// How long a daemon that does not answer keeps another from taking over.
+    /// The duration of the lease: how long an unresponsive daemon blocks another one from taking over.
     #[serde(default = "lease")]
     pub lease: Duration,
-    /// (environment, connection) to credentials; `"*"` for all environments.
+    /// Connections by environment and name; `"*"` stands for all environments.
     #[serde(default)]
     pub connections: BTreeMap<String, BTreeMap<String, Connection>>,
     /// The tofu program.
@@ -52,7 +52,7 @@ pub struct Config {
     /// Tokens of the API by name.
     #[serde(default)]
     pub tokens: BTreeMap<String, Token>,
-    /// Logs.
+    /// The settings of the logs.
     #[serde(default)]
     pub telemetry: Telemetry,
 }
@@ -73,15 +73,15 @@ fn lease() -> Duration {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Repository {
-    /// A path, `file://`, `http://` or `https://`.
+    /// The address: a path, `file://`, `http://` or `https://`.
     pub url: String,
-    /// The branch that is applied.
+    /// The branch from which the daemon applies.
     #[serde(default = "main_branch")]
     pub branch: String,
-    /// The root of the declarations.
+    /// The folder of the declarations, relative to the root of the repository.
     #[serde(default = "state_repo")]
     pub path: String,
-    /// How often it is looked at without a hint.
+    /// The interval at which the daemon polls the repository.
     #[serde(default = "poll")]
     pub poll: Duration,
 }
@@ -106,13 +106,13 @@ pub struct GitHub {
     /// A GitHub App.
     #[serde(default)]
     pub app: Option<App>,
-    /// A file with a token; or `EVENKEEL_GITHUB_TOKEN`.
+    /// A file with a token; alternatively `EVENKEEL_GITHUB_TOKEN`.
     #[serde(default)]
     pub token_file: Option<PathBuf>,
-    /// A file with the webhooks' secret.
+    /// A file with the secret of the webhooks.
     #[serde(default)]
     pub webhook_secret_file: Option<PathBuf>,
-    /// `owner/name`, where the repository's address does not say it.
+    /// `owner/name` on the forge, if the repository's address does not contain it.
     #[serde(default)]
     pub repository: Option<String>,
 }
@@ -125,7 +125,7 @@ fn github_api() -> String {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct App {
-    /// Its id.
+    /// The id of the app.
     pub id: u64,
     /// The file of its private key.
     pub private_key_file: PathBuf,
@@ -135,17 +135,17 @@ pub struct App {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Tofu {
-    /// A name to be found, or a path.
+    /// A name on the `PATH`, or a path.
     pub binary: String,
-    /// `local`.
+    /// Where tofu runs; only `local`.
     pub runner: String,
-    /// How many processes run at once.
+    /// The limit of concurrent processes.
     pub parallel: usize,
-    /// The folder of providers; below `data` where it is not set.
+    /// The folder of the provider cache; below `data` if it is not set.
     pub provider_cache: Option<PathBuf>,
-    /// How long one process may take.
+    /// The time limit of one process.
     pub timeout: Duration,
-    /// How long a process waits for the state lock.
+    /// The time for which a process waits for the state lock.
     pub lock_timeout: Duration,
 }
 
@@ -166,11 +166,11 @@ impl Default for Tofu {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Kubernetes {
-    /// A name to be found, or a path.
+    /// A name on the `PATH`, or a path.
     pub kustomize: String,
-    /// A name to be found, or a path.
+    /// A name on the `PATH`, or a path.
     pub helm: String,
-    /// How many instances are looked at at once.
+    /// The limit of instances that are observed concurrently.
     pub parallel: usize,
 }
 
@@ -184,17 +184,17 @@ impl Default for Kubernetes {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Token {
-    /// The file that holds it.
+    /// The file that contains the token.
     pub file: PathBuf,
 }
 
-/// Logs.
+/// The settings of the logs.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Telemetry {
-    /// `error`, `warn`, `info`, `debug`, or a filter such as `evenkeel=debug,info`.
+    /// The level: `error`, `warn`, `info`, `debug`, or a filter such as `evenkeel=debug,info`.
     pub log: String,
-    /// `text` or `json`.
+    /// The format: `text` or `json`.
     pub format: String,
 }
 
@@ -204,7 +204,7 @@ impl Default for Telemetry {
     }
 }
 
-/// A configuration that can't be used.
+/// A configuration that is not usable.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file can't be read.
@@ -215,17 +215,17 @@ pub enum Error {
         /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The text is wrong.
+    /// The content is invalid.
     #[error("the configuration `{path}` is wrong: {why}")]
     Text {
         /// The file.
         path: PathBuf,
-        /// The problem, with its place.
+        /// The problem, with its position.
         why: String,
     },
 }
 
-/// The keys that have an environment variable.
+/// The keys that an environment variable can set.
 const KEYS: [&[&str]; 20] = [
     &["repository", "url"],
     &["repository", "branch"],
@@ -264,10 +264,10 @@ fn variable(path: &[&str]) -> String {
 }
 
 impl Config {
-    /// Reads a configuration, with the environment over it.
+    /// Reads a configuration and applies the environment variables over it.
     ///
     /// # Errors
-    /// When the file can't be read, or is wrong.
+    /// When the file can't be read or is invalid.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
         Self::parse(path, &text, &|name| std::env::var(name).ok())
@@ -300,7 +300,7 @@ impl Config {
                 return Err(wrong(format!("`{later}` is not supported yet; remove it")));
             }
         }
-        // serde's own message is exact about values; the first error of the text with its place is found by saphyr.
+        // The message of serde is precise about values; saphyr finds the first error of the text with its position.
         let mut config: Self = match serde_json::from_value(value) {
             Ok(config) => config,
             Err(error) => {
@@ -315,7 +315,7 @@ impl Config {
             return Err(wrong(format!("`tofu.runner: {}` is not supported yet; `local` is", config.tofu.runner)));
         }
         if let Some(folder) = path.parent() {
-            // Relative paths are relative to the configuration, wherever the command is run.
+            // Relative paths are relative to the configuration file, not to the working directory.
             let base = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
             config.data = base.join(&config.data);
             if !config.repository.url.contains("://") {
@@ -325,21 +325,21 @@ impl Config {
         Ok(config)
     }
 
-    /// The nearest configuration above a folder.
+    /// Returns the nearest configuration file in a folder or above it.
     pub fn nearest(folder: &Path) -> Option<PathBuf> {
         folder.ancestors().map(|folder| folder.join(FILE_NAME)).find(|path| path.is_file())
     }
 
-    /// The folder of the repository, where it is on this machine.
+    /// Returns the folder of the repository, if it is on this machine.
     pub fn local_repository(&self) -> Option<PathBuf> {
         let url = &self.repository.url;
         url.strip_prefix("file://").map(PathBuf::from).or_else(|| (!url.contains("://")).then(|| PathBuf::from(url)))
     }
 
-    /// `owner` and `name` of the repository on the forge.
+    /// Returns `owner` and `name` of the repository on the forge.
     ///
     /// # Errors
-    /// When neither the address nor `github.repository` says it.
+    /// When neither the address nor `github.repository` contains them.
     pub fn forge_repository(&self) -> Result<(String, String), String> {
         let named = self.github.as_ref().and_then(|github| github.repository.clone());
         let text =

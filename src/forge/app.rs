@@ -1,4 +1,6 @@
-//! An App on the repository: it proves itself by its key, and gets tokens that hold an hour.
+//! Implements authentication as a GitHub App: a signed token in exchange for installation tokens.
+//!
+//! Installation tokens are valid for an hour.
 
 use axum::{
     Json, Router,
@@ -17,9 +19,9 @@ use super::{
 };
 use crate::forge::settings::App;
 
-/// The one installation that there is.
+/// The id of the only installation.
 const INSTALLATION: u64 = 1;
-/// How many tokens are remembered; a client asks for one an hour.
+/// The maximum number of stored tokens; a client requests one token an hour.
 const TOKENS_MAX: usize = 1000;
 
 pub(super) fn routes() -> Router<Shared> {
@@ -34,7 +36,7 @@ struct Claims {
     iss: Value,
 }
 
-/// The App, proved by a token that its key signed and that has not run out.
+/// Returns the App if the request has an unexpired token that the App's key signed.
 fn proved(state: &State, headers: &HeaderMap) -> Answer<App> {
     let refused = |why: &str| Refusal(401, why.to_owned());
     let token = headers

@@ -1,19 +1,19 @@
-//! What a pull request changes: files with their patches, and commits.
+//! Computes the changes of a pull request: files with their patches, and commits.
 
 use chrono::DateTime;
 use git2::Oid;
 use serde_json::{Value, json};
 
-/// The most changed files of a pull request that are listed.
+/// The maximum number of changed files in a list.
 const FILES_MAX: usize = 3000;
 
-/// The longest patch of one file that is shown.
+/// The maximum size of a displayed patch of one file.
 const PATCH_BYTES_MAX: usize = 64 << 10;
 
 use super::state::{Answer, State};
 
 impl State {
-    /// The changed files of a pull request, with their patches.
+    /// Returns the changed files of a pull request, with their patches.
     pub(super) fn files(&self, number: u64) -> Answer<Vec<Value>> {
         let pull = self.pull(number)?;
         let repository = self.repository()?;
@@ -59,7 +59,7 @@ impl State {
         Ok(files)
     }
 
-    /// The commits of a pull request, oldest first.
+    /// Returns the commits of a pull request, oldest first.
     pub(super) fn commits(&self, number: u64) -> Answer<Vec<Value>> {
         let pull = self.pull(number)?;
         let repository = self.repository()?;

@@ -1,4 +1,4 @@
-//! Extractors of requests: the caller and the form of an answer.
+//! Defines extractors for requests: the caller and the format of the response.
 
 use super::{
     Shared,

@@ -1,4 +1,4 @@
-//! git over HTTP, by the `git` program's own server side.
+//! Serves git over HTTP through the server side of the `git` program.
 
 use std::{process::Stdio, time::Duration};
 
@@ -15,9 +15,9 @@ use tokio::{io::AsyncWriteExt, process::Command};
 
 use super::{Shared, extract, rest};
 
-/// The largest push.
+/// The maximum size of a push.
 const PUSH_BYTES_MAX: usize = 256 << 20;
-/// How long git may take.
+/// The time limit of a `git` process.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
 pub(super) fn routes() -> Router<Shared> {
@@ -56,7 +56,7 @@ async fn run(shared: &Shared, arguments: &[&str], input: &[u8]) -> Result<Vec<u8
         .map_err(|error| format!("could not start git: {error}"))?;
     let mut stdin = child.stdin.take().expect("stdin is piped");
     let feed = async {
-        // git may end before it has read everything, which its answer explains.
+        // git may exit before it has read everything; its response explains why.
         drop(stdin.write_all(input).await);
         drop(stdin);
     };

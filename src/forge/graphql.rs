@@ -1,4 +1,4 @@
-//! The GraphQL that the client uses: folding a comment away.
+//! Implements the GraphQL mutation that the client uses: minimizing a comment.
 
 use axum::{Json, extract::State as Extract};
 use serde_json::{Value, json};

@@ -1,10 +1,10 @@
-//! The embedded forge: a small GitHub-compatible server over one bare repository, to try Evenkeel without GitHub.
+//! Runs the embedded forge: a small GitHub-compatible server over one bare repository.
 //!
-//! Decides what GitHub would answer to the client of this house. Never serves on anything but loopback, because its
-//! pages let whoever opens them act as any of its users.
-//! *Race:* a push and a merge at once: both happen under one lock on the state, and git refuses the second writer of a
-//! ref. *Race:* a webhook that is not received: it is tried again a few times and then dropped, as on GitHub; whoever
-//! listens has to poll as well.
+//! It allows to try Evenkeel without GitHub, and answers the requests of Evenkeel's client as GitHub does.
+//! *Invariant:* the forge listens on loopback only, because its pages let any visitor act as any of its users.
+//! *Race:* a push and a merge at once: both run under one lock on the state, and git refuses the second writer of
+//! a ref. *Race:* the receiver misses a webhook: the forge tries a few times and then drops it, as GitHub does; a
+//! receiver has to poll as well.
 
 mod app;
 mod diff;
@@ -29,15 +29,15 @@ pub use settings::{App, Error, Settings, User, Webhook};
 
 use state::State;
 
-/// A forge that runs.
+/// A running forge.
 pub struct Forge {
-    /// Where it listens.
+    /// The address on which the forge listens.
     pub address: SocketAddr,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Forge {
-    /// Starts a forge over `folder/repository.git`, which is made where it is not there.
+    /// Starts a forge over `folder/repository.git`, and creates the repository if it does not exist.
     ///
     /// # Errors
     /// When the folder can't be used, or the address is taken or not loopback.
@@ -63,12 +63,12 @@ impl Forge {
         Ok(Self { address, task })
     }
 
-    /// Waits until it stops.
+    /// Waits until the forge stops.
     pub async fn wait(self) {
         drop(self.task.await);
     }
 
-    /// Stops it.
+    /// Stops the forge.
     pub fn stop(&self) {
         self.task.abort();
     }

@@ -1,7 +1,7 @@
-//! Plain pages: the pull requests, and each with its description, diff, comments, checks and buttons.
+//! Renders HTML pages: the list of pull requests, and each with its text, diff, comments, checks and buttons.
 //!
-//! Never trusts a text: everything is escaped, and of the HTML in Markdown only folding is let through. A form carries
-//! a token of this process, so that another site's page can't press a button here.
+//! *Invariant:* every text is escaped; of the HTML in Markdown, only `<details>`, `<summary>` and `<code>` pass. A form carries a token
+//! of this process, so that another site's page can't submit it.
 
 use axum::{
     Form, Router,
@@ -55,7 +55,7 @@ fn whole(title: &str, body: &str) -> Html<String> {
     ))
 }
 
-/// Markdown to HTML; raw HTML is shown as text, but for folding.
+/// Converts Markdown to HTML; raw HTML becomes text, except `<details>`, `<summary>` and `<code>`.
 fn markdown(text: &str) -> String {
     const LET_THROUGH: [&str; 6] = ["<details>", "</details>", "<summary>", "</summary>", "<code>", "</code>"];
     let let_through = |html: &str| -> String {
@@ -228,7 +228,7 @@ fn checks(state: &State, pull: &Pull) -> String {
     let mut rows = String::new();
     let shas: Vec<&String> = [Some(&pull.head), pull.merged_as.as_ref()].into_iter().flatten().collect();
     let mut shown = std::collections::BTreeSet::new();
-    // What is said of the merge is newer than what was said of the head.
+    // The statuses of the merge commit are newer than those of the head.
     for sha in shas.into_iter().rev() {
         for status in state.statuses_of(sha).into_iter().filter(|status| shown.insert(status.context.clone())) {
             let mark = match status.state.as_str() {
@@ -252,7 +252,7 @@ fn checks(state: &State, pull: &Pull) -> String {
 }
 
 fn form(state: &State, pull: &Pull) -> String {
-    // Whoever tries it is a person; the first user is the bot in most settings.
+    // List people first: the first user is the bot in most settings.
     let users: String = state
         .settings
         .users

@@ -1,4 +1,4 @@
-//! The REST and GraphQL that the client uses, in GitHub's words.
+//! Implements the REST endpoints that the client uses, with GitHub's field names.
 
 use super::{
     Shared,
@@ -24,7 +24,7 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// Whether a repository is the one that is served.
+/// Returns whether this forge serves a repository.
 pub(super) async fn is_here(shared: &Shared, owner: &str, repository: &str) -> bool {
     let state = shared.lock().await;
     state.settings.owner.eq_ignore_ascii_case(owner)

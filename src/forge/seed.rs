@@ -1,4 +1,4 @@
-//! A first commit from a folder.
+//! Creates the first commit from a folder.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use git2::{Oid, Repository, RepositoryInitOptions, Signature};
 
 use crate::forge::settings::Error;
 
-/// Makes a bare repository whose `main` has one commit with the content of a folder.
+/// Creates a bare repository whose `main` has one commit with the content of a folder.
 ///
 /// # Errors
 /// When the folder can't be read or the repository can't be written.

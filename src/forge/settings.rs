@@ -1,4 +1,4 @@
-//! Settings and errors of the embedded forge, and the people that it knows.
+//! Defines the settings, users and errors of the embedded forge.
 
 use serde::Deserialize;
 use std::{net::SocketAddr, path::PathBuf};
@@ -9,9 +9,9 @@ use std::{net::SocketAddr, path::PathBuf};
 pub struct Settings {
     /// The organisation.
     pub owner: String,
-    /// The repository's name.
+    /// The name of the repository.
     pub repository: String,
-    /// The people.
+    /// The users; the first one is usually the bot.
     pub users: Vec<User>,
     /// Teams of the organisation, by name.
     #[serde(default)]
@@ -19,7 +19,7 @@ pub struct Settings {
     /// An App that is installed on the repository.
     #[serde(default)]
     pub app: Option<App>,
-    /// Where events are sent.
+    /// The receiver of events.
     #[serde(default)]
     pub webhook: Option<Webhook>,
 }
@@ -32,29 +32,29 @@ pub struct User {
     pub login: String,
     /// The user's token.
     pub token: String,
-    /// `read`, `write` or `admin`.
+    /// The permission: `read`, `write` or `admin`.
     pub permission: String,
 }
 
-/// An App that is installed on the repository, with the right to write.
+/// An App that is installed on the repository, with write access.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct App {
-    /// Its id.
+    /// The id of the App.
     pub id: u64,
-    /// Its name in logins: it writes as `SLUG[bot]`.
+    /// The name in logins: the App writes as `SLUG[bot]`.
     pub slug: String,
-    /// The public half of its key, as PEM.
+    /// The public half of the App's key, as PEM.
     pub public_key: String,
 }
 
-/// Where events are sent.
+/// The receiver of events.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Webhook {
     /// The address.
     pub url: String,
-    /// The secret of the signature.
+    /// The secret for the signature.
     pub secret: String,
 }
 
@@ -69,7 +69,7 @@ pub enum Error {
         /// The error.
         why: String,
     },
-    /// It is asked to listen where others reach it.
+    /// The address is not loopback, so that other machines could reach it.
     #[error("the forge listens on loopback alone, and `{0}` is not")]
     NotLoopback(SocketAddr),
     /// The address is taken.

@@ -1,4 +1,4 @@
-//! What the forge knows: pull requests, comments, reviews, statuses; kept in one JSON file beside the repository.
+//! Stores pull requests, comments, reviews and statuses in one JSON file beside the repository.
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
@@ -59,7 +59,7 @@ pub(super) struct Status {
     pub(super) description: String,
     pub(super) author: String,
     pub(super) at: DateTime<Utc>,
-    /// For a check run, what it is beyond a status.
+    /// The further fields of a check run; absent for a status.
     pub(super) check: Option<Value>,
 }
 
@@ -71,7 +71,7 @@ pub(super) struct Records {
     pub(super) comments: Vec<Comment>,
     pub(super) reviews: Vec<Review>,
     pub(super) statuses: Vec<Status>,
-    /// The branches as they were seen last, to tell what a push changed.
+    /// The last seen heads of the branches, to detect pushes.
     branches: BTreeMap<String, String>,
 }
 
@@ -81,12 +81,12 @@ pub(super) struct State {
     pub(super) address: SocketAddr,
     pub(super) records: Records,
     pub(super) page_token: String,
-    /// Tokens of the App's installation, and until when they hold.
+    /// Tokens of the App's installation, with their expiry.
     pub(super) installation_tokens: BTreeMap<String, DateTime<Utc>>,
     sender: webhooks::Sender,
 }
 
-/// A request that can't be answered, as GitHub would say it.
+/// A refused request, with status and message as of GitHub.
 #[derive(Debug)]
 pub(super) struct Refusal(pub(super) u16, pub(super) String);
 
@@ -179,7 +179,7 @@ impl State {
             .ok_or_else(|| Refusal(422, format!("Validation Failed: there is no branch `{branch}`")))
     }
 
-    /// Looks at the branches again, and says what changed: pushes, and pull requests that moved.
+    /// Compares the branches with the last seen ones, and emits events for pushes and changed pull requests.
     pub(super) fn look(&mut self, by: &str) -> Answer<()> {
         let heads = self.heads();
         if heads == self.records.branches {
@@ -356,7 +356,7 @@ impl State {
             at: Utc::now(),
         };
         self.records.reviews.push(review.clone());
-        // Events write the word in lower case, answers in upper case.
+        // Events have the state in lower case, responses in upper case.
         let mut sent = self.review_json(&review);
         sent["state"] = state.to_lowercase().into();
         let payload = json!({"action": "submitted", "review": sent, "pull_request": self.listed_pull_json(number)?});
@@ -417,7 +417,7 @@ impl State {
         }
     }
 
-    /// The newest status of each context.
+    /// Returns the newest status of each context.
     pub(super) fn statuses_of(&self, sha: &str) -> Vec<&Status> {
         let mut newest: BTreeMap<&str, &Status> = BTreeMap::new();
         for status in self.records.statuses.iter().filter(|status| status.sha == sha) {

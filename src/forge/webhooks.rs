@@ -1,4 +1,4 @@
-//! Events to whoever listens: signed, numbered, in order, tried again.
+//! Sends events to the receiver: signed, numbered, in order, with retries.
 
 use std::time::Duration;
 
@@ -9,11 +9,12 @@ use tokio::sync::mpsc;
 
 use crate::forge::settings::Webhook;
 
-/// How often a delivery is tried.
+/// The maximum number of attempts of a delivery.
 const ATTEMPTS_MAX: u32 = 5;
-/// How long a listener may take; GitHub gives it ten seconds.
+/// The time limit of the receiver; GitHub allows ten seconds.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How many events wait for a slow listener; later ones are dropped, as a poll finds what they would have said.
+/// The maximum number of events that wait for a slow receiver. Later events are dropped, because a poll finds
+/// their facts.
 const QUEUE_MAX: usize = 10_000;
 
 pub(super) struct Sender(Option<mpsc::Sender<(String, String, Vec<u8>)>>);
@@ -40,7 +41,7 @@ impl Sender {
     }
 }
 
-/// The signature of a body, as in `X-Hub-Signature-256`.
+/// Returns the signature of a body, as in `X-Hub-Signature-256`.
 pub(super) fn signature(secret: &str, body: &[u8]) -> String {
     let mut mac = <Hmac<Sha256>>::new_from_slice(secret.as_bytes()).expect("HMAC takes a key of any length");
     mac.update(body);

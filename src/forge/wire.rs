@@ -1,12 +1,12 @@
-//! The forge's records in GitHub's words: each object with every field that GitHub describes.
+//! Renders the forge's records with every field that GitHub documents.
 //!
-//! Decides nothing. What this forge does not have (stars, wikis, milestones) is there as zero, false or null.
+//! Features that this forge does not have (stars, wikis, milestones) appear as zero, false or null.
 
 use serde_json::{Map, Value, json};
 
 use super::state::{Answer, Comment, Review, State, Status};
 
-/// The addresses of a repository that hang on its own by this path.
+/// The address fields of a repository, with their paths below its own address.
 const REPOSITORY_URLS: [(&str, &str); 37] = [
     ("archive_url", "/{archive_format}{/ref}"),
     ("assignees_url", "/assignees{/user}"),
@@ -47,7 +47,7 @@ const REPOSITORY_URLS: [(&str, &str); 37] = [
     ("url", ""),
 ];
 
-/// The addresses of a user that hang on its own by this path.
+/// The address fields of a user, with their paths below its own address.
 const USER_URLS: [(&str, &str); 10] = [
     ("events_url", "/events{/privacy}"),
     ("followers_url", "/followers"),
@@ -72,7 +72,7 @@ fn links(urls: &[(&str, &str)]) -> Value {
     urls.iter().map(|(name, url)| ((*name).to_owned(), json!({"href": url}))).collect::<Map<_, _>>().into()
 }
 
-/// Objects as one; `json!` takes only so many fields at once.
+/// Merges objects; one `json!` call is limited in its number of fields.
 fn merged(parts: impl IntoIterator<Item = Value>) -> Value {
     let fields = parts.into_iter().filter_map(|part| if let Value::Object(map) = part { Some(map) } else { None });
     Value::Object(fields.flatten().collect())
@@ -84,12 +84,12 @@ fn reactions(url: &str) -> Value {
 }
 
 impl State {
-    /// The repository by its address in the API.
+    /// Returns an address below the repository in the API.
     pub(super) fn api(&self, rest: &str) -> String {
         format!("{}/repos/{}/{}{rest}", self.url(), self.settings.owner, self.settings.repository)
     }
 
-    /// The repository by its address in a browser.
+    /// Returns an address below the repository for browsers.
     fn page(&self, rest: &str) -> String {
         format!("{}/{}/{}{rest}", self.url(), self.settings.owner, self.settings.repository)
     }
@@ -101,7 +101,7 @@ impl State {
         with_urls(user, &format!("{}/users/{login}", self.url()), &USER_URLS)
     }
 
-    /// Whoever asks, with what only the profile says.
+    /// Returns the authenticated user, with the fields that only the profile has.
     pub(super) fn profile_json(&self, login: &str) -> Value {
         let mut user = self.user_json(login);
         if let Value::Object(map) = &mut user {
@@ -128,7 +128,7 @@ impl State {
         json
     }
 
-    /// The repository as it answers for itself; elsewhere it stands without these.
+    /// Returns the repository with the fields that appear only in its own response.
     pub(super) fn whole_repository_json(&self) -> Value {
         merged([self.repository_json(), json!({"network_count": 0, "subscribers_count": 0})])
     }
@@ -153,7 +153,7 @@ impl State {
         with_urls(merged([repository, counts, sorts]), &self.api(""), &REPOSITORY_URLS)
     }
 
-    /// A pull request with everything, also what has to be computed.
+    /// Returns a pull request with all fields, also the computed ones.
     pub(super) fn pull_json(&self, number: u64) -> Answer<Value> {
         let pull = self.pull(number)?;
         let files = self.files(number).unwrap_or_default();
@@ -167,7 +167,7 @@ impl State {
         Ok(merged([self.listed_pull_json(number)?, more]))
     }
 
-    /// A pull request as it stands in a list.
+    /// Returns a pull request with the fields of a list entry.
     pub(super) fn listed_pull_json(&self, number: u64) -> Answer<Value> {
         let pull = self.pull(number)?;
         let (url, html) = (self.api(&format!("/pulls/{number}")), self.page(&format!("/pull/{number}")));
@@ -188,7 +188,7 @@ impl State {
         }))
     }
 
-    /// A pull request as the issue that it is too.
+    /// Returns a pull request in the form of an issue.
     pub(super) fn issue_json(&self, number: u64) -> Answer<Value> {
         let pull = self.pull(number)?;
         let (url, html, as_pull) = (
@@ -223,7 +223,7 @@ impl State {
             "submitted_at": review.at, "author_association": "MEMBER", "html_url": html, "pull_request_url": pull, "_links": links(&[("html", &html), ("pull_request", &pull)])})
     }
 
-    /// A commit as it stands in a push.
+    /// Returns a commit with the fields of a push event.
     fn pushed_json(&self, sha: &str) -> Value {
         let found = self.repository().ok().and_then(|repository| {
             let commit = repository.find_commit(git2::Oid::from_str(sha).ok()?).ok()?;
@@ -236,7 +236,7 @@ impl State {
         found.unwrap_or_default()
     }
 
-    /// The event of a branch that moved, appeared or went.
+    /// Returns the push event of a branch that moved, appeared or was deleted.
     pub(super) fn push_json(&self, branch: &str, old: Option<&String>, new: Option<&String>, by: &str) -> Value {
         let none = "0".repeat(40);
         let (before, after) = (old.unwrap_or(&none), new.unwrap_or(&none));
@@ -250,7 +250,7 @@ impl State {
             "avatar_url": format!("{}/{}.png", self.url(), status.author), "url": self.api(&format!("/statuses/{}", status.sha)), "creator": self.user_json(&status.author), "created_at": status.at, "updated_at": status.at})
     }
 
-    /// A check run, with what it was made with.
+    /// Returns a check run with the fields that its creator sent.
     pub(super) fn check_json(&self, status: &Status) -> Value {
         let made = status.check.clone().unwrap_or_default();
         let (url, is_over) = (self.api(&format!("/check-runs/{}", status.id)), made["status"] == "completed");
@@ -262,7 +262,7 @@ impl State {
             "url": url, "html_url": self.page(&format!("/runs/{}", status.id)), "details_url": made.get("details_url").cloned().unwrap_or_default()})
     }
 
-    /// Where content is found, by each of its addresses.
+    /// Returns a file with each of its addresses.
     pub(super) fn content_json(&self, path: &str, sha: &str, content: &[u8]) -> Value {
         let (url, git, html) = (
             self.api(&format!("/contents/{path}")),

@@ -1,4 +1,4 @@
-//! The versioned JSON API; `openapi.json` describes it.
+//! Serves the versioned JSON API that `openapi.json` describes.
 
 use std::sync::Arc;
 
@@ -28,9 +28,9 @@ use crate::{
     model::{ComponentName, Duration, RunId},
 };
 
-/// Requests are a few words.
+/// The limit of a request body: requests contain only selectors and digests.
 const BODY_BYTES_MAX: usize = 64 << 10;
-/// The most runs or records that one answer holds.
+/// The most runs or records in one response.
 const LIMIT_MAX: u32 = 1000;
 
 pub(super) fn routes() -> Router<Shared> {
@@ -56,53 +56,53 @@ pub(super) fn routes() -> Router<Shared> {
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CommandRequest {
-    /// Which instances.
+    /// The instances to act on.
     pub selector: Option<String>,
-    /// The plans that were shown.
+    /// The digests of the plans that the user saw.
     pub digests: Vec<String>,
-    /// A merged remediation that waits.
+    /// A merged remediation that waits for authorization.
     pub remediation: Option<ComponentName>,
-    /// Of `propose`: what is pending, and not what drifted.
+    /// For `propose`: propose the pending changes instead of the drift.
     pub apply: bool,
-    /// Of `snooze`: for how long.
+    /// For `snooze`: the duration.
     pub lasting: Option<Duration>,
 }
 
-/// The answer of `apply`.
+/// The response of `apply`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Started {
-    /// The runs that it started.
+    /// The runs that the command started.
     pub runs: Vec<RunId>,
 }
 
-/// The guards in force for an instance, and since when (R3.4).
+/// The guards in force for an instance, with the time since which each is in force (R3.4).
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Guards {
-    /// The limits of one run of its environment.
+    /// The limits for one run of its environment.
     pub limits: Option<Held<Limits>>,
     /// Addresses that no run may destroy, replace, forget or move.
     pub protect: Option<Held<Vec<String>>>,
 }
 
-/// One instance with its history.
+/// The status of one instance with its history.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explained {
-    /// Its status.
+    /// The status of the instance.
     pub instance: InstanceStatus,
-    /// Why nothing happens with it, in a sentence with the number of its rule.
+    /// The reason for the current state, in a sentence with the number of its rule.
     pub why: String,
     /// The head of the branch.
     pub head: Option<crate::model::Revision>,
-    /// Its dependencies.
+    /// The instances on which it depends.
     pub upstreams: Vec<crate::model::InstanceId>,
     /// The guards in force.
     pub guards: Guards,
-    /// Its inputs, masked.
+    /// Its inputs, with secrets masked.
     pub inputs: Value,
-    /// The last runs that touched it.
+    /// The newest runs that contained the instance.
     pub runs: Vec<Run>,
-    /// The last records about it.
+    /// The newest journal records of the instance.
     pub journal: Vec<JournalRecord>,
 }
 
@@ -240,7 +240,7 @@ async fn plan(
     Caller(who): Caller,
     Part(Json(ask)): Part<Json<CommandRequest>>,
 ) -> Result<Json<Vec<Plan>>, Refusal> {
-    // A push whose event was lost counts all the same.
+    // Fetch first, in case the webhook of a push was lost.
     door.daemon.source.refresh().await?;
     Ok(Json(door.daemon.commands.plan_now(selector(&ask)?.as_ref(), &who).await?))
 }
@@ -313,7 +313,7 @@ async fn command(
     Ok(Json(audited(&door.daemon, &who, done).await?))
 }
 
-/// The API's description.
+/// Returns the OpenAPI description.
 pub fn openapi() -> Value {
     let get = |summary: &str| json!({"get": {"summary": summary, "responses": {"200": {"description": "as JSON"}, "401": {"description": "a token is needed"}}}});
     let ask = json!({"required": true, "content": {"application/json": {"schema": {"type": "object", "additionalProperties": false, "properties": {

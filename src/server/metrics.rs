@@ -1,4 +1,4 @@
-//! `/metrics` in the OpenMetrics text of Prometheus, with stable names.
+//! Renders `/metrics` in the OpenMetrics text format of Prometheus, with stable names.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

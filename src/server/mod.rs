@@ -1,9 +1,9 @@
-//! HTTP: webhooks in, the API, health and metrics.
+//! Serves HTTP: webhooks, the API, health checks and metrics.
 //!
-//! Decides who may read and who may ask for something, and no more: each request is handed to the daemon. Reads on
-//! loopback are free, and only under a loopback name, so that no other site's page can read them through a browser;
-//! everything else needs a bearer token, compared in constant time.
-//! Webhooks are capped, authenticated over raw bytes, and parsed only then.
+//! Decides who may read and who may issue commands, and passes each request on to the daemon. Reads on loopback
+//! need no token, but only under a loopback host name, so that no other site's page can read them through a
+//! browser. Every other request needs a bearer token, which the server compares in constant time. A webhook body
+//! is limited in size and authenticated over its raw bytes before it is parsed.
 
 mod api;
 mod metrics;
@@ -33,7 +33,7 @@ use crate::{
 pub struct ServerState {
     /// The daemon.
     pub daemon: Arc<Daemon>,
-    /// Tokens of the API, by name.
+    /// The tokens of the API, by name.
     pub tokens: Vec<(String, SecretString)>,
     /// The secret of webhooks.
     pub webhook_secret: Option<SecretString>,
@@ -44,7 +44,7 @@ type Shared = Arc<ServerState>;
 /// Serves on a listener until the daemon stops.
 ///
 /// # Errors
-/// When the listener breaks.
+/// When the listener fails.
 pub async fn serve(listener: TcpListener, door: ServerState) -> std::io::Result<()> {
     let shared = Arc::new(door);
     let stop = Arc::clone(&shared.daemon);
@@ -88,10 +88,10 @@ async fn ready(State(door): State<Shared>) -> Response {
     }
 }
 
-/// The token of this machine's owner, made at the first start.
+/// Returns the token of this machine's owner; the first start creates it.
 ///
 /// # Errors
-/// When the file can't be read or made.
+/// When the file can't be read or created.
 pub fn local_token(data: &Path) -> std::io::Result<SecretString> {
     use std::{io::Write, os::unix::fs::OpenOptionsExt};
     let path = data.join("api-token");
@@ -106,7 +106,7 @@ pub fn local_token(data: &Path) -> std::io::Result<SecretString> {
     Ok(token.into())
 }
 
-/// A request that is refused, as JSON.
+/// A refused request, with its response as JSON.
 pub(crate) struct Refusal(StatusCode, &'static str, String);
 
 impl IntoResponse for Refusal {
@@ -143,10 +143,10 @@ fn principal(parts: &Parts, door: &ServerState) -> Option<Principal> {
         .map(|(name, _)| Principal::Token { name: name.clone() })
 }
 
-/// A part of a request, whose absence or malformation is refused like everything else: as JSON, in a sentence.
+/// A part of a request. A missing or malformed part is refused like any other error: as JSON, with one sentence.
 pub(crate) struct Part<E>(pub(crate) E);
 
-/// Tells axum by which of its two ways the inner part is read.
+/// Selects the axum trait by which the inner part is extracted.
 pub(crate) struct Via<M>(std::marker::PhantomData<M>);
 
 impl<S: Send + Sync, E: FromRequest<S, M>, M> FromRequest<S, Via<M>> for Part<E>
@@ -174,7 +174,7 @@ impl FromRequestParts<Shared> for Caller {
     }
 }
 
-/// The principal of a request that only reads.
+/// The check of a request that only reads.
 pub(crate) struct Reader;
 
 impl FromRequestParts<Shared> for Reader {

@@ -1,4 +1,4 @@
-//! `/webhooks/github`: capped, authenticated, kept once by its id, and turned into wakes.
+//! Receives `/webhooks/github`: limits, authenticates and deduplicates deliveries, and enqueues requests.
 
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ use sha2::Sha256;
 use super::Shared;
 use crate::{controller::ReconcileRequest, model::PullNumber};
 
-/// GitHub sends no more than 25 MB.
+/// GitHub sends at most 25 MB.
 const BODY_BYTES_MAX: usize = 25 << 20;
-/// The longest id of a delivery that is kept.
+/// The longest delivery id that is stored.
 const ID_LENGTH_MAX: usize = 100;
-/// How long a body may take to arrive; the forge itself gives up after ten seconds.
+/// The time limit for a body to arrive; the forge itself gives up after ten seconds.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(super) fn routes() -> Router<Shared> {
@@ -39,8 +39,8 @@ struct Numbered {
     number: Option<u64>,
 }
 
-/// What an event wakes. A payload of another shape wakes what its event concerns; facts are read from the forge, never
-/// from here.
+/// Returns the requests that an event leads to. An unreadable payload leads to the requests of its event type, without
+/// those for a single pull request. The daemon reads facts from the forge, never from the payload.
 pub fn wakes(event: &str, body: &[u8]) -> Vec<ReconcileRequest> {
     let payload: Payload = serde_json::from_slice(body).unwrap_or_default();
     let number = payload.number.or(payload.issue.and_then(|i| i.number));
@@ -70,7 +70,8 @@ async fn receive(State(door): State<Shared>, request: Request) -> (StatusCode, &
     let Some(signature) = signature else {
         return refuse(StatusCode::UNAUTHORIZED, "the signature is missing or malformed\n");
     };
-    // What says that it is too large is refused unread, and nothing is parsed before the signature fits.
+    // A body that is too large by its `Content-Length` is refused unread. Nothing is parsed before the signature
+    // matches.
     let length = text("content-length").parse::<usize>().unwrap_or(0);
     if length > BODY_BYTES_MAX {
         return refuse(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large\n");
@@ -93,7 +94,7 @@ async fn receive(State(door): State<Shared>, request: Request) -> (StatusCode, &
     match door.daemon.context.store.receive(&format!("delivery/{id}"), door.daemon.context.now(), &event).await {
         Ok(true) => {}
         Ok(false) => return (StatusCode::OK, "seen before\n"),
-        // Not kept, so not acknowledged: the forge tries again.
+        // The delivery was not stored, so it is not acknowledged, and the forge sends it again.
         Err(_) => return refuse(StatusCode::SERVICE_UNAVAILABLE, "could not keep the delivery\n"),
     }
     door.daemon.context.metrics.webhooks.fetch_add(1, Relaxed);

@@ -1,8 +1,8 @@
-//! git over HTTP with rustls: libgit2 here has no TLS of its own.
+//! Implements git over HTTP with rustls, because the vendored libgit2 has no TLS.
 //!
-//! Decides nothing; carries libgit2's smart protocol over reqwest, with a token where one is known for the address.
-//! Never prints a token, never follows a redirect to another host with one, and reads no more than a bound.
-//! Calls block, so they happen on blocking threads of a tokio runtime and nowhere else.
+//! Carries libgit2's smart protocol over reqwest, with a token if one is known for the address. *Invariant:* this
+//! module never logs a token, never follows a redirect to another host with a token, and reads a bounded number
+//! of bytes. Calls block, so they run only on blocking threads of a tokio runtime.
 
 use std::{
     collections::HashMap,
@@ -17,14 +17,15 @@ use parking_lot::{Mutex, RwLock};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::runtime::Handle;
 
-/// The largest answer that is read: a first clone of a large repository is below it.
+/// The maximum size of a response; the first clone of a large repository is smaller.
 const ANSWER_BYTES_MAX: u64 = 4 << 30;
-/// The longest wait for the next bytes of an answer.
+/// The maximum wait for the next bytes of a response.
 const READ_TIMEOUT: Duration = Duration::from_secs(120);
-/// The longest wait for a connection.
+/// The maximum wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Tokens by the beginning of an address; shared by the whole process, as libgit2's registry is.
+/// Tokens by the prefix of an address. The whole process shares them, because libgit2's registry of transports is
+/// global.
 #[derive(Default)]
 pub struct Tokens(RwLock<HashMap<String, SecretString>>);
 
@@ -35,12 +36,12 @@ impl fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// The tokens of this process.
+    /// Returns the tokens of this process.
     pub fn global() -> &'static Self {
         static TOKENS: OnceLock<Tokens> = OnceLock::new();
         TOKENS.get_or_init(Self::default)
     }
-    /// Uses a token for every address that begins so.
+    /// Uses a token for every address with a prefix.
     pub fn set(&self, url: &str, token: SecretString) {
         self.0.write().insert(url.trim_end_matches('/').to_owned(), token);
     }
@@ -57,7 +58,8 @@ impl Tokens {
     }
 }
 
-/// Registers the transport for `http://` and `https://`, once for the process and before any remote is used.
+/// Registers the transport for `http://` and `https://`, once for the process and before the first use of a
+/// remote.
 pub fn register() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -66,7 +68,7 @@ pub fn register() {
                 unsafe_code,
                 reason = "libgit2's registry is global and unsynchronised; `Once` makes this its only writer"
             )]
-            // SAFETY: this runs once, and every use of a remote in this crate comes after a call of this function.
+            // SAFETY: this runs once, and every use of a remote in this crate happens after a call of this function.
             unsafe {
                 git2::transport::register(scheme, |remote| Transport::smart(remote, true, Http { client: client()? }))
                     .expect("registering a new scheme can't fail");

@@ -1,4 +1,4 @@
-//! The bare mirror of the state repo: what is fetched, merged, committed and pushed.
+//! Maintains the bare mirror of the state repo: fetch, merge, commit and push.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,7 +15,7 @@ use crate::{
     ports::{Commit, Files, Merged, Repository, RepositoryError},
 };
 
-/// The most commits that a walk along first parents looks at.
+/// The maximum number of commits that a walk along first parents visits.
 const COMMITS_MAX: usize = 1000;
 
 /// The bare mirror of one repository. Clones share the folder.
@@ -38,7 +38,7 @@ fn inside(attempt: &'static str) -> impl Fn(git2::Error) -> Error {
 }
 
 impl Mirror {
-    /// Opens the mirror of a repository in a folder, and makes it where there is none.
+    /// Opens the mirror of a repository in a folder, and creates the mirror if it does not exist.
     ///
     /// # Errors
     /// When the folder can't be written.
@@ -88,7 +88,7 @@ impl Repository for Mirror {
                 }
                 Err(error) => return Err(failed(error)),
             }
-            // libgit2 leaves the old ref in place when the remote no longer has it, so the remote's own list decides.
+            // libgit2 keeps the old ref when the remote no longer has it, so the remote's list of refs decides.
             let listed =
                 remote.list().map_err(failed)?.iter().find(|head| head.name() == name).map(git2::RemoteHead::oid);
             Ok(listed.map(revision))
@@ -131,7 +131,7 @@ impl Repository for Mirror {
                 return Ok(Merged::Conflict(paths));
             }
             let tree = index.write_tree_to(repository).and_then(|id| repository.find_tree(id)).map_err(&failed)?;
-            // The times are those of the parents, so that the same merge is the same commit.
+            // Use the times of the parents, so that an equal merge has an equal commit id.
             let author = Signature::new("evenkeel", "evenkeel@localhost", &head.time()).map_err(&failed)?;
             let id = repository
                 .commit(None, &author, &author, "merge for planning", &tree, &[&base, &head])

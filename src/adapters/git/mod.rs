@@ -1,10 +1,12 @@
-//! The state repo as git keeps it: a bare mirror, the content of revisions, merges, commits, pushes.
+//! Accesses the state repo with git: a bare mirror, revisions, merges, commits and pushes.
 //!
-//! Decides nothing about meaning. Every call opens the mirror anew on a blocking thread, so that no libgit2 handle is
-//! shared between tasks. Never has a work tree: instances get exactly the files of their closure (`targets/`).
-//! *Race:* somebody pushes while we fetch: the fetched head is one that existed, and the next wake fetches the next.
-//! *Race:* somebody pushes to a branch of ours while we push: ours is refused, because the expected head is checked,
-//! and the caller looks again.
+//! Does not interpret the content. Every call opens the mirror anew on a blocking thread, so that tasks share no
+//! libgit2 handle. *Invariant:* the mirror never has a work tree: instances get exactly the files of their
+//! closure (`targets/`).
+//! *Race:* a user pushes during a fetch: the fetched head existed, and the next `ReconcileRequest` fetches the
+//! newer one.
+//! *Race:* a user pushes to a branch of the daemon during its push: the daemon's push is refused, because the
+//! remote checks the expected head, and the caller observes the branch again.
 
 mod http;
 mod mirror;
@@ -16,20 +18,20 @@ pub use tree::{RevisionFiles, WorkingFiles};
 
 use crate::model::{Backoff, Retry};
 
-/// What could not be done with git.
+/// An error of a git operation.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The remote could not be reached, or refused.
     #[error("could not {attempt} {url}")]
     Remote {
-        /// "fetch from", "push to".
+        /// The attempted operation: "fetch from" or "push to".
         attempt: &'static str,
         /// The address, without credentials.
         url: String,
-        /// What libgit2 says.
+        /// The error of libgit2.
         source: git2::Error,
     },
-    /// Somebody else moved the branch.
+    /// Another writer moved the branch.
     #[error("`{branch}` is not where it was expected")]
     Moved {
         /// The branch.
@@ -38,28 +40,28 @@ pub enum Error {
     /// The mirror on this machine could not be read or written.
     #[error("could not {attempt} in the mirror")]
     Mirror {
-        /// What was attempted.
+        /// The attempted operation.
         attempt: &'static str,
-        /// What libgit2 says.
+        /// The error of libgit2.
         source: git2::Error,
     },
     /// A file of the mirror could not be read or written.
     #[error("could not use the folder of the mirror")]
     Io(#[source] std::io::Error),
-    /// The task was cancelled, which happens at shutdown alone.
+    /// The task was cancelled; this happens only at shutdown.
     #[error("git was interrupted")]
     Interrupted,
 }
 
 impl Error {
-    /// When the same attempt may succeed.
+    /// Returns when the same attempt may succeed.
     pub fn retry(&self) -> Retry {
         match self {
             Self::Remote { .. } | Self::Moved { .. } | Self::Interrupted | Self::Io(_) => Retry::After(Backoff::REMOTE),
             Self::Mirror { .. } => Retry::After(Backoff::REMOTE),
         }
     }
-    /// A stable word for metrics and JSON.
+    /// Returns a stable kebab-case name for metrics and JSON.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Remote { .. } => "git-remote",

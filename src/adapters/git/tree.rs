@@ -1,6 +1,6 @@
-//! The content of a revision, and of a working tree, as [`Files`].
+//! Reads the content of a revision, or of a working tree, as [`Files`].
 //!
-//! Never follows a link, and never reads outside its root.
+//! *Invariant:* never follows a symbolic link, and never reads outside its root.
 
 use std::{
     fs,
@@ -94,13 +94,13 @@ impl Files for RevisionFiles {
     }
 }
 
-/// What stands in a folder on this machine, committed or not.
+/// The files of a folder on this machine, committed or not.
 pub struct WorkingFiles {
     root: PathBuf,
 }
 
 impl WorkingFiles {
-    /// The files below a folder.
+    /// Returns the files below a folder.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
     }
@@ -128,7 +128,7 @@ impl WorkingFiles {
         Ok(Some(Entry { name, sort, id }))
     }
 
-    /// A path below the root none of whose folders is a link.
+    /// Returns a path below the root, if none of its folders is a symbolic link.
     fn place(&self, path: &str) -> Option<PathBuf> {
         let mut place = self.root.clone();
         let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();

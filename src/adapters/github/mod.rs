@@ -1,9 +1,10 @@
-//! The one forge client: octocrab, against GitHub, GitHub Enterprise and the embedded forge alike.
+//! Implements the forge port with octocrab, for GitHub, GitHub Enterprise and the embedded forge.
 //!
-//! Decides how a question becomes requests. Reads are tried again a few times; a write is never repeated blindly: it
-//! looks for its marker first, so that the caller may try it again. Every request has a time limit, and every list a
-//! bound. Types of octocrab stay here.
-//! *Race:* two writers of one comment: there is one outbox, and a second look finds the marker of the first.
+//! Retries reads a few times. Never blindly repeats a write: each write first searches for its marker, so that
+//! the caller may try it again. Every request has a time limit, and every list a maximum length. Types of
+//! octocrab stay in this module.
+//! *Race:* two writers of one comment: only the outbox writes, and a second attempt finds the marker of the
+//! first.
 
 mod rate_limit;
 mod wire;
@@ -24,24 +25,24 @@ use crate::{
     ports::{Comment, Forge, ForgeError, Pull, Review},
 };
 
-/// The longest wait for a connection, and for the next bytes.
+/// The maximum wait for a connection, and for the next bytes.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// How often a read is tried.
+/// The maximum number of attempts of a read.
 const ATTEMPTS_MAX: u32 = 4;
-/// How many pages of a list are read, 100 entries each.
+/// The maximum number of pages that are read of a list, with 100 entries each.
 const PAGES_MAX: u32 = 30;
 const PER_PAGE: u32 = 100;
 
-/// How the client proves who it is.
+/// The credentials of the client.
 #[derive(Clone)]
 pub enum Auth {
     /// A token.
     Token(SecretString),
     /// A GitHub App.
     App {
-        /// Its id.
+        /// The id of the App.
         id: u64,
-        /// The file of its private key.
+        /// The file of the private key.
         key: PathBuf,
     },
 }
@@ -55,7 +56,7 @@ pub struct GitHub {
     clients: OnceCell<Clients>,
 }
 
-/// What is known once the forge has answered.
+/// The octocrab clients, and the login that the forge reported for their credentials.
 struct Clients {
     rest: Octocrab,
     graphql: Octocrab,
@@ -73,8 +74,8 @@ fn failed(attempt: &str, why: impl ToString) -> ForgeError {
 }
 
 impl GitHub {
-    /// The client of a repository at a base address, such as `https://api.github.com`. Nothing is asked yet, so that a
-    /// daemon starts while its forge is out of reach.
+    /// Returns the client of a repository at a base address, such as `https://api.github.com`. Sends no request yet,
+    /// so that a daemon can start while its forge is unreachable.
     pub fn new(base: &str, owner: &str, repository: &str, auth: Auth) -> Self {
         Self {
             base: base.trim_end_matches('/').to_owned(),
@@ -89,10 +90,10 @@ impl GitHub {
         self.clients.get_or_try_init(|| self.connect()).await
     }
 
-    /// Proves who we are, and asks under which name we are known.
+    /// Authenticates, and asks the forge for the login of the client.
     async fn connect(&self) -> Result<Clients, ForgeError> {
         let attempt = "connect to the forge";
-        // GitHub Enterprise serves REST below /api/v3 and GraphQL beside it.
+        // GitHub Enterprise serves REST below `/api/v3` and GraphQL beside it.
         let graphql_base = self.base.strip_suffix("/v3").unwrap_or(&self.base);
         let builder = |base: &str| -> Result<_, ForgeError> {
             Ok(Octocrab::builder()
@@ -124,7 +125,7 @@ impl GitHub {
                         .map_err(|error| failed(attempt, error))
                 };
                 let app = with(&self.base)?;
-                // Only the App itself may ask this; the token of an installation may not.
+                // This request needs the credentials of the App itself; the token of an installation is not sufficient.
                 let found: wire::Installation = app
                     .get(self.route("installation"), None::<&()>)
                     .await
@@ -141,7 +142,7 @@ impl GitHub {
         format!("/repos/{}/{}/{rest}", self.owner, self.repository)
     }
 
-    /// A read, tried again while the forge stumbles.
+    /// Reads a route, and retries temporary errors.
     async fn read<T: DeserializeOwned>(&self, attempt: &str, route: &str) -> Result<T, ForgeError> {
         let mut tries = 0;
         loop {
@@ -206,7 +207,7 @@ enum Method {
     Patch,
 }
 
-/// What an error of octocrab means for us: who refused, and when to try again.
+/// Converts an error of octocrab.
 fn message(attempt: &str, error: &octocrab::Error) -> ForgeError {
     match error {
         octocrab::Error::GitHub { source, .. } => {
@@ -220,7 +221,8 @@ fn message(attempt: &str, error: &octocrab::Error) -> ForgeError {
 
 type Answer = http::Response<http_body_util::combinators::BoxBody<bytes::Bytes, octocrab::Error>>;
 
-/// What an answer holds, or why it is none; octocrab's own errors keep no headers, and those say when a limit ends.
+/// Decodes a response, or converts it to an error. The errors of octocrab lack the headers, which contain the end
+/// of a rate limit.
 async fn taken<T: DeserializeOwned>(attempt: &str, answer: Result<Answer, octocrab::Error>) -> Result<T, ForgeError> {
     let (parts, body) = answer.map_err(|error| message(attempt, &error))?.into_parts();
     let body = body.collect().await.map_err(|error| message(attempt, &error))?.to_bytes();
@@ -232,11 +234,12 @@ async fn taken<T: DeserializeOwned>(attempt: &str, answer: Result<Answer, octocr
     Err(refused(attempt, parts.status.as_u16(), &error, rate_limit::ends(&parts.headers)))
 }
 
-/// Who refused, and when to try again.
+/// Converts a refused request to an error that states when to retry.
 fn refused(attempt: &str, status: u16, said: &wire::Refusal, ends: Option<DateTime<Utc>>) -> ForgeError {
     let details: Vec<String> = said.errors.iter().take(3).map(Value::to_string).collect();
     let why = format!("the forge answered {status}: {} {}", said.message, details.join(" ")).trim().to_owned();
-    // 401, 403 and 404 are mended by whoever gives us rights, so a message waits for it; 422 never passes.
+    // An administrator can fix 401, 403 and 404 by granting permissions, so the outbox retries them; 422 never
+    // succeeds.
     let retry = if status != 422 { Retry::After(Backoff::REMOTE) } else { Retry::WhenInputChanges };
     let not_before = rate_limit::not_before(status, &said.message, ends);
     ForgeError { attempt: attempt.to_owned(), status: Some(status), why, retry, not_before }

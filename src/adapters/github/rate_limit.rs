@@ -1,15 +1,15 @@
-//! GitHub's rate limits: recognises an answer that reports one, and reads when it ends.
+//! Detects responses that report a rate limit of GitHub, and reads the end of the limit.
 //!
-//! GitHub has a primary limit (429, or 403 with `x-ratelimit-remaining: 0`) and secondary limits (403 with a message).
-//! Until a limit ends no request is repeated: repeating extends a secondary limit.
+//! GitHub has a primary limit (429, or 403 with `x-ratelimit-remaining: 0`) and secondary limits (403 with a
+//! message). No request is repeated until a limit ends: repeating extends a secondary limit.
 
 use chrono::{DateTime, Duration, Utc};
 
 /// The longest limit for which a read waits instead of returning an error.
 pub(super) const WAIT_MAX: Duration = Duration::seconds(3);
-/// The wait that GitHub's documentation asks for when an answer gives no end of the limit.
+/// The wait that GitHub's documentation requires when a response gives no end of the limit.
 const ENDS: Duration = Duration::seconds(60);
-/// The longest wait that is accepted from an answer.
+/// The longest wait that is accepted from a response.
 const ENDS_MAX: Duration = Duration::hours(1);
 
 /// Returns when a rate limit ends, from `retry-after` or `x-ratelimit-reset`; at most an hour from now.
@@ -21,7 +21,7 @@ pub(super) fn ends(headers: &http::HeaderMap) -> Option<DateTime<Utc>> {
     Some(ends.min(Utc::now() + ENDS_MAX))
 }
 
-/// Returns the time before which no request is to be repeated; `None` when the answer reports no rate limit.
+/// Returns the time before which no request may be repeated; `None` if the response reports no rate limit.
 pub(super) fn not_before(status: u16, message: &str, ends: Option<DateTime<Utc>>) -> Option<DateTime<Utc>> {
     let text = message.to_ascii_lowercase();
     let limited = status == 429 || (status == 403 && (text.contains("rate limit") || text.contains("abuse")));

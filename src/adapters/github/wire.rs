@@ -1,11 +1,11 @@
-//! The fields of the forge's answers that are read, and no others.
+//! Defines the fields of the forge's responses that the client reads.
 
 use serde::Deserialize;
 
 use super::At;
 use crate::{model::PullNumber, ports};
 
-/// What the forge says where it does not do as asked.
+/// The response to a refused request.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 pub(super) struct Refusal {
@@ -127,7 +127,7 @@ pub(super) struct Review {
 }
 
 impl Review {
-    /// Nothing where it is about a commit that is gone, or not submitted yet.
+    /// Returns `None` if the commit of the review no longer exists or the review is not submitted.
     pub(super) fn into_review(self) -> Option<ports::Review> {
         let approves = self.state.eq_ignore_ascii_case("APPROVED");
         let takes_back = ["CHANGES_REQUESTED", "DISMISSED"].iter().any(|word| self.state.eq_ignore_ascii_case(word));

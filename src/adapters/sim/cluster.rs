@@ -1,16 +1,16 @@
-//! Citus clusters in memory: nodes, tables, shards and where they lie, and the steps that change them.
+//! Simulates Citus clusters in memory: nodes, tables, shards, placements, and the steps that change them.
 //!
-//! Decides nothing: what differs and what is done about it is worked out by the target's own comparison, over catalogs that
-//! are kept here in place of a coordinator's. A move takes its time, and what is lost in the middle of one leaves something
-//! behind that has to be cleaned up. A cluster is told what it is, and what happens to it, in words:
+//! Decides nothing: the target's own comparison computes differences and steps, over catalogs that are stored
+//! here instead of at a coordinator. A move takes simulated time, and a move that a crash interrupts leaves
+//! remains that need a clean-up. A script declares a cluster and its changes in lines:
 //!
 //! ```text
 //! nodes w1:5432 w2:5432                                 more workers
-//! table public.tasks by tenant_id: w1:5432 30 w2:5432 9  a table, shard by shard: where it is and how many MiB it has
-//! size public.tasks 2 40                                how many MiB a shard has now
-//! moved public.tasks 2 w1:5432                          where a shard is now
-//! shards w1:5432 false                                  whether a node is to hold shards
-//! left 2                                                how much moves left behind that nobody cleans up
+//! table public.tasks by tenant_id: w1:5432 30 w2:5432 9  a table, with the node and size in MiB of each shard
+//! size public.tasks 2 40                                the new size of a shard in MiB
+//! moved public.tasks 2 w1:5432                          the new node of a shard
+//! shards w1:5432 false                                  whether a node should hold shards
+//! left 2                                                the number of remains of moves without a clean-up
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,32 +28,31 @@ use crate::{
     },
 };
 
-/// Which version of Citus is played here: moves are made one after the other.
+/// The simulated version of Citus, which makes moves one after the other.
 const VERSION: Version = Version(13, 0);
-/// How many shards a table gets where nobody says.
+/// The default number of shards of a table.
 const SHARDS: u32 = 4;
-/// How much of the hash range is negative.
+/// The lower bound of the hash range.
 const RANGE_BEGIN: i64 = -(1 << 31);
-/// What a text calls one.
+/// One MiB in bytes, the unit of sizes in scripts.
 const MIB: u64 = 1 << 20;
 
-/// A cluster.
 #[derive(Clone, Debug)]
 pub(super) struct Cluster {
     catalog: Catalog,
     schemas: BTreeSet<String>,
-    /// Tables and whether a row is in them, distributed or not.
+    /// Whether a table contains rows, by table; distributed or not.
     tables: BTreeMap<String, bool>,
     migrations: BTreeMap<String, String>,
-    /// What lost moves left behind.
+    /// The number of remains of interrupted moves.
     left_over: u64,
-    /// What the target remembers of it.
+    /// The memory of the target about this cluster.
     pub(super) memory: Memory,
     last: i64,
 }
 
 impl Default for Cluster {
-    /// A coordinator without workers.
+    /// Returns a coordinator without workers.
     fn default() -> Self {
         let coordinator =
             NodeRow { group: 0, name: "coordinator:5432".into(), is_primary: true, is_active: true, holds: false };
@@ -70,7 +69,7 @@ impl Default for Cluster {
 }
 
 impl Cluster {
-    /// Tells it what happened behind everybody's back.
+    /// Applies a line of a script, which stands for a change outside Evenkeel.
     pub(super) fn tell(&mut self, what: &str) -> Result<(), String> {
         let words: Vec<&str> = what.split_whitespace().collect();
         let number = |text: &str| text.parse::<u64>().map_err(|_| format!("`{text}` is no number"));
@@ -102,7 +101,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// What one look sees.
+    /// Returns the result of one observation.
     pub(super) fn seen(&self, work: &CitusWork, silent: &BTreeSet<String>) -> Result<Seen, TargetError> {
         if let Some(node) = self.catalog.nodes.iter().find(|node| node.is_active && silent.contains(&node.name)) {
             return Err(TargetError::new(TargetErrorKind::Unreachable, format!("node {} did not answer", node.name)));
@@ -131,7 +130,7 @@ impl Cluster {
         })
     }
 
-    /// What is there, line by line.
+    /// Returns the content of the cluster, line by line.
     pub(super) fn things(&self) -> impl Iterator<Item = String> {
         let nodes = self.catalog.nodes.iter().filter(|node| node.group != 0);
         let nodes = nodes.map(|node| format!("{} holds {}", node.name, node.holds));
@@ -143,12 +142,12 @@ impl Cluster {
         nodes.chain(shards)
     }
 
-    /// Begins a move, which leaves something behind if it is lost.
+    /// Begins a move, which leaves remains if it is interrupted.
     pub(super) fn begin_move(&mut self) {
         self.left_over += 1;
     }
 
-    /// Does a step, or says why not; what is done already is done.
+    /// Executes a step, or returns the reason why not. A step that is done already succeeds.
     pub(super) fn make(&mut self, task: &Task, work: &CitusWork, silent: &BTreeSet<String>) -> Result<(), String> {
         match task {
             Task::Add { address, .. } if silent.contains(&address.to_string()) => {
@@ -203,12 +202,12 @@ impl Cluster {
         let (from, to, colocated) = (self.group(&moving.from)?, self.group(&moving.to)?, self.colocated(moving.shard));
         let all = self.catalog.placements.iter_mut().filter(|one| colocated.contains(&one.shard) && one.group == from);
         all.for_each(|one| one.group = to);
-        // Whoever ends a move cleans up, also after those that were lost.
+        // The end of a move cleans up, also the remains of interrupted moves.
         self.left_over = 0;
         Ok(())
     }
 
-    /// A shard of a node, where there is one that is not on all nodes.
+    /// Returns a shard on a node, if the node has one that is not on all nodes.
     fn held(&self, group: i32) -> Option<&str> {
         let references: BTreeSet<&str> =
             self.catalog.tables.iter().filter(|table| table.is_reference()).map(|table| &*table.name).collect();
@@ -244,7 +243,7 @@ impl Cluster {
         }
     }
 
-    /// A table is made anew, with everything that lies with it where its shard count changes.
+    /// Creates a table anew; with a new shard count, also the tables that are colocated with it.
     fn rewrite(&mut self, table: &str, column: Option<&str>, shards: Option<u32>) {
         let Some(row) = self.catalog.tables.iter().find(|row| row.name == table).cloned() else { return };
         let with: Vec<TableRow> = (self.catalog.tables.iter())
@@ -270,7 +269,7 @@ impl Cluster {
         self.catalog.tables.retain(|row| row.name != table);
     }
 
-    /// Brings what is on every node to every node.
+    /// Copies the tables that are on every node to all nodes.
     fn replicate(&mut self) {
         let nodes = self.active();
         let reference = |name: &str| self.catalog.tables.iter().any(|row| row.name == name && row.is_reference());
@@ -319,14 +318,14 @@ impl Cluster {
         self.catalog.nodes.iter().find(|node| node.group == group).map_or("no node", |node| &node.name)
     }
 
-    /// The n-th shard of a table, from 1.
+    /// Returns the n-th shard of a table, from 1.
     fn shard(&self, table: &str, at: u64) -> Result<i64, String> {
         let mut shards = self.catalog.shards.iter().filter(|shard| shard.table == table);
         let found = usize::try_from(at).ok().and_then(|at| shards.nth(at.checked_sub(1)?));
         found.map(|shard| shard.id).ok_or_else(|| format!("`{table}` has no shard {at}"))
     }
 
-    /// The shard of a tenant, by a hash that is no secret.
+    /// Returns the shard of a tenant, by a simple hash.
     fn tenant(&self, table: &str, tenant: &str) -> Option<i64> {
         let count = self.catalog.shards.iter().filter(|shard| shard.table == table).count();
         let hash: u64 = tenant.bytes().map(u64::from).sum();
@@ -334,7 +333,7 @@ impl Cluster {
         self.shard(table, at + 1).ok()
     }
 
-    /// What moves with a shard.
+    /// Returns the shards that move together with a shard.
     fn colocated(&self, shard: i64) -> BTreeSet<i64> {
         let place = |row: &ShardRow| {
             let table = self.catalog.tables.iter().find(|table| table.name == row.table);
@@ -345,7 +344,7 @@ impl Cluster {
     }
 }
 
-/// Where the range of a shard begins.
+/// Returns the beginning of the range of a shard.
 fn begin(at: usize, of: usize) -> i64 {
     let (at, of) = (i64::try_from(at).unwrap_or(0), i64::try_from(of.max(1)).unwrap_or(1));
     RANGE_BEGIN + (1 << 32) / of * at

@@ -1,7 +1,7 @@
-//! Clusters looked at and changed, step by step, with the places where a crash may come.
+//! Observes and changes simulated clusters, step by step, with the crash points in between.
 //!
-//! A step is done as a whole or not at all, and the daemon is needed for each. *Race:* whoever lost the environment to another
-//! daemon while it was stopped begins no further step.
+//! A step is atomic, and each step needs a running daemon. *Race:* a daemon that lost the environment to another
+//! daemon while it was suspended begins no further step.
 
 use super::{World, cluster::Cluster, world::Fault};
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// A cluster by the name of the connection to it.
+/// Returns the name of the connection, which identifies the cluster.
 fn connection(job: &Job) -> &str {
     job.connection.as_deref().unwrap_or_default()
 }
@@ -25,10 +25,10 @@ fn absent(job: &Job) -> TargetError {
 }
 
 impl World {
-    /// Tells a cluster what it is, or what happened to it; made where there is none.
+    /// Applies a line of a script to a cluster, and creates the cluster if it does not exist.
     ///
     /// # Errors
-    /// What can't be said of a cluster, in a sentence.
+    /// When the line is not valid, in a sentence.
     pub fn tell(&self, name: &str, what: &str) -> Result<(), String> {
         self.state.lock().clusters.entry(name.into()).or_default().tell(what)
     }
@@ -76,7 +76,7 @@ impl World {
             self.in_force(&job.instance, fence).await?;
             if let Task::Move(moving) = &step.task {
                 if !self.fits(work, moving) {
-                    // What is left waits for the next window.
+                    // The remaining moves wait for the next window.
                     return Ok(());
                 }
                 self.cluster(job, |cluster| cluster.begin_move())?;
@@ -130,7 +130,7 @@ impl World {
     }
 }
 
-/// How long a move takes here.
+/// Returns the simulated duration of a move.
 fn seconds(moving: &Moving) -> chrono::Duration {
     chrono::Duration::seconds(i64::try_from(moving.seconds(None)).unwrap_or(0))
 }

@@ -1,4 +1,4 @@
-//! A module against a state and the world: what would be changed, what somebody changed, what would be made.
+//! Compares a module with a state and the simulated world, and returns changes, drift and outputs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -93,7 +93,7 @@ pub(super) fn origins(module: &Module, changes: &[ResourceChange]) -> BTreeMap<S
     changes.iter().filter_map(of).collect()
 }
 
-/// What somebody changed of a thing that the module does not set.
+/// Returns the drift of fields that the module does not set.
 pub(super) fn meddled(name: &str, kept: &Fields, live: &Fields, specs: &BTreeMap<String, FieldSpec>) -> Option<Drift> {
     let keys: BTreeSet<&String> =
         kept.keys().chain(live.keys()).filter(|key| specs.get(*key).is_none_or(|spec| spec.value.is_none())).collect();
@@ -129,7 +129,7 @@ pub(super) fn made_fields(specs: &BTreeMap<String, FieldSpec>, old: &Fields, mad
     specs.iter().map(value).collect()
 }
 
-/// The outputs as they would be after an apply, and those that change.
+/// Returns the outputs as they would be after an apply, and those that change.
 pub(super) fn outputs(
     seal: &Seal,
     module: &Module,

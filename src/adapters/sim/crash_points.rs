@@ -1,7 +1,7 @@
-//! The lives of a daemon: each place where a crash may come is reached under a name, and some of them end a life.
+//! Implements crash points: named places at which a script can end a simulated daemon process.
 //!
-//! A life that ended does nothing more: whatever of it reaches such a place stays there for ever. An effect that was in
-//! flight goes on without its daemon, as under a supervisor, unless the whole machine was lost.
+//! A process that ended does nothing more: a task of it that reaches a crash point waits there forever. An effect
+//! in flight continues without its daemon, as under a supervisor, unless the whole host is lost.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,70 +16,70 @@ use crate::ports::{Boundary, CrashPoint};
 
 #[derive(Default)]
 struct ProgressEvent {
-    /// How often each place was reached.
+    /// How often each crash point was reached.
     reached: BTreeMap<String, usize>,
     places: Vec<String>,
     cut: Vec<String>,
 }
 
-/// All lives of one daemon after the other, and where they are to end.
+/// The consecutive processes of one daemon, and the crash points at which they end.
 #[derive(Default)]
 pub struct CrashPoints {
     at: BTreeSet<String>,
-    /// Whether they are only stopped there, and go on after another took over.
+    /// Whether the processes are only suspended at those places, and resume after another daemon took over.
     stops: bool,
     told: Mutex<ProgressEvent>,
 }
 
-/// How a life stands.
+/// The state of a process.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Alive,
-    /// Everything waits until it goes on.
+    /// The process waits until it is resumed.
     Stopped,
-    /// The daemon is dead; what it began goes on.
+    /// The daemon is dead; its effects continue.
     Dead,
-    /// So is everything that ran on its machine.
+    /// The daemon is dead, and so are all processes on its host.
     HostLost,
 }
 
-/// One life.
+/// One simulated process of the daemon.
 pub struct SimulatedProcess {
     lives: Arc<CrashPoints>,
     state: watch::Sender<State>,
 }
 
 impl CrashPoints {
-    /// Lives that end at these places.
+    /// Returns processes that end at these places.
     pub fn new(at: BTreeSet<String>) -> Arc<Self> {
         Arc::new(Self { at, stops: false, told: Mutex::default() })
     }
-    /// Lives that are stopped at these places, as a laptop that sleeps.
+    /// Returns processes that are suspended at these places, like a sleeping laptop.
     pub fn stopping(at: BTreeSet<String>) -> Arc<Self> {
         Arc::new(Self { at, stops: true, told: Mutex::default() })
     }
-    /// The next life.
+    /// Starts the next process.
     pub fn begin(self: &Arc<Self>) -> Arc<SimulatedProcess> {
         Arc::new(SimulatedProcess { lives: Arc::clone(self), state: watch::Sender::new(State::Alive) })
     }
-    /// The places that were reached, in order, each with how often it was before.
+    /// Returns the places that were reached, in order, each with its number of earlier visits.
     pub fn places(&self) -> Vec<String> {
         self.told.lock().places.clone()
     }
-    /// Where lives ended.
+    /// Returns the places where processes ended.
     pub fn cuts(&self) -> Vec<String> {
         self.told.lock().cut.clone()
     }
 }
 
 impl SimulatedProcess {
-    /// Waits until it ends or is stopped.
+    /// Waits until the process ends or is suspended.
     pub async fn ended(&self) {
         let mut state = self.state.subscribe();
-        // The sender lives as long as this.
+        // The sender exists as long as `self`.
         drop(state.wait_for(|state| *state != State::Alive).await);
     }
-    /// Lets it go on where it was stopped.
+    /// Resumes a suspended process.
     pub fn go_on(&self) {
         self.state.send_if_modified(|state| {
             let stopped = *state == State::Stopped;
@@ -89,7 +89,7 @@ impl SimulatedProcess {
             stopped
         });
     }
-    /// Whether its machine is lost, with everything that ran there.
+    /// Returns whether the host of the process is lost, with everything that ran there.
     pub(super) fn is_host_lost(&self) -> bool {
         *self.state.borrow() == State::HostLost
     }
@@ -118,12 +118,12 @@ impl Boundary for SimulatedProcess {
             CrashPoint::InEffect => *state != State::HostLost,
             _ => *state == State::Alive,
         };
-        // Without an end, where the life has ended.
+        // If the process ended, this wait never ends.
         drop(state.wait_for(goes_on).await);
     }
 }
 
-/// Reaches a place of a life, where there is one.
+/// Reaches a crash point of a process, if there is one.
 pub(super) async fn pass(life: Option<&Arc<SimulatedProcess>>, cut: CrashPoint, what: &str) {
     if let Some(life) = life {
         life.pass(cut, what).await;

@@ -1,4 +1,4 @@
-//! A forge in memory: pull requests, comments, reviews, statuses, people.
+//! Simulates a forge in memory: pull requests, comments, reviews, statuses, users.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,7 +31,7 @@ struct State {
     out_of_reach: Option<String>,
 }
 
-/// The forge. Clones are the same one.
+/// The simulated forge. Clones share their state.
 #[derive(Clone)]
 pub struct Forge {
     state: Arc<Mutex<State>>,
@@ -54,7 +54,7 @@ fn gone(number: PullNumber) -> ForgeError {
 }
 
 impl Forge {
-    /// A forge over a repository, with people by login and permission, and teams by `organisation/team`.
+    /// Creates a forge over a repository, with users by login and permission, and teams by `organisation/team`.
     pub fn new(
         repository: Repository,
         clock: Arc<dyn ports::Clock>,
@@ -73,12 +73,12 @@ impl Forge {
         forge
     }
 
-    /// The same forge, in the hands of a daemon with a life.
+    /// Returns a handle of the same forge for a daemon process.
     pub fn in_life(&self, life: Arc<SimulatedProcess>) -> Self {
         Self { life: Some(life), ..self.clone() }
     }
 
-    /// Makes every question fail with this, or none.
+    /// Makes every request fail with this error, or none.
     pub fn put_out_of_reach(&self, why: Option<String>) {
         self.state.lock().out_of_reach = why;
     }
@@ -97,7 +97,7 @@ impl Forge {
         }
     }
 
-    /// Brings the heads of open pull requests in line with their branches; one whose branch is gone is closed.
+    /// Updates the heads of open pull requests from their branches; closes those whose branch was deleted.
     pub fn look(&self) {
         let mut state = self.state.lock();
         let now = self.clock.now();
@@ -138,7 +138,7 @@ impl Forge {
         Some(number)
     }
 
-    /// Merges a pull request; why not, else.
+    /// Merges a pull request; returns the reason if it can't be merged.
     pub fn merge(&self, number: u64, by: &str) -> Result<(), String> {
         self.look();
         let mut state = self.state.lock();
@@ -176,7 +176,7 @@ impl Forge {
         }
     }
 
-    /// Reviews the head of a pull request as it is now.
+    /// Reviews the current head of a pull request.
     pub fn review(&self, number: u64, author: &str, approves: bool) {
         self.look();
         let mut state = self.state.lock();
@@ -188,7 +188,7 @@ impl Forge {
         }
     }
 
-    /// Says something under a marker, in place of what was said under it.
+    /// Writes a comment under a marker, and replaces the previous comment with that marker.
     fn say(&self, number: PullNumber, marker: &str, body: &str) -> Result<u64, ForgeError> {
         let now = self.clock.now();
         {
@@ -207,12 +207,12 @@ impl Forge {
         Ok(self.state.lock().next_id)
     }
 
-    /// All pull requests, by number.
+    /// Returns all pull requests, by number.
     pub fn pulls(&self) -> Vec<Pull> {
         self.state.lock().pulls.values().cloned().collect()
     }
 
-    /// The comments of a pull request with whether each is folded away.
+    /// Returns the comments of a pull request, each with whether it is minimized.
     pub fn comments(&self, number: u64) -> Vec<(Comment, bool)> {
         let state = self.state.lock();
         state
@@ -224,7 +224,7 @@ impl Forge {
             .collect()
     }
 
-    /// The statuses of a commit: context, state, description.
+    /// Returns the statuses of a commit: context, state, description.
     pub fn statuses(&self, of: &Revision) -> Vec<(String, String, String)> {
         let state = self.state.lock();
         let of = state.statuses.iter().filter(|((revision, _), _)| revision == of);

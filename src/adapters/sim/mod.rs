@@ -1,8 +1,8 @@
-//! A world in memory behind the same ports as the real one, for scenarios and fault tests.
+//! Simulates the world in memory behind the ports, for scenarios and fault tests.
 //!
-//! Decides nothing: it does what is asked, at a time that only moves when it is told to, and fails where it was told to
-//! fail. Never sleeps, never reads a clock, never touches a disk or a network.
-//! *Invariant:* the same script gives the same world: ids are counted, commits are hashed by their content.
+//! Decides nothing: executes requests, and fails where a script injects a fault. *Invariant:* never sleeps, never
+//! reads a clock, never touches a disk or a network; only a script moves the time.
+//! *Invariant:* the same script yields the same world: ids are counted, and commits are hashed by their content.
 
 mod cluster;
 mod clusters;
@@ -25,15 +25,15 @@ pub use world::{Fault, World};
 
 use crate::ports;
 
-/// A clock that moves when it is told to.
+/// A clock that only moves on request.
 pub struct Clock(Mutex<DateTime<Utc>>);
 
 impl Clock {
-    /// A clock that stands at a time.
+    /// Returns a clock at a time.
     pub fn new(at: DateTime<Utc>) -> Self {
         Self(Mutex::new(at))
     }
-    /// Moves it forward.
+    /// Advances the clock.
     pub fn forward(&self, by: Duration) {
         *self.0.lock() += by;
     }

@@ -1,12 +1,12 @@
-//! The little language of root modules in the simulated world, a line each:
+//! Parses the language of root modules in the simulated world, one item a line.
 //!
 //! ```text
 //! gateway.content = 10.0.0.1        a field of a resource
-//! gateway.zone = eu !               a field that can only be changed by replacing the resource
+//! gateway.zone = eu !               a field whose change replaces the resource
 //! backend.via = ${var.gateway}      a field that takes a variable
-//! gateway.id = ?                    a field that is known once the resource is there
+//! gateway.id = ?                    a field that is known once the resource exists
 //! out address = gateway.content     an output
-//! secret out token = gateway.token  an output that may not be shown
+//! secret out token = gateway.token  a sensitive output
 //! ```
 
 use std::collections::BTreeMap;
@@ -16,11 +16,11 @@ use serde_json::Value;
 /// A field of a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FieldSpec {
-    /// Its value; absent where only the resource itself will know it.
+    /// The value; absent if it is only known after the resource was created.
     pub(super) value: Option<String>,
     /// Whether a change replaces the resource.
     pub(super) replaces: bool,
-    /// The variable that it refers to and to nothing else.
+    /// The variable to which the whole value refers.
     pub(super) origin: Option<String>,
 }
 
@@ -40,10 +40,10 @@ pub struct Module {
 }
 
 impl Module {
-    /// Reads a module.
+    /// Parses a module.
     ///
     /// # Errors
-    /// The first line that can't be read, in a sentence.
+    /// The first invalid line, in a sentence.
     pub fn read(text: &str, variables: &BTreeMap<String, Value>) -> Result<Self, String> {
         let mut module = Self::default();
         for (number, line) in text.lines().enumerate() {
@@ -72,7 +72,7 @@ impl Module {
         let (resource, field) = left.split_once('.').ok_or_else(|| format!("`{left}` is not RESOURCE.FIELD"))?;
         let (right, replaces) = right.strip_suffix('!').map_or((right, false), |right| (right.trim(), true));
         let value = if right == "?" { None } else { Some(filled(right, variables)?) };
-        // As tofu tells it: a text with one variable in it looks like the variable itself.
+        // As in tofu's plans, an interpolation of a single variable counts as a reference to the variable.
         let origin =
             right.split_once("${var.").and_then(|(_, rest)| rest.split_once('}')).map(|(name, _)| name.to_owned());
         self.resources.entry(resource.into()).or_default().insert(field.into(), FieldSpec { value, replaces, origin });

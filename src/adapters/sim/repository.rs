@@ -1,4 +1,4 @@
-//! A git repository in memory: commits with whole trees, branches, three-way merges by file.
+//! Simulates a git repository in memory: commits with whole trees, branches, three-way merges by file.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,12 +29,12 @@ struct Commit {
 #[derive(Default)]
 struct State {
     commits: BTreeMap<Revision, Commit>,
-    /// `refs/heads/main`, `refs/pull/1/head`.
+    /// Refs such as `refs/heads/main` and `refs/pull/1/head`.
     refs: BTreeMap<String, Revision>,
     out_of_reach: Option<String>,
 }
 
-/// The repository. Clones are the same one.
+/// The simulated repository. Clones share their state.
 #[derive(Clone)]
 pub struct Repository {
     state: Arc<Mutex<State>>,
@@ -77,7 +77,7 @@ impl State {
         all
     }
 
-    /// The newest commit that both have.
+    /// Returns the newest commit that both histories contain.
     fn base(&self, one: &Revision, two: &Revision) -> Option<Revision> {
         let theirs = self.ancestors(two);
         let mut open = std::collections::VecDeque::from([one.clone()]);
@@ -115,7 +115,7 @@ impl State {
 }
 
 impl Repository {
-    /// An empty repository with an empty commit on `main`.
+    /// Creates a repository with an empty commit on `main`.
     pub fn new(clock: Arc<dyn ports::Clock>) -> Self {
         let repository = Self { state: Arc::default(), clock, life: None };
         let first = Commit {
@@ -132,31 +132,31 @@ impl Repository {
         repository
     }
 
-    /// Makes every question fail with this, or none.
+    /// Makes every request fail with this error, or none.
     pub fn put_out_of_reach(&self, why: Option<String>) {
         self.state.lock().out_of_reach = why;
     }
 
-    /// Where a ref stands.
+    /// Returns the revision of a ref.
     pub fn at(&self, name: &str) -> Option<Revision> {
         self.state.lock().refs.get(name).cloned()
     }
 
-    /// The paths of all files at a ref.
+    /// Returns the paths of all files at a ref.
     pub fn paths(&self, name: &str) -> Vec<String> {
         let state = self.state.lock();
         let commit = state.refs.get(name).and_then(|at| state.commits.get(at));
         commit.map(|commit| commit.tree.keys().cloned().collect()).unwrap_or_default()
     }
 
-    /// The text of a file at a ref.
+    /// Returns the text of a file at a ref.
     pub fn text(&self, name: &str, path: &str) -> Option<String> {
         let state = self.state.lock();
         let commit = state.commits.get(state.refs.get(name)?)?;
         commit.tree.get(path).map(|content| String::from_utf8_lossy(content).into_owned())
     }
 
-    /// Commits files on a branch, which begins at `main` where it is new; an absent content removes a file.
+    /// Commits files on a branch, which starts at `main` if it is new. An absent content removes a file.
     pub fn commit(
         &self,
         branch: &str,
@@ -191,7 +191,7 @@ impl Repository {
         self.state.lock().refs.insert(name.to_owned(), to.clone());
     }
 
-    /// Merges a branch into `main` by a merge commit; the conflicting paths else.
+    /// Merges a branch into `main` with a merge commit; otherwise returns the conflicting paths.
     pub fn merge_into_main(&self, head: &Revision, author: &str, subject: &str) -> Result<Revision, Vec<String>> {
         let mut state = self.state.lock();
         let Some(main) = state.refs.get("refs/heads/main").cloned() else { return Err(vec![]) };
@@ -220,7 +220,7 @@ impl Repository {
         }
     }
 
-    /// The same repository, in the hands of a daemon with a life.
+    /// Returns a handle of the same repository for a daemon process.
     pub fn in_life(&self, life: Arc<SimulatedProcess>) -> Self {
         Self { life: Some(life), ..self.clone() }
     }

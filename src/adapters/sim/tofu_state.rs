@@ -1,14 +1,14 @@
-//! The OpenTofu state of one instance in the simulated world.
+//! Simulates the OpenTofu state of one instance.
 
 use std::collections::BTreeMap;
 
 pub(super) type Fields = BTreeMap<String, String>;
 
-/// A state as the tool keeps it.
+/// A state in the form in which tofu stores it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct TofuState {
     pub(super) serial: u64,
-    /// That of each new state is another one.
+    /// The lineage, unique for each new state.
     pub(super) lineage: String,
     pub(super) resources: BTreeMap<String, Fields>,
     pub(super) outputs: BTreeMap<String, String>,

@@ -1,4 +1,4 @@
-//! The world and the tool that changes it: states with serials, things that somebody else may change, faults.
+//! Simulates the world and the tool that changes it: states with serials, resources and faults.
 
 use super::{
     Clock,
@@ -31,23 +31,23 @@ use std::{
     time::Duration,
 };
 
-/// What goes wrong with an instance.
+/// An injected fault of an instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Its state can't be reached.
+    /// The state is unreachable.
     OutOfReach(String),
-    /// Somebody holds its lock.
+    /// Another process holds the state lock.
     Locked(String),
     /// A resource refuses every change.
     Refuses {
         /// The resource.
         resource: String,
-        /// What the provider says.
+        /// The error of the provider.
         message: String,
     },
-    /// A resource differs from what was asked for after every change.
+    /// A resource differs from the requested one after every change.
     NeverSettles(String),
-    /// It never answers.
+    /// Every request hangs forever.
     Hangs,
 }
 
@@ -59,11 +59,11 @@ pub(super) struct State {
     pub(super) clusters: BTreeMap<String, Cluster>,
     pub(super) faults: BTreeMap<InstanceId, Fault>,
     pub(super) silent: BTreeSet<String>,
-    /// What was done, in order, since somebody asked last.
+    /// The effects since the last query, in order.
     pub(super) effects: Vec<String>,
     made: u64,
     lineages: u64,
-    /// What was begun last with each instance, under which fence and in which life, and how it ended.
+    /// The last effect of each instance, with its fence, its process and its outcome.
     begun: BTreeMap<InstanceId, Begun>,
 }
 
@@ -74,26 +74,26 @@ struct Begun {
     ended: Option<Result<(), TargetError>>,
 }
 
-/// The world. Clones are the same one.
+/// The simulated world. Clones share their state.
 #[derive(Clone)]
 pub struct World {
     pub(super) state: Arc<Mutex<State>>,
     pub(super) clock: Arc<Clock>,
     seal: Arc<Seal>,
-    /// The life of the daemon whose hand this is, and the store whose tokens its supervisor asks for.
+    /// The daemon process that uses this handle, and the store from which its supervisor reads tokens.
     life: Option<(Arc<SimulatedProcess>, Store)>,
-    /// How many are looked at side by side, and how long a look takes.
+    /// The limit of concurrent observations, and the duration of an observation.
     pace: Option<(ConcurrencyLimit, Duration)>,
 }
 
-/// Where an instance keeps its state: by the `key` of its backend's settings, else by its own name.
+/// Returns the place of an instance's state: the `key` of its backend's settings, else its own name.
 fn place(job: &Job) -> String {
     let name = job.formerly.as_ref().unwrap_or(&job.instance);
     let config = job.target.declared.get("backendConfig");
     config.and_then(|config| config.get("key")).and_then(Value::as_str).map_or_else(|| name.to_string(), str::to_owned)
 }
 
-/// The root module of a job; there is nothing else in this world.
+/// Returns the root module of a job; any other kind is an error.
 fn tofu(job: &Job) -> Result<TofuWork, TargetError> {
     if job.target.kind != OpenTofu.name() {
         return Err(TargetError::new(TargetErrorKind::Unreachable, "there is no such target in this world"));
@@ -101,7 +101,7 @@ fn tofu(job: &Job) -> Result<TofuWork, TargetError> {
     TofuWork::new(job)
 }
 
-/// The cluster of a job, if it is one.
+/// Returns the cluster of a job, if the job is for one.
 fn cluster(job: &Job) -> Option<Result<CitusWork, TargetError>> {
     (job.target.kind == CitusKind.name()).then(|| CitusWork::new(job))
 }
@@ -117,7 +117,7 @@ fn module(job: &Job, work: &TofuWork) -> Result<Module, TargetError> {
 }
 
 impl State {
-    /// The state at a place, made where there is none.
+    /// Returns the state at a place, and creates the state if it does not exist.
     fn state_of(&mut self, place: &str) -> &mut TofuState {
         if !self.states.contains_key(place) {
             self.lineages += 1;
@@ -129,22 +129,22 @@ impl State {
 }
 
 impl World {
-    /// An empty world, where what takes long moves the clock forward.
+    /// Returns an empty world in which long operations advance the clock.
     pub fn new(seal: Arc<Seal>, clock: Arc<Clock>) -> Self {
         Self { state: Arc::default(), clock, seal, life: None, pace: None }
     }
 
-    /// The same world, in the hands of a daemon with a life.
+    /// Returns a handle of the same world for a daemon process.
     pub fn in_life(&self, life: Arc<SimulatedProcess>, store: Store) -> Self {
         Self { life: Some((life, store)), ..self.clone() }
     }
 
-    /// The same world, where a look takes a while and only so many go side by side.
+    /// Returns a handle of the same world in which an observation takes `look` and at most `lanes` run at once.
     pub fn paced(&self, lanes: ConcurrencyLimit, look: Duration) -> Self {
         Self { pace: Some((lanes, look)), ..self.clone() }
     }
 
-    /// Takes the time that a look takes, for ever where it hangs.
+    /// Waits for the duration of an observation; forever if the instance hangs.
     async fn take_time(&self, id: &InstanceId) -> Option<Slot> {
         let (lanes, look) = self.pace.as_ref()?;
         let slot = lanes.take(id).await;
@@ -160,7 +160,7 @@ impl World {
         pass(self.life.as_ref().map(|(life, _)| life), cut, what).await;
     }
 
-    /// Whether the daemon whose hand this is still holds its environment.
+    /// Checks that the daemon of this handle still holds the lease of the environment.
     pub(super) async fn in_force(&self, id: &InstanceId, fence: Fence) -> Result<(), TargetError> {
         match &self.life {
             Some((_, store)) if !store.is_in_force(&id.environment, fence.token).await? => Err(TargetError::new(
@@ -171,7 +171,7 @@ impl World {
         }
     }
 
-    /// Changes a thing behind everybody's back; without a value it is gone.
+    /// Changes a resource outside Evenkeel; without a value, deletes it.
     pub fn meddle(&self, place: &str, resource: &str, field: &str, value: Option<&str>) {
         let mut state = self.state.lock();
         let things = state.live.entry(place.to_owned()).or_default();
@@ -183,7 +183,7 @@ impl World {
         }
     }
 
-    /// Puts a thing into a state and into the world, as somebody's tool of old did.
+    /// Puts a resource into a state and into the world, as an earlier tool would have done.
     pub fn hold(&self, place: &str, resource: &str, field: &str, value: &str) {
         self.meddle(place, resource, field, Some(value));
         let mut state = self.state.lock();
@@ -192,14 +192,14 @@ impl World {
         kept.resources.entry(resource.to_owned()).or_default().insert(field.to_owned(), value.to_owned());
     }
 
-    /// Removes a state and everything that it holds.
+    /// Deletes a state and all of its resources.
     pub fn wipe(&self, place: &str) {
         let mut state = self.state.lock();
         state.states.remove(place);
         state.live.remove(place);
     }
 
-    /// Makes something go wrong with an instance, or right again.
+    /// Injects a fault into an instance, or removes the fault.
     pub fn set_fault(&self, id: &InstanceId, fault: Option<Fault>) {
         let mut state = self.state.lock();
         match fault {
@@ -208,7 +208,7 @@ impl World {
         }
     }
 
-    /// Makes an address silent, or answer again.
+    /// Makes an address unresponsive, or responsive again.
     pub fn silence(&self, address: &str, silent: bool) {
         let mut state = self.state.lock();
         state.silent.remove(address);
@@ -217,12 +217,12 @@ impl World {
         }
     }
 
-    /// What was done since this was asked last, in order.
+    /// Returns the effects since the last call, in order.
     pub fn effects(&self) -> Vec<String> {
         std::mem::take(&mut self.state.lock().effects)
     }
 
-    /// Everything that is there, `place resource.field = value`.
+    /// Returns all resources as `place resource.field = value`.
     pub fn things(&self) -> Vec<String> {
         let state = self.state.lock();
         let lines = state.live.iter().flat_map(|(place, things)| {
@@ -291,7 +291,7 @@ impl World {
         })
     }
 
-    /// Makes changes, one after the other, as the tool does.
+    /// Applies changes, one after the other, as tofu does.
     async fn make(&self, job: &Job, work: &TofuWork, changes: &[ResourceChange]) -> Result<(), TargetError> {
         let (module, place) = (module(job, work)?, place(job));
         self.state.lock().state_of(&place).serial += 1;

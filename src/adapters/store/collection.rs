@@ -1,6 +1,7 @@
-//! Small documents by kind and key, typed.
+//! Reads and writes typed documents by kind and key.
 //!
-//! Each kind of document is a type that implements [`Record`]. A collection reads and writes the documents of one kind.
+//! Each kind of document is a type that implements [`Record`]. A collection reads and writes the documents of one
+//! kind.
 
 use std::marker::PhantomData;
 
@@ -11,19 +12,19 @@ use sqlx::Row;
 use super::{Error, Store, decode, encode, stamp, statement};
 use crate::model::{Digest, InstanceId, PullNumber};
 
-/// A kind of document. The kind and the form of the key are stored, so they never change.
+/// A kind of document. The store records the kind and the form of the key, so both never change.
 pub trait Record: Serialize + DeserializeOwned + Send + Sync {
     /// The stored name of the kind.
     const KIND: &'static str;
-    /// What a document of this kind is found by.
+    /// The key of a document of this kind.
     type Key: RecordKey;
 }
 
-/// A key of a document, in the form in which it is stored.
+/// A key of a document, with its stored form.
 pub trait RecordKey: Sized + Send + Sync {
-    /// The stored form.
+    /// Returns the stored form.
     fn encode(&self) -> String;
-    /// The key of a stored form; `None` where it is not one of this kind.
+    /// Parses a stored form; `None` if the text is not a key of this kind.
     fn decode(text: &str) -> Option<Self>;
 }
 
@@ -70,7 +71,7 @@ pub struct Collection<'s, R> {
 }
 
 impl Store {
-    /// The documents of a kind.
+    /// Returns the collection of a kind.
     pub fn collection<R: Record>(&self) -> Collection<'_, R> {
         Collection { store: self, kind: PhantomData }
     }
@@ -79,7 +80,7 @@ impl Store {
 const UPSERT: &str = "INSERT INTO records (sort, name, at, document) VALUES (?, ?, ?, ?) ON CONFLICT (sort, name) DO UPDATE SET at = excluded.at, document = excluded.document";
 
 impl<R: Record> Collection<'_, R> {
-    /// The document of a key.
+    /// Returns the document of a key.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -94,7 +95,7 @@ impl<R: Record> Collection<'_, R> {
         row.map(|row| decode(attempt, row.get(0))).transpose()
     }
 
-    /// All documents of the kind, in the order of the stored keys. Keys of another form are left out.
+    /// Returns all documents of the kind, in the order of the stored keys. Skips keys that do not parse.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -109,7 +110,7 @@ impl<R: Record> Collection<'_, R> {
         keyed.map(|(key, row)| Ok((key, decode(attempt, row.get(1))?))).collect()
     }
 
-    /// Stores a document in place of the one before.
+    /// Stores a document and replaces the previous one.
     ///
     /// # Errors
     /// When the store can't be written.
@@ -121,8 +122,8 @@ impl<R: Record> Collection<'_, R> {
         writing.commit().await
     }
 
-    /// Replaces a document by what `change` makes of it, in one transaction, and returns both: no other write comes
-    /// between the read and the write.
+    /// Replaces a document with the result of `change` and returns the previous and the new document. Both steps
+    /// share one transaction, so no other write happens between the read and the write.
     ///
     /// # Errors
     /// When the store can't be read or written; then nothing is changed.
@@ -148,8 +149,8 @@ impl<R: Record> Collection<'_, R> {
         Ok((before, after))
     }
 
-    /// Stores the document that `decide` makes of all documents of the kind, in one transaction: of two callers at once,
-    /// the second sees the document of the first.
+    /// Stores the document that `decide` returns for all documents of the kind, in one transaction. Of two concurrent
+    /// callers, the second reads the document of the first.
     ///
     /// # Errors
     /// When the store can't be read or written. An error of `decide` is returned, and nothing is stored.

@@ -1,4 +1,4 @@
-//! What targets ask to be remembered for them.
+//! Implements the inventory port: stores records on behalf of the targets.
 
 use async_trait::async_trait;
 use sqlx::Row;
@@ -9,7 +9,7 @@ use crate::{
     ports::{InventoryStore, InventoryStoreError},
 };
 
-/// The sort of record.
+/// The kind under which inventory records are stored.
 const SORT: &str = "inventory";
 
 impl Store {

@@ -1,10 +1,12 @@
-//! Who may write: the lease, its fencing tokens, and the transaction that every write of a daemon is (R7.3).
+//! Implements the lease, its fencing tokens and the transaction of every write of a daemon (R7.3).
 //!
-//! One lease is over everything, and one over each environment; each has a token that grows when its holder changes.
-//! Whoever takes over takes all of them in one transaction. Every write of the store begins by reading the token of what
-//! it writes to, in its own transaction, and is refused where it is no longer the writer's.
-//! *Race:* a holder was stopped, another took over, and the first goes on: each of its writes is refused, whatever it
-//! believes about the time. *Race:* two take over at once: SQLite lets one wait, and the second finds the first.
+//! One lease covers the whole store, and one lease covers each environment. Each lease has a token that grows
+//! when its holder changes. A daemon that takes over takes all leases in one transaction. Every write of the
+//! store first reads the token of its lease, in the same transaction. The store refuses the write if that token
+//! is no longer the writer's.
+//! *Race:* a holder was suspended, another daemon took over, and the first one resumes: the store refuses each of
+//! its writes, regardless of its clock. *Race:* two daemons take over at once: SQLite serialises them, and the
+//! second finds the lease of the first.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -21,44 +23,44 @@ use crate::{
     ports::{Boundary, CrashPoint},
 };
 
-/// The lease over what belongs to no environment: the conversation, the inbox, the audit.
+/// The lease over data that belongs to no environment: comments, the inbox, the audit log.
 const ALL: &str = "*";
 
-/// As whom a handle of the store writes.
+/// The identity under which a handle of the store writes.
 #[derive(Debug, Default)]
 pub(super) struct Writer {
     holder: Mutex<String>,
     tokens: Mutex<BTreeMap<String, i64>>,
 }
 
-/// Who holds the lease over everything.
+/// The lease over the whole store, as recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// The holder's name.
+    /// The name of the holder.
     pub holder: String,
     /// The fencing token.
     pub token: i64,
-    /// Until when it is good without being renewed.
+    /// The time at which the lease expires unless its holder renews it.
     pub expires_at: DateTime<Utc>,
 }
 
-/// A transaction of a writer whose token was good when it began, and is until it ends.
+/// A write transaction whose token is valid from its beginning to its end.
 pub(super) struct Writing {
     pub(super) on: Transaction<'static, Sqlite>,
-    /// The token of what is written to.
+    /// The token of the lease that covers the write.
     pub(super) token: i64,
     attempt: &'static str,
     boundary: Option<Arc<dyn Boundary>>,
 }
 
 impl Writing {
-    /// Makes it durable.
+    /// Commits the transaction.
     pub(super) async fn commit(self) -> Result<(), Error> {
         let attempt = self.attempt;
         self.commit_as(attempt).await
     }
 
-    /// The same, where what was written has a name of its own.
+    /// Commits the transaction and reports `what` as the name of the crash point.
     pub(super) async fn commit_as(self, what: &str) -> Result<(), Error> {
         self.on.commit().await.map_err(statement(self.attempt))?;
         if let Some(boundary) = &self.boundary {
@@ -69,8 +71,9 @@ impl Writing {
 }
 
 impl Store {
-    /// Takes the lease over everything for this handle, if nobody else has it, if it is over, or if its holder is known
-    /// to be dead; answers the token, or nothing where somebody else has it.
+    /// Takes the lease over the whole store for this handle. Succeeds if the lease is free, expired, already held by
+    /// `holder`, or held by a process that is known to be dead. Returns the token, or `None` if another holder has a
+    /// valid lease.
     ///
     /// # Errors
     /// When the store can't be read or written.
@@ -120,10 +123,10 @@ impl Store {
         Ok(token)
     }
 
-    /// Makes this handle's lease good for longer.
+    /// Extends this handle's lease.
     ///
     /// # Errors
-    /// [`Error::Fenced`] when somebody else has taken over; else when the store can't be written.
+    /// [`Error::Fenced`] when another holder has taken over; else when the store can't be written.
     pub async fn renew(&self, until: DateTime<Utc>) -> Result<(), Error> {
         let attempt = "renew the lease";
         let mut writing = self.writing(attempt, None).await?;
@@ -136,7 +139,7 @@ impl Store {
         writing.commit().await
     }
 
-    /// Who has the lease over everything, if anybody ever had it.
+    /// Returns the lease over the whole store, or `None` if no daemon ever took it.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -153,10 +156,10 @@ impl Store {
         row.map(read).transpose()
     }
 
-    /// The fencing token of an environment, under which this handle acts there.
+    /// Returns the fencing token of an environment under which this handle acts.
     ///
     /// # Errors
-    /// [`Error::Fenced`] when somebody else has taken over; else when the store can't be read or written.
+    /// [`Error::Fenced`] when another holder has taken over; else when the store can't be read or written.
     pub async fn token(&self, environment: &EnvironmentName) -> Result<i64, Error> {
         let writing = self.writing("take the lease", Some(environment)).await?;
         let token = writing.token;
@@ -164,7 +167,7 @@ impl Store {
         Ok(token)
     }
 
-    /// Whether a token of an environment is still the one that is in force.
+    /// Returns whether a token is the current token of an environment.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -174,7 +177,7 @@ impl Store {
         Ok(token_of(&mut connection, environment.as_str()).await.map_err(statement(attempt))? == Some(token))
     }
 
-    /// Begins a write to what belongs to an environment, or to none.
+    /// Begins a write to data of an environment, or of none.
     pub(super) async fn writing(
         &self,
         attempt: &'static str,
@@ -185,7 +188,7 @@ impl Store {
         let mine = |of: &str| self.writer.tokens.lock().get(of).copied();
         let mut token = token_of(&mut on, of).await.map_err(statement(attempt))?;
         if token.is_none() && of != ALL {
-            // Whoever has the lease over everything may have this one for the asking.
+            // The holder of the lease over the whole store may create the lease of an environment.
             let all = token_of(&mut on, ALL).await.map_err(statement(attempt))?;
             if all.is_none() || all != mine(ALL) {
                 return Err(self.fenced(attempt));
@@ -211,7 +214,8 @@ impl Store {
         self.writer.holder.lock().clone()
     }
 
-    /// Another handle of the same store, which has no lease yet, and whose writes may be cut.
+    /// Returns another handle of the same store. The handle has no lease yet, and `boundary` may interrupt its
+    /// writes.
     pub fn another(&self, boundary: Option<Arc<dyn Boundary>>) -> Self {
         Self { pool: self.pool.clone(), writer: Arc::default(), boundary }
     }
@@ -223,7 +227,8 @@ async fn token_of(on: &mut SqliteConnection, environment: &str) -> Result<Option
     Ok(row.map(|row| row.get(0)))
 }
 
-/// The token of an environment that is in force in a store's file, for whoever holds nothing else of it.
+/// Reads the current token of an environment from a store's file, for a process that does not open the store
+/// otherwise.
 ///
 /// # Errors
 /// When the file can't be read.

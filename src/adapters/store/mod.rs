@@ -1,9 +1,10 @@
-//! What the daemon remembers: SQLite in WAL mode, one file, one writer at a time.
+//! Persists the state of the daemon: SQLite in WAL mode, one file, one writer at a time.
 //!
-//! Decides nothing about meaning; keeps documents and the order of the journal. Every write is durable when its call
-//! returns (`synchronous = FULL`), and carries its writer's fencing token (`lease`). Never keeps a secret: what is handed in is redacted or sealed.
-//! *Race:* two writers: SQLite lets one wait, up to [`BUSY_TIMEOUT`].
-//! *Race:* the same delivery twice: the second insert finds the first and says so.
+//! Stores documents and the order of the journal, and does not interpret them. Every write is durable when its
+//! call returns (`synchronous = FULL`), and carries its writer's fencing token (`lease`). *Invariant:* the store
+//! never contains a secret: callers redact or seal secrets first.
+//! *Race:* two writers: SQLite makes one wait, up to [`BUSY_TIMEOUT`].
+//! *Race:* the same delivery arrives twice: the second insert finds the first and reports it.
 
 mod collection;
 mod inventory;
@@ -31,18 +32,19 @@ use crate::{
     ports::{Boundary, TargetError, TargetErrorKind},
 };
 
-/// How long a writer waits for another.
+/// The time for which a writer waits for another writer.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long what is over is kept: a remediation expires in a week, and a question about a run comes within a quarter.
+/// How long handled and ended records are kept. A remediation expires after a week, and a question about a run is
+/// asked within a quarter.
 const KEPT: chrono::Duration = chrono::Duration::days(90);
-/// How many plans of a subject are kept: comments bind to the last ones.
+/// How many plans of a subject are kept: comments bind to the newest ones.
 const PLANS_KEPT: u32 = 50;
-/// How many runs are kept, however old.
+/// How many runs are kept, whatever their age.
 const RUNS_KEPT: u32 = 1000;
-/// How many readers there are at once; SQLite has one writer whatever this is.
+/// The limit of concurrent readers; SQLite has one writer regardless of this limit.
 const CONNECTIONS_MAX: u32 = 4;
 
-/// What the store could not do.
+/// An error of the store.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file could not be opened.
@@ -50,7 +52,7 @@ pub enum Error {
     Open {
         /// The file.
         path: String,
-        /// What SQLite says.
+        /// The error of SQLite.
         source: sqlx::Error,
     },
     /// The file is of a newer version, or damaged.
@@ -64,34 +66,34 @@ pub enum Error {
     /// A statement failed: the disk is full, the file is locked or damaged.
     #[error("could not {attempt}")]
     Statement {
-        /// "record a journal entry".
+        /// The attempted operation, such as "record a journal entry".
         attempt: &'static str,
-        /// What SQLite says.
+        /// The error of SQLite.
         source: sqlx::Error,
     },
-    /// A document is not what this version expects.
+    /// A document does not match the schema of this version.
     #[error("could not read a document while trying to {attempt}")]
     Document {
-        /// "list runs".
+        /// The attempted operation, such as "list runs".
         attempt: &'static str,
         /// The error.
         source: serde_json::Error,
     },
-    /// Somebody else has taken over.
+    /// Another holder has taken over.
     #[error("could not {attempt}: another daemon has taken over from `{holder}`, or it never had the lease")]
     Fenced {
-        /// "record a journal entry".
+        /// The attempted operation, such as "record a journal entry".
         attempt: &'static str,
-        /// As whom it was tried.
+        /// The holder that attempted the write.
         holder: String,
     },
-    /// A journal record that can't follow the ones before.
+    /// A journal record that is not legal after the records before.
     #[error(transparent)]
     Illegal(#[from] crate::domain::journal::Illegal),
 }
 
 impl Error {
-    /// When the same attempt may succeed.
+    /// Returns when the same attempt may succeed.
     pub fn retry(&self) -> Retry {
         match self {
             Self::Open { .. } | Self::Statement { .. } => Retry::After(Backoff::REMOTE),
@@ -99,7 +101,7 @@ impl Error {
             Self::Illegal(_) | Self::Fenced { .. } => Retry::Never,
         }
     }
-    /// A stable word for metrics and JSON.
+    /// Returns a stable kebab-case name for metrics and JSON.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Open { .. } => "store-open",
@@ -157,7 +159,7 @@ fn parse_stamp(attempt: &'static str, text: &str) -> Result<DateTime<Utc>, Error
 }
 
 impl Store {
-    /// Opens the store's file, makes it where there is none, and brings it up to date.
+    /// Opens the store's file, creates the file if necessary, and migrates the file to this version.
     ///
     /// # Errors
     /// When the file can't be opened, is damaged, or is of a newer version.
@@ -169,8 +171,8 @@ impl Store {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT);
-        // The mode stays with the file. It is set by one connection alone, because SQLite refuses it at once, and does
-        // not wait, where two of a pool ask for it side by side.
+        // The journal mode persists in the file. Only one connection sets the mode: if two connections of a pool set it
+        // concurrently, SQLite fails at once and does not wait.
         let opened = |source| Error::Open { path: shown.clone(), source };
         let first = options.clone().journal_mode(SqliteJournalMode::Wal);
         let first = SqliteConnection::connect_with(&first).await.map_err(opened)?;
@@ -178,7 +180,7 @@ impl Store {
         Self::connect(options, CONNECTIONS_MAX, &shown).await
     }
 
-    /// A store that lives in memory, for tests and the simulated world; its lease is this handle's.
+    /// Opens a store in memory, for tests and the simulation. This handle holds its lease.
     ///
     /// # Errors
     /// When SQLite refuses, which is a bug.
@@ -206,7 +208,7 @@ impl Store {
         Ok(Self { pool, writer: Arc::default(), boundary: None })
     }
 
-    /// Reads a value by name, or keeps the one that is made now.
+    /// Reads a value by name, or stores the value that `make` returns.
     ///
     /// # Errors
     /// When the store can't be read or written.
@@ -226,7 +228,7 @@ impl Store {
         Ok(row.get(0))
     }
 
-    /// The key under which secrets enter digests; it never leaves the store.
+    /// Returns the key under which secrets enter digests. The key never leaves the store.
     ///
     /// # Errors
     /// When the store can't be read or written.
@@ -239,7 +241,7 @@ impl Store {
         Ok(Seal::new(self.meta("seal", fresh).await?))
     }
 
-    /// Whether the file is whole, as SQLite sees it.
+    /// Runs the integrity check of SQLite on the file.
     ///
     /// # Errors
     /// When the file can't be read.
@@ -254,10 +256,10 @@ impl Store {
         }
     }
 
-    /// Writes a copy of the store as it is at one moment, also while somebody writes to it.
+    /// Writes a consistent copy of the store, also during concurrent writes.
     ///
     /// # Errors
-    /// When the file is there already or can't be written.
+    /// When the file exists already or can't be written.
     pub async fn copy(&self, file: &Path) -> Result<(), Error> {
         let attempt = "copy the store";
         sqlx::query("VACUUM INTO ?")
@@ -268,17 +270,19 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets what nothing can ask for any more: what was handled and said long ago, and all but the newest plans of a
-    /// subject and the newest ended runs. What is open, applied or observed stays, and so does the audit.
+    /// Deletes records that no query needs any more: inbox and outbox entries handled long ago, all but the newest
+    /// plans of a subject, and all but the newest ended runs. Keeps open runs, applied and observed state, and the
+    /// audit log.
     ///
     /// # Errors
-    /// When the store can't be written; then nothing is forgotten.
+    /// When the store can't be written; then nothing is deleted.
     pub async fn prune(&self, now: DateTime<Utc>) -> Result<(), Error> {
         let attempt = "forget what is old";
         let old = stamp(now - KEPT);
         let mut writing = self.writing(attempt, None).await?;
         let by_age = [
-            // A comment that was obeyed stands on its pull request for ever, and must not be obeyed again.
+            // Only webhook deliveries are deleted. A comment stays on its pull request indefinitely, and its commands
+            // must not run again.
             "DELETE FROM inbox WHERE received_at < ? AND id LIKE 'delivery/%'",
             "DELETE FROM outbox WHERE sent_at < ?",
             "DELETE FROM records WHERE sort = 'action' AND at < ?",
@@ -301,12 +305,12 @@ impl Store {
         writing.commit().await
     }
 
-    /// Ends all connections, so that the file is complete without its log.
+    /// Closes all connections, so that the file is complete without its write-ahead log.
     pub async fn close(&self) {
         self.pool.close().await;
     }
 
-    /// Keeps what came in, once for each id; answers whether it is new.
+    /// Stores an incoming document once for each id; returns whether the id is new.
     ///
     /// # Errors
     /// When the store can't be written.
@@ -325,7 +329,7 @@ impl Store {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Whether something that came in was looked at to its end.
+    /// Returns whether an incoming document was handled completely.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -338,7 +342,7 @@ impl Store {
         Ok(row.is_some())
     }
 
-    /// Marks something that came in as looked at.
+    /// Marks an incoming document as handled.
     ///
     /// # Errors
     /// When the store can't be written.

@@ -1,4 +1,4 @@
-//! The outbox and the audit: what is said to others, and what is written down for them.
+//! Persists the outbox, which contains messages to the forge, and the audit log.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -8,8 +8,8 @@ use super::{Error, Store, decode, encode, parse_stamp, stamp, statement};
 use crate::model::{Digester, PullNumber, Revision};
 
 impl Store {
-    /// Puts something into the outbox under a name. What was said under that name and is the same is not said again;
-    /// what differs takes its place.
+    /// Puts a message into the outbox under a name. An equal message under that name is not sent again; a different
+    /// one replaces the previous message.
     ///
     /// # Errors
     /// When the store can't be written.
@@ -30,7 +30,7 @@ impl Store {
         writing.commit().await
     }
 
-    /// Whether something stands in the outbox under a name, said or not.
+    /// Returns whether the outbox contains a message under a name, delivered or not.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -43,7 +43,7 @@ impl Store {
         Ok(row.is_some())
     }
 
-    /// What is to be said now, oldest first, with how often it was tried.
+    /// Returns the messages that are due, oldest first, each with its id and its number of attempts.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -60,7 +60,7 @@ impl Store {
         rows.iter().map(|row| Ok((row.get(0), row.get(1), decode(attempt, row.get(2))?))).collect()
     }
 
-    /// When the next thing in the outbox is due, if there is any.
+    /// Returns the time at which the next message is due, if there is one.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -74,7 +74,7 @@ impl Store {
         at.map(|at| parse_stamp(attempt, &at)).transpose()
     }
 
-    /// Marks something as said, unless it was replaced meanwhile.
+    /// Marks a message as delivered, unless another message replaced it meanwhile.
     ///
     /// # Errors
     /// When the store can't be written.
@@ -91,7 +91,7 @@ impl Store {
         writing.commit().await
     }
 
-    /// Records that something could not be said; without a next time it is given up.
+    /// Records that a message could not be delivered. Without a next time, the message is abandoned.
     ///
     /// # Errors
     /// When the store can't be written.
@@ -117,7 +117,7 @@ impl Store {
         writing.commit().await
     }
 
-    /// Appends to the audit; each entry carries the hash of the one before.
+    /// Appends to the audit log; each entry carries the hash of the previous entry.
     ///
     /// # Errors
     /// When the store can't be written.
@@ -151,7 +151,7 @@ impl Store {
         writing.commit().await
     }
 
-    /// What somebody did by a word since something came in.
+    /// Returns the subjects on which a principal performed an action since an incoming document was received.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -166,7 +166,7 @@ impl Store {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// The audit, oldest first, and the number of the first entry whose hash does not fit.
+    /// Returns the audit log, oldest first, and the number of the first entry whose hash does not match.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -202,51 +202,51 @@ impl Store {
     }
 }
 
-/// Something to be said to the forge.
+/// A message to the forge.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "camelCase")]
 pub enum Outgoing {
-    /// A comment, found again by its marker and edited in place.
+    /// A comment, identified by its marker and edited in place.
     Comment {
         /// The pull request.
         pull: PullNumber,
-        /// The hidden line.
+        /// The hidden line that identifies the comment.
         marker: String,
         /// The text, with the marker in it.
         body: String,
-        /// A marker whose other comments are outdated by this one.
+        /// A marker. This comment marks other comments with that marker as outdated.
         outdates: Option<String>,
     },
     /// A commit status.
     Status {
         /// The commit.
         revision: Revision,
-        /// `evenkeel/plan`.
+        /// The context, such as `evenkeel/plan`.
         context: String,
         /// `pending`, `success`, `failure`, `error`.
         state: String,
-        /// At most 140 characters.
+        /// The description, at most 140 characters.
         description: String,
     },
 }
 
-/// One entry of the audit.
+/// One entry of the audit log.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AuditEntry {
-    /// Its number.
+    /// The number of the entry.
     pub seq: i64,
-    /// When.
+    /// The time of the action.
     pub at: DateTime<Utc>,
-    /// Who.
+    /// The principal that acted.
     pub principal: String,
-    /// What: `apply`, `refused`.
+    /// The action, such as `apply` or `refused`.
     pub action: String,
-    /// On what.
+    /// The subject of the action.
     pub subject: String,
-    /// More.
+    /// Further details.
     pub detail: String,
-    /// The hash over this entry and the hash before.
+    /// The hash over this entry and the previous hash.
     pub hash: String,
 }
 

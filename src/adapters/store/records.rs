@@ -1,4 +1,4 @@
-//! The documents of the store, and the statements that keep them.
+//! Reads and writes the state of instances and the plans.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,10 +11,10 @@ use crate::{
     model::{Digest, EnvironmentName, InstanceId},
 };
 
-/// The sorts of records that are kept by the name of an instance.
+/// The kinds of records whose key is the name of an instance.
 const OF_INSTANCES: [&str; 5] = ["stalled", "snooze", "identity", "suspended", "reverted"];
 
-/// From when until when.
+/// A time span: its start, and its end if it has ended.
 pub type Span = (DateTime<Utc>, Option<DateTime<Utc>>);
 
 async fn set_applied(store: impl SqliteExecutor<'_>, id: &InstanceId, applied: &Applied) -> Result<(), Error> {
@@ -45,7 +45,6 @@ fn parse_instance(attempt: &'static str, text: &str) -> Result<InstanceId, Error
     text.parse().map_err(|error| Error::Document { attempt, source: serde::de::Error::custom(error) })
 }
 
-/// Decodes rows of an instance and a document.
 fn decode_instances<T: serde::de::DeserializeOwned>(
     attempt: &'static str,
     rows: &[sqlx::sqlite::SqliteRow],
@@ -53,13 +52,13 @@ fn decode_instances<T: serde::de::DeserializeOwned>(
     rows.iter().map(|row| Ok((parse_instance(attempt, row.get(0))?, decode(attempt, row.get(1))?))).collect()
 }
 
-/// The bounds of the names of an environment's instances: `/` is followed by `0` in the order of SQLite.
+/// Returns the bounds of the names of an environment's instances: `0` follows `/` in the order of SQLite.
 fn instances_of(environment: &EnvironmentName) -> (String, String) {
     (format!("{environment}/"), format!("{environment}0"))
 }
 
 impl Store {
-    /// What is applied, of all instances.
+    /// Returns the applied state of all instances.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -67,7 +66,7 @@ impl Store {
         self.by_instance("SELECT instance, document FROM applied", "list what is applied").await
     }
 
-    /// The last observation of all instances.
+    /// Returns the last observation of all instances.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -75,7 +74,7 @@ impl Store {
         self.by_instance("SELECT instance, document FROM observations", "list observations").await
     }
 
-    /// The names of the applied instances.
+    /// Returns the names of the applied instances.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -86,7 +85,7 @@ impl Store {
         rows.iter().map(|row| parse_instance(attempt, row.get(0))).collect()
     }
 
-    /// What is applied, of the instances of an environment.
+    /// Returns the applied state of the instances of an environment.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -99,7 +98,7 @@ impl Store {
         .await
     }
 
-    /// What is applied, of the instances of one kind in an environment, whether or not they are still declared.
+    /// Returns the applied state of the instances of one kind in an environment, declared or not.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -115,7 +114,7 @@ impl Store {
         decode_instances(attempt, &rows.map_err(statement(attempt))?)
     }
 
-    /// The last observations of the instances of an environment.
+    /// Returns the last observations of the instances of an environment.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -139,7 +138,7 @@ impl Store {
         decode_instances(attempt, &rows)
     }
 
-    /// What is applied, of one instance.
+    /// Returns the applied state of one instance.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -147,7 +146,7 @@ impl Store {
         self.of_instance("SELECT document FROM applied WHERE instance = ?", "read what is applied", id).await
     }
 
-    /// The last observation of one instance.
+    /// Returns the last observation of one instance.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -174,7 +173,7 @@ impl Store {
         decode_instances(attempt, &rows)
     }
 
-    /// Records what is applied.
+    /// Records the applied state of an instance.
     ///
     /// # Errors
     /// When the store can't be written.
@@ -184,10 +183,10 @@ impl Store {
         writing.commit().await
     }
 
-    /// Records what is applied now, with a first observation against it; what was stalled is so no longer.
+    /// Records a new applied state with its first observation, and clears the stalled state of the instance.
     ///
     /// # Errors
-    /// When the store can't be written; then nothing of it is recorded.
+    /// When the store can't be written; then nothing is recorded.
     pub async fn advance(&self, id: &InstanceId, applied: &Applied, observed: &Observed) -> Result<(), Error> {
         let attempt = "record what is applied";
         let mut writing = self.writing(attempt, Some(&id.environment)).await?;
@@ -218,7 +217,8 @@ impl Store {
         writing.commit().await
     }
 
-    /// From when until when an instance had a component digest applied, the newest first; without an end while it has.
+    /// Returns the spans in which an instance had a component digest applied, the newest first. The current span has
+    /// no end.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -238,10 +238,10 @@ impl Store {
         rows.iter().map(span).collect()
     }
 
-    /// Forgets an instance that is destroyed or let go; that it was applied stays a fact.
+    /// Deletes the state of an instance that was destroyed or forgotten. The record that it was applied remains.
     ///
     /// # Errors
-    /// When the store can't be written; then nothing of it is forgotten.
+    /// When the store can't be written; then nothing is deleted.
     pub async fn let_go(&self, id: &InstanceId, now: DateTime<Utc>) -> Result<(), Error> {
         let attempt = "forget an instance";
         let mut writing = self.writing(attempt, Some(&id.environment)).await?;
@@ -268,7 +268,7 @@ impl Store {
         writing.commit().await
     }
 
-    /// Moves what is remembered of an instance to another name.
+    /// Moves the state of an instance to another name.
     ///
     /// # Errors
     /// When the store can't be written; then nothing is moved.
@@ -279,7 +279,8 @@ impl Store {
         let tables = ["applied", "observations", "begun", "had_applied"]
             .map(|table| format!("UPDATE OR REPLACE {table} SET instance = ?2 WHERE instance = ?1"));
         let records = format!("UPDATE OR REPLACE records SET name = ?2 WHERE sort IN ({sorts}) AND name = ?1");
-        // Which target is whose, by the same transaction: else it would seem to be somebody else's.
+        // The same transaction moves the ownership of the target. Otherwise the target would seem to belong to another
+        // instance.
         let owner =
             "UPDATE records SET document = json_quote(?2) WHERE sort = 'identity-of' AND document = json_quote(?1)"
                 .to_owned();
@@ -294,7 +295,7 @@ impl Store {
         writing.commit().await
     }
 
-    /// Begins the time anew for which an instance has stayed healthy with what it has applied.
+    /// Restarts the soak time of an instance: the time for which it has been healthy with its applied state.
     ///
     /// # Errors
     /// When the store can't be written.
@@ -310,7 +311,7 @@ impl Store {
         writing.commit().await
     }
 
-    /// Records an observation in place of the one before.
+    /// Records an observation and replaces the previous one.
     ///
     /// # Errors
     /// When the store can't be written.
@@ -320,7 +321,8 @@ impl Store {
         writing.commit().await
     }
 
-    /// Keeps a plan that is shown about a subject, unless the last one about it is the same; answers whether it is new.
+    /// Stores a plan that was shown about a subject, unless the last plan of the subject is equal; returns whether
+    /// the plan is new.
     ///
     /// # Errors
     /// When the store can't be read or written.
@@ -331,7 +333,7 @@ impl Store {
         {
             let problems = |plan: &Plan| plan.instances.iter().map(|one| one.problem.clone()).collect::<Vec<_>>();
             if problems(&last) != problems(plan) {
-                // The same would be done, and something else is in its way.
+                // The plan has the same effect, and only the problems of its instances differ.
                 let mut writing = self.writing(attempt, None).await?;
                 sqlx::query("UPDATE plans SET document = ? WHERE id = (SELECT max(id) FROM plans WHERE subject = ?)")
                     .bind(encode(attempt, plan)?)
@@ -356,7 +358,7 @@ impl Store {
         Ok(true)
     }
 
-    /// The plan about a subject that was kept last, before a time where one is given.
+    /// Returns the plan about a subject that was stored last, before a time if one is given.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -377,7 +379,7 @@ impl Store {
         row.map(|row| Ok((decode(attempt, row.get(0))?, parse_stamp(attempt, row.get(1))?))).transpose()
     }
 
-    /// Plans whose digest begins so, newest first.
+    /// Returns plans whose digest begins with a prefix, newest first.
     ///
     /// # Errors
     /// When the store can't be read.

@@ -1,4 +1,4 @@
-//! Runs, the journal, and who holds what.
+//! Persists runs, the journal, and the locks of runs on instances.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl Store {
-    /// Numbers and keeps a new run, with what was approved of each instance.
+    /// Assigns an id to a new run and stores the run, with the approved actions of each instance.
     ///
     /// # Errors
     /// When the store can't be written.
@@ -43,7 +43,7 @@ impl Store {
         writing.commit().await
     }
 
-    /// Says closer what was approved of an instance, which said nothing before.
+    /// Replaces the approval of an instance, which was unspecific before, by a more specific one.
     ///
     /// # Errors
     /// When the store can't be written.
@@ -60,7 +60,7 @@ impl Store {
         writing.commit().await
     }
 
-    /// What was approved of an instance when a run was authorised.
+    /// Returns the approved actions of an instance, as of the authorization of a run.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -75,7 +75,7 @@ impl Store {
         row.map(|row| decode(attempt, row.get(0))).transpose()
     }
 
-    /// Records where a run stands, and lets go of its instances when it ended.
+    /// Records the state of a run, and releases its instances if the run ended.
     ///
     /// # Errors
     /// When the store can't be written.
@@ -101,7 +101,7 @@ impl Store {
         writing.commit().await
     }
 
-    /// Runs that did not end, oldest first.
+    /// Returns the runs that have not ended, oldest first.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -114,7 +114,7 @@ impl Store {
         rows.iter().map(|row| decode(attempt, row.get(0))).collect()
     }
 
-    /// The ids of runs that did not end, oldest first.
+    /// Returns the ids of the runs that have not ended, oldest first.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -126,7 +126,7 @@ impl Store {
         Ok(rows.iter().map(|row| RunId(row.get(0))).collect())
     }
 
-    /// The newest runs, newest first.
+    /// Returns the newest runs, newest first.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -140,7 +140,7 @@ impl Store {
         rows.iter().map(|row| decode(attempt, row.get(0))).collect()
     }
 
-    /// One run.
+    /// Returns one run.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -154,7 +154,7 @@ impl Store {
         row.map(|row| decode(attempt, row.get(0))).transpose()
     }
 
-    /// The runs that a word made.
+    /// Returns the runs that a command created.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -168,7 +168,7 @@ impl Store {
         rows.iter().map(|row| decode(attempt, row.get(0))).collect()
     }
 
-    /// Takes an instance for a run, unless another run holds it; answers who holds it now.
+    /// Locks an instance for a run, unless another run has locked it; returns the run that now owns the lock.
     ///
     /// # Errors
     /// When the store can't be read or written.
@@ -190,7 +190,7 @@ impl Store {
         Ok(RunId(row.get(0)))
     }
 
-    /// Lets go of an instance that a run holds.
+    /// Releases the lock of a run on an instance.
     ///
     /// # Errors
     /// When the store can't be written.
@@ -206,7 +206,7 @@ impl Store {
         writing.commit().await
     }
 
-    /// The runs that are newer than one.
+    /// Returns the runs that are newer than a run, oldest first.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -220,11 +220,11 @@ impl Store {
         rows.iter().map(|row| decode(attempt, row.get(0))).collect()
     }
 
-    /// Appends to the journal, if the table of `journal::next_status` allows it after what stands there, and brings the
-    /// run's document up to date in the same transaction, so that neither tells what the other does not.
+    /// Appends an event to the journal, if `journal::next_status` allows the event after the recorded ones. Updates
+    /// the run's document in the same transaction, so that the journal and the document always agree.
     ///
     /// # Errors
-    /// [`Error::Illegal`] when it can't follow; else when the store can't be written.
+    /// [`Error::Illegal`] when the event is not legal here; else when the store can't be written.
     pub async fn append(
         &self,
         run: &Run,
@@ -253,7 +253,8 @@ impl Store {
             .await
             .map_err(statement(attempt))?;
         if matches!(event, Event::Started { .. }) {
-            // From here on, what the target holds is ours, whatever becomes of this run (R1.6).
+            // From the first effect on, the contents of the target belong to this instance, whatever the outcome of the
+            // run (R1.6).
             sqlx::query("INSERT INTO begun (instance) VALUES (?) ON CONFLICT (instance) DO NOTHING")
                 .bind(instance.to_string())
                 .execute(&mut *writing.on)
@@ -266,7 +267,7 @@ impl Store {
             .execute(&mut *writing.on)
             .await
             .map_err(statement(attempt))?;
-        // What waits or ended holds nothing (R5.2).
+        // A waiting or ended instance holds no lock (R5.2).
         if status.ended() || status == Status::Waiting {
             sqlx::query("DELETE FROM run_locks WHERE instance = ? AND run = ?")
                 .bind(instance.to_string())
@@ -279,7 +280,7 @@ impl Store {
         Ok(status)
     }
 
-    /// Whether a run of ours ever began to change an instance, so that what its target holds is ours.
+    /// Returns whether any run began to change an instance. If so, the contents of its target belong to the instance.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -292,7 +293,7 @@ impl Store {
         Ok(row.is_some())
     }
 
-    /// The journal of a run, or the newest records of all, oldest first.
+    /// Returns the journal of a run, or the newest records of all runs, oldest first.
     ///
     /// # Errors
     /// When the store can't be read.

@@ -1,8 +1,8 @@
-//! The first process of a container: starts the daemon, starts it again when it dies, buries what it left behind.
+//! Runs as the init process of a container: starts the daemon, restarts it, and reaps its children.
 //!
-//! Supervisors outlive the daemon as children of this one, and it ends only when the last of them has. Asked to stop, it
-//! asks the daemon, which ends what is under way in its own way.
-//! *Race:* the daemon dies while it is asked to stop: it is not started again.
+//! Supervisors outlive the daemon as children of this process, which exits only after the last of them. On a stop
+//! signal, this process forwards the signal to the daemon, and the daemon ends its running work.
+//! *Race:* the daemon dies after the stop signal: this process does not start it again.
 
 use std::{ffi::OsString, os::unix::process::CommandExt, process::Command, time::Duration};
 
@@ -12,17 +12,18 @@ use tokio::{
     time::Instant,
 };
 
-/// How long after its death a daemon is started again: growing, so that one that can't start leaves the machine alone.
+/// The delay between the death of a daemon and its restart. The delay grows, so that a daemon that can't start
+/// does not load the machine.
 const AGAIN_MIN: Duration = Duration::from_millis(100);
-/// The longest wait.
+/// The maximum delay.
 const AGAIN_MAX: Duration = Duration::from_secs(30);
-/// A daemon that lived this long was well.
+/// A daemon that ran for this long was healthy, so its restart begins with the minimum delay.
 const WELL_AFTER: Duration = Duration::from_secs(60);
 
-/// Keeps a daemon running until it is asked to stop; the code that this process is to end with.
+/// Keeps a daemon running until a stop signal arrives; returns the exit code of this process.
 ///
 /// # Errors
-/// When signals can't be heard, or the daemon can't be started at all.
+/// When the signal handlers can't be installed, or the first start of the daemon fails.
 pub async fn first(arguments: &[OsString]) -> std::io::Result<u8> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut child = signal(SignalKind::child())?;
@@ -57,7 +58,7 @@ pub async fn first(arguments: &[OsString]) -> std::io::Result<u8> {
                 started = Instant::now();
                 match start(arguments) {
                     Ok(pid) => daemon = Some(pid),
-                    // What was begun depends on this process: it stays, and tries again.
+                    // Running supervisors depend on this process: it continues, and tries again.
                     Err(_) => again_at = Some(Instant::now() + AGAIN_MAX),
                 }
             }
@@ -78,7 +79,7 @@ fn start(arguments: &[OsString]) -> std::io::Result<Pid> {
     pid.ok_or_else(|| std::io::Error::other("a process without a number"))
 }
 
-/// The children that ended since this was asked last; and whether others live.
+/// Reaps the children that ended since the last call; sets `left` if others still run.
 fn buried(left: &mut bool) -> std::io::Result<Vec<(Pid, WaitStatus)>> {
     let mut ended = vec![];
     loop {

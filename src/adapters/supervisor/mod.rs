@@ -1,13 +1,15 @@
-//! The process that outlives the daemon: a program with an effect runs under it, its words and its end stand on disk.
+//! Supervises programs with effects in a process that outlives the daemon.
 //!
-//! Decides nothing about the effect. Each instance has one *spool*, a folder with what was ordered, who does it, what it
-//! says and how it ended. *Invariant:* the spool's lock is the standard input of the supervisor, of the program and of
-//! everything that the program starts, handed over without a gap: while it is held somebody lives, and once it is free
-//! nobody ever will. Never puts an environment, which may hold credentials, on disk.
-//! *Race:* the daemon dies between order and start: nobody holds the lock, and nothing was begun. *Race:* the daemon dies
-//! later: the next one reads the same spool. *Race:* the supervisor is killed too: the end is missing, and the next
-//! daemon looks at the world. *Race:* a daemon that lost its lease orders something: the supervisor reads the token in
-//! the store just before it starts the program, and refuses.
+//! Decides nothing about the effect. Each instance has one *spool*: a folder with the order, the identities of
+//! the processes, the output of the program and the way in which it ended. *Invariant:* the lock of the spool is
+//! the standard input of the supervisor, of the program and of every process that the program starts, and passes
+//! to each of them without a gap. While the lock is taken, one of these processes runs; once the lock is free,
+//! none of them runs or ever will. The environment of the program may contain credentials and is never written to
+//! disk.
+//! *Race:* the daemon dies between order and start: the lock is free, and nothing has begun. *Race:* the daemon
+//! dies later: the next one reads the same spool. *Race:* the supervisor is killed too: `end.json` is missing,
+//! and the next daemon observes the target. *Race:* a daemon that lost its lease writes an order: the supervisor
+//! reads the token from the store just before it starts the program, and refuses.
 
 mod init;
 mod process;
@@ -35,44 +37,44 @@ pub use init::first;
 pub use process::supervise;
 pub use process_identity::Who;
 
-/// How often an end is looked for by whoever did not start the program.
+/// The interval at which a process that did not start the program polls for its end.
 const POLL_EVERY: Duration = Duration::from_millis(50);
-/// How long a supervisor takes at most from its start to saying who it is.
+/// The time limit from the start of a supervisor until it records its identity.
 const BEGIN_LIMIT: Duration = Duration::from_secs(10);
 
-/// What is to be done.
+/// The program to run, with its limits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Order {
-    /// `apply`, `plan`.
+    /// The operation: `apply` or `plan`.
     pub what: String,
-    /// Under which run and token, where it has an effect.
+    /// The run and its token, if the program has an effect.
     pub fence: Option<Fence>,
     /// The program.
     pub program: PathBuf,
-    /// Its arguments.
+    /// The arguments.
     pub arguments: Vec<String>,
-    /// Where it runs.
+    /// The working directory.
     pub folder: PathBuf,
-    /// How many seconds it may take.
+    /// The time limit in seconds.
     pub seconds: u64,
 }
 
-/// What has to hold just before the program starts: the token in the store is still this one.
+/// The precondition of the start: the store still has this token for the environment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Fence {
     /// The store's file.
     pub store: PathBuf,
-    /// The environment.
+    /// The name of the environment.
     pub environment: String,
-    /// The run.
+    /// The id of the run.
     pub run: i64,
-    /// The token.
+    /// The fencing token.
     pub token: i64,
 }
 
-/// Who does it.
+/// The processes that execute an order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Begun {
@@ -80,17 +82,17 @@ pub struct Begun {
     pub supervisor: Who,
     /// The program.
     pub program: Who,
-    /// When the program was started.
+    /// The start time of the program.
     pub at: DateTime<Utc>,
 }
 
-/// How it ended.
+/// The way in which a program ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "how", rename_all = "camelCase")]
 pub enum End {
-    /// By itself.
+    /// The program exited by itself.
     Exited {
-        /// With this code.
+        /// The exit code.
         code: i32,
     },
     /// The program could not be started.
@@ -99,36 +101,36 @@ pub enum End {
         #[serde(rename = "says")]
         message: String,
     },
-    /// It was not to be started any more.
+    /// The supervisor refused to start the program.
     Refused {
-        /// In a sentence.
+        /// The reason, in a sentence.
         #[serde(rename = "says")]
         message: String,
     },
-    /// By a signal.
+    /// A signal killed the program.
     Killed {
-        /// "was killed by signal 9".
+        /// The text, such as "was killed by signal 9".
         #[serde(rename = "says")]
         message: String,
     },
-    /// It took too long.
+    /// The program exceeded its time limit.
     Stopped {
-        /// "was stopped: it took longer than 60 s".
+        /// The text, such as "was stopped: it took longer than 60 s".
         #[serde(rename = "says")]
         message: String,
     },
 }
 
-/// How a spool stands.
+/// The state of a spool.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Standing {
-    /// Nothing was ordered here, or what was is not to be read.
+    /// The spool has no order, or its order is not readable.
     Nothing,
-    /// Somebody works on it.
+    /// A supervisor or its program is running.
     Alive(Order),
-    /// It ended.
+    /// The program ended.
     Ended(Order, End),
-    /// It was begun or was about to be, did not end, and nobody is left.
+    /// The supervisor and the program died without a recorded end. The program may not have been started.
     Died(Order, Option<Begun>),
 }
 
@@ -137,34 +139,34 @@ pub enum Standing {
 pub struct Spool(PathBuf);
 
 impl Spool {
-    /// The spool in a folder, which need not be there.
+    /// Returns the spool in a folder, which may not exist yet.
     pub fn new(folder: PathBuf) -> Self {
         Self(folder)
     }
 
-    /// What the program prints.
+    /// The file with the standard output of the program.
     pub fn output(&self) -> PathBuf {
         self.0.join("out")
     }
-    /// What it complains about.
+    /// The file with the standard error of the program.
     pub fn complaints(&self) -> PathBuf {
         self.0.join("err")
     }
-    /// A file for the program alone, which goes when it ends.
+    /// A file for the program alone, deleted when the program ends.
     pub fn input(&self) -> PathBuf {
         self.0.join("input")
     }
 
-    /// Takes the lock, if nobody works here.
+    /// Takes the lock if it is free.
     fn lock(&self) -> io::Result<Option<File>> {
         locked(&self.0.join("lock"))
     }
 
-    /// Orders something and starts a supervisor for it; waits until nobody else works here. What stood here is gone, and the
-    /// input is moved to where the program alone has it.
+    /// Writes an order and starts a supervisor for it, after all earlier processes of the spool have ended. Replaces
+    /// the contents of the spool. Moves `input` into the spool, where only the program uses it.
     ///
     /// # Errors
-    /// When the folder can't be written, the supervisor can't be started, or the fence does not hold any more.
+    /// When the folder can't be written, the supervisor can't be started, or the fence is no longer valid.
     pub async fn begin(
         &self,
         order: &Order,
@@ -199,8 +201,8 @@ impl Spool {
         tokio::process::Command::from(command).kill_on_drop(false).spawn()
     }
 
-    /// Keeps what tells of a program that was killed: it may have left a lock behind. What was kept before stays: whoever
-    /// waited for that lock and was killed as well never had it.
+    /// Saves the records of a program that was killed, because it may have left a state lock behind. Does not replace
+    /// earlier records: a later program that was killed while it waited for that lock never owned it.
     fn keep_died(&self) -> io::Result<()> {
         let died = self.0.join("died");
         let was_killed = !self.0.join("end.json").exists() && self.0.join("begun.json").exists();
@@ -208,7 +210,7 @@ impl Spool {
             return Ok(());
         }
         private_folder(&died)?;
-        // What says that it is whole comes last, so that this may be cut off and done again.
+        // `begun.json` marks the records as complete and is moved last, so that an interrupted move can be repeated.
         for name in ["out", "order.json", "begun.json"] {
             match std::fs::rename(self.0.join(name), died.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -218,7 +220,7 @@ impl Spool {
         Ok(())
     }
 
-    /// What was ordered and begun here before, and was killed; with what it printed.
+    /// Returns the saved order, process identities and output of a program that was killed.
     ///
     /// # Errors
     /// When the folder can't be read.
@@ -231,7 +233,7 @@ impl Spool {
         Ok(Some((order, begun, output)))
     }
 
-    /// Forgets what was killed before: it left nothing behind, or nothing any more.
+    /// Deletes the records of a program that was killed: it left no state lock behind, or the lock was released.
     ///
     /// # Errors
     /// When the folder can't be written.
@@ -242,7 +244,7 @@ impl Spool {
         }
     }
 
-    /// How it stands here.
+    /// Returns the state of the spool.
     ///
     /// # Errors
     /// When the folder can't be read.
@@ -250,7 +252,8 @@ impl Spool {
         if !self.0.exists() {
             return Ok(Standing::Nothing);
         }
-        // Held to the end, so that nothing is ordered meanwhile; without it only what lives is told of.
+        // Keep the lock until the end of this function, so that no order is written meanwhile. Without the lock, the
+        // result is `Alive` or a recorded end.
         let lock = self.lock()?;
         let is_free = lock.is_some();
         if is_free {
@@ -270,7 +273,7 @@ impl Spool {
         Ok(Standing::Died(order, kept::<Begun>(&self.0.join("begun.json"))?))
     }
 
-    /// Waits until nobody works here.
+    /// Waits until all processes of the spool have ended.
     ///
     /// # Errors
     /// When the folder can't be read.
@@ -283,10 +286,10 @@ impl Spool {
         }
     }
 
-    /// Asks what runs here to end as soon as it safely can; answers whether anything runs.
+    /// Asks the running program to end as soon as it safely can; returns whether one runs.
     ///
     /// # Errors
-    /// When the folder can't be read, or the supervisor does not say who it is.
+    /// When the folder can't be read, or the supervisor does not record its identity in time.
     pub async fn interrupt(&self) -> io::Result<bool> {
         let since = std::time::Instant::now();
         loop {
@@ -299,7 +302,7 @@ impl Spool {
                 let program = Pid::from_raw(begun.program.pid).filter(|_| begun.program.lives());
                 match (supervisor, program) {
                     (Some(pid), _) => return kill_process(pid, Signal::TERM).map(|()| true).map_err(Into::into),
-                    // Its supervisor was killed alone; it hears us all the same.
+                    // Only the supervisor was killed: signal the program directly.
                     (None, Some(pid)) => {
                         return kill_process_group(pid, Signal::INT).map(|()| true).map_err(Into::into);
                     }
@@ -314,7 +317,7 @@ impl Spool {
     }
 }
 
-/// A folder for its owner alone.
+/// Creates a folder that is accessible to its owner alone.
 fn private_folder(folder: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
@@ -327,7 +330,7 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A file that is locked for whoever has it open, if nobody else has locked it.
+/// Opens a file and locks it for as long as it is open, if no other process has locked it.
 fn locked(path: &Path) -> io::Result<Option<File>> {
     let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(path)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -337,7 +340,7 @@ fn locked(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Writes a document whole or not at all.
+/// Writes a document atomically.
 fn keep<T: Serialize>(path: &Path, document: &T) -> io::Result<()> {
     use io::Write;
     let part = path.with_extension("part");
@@ -356,27 +359,28 @@ fn kept<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     }
 }
 
-/// A file that a program which only looks takes as its input, so that no other works beside it: not this daemon's, and
-/// not one that a daemon before left behind.
+/// A lock file for programs that only read. Such a program has the file as its standard input, so that no other
+/// one runs beside it: neither one of this daemon nor one that an earlier daemon left behind.
 pub struct Busy(PathBuf);
 
 impl Busy {
-    /// The file, which need not be there.
+    /// Returns the lock of a file, which may not exist yet.
     pub fn new(file: PathBuf) -> Self {
         Self(file)
     }
 
-    /// Locks it; waits while an earlier program has it, and ends that when it takes too long: it only looks.
+    /// Takes the lock. Waits while an earlier program owns it, and kills that program after `limit`, which is safe
+    /// because it only reads.
     ///
     /// # Errors
-    /// When the file can't be made.
+    /// When the file can't be created.
     pub async fn lock(&self, limit: Duration) -> io::Result<Stdio> {
         let since = std::time::Instant::now();
         loop {
             if let Some(file) = locked(&self.0)? {
                 return Ok(file.into());
             }
-            // Until it says who it is, it is only waited for.
+            // Only wait until the owner has recorded its identity.
             if let Ok(Some(who)) = kept::<Who>(&self.0) {
                 who.end_orphans();
                 if since.elapsed() > limit
@@ -390,7 +394,7 @@ impl Busy {
         }
     }
 
-    /// Says which program has it.
+    /// Records the process that owns the lock.
     ///
     /// # Errors
     /// When the file can't be written.

@@ -1,8 +1,8 @@
-//! One supervisor: reads its order, looks at the token, starts the program, waits for it, writes how it ended.
+//! Implements one supervisor: checks the token, runs the ordered program, and records how it ended.
 //!
-//! Runs in a session of its own, so that nothing that ends the daemon's ends it. Asked to stop (SIGTERM, SIGINT) or when
-//! the time is over, it interrupts the program once; only a program that then takes too long is killed. Prints nothing:
-//! its output is the program's.
+//! Runs in its own session, so that a signal to the daemon's session does not reach it. On SIGTERM or SIGINT, or
+//! at the time limit, it interrupts the program once; it kills only a program that then exceeds the grace period.
+//! Prints nothing: its output is the output of the program.
 
 use std::{os::unix::process::ExitStatusExt, path::Path, process::Stdio, time::Duration};
 
@@ -16,10 +16,10 @@ use tokio::{
 
 use super::{Begun, End, Fence, Order, Spool, Who, keep, kept, remove};
 
-/// How long a program whose time is over may take to write its state after it was interrupted.
+/// The time for a program that exceeded its limit to write its state after the interrupt.
 const STOP_GRACE: Duration = Duration::from_secs(60);
 
-/// Does what was ordered in a spool; the code that the process is to end with.
+/// Executes the order in a spool; returns the exit code of the process.
 ///
 /// # Errors
 /// When the spool can't be read or written.
@@ -27,7 +27,7 @@ pub async fn supervise(folder: &Path) -> std::io::Result<u8> {
     let mut asked = Asked::new()?;
     let spool = Spool::new(folder.to_owned());
     let Some(order) = kept::<Order>(&folder.join("order.json"))? else { return Ok(1) };
-    // Where it is a session's leader already there is nothing to leave.
+    // Fails if this process already leads a session; then there is no session to leave.
     let _leads_one_already = setsid();
     set_child_subreaper(Pid::from_raw(1))?;
     let end = match refusal(order.fence.as_ref()).await {
@@ -39,7 +39,7 @@ pub async fn supervise(folder: &Path) -> std::io::Result<u8> {
     Ok(0)
 }
 
-/// Why the program is not to be started, in a sentence.
+/// Returns the reason why the program must not start, in a sentence.
 pub(super) async fn refusal(fence: Option<&Fence>) -> Option<String> {
     let fence = fence?;
     match crate::adapters::store::token_in(&fence.store, &fence.environment).await {
@@ -49,11 +49,11 @@ pub(super) async fn refusal(fence: Option<&Fence>) -> Option<String> {
     }
 }
 
-/// The signals that ask for an end; heard from the first moment on, so that none ends this process.
+/// The stop signals. Their handlers are installed first, so that no signal kills this process.
 struct Asked {
     term: Signals,
     int: Signals,
-    /// A closed terminal is no reason to stop.
+    /// A closed terminal is not a reason to stop.
     _hangup: Signals,
 }
 
@@ -82,11 +82,11 @@ async fn run(folder: &Path, order: &Order, asked: &mut Asked) -> std::io::Result
     };
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
     let program = pid.and_then(Who::of).unwrap_or_else(|| Who { pid: pid.unwrap_or_default(), ..Who::me() });
-    // Where it can't be written it is waited for all the same: it lives.
+    // Wait for the program even if the record can't be written: the program already runs.
     let _unwritten = keep(&folder.join("begun.json"), &Begun { supervisor: Who::me(), program, at: Utc::now() });
     let end = wait(&mut child, asked, Duration::from_secs(order.seconds)).await?;
     if let Some(group) = pid.and_then(Pid::from_raw) {
-        // What it started and left behind goes with it.
+        // Kill the processes that the program left behind.
         let _nobody_left = kill_process_group(group, Signal::KILL);
     }
     Ok(end)
@@ -109,7 +109,7 @@ async fn wait(child: &mut Child, asked: &mut Asked, limit: Duration) -> std::io:
                 signalled(Signal::INT);
             }
             () = sleep_until(over) => {
-                // A second interrupt would make it leave without writing its state.
+                // tofu exits at a second interrupt without writing its state.
                 if too_long {
                     signalled(Signal::KILL);
                 } else if !interrupted {

@@ -1,41 +1,41 @@
-//! Who a process is, so that it can be told whether it still lives: a number alone is given to another one some day.
+//! Identifies processes beyond their pid, because the kernel reuses pids.
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 
-/// A process of one boot of one machine.
+/// The identity of a process: machine, boot, pid and start time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Who {
-    /// The machine.
+    /// The name of the machine.
     pub host: String,
-    /// Which boot of it.
+    /// The id of the boot.
     pub boot: String,
-    /// The process.
+    /// The pid.
     pub pid: i32,
-    /// When it was started, in ticks since the boot.
+    /// The start time, in ticks since the boot.
     pub started: u64,
 }
 
 impl Who {
-    /// A process of this machine that lives now.
+    /// Returns the identity of a running process of this machine.
     pub fn of(pid: i32) -> Option<Self> {
         Some(Self { host: host(), boot: boot(), pid, started: started(pid)? })
     }
 
-    /// This process.
+    /// Returns the identity of this process.
     pub fn me() -> Self {
         let pid = rustix::process::getpid().as_raw_nonzero().get();
         Self::of(pid).unwrap_or_else(|| Self { host: host(), boot: boot(), pid, started: 0 })
     }
 
-    /// Whether it lives, on this machine.
+    /// Returns whether the process runs, on this machine.
     pub fn lives(&self) -> bool {
         self.boot == boot() && started(self.pid) == Some(self.started)
     }
 
-    /// Ends what a dead leader of a process group left behind: the providers of a tofu that was killed wait for ever. The
-    /// number of a group is given to nobody else while anybody is in it.
+    /// Kills the rest of a process group whose leader has died: the providers of a killed tofu would wait forever.
+    /// The kernel does not reuse the number of a group while the group has members.
     pub(super) fn end_orphans(&self) {
         if self.boot == boot()
             && started(self.pid).is_none()
@@ -45,7 +45,7 @@ impl Who {
         }
     }
 
-    /// Whether a name, as it is printed, is that of a process of this machine that lives.
+    /// Returns whether a printed identity is that of a running process of this machine.
     pub fn names_living(name: &str) -> bool {
         let mut parts = name.rsplitn(3, '/');
         let (started_at, pid, at) = (parts.next(), parts.next(), parts.next());
@@ -55,7 +55,7 @@ impl Who {
             && pid.and_then(|pid| pid.parse().ok()).and_then(started) == started_at
     }
 
-    /// Whether it is certain that it does not: it was of this machine, and is gone.
+    /// Returns whether the process has certainly ended: it ran on this machine and does not run any more.
     pub fn is_dead(&self) -> bool {
         self.host == host() && !self.lives()
     }
@@ -67,7 +67,7 @@ impl std::fmt::Display for Who {
     }
 }
 
-/// The name of this machine.
+/// Returns the name of this machine.
 fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
@@ -76,11 +76,11 @@ fn boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-/// When a process was started, in ticks since the boot; nothing where there is none, or where it only waits to be
-/// buried.
+/// Returns the start time of a process, in ticks since the boot; `None` if there is no such process, or only a
+/// zombie.
 fn started(pid: i32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name stands in parentheses and may hold anything.
+    // The name of the program is in parentheses and may contain any character.
     let mut fields = text.rsplit_once(')')?.1.split_whitespace();
     (fields.next()? != "Z").then(|| fields.nth(18)?.parse().ok()).flatten()
 }

@@ -1,4 +1,4 @@
-//! Steps 2: the world is changed behind its back, a file and an object, and returns by merges.
+//! Runs step 2 of the demo: a file and an object drift, and merged remediations revert them.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use super::{Failure, Stage, expect, output};
 use crate::model::{PullNumber, Verdict};
 
 impl Stage {
-    /// 2. The world is changed behind its back, and returns by a merge.
+    /// Step 2: a file changes outside git, and a merge reverts the drift.
     pub(super) async fn drift(&self) -> Result<PullNumber, Failure> {
         self.heading(2, "Somebody changes the world behind its back");
         let since = Instant::now();
@@ -27,7 +27,7 @@ impl Stage {
         Ok(pull)
     }
 
-    /// Waits for the pull request that proposes to revert, and shows what it says.
+    /// Waits for the pull request that proposes the revert, and shows its text.
     async fn proposed(&self, since: Instant) -> Result<PullNumber, Failure> {
         let pull = self
             .until("a remediation pull request", async |stage| {
@@ -49,7 +49,7 @@ impl Stage {
         Ok(pull)
     }
 
-    /// Somebody edits an object in the cluster; a watch tells, and nobody polls.
+    /// A user edits an object in the cluster; a watch reports the change without polling.
     pub(super) async fn edited(&self) -> Result<(), Failure> {
         let path = "/apis/apps/v1/namespaces/demo-dev/deployments/web";
         let image = async |stage: &Self| -> Result<String, Failure> {

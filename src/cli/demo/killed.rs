@@ -1,4 +1,4 @@
-//! The fourth step of the story: SIGKILL in the middle of a run.
+//! Runs step 4 of the demo: SIGKILL during a run.
 
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use crate::{
 };
 
 impl Stage {
-    /// 4. The daemon is killed while tofu works for it, and started again.
+    /// Step 4: the daemon is killed while tofu runs, and started again.
     pub(super) async fn killed(&mut self) -> Result<(), Failure> {
         self.heading(4, "The daemon is killed in the middle of a run");
         let since = Instant::now();
@@ -53,7 +53,8 @@ impl Stage {
                 Ok(begun.filter(|record| matches!(record.event, Event::Started { .. })).map(|record| record.run))
             })
             .await?;
-        // Not between the journal's word and the first of tofu's: then it would begin once more, and rightly so.
+        // Kill the daemon only after tofu has begun to modify resources. Between the journal record and the first
+        // modification, the next daemon would correctly start the action again.
         self.until("tofu at work", async |_| Ok((modifying() > before).then_some(()))).await?;
         self.daemon.kill().await?;
         self.told(

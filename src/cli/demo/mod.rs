@@ -1,7 +1,9 @@
-//! `evenkeel demo`: the story of the design, told on this machine with real components: the embedded forge, this
-//! program as the daemon, and OpenTofu with the test provider. Everything is on loopback and in one temporary folder.
+//! Runs `evenkeel demo`: a scripted session on this machine with real components.
 //!
-//! Fails if any step does not come true; nothing is printed that was not observed.
+//! The components are the embedded forge, this program as the daemon, and OpenTofu with the test provider. All of
+//! them use loopback addresses and one temporary folder.
+//!
+//! *Invariant:* the demo fails if a step does not succeed, and prints only observed results.
 
 mod drifted;
 mod killed;
@@ -29,23 +31,23 @@ use crate::{
     targets::kubernetes::local::{ApiServer, free_port},
 };
 
-/// How long any step may take; a demo that waits longer has failed.
+/// The time limit of one step; a step that takes longer fails the demo.
 const STEP_TIMEOUT: Duration = Duration::from_secs(90);
-/// How often a condition is looked at.
+/// The interval at which a condition is polled.
 const POLL_EVERY: Duration = Duration::from_millis(50);
 
-/// Tell the story of Evenkeel on this machine in about a minute.
+/// Demonstrate Evenkeel on this machine in about a minute.
 #[derive(Args, Debug)]
 pub(crate) struct Demo {
-    /// The repository of the story
+    /// The repository of the demo
     #[arg(long, value_name = "FOLDER", default_value = "demo")]
     from: PathBuf,
-    /// Leave everything running, until Ctrl-C
+    /// Keep everything running until Ctrl-C
     #[arg(long)]
     keep: bool,
 }
 
-/// What the story is told with.
+/// The processes and clients of the demo.
 struct Stage {
     folder: tempfile::TempDir,
     forge: Forge,
@@ -79,7 +81,7 @@ pub(super) async fn run(args: Demo) -> Done {
 }
 
 impl Stage {
-    /// Sets everything up: the forge with a repository, and the daemon.
+    /// Starts the forge with a repository, and the daemon.
     async fn set(from: &Path) -> Result<Self, Failure> {
         let started = Instant::now();
         let colour = output::colour();
@@ -182,7 +184,7 @@ impl Stage {
         Ok((answer.status().as_u16(), answer.json().await?))
     }
 
-    /// Asks the forge as somebody.
+    /// Sends a request to the forge as a user.
     async fn as_user(
         &self,
         login: &str,
@@ -269,7 +271,7 @@ impl Stage {
         self.epilogue(drifted, changed).await
     }
 
-    /// 1. `dev` applies by itself; `staging` waits for a word.
+    /// Step 1: `dev` applies automatically; `staging` waits for a command.
     async fn begin(&mut self) -> Result<(), Failure> {
         self.heading(1, "A repository, a forge, a daemon");
         let since = Instant::now();
@@ -330,7 +332,8 @@ impl Stage {
         Ok(())
     }
 
-    /// 3. A pull request is planned, merged, followed by `dev`, refused to mira and applied for lin.
+    /// Step 3: a pull request is planned and merged. `dev` follows, and `/apply` in `staging` is refused to mira and
+    /// accepted from lin.
     async fn change(&self) -> Result<PullNumber, Failure> {
         self.heading(3, "A pull request changes a declaration");
         let since = Instant::now();
@@ -373,7 +376,7 @@ impl Stage {
         );
         expect(self.world("staging/backend/release") == "1.4.1", "nothing was applied for mira")?;
         let since = Instant::now();
-        // Within seconds of a plan people have to say which one they mean.
+        // A command within seconds of a new plan must name the digest of the plan.
         let plan = self.answer(pull, "### Plan for `staging`").await?;
         let digest = plan.split("Digest `").nth(1).and_then(|rest| rest.split('`').next()).unwrap_or_default();
         let command = format!("/apply staging {digest}");
@@ -406,7 +409,7 @@ impl Stage {
         .await
     }
 
-    /// The end: everything is in sync, and what it took.
+    /// The end: all instances are in sync; prints the durations.
     async fn epilogue(&self, drifted: PullNumber, changed: PullNumber) -> Result<(), Failure> {
         self.heading(5, "Everything is in sync");
         self.until("everything in sync", async |stage| {
@@ -454,7 +457,7 @@ impl Stage {
     }
 }
 
-/// The configuration of the daemon: one world and one cluster for both environments.
+/// Returns the configuration of the daemon: one simulated world and one cluster for both environments.
 fn configuration(folder: &Path, url: &str, forge: &Forge, port: u16) -> Value {
     let place = |name: &str| folder.join(name);
     let kubeconfig = json!({"kubeconfigFile": place("kubeconfig")});
