@@ -1,9 +1,10 @@
-//! How many looks and effects go on at once, so that what hangs or takes long does not keep the others waiting.
+//! Limits how many jobs of a target run concurrently, so that slow jobs do not delay the others.
 //!
-//! Decides who goes next, and nothing about what is done. There are two lanes of one width: what took longer than usual
-//! the last time goes in the slow one. Whoever takes too long in the fast lane leaves it, so that a first hang costs the
-//! others that long at most. *Invariant:* everything is bounded: when too many have left the fast lane and go on, the
-//! next ones stay in it.
+//! Owns the admission of jobs and nothing of their content. There are two semaphores of one width: one for jobs of
+//! normal duration, and one for jobs that took longer than usual the last time. A job that exceeds the usual duration
+//! gives its permit back, so that a hanging job delays the others once at most.
+//! *Invariant:* the number of running jobs is bounded. When too many jobs have given their permit back and still run,
+//! further jobs keep theirs.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -16,10 +17,10 @@ use tokio::{
 
 use crate::model::InstanceId;
 
-/// How many times the width of a lane may go on beside it.
+/// The number of jobs, as a multiple of the width, that may run after giving their permit back.
 const BESIDE: usize = 4;
 
-/// The lanes. Clones are the same ones.
+/// A concurrency limit. Clones share its state.
 #[derive(Clone)]
 pub struct ConcurrencyLimit {
     fast: Arc<Semaphore>,
@@ -30,7 +31,7 @@ pub struct ConcurrencyLimit {
     long: Duration,
 }
 
-/// A place in a lane, for as long as it lives.
+/// The admission of one job; it ends when it is dropped.
 pub struct Slot {
     lanes: ConcurrencyLimit,
     id: InstanceId,
@@ -39,7 +40,7 @@ pub struct Slot {
 }
 
 impl ConcurrencyLimit {
-    /// Lanes of a width; what takes longer than `long` is slow.
+    /// Creates a limit of a width. A job that takes longer than `long` is slow.
     pub fn new(width: usize, long: Duration) -> Self {
         let lane = |width: usize| Arc::new(Semaphore::new(width));
         let width = width.max(1);
@@ -50,7 +51,7 @@ impl ConcurrencyLimit {
         self.known.lock()
     }
 
-    /// Waits for a place; nothing where the lanes are closed, which they never are.
+    /// Waits for admission; `None` if the limit is closed, which never happens.
     pub async fn take(&self, id: &InstanceId) -> Option<Slot> {
         let is_slow = self.known().contains(id);
         let lane = if is_slow { &self.slow } else { &self.fast };
@@ -59,7 +60,7 @@ impl ConcurrencyLimit {
         Some(Slot { lanes: self.clone(), id: id.clone(), since: Instant::now(), watch })
     }
 
-    /// Holds a place until its owner takes too long, and from then on another one, which is nobody's way.
+    /// Holds a permit until the job ends or takes too long; a slow job then takes a permit that delays no other job.
     async fn watch(self, id: InstanceId, permit: OwnedSemaphorePermit, is_slow: bool) {
         tokio::time::sleep(self.long).await;
         self.known().insert(id);
@@ -94,7 +95,7 @@ mod tests {
         let hangs = [lanes.take(&id("a")).await.unwrap(), lanes.take(&id("b")).await.unwrap()];
         assert!(lanes.take(&id("c")).now_or_never().is_none(), "a first hang is in the way");
         drop(lanes.take(&id("c")).await.unwrap());
-        // From then on they go where they are in nobody's way, for ever.
+        // From then on slow jobs never delay the others.
         drop(hangs);
         let again = [lanes.take(&id("a")).await.unwrap(), lanes.take(&id("b")).await.unwrap()];
         let limit = Duration::from_secs(20);

@@ -1,4 +1,4 @@
-//! The kinds of target: the one place that lists them.
+//! Lists the kinds of target. No other module does.
 
 use std::sync::OnceLock;
 
@@ -18,7 +18,7 @@ pub enum Kind {
     Kubernetes,
     /// Shard layouts of Citus clusters.
     Citus,
-    /// A file with one text, which shows what a kind of target needs.
+    /// A file with one text: a minimal example of a kind.
     #[cfg(test)]
     File,
 }
@@ -33,7 +33,7 @@ impl Kind {
         Self::File,
     ];
 
-    /// The answers of this kind to the questions of pure code.
+    /// Returns the implementation of this kind.
     pub fn answers(self) -> &'static dyn TargetKind {
         match self {
             Self::OpenTofu => &OpenTofu,
@@ -45,16 +45,16 @@ impl Kind {
     }
 }
 
-/// All kinds, for the loader of declarations.
+/// Returns all kinds, for the loader of declarations.
 pub fn kinds() -> &'static Kinds {
     static KINDS: OnceLock<Kinds> = OnceLock::new();
     KINDS.get_or_init(|| Kinds::new(Kind::ALL.iter().map(|kind| kind.answers()).collect()))
 }
 
-/// The kind of a declared target.
+/// Returns the kind of a declared target.
 ///
 /// # Errors
-/// When this version has no such kind: a record of a newer version.
+/// When this version does not have the kind: the record is from a newer version.
 pub fn kind(target: &TargetSpec) -> Result<&'static dyn TargetKind, TargetError> {
     kinds().of(target).ok_or_else(|| {
         let message = format!("`{}` is not a kind of target of this version", target.kind);

@@ -1,7 +1,8 @@
-//! The targets that Evenkeel observes and changes: one folder for each kind, each a vertical slice.
+//! Passes each job to the adapter of its kind of target.
 //!
-//! `kind.rs` lists the kinds. This module passes each job to the adapter of its kind, and nothing else.
-//! *Invariant:* what leaves this folder is redacted; a sensitive value travels only as the value of an output, in memory.
+//! Each kind has one folder, a vertical slice; `kind.rs` lists the kinds.
+//! *Invariant:* all text that leaves this module is redacted. A sensitive value leaves it only as the value of an
+//! output, in memory.
 
 pub mod citus;
 pub mod concurrency;
@@ -37,12 +38,12 @@ pub struct Targets {
 }
 
 impl Targets {
-    /// The adapters of these kinds.
+    /// Creates the dispatcher for the adapters of these kinds.
     pub fn new(adapters: impl IntoIterator<Item = (Kind, Arc<dyn TargetAdapter>)>) -> Self {
         Self { adapters: adapters.into_iter().map(|(kind, adapter)| (kind.answers().name(), adapter)).collect() }
     }
 
-    /// The adapter of a job.
+    /// Returns the adapter of a job.
     fn adapter(&self, job: &Job) -> Result<&Arc<dyn TargetAdapter>, TargetError> {
         self.adapters.get(job.target.kind.as_str()).ok_or_else(|| {
             let message = format!("`{}` is a target of kind `{}`, which is not set up", job.instance, job.target.kind);

@@ -1,6 +1,6 @@
-//! Whether something answers, by HTTP or TCP.
+//! Checks whether an endpoint responds, by HTTP or TCP.
 //!
-//! Never follows a redirect and never reads a body. A check that can't be made is a check that failed.
+//! *Invariant:* never follows a redirect and never reads a body. A check that can't be made is a failed check.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use async_trait::async_trait;
 
 use crate::ports::Probe;
 
-/// The network.
+/// The [`Probe`] that uses the network of this machine.
 pub struct Network;
 
 #[async_trait]
@@ -18,10 +18,11 @@ impl Probe for Network {
     }
 }
 
-/// Asks an address or `host:port` whether it answers; tries until the time is over, for what is still starting.
+/// Checks that an HTTP address or a TCP `host:port` responds. Retries until the timeout, since a service may still be
+/// starting.
 ///
 /// # Errors
-/// In one line, why it did not answer.
+/// A one-line message that explains why the endpoint did not respond.
 pub async fn probe(http: Option<&str>, tcp: Option<&str>, timeout: Duration) -> Result<(), String> {
     let started = tokio::time::Instant::now();
     let mut wait = Duration::from_millis(100);

@@ -1,7 +1,7 @@
-//! The content of an instance's closure on this disk.
+//! Writes the closure of an instance to a folder on disk.
 //!
-//! Writes exactly the closure, and removes only what an earlier closure wrote; what the tool itself put there stays.
-//! *Invariant:* no path leaves the tree, and nothing is written through a link.
+//! Writes exactly the closure, and removes only files of an earlier closure. Files of the tool itself stay.
+//! *Invariant:* no path leaves the tree, and no write follows a symbolic link.
 
 use std::{
     collections::BTreeMap,
@@ -13,10 +13,10 @@ use std::{
 use crate::ports::{Files, Job, TargetError, TargetErrorKind, join};
 
 const MANIFEST: &str = ".evenkeel-manifest";
-/// Stands while a tree is being laid out.
+/// Exists while a tree is being laid out.
 const STARTED: &str = ".evenkeel-started";
 
-/// Makes the tree hold the closure of a job, and answers whether anything changed. Blocks.
+/// Writes the closure of a job to the tree. Returns whether anything changed. Blocks.
 pub(super) fn lay_out(tree: &Path, job: &Job) -> Result<bool, TargetError> {
     let failed = |attempt: &str, path: &Path, error: &dyn std::fmt::Display| {
         TargetError::new(
@@ -31,7 +31,7 @@ pub(super) fn lay_out(tree: &Path, job: &Job) -> Result<bool, TargetError> {
     if before == job.files {
         return Ok(false);
     }
-    // Until the last file stands, no manifest does: a tree that was cut off half-way is laid out again.
+    // The manifest is written after the last file, so that an interrupted layout is repeated.
     match fs::remove_file(&manifest) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &manifest, &error)),
         _ => {}
@@ -58,7 +58,7 @@ pub(super) fn lay_out(tree: &Path, job: &Job) -> Result<bool, TargetError> {
         }
         let content = content(&*job.content, path).map_err(|error| failed("read", Path::new(path), &error))?;
         if let Some(folder) = place.parent() {
-            // A file of an earlier closure may stand where a folder does now.
+            // A file of an earlier closure may be at the path of a folder.
             for above in folder
                 .ancestors()
                 .take_while(|above| above.starts_with(tree) && *above != tree)
@@ -80,7 +80,7 @@ pub(super) fn lay_out(tree: &Path, job: &Job) -> Result<bool, TargetError> {
     Ok(true)
 }
 
-/// The content of a file, through links that stay inside; the closure has proved that they do.
+/// Returns the content of a file, through links that stay inside the repository; the closure has verified the links.
 fn content(files: &dyn Files, path: &str) -> Result<std::sync::Arc<[u8]>, crate::ports::FilesError> {
     let mut target = path.to_owned();
     for _ in 0..8 {
@@ -96,7 +96,7 @@ fn content(files: &dyn Files, path: &str) -> Result<std::sync::Arc<[u8]>, crate:
     files.read(path)
 }
 
-/// Writes a file beside its place and renames it there.
+/// Writes a file under a temporary name and renames it.
 pub(super) fn write(place: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let part = PathBuf::from(format!("{}.part", place.display()));
     drop(fs::remove_file(&part));
@@ -106,7 +106,7 @@ pub(super) fn write(place: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     fs::rename(&part, place)
 }
 
-/// Makes a folder that its owner alone may enter.
+/// Creates a folder that only its owner can access.
 pub(super) fn private_folder(path: &Path) -> io::Result<()> {
     fs::create_dir_all(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700))

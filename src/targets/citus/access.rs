@@ -1,7 +1,7 @@
-//! Sessions with a coordinator: who we are to it, what it says on the side, and what its errors mean.
+//! Opens sessions with a coordinator, and classifies its warnings and errors.
 //!
-//! Decides that a certificate is checked wherever TLS is spoken, and that a session that says nothing for too long is lost.
-//! Never shows an address: it holds a password.
+//! *Invariant:* certificates are verified on every TLS connection, a session without a response within the time limit
+//! is closed, and no message contains an address, which includes a password.
 
 use std::{
     future::poll_fn,
@@ -18,24 +18,24 @@ use crate::{
     ports::{TargetError, TargetErrorKind},
 };
 
-/// How long a coordinator may take to let us in.
+/// The time limit for connecting to a coordinator.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(15);
-/// How long it may take to answer.
+/// The time limit for a response.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// The rights of a session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Rights {
-    /// It looks.
+    /// Reads the cluster.
     Plan,
-    /// It owns the tables.
+    /// Owns the tables.
     Apply,
-    /// It adds and removes nodes.
+    /// Adds and removes nodes.
     Admin,
 }
 
 impl Rights {
-    /// The word of the configuration.
+    /// Returns the name of the rights in the configuration.
     pub fn word(self) -> &'static str {
         match self {
             Self::Plan => "plan",
@@ -45,12 +45,12 @@ impl Rights {
     }
 }
 
-/// Who we are to a coordinator: an address with name and password, and the authorities that its certificate may be of.
+/// The credentials for a coordinator: an address with user and password, and the accepted certificate authorities.
 #[derive(Clone, Debug)]
 pub struct Login {
     /// `postgresql://…`.
     pub url: secrecy::SecretString,
-    /// Certificates, PEM; those of this machine where there are none.
+    /// Certificate authorities as PEM; those of this machine if `None`.
     pub authorities: Option<Vec<u8>>,
     /// The other environments that may use the same cluster.
     pub shared_with: Vec<String>,
@@ -59,7 +59,7 @@ pub struct Login {
 /// Returns the credentials by (instance, connection, rights).
 pub type Logins = Arc<dyn Fn(&InstanceId, &str, Rights) -> Result<Login, String> + Send + Sync>;
 
-/// A session; it ends with its owner.
+/// A session; it ends when it is dropped.
 pub(super) struct Session {
     client: Client,
     warnings: Arc<Mutex<Vec<String>>>,
@@ -77,7 +77,7 @@ fn roots(authorities: Option<&[u8]>) -> Result<rustls::RootCertStore, String> {
     use rustls::pki_types::{CertificateDer, pem::PemObject};
     let mut roots = rustls::RootCertStore::empty();
     let Some(pem) = authorities else {
-        // Hundreds of files, and a session is opened for each look and each move.
+        // The certificates of the machine are hundreds of files, and each observation and each move opens a session.
         static OF_MACHINE: OnceLock<rustls::RootCertStore> = OnceLock::new();
         let read = || {
             let mut roots = rustls::RootCertStore::empty();
@@ -94,14 +94,14 @@ fn roots(authorities: Option<&[u8]>) -> Result<rustls::RootCertStore, String> {
 }
 
 impl Session {
-    /// Opens a session under a name, by which it is found in `pg_stat_activity`.
+    /// Opens a session with an application name, which `pg_stat_activity` shows.
     pub(super) async fn open(login: &Login, name: &str, redactor: &Redactor) -> Result<Self, TargetError> {
         use secrecy::ExposeSecret;
         let wrong = |why: String| TargetError {
             retry: Retry::WhenInputChanges,
             ..TargetError::new(TargetErrorKind::Connection, format!("the connection can't be used: {why}"))
         };
-        // Its own words may quote the text, which holds a password.
+        // The error of the parser may quote the text, which contains a password.
         let mut config: Config = (login.url.expose_secret().trim().parse())
             .map_err(|_| wrong("its file holds no `postgresql://…` address".into()))?;
         if let Some(password) = config.get_password() {
@@ -127,38 +127,38 @@ impl Session {
             }
         });
         let this = Self { client, warnings, redactor: redactor.clone(), reader };
-        // Whoever is gone holds its locks no longer than that.
+        // The server releases the locks of a dead client within this time.
         this.run("SET tcp_keepalives_idle TO 30; SET tcp_keepalives_interval TO 10; SET tcp_keepalives_count TO 3; SET client_connection_check_interval TO '10s'").await?;
         Ok(this)
     }
 
-    /// The rows of a query.
+    /// Returns the rows of a query.
     pub(super) async fn rows(&self, sql: &str, with: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, TargetError> {
         within(self.client.query(sql, with), &self.redactor).await
     }
 
-    /// One row of a query that has one.
+    /// Returns the row of a query with exactly one row.
     pub(super) async fn row(&self, sql: &str, with: &[&(dyn ToSql + Sync)]) -> Result<Row, TargetError> {
         within(self.client.query_one(sql, with), &self.redactor).await
     }
 
-    /// Does something that has no answer, for as long as it takes.
+    /// Executes a statement without a result and without a time limit.
     pub(super) async fn run(&self, sql: &str) -> Result<(), TargetError> {
         self.client.batch_execute(sql).await.map_err(|error| said(&error, &self.redactor))
     }
 
-    /// What the server warned of since this was last asked.
+    /// Returns the warnings of the server since the last call.
     pub(super) fn warnings(&self) -> Vec<String> {
         std::mem::take(&mut *self.warnings.lock())
     }
 
-    /// Whether nobody is at the other end any more.
+    /// Whether the connection is closed.
     pub(super) fn is_closed(&self) -> bool {
         self.client.is_closed()
     }
 }
 
-/// An answer that is not waited for longer than one waits.
+/// Waits for a response within the time limit.
 async fn within<T>(
     asked: impl Future<Output = Result<T, tokio_postgres::Error>>,
     redactor: &Redactor,
@@ -175,12 +175,12 @@ async fn within<T>(
     }
 }
 
-/// A name in SQL.
+/// Quotes an identifier.
 pub(super) fn name(text: &str) -> String {
     format!("\"{}\"", text.replace('"', "\"\""))
 }
 
-/// A text in SQL.
+/// Quotes a literal.
 pub(super) fn text(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
@@ -198,13 +198,13 @@ fn said(error: &tokio_postgres::Error, redactor: &Redactor) -> TargetError {
     let text = redactor.redact(&text.split_whitespace().collect::<Vec<_>>().join(" "));
     let code = server.code().code();
     let (kind, retry) = match (&code[..2], code) {
-        // It is starting, stopping, or has no room for us.
+        // The server is starting, stopping, or out of connections.
         ("08", _) | (_, "57P01" | "57P02" | "57P03" | "53300") => {
             (TargetErrorKind::Unreachable, Retry::After(Backoff::REMOTE))
         }
-        // Whoever rotates a password writes it down a moment later.
+        // An operator may rotate the password in the database before the daemon's file.
         ("28", _) => (TargetErrorKind::Credentials, Retry::After(Backoff::REMOTE)),
-        // Somebody cancelled it, or it took too long; a disk is full; somebody is in the way.
+        // The statement was cancelled or timed out, a disk is full, or another session holds a lock.
         ("40" | "53" | "55" | "57" | "58", _) => (TargetErrorKind::Conflict, Retry::After(Backoff::REMOTE)),
         _ => (TargetErrorKind::Refused, Retry::WhenInputChanges),
     };

@@ -1,8 +1,8 @@
-//! What was observed of a cluster, declared: columns, shard counts and colocations of tables, and the
-//! nodes of pins.
+//! Adopts observed values of a cluster into its declaration (R4.3).
 //!
-//! Decides which of it a declaration can say. Where groups of shards are is not declared but for pins, so that what only the
-//! balance asks for can't be adopted. Comments stay, because single values are edited.
+//! Edits columns, shard counts and colocations of tables, and the nodes of pins. The placement of shard groups is
+//! declared only by pins, so moves for balance can't be adopted.
+//! *Invariant:* comments stay unchanged, because single values are edited.
 
 use serde_json::Value;
 
@@ -12,7 +12,8 @@ use crate::{
     model::{Change, EnvironmentName, ResourceChange, citus::whole_name},
 };
 
-/// The name of a colocation that says what a table lies with, or that it lies with nothing that is declared.
+/// Returns a colocation name for a table: that of the table that it is colocated with, or a new one if that is not
+/// declared.
 fn colocation(citus: &Citus, table: &str, beside: Option<&Value>) -> Result<Value, String> {
     let named = |name: &String| citus.tables.iter().any(|other| other.colocation.as_ref() == Some(name));
     match beside.and_then(Value::as_str) {
@@ -33,10 +34,10 @@ fn colocation(citus: &Citus, table: &str, beside: Option<&Value>) -> Result<Valu
     }
 }
 
-/// The file of a declaration with what was observed of its cluster.
+/// Returns the declaration file with the observed values of its cluster.
 ///
 /// # Errors
-/// The reason for which a value can't be declared.
+/// The reason why a value can't be declared.
 pub(super) fn edit_cluster(
     text: &str,
     component: &str,
@@ -61,7 +62,7 @@ pub(super) fn edit_cluster(
                 for field in &change.fields {
                     let key = field.path.trim_start_matches('/');
                     if key == "rewrittenWith" {
-                        // The table with which it is rewritten says how many shards there are.
+                        // The table that triggers the rewrite declares the shard count.
                         continue;
                     }
                     if key == "colocatedWith" {
@@ -76,7 +77,7 @@ pub(super) fn edit_cluster(
                     set(vec![Way::Key("tables".into()), Way::Item(at)], key, value)?;
                 }
             }
-            // There is nothing to be declared of it.
+            // A cleanup has no declaration.
             ("citus_left_overs", _) => {}
             ("citus_move", Change::Move) => {
                 let field = observed("/node");
@@ -138,7 +139,8 @@ mod tests {
             edited,
             text.replace("shardCount: 32 # five", "shardCount: 64 # five").replace("\"a:5432\"", "\"b:5432\"")
         );
-        // What lies by itself gets a colocation of its own, and what lies with another one that one's.
+        // A table that is colocated with no other gets its own colocation; otherwise it gets the colocation of the
+        // other table.
         let apart =
             change("table tenants", "citus_table", Change::Replace, "/colocatedWith", Value::Null, "x.y".into());
         assert!(edit(std::slice::from_ref(&apart)).is_err(), "`tenants` is declared as `public.tenants`");

@@ -1,12 +1,14 @@
-//! A plan for a cluster, done step by step.
+//! Applies a plan to a cluster, step by step.
 //!
-//! *Flow:* the lock of the run, a whole look with the credentials of plan, and then each step in its order: nodes by the
-//! administrator, everything else by the owner of the tables; moves several at a time where the version can.
-//! *Guarantees:* each step looks once more at what it is about right before it does it, and finds it done if it is. A node
-//! goes only if it holds nothing. After `/cancel` the step in flight ends and none begins.
-//! *Assumptions:* one run at a time applies an instance; the run lock sees to it, and the advisory lock where a daemon lost it.
-//! *Race:* the daemon dies: its sessions end, but a move that Citus had begun goes on and keeps its own lock. Whoever comes
-//! next waits for that lock, looks, and does what is left.
+//! *Flow:* take the run lock; observe the whole cluster with the credentials for plan; execute each step in order. The
+//! administrator changes nodes, the owner of the tables everything else. Moves run concurrently if the version allows
+//! it.
+//! *Invariant:* each step checks its objects again before it runs, and is skipped if it was done before. A node is
+//! removed only if it holds nothing. After `/cancel` the step in flight completes and no further step begins.
+//! *Assumption:* one run at a time applies an instance. The run lock guarantees this, and the advisory lock if a
+//! daemon lost the run lock.
+//! *Race:* the daemon stops. Its sessions end, but a move that Citus began continues and keeps its own lock. The next
+//! run waits for that lock, observes the cluster, and does the remaining steps.
 
 use crate::targets::citus::work::CitusWork;
 use std::time::{Duration, Instant};
@@ -26,62 +28,62 @@ use crate::{
     ports::{Attached, Fence, Job, Observation, Prepared, Progress, ProgressEvent, TargetError, TargetErrorKind},
 };
 
-/// The lock of a run; with the instance's own number.
+/// The class of run locks; the key is the number of the instance.
 const RUN: i32 = 0x0065_766b;
-/// The lock of an effect: shared by all of a run, so that nobody else holds it alone meanwhile.
+/// The class of effect locks: shared by all effects of a run, so that no other session can lock it exclusively
+/// meanwhile.
 const EFFECT: i32 = 0x0065_766c;
-/// The lock of migrations, of a whole database.
+/// The class of the migration lock, one for each database.
 const MIGRATE: i32 = 0x0065_766d;
-/// Removes what moves left behind.
+/// Removes the left-overs of moves.
 pub(super) const CLEAN_UP: &str = "CALL citus_cleanup_orphaned_resources()";
-/// How often it is looked whether an effect that was left behind has ended.
+/// The poll interval while an earlier effect is in flight.
 const LOOK: Duration = Duration::from_secs(2);
-/// How long a coordinator may be away, how long a lost session of ours may hold a lock, and how long load may keep a move from
-/// beginning.
+/// The time limit for an unreachable coordinator, for the locks of a lost session, and for load that delays a move.
 pub(super) const AWAY_TIME_MAX: Duration = Duration::from_secs(900);
-/// How long Citus may take to clean up what left a node.
+/// The time limit for Citus to clean up the left-overs on a node.
 const CLEAN_UP_TIME_MAX: Duration = Duration::from_secs(300);
-/// How long the lock of a daemon that is gone may be held, before the server lets go of it.
+/// The time limit for the server to release the run lock of a dead daemon.
 const GONE_TIME_MAX: Duration = Duration::from_secs(90);
 
-/// What stands ready: the session that holds the lock of the run, what would be done, and the version that it is planned for.
+/// The prepared plan: the session with the run lock, the steps, and the version of Citus that they were planned for.
 struct Ticket {
     guard: Session,
     found: Found,
     version: Version,
 }
 
-/// The number of an instance among locks.
+/// Returns the lock key of an instance.
 fn number(id: &InstanceId) -> i32 {
-    // Fowler-Noll-Vo; two instances of one cluster with the same number would only wait for each other.
+    // Fowler-Noll-Vo hash; two instances of one cluster with the same key would only wait for each other.
     let hash =
         id.to_string().bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     i32::from_ne_bytes(hash.to_ne_bytes())
 }
 
-/// One run of steps.
+/// The execution of the steps of a run.
 pub(super) struct Applying<'a> {
     pub(super) this: &'a Citus,
     pub(super) job: &'a Job,
     pub(super) work: &'a CitusWork,
     pub(super) fence: Fence,
     pub(super) progress: &'a Progress,
-    /// What holds the lock of the run.
+    /// The session with the run lock.
     guard: Mutex<Session>,
     /// The version of Citus.
     pub(super) version: Version,
-    /// Whether every move that the balance asks for is among the steps.
+    /// Whether the steps include every move for balance.
     pub(super) is_whole: bool,
 }
 
 impl Citus {
-    /// Takes the lock of the run, looks, and keeps what would be done.
+    /// Takes the run lock, observes the cluster, and stores the plan.
     pub(super) async fn prepare_work(&self, job: &Job, work: &CitusWork) -> Result<Prepared, TargetError> {
         let guard = self.session(job, Rights::Apply, "run").await?;
         let number = number(&job.instance);
         let since = Instant::now();
         while !guard.row("SELECT pg_try_advisory_lock($1, $2)", &[&RUN, &number]).await?.get::<_, bool>(0) {
-            // The server notices within a while that a daemon is gone with its machine.
+            // The server detects only after a delay that a daemon stopped with its machine.
             if since.elapsed() > GONE_TIME_MAX {
                 return Err(locked(&guard, RUN, number).await);
             }
@@ -95,7 +97,7 @@ impl Citus {
         Ok(Prepared { observation, ticket: Box::new(Ticket { guard, found, version }) })
     }
 
-    /// Whether no effect is in flight, of this daemon or one before.
+    /// Whether no effect of this daemon or an earlier one is in flight.
     async fn is_quiet(&self, session: &Session, number: i32) -> Result<bool, TargetError> {
         let alone = session.row("SELECT pg_try_advisory_lock($1, $2)", &[&EFFECT, &number]).await?.get::<_, bool>(0);
         if alone {
@@ -104,7 +106,7 @@ impl Citus {
         Ok(alone)
     }
 
-    /// Does what was prepared, as far as it still stands in the observation.
+    /// Applies the prepared steps that remain in the observation.
     pub(super) async fn apply_work(
         &self,
         job: &Job,
@@ -131,13 +133,13 @@ impl Citus {
         done
     }
 
-    /// Makes a named restore point on every node; answers where it is in the coordinator's log.
+    /// Creates a named restore point on every node. Returns its position in the coordinator's write-ahead log.
     pub(super) async fn create_restore_point(&self, job: &Job, name: &str) -> Result<String, TargetError> {
         let admin = self.session(job, Rights::Admin, "restore point").await?;
         Ok(admin.row("SELECT citus_create_restore_point($1)::text", &[&name]).await?.get(0))
     }
 
-    /// Waits for an effect that goes on without the daemon that began it; then the world tells what became of it.
+    /// Waits for an effect that continues without the daemon that began it; the caller then observes the cluster.
     pub(super) async fn wait_for_effect(&self, job: &Job, progress: Progress) -> Result<Attached, TargetError> {
         let session = self.session(job, Rights::Apply, "run").await?;
         let number = number(&job.instance);
@@ -154,7 +156,7 @@ impl Citus {
     }
 }
 
-/// Returns the holder of a lock.
+/// Returns an error that names the holder of a lock.
 async fn locked(session: &Session, class: i32, number: i32) -> TargetError {
     let whose = "SELECT a.application_name || coalesce(', ' || left(a.query, 80), '') FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
                  WHERE l.locktype = 'advisory' AND l.granted AND l.classid::bigint = $1 AND l.objid::bigint = $2 AND pid <> pg_backend_pid()";
@@ -183,7 +185,8 @@ impl Applying<'_> {
                         moves.push(moving);
                     }
                     match self.moves(moves).await {
-                        // The window is over: what is left waits for the next one, and nothing after it can be done.
+                        // The window is over: the remaining moves wait for the next window, and later steps depend on
+                        // them.
                         Ok(false) => return Ok(()),
                         done => done.map(drop),
                     }
@@ -205,7 +208,7 @@ impl Applying<'_> {
             done.map_err(|error| {
                 let begun = begun || error.effect_may_have_begun;
                 TargetError {
-                    // A part is done, and the rest is planned again.
+                    // Some steps are done; the others are planned again.
                     kind: if begun && error.kind == TargetErrorKind::PlanStale {
                         TargetErrorKind::ApplyStale
                     } else {
@@ -221,7 +224,7 @@ impl Applying<'_> {
         Ok(())
     }
 
-    /// Ends here if that was asked for.
+    /// Returns an error if the run was cancelled.
     pub(super) fn heed(&self, begun: bool) -> Result<(), TargetError> {
         if !self.this.interrupted.lock().contains(&self.job.instance) {
             return Ok(());
@@ -233,7 +236,7 @@ impl Applying<'_> {
         })
     }
 
-    /// Takes the lock of the run again where the coordinator restarted, unless somebody else has it.
+    /// Takes the run lock again after a restart of the coordinator, unless another session has it.
     pub(super) async fn keep_lock(&self) -> Result<(), TargetError> {
         let mut guard = self.guard.lock().await;
         let since = Instant::now();
@@ -252,12 +255,12 @@ impl Applying<'_> {
         Ok(())
     }
 
-    /// A session for one effect, with the effect's own lock.
+    /// Opens a session for one effect, with the effect lock.
     async fn effect(&self, rights: Rights) -> Result<Session, TargetError> {
         self.named_effect(rights, "").await
     }
 
-    /// The same, named after what it does.
+    /// Opens a session for one effect, with the effect in its application name.
     pub(super) async fn named_effect(&self, rights: Rights, what: &str) -> Result<Session, TargetError> {
         let session = self.this.session(self.job, rights, &format!("run {}{what}", self.fence.run.0)).await?;
         session.row("SELECT pg_advisory_lock_shared($1, $2)", &[&EFFECT, &number(&self.job.instance)]).await?;
@@ -288,7 +291,7 @@ impl Applying<'_> {
             Task::Replicate => self.effect(Rights::Admin).await?.run(&replicate(self.work)).await,
             Task::Migrate(migration) => {
                 let owner = self.effect(Rights::Apply).await?;
-                // Whoever else applies one waits, and finds it recorded.
+                // A concurrent session waits for the lock and finds the migration recorded.
                 owner.run(&format!("SELECT pg_advisory_lock({MIGRATE}, 0)")).await?;
                 migrations::apply(&owner, &migration).await
             }
@@ -305,11 +308,11 @@ impl Applying<'_> {
         }
     }
 
-    /// Adds a node once it is what it has to be, and takes it out again where it is not.
+    /// Adds a node if it fulfils the requirements, and removes it again if it does not.
     async fn add(&self, address: &Address, holds: bool) -> Result<(), TargetError> {
         let admin = self.effect(Rights::Admin).await?;
         let (host, port) = (text(&address.host), address.port);
-        // It gets nothing before it has proved that it can be reached from everywhere, also where we die in between.
+        // The node holds no shards until it is proved reachable from all nodes, even if the daemon stops in between.
         admin.run(&format!("BEGIN; SELECT citus_add_node({host}, {port}); SELECT citus_set_node_property({host}, {port}, 'shouldhaveshards', false); COMMIT")).await?;
         let unfit = self.unfit(&admin, address).await.unwrap_or_else(|error| Some(error.message));
         if let Some(why) = unfit {
@@ -328,7 +331,7 @@ impl Applying<'_> {
         Ok(())
     }
 
-    /// Why a node can't take part.
+    /// Returns why a node does not fulfil the requirements.
     async fn unfit(&self, admin: &Session, address: &Address) -> Result<Option<String>, TargetError> {
         let (host, port) = (&address.host, i32::from(address.port));
         let ask = "SELECT json_build_object('wal', current_setting('wal_level'), 'prepared', current_setting('max_prepared_transactions')::int, 'version', (SELECT extversion FROM pg_extension WHERE extname = 'citus'))::text";
@@ -362,7 +365,7 @@ impl Applying<'_> {
         }))
     }
 
-    /// Removes a node that holds nothing.
+    /// Removes an empty node.
     async fn remove(&self, address: &Address) -> Result<(), TargetError> {
         let admin = self.effect(Rights::Admin).await?;
         let held = "SELECT count(*) FROM pg_dist_placement p JOIN pg_dist_node n USING (groupid) JOIN pg_dist_shard s USING (shardid) JOIN pg_dist_partition t USING (logicalrelid) \
@@ -379,8 +382,8 @@ impl Applying<'_> {
         admin.run(&format!("SELECT citus_remove_node({}, {})", text(&address.host), address.port)).await
     }
 
-    /// Waits until nothing is left of the shards that left a node: once the node is gone, Citus could clean up no more, and
-    /// would refuse to move those shards ever again.
+    /// Waits until the left-overs on a node are cleaned up. After the removal of the node Citus could not clean them
+    /// up, and would refuse to move those shards again.
     async fn cleaned(&self, admin: &Session, address: &Address) -> Result<(), TargetError> {
         let left = "SELECT count(*) FROM pg_dist_cleanup c JOIN pg_dist_node n ON n.groupid = c.node_group_id WHERE n.nodename = $1 AND n.nodeport = $2";
         let since = Instant::now();
@@ -404,17 +407,17 @@ impl Applying<'_> {
     }
 }
 
-/// Brings reference tables to every node, as the declaration lets shards be moved.
+/// Returns the statement that copies reference tables to every node, with the declared transfer mode.
 fn replicate(work: &CitusWork) -> String {
     format!("SELECT replicate_reference_tables({})", text(work.moves.transfer_mode.word()))
 }
 
-/// A table in SQL.
+/// Quotes the name of a table.
 fn quoted(table: &str) -> String {
     text(&table.split('.').map(name).collect::<Vec<_>>().join("."))
 }
 
-/// Whether a table already is what it is to become: a migration before may have distributed it.
+/// Whether a table already has its target state: an earlier migration may have distributed it.
 async fn is_done(owner: &Session, task: &Task) -> Result<bool, TargetError> {
     let (table, column) = match task {
         Task::Distribute { table, column, .. } => (table, Some(column)),
@@ -445,7 +448,7 @@ async fn set_holds(admin: &Session, address: &Address, holds: bool) -> Result<()
     admin.run(&format!("SELECT citus_set_node_property({host}, {port}, 'shouldhaveshards', {holds})")).await
 }
 
-/// What the owner of the tables says for a step, statement by statement.
+/// Returns the statements that the owner of the tables executes for a step.
 fn statements(task: &Task) -> Vec<String> {
     match task {
         Task::MakeSchema(schema) => {

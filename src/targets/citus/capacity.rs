@@ -1,6 +1,7 @@
-//! When a cluster wants more nodes: figures, how long they have been over their limit, and where they go. Pure.
+//! Evaluates capacity rules: figures, the time over their limits, and forecasts. Pure.
 //!
-//! Decides whether a rule has held for its time. *Never:* it raises anything: a pull request asks for it.
+//! Decides whether a figure has been over its limit for the duration of its rule.
+//! *Invariant:* never changes a limit or a node. A pull request proposes more nodes.
 
 use super::{observe::Seen, rebalance::tenants};
 use crate::targets::citus::steps::Memory;
@@ -10,22 +11,22 @@ use crate::{
     ports::MoreCapacity,
 };
 
-/// How far apart figures that are remembered lie, in seconds.
+/// The interval of stored samples, in seconds.
 const SAMPLE_EVERY: i64 = 3600;
-/// How many are remembered: two weeks.
+/// The maximum number of stored samples: two weeks.
 const SAMPLES_MAX: usize = 14 * 24;
-/// How far ahead is looked, in days.
+/// The forecast horizon, in days.
 const AHEAD_DAYS: i64 = 30;
-/// Of less than this nothing is said about where it goes, in seconds.
+/// The minimum history for a forecast, in seconds.
 const FORECAST_MIN: i64 = 6 * 3600;
 const DAY: i64 = 24 * 3600;
 
-/// The subject of one rule.
+/// The measured figure of one rule.
 struct Figure {
-    /// On a node, in the mean; of disks, of the fullest.
+    /// The mean of the nodes; for disks, the fullest node.
     now: f64,
     limit: f64,
-    /// Of the whole cluster.
+    /// The sum over the cluster.
     total: u64,
     said: fn(f64) -> String,
     what: &'static str,
@@ -76,7 +77,7 @@ fn figure(when: &CapacityWhen, moves: &Moves, seen: &Seen) -> Result<Figure, Str
     Ok(Figure { now, limit: f64::from(limit.0), total, said: percent, what: "of the fullest disk" })
 }
 
-/// What holds of the rules, with what is remembered brought up to date, and notes on those that can't be told.
+/// Returns the rules that are due, with the updated memory, and notes on rules that can't be evaluated.
 pub fn wanted(
     rules: &[Capacity],
     moves: &Moves,
@@ -99,7 +100,7 @@ pub fn wanted(
             Ok(figure) => figure,
             Err(why) => {
                 notes.push(format!("the capacity rule for `{name}` can't be told: {why}"));
-                // What can't be told is not over its limit, and not under it.
+                // An unknown figure is neither over nor under its limit.
                 known.remove(&name).map(|known| memory.rules.insert(name, known));
                 continue;
             }
@@ -145,7 +146,7 @@ fn ago(seconds: i64) -> String {
     }
 }
 
-/// Where it goes as it went until now.
+/// Extrapolates the samples linearly.
 fn forecast(samples: &[(i64, u64)], value: f64, said: fn(f64) -> String) -> String {
     let (Some((from, first)), Some((to, last))) = (samples.first(), samples.last()) else { return String::new() };
     let span = to - from;
@@ -199,7 +200,7 @@ mod tests {
                 "1.5 GiB on a node, and the limit is 1.0 GiB; for 24 h it has been over it. As it went in the last 34 h, it is 22.7 GiB in 30 days with the nodes that there are."
             ]
         );
-        // Once under it, the time begins anew.
+        // A figure under the limit resets the duration.
         assert!(look(&fill(1 << 29), 35).is_empty());
         assert!(look(&fill(3 << 29), 40).is_empty());
         assert!(notes.is_empty());

@@ -1,9 +1,9 @@
-//! What the catalogs of a coordinator say, and the layout that it makes.
+//! Converts the catalogs of a coordinator to a layout of shard groups.
 //!
-//! Decides what moves as one, and what is no part of the balance: reference tables, secondaries, placements that are only
-//! left to be cleaned up. Nodes are called by host and port, tables by name, and groups by their tables and range; ids of Citus
-//! join rows of one observation and are never kept, because they change.
-//! *Never:* a placement on a node that is not known, or a group whose tables lie apart, is passed over in silence.
+//! Decides which shards move together, and excludes what is not balanced: reference tables, secondaries, and
+//! placements that wait for cleanup. Nodes are identified by host and port, tables by name, groups by tables and
+//! range. Ids of Citus join rows of one observation only; they are never stored, because they change.
+//! *Invariant:* a placement on an unknown node, or a group whose tables are on different nodes, is an error.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,45 +12,45 @@ use crate::targets::citus::planner::layout::{Layout, Node, Placement};
 /// A row of `pg_dist_node`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeRow {
-    /// The group of a primary and its secondaries; the coordinator's is 0.
+    /// The group of a primary and its secondaries; 0 for the coordinator.
     pub group: i32,
     /// `host:port`.
     pub name: String,
     /// Whether it is a primary.
     pub is_primary: bool,
-    /// Whether it takes part.
+    /// Whether the node is active.
     pub is_active: bool,
-    /// Whether it is to hold shards.
+    /// Whether the node should hold shards.
     pub holds: bool,
 }
 
 /// A row of `pg_dist_partition`, with the name of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableRow {
-    /// `schema.table`, quoted where it needs to be.
+    /// `schema.table`, quoted where necessary.
     pub name: String,
-    /// `h` for hash-distributed, `n` for one shard: reference tables, those of a distributed schema, local ones.
+    /// `h` for hash-distributed, `n` for one shard: reference tables, tables of distributed schemas, local tables.
     pub method: char,
     /// `t` for reference tables.
     pub replication: char,
-    /// What it is colocated with.
+    /// The colocation group.
     pub colocation: i32,
-    /// The column that it is distributed by.
+    /// The distribution column.
     pub column: Option<String>,
-    /// Whether a row of it can be told from others: a primary key, or a replica identity. A move with writes needs it.
+    /// Whether the table has a primary key or a replica identity, which a move with concurrent writes needs.
     pub has_identity: bool,
 }
 
 impl TableRow {
-    /// Whether the whole table is on every node.
+    /// Whether the table is a reference table, with a copy on every node.
     pub fn is_reference(&self) -> bool {
         self.replication == 't'
     }
-    /// Whether its shards are moved: those of tables by range or by appending are not.
+    /// Whether the shards can be moved: shards of range- and append-distributed tables can't.
     pub fn is_movable(&self) -> bool {
         !self.is_reference() && !self.is_local() && matches!(self.method, 'h' | 'n')
     }
-    /// Whether it is neither distributed nor on other nodes.
+    /// Whether the table is on the coordinator alone.
     pub fn is_local(&self) -> bool {
         self.method == 'n' && self.colocation == 0 && !self.is_reference()
     }
@@ -59,22 +59,22 @@ impl TableRow {
 /// A row of `pg_dist_shard`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardRow {
-    /// Its number.
+    /// The id.
     pub id: i64,
     /// The table.
     pub table: String,
-    /// The first value of its range; nothing where a table has one shard.
+    /// The lower bound of the range; `None` for a table with one shard.
     pub from: Option<i64>,
 }
 
-/// A row of `pg_dist_placement` that is not left for clean-up, with its size as its worker told it.
+/// A row of `pg_dist_placement` that does not wait for cleanup, with the size that its worker reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlacementRow {
     /// The shard.
     pub shard: i64,
-    /// The group of its node.
+    /// The group of the node.
     pub group: i32,
-    /// Its bytes with indexes.
+    /// The size in bytes, with indexes.
     pub bytes: u64,
 }
 
@@ -87,7 +87,7 @@ pub struct Catalog {
     pub tables: Vec<TableRow>,
     /// The shards.
     pub shards: Vec<ShardRow>,
-    /// Where they are.
+    /// The placements.
     pub placements: Vec<PlacementRow>,
 }
 
@@ -99,29 +99,30 @@ pub enum By {
     Bytes,
     /// The number of groups.
     Shards,
-    /// A number for each shard, as a query or a count of tenants told it; a shard that it leaves out has none.
+    /// A number for each shard, from a query or the count of tenants; a missing shard has 0.
     ProgressEvent(BTreeMap<i64, u64>),
 }
 
-/// What moves as one.
+/// A group of shards that move together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
-    /// `public.tasks +1 [-2147483648]`: the first of its tables, how many more, and where its range begins.
+    /// `public.tasks +1 [-2147483648]`: the first table, the number of further tables, and the lower bound of the
+    /// range.
     pub name: String,
-    /// The shard of the first table, which a move names.
+    /// The shard of the first table, which names the group in a move.
     pub shard: i64,
     /// Its tables.
     pub tables: Vec<String>,
-    /// All of its shards.
+    /// All shards of the group.
     pub shards: Vec<i64>,
-    /// What its tables are colocated by; two moves of one are not made at once.
+    /// The colocation group; two moves of one colocation group do not run concurrently.
     pub colocation: i32,
 }
 
-/// The layout that a catalog makes, with its groups in the order of their numbers.
+/// Returns the layout of a catalog, with its groups in the order of their numbers.
 ///
 /// # Errors
-/// When rows contradict each other, in a sentence: then nothing may be concluded from them.
+/// A message that explains how rows contradict each other; no layout can be derived then.
 pub fn layout(catalog: &Catalog, by: &By) -> Result<(Layout, Vec<Group>), String> {
     let primaries: BTreeMap<i32, &NodeRow> =
         catalog.nodes.iter().filter(|node| node.is_primary).map(|node| (node.group, node)).collect();
@@ -139,7 +140,7 @@ pub fn layout(catalog: &Catalog, by: &By) -> Result<(Layout, Vec<Group>), String
         let Some(table) = tables.get(&*shard.table) else {
             return Err(format!("shard {} belongs to `{}`, which is no distributed table", shard.id, shard.table));
         };
-        // A reference table is on every node, and a local one on none but the coordinator.
+        // A reference table is on every node, and a local table only on the coordinator.
         if table.is_movable() {
             by_group.entry((table.colocation, shard.from)).or_default().push(shard);
         }

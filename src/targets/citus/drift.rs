@@ -1,10 +1,11 @@
-//! What differs between a declaration and a cluster, and what would be done about it, in order. Pure.
+//! Compares a declaration with a cluster and orders the necessary steps. Pure.
 //!
-//! *Flow:* nodes that are missing come first, because everything else may need them; then migrations, schemas and tables; then
-//! what has to move, and what the balance asks for; and only then nodes that are to go, which are empty by then.
-//! *Guarantees:* a node goes only if everything on it has a place elsewhere in the same list of steps. What nobody declares is
-//! left alone, but for nodes, where the declaration lists them all. Nothing here names an id of Citus that outlives a look.
-//! *Never:* a plan of moves while a node is inactive, whose shards nobody can measure.
+//! *Flow:* missing nodes come first, because all other steps may need them; then migrations, schemas and tables; then
+//! required moves and moves for balance; then the removal of nodes, which are empty by then.
+//! *Invariant:* a node is removed only if the same list of steps places all its shards elsewhere. Undeclared objects
+//! stay unchanged, except for nodes if the declaration lists them. No step contains an id of Citus beyond one
+//! observation.
+//! *Invariant:* no moves are planned while a node is inactive, because its shards can't be measured.
 
 use super::{rebalance, tables};
 use crate::targets::citus::steps::{
@@ -17,16 +18,16 @@ use crate::{
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-/// The prefix of the address of a node.
+/// The prefix of a node's resource address.
 pub(super) const NODE: &str = "node ";
 
-/// How long Citus is given to clean up after its moves.
+/// The seconds within which Citus should clean up after its moves.
 const LEFT_OVER_SECONDS_MAX: i64 = 3600;
 
-/// The steps that are left where not everything is done, and whether all moves for the balance are among them.
+/// Returns the steps of some of the changes, and whether all moves for balance are among them.
 ///
 /// # Errors
-/// When a node would go while something that was to leave it stays.
+/// When a node would be removed while a shard that should leave it stays.
 pub fn meant(found: Found, changes: &[ResourceChange]) -> Result<(Vec<Step>, bool), TargetError> {
     let is_meant = |step: &Step| changes.iter().any(|change| change.resource == step.change.resource);
     let (steps, cut): (Vec<Step>, Vec<Step>) = found.steps.into_iter().partition(is_meant);
@@ -37,7 +38,7 @@ pub fn meant(found: Found, changes: &[ResourceChange]) -> Result<(Vec<Step>, boo
     Ok((steps, !is_cut && !found.more))
 }
 
-/// Why a table can't be rewritten: one that is rewritten with it was taken out of the plan, or the other way round.
+/// Returns why a table can't be rewritten: only one of two tables that are rewritten together is in the plan.
 fn goes_along(steps: &[Step], cut: &[Step]) -> Option<String> {
     let torn = |one: &[Step], other: &[Step]| {
         one.iter().find_map(|step| {
@@ -50,7 +51,7 @@ fn goes_along(steps: &[Step], cut: &[Step]) -> Option<String> {
     Some(format!("`{along}` and `table {with}` are rewritten together; leave both in, or take both out"))
 }
 
-/// Why a node can't go: something that was to leave it was taken out of the plan.
+/// Returns why a node can't be removed: a move that empties it was removed from the plan.
 fn holds_on(steps: &[Step], cut: &[Step]) -> Option<String> {
     let mut removed = steps.iter().filter_map(|step| match &step.task {
         Task::Remove(address) => Some(address.to_string()),
@@ -69,7 +70,8 @@ fn holds_on(steps: &[Step], cut: &[Step]) -> Option<String> {
 pub fn compare(this: &Compared<'_>) -> Found {
     let mut found = Found::default();
     if this.work.destroy {
-        // Nodes, tables and data are not ours to destroy: they belong to what carries them, and to their owners.
+        // Nodes, tables and data are never destroyed: nodes belong to their host resources, tables and data to their
+        // owners.
         return found;
     }
     nodes(this, &mut found);
@@ -170,7 +172,7 @@ fn schemas(this: &Compared<'_>, found: &mut Found) {
     }
 }
 
-/// Nodes that nobody declares go once they are empty, which the moves before have seen to.
+/// Adds the removal of undeclared nodes, which earlier moves have emptied.
 fn removals(this: &Compared<'_>, found: &mut Found) {
     let catalog = &this.seen.catalog;
     let unmovable: BTreeSet<&str> = (catalog.tables.iter())
@@ -197,12 +199,12 @@ fn removals(this: &Compared<'_>, found: &mut Found) {
                     format!("`{}` is not declared and inactive, and shards are on it: activate it so that they can be moved, or declare it", row.name)
                 });
         }
-        // Whether it holds shards was set right before, and is no part of what is approved here.
+        // The property is set by an earlier step and is not part of this approval.
         found.step("citus_node", format!("{NODE}{}", row.name), Change::Destroy, vec![], Task::Remove(address));
     }
 }
 
-/// What differs from what one would expect, and is nobody's to change from here.
+/// Adds notes on unexpected states that no step can change.
 fn asides(this: &Compared<'_>, found: &mut Found) {
     let seen = this.seen;
     for (job, state, what) in &seen.jobs {

@@ -1,7 +1,7 @@
-//! A running cluster as a declaration: what `init` writes.
+//! Declares a running cluster, for `init`.
 //!
-//! Decides what a first declaration says: every worker, every distributed and reference table with what it lies with, every
-//! distributed schema; and `rebalance: report`, so that merging it changes nothing.
+//! The first declaration contains every worker, every distributed and reference table with its colocation, and every
+//! distributed schema. It sets `rebalance: report`, so that merging it changes nothing.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::{
     targets::citus::declaration::{Citus, CitusNode, CitusNodeWith, Nodes},
 };
 
-/// The declaration of what was seen, and what it could not say.
+/// Returns the declaration of an observation, and notes on what it can't declare.
 pub(super) fn declared(seen: &Seen, connection: &str) -> (Citus, Vec<String>) {
     let mut left = vec![];
     let nodes = seen.catalog.nodes.iter().filter(|node| node.is_primary && (node.group != 0 || node.holds));

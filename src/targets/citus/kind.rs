@@ -1,4 +1,4 @@
-//! The answers of Citus as a kind of target.
+//! Implements the target kind for Citus clusters.
 
 use std::sync::Arc;
 

@@ -1,11 +1,9 @@
-//! Why a layout can't be what it should, for people.
-//!
-//! Decides nothing.
+//! Formats why a layout misses its limit of imbalance. Pure.
 
 use super::planner::layout::Short;
 use crate::domain::message::layout::percent;
 
-/// Why the limit is not reached, in a sentence; `name` says what a placement is called.
+/// Returns the reason in a sentence; `name` returns the name of a placement.
 pub fn why(short: &Short, nodes: usize, limit: f64, name: impl Fn(usize) -> String) -> String {
     match short {
         Short::TooLarge { placement, above } => format!(

@@ -1,13 +1,13 @@
-//! Migrations: SQL files, applied once each in the order of their names.
+//! Applies migrations: SQL files, each once, in the order of names.
 //!
-//! Decides what a file is: its name, its checksum, and whether it is one transaction. It is, unless it says
-//! `-- evenkeel: no transaction` on a line of its own, or holds a statement that can't run in one.
-//! *Guarantees:* of a transaction everything or nothing is applied, together with its record. Of a file without one the
-//! record says how many statements are done: after a failure the next run goes on with the one that failed, also where that
-//! was corrected, as long as those before it are the same.
-//! *Race:* the daemon dies after a statement and before its record: the statement runs again, and fails where it can't.
-//! *Race:* two daemons apply one file: the advisory lock of the effect's session lets one go first, and the other finds it
-//! recorded.
+//! Decides the name, the checksum and the transaction mode of a file. A file is one transaction, unless a line
+//! consists of `-- evenkeel: no transaction` or a statement can't run in a transaction.
+//! *Invariant:* a transaction is applied completely, together with its record, or not at all. For a file without a
+//! transaction, the record counts the statements that are done. After a failure the next run continues with the failed
+//! statement, which may be corrected while the statements before it stay the same.
+//! *Race:* the daemon stops between a statement and its record. The statement runs again, and fails if it can't be
+//! repeated.
+//! *Race:* two daemons apply one file. The advisory lock serializes them, and the second finds the migration recorded.
 
 use sha2::Digest as _;
 
@@ -17,26 +17,26 @@ use crate::{
     ports::{Job, TargetError, TargetErrorKind},
 };
 
-/// The line that says so.
+/// The line that disables the transaction.
 const WITHOUT_TRANSACTION: &str = "-- evenkeel: no transaction";
-/// How many hexadecimal digits of a checksum are kept: more than enough to tell files apart.
+/// The stored hexadecimal digits of a checksum: enough to distinguish files.
 const CHECKSUM_LENGTH: usize = 16;
 
-/// One file.
+/// A migration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Migration {
     /// The name of the file.
     pub name: String,
-    /// Over its bytes.
+    /// The checksum of its bytes.
     pub checksum: String,
-    /// Its text.
+    /// The text of the file.
     pub sql: String,
-    /// Whether it is one transaction.
+    /// Whether the file is one transaction.
     pub in_transaction: bool,
 }
 
 impl Migration {
-    /// A file.
+    /// Reads a migration from the text of a file.
     pub fn new(name: &str, text: &str) -> Self {
         let says_so = text.lines().any(|line| line.trim() == WITHOUT_TRANSACTION);
         let in_transaction = !says_so && !statements(text).iter().any(|statement| stands_alone(statement));
@@ -50,7 +50,7 @@ fn checksum(text: &str) -> String {
     checksum
 }
 
-/// Whether PostgreSQL or Citus refuse to run a statement in a transaction.
+/// Whether PostgreSQL or Citus refuses to run a statement in a transaction.
 fn stands_alone(statement: &str) -> bool {
     let words: Vec<String> = statement
         .lines()
@@ -72,10 +72,10 @@ fn stands_alone(statement: &str) -> bool {
         || words.iter().any(|word| calls.iter().any(|call| word.contains(call)))
 }
 
-/// The migrations of a job's folder, in order.
+/// Returns the migrations in a job's folder, in order.
 ///
 /// # Errors
-/// When one can't be read, or is none.
+/// When a file can't be read or contains no statement.
 pub fn of(job: &Job, folder: Option<&str>) -> Result<Vec<Migration>, TargetError> {
     let Some(folder) = folder else { return Ok(vec![]) };
     let wrong = |why: String| TargetError {
@@ -106,7 +106,7 @@ pub fn of(job: &Job, folder: Option<&str>) -> Result<Vec<Migration>, TargetError
     Ok(migrations)
 }
 
-/// The single statements of a text: semicolons inside quotes, dollar quotes and comments end none.
+/// Splits a text into statements; semicolons inside quotes, dollar quotes and comments do not end a statement.
 pub fn statements(sql: &str) -> Vec<&str> {
     let bytes = sql.as_bytes();
     let (mut found, mut begin, mut at) = (vec![], 0, 0);
@@ -149,7 +149,7 @@ fn after_quote(bytes: &[u8], begin: usize) -> usize {
     bytes.len()
 }
 
-/// Comments of this sort stand inside each other.
+/// Block comments nest.
 fn after_comment(bytes: &[u8], begin: usize) -> usize {
     let (mut at, mut depth) = (begin, 0_usize);
     while at < bytes.len() {
@@ -167,7 +167,7 @@ fn after_comment(bytes: &[u8], begin: usize) -> usize {
     bytes.len()
 }
 
-/// After `$tag$ … $tag$`, or after the sign alone where it opens nothing.
+/// Returns the position after `$tag$ … $tag$`, or after the `$` if it opens no quote.
 fn after_dollar(sql: &str, begin: usize) -> usize {
     let is_in_word =
         begin > 0 && (sql.as_bytes()[begin - 1].is_ascii_alphanumeric() || sql.as_bytes()[begin - 1] == b'_');
@@ -182,16 +182,16 @@ fn after_dollar(sql: &str, begin: usize) -> usize {
     sql[begin + mark.len()..].find(mark).map_or(sql.len(), |at| begin + at + 2 * mark.len())
 }
 
-/// Where it is recorded what was applied; everybody may read it.
+/// Creates the table of applied migrations, which all users may read.
 const RECORDS: &str = "CREATE SCHEMA IF NOT EXISTS evenkeel; GRANT USAGE ON SCHEMA evenkeel TO PUBLIC; \
     CREATE TABLE IF NOT EXISTS evenkeel.migrations (name text PRIMARY KEY, checksum text NOT NULL, statements int NOT NULL DEFAULT 0, applied_at timestamptz); \
     GRANT SELECT ON evenkeel.migrations TO PUBLIC";
-/// Records how far a migration is.
+/// Records the progress of a migration.
 const RECORD: &str = "INSERT INTO evenkeel.migrations (name, checksum, statements, applied_at) VALUES ($1, $2, $3, CASE WHEN $4 THEN now() END) \
     ON CONFLICT (name) DO UPDATE SET checksum = excluded.checksum, statements = excluded.statements, applied_at = excluded.applied_at";
 
-/// One transaction. Each statement is a message of its own: Citus sends what it gets on to shards as it stands, and several
-/// in one are refused there.
+/// Runs one transaction. Each statement is a separate message: Citus forwards a message to shards as a whole, and they
+/// refuse several statements in one message.
 async fn transaction(session: &Session, sql: &str, record: &str) -> Result<(), TargetError> {
     session.run("BEGIN").await?;
     for statement in statements(sql) {
@@ -201,7 +201,7 @@ async fn transaction(session: &Session, sql: &str, record: &str) -> Result<(), T
     session.run("COMMIT").await
 }
 
-/// The first word of a statement, behind its comments.
+/// Returns the first keyword of a statement, after its comments.
 fn first_word(statement: &str) -> String {
     let mut rest = statement.trim_start();
     loop {
@@ -213,7 +213,7 @@ fn first_word(statement: &str) -> String {
     }
 }
 
-/// Applies one migration, if it was not applied meanwhile, and records it.
+/// Applies a migration and records it, unless another session has applied it.
 pub(super) async fn apply(session: &Session, migration: &Migration) -> Result<(), TargetError> {
     session.run(RECORDS).await?;
     let Migration { name, checksum: now, sql, in_transaction } = migration;
@@ -241,7 +241,7 @@ pub(super) async fn apply(session: &Session, migration: &Migration) -> Result<()
     let all = statements(sql);
     let so_many = |done: i32| usize::try_from(done).unwrap_or(0);
     let done = known.as_ref().map_or(0, |(_, done, _)| so_many(*done));
-    // What was done is told by its own checksum, so that the rest may be corrected.
+    // A separate checksum identifies the done statements, so that the remaining ones may be corrected.
     let so_far = |count: usize| checksum(&all[..count.min(all.len())].join(";"));
     if let Some((before, ..)) = known.filter(|(before, done, _)| *done > 0 && *before != so_far(so_many(*done))) {
         return Err(TargetError {

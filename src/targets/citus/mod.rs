@@ -1,12 +1,13 @@
-//! The Citus target: nodes, tables and the layout of shards, looked at as a whole and changed step by step.
+//! Manages the nodes, tables and shard layout of Citus clusters.
 //!
-//! Decides what differs (`drift`), which moves bring the nodes into balance (`rebalance`, `planner`), and how each
-//! step is done (`apply`, `moving`). Never names an id of Citus beyond one look, never moves a shard of a cluster that was
-//! not seen as a whole, never drains a node but the one that is meant.
-//! *How it is seen:* every catalog in one snapshot, sizes from all workers at once; between looks a cheap fingerprint of the
-//! layout says when the next is worth while.
-//! *Race:* two daemons, or a run and what a killed daemon left: an advisory lock stands for a run, and another one for each
-//! effect in the effect's own session, so that a move that went on without its daemon is waited for.
+//! Owns the comparison (`drift`), the choice of moves that balance the nodes (`rebalance`, `planner`), and the
+//! execution of each step (`apply`, `moving`).
+//! *Invariant:* ids of Citus are never used beyond one observation. No shard moves on the basis of an incomplete
+//! observation. Only nodes that the plan names are drained.
+//! *Observation:* all catalogs are read in one snapshot, and the sizes from all workers concurrently. Between
+//! observations a cheap fingerprint of the layout triggers the next one.
+//! *Race:* two daemons, or a run and an effect of a killed daemon. One advisory lock represents a run, and another one
+//! each effect in its own session. A run waits for a move that continues without its daemon.
 
 mod access;
 mod adapter;
@@ -50,18 +51,18 @@ use crate::{
     ports::{InventoryStore, Job, Observation, TargetError, TargetErrorKind, Use},
 };
 
-/// A job that takes longer moves to the slow lane, where it does not delay others.
+/// The duration after which a job stops counting towards the concurrency limit, so that it does not delay others.
 const LONG: Duration = Duration::from_secs(20);
-/// How many clusters are looked at at once.
+/// The number of clusters that are observed concurrently.
 const PARALLEL: usize = 4;
 
-/// What begins a text that is kept here, so that it is told from those of other targets.
+/// The prefix of stored records, which distinguishes them from those of other targets.
 const KEPT: &str = "citus ";
 
-/// How clusters are reached.
+/// The settings for connections.
 #[derive(Clone)]
 pub struct Settings {
-    /// The credentials.
+    /// The resolver of credentials.
     pub logins: Logins,
 }
 
@@ -72,18 +73,18 @@ pub struct Citus {
     lanes: ConcurrencyLimit,
     keeper: Arc<dyn InventoryStore>,
     watches: watch::Watches,
-    /// Effects that were asked to end.
+    /// Effects that were requested to end.
     interrupted: Mutex<BTreeSet<InstanceId>>,
     /// Effects that are in flight.
     in_flight: Mutex<BTreeSet<InstanceId>>,
-    /// What each connection said it may be used by.
+    /// The environments that may share each instance's connection.
     shared: Mutex<HashMap<InstanceId, Vec<String>>>,
 }
 
-/// Asks the coordinator of a connection who it is.
+/// Checks that the coordinator of a connection is reachable, and returns its identity.
 ///
 /// # Errors
-/// When it can't be asked, in a sentence.
+/// A message that explains why the coordinator is unreachable.
 pub async fn reach(login: &Login, redactor: &Redactor) -> Result<String, String> {
     let session = Session::open(login, "evenkeel", redactor).await.map_err(|error| error.line())?;
     let seen = observe::look(&session, &CitusWork::default()).await.map_err(|error| error.line())?;
@@ -91,10 +92,10 @@ pub async fn reach(login: &Login, redactor: &Redactor) -> Result<String, String>
     Ok(format!("Citus {} answers, with {nodes} workers, the cluster is {}", seen.version, seen.identity))
 }
 
-/// Looks at a cluster some times over one session, part by part.
+/// Observes a cluster several times over one session, and measures each part.
 ///
 /// # Errors
-/// When it can't be looked at, in a sentence.
+/// A message that explains why the cluster can't be observed.
 pub async fn timed(login: &Login, redactor: &Redactor, looks: usize) -> Result<Vec<observe::Times>, String> {
     let session = Session::open(login, "evenkeel bench", redactor).await.map_err(|error| error.line())?;
     let mut times = vec![];
@@ -104,10 +105,10 @@ pub async fn timed(login: &Login, redactor: &Redactor, looks: usize) -> Result<V
     Ok(times)
 }
 
-/// Looks at a cluster and declares what is there; and what a declaration can't say.
+/// Observes a cluster and declares it. Also returns notes on what a declaration can't contain.
 ///
 /// # Errors
-/// When it can't be looked at as a whole, in a sentence.
+/// A message that explains why the cluster can't be observed completely.
 pub async fn declare(
     login: &Login,
     redactor: &Redactor,
@@ -119,7 +120,7 @@ pub async fn declare(
 }
 
 impl Citus {
-    /// The target with its settings.
+    /// Creates the target from its settings.
     pub fn new(settings: Settings, redactor: Redactor, keeper: Arc<dyn InventoryStore>) -> Self {
         Self {
             lanes: ConcurrencyLimit::new(PARALLEL, LONG),
@@ -145,21 +146,21 @@ impl Citus {
         Ok(login)
     }
 
-    /// A session under the name of an instance, and of what it is for.
+    /// Opens a session with an application name for an instance and a purpose.
     async fn session(&self, job: &Job, rights: Rights, what: &str) -> Result<Session, TargetError> {
         let mut name = format!("evenkeel {} {what}", job.instance);
-        // PostgreSQL cuts longer names off.
+        // PostgreSQL truncates longer names.
         name.truncate(63);
         Session::open(&self.login(job, rights)?, &name, &self.redactor).await
     }
 
-    /// Looks at an instance with the credentials of plan.
+    /// Observes an instance with the credentials for plan.
     async fn observe_work(&self, job: &Job, work: &CitusWork) -> Result<Observation, TargetError> {
         let Some(_slot) = self.lanes.take(&job.instance).await else {
             return Err(TargetError::new(TargetErrorKind::Lanes, "the target is closed"));
         };
         let (observation, ..) = self.look(job, work).await?;
-        // What is as head says after an apply is what is applied now.
+        // If nothing differs at head after an apply, head is the applied revision.
         let is_done = job.r#use == Use::Head && observation.changes.is_empty();
         if (job.r#use == Use::Applied || is_done) && !work.destroy {
             self.watches.watch(&job.instance, self.login(job, Rights::Plan)?, &self.redactor);
@@ -167,7 +168,7 @@ impl Citus {
         Ok(observation)
     }
 
-    /// What is there, what would be done, and by which version of Citus.
+    /// Returns the observation, the steps, and the version of Citus.
     async fn look(&self, job: &Job, work: &CitusWork) -> Result<(Observation, Found, Version), TargetError> {
         let migrations = migrations::of(job, work.migrations.as_deref())?;
         let session = self.session(job, Rights::Plan, "look").await?;
@@ -188,12 +189,12 @@ impl Citus {
     }
 
     async fn memory(&self, id: &InstanceId) -> Result<Memory, TargetError> {
-        // What can't be read is what an earlier version kept, and is only a help.
+        // An unreadable record is from an earlier version. The record only improves later plans, so it is dropped.
         let kept = self.keeper.kept(id).await?;
         Ok(kept.and_then(|text| serde_json::from_str(text.strip_prefix(KEPT)?).ok()).unwrap_or_default())
     }
 
-    /// Remembers something more, whatever a look remembered meanwhile.
+    /// Updates the stored memory, including changes of concurrent observations.
     async fn note(&self, id: &InstanceId, change: impl FnOnce(&mut Memory)) -> Result<(), TargetError> {
         let mut memory = self.memory(id).await?;
         change(&mut memory);
@@ -205,7 +206,7 @@ impl Citus {
         Ok(self.keeper.keep(id, Some(&format!("{KEPT}{text}"))).await?)
     }
 
-    /// Asks what is in flight to begin no further step; answers whether there was anything.
+    /// Requests that the effect in flight begin no further step. Returns whether there is one.
     fn interrupt_effect(&self, id: &InstanceId) -> bool {
         let is_in_flight = self.in_flight.lock().contains(id);
         if is_in_flight {
@@ -214,7 +215,7 @@ impl Citus {
         is_in_flight
     }
 
-    /// Moves what is kept for an instance to another name; answers whether it was kept here.
+    /// Renames the stored record of an instance. Returns whether there was one.
     async fn rename_records(&self, from: &InstanceId, to: &InstanceId) -> Result<(), TargetError> {
         self.watches.forget(from);
         let Some(text) = self.keeper.kept(from).await?.filter(|text| text.starts_with(KEPT)) else { return Ok(()) };

@@ -1,12 +1,13 @@
-//! Shard groups moved, each in a session of its own.
+//! Moves shard groups, each in its own session.
 //!
-//! *Flow:* before each move it is looked whether it still is where it was and the window and the load allow it; then Citus
-//! moves it; then the catalog says whether it is there.
-//! *Guarantees:* where a move ended is decided by the catalog and by nothing else. No move begins that would not be over when
-//! the window is. While replicas are behind, a disk is full, or a query says so, none begins either.
-//! *Race:* the coordinator restarts in the middle: whoever moved waits until it answers and nothing is in flight, looks, and
-//! begins again where the move did not happen. *Race:* somebody else moved the group meanwhile: what is where it was to go is
-//! done, and what is elsewhere makes the plan stale.
+//! *Flow:* before each move, check that the group is at its source, and that the window and the load allow the move.
+//! Citus then moves the group, and the catalog confirms its new node.
+//! *Invariant:* the catalog alone decides where a move ended. No move begins that would exceed the window. No move
+//! begins while replicas lag, a disk is full, or the configured query reports load.
+//! *Race:* the coordinator restarts during a move. The mover waits until the coordinator responds and the move is not
+//! in flight, checks the catalog, and repeats the move if it did not happen.
+//! *Race:* another session moved the group. A group at its destination is done; a group on a third node makes the plan
+//! stale.
 
 use std::{
     collections::BTreeSet,
@@ -27,30 +28,31 @@ use crate::{
     ports::{ProgressEvent, TargetError, TargetErrorKind},
 };
 
-/// How often a move is tried where the coordinator was lost in the middle.
+/// The maximum attempts of a move after a loss of the coordinator.
 const TRIES_MAX: u32 = 3;
-/// How often it is looked again, at progress, at load, at who is away.
+/// The poll interval for progress, load and unreachable nodes.
 const LOOK: Duration = Duration::from_secs(2);
-/// How long a node may be silent while something moves from it or to it.
+/// The time that a node may be unresponsive during a move from it or to it.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
-/// How much of the last measure goes into the next.
+/// The weight of earlier measurements of the speed, relative to the last one.
 const MEMORY: u64 = 3;
 
-/// Where a group is.
+/// The location of a group.
 enum Where {
-    /// Where it was.
+    /// On its source node.
     Source,
-    /// Where it is to go.
+    /// On its destination node.
     Target,
-    /// Elsewhere.
+    /// On another node.
     Other(String),
 }
 
 impl Applying<'_> {
-    /// Moves groups, as many at once as may; answers whether all of them moved, or the window was over.
+    /// Moves groups, as many concurrently as allowed. Returns whether all of them moved, or false at the end of the
+    /// window.
     pub(super) async fn moves(&self, moves: Vec<Moving>) -> Result<bool, TargetError> {
         let (parallel, all_at_once) = (at_once(self.version, &self.work.moves), shares_colocation(self.version));
-        // What a move left behind is in the way of the next one to the same place.
+        // Left-overs of an earlier move block a move to the same node.
         drop(self.named_effect(Rights::Apply, " clean up").await?.run(CLEAN_UP).await);
         let mut waiting = moves;
         let mut memory = self.this.memory(&self.job.instance).await?;
@@ -90,7 +92,7 @@ impl Applying<'_> {
                     let speed = memory.bytes_per_second;
                     self.this.note(&self.job.instance, |memory| memory.bytes_per_second = speed).await?;
                 }
-                // No other begins; what was to be moved is for the next window.
+                // No further move begins; the remaining moves wait for the next window.
                 Err(error) if error.kind == TargetErrorKind::WindowOver => {
                     is_over = true;
                     (self.progress)(ProgressEvent::Step(format!(
@@ -99,7 +101,7 @@ impl Applying<'_> {
                         error.message
                     )));
                 }
-                // What runs beside it ends first.
+                // Concurrent moves complete first.
                 Err(error) => {
                     let message = format!("{}: {}", moved(&moving.group, &moving.from), error.message);
                     stop = Some(TargetError { message, ..error });
@@ -107,7 +109,7 @@ impl Applying<'_> {
             }
         }
         if balanced && stop.is_none() && !is_over && self.is_whole {
-            // It is over once nothing is left of it; what was interrupted goes on before the cooldown begins.
+            // The cooldown begins after the last move; an interrupted rebalance continues without one.
             let now = chrono::Utc::now().timestamp();
             self.this.note(&self.job.instance, |memory| memory.rebalanced_at = Some(now)).await?;
         }
@@ -117,14 +119,14 @@ impl Applying<'_> {
         }
     }
 
-    /// Whether a move would be over by the end of the window.
+    /// Whether a move would complete within the window.
     fn fits(&self, moving: &Moving, speed: Option<u64>) -> bool {
         let Some(until) = self.work.until else { return true };
         let seconds = i64::try_from(moving.seconds(speed)).unwrap_or(i64::MAX);
         chrono::Utc::now().timestamp().saturating_add(seconds) <= until.timestamp()
     }
 
-    /// Moves one group; answers how long it took, or nothing where it was there already.
+    /// Moves one group. Returns the duration, or `None` if the group was already at its destination.
     async fn one_move(&self, moving: &Moving, speed: Option<u64>) -> Result<Option<Duration>, TargetError> {
         let (mut tries, since) = (0, Instant::now());
         loop {
@@ -164,7 +166,7 @@ impl Applying<'_> {
                 )));
                 return Ok(Some(began.elapsed()));
             };
-            // Somebody else moves something of the same colocation; it is over some time.
+            // Another session moves a group of the same colocation, and will end.
             if error.message.contains("could not acquire the lock") && since.elapsed() < AWAY_TIME_MAX {
                 self.heed(true)?;
                 (self.progress)(ProgressEvent::Now(format!("`{}` waits: {}", moving.group, error.message)));
@@ -179,14 +181,15 @@ impl Applying<'_> {
                 continue;
             }
             if !is_lost {
-                // What it left behind would be in the way of the next; that it can't be removed now is no news.
+                // Left-overs would block the next move. A failed cleanup is not an error here.
                 drop(owner.run(CLEAN_UP).await);
             }
             return Err(TargetError { effect_may_have_begun: true, retry: Retry::WhenInputChanges, ..error });
         }
     }
 
-    /// A session for a move; after a loss, once the coordinator answers and nothing of ours is in flight any more.
+    /// Opens a session for a move. After a loss, first waits until the coordinator responds and the move is not in
+    /// flight.
     async fn back(&self, shard: i64, lost: bool) -> Result<Session, TargetError> {
         let begin = Instant::now();
         loop {
@@ -196,7 +199,7 @@ impl Applying<'_> {
                     tokio::time::sleep(LOOK).await;
                 }
                 Ok(session) if lost => {
-                    // Somebody else may have begun a run meanwhile.
+                    // Another run may have begun in the meantime.
                     self.keep_lock().await?;
                     self.settle(&session, shard, begin).await?;
                     return Ok(session);
@@ -206,7 +209,7 @@ impl Applying<'_> {
         }
     }
 
-    /// Waits until this very move is in flight in no other session; those beside it are none of its business.
+    /// Waits until no other session has this move in flight; concurrent moves of other groups do not count.
     async fn settle(&self, session: &Session, shard: i64, begin: Instant) -> Result<(), TargetError> {
         let others = "SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND state = 'active' AND query LIKE $1";
         let mine = format!("SELECT citus_move_shard_placement({shard}, %");
@@ -222,7 +225,7 @@ impl Applying<'_> {
         Ok(())
     }
 
-    /// Lets Citus move a group, and tells how far it is.
+    /// Runs a move in Citus and reports its progress.
     async fn call(&self, owner: &Session, moving: &Moving) -> Result<(), TargetError> {
         let (from, to) = (address(&moving.from)?, address(&moving.to)?);
         let sql = format!(
@@ -243,12 +246,12 @@ impl Applying<'_> {
                 done = &mut call => return done,
                 () = tokio::time::sleep(LOOK) => {}
             }
-            // A question that a frozen node leaves open would keep others waiting: whoever asked is let go.
+            // A query that a frozen node leaves open would block later ones, so its session is closed.
             if beside.as_ref().is_none_or(Session::is_closed) {
                 beside = self.beside().await.ok();
             }
             let Some(aside) = &beside else { continue };
-            // Citus itself would wait for hours for a source that is gone.
+            // Citus itself would wait for hours for an unreachable source.
             let Ok(is_silent) = is_silent(aside, [&from, &to]).await else {
                 beside = None;
                 continue;
@@ -265,7 +268,7 @@ impl Applying<'_> {
             let far = "SELECT sum(source_shard_size)::bigint, sum(target_shard_size)::bigint, min(status::text) FROM get_rebalance_progress() WHERE sourcename = $1 AND sourceport = $2 AND targetname = $3 AND targetport = $4";
             let with: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
                 [&from.host, &i32::from(from.port), &to.host, &i32::from(to.port)];
-            // Progress is a help; a move goes on without it.
+            // The progress is optional; the move continues without it.
             let Ok(row) = aside.row(far, &with).await else {
                 beside = None;
                 continue;
@@ -283,14 +286,14 @@ impl Applying<'_> {
         }
     }
 
-    /// A session beside a move that is in flight, which waits for nobody for long.
+    /// Opens a session beside a move in flight, with short timeouts.
     async fn beside(&self) -> Result<Session, TargetError> {
         let session = self.this.session(self.job, Rights::Apply, "progress").await?;
         session.run("SET citus.node_connection_timeout TO 5000; SET statement_timeout TO '15s'").await?;
         Ok(session)
     }
 
-    /// Waits while the cluster has enough to do: to where a move would not be over in the window, or for as long as one waits.
+    /// Waits while the load delays a move. Gives up when the move would exceed the window, or after the time limit.
     async fn wait_for_load(&self, session: &Session, moving: &Moving, speed: Option<u64>) -> Result<(), TargetError> {
         let begin = Instant::now();
         let mut said = String::new();
@@ -319,7 +322,7 @@ impl Applying<'_> {
         }
     }
 
-    /// Why no move may begin just now.
+    /// Returns why no move may begin at present.
     async fn load(&self, session: &Session, moving: &Moving) -> Result<Option<String>, TargetError> {
         let moves = &self.work.moves;
         if let Some(most) = moves.max_replication_lag {
@@ -380,8 +383,8 @@ impl Applying<'_> {
     }
 }
 
-/// Whether one of two nodes does not answer. What is not answered at all in time is cancelled, and a cluster that can't be asked
-/// of its nodes has one that does not answer.
+/// Whether one of two nodes is unresponsive. A query without a response in time is cancelled, and counts as an
+/// unresponsive node.
 async fn is_silent(session: &Session, nodes: [&Address; 2]) -> Result<bool, TargetError> {
     let ask = "SELECT n.nodename, n.nodeport FROM run_command_on_all_nodes('SELECT 1') a JOIN pg_dist_node n USING (nodeid) WHERE NOT a.success";
     let rows = match session.rows(ask, &[]).await {
@@ -400,7 +403,7 @@ fn address(text: &str) -> Result<Address, TargetError> {
         .map_err(|error: crate::model::ids::Malformed| TargetError::new(TargetErrorKind::Node, error.to_string()))
 }
 
-/// Where a group is, by the tables that it was planned with.
+/// Returns the location of a group, by the tables of its plan.
 async fn find(session: &Session, moving: &Moving) -> Result<Where, TargetError> {
     let (from, to) = (address(&moving.from)?, address(&moving.to)?);
     let sql = "SELECT n.nodename, n.nodeport, n.isactive FROM pg_dist_placement p JOIN pg_dist_node n USING (groupid) WHERE p.shardid = $1 AND p.shardstate = 1 AND n.noderole::text = 'primary'";

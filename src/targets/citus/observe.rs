@@ -1,10 +1,11 @@
-//! One look at a cluster: its catalogs in one snapshot on the coordinator, and what each worker says of itself.
+//! Observes a cluster: the catalogs of the coordinator in one snapshot, and the state of each worker.
 //!
-//! *Flow:* one repeatable-read transaction reads every catalog; then all workers are asked at once for the sizes of what they
-//! hold and for their settings.
-//! *Guarantees:* a look is whole or it is an error: a worker that does not answer, or a warning of the server, makes it
-//! *partial*, from which nothing may be concluded. Ids of Citus never leave a look.
-//! *Race:* a shard moves between the snapshot and the sizes: a placement without a size is looked at again, and then an error.
+//! *Flow:* one repeatable-read transaction reads every catalog. All workers are then queried concurrently for the
+//! sizes of their shards and for their settings.
+//! *Invariant:* an observation is complete or an error: a worker without a response or a warning of the server makes
+//! it *partial*, and nothing is derived from a partial observation. Ids of Citus never leave an observation.
+//! *Race:* a shard moves between the snapshot and the sizes. A placement without a size leads to another attempt, and
+//! finally to an error.
 
 use crate::targets::citus::work::CitusWork;
 use std::{
@@ -27,12 +28,12 @@ use crate::{
     ports::{TargetError, TargetErrorKind},
 };
 
-/// How often a look is begun anew because shards moved under it.
+/// The maximum number of attempts while shards move during an observation.
 const LOOKS_MAX: u32 = 3;
-/// The oldest version of Citus that has what is used here: schemas, shard sizes by name, `citus_is_coordinator`.
+/// The oldest supported version of Citus: it has distributed schemas, shard sizes by name, and `citus_is_coordinator`.
 const VERSION_MIN: Version = Version(12, 0);
 
-/// Major and minor of a version of Citus.
+/// A version of Citus: major, minor.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Version(pub u32, pub u32);
 
@@ -49,56 +50,56 @@ impl Version {
     }
 }
 
-/// The answer of a worker about itself.
+/// The state that a worker reports.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Worker {
-    /// The bytes of each shard that it holds, with indexes.
+    /// The size in bytes of each shard, with indexes.
     pub sizes: BTreeMap<i64, u64>,
-    /// The rows of each shard of a table whose primary key is its distribution column; fewer than none where nobody
-    /// counted.
+    /// The estimated rows of each shard of a table whose primary key is its distribution column; negative if the table
+    /// was never analyzed.
     pub rows: BTreeMap<i64, i64>,
     /// `replica` or `logical`.
     pub wal_level: String,
-    /// How many replication slots are free.
+    /// The number of free replication slots.
     pub free_slots: i64,
-    /// The bytes of everything on it.
+    /// The size in bytes of everything on the worker.
     pub bytes: u64,
 }
 
-/// Everything that one look saw.
+/// The result of one observation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Seen {
-    /// Nodes, tables, shards, placements with their sizes.
+    /// Nodes, tables, shards, and placements with their sizes.
     pub catalog: Catalog,
     /// The version of Citus.
     pub version: Version,
-    /// Which cluster it is.
+    /// The identity of the cluster.
     pub identity: String,
     /// Distributed schemas.
     pub schemas: BTreeSet<String>,
-    /// Schemas that are declared and there.
+    /// Declared schemas that exist.
     pub known_schemas: BTreeSet<String>,
-    /// Tables that are declared and there, and whether a row is in them.
+    /// Declared tables that exist, and whether they have rows.
     pub known_tables: BTreeMap<String, bool>,
-    /// What workers say, by `host:port`; none of an inactive one.
+    /// The state of each active worker, by `host:port`.
     pub workers: BTreeMap<String, Worker>,
-    /// How many left-overs Citus has to clean up, of moves that are over.
+    /// The number of left-overs of completed moves that Citus has to clean up.
     pub left_over: u64,
-    /// The first of them.
+    /// The first of the left-overs.
     pub left_over_first: Option<i64>,
-    /// Background jobs that are under way or failed: number, state, what they do.
+    /// Background jobs that are running or failed: id, state, description.
     pub jobs: Vec<(i64, String, String)>,
-    /// The migrations that were applied, with their checksums.
+    /// The applied migrations, with their checksums.
     pub migrations: BTreeMap<String, String>,
-    /// For each pin, the shard that its tenant is on.
+    /// For each pin, the shard of its tenant.
     pub pins: Vec<Option<i64>>,
-    /// What is balanced, by shard, where a query says it.
+    /// The balanced quantity of each shard, if a query defines it.
     pub told: BTreeMap<i64, u64>,
 }
 
-/// What a node is asked. Shards are found among its own tables by the number and the name that Citus gives them, in the schema
-/// of their table: a lookup by name would need rights on every schema.
+/// The query on each node. It finds shards among the node's own tables by the shard id and the name that Citus assigns,
+/// in the schema of their table: a lookup by name would need rights on every schema.
 const ASK: &str = "WITH shards AS MATERIALIZED (\
    SELECT s.shardid, c.oid, c.reltuples, s.logicalrelid \
    FROM (SELECT *, substring(relname FROM '_([0-9]{1,18})$')::bigint AS number FROM pg_class WHERE relkind IN ('r', 'p')) c \
@@ -123,19 +124,19 @@ fn refused(why: String) -> TargetError {
     TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::Connection, why) }
 }
 
-/// How long the parts of a look take.
+/// The durations of the parts of an observation.
 pub struct Times {
-    /// The query that runs every few seconds.
+    /// The fingerprint query, which runs every few seconds.
     pub fingerprint: Duration,
     /// The catalogs, in one snapshot.
     pub catalogs: Duration,
-    /// Queries all nodes for their settings and the sizes of shards.
+    /// The queries on all nodes for settings and shard sizes.
     pub nodes: Duration,
-    /// How many placements there are.
+    /// The number of placements.
     pub placements: usize,
 }
 
-/// Looks part by part, with a clock.
+/// Observes a cluster and measures each part.
 pub(super) async fn timed(session: &Session) -> Result<Times, TargetError> {
     let begin = Instant::now();
     fingerprint(session).await?;
@@ -148,7 +149,7 @@ pub(super) async fn timed(session: &Session) -> Result<Times, TargetError> {
     Ok(Times { fingerprint, catalogs, nodes: begin.elapsed(), placements: seen.catalog.placements.len() })
 }
 
-/// Looks at everything.
+/// Observes a cluster.
 pub(super) async fn look(session: &Session, work: &CitusWork) -> Result<Seen, TargetError> {
     session.run("SET citus.node_connection_timeout TO 10000; SET statement_timeout TO '25s'").await?;
     let mut without = None;
@@ -171,14 +172,14 @@ pub(super) async fn look(session: &Session, work: &CitusWork) -> Result<Seen, Ta
     Err(partial(format!("the cluster could not be seen as a whole: {why}")))
 }
 
-/// Gives each placement its size; answers what has none.
+/// Sets the size of each placement. Returns a message about a placement without a size.
 fn sizes(seen: &mut Seen) -> Option<String> {
     let nodes: BTreeMap<i32, &NodeRow> =
         seen.catalog.nodes.iter().filter(|node| node.is_primary).map(|node| (node.group, node)).collect();
     let mut without = None;
     for placement in &mut seen.catalog.placements {
         let Some(node) = nodes.get(&placement.group) else { continue };
-        // What an inactive node holds can't be asked; nothing is balanced while one is.
+        // The shards of an inactive node can't be measured; no moves are planned while a node is inactive.
         let Some(worker) = seen.workers.get(&node.name) else { continue };
         match worker.sizes.get(&placement.shard) {
             Some(bytes) => placement.bytes = *bytes,
@@ -188,7 +189,7 @@ fn sizes(seen: &mut Seen) -> Option<String> {
     without
 }
 
-/// Refuses to conclude anything from a worker, or from a server without Citus.
+/// Refuses a worker and a server without Citus. Returns the version.
 async fn is_coordinator(session: &Session) -> Result<Version, TargetError> {
     let rows = session.rows("SELECT extversion FROM pg_extension WHERE extname = 'citus'", &[]).await?;
     let Some(text) = rows.first().map(|row| row.get::<_, String>(0)) else {
@@ -219,7 +220,7 @@ async fn read(session: &Session, work: &CitusWork) -> Result<Seen, TargetError> 
         session.rows("SELECT nspname::text FROM pg_namespace WHERE nspname::text = ANY ($1)", &[&work.schemas]).await?,
     );
     seen.known_tables = known_tables(session, work).await?;
-    // A move that is in flight holds a lock under its number.
+    // A move in flight holds an advisory lock with its operation id.
     let left = "SELECT count(*), min(record_id) FROM pg_dist_cleanup c JOIN pg_dist_node n ON n.groupid = c.node_group_id AND n.noderole::text = 'primary' \
         WHERE NOT EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted AND l.classid::bigint = c.operation_id >> 32 AND l.objid::bigint = c.operation_id & 4294967295)";
     let left = session.row(left, &[]).await?;
@@ -246,7 +247,7 @@ async fn told(session: &Session, query: &str) -> Result<BTreeMap<i64, u64>, Targ
     Ok(told.filter_map(|(shard, cost)| Some((shard?, u64::try_from(cost?).ok()?))).collect())
 }
 
-/// The declared tables that are there, and whether they have rows.
+/// Returns the declared tables that exist, and whether they have rows.
 async fn known_tables(session: &Session, work: &CitusWork) -> Result<BTreeMap<String, bool>, TargetError> {
     let mut declared = BTreeMap::new();
     for table in &work.tables {
@@ -263,7 +264,7 @@ async fn known_tables(session: &Session, work: &CitusWork) -> Result<BTreeMap<St
     Ok(rows.iter().filter_map(named).collect())
 }
 
-/// The migrations that were applied; none where nobody ever did.
+/// Returns the applied migrations; none if the table of migrations does not exist.
 async fn migrations(session: &Session) -> Result<BTreeMap<String, String>, TargetError> {
     if session.row("SELECT to_regclass('evenkeel.migrations') IS NULL", &[]).await?.get(0) {
         return Ok(BTreeMap::new());
@@ -272,7 +273,8 @@ async fn migrations(session: &Session) -> Result<BTreeMap<String, String>, Targe
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// The shard of each pinned tenant, where its table is distributed. Citus's own function for it needs rights on the table.
+/// Returns the shard of each pinned tenant whose table is distributed. The function of Citus would need rights on the
+/// table.
 async fn pins(session: &Session, work: &CitusWork, catalog: &Catalog) -> Result<Vec<Option<i64>>, TargetError> {
     let mut shards = vec![];
     for pin in &work.placement.pins {
@@ -350,7 +352,7 @@ fn address(host: String, port: i32) -> String {
     Address { host, port: u16::try_from(port).unwrap_or(0) }.to_string()
 }
 
-/// Asks every active node at once; the coordinator may hold shards as well.
+/// Queries every active node concurrently; the coordinator may hold shards as well.
 async fn ask_nodes(session: &Session, seen: &mut Seen) -> Result<(), TargetError> {
     let sql = "SELECT n.nodename, n.nodeport, a.success, a.result FROM run_command_on_all_nodes($1) a JOIN pg_dist_node n USING (nodeid)";
     for row in &session.rows(sql, &[&ASK]).await? {
@@ -373,7 +375,7 @@ fn said(text: &str) -> Result<Worker, TargetError> {
     serde_json::from_str(text).map_err(|error| partial(format!("a worker said what can't be read: {error}")))
 }
 
-/// A text that changes when anything of the layout does, also where it changed back; cheap.
+/// Returns a cheap fingerprint that changes with every change of the layout, even one that was reverted.
 pub(super) async fn fingerprint(session: &Session) -> Result<String, TargetError> {
     let sql = "SELECT concat_ws(' ', \
         (SELECT concat(count(*), ' ', sum(hashint8extended(shardid, groupid)), ' ', sum(xmin::text::bigint)) FROM pg_dist_placement WHERE shardstate = 1), \

@@ -1,4 +1,4 @@
-//! Changes of a cluster to actions: one for each move or statement (R2.2). Pure.
+//! Converts changes of a cluster to actions: one for each move or statement (R2.2). Pure.
 
 use crate::{
     domain::plan::action_digest,
@@ -6,15 +6,15 @@ use crate::{
     ports::Observation,
 };
 
-/// The type of a move that a declaration asks for: a pin, a node that is drained.
+/// The type of a move that a declaration requires: a pin, or a drained node.
 pub const MOVE: &str = "citus_move";
-/// The type of a move that nothing but the balance asks for; what such an action does is `citus.rebalance`.
+/// The type of a move for balance alone; the operation of its action is `citus.rebalance`.
 pub const REBALANCE: &str = "citus_rebalance";
 
 /// The type of a change of a table.
 pub const TABLE: &str = "citus_table";
 
-/// The properties of the action that makes a change.
+/// Returns the effect of a change.
 fn effect(change: &ResourceChange) -> Effect {
     Effect {
         atomic: false,
@@ -24,7 +24,7 @@ fn effect(change: &ResourceChange) -> Effect {
     }
 }
 
-/// The actions of an instance, in the order in which they are done.
+/// Returns the actions of an instance, in the order of execution.
 pub fn actions(id: &InstanceId, observation: &Observation) -> Vec<Action> {
     observation
         .changes

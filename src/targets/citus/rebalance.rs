@@ -1,8 +1,8 @@
-//! From a look at a cluster to the moves of a plan: what has to move, and what the balance asks for. Pure.
+//! Plans the moves of a cluster from an observation: required moves and moves for balance. Pure.
 //!
-//! Decides which nodes take part, what is balanced, and whether the cluster is ready for a move: what is missing is said here
-//! and not in the middle of the night. Where only the balance asks for a move, and it can't be made, it is a note; where a
-//! declaration asks for it, the plan is refused.
+//! Decides which nodes take part, which quantity is balanced, and whether the cluster is ready for each move. Missing
+//! prerequisites are reported in the plan, not during the apply. An impossible move for balance becomes a note; an
+//! impossible required move refuses the plan.
 
 use super::{
     catalog::{self, By, Group, NodeRow},
@@ -25,20 +25,20 @@ use crate::{
 use serde_json::json;
 use std::collections::BTreeMap;
 
-/// How many colocations that are unbalanced by themselves are told.
+/// The maximum number of unbalanced colocations in the notes.
 const SKEWED_SHOWN: usize = 3;
 
-/// Since then tables of one colocation group can move at once.
+/// The first version that can move tables of one colocation group concurrently.
 const PARALLEL_SINCE: Version = Version(13, 2);
 
-/// How many moves are made at once. Before [`PARALLEL_SINCE`] a move locks its whole colocation, and a second one that lets
-/// writes go on waits for the first whatever it moves.
+/// Returns the number of concurrent moves. Before [`PARALLEL_SINCE`] a move locks its whole colocation, and a second
+/// move with concurrent writes waits for the first one.
 pub fn at_once(version: Version, moves: &Moves) -> usize {
     let is_serial = version < PARALLEL_SINCE && moves.transfer_mode != TransferMode::BlockWrites;
     if is_serial { 1 } else { usize::try_from(moves.parallel).unwrap_or(1).max(1) }
 }
 
-/// Whether groups of one colocation can move at once.
+/// Whether groups of one colocation can move concurrently.
 pub fn shares_colocation(version: Version) -> bool {
     version >= PARALLEL_SINCE
 }
@@ -97,7 +97,7 @@ pub(super) fn moves(this: &Compared<'_>, found: &mut Found) {
     }
 }
 
-/// The moves that were approved and still can be made, which then are where they go.
+/// Returns the approved moves that are still possible, and applies them to the layout.
 fn replayed(this: &Compared<'_>, layout: &mut Layout, groups: &[Group]) -> Vec<Moving> {
     if this.work.approved.is_empty() {
         return vec![];
@@ -124,7 +124,7 @@ fn replayed(this: &Compared<'_>, layout: &mut Layout, groups: &[Group]) -> Vec<M
     moves
 }
 
-/// A placement that moves from where it is.
+/// Returns the move of a placement from its present node.
 fn moving(layout: &Layout, groups: &[Group], placement: usize, to: usize, for_balance: bool) -> Moving {
     let placement = &layout.placements[placement];
     let group = &groups[placement.group];
@@ -141,7 +141,7 @@ fn moving(layout: &Layout, groups: &[Group], placement: usize, to: usize, for_ba
     }
 }
 
-/// The resource of a move: the group where it is.
+/// Returns the resource address of a move: the group at its source.
 pub fn moved(group: &str, from: &str) -> String {
     format!("shards {group} on {from}")
 }
@@ -156,7 +156,7 @@ fn by(this: &Compared<'_>) -> Result<By, String> {
     }
 }
 
-/// The tenants of each shard, by the rows of the tables whose primary key is the distribution column.
+/// Returns the number of tenants of each shard, by the rows of tables whose primary key is the distribution column.
 pub(super) fn tenants(seen: &Seen) -> Result<BTreeMap<i64, u64>, String> {
     let mut rows: BTreeMap<i64, u64> = BTreeMap::new();
     for (worker, message) in &seen.workers {
@@ -164,7 +164,7 @@ pub(super) fn tenants(seen: &Seen) -> Result<BTreeMap<i64, u64>, String> {
             let empty = message.sizes.get(shard).is_none_or(|bytes| *bytes <= 16 << 10);
             match u64::try_from(*count) {
                 Ok(count) => drop(rows.insert(*shard, count)),
-                // Nobody has counted it yet, and there is hardly anything to be counted.
+                // The table was never analyzed, and the shard is nearly empty.
                 Err(_) if empty => drop(rows.insert(*shard, 0)),
                 Err(_) => {
                     return Err(format!(
@@ -182,13 +182,13 @@ pub(super) fn tenants(seen: &Seen) -> Result<BTreeMap<i64, u64>, String> {
     Ok(rows)
 }
 
-/// The nodes as they are to be: those that come are there and empty, those that go hold nothing.
+/// Changes the nodes to their target state: new nodes exist and are empty, and removed nodes hold nothing.
 fn nodes(this: &Compared<'_>, layout: &mut Layout) {
     let rows: BTreeMap<&str, &NodeRow> =
         this.seen.catalog.nodes.iter().filter(|row| row.is_primary).map(|row| (&*row.name, row)).collect();
     for node in &mut layout.nodes {
         if let Some(holds) = rows.get(&*node.name).and_then(|row| is_to_hold_there(this, row)) {
-            // What is only moved goes where it can go now.
+            // A plan of moves alone uses only the present nodes.
             node.holds = holds && (node.holds || !this.work.only_moves);
         }
     }
@@ -252,14 +252,14 @@ fn pins(this: &Compared<'_>, layout: &mut Layout, groups: &[Group], found: &mut 
     }
 }
 
-/// Whether moves for the balance are part of the plan.
+/// Whether moves for balance are part of the plan.
 fn is_due(this: &Compared<'_>, full: &Rebalance, found: &mut Found) -> bool {
     let asks = full.moves.iter().filter(|one| one.because == Because::Balance).count();
     if asks == 0 {
         return true;
     }
     if !this.work.vacate.is_empty() {
-        // Nodes go, and what else would be nice waits.
+        // The removal of nodes takes precedence over balance.
         return false;
     }
     let bytes = size(full.bytes);
@@ -277,7 +277,7 @@ fn is_due(this: &Compared<'_>, full: &Rebalance, found: &mut Found) -> bool {
         _ => {}
     }
     let cooldown = i64::try_from(this.work.moves.cooldown.as_seconds()).unwrap_or(i64::MAX);
-    // Somebody's word is not held back, and a clock that was set back begins anew.
+    // A command bypasses the cooldown, and a clock that was set back restarts it.
     let last = this.memory.rebalanced_at.filter(|_| !this.work.by_command).map(|at| at.min(this.now));
     let left = last.map_or(0, |at| at.saturating_add(cooldown) - this.now);
     if left > 0 {
@@ -322,7 +322,7 @@ fn notes(
     }
 }
 
-/// The colocations whose own shards lie unlike on the nodes, whatever the sum of all is; the worst first.
+/// Returns the colocations whose own shards are unbalanced, independent of the total load; the worst first.
 fn skewed_alone(layout: &Layout, groups: &[Group], limit: f64) -> Vec<String> {
     let mut loads: BTreeMap<i32, (usize, Vec<u64>)> = BTreeMap::new();
     for (at, placement) in layout.placements.iter().enumerate() {
@@ -338,7 +338,7 @@ fn skewed_alone(layout: &Layout, groups: &[Group], limit: f64) -> Vec<String> {
         let part = |at: &usize| load[*at] as f64 / mean - 1.0;
         let (above, below) =
             holding.iter().map(part).fold((0.0_f64, 0.0_f64), |(a, b), part| (a.max(part), b.min(part)));
-        // A few groups can't lie alike on many nodes.
+        // A few groups can't be balanced over many nodes.
         let counts = count >= 2 * holding.len() && mean > 0.0 && above.max(-below) > limit;
         counts.then(|| {
             (
@@ -360,7 +360,7 @@ fn skewed_alone(layout: &Layout, groups: &[Group], limit: f64) -> Vec<String> {
     skewed.into_iter().take(SKEWED_SHOWN).map(|(_, message)| message).collect()
 }
 
-/// The moves of a plan that the cluster is ready for.
+/// Returns the moves of a plan that the cluster is ready for.
 fn taken(this: &Compared<'_>, found: &mut Found, layout: &Layout, groups: &[Group], plan: &Rebalance) -> Vec<Moving> {
     let mut moves = vec![];
     let mut left_out: BTreeMap<String, usize> = BTreeMap::new();
@@ -378,7 +378,7 @@ fn taken(this: &Compared<'_>, found: &mut Found, layout: &Layout, groups: &[Grou
     moves
 }
 
-/// Why a group can't be moved as the declaration wants it.
+/// Returns why the cluster is not ready for a move.
 fn unready(this: &Compared<'_>, moving: &Moving) -> Option<String> {
     let mode = this.work.moves.transfer_mode;
     if mode == TransferMode::BlockWrites {
@@ -424,7 +424,7 @@ fn figures(
         }
         NodeLoad { node: node.name.clone(), holds: node.holds, before, after }
     });
-    // A coordinator that holds nothing is no part of the picture.
+    // A coordinator without shards is omitted.
     let nodes = nodes.filter(|node| node.holds || node.before.bytes + node.after.bytes > 0);
     let speed = this.memory.bytes_per_second;
     let figures = |moving: &Moving| MoveFigures {

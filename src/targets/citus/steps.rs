@@ -1,4 +1,4 @@
-//! The steps by which a cluster becomes what it is declared to be, and the comparison that finds them.
+//! Defines the steps that bring a cluster to its declaration, and the result of a comparison.
 
 use crate::targets::citus::work::CitusWork;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,128 +14,128 @@ use crate::{
     ports::{Observation, TargetError, TargetErrorKind},
 };
 
-/// What a move makes in a second where nothing was measured here yet, in bytes: little, so that nothing runs over.
+/// The assumed speed of a move without measurements, in bytes per second: low, so that no move exceeds its window.
 const SPEED_ASSUMED: u64 = 8 << 20;
 
-/// What a move takes whatever it moves: snapshots, locks, waiting for the other side.
+/// The fixed duration of a move in seconds: snapshots, locks, synchronization.
 const MOVE_SECONDS: u64 = 15;
 
-/// A group of shards that moves.
+/// A move of a shard group.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Moving {
-    /// What it is called.
+    /// The name of the group.
     pub group: String,
-    /// Its tables.
+    /// The tables of the group.
     pub tables: Vec<String>,
-    /// The shard of the first of them, which the move names.
+    /// The shard of the first table, which names the group in the move.
     pub shard: i64,
-    /// From where.
+    /// The source node.
     pub from: String,
-    /// To where.
+    /// The destination node.
     pub to: String,
-    /// How much, with indexes.
+    /// The size in bytes, with indexes.
     pub bytes: u64,
-    /// How much of what is balanced.
+    /// The balanced quantity.
     pub weight: u64,
-    /// What it is colocated by.
+    /// The colocation group.
     pub colocation: i32,
-    /// Whether nothing but the balance asks for it.
+    /// Whether only the balance requires the move.
     pub for_balance: bool,
 }
 
 impl Moving {
-    /// How long it takes, in seconds.
+    /// Returns the expected duration, in seconds.
     pub fn seconds(&self, bytes_per_second: Option<u64>) -> u64 {
         MOVE_SECONDS + self.bytes / bytes_per_second.unwrap_or(SPEED_ASSUMED).max(1)
     }
 }
 
-/// One thing to do.
+/// The operation of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Task {
-    /// A node is checked and added.
+    /// Checks and adds a node.
     Add {
-        /// Where it listens.
+        /// The address.
         address: Address,
         /// Whether it holds shards.
         holds: bool,
     },
-    /// A node takes part again.
+    /// Activates a node.
     Activate(Address),
-    /// Whether a node holds shards is set.
+    /// Sets whether a node holds shards.
     Holds {
         /// The node.
         address: Address,
-        /// Whether it does.
+        /// Whether it holds shards.
         holds: bool,
     },
-    /// A migration is applied.
+    /// Applies a migration.
     Migrate(Migration),
-    /// A distributed schema is made.
+    /// Creates a distributed schema.
     MakeSchema(String),
-    /// A schema becomes distributed, with what is in it.
+    /// Distributes an existing schema with its tables.
     DistributeSchema(String),
-    /// A table becomes distributed.
+    /// Distributes a table.
     Distribute {
         /// The table.
         table: String,
-        /// The column.
+        /// The distribution column.
         column: String,
-        /// What it lies with: a table, `default` or `none`.
+        /// The colocation: a table, `default` or `none`.
         with: String,
-        /// How many shards.
+        /// The number of shards.
         shards: Option<u32>,
-        /// Whether it has rows, so that writes go on meanwhile.
+        /// Whether the table has rows, so that writes continue during the operation.
         has_rows: bool,
     },
-    /// A table comes to be on every node.
+    /// Makes a table a reference table.
     Refer(String),
-    /// A table is rewritten.
+    /// Rewrites a table.
     Rewrite {
         /// The table.
         table: String,
-        /// Another column.
+        /// The new distribution column.
         column: Option<String>,
-        /// Another number of shards.
+        /// The new number of shards.
         shards: Option<u32>,
-        /// Another table that it lies with.
+        /// The table of the new colocation.
         with: Option<String>,
-        /// Whether it has to be brought together first.
+        /// Whether the table must be undistributed first.
         undistribute: bool,
     },
-    /// A table is rewritten with another one, by whose step it is done.
+    /// Rewrites a table together with another one; the other table's step performs it.
     Along(String),
-    /// Reference tables come to be on every node.
+    /// Copies reference tables to every node.
     Replicate,
-    /// What moves left behind is cleaned up.
+    /// Cleans up the left-overs of moves.
     CleanUp,
-    /// A group of shards moves.
+    /// Moves a shard group.
     Move(Moving),
-    /// An empty node is removed.
+    /// Removes an empty node.
     Remove(Address),
 }
 
-/// A thing to do, with what it changes.
+/// An operation with the change that it makes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
-    /// What it changes.
+    /// The change.
     pub change: ResourceChange,
-    /// The action.
+    /// The operation.
     pub task: Task,
 }
 
-/// What a comparison found.
+/// The result of a comparison.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Found {
-    /// What would be done, in order.
+    /// The steps, in order.
     pub steps: Vec<Step>,
     /// Warnings.
     pub notes: Vec<String>,
-    /// Why it can't be done as it stands.
+    /// The reason why the plan is refused.
     pub refused: Option<String>,
-    /// What the moves do to the layout.
+    /// The layout before and after the moves.
     pub layout: Option<LayoutPlan>,
-    /// Whether the balance asks for moves that are not among the steps.
+    /// Whether the balance requires moves that are not among the steps.
     pub more: bool,
 }
 
@@ -150,7 +150,7 @@ impl Found {
             self.refused = Some(why());
         }
     }
-    /// What was found, as it is observed of a cluster.
+    /// Converts the result to an observation of the cluster.
     pub fn observation(&self, seen: &Seen) -> Observation {
         Observation {
             changes: self.steps.iter().map(|step| step.change.clone()).collect(),
@@ -162,10 +162,10 @@ impl Found {
             ..Observation::default()
         }
     }
-    /// Why it can't be done as it stands, as an error.
+    /// Checks that the plan is not refused.
     ///
     /// # Errors
-    /// When it can't.
+    /// The reason why the plan is refused.
     pub fn allowed(&self) -> Result<(), TargetError> {
         let refused = |why: &String| TargetError {
             retry: Retry::WhenInputChanges,
@@ -175,7 +175,7 @@ impl Found {
     }
 }
 
-/// A field before and after.
+/// Returns a field with its values before and after.
 pub(super) fn field(path: &str, before: Value, after: Value) -> Field {
     let some = |value: Value| (!value.is_null()).then_some(value);
     Field {
@@ -192,18 +192,18 @@ pub(super) fn field(path: &str, before: Value, after: Value) -> Field {
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Memory {
-    /// How many bytes a second a move made here.
+    /// The measured speed of moves, in bytes per second.
     pub bytes_per_second: Option<u64>,
-    /// When the last rebalance ended, in seconds since 1970.
+    /// The end of the last rebalance, in seconds since 1970.
     pub rebalanced_at: Option<i64>,
-    /// Of each rule of capacity, what was seen.
+    /// The measurements of each capacity rule.
     pub rules: BTreeMap<String, RuleMemory>,
-    /// The first of the left-overs of moves, and since when it is there, in seconds since 1970.
+    /// The first left-over of moves, and the time of its first observation in seconds since 1970.
     pub left_over: Option<(i64, i64)>,
 }
 
 impl Memory {
-    /// Takes in what a look saw.
+    /// Updates the memory from an observation.
     pub fn take_in(&mut self, seen: &Seen, now: i64) {
         let known = self.left_over;
         let since = |first| known.filter(|(known, _)| *known == first).unwrap_or((first, now));
@@ -215,13 +215,13 @@ impl Memory {
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RuleMemory {
-    /// Since when it is over its limit, in seconds since 1970.
+    /// The time since which the figure is over its limit, in seconds since 1970.
     pub over_since: Option<i64>,
-    /// What the whole cluster had, and when.
+    /// Samples of the cluster total: time in seconds since 1970, value.
     pub samples: Vec<(i64, u64)>,
 }
 
-/// What is compared.
+/// The input of a comparison.
 pub struct Compared<'a> {
     /// The declaration.
     pub work: &'a CitusWork,
@@ -229,13 +229,13 @@ pub struct Compared<'a> {
     pub seen: &'a Seen,
     /// The migrations of the repository, in order.
     pub migrations: &'a [Migration],
-    /// What is remembered.
+    /// The memory of earlier observations.
     pub memory: &'a Memory,
-    /// Now, in seconds since 1970.
+    /// The present time, in seconds since 1970.
     pub now: i64,
 }
 
-/// Whether a node is to hold shards, as far as the declaration says it.
+/// Whether a node should hold shards; `None` if the declaration does not define it.
 pub(super) fn is_to_hold(work: &CitusWork, name: &str) -> Option<bool> {
     let drained = work.placement.drain.iter().chain(&work.vacate);
     if drained.into_iter().any(|drained| drained == name) {
@@ -245,13 +245,13 @@ pub(super) fn is_to_hold(work: &CitusWork, name: &str) -> Option<bool> {
     nodes.iter().find(|node| node.address.to_string() == name).map(|node| node.holds)
 }
 
-/// The same of a node that is there: one that goes gets nothing new while it is emptied.
+/// Whether an existing node should hold shards: a node to be removed receives no shards while it is drained.
 pub(super) fn is_to_hold_there(this: &Compared<'_>, row: &NodeRow) -> Option<bool> {
     let goes = undeclared(this).iter().any(|gone| gone.name == row.name);
     if goes { Some(false) } else { is_to_hold(this.work, &row.name) }
 }
 
-/// The primaries that a declaration of all nodes leaves out; never the coordinator.
+/// Returns the primaries that the declared list of nodes omits, except the coordinator.
 pub(super) fn undeclared<'s>(this: &'s Compared<'_>) -> Vec<&'s NodeRow> {
     let declared: Option<BTreeSet<String>> =
         this.work.nodes.as_ref().map(|nodes| nodes.iter().map(|node| node.address.to_string()).collect());
@@ -264,7 +264,7 @@ pub(super) fn undeclared<'s>(this: &'s Compared<'_>) -> Vec<&'s NodeRow> {
     this.seen.catalog.nodes.iter().filter(goes).collect()
 }
 
-/// Whether anything is on a node that is not on every node.
+/// Whether a node holds shards that are not on every node.
 pub(super) fn holds_shards(this: &Compared<'_>, row: &NodeRow) -> bool {
     this.seen.catalog.placements.iter().any(|one| one.group == row.group && !is_reference(this, one.shard))
 }

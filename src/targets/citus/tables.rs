@@ -1,7 +1,8 @@
-//! Tables against their declaration. Pure.
+//! Compares tables with their declarations. Pure.
 //!
-//! Decides how a table becomes distributed, and what lies with what: the first table of a colocation is the one that the others
-//! lie with. *Never:* a table is rewritten where the declaration does not allow it.
+//! Decides how a table is distributed, and which tables are colocated: the first table of a colocation is the anchor
+//! of the others.
+//! *Invariant:* a table is rewritten only if the declaration allows it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,14 +15,14 @@ use crate::model::{
 };
 use crate::targets::citus::steps::{Compared, Found, Task, field};
 
-/// Tables that are missing, or not what they are declared to be.
+/// Adds steps for tables that are missing or differ from their declarations.
 pub(super) fn tables(this: &Compared<'_>, found: &mut Found) {
     let rows: BTreeMap<&str, &TableRow> = this.seen.catalog.tables.iter().map(|row| (&*row.name, row)).collect();
     let mut shards: BTreeMap<&str, u32> = BTreeMap::new();
     for shard in &this.seen.catalog.shards {
         *shards.entry(&shard.table).or_default() += 1;
     }
-    // Of each declared colocation, the first table that there is, or that will be.
+    // The anchor of each declared colocation: the first table that exists or will exist.
     let mut anchors: BTreeMap<&str, (String, Option<i32>)> = BTreeMap::new();
     for table in this.work.tables.iter().filter(|table| !table.reference) {
         let (Some(colocation), name) = (&table.colocation, whole_name(&table.name)) else { continue };
@@ -78,14 +79,14 @@ fn missing(this: &Compared<'_>, found: &mut Found, table: &Table, name: &str, an
         fields.push(field("/shardCount", Value::Null, json!(count)));
     }
     fields.push(field("/colocatedWith", Value::Null, json!(with)));
-    // The shards of what it lies with count.
+    // A colocated table has the shard count of its anchor.
     let shards = table.shard_count.filter(|_| anchor.is_none());
     let has_rows = has_rows.unwrap_or(false);
     let task = Task::Distribute { table: name.to_owned(), column: column.clone(), with, shards, has_rows };
     found.step("citus_table", resource, Change::Create, fields, task);
 }
 
-/// Adds what differs of a table that is distributed; answers what is rewritten with it, each with the table.
+/// Adds the differences of a distributed table. Returns the tables that are rewritten with it, each with the cause.
 fn differing(
     this: &Compared<'_>,
     found: &mut Found,
@@ -118,7 +119,7 @@ fn differing(
     if let Some(with) = &with {
         fields.push(field("/colocatedWith", json!(beside(this, row)), json!(with)));
     }
-    // All tables of a colocation change together.
+    // All tables of a colocation group are resized together.
     let shards = table.shard_count.filter(|wanted| !undistribute && with.is_none() && *wanted != count);
     let shards = shards.filter(|_| resized.insert(row.colocation));
     if let Some(shards) = shards {
@@ -140,7 +141,7 @@ fn differing(
     others.into_iter().map(|other| (other, name.clone())).collect()
 }
 
-/// Another declared table that a table lies with.
+/// Returns another declared table of the same colocation group.
 fn beside(this: &Compared<'_>, row: &TableRow) -> Option<String> {
     let declared: BTreeSet<String> = this.work.tables.iter().map(|table| whole_name(&table.name)).collect();
     let is_beside = |other: &&TableRow| other.colocation == row.colocation && other.name != row.name;
@@ -148,7 +149,7 @@ fn beside(this: &Compared<'_>, row: &TableRow) -> Option<String> {
     others.find(|other| declared.contains(&other.name)).map(|other| other.name.clone())
 }
 
-/// What is rewritten with a table whose shard count changes: all that lies with it.
+/// Returns the tables that are rewritten when the shard count of a table changes: all tables of its colocation group.
 fn rewritten_with(this: &Compared<'_>, found: &mut Found, row: &TableRow, column: bool) -> Vec<String> {
     let name = &row.name;
     let others =
@@ -176,7 +177,7 @@ fn size_of(this: &Compared<'_>, table: &str) -> String {
     crate::domain::message::layout::size(placements.filter(|one| ids.contains(&one.shard)).map(|one| one.bytes).sum())
 }
 
-/// Reference tables that are not on every node.
+/// Adds a step if a reference table is not on every node.
 pub(super) fn reference_tables(this: &Compared<'_>, found: &mut Found) {
     let catalog = &this.seen.catalog;
     let nodes: BTreeMap<i32, &str> = (catalog.nodes.iter())

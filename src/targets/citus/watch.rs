@@ -1,8 +1,9 @@
-//! A cheap look every few seconds: a fingerprint of the layout, which says when a whole look is worth while.
+//! Watches clusters by a fingerprint of the layout, taken every few seconds.
 //!
-//! *Guarantees:* a change that a look did not see is hinted at once more. *Never:* it decides anything: a fingerprint that
-//! can't be taken is a hint as well.
-//! *Race:* an instance is let go while it is looked at: the watch ends at its next turn.
+//! A changed fingerprint triggers a complete observation.
+//! *Invariant:* a watch only triggers observations and makes no other decision. A fingerprint that can't be taken is
+//! retried in a new session.
+//! *Race:* an instance is forgotten during a query. The task of the watch is aborted.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::model::{InstanceId, Redactor};
 
-/// How often a fingerprint is taken.
+/// The interval between fingerprints.
 const EVERY: Duration = Duration::from_secs(5);
 
 /// The watches by instance, and their changes.
@@ -45,7 +46,7 @@ impl Drop for Watches {
 }
 
 impl Watches {
-    /// Watches a cluster for an instance, if nobody does under this login.
+    /// Watches a cluster for an instance, unless a watch with this login exists.
     pub(super) fn watch(&self, id: &InstanceId, login: Login, redactor: &Redactor) {
         let mut running = self.running.lock();
         let who = login.url.expose_secret().to_owned();
@@ -75,7 +76,7 @@ impl Watches {
         }
     }
 
-    /// Waits until something may have changed.
+    /// Waits for an instance that may have changed.
     pub(super) async fn changed(&self) -> InstanceId {
         match self.heard.lock().await.recv().await {
             Some(id) => id,
@@ -83,7 +84,7 @@ impl Watches {
         }
     }
 
-    /// Watches no more.
+    /// Ends the watch of an instance.
     pub(super) fn forget(&self, id: &InstanceId) {
         if let Some((_, task)) = self.running.lock().remove(id) {
             task.abort();

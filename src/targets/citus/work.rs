@@ -1,4 +1,4 @@
-//! The shard layout of a cluster with its inputs filled in.
+//! Defines the work of a Citus component, with all inputs resolved.
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -14,74 +14,74 @@ use crate::{
     ports::{Job, TargetError, TargetErrorKind, join},
 };
 
-/// The shard layout of a Citus cluster with its inputs filled in.
+/// The shard layout of a Citus cluster, with resolved inputs.
 #[derive(Clone, Debug, Default)]
 pub struct CitusWork {
-    /// The workers; nothing where nodes are not ours to add or remove.
+    /// The workers; `None` if nodes are neither added nor removed.
     pub nodes: Option<Vec<DeclaredNode>>,
     /// Distributed and reference tables.
     pub tables: Vec<Table>,
     /// Distributed schemas, by name.
     pub schemas: Vec<String>,
-    /// How shards are laid out.
+    /// The placement of shards.
     pub placement: Placement,
-    /// How they are moved.
+    /// The settings of shard moves.
     pub moves: Moves,
     /// Whether a table may be rewritten.
     pub allow_rewrite: bool,
-    /// When a pull request asks for more nodes.
+    /// The rules by which a pull request proposes more nodes.
     pub capacity: Vec<Capacity>,
     /// The folder of migrations, relative to the root of the repository.
     pub migrations: Option<String>,
-    /// Whether shards are moved and nodes stay as they are, so that nothing moves to one that is still to come.
+    /// Whether only shards move and nodes stay unchanged, so that no shard moves to a future node.
     pub only_moves: bool,
-    /// Whether somebody asked for the moves just now.
+    /// Whether a command requested the moves.
     pub by_command: bool,
-    /// Nodes that have to be empty and gone, whatever else is declared.
+    /// Nodes to drain and remove, whatever else is declared.
     pub vacate: Vec<String>,
-    /// Moves that were approved: they are made as far as they still can be, in place of others.
+    /// Approved moves: they are made as far as possible, in place of newly planned moves.
     pub approved: Vec<ApprovedMove>,
-    /// No move begins that would not be over by then.
+    /// The end of the window: no move begins that would exceed it.
     pub until: Option<DateTime<Utc>>,
-    /// Whether everything is to go (R1.9).
+    /// Whether everything is to be destroyed (R1.9).
     pub destroy: bool,
 }
 
-/// A move as it was approved.
+/// An approved move.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApprovedMove {
-    /// The resource of its action.
+    /// The resource address of its action.
     pub resource: String,
-    /// From where.
+    /// The source node.
     pub from: String,
-    /// To where.
+    /// The destination node.
     pub to: String,
-    /// Whether nothing but the balance asks for it.
+    /// Whether only the balance requires the move.
     pub for_balance: bool,
 }
 
 /// A worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeclaredNode {
-    /// Where it listens.
+    /// The address.
     pub address: Address,
     /// Whether it holds shards.
     pub holds: bool,
-    /// Its host.
+    /// The resource that the node runs on.
     pub runs_on: Option<String>,
 }
 
 impl CitusWork {
-    /// The layout of a job.
+    /// Returns the work of a job.
     ///
     /// # Errors
-    /// When a filled-in value does not fit its field.
+    /// When a resolved value does not fit its field.
     pub fn new(job: &Job) -> Result<Self, TargetError> {
         let wrong = |why: String| TargetError {
             retry: Retry::WhenInputChanges,
             ..TargetError::new(TargetErrorKind::InputWrong, format!("`{}`: {why}", job.instance))
         };
-        // Both may come from outputs, and have errors of their own.
+        // Both fields may come from outputs, and have their own errors.
         let mut rest = job.target.declared.clone();
         let mut take = |field: &str| rest.as_object_mut().and_then(|fields| fields.remove(field));
         let (nodes, placement) = (take("nodes"), take("placement"));
@@ -117,7 +117,7 @@ impl CitusWork {
     }
 }
 
-/// The moves of an approved action.
+/// Returns the moves of an approved action.
 fn approved_moves(action: &Action) -> Vec<ApprovedMove> {
     let moves = action.resources.iter().filter_map(|change| {
         let field = change.fields.iter().find(|field| field.path == "/node")?;
@@ -131,12 +131,12 @@ fn approved_moves(action: &Action) -> Vec<ApprovedMove> {
     moves.collect()
 }
 
-/// The nodes of a list, as a declaration or an output gives it.
+/// Parses a list of nodes from a declaration or an output.
 pub(super) fn declared_nodes(value: &Value) -> Result<Vec<DeclaredNode>, String> {
     let expected = "expected a list of `host:port`, or of `{host, port, shards, runsOn}`";
     let Value::Array(items) = value else { return Err(format!("`nodes` is no list; {expected}")) };
     if items.is_empty() {
-        // An empty list of nodes is more likely a wrong output than the intention to remove every node.
+        // An empty list is more likely a wrong output than the intention to remove every node.
         return Err("`nodes` is an empty list; leave `nodes` out where nodes are not to be managed".into());
     }
     let mut nodes: Vec<DeclaredNode> = vec![];

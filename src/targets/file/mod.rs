@@ -1,7 +1,7 @@
-//! A file with one text: the smallest kind of target, for tests alone.
+//! Manages a file with one text: the smallest kind of target, for tests alone.
 //!
-//! Shows what a new kind needs: a declaration, the answers to [`TargetKind`], an adapter, and its variant in
-//! `targets/kind.rs`. Nothing else in the codebase names it.
+//! Shows the parts of a new kind: a declaration, the implementation of [`TargetKind`], an adapter, and its variant in
+//! `targets/kind.rs`. No other module names it.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -30,11 +30,10 @@ use crate::{
 struct Declared {
     /// The name of the file.
     name: String,
-    /// Its text.
+    /// The text of the file.
     text: String,
 }
 
-/// Files with one text.
 pub(super) struct File;
 
 impl TargetKind for File {
@@ -107,7 +106,7 @@ impl TargetKind for File {
     }
 }
 
-/// The files of a folder; each application is counted.
+/// The files of a folder, with a record of each apply.
 pub(super) struct Folder {
     path: PathBuf,
     applied: Mutex<Vec<String>>,
@@ -187,7 +186,7 @@ mod tests {
     const MOTD: &str = "apiVersion: evenkeel.dev/v1alpha1\nkind: Component\nmetadata: { name: motd }\nspec:\n  environments: [dev]\n  file:\n    name: motd\n    text: hello # the greeting\n";
     const PATH: &str = "state-repo/components/motd.yaml";
 
-    /// A kind of target that no other code names goes the whole way: declare, plan, apply, drift, adopt.
+    /// Runs a kind of target that no other module names through declare, plan, apply, drift and adopt.
     #[tokio::test]
     async fn a_new_kind_is_declared_planned_applied_checked_and_adopted() {
         let at: DateTime<Utc> = "2026-11-20T09:00:00Z".parse().unwrap();

@@ -1,7 +1,8 @@
-//! Who we are to an API server, and where it is.
+//! Resolves the endpoint and credentials of a Kubernetes API server.
 //!
-//! Decides that credentials come from the daemon's configuration alone: an output may give an address and a certificate,
-//! and nothing that is run, read from a file or sent in the open.
+//! Owns the conversion from a configured connection to a client.
+//! *Invariant:* credentials come from the daemon's configuration alone. An output may supply an address and a
+//! certificate, never a program to run, a file to read or a plaintext endpoint.
 
 use crate::targets::kubernetes::work::KubernetesWork;
 use std::{path::PathBuf, time::Duration};
@@ -15,21 +16,21 @@ use crate::{
     ports::{TargetError, TargetErrorKind},
 };
 
-/// Where a pod finds the certificate of its cluster.
+/// The path of the cluster's CA certificate in a pod.
 const CLUSTER_AUTHORITY: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 
 /// The credentials for an API server.
 #[derive(Clone, Debug)]
 pub enum Access {
-    /// As a kubeconfig of this machine says.
+    /// The cluster and user of a kubeconfig file on this machine.
     Kubeconfig(PathBuf),
-    /// By a token, to an address that an output gives.
+    /// A bearer token, for an address that an output supplies.
     Token(SecretString),
-    /// In the cluster that this runs in: by a token, else as the service account of the pod.
+    /// The cluster that the daemon runs in, with a bearer token or else the pod's service account.
     InCluster(Option<SecretString>),
 }
 
-/// A client of the server that a connection names, as whom it says. Talks to nobody yet.
+/// Builds a client for the server of a connection. Sends no request.
 pub(super) async fn client(access: &Access, work: &KubernetesWork) -> Result<Client, TargetError> {
     let failed = |why: String| TargetError {
         retry: Retry::WhenInputChanges,
@@ -71,13 +72,13 @@ pub(super) async fn client(access: &Access, work: &KubernetesWork) -> Result<Cli
         let (namespace, name) = account.split_once('/').unwrap_or(("default", account));
         config.auth_info.impersonate = Some(format!("system:serviceaccount:{namespace}:{name}"));
     }
-    // We say ourselves what may be sent again, and heed what the server says about when.
+    // The client decides itself which requests to retry, and follows the server's `Retry-After`.
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(5));
     Client::try_from(config).map_err(|error| failed(error.to_string()))
 }
 
-/// An address from an output: nothing but an address.
+/// Parses an address from an output. Rejects any other content.
 fn address(text: &str) -> Result<http::Uri, String> {
     let whole = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
     let uri: http::Uri = whole.parse().map_err(|error| format!("`server: {text}` is no address: {error}"))?;
@@ -89,7 +90,7 @@ fn address(text: &str) -> Result<http::Uri, String> {
     }
 }
 
-/// Certificates from an output: PEM, or base64 of it, and nothing that names a file.
+/// Parses certificates from an output: PEM or base64 of PEM, never a file name.
 fn certificates(text: &str) -> Result<Vec<Vec<u8>>, String> {
     use base64::Engine as _;
     let wrong = || "`certificateAuthority` is neither PEM nor base64 of it".to_owned();

@@ -1,4 +1,4 @@
-//! The adapter of this kind of target: each job as the work that it describes.
+//! Implements the target adapter: passes each job on with the work that it describes.
 
 use std::collections::BTreeSet;
 

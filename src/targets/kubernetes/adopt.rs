@@ -1,8 +1,8 @@
-//! Adopt for Kubernetes objects (R4.3): the edit of a manifest, a patch or a file of values by which it says what was
-//! observed.
+//! Adopts observed values of Kubernetes objects into manifests, patches and value files (R4.3).
 //!
-//! Decides nothing about whether an edit is right: whoever asks for it proves that afterwards, by a plan that has to be
-//! empty. Comments, order and everything else of a file stay.
+//! Owns the edits of the files. Does not decide whether an edit is correct: the caller plans the edited files and
+//! requires an empty plan.
+//! *Invariant:* comments, order and all other content of a file stay unchanged.
 
 use std::borrow::Cow;
 
@@ -21,7 +21,7 @@ use crate::{
     ports::join,
 };
 
-/// Edits the files that declare the fields of objects, each at the narrowest place that concerns this instance alone.
+/// Edits the files that declare the fields, each at the narrowest place that affects this instance alone.
 pub(super) fn adopt(
     adoption: &Adoption<'_>,
     declared: &Kubernetes,
@@ -35,7 +35,7 @@ pub(super) fn adopt(
             Change::Create => return Err(format!("`{name}` is gone; remove its declaration if that is meant")),
             _ => return Err(format!("`{name}` is not a matter of its fields; change its declaration")),
         }
-        // From the end, so that the places of list items stay what they are.
+        // Iterates from the end, so that the positions of earlier list items stay valid.
         for field in change.fields.iter().rev() {
             if field.sensitive {
                 return Err(format!("`{}` of `{name}` is sensitive, and no file may say it", field.path));
@@ -85,11 +85,11 @@ fn edit_field(
     }))
 }
 
-/// The file of a manifest or patch with what was observed of a field of an object; nothing where it does not say that
-/// field of that object.
+/// Returns the manifest or patch with the observed value of a field, or `None` if the file does not set that field of
+/// that object.
 ///
 /// # Errors
-/// Why it can't be edited, in a sentence.
+/// A message that explains why the file can't be edited.
 fn edit_object(text: &str, kind: &str, name: &str, field: &Field) -> Result<Option<String>, String> {
     let (nodes, problems) = node::read(&"manifest.yaml".into(), text.as_bytes());
     if let Some(problem) = problems.first() {
@@ -97,7 +97,7 @@ fn edit_object(text: &str, kind: &str, name: &str, field: &Field) -> Result<Opti
     }
     let named = |node: &node::Node| node.get("metadata")?.get("name")?.text().map(str::to_owned);
     let is_it = |node: &node::Node| {
-        // Overlays may put something before and after the name that stands in a base.
+        // An overlay may add a prefix and a suffix to the name in the base.
         node.get("kind").and_then(node::Node::text) == Some(kind)
             && named(node).is_some_and(|found| name.contains(&found))
     };
@@ -123,11 +123,11 @@ fn edit_object(text: &str, kind: &str, name: &str, field: &Field) -> Result<Opti
     Ok(edited.map(|edited| format!("{before}{edited}{after}")))
 }
 
-/// A file of values with another value in the one place that has what was declared; nothing where there is no such place,
-/// or more than one.
+/// Returns the value file with the observed value at the only place that has the declared value, or `None` if there is
+/// no such place or more than one.
 ///
 /// # Errors
-/// Why it can't be edited, in a sentence.
+/// A message that explains why the file can't be edited.
 fn edit_values(text: &str, field: &Field) -> Result<Option<String>, String> {
     let (Some(observed), Some(declared)) = (&field.before, &field.after) else { return Ok(None) };
     let (nodes, _) = node::read(&"values.yaml".into(), text.as_bytes());
@@ -141,7 +141,7 @@ fn edit_values(text: &str, field: &Field) -> Result<Option<String>, String> {
     }
 }
 
-/// The ways to every leaf of a value.
+/// Collects the paths of all leaves that equal a value.
 fn leaves(value: &Value, wanted: &Value, way: &mut Vec<String>, found: &mut Vec<Vec<String>>) {
     let mut into = |step: String, value: &Value| {
         way.push(step);
@@ -168,7 +168,7 @@ fn failed(error: &dyn std::fmt::Display) -> String {
     format!("it can't be edited by a program: {error}")
 }
 
-/// Puts a value in the place of another, in whatever style it is written.
+/// Replaces a value, whatever its YAML style.
 fn replaced(text: &str, steps: &[String], value: &Value) -> Result<Option<String>, String> {
     let document = yamlpath::Document::new(text).map_err(|error| failed(&error))?;
     if !document.query_exists(&route(steps)) {
@@ -177,7 +177,7 @@ fn replaced(text: &str, steps: &[String], value: &Value) -> Result<Option<String
     let place = document.query_exact(&route(steps)).map_err(|error| failed(&error))?;
     let Some((from, to)) = place.map(|place| place.location.byte_span) else { return Ok(None) };
     let mut edited = text.to_owned();
-    // JSON is YAML in every style, and a text stays a text in it.
+    // JSON is valid YAML in every style, and keeps the type of a string.
     edited.replace_range(from..to, &value.to_string());
     Ok(Some(edited))
 }
@@ -214,7 +214,7 @@ mod tests {
         changes.join("\n")
     }
 
-    /// The lines that differ.
+    /// Returns the lines that differ.
     fn similar(one: &str, two: &str) -> Vec<String> {
         let gone = one.lines().filter(|line| !two.lines().any(|other| other == *line)).map(|line| format!("-{line}"));
         let made = two.lines().filter(|line| !one.lines().any(|other| other == *line)).map(|line| format!("+{line}"));

@@ -1,12 +1,15 @@
-//! Objects applied and deleted, in order.
+//! Applies and deletes the objects of an instance in dependency order.
 //!
-//! *Flow:* what is held is written down as old ∪ planned; then kinds in their order, many objects of one kind side by side:
-//! what nobody declared is removed by a patch for exactly that version, and the object is applied under our name; then
-//! what is not declared any more is deleted, in the reverse order; then what is held is written down again, shrunk.
-//! *Guarantees:* an object is changed only if it is the one that was looked at, in that version; a version that moved on is
-//! looked at again, and applied if what would change is what was shown. Nothing is deleted but by its uid.
-//! *Assumptions:* one run at a time applies an instance; the run lock sees to it.
-//! *Race:* the daemon dies anywhere in between: applying again does what is left, and the inventory has everything.
+//! *Flow:* the inventory is written as the union of old and planned objects. Kinds are applied in rank order, and
+//! objects of one rank concurrently: a patch for the exact resource version removes undeclared fields, then a
+//! server-side apply sets the declared ones. Objects that are no longer declared are deleted in reverse order. The
+//! inventory is written again without the deleted objects.
+//! *Invariant:* an object is changed only if its uid and resource version are those observed. After a version conflict
+//! the object is observed again, and applied if the new change is covered by the planned one. A deletion always names
+//! the uid.
+//! *Assumption:* one run at a time applies an instance. The run lock guarantees this.
+//! *Race:* the daemon stops at any point. The inventory lists every object that may exist, and the next apply does the
+//! remaining changes.
 
 use crate::targets::kubernetes::work::KubernetesWork;
 use std::{
@@ -36,27 +39,27 @@ use crate::{
     ports::{Diagnostic, Fence, Job, Observation, Prepared, Progress, ProgressEvent, TargetError, TargetErrorKind},
 };
 
-/// How often an object that keeps changing is looked at again.
+/// The maximum number of attempts for an object that keeps changing.
 const LOOKS_MAX: u32 = 8;
-/// How long is waited for a namespace or a definition to be there, and for an object to be gone.
+/// The time limit for a namespace or definition to become ready, and for a deletion to complete.
 const DELETION_TIME_MAX: Duration = Duration::from_secs(60);
-/// How often that is looked at.
+/// The poll interval of these waits.
 const DELETION_CHECK: Duration = Duration::from_millis(50);
 
-/// Why an object was not changed.
+/// The reason why an object was not changed.
 enum Stop {
-    /// What would change is not what was shown.
+    /// The change differs from the planned one.
     Stale(String),
-    /// The server says so.
+    /// The server refused the request.
     Refused(String),
 }
 
 impl Kubernetes {
-    /// Looks with the credentials of apply, and keeps what was found.
+    /// Observes an instance with the credentials for apply, and stores its inventory if nothing changes.
     pub(super) async fn prepare_work(&self, job: &Job, work: &KubernetesWork) -> Result<Prepared, TargetError> {
         let mut looked = self.look(job, work, true).await.map_err(|mut error| {
             if error.kind == TargetErrorKind::NotThereYet {
-                // What an upstream just brought may take a moment to be served.
+                // The server may need a moment to serve kinds that an upstream has just created.
                 error.retry = Retry::After(Backoff::REMOTE);
             }
             error
@@ -75,7 +78,7 @@ impl Kubernetes {
         Ok(Prepared { observation, ticket: Box::new(looked) })
     }
 
-    /// Does what was prepared, as far as it still stands in the observation.
+    /// Applies the prepared changes that remain in the observation.
     pub(super) async fn apply_work(
         &self,
         job: &Job,
@@ -116,7 +119,7 @@ impl Kubernetes {
         for step in applying.steps.iter().filter(|step| step.change != Change::Destroy) {
             applying.inventory.entry(step.key.clone()).or_default();
         }
-        // The write carries the fencing token: whoever was taken over from stops here.
+        // The write carries the fencing token: an owner that lost the run lock stops here.
         self.keep(&job.instance, applying.inventory.clone()).await?;
         let done = applying.run(&progress).await;
         let Applying { inventory, failures, stale, begun, .. } = applying;
@@ -193,7 +196,7 @@ impl Applying<'_> {
         Ok(())
     }
 
-    /// Applies objects of one rank side by side.
+    /// Applies objects of one rank concurrently.
     async fn together(&mut self, steps: Vec<Step>, progress: &Progress) {
         let done = side_by_side(steps.iter().map(|step| self.one(step).boxed()).collect()).await;
         for (step, done) in steps.into_iter().zip(done) {
@@ -209,7 +212,8 @@ impl Applying<'_> {
         }
     }
 
-    /// Why a namespace or a definition can't go: something that was to be deleted and was taken out would go with it.
+    /// Returns why a namespace or definition can't be deleted: it contains an object whose deletion was removed from
+    /// the plan.
     fn takes_along(&self) -> Option<String> {
         let does = |key: &object::Key| self.steps.iter().any(|step| step.key == *key);
         let cut = self.looked.steps.values().filter(|step| step.change == Change::Destroy && !does(&step.key));
@@ -231,7 +235,7 @@ impl Applying<'_> {
         self.looked.rendered.get(&step.key)
     }
 
-    /// Applies one object, as often as it changes under us without changing what we would do.
+    /// Applies one object. Retries while another writer changes the object without changing the planned difference.
     async fn one(&self, step: &Step) -> Result<Held, Stop> {
         let refused = |refusal: Refusal| {
             Stop::Refused(format!("`{}`: {}", step.key, self.this.redactor.redact(&refusal.message)))
@@ -288,12 +292,12 @@ impl Applying<'_> {
         let mut version = step.version.clone();
         if !step.extras.is_empty() {
             let mut operations = vec![json!({"op": "test", "path": "/metadata/resourceVersion", "value": version})];
-            // From the end, so that the places before it stay what they are.
+            // Removes later list items first, so that earlier positions stay valid.
             let mut pointers: Vec<&str> = step.extras.iter().map(|extra| extra.pointer.as_str()).collect();
             pointers.sort_by_key(|pointer| std::cmp::Reverse(order_of(pointer)));
             operations.extend(pointers.into_iter().map(|pointer| json!({"op": "remove", "path": pointer})));
             let patched = cluster.patch(kind, &object.key, &operations.into()).await.map_err(|mut refusal| {
-                // A test that fails, or a place that is gone, says that it is another version; it is looked at again.
+                // A failed `test`, or a missing path, means another resource version; the object is observed again.
                 if refusal.code == 422 {
                     refusal.code = 409;
                 }
@@ -304,7 +308,7 @@ impl Applying<'_> {
         let write = Write { dry_run: false, uid: step.uid.as_deref(), version: version.as_deref() };
         let live = cluster.apply(kind, &object.key, object.json(), write).await?;
         if step.change == Change::Create && object::is_terminating(&live) {
-            // It was there and about to go: what was applied goes with it.
+            // The object existed and was being deleted, together with the applied fields.
             self.wait_until_gone(kind, &object.key).await?;
             return cluster.apply(kind, &object.key, object.json(), Write::default()).await;
         }
@@ -342,7 +346,7 @@ impl Applying<'_> {
         }
     }
 
-    /// Waits until namespaces are there and definitions established.
+    /// Waits until namespaces exist and definitions are established.
     async fn wait_for_deletion(&self, ground: &[object::Key]) -> Result<(), TargetError> {
         let since = Instant::now();
         let mut left: BTreeSet<&object::Key> = ground.iter().collect();
@@ -372,7 +376,7 @@ impl Applying<'_> {
         Ok(())
     }
 
-    /// Waits until the server serves what its new definitions say.
+    /// Waits until the server serves the kinds of its new definitions.
     async fn wait_for_kinds(&mut self) -> Result<(), TargetError> {
         let since = Instant::now();
         let mut wanted: Vec<(String, String)> = vec![];
@@ -403,7 +407,7 @@ impl Applying<'_> {
         }
     }
 
-    /// Deletes objects of one rank side by side; one that waits for its finalizers stays held.
+    /// Deletes objects of one rank concurrently. An object that waits for its finalizers stays in the inventory.
     async fn delete(&mut self, steps: Vec<Step>, progress: &Progress) {
         let done = side_by_side(steps.iter().map(|step| self.delete_one(step).boxed()).collect()).await;
         for (step, done) in steps.into_iter().zip(done) {
@@ -420,7 +424,7 @@ impl Applying<'_> {
         }
     }
 
-    /// Deletes one object if it is still the one and still ours; answers whether it is gone.
+    /// Deletes an object if its uid and owner are unchanged. Returns whether it no longer exists.
     async fn delete_one(&self, step: &Step) -> Result<bool, String> {
         let message = |refusal: Refusal| format!("`{}`: {}", step.key, self.this.redactor.redact(&refusal.message));
         let Some(kind) = self.kinds.of(&step.key) else { return Ok(true) };
@@ -438,7 +442,7 @@ impl Applying<'_> {
     }
 }
 
-/// Pointers in an order in which later items of a list come later.
+/// Returns a sort key that puts later list items after earlier ones.
 fn order_of(pointer: &str) -> Vec<(usize, String)> {
     pointer.split('/').map(|step| (step.parse().unwrap_or(0), step.to_owned())).collect()
 }

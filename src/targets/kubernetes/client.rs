@@ -1,8 +1,8 @@
-//! One API server: who we are to it, which kinds it has, and requests that respect what it says.
+//! Sends requests to one API server and caches the kinds that it serves.
 //!
-//! Decides which requests may be sent again: those that only read, and those that an earlier try of the same content
-//! doesn't harm. Heeds 429 and `Retry-After`, and gives up after a bound. Never prints a token, and never takes a
-//! credential from anywhere but the daemon's configuration.
+//! Owns the rules for retries: a request is retried if it only reads, or if a repetition of the same content is
+//! harmless. Follows 429 and `Retry-After`, and gives up after a time limit.
+//! *Invariant:* never logs a token, and takes credentials from the daemon's configuration only.
 
 use std::{
     sync::Arc,
@@ -24,40 +24,40 @@ use crate::{
     ports::{TargetError, TargetErrorKind},
 };
 
-/// How long one request that reads may take; a list is read in pages.
+/// The time limit of one read request; a list is read in pages.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(15);
-/// The same of one that writes or tries: the server waits 30 s for a webhook.
+/// The time limit of one write or dry-run: the server waits 30 s for a webhook.
 const WRITE_TIME_MAX: Duration = Duration::from_secs(35);
-/// How long a request is tried again, all tries together.
+/// The time limit of a request with all its retries.
 const TRIES_TIME_MAX: Duration = Duration::from_secs(20);
-/// The first wait between tries; it doubles.
+/// The first delay between retries; each further delay doubles.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
-/// The longest wait between tries, whatever the server says.
+/// The longest delay between retries, whatever `Retry-After` requests.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
-/// How many objects one page of a list has.
+/// The number of objects in one page of a list.
 const PAGE: u32 = 500;
-/// What is asked for.
+/// The accepted media type.
 const JSON: &str = "application/json";
-/// The same, without the objects themselves.
+/// The media type for metadata without the rest of the objects.
 const METADATA_ALONE: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
-/// How long the server keeps one watch open.
+/// The seconds after which the server closes a watch.
 pub(super) const WATCH_SECONDS: u32 = 290;
-/// How old what is known of the kinds may be.
+/// The maximum age of the cached kinds.
 pub(super) const KINDS_KNOWN: Duration = Duration::from_secs(3600);
-/// The same, where one is missing.
+/// The same, if a kind is missing.
 pub(super) const KINDS_AGAIN: Duration = Duration::from_secs(2);
 
-/// An error answer of an API server.
+/// An error response of an API server.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub(super) struct Refusal {
-    /// The status; 0 where there was no answer.
+    /// The HTTP status; 0 if there was no response.
     pub code: u16,
     /// `AlreadyExists`, `Invalid`, …
     pub reason: String,
-    /// In a sentence.
+    /// The message of the server.
     pub message: String,
-    /// The fields that it names.
+    /// The fields that the response names, with a message each.
     pub causes: Vec<(String, String)>,
 }
 
@@ -65,24 +65,24 @@ impl Refusal {
     pub(super) fn silent(message: String) -> Self {
         Self { code: 0, reason: "Unreachable".into(), message, causes: vec![] }
     }
-    /// Whether the object, or what it needs, is not there.
+    /// Whether the object, or a resource that it needs, does not exist.
     pub(super) fn is_not_found(&self) -> bool {
         self.code == 404
     }
-    /// Whether the object is another one than was said.
+    /// Whether the object differs from the precondition of the request.
     pub(super) fn is_conflict(&self) -> bool {
         self.code == 409
     }
-    /// Whether what was sent is not what the kind of object may be. Where a patch names a field that the schema does not
-    /// have, the server says so with the status of its own failures.
+    /// Whether the object does not fit its schema. If a patch names a field that the schema lacks, the server responds
+    /// with the status of an internal error.
     pub(super) fn is_wrong(&self) -> bool {
         matches!(self.code, 400 | 422) || self.message.contains("failed to create typed patch object")
     }
-    /// Whether the server can't say whether it did as asked.
+    /// Whether the request may or may not have taken effect.
     pub(super) fn is_unclear(&self) -> bool {
         matches!(self.code, 0 | 502 | 503 | 504) || (self.code == 500 && !self.is_wrong())
     }
-    /// As an error of the target.
+    /// Converts the response to an error of the target.
     pub(super) fn of(self, what: &str) -> TargetError {
         let kind = match self.code {
             0 => TargetErrorKind::Unreachable,
@@ -121,33 +121,32 @@ struct Cause {
     message: String,
 }
 
-/// An API server, as somebody.
+/// An API server, accessed as one user.
 #[derive(Clone)]
 pub(super) struct Cluster {
     client: Client,
     kinds: Arc<tokio::sync::Mutex<(Kinds, Option<Instant>)>>,
-    /// The kinds changed this often.
+    /// The number of changes of the served kinds.
     epoch: Arc<std::sync::atomic::AtomicU64>,
 }
 
-/// How an object is written.
+/// The options of a write.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Write<'w> {
-    /// Nothing is stored.
+    /// Validates without storing.
     pub dry_run: bool,
-    /// The object that it has to be.
+    /// The required uid of the object.
     pub uid: Option<&'w str>,
-    /// The version that it has to have.
+    /// The required resource version of the object.
     pub version: Option<&'w str>,
 }
 
 impl Cluster {
-    /// The server that a client talks to.
     pub(super) fn new(client: Client) -> Self {
         Self { client, kinds: Arc::default(), epoch: Arc::default() }
     }
 
-    /// The kinds that the server has, as they were so long ago at most.
+    /// Returns the kinds that the server serves, at most this old.
     pub(super) async fn kinds(&self, at_most: Duration) -> Result<Kinds, TargetError> {
         let mut known = self.kinds.lock().await;
         let is_fresh = known.1.is_some_and(|at| at.elapsed() < at_most);
@@ -168,7 +167,7 @@ impl Cluster {
         Ok(known.0.clone())
     }
 
-    /// The uid of the cluster: that of its oldest namespace.
+    /// Returns the uid of the cluster: the uid of its oldest namespace.
     pub(super) async fn identity(&self) -> Result<String, Refusal> {
         let namespace = self.send(Method::GET, "/api/v1/namespaces/kube-system", None, JSON, true).await?;
         match namespace["metadata"]["uid"].as_str() {
@@ -177,12 +176,11 @@ impl Cluster {
         }
     }
 
-    /// Reads the resource at a path.
     pub(super) async fn read(&self, path: &str) -> Result<Value, Refusal> {
         self.send(Method::GET, path, None, JSON, true).await
     }
 
-    /// One object, if it is there.
+    /// Returns an object, or `None` if it does not exist.
     pub(super) async fn get(&self, kind: &Kind, key: &Key) -> Result<Option<Value>, Refusal> {
         match self.send(Method::GET, &path(kind, key), None, JSON, true).await {
             Ok(object) => Ok(Some(object)),
@@ -191,7 +189,7 @@ impl Cluster {
         }
     }
 
-    /// All objects of a kind with labels, page by page; and the version of the list.
+    /// Lists all objects of a kind that match a label selector, page by page. Returns the resource version of the list.
     pub(super) async fn list(
         &self,
         kind: &Kind,
@@ -212,7 +210,7 @@ impl Cluster {
         struct Page {
             #[serde(default)]
             metadata: Value,
-            /// Null where there are none.
+            /// The server sends null for an empty list.
             #[serde(default)]
             items: Option<Vec<Value>>,
         }
@@ -233,7 +231,7 @@ impl Cluster {
         }
     }
 
-    /// The metadata of all objects of a kind, or of those in one namespace.
+    /// Lists the metadata of all objects of a kind, optionally in one namespace.
     pub(super) async fn names(
         &self,
         kind: &Kind,
@@ -247,7 +245,7 @@ impl Cluster {
         self.pages(&at, "", METADATA_ALONE, each).await.map(drop)
     }
 
-    /// Applies an object under our name, with every field that it names.
+    /// Applies an object with the field manager `evenkeel`, and takes ownership of all its fields.
     pub(super) async fn apply(&self, kind: &Kind, key: &Key, json: &str, write: Write<'_>) -> Result<Value, Refusal> {
         let mut query =
             vec![("fieldManager", super::object::MANAGER), ("force", "true"), ("fieldValidation", "Strict")];
@@ -270,7 +268,7 @@ impl Cluster {
         self.send(Method::PATCH, &path, Some(body), "application/apply-patch+yaml", true).await
     }
 
-    /// Changes an object by a JSON patch, whose first operation has to say which version it is for.
+    /// Changes an object by a JSON patch whose first operation tests the resource version.
     pub(super) async fn patch(&self, kind: &Kind, key: &Key, operations: &Value) -> Result<Value, Refusal> {
         let query = url_query(&[("fieldManager", super::object::MANAGER)]);
         let body = operations.to_string().into_bytes();
@@ -284,7 +282,7 @@ impl Cluster {
         .await
     }
 
-    /// Deletes the object with a uid; what depends on it goes after it.
+    /// Deletes the object with a uid; its dependents are deleted afterwards.
     pub(super) async fn delete(&self, kind: &Kind, key: &Key, uid: &str) -> Result<(), Refusal> {
         let body = serde_json::json!({"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background", "preconditions": {"uid": uid}});
         let body = Some(body.to_string().into_bytes());
@@ -295,7 +293,8 @@ impl Cluster {
         }
     }
 
-    /// Changes of objects of a kind with labels after a version, a line each.
+    /// Watches the objects of a kind that match a label selector, from a resource version. Each line of the body is an
+    /// event.
     pub(super) async fn watch(
         &self,
         kind: &Kind,
@@ -337,7 +336,7 @@ impl Cluster {
         serde_json::from_slice(&text).map_err(|error| Refusal::silent(format!("its answer can't be read: {error}")))
     }
 
-    /// Sends a request, and again where that may help and can't harm.
+    /// Sends a request. Retries if a retry may succeed and is harmless.
     async fn send_text(
         &self,
         method: Method,
@@ -376,8 +375,8 @@ impl Cluster {
                 Ok(Err(refused)) => (refused, 0),
                 Err(_) => (Refusal::silent(format!("it did not answer within {} s", limit.as_secs())), 0),
             };
-            // A request that was rejected by overload had no effect; one with an unclear result is repeated only if
-            // that is safe.
+            // A request that was rejected by overload had no effect. A request with an unclear result is repeated only
+            // if a repetition is harmless.
             let may = refused.code == 429 || (refused.is_unclear() && refused.code != 500 && again);
             let wait_now = wait.max(Duration::from_secs(after)).min(LONGEST_WAIT);
             if !may || since.elapsed() + wait_now > TRIES_TIME_MAX {

@@ -1,7 +1,8 @@
-//! What Kubernetes objects are made from: manifests, kustomizations, charts.
+//! Determines the files that Kubernetes objects are rendered from: manifests, kustomizations, charts.
 //!
-//! Decides which files those are. A kustomization is read for what it names, transitively; whatever is not in the
-//! repository is refused here, with the place, because rendering has no network and sees these files alone.
+//! Reads the references of a kustomization transitively.
+//! *Invariant:* a reference to content outside the repository is refused, with its place. Rendering has no network and
+//! reads the files of the closure alone.
 
 use crate::domain::declaration::{
     node::{self, Kind, Node},
@@ -9,15 +10,14 @@ use crate::domain::declaration::{
 };
 use crate::ports::{Entry, EntryKind, Files, join};
 
-/// The names of the file that makes a folder a kustomization.
+/// The file names that make a folder a kustomization.
 const KUSTOMIZATIONS: [&str; 3] = ["kustomization.yaml", "kustomization.yml", "Kustomization"];
 
-/// Whether a file is read as a manifest.
 pub(super) fn is_manifest(name: &str) -> bool {
     [".yaml", ".yml", ".json"].iter().any(|end| name.ends_with(end))
 }
 
-/// The closure of a manifest or of a folder of them.
+/// Returns the closure of a manifest or a folder of manifests.
 pub(super) fn of_manifests(files: &dyn Files, path: &str, looked: &mut Looked) -> Result<Closure, WalkError> {
     let path = inside(path)?;
     let mut walk = Walk::new(files, &path, looked);
@@ -32,7 +32,7 @@ pub(super) fn of_manifests(files: &dyn Files, path: &str, looked: &mut Looked) -
     walk.close(&[])
 }
 
-/// The closure of a chart and its files of values.
+/// Returns the closure of a chart and its value files.
 pub(super) fn of_helm(
     files: &dyn Files,
     chart: &str,
@@ -49,7 +49,7 @@ pub(super) fn of_helm(
     walk.close(value_files)
 }
 
-/// The closure of a kustomization and everything that it names.
+/// Returns the closure of a kustomization and everything that it references.
 pub(super) fn of_kustomize(files: &dyn Files, folder: &str, looked: &mut Looked) -> Result<Closure, WalkError> {
     let folder = inside(folder)?;
     let mut walk = Walk::new(files, &folder, looked);
@@ -57,7 +57,7 @@ pub(super) fn of_kustomize(files: &dyn Files, folder: &str, looked: &mut Looked)
     walk.close(&[])
 }
 
-/// Adds every file below a folder that is wanted.
+/// Adds every file below a folder that satisfies a condition.
 fn whole(walk: &mut Walk<'_>, folder: &str, depth: usize, wanted: &dyn Fn(&Entry) -> bool) -> Result<(), WalkError> {
     if walk.too_large(depth) {
         return Err(WalkError::TooLarge { path: folder.to_owned() });
@@ -108,10 +108,10 @@ fn kustomization(walk: &mut Walk<'_>, folder: &str, depth: usize) -> Result<(), 
     Ok(())
 }
 
-/// Adds what a kustomization names: a file, or a folder that is a kustomization itwalk.
+/// Adds a referenced file, or a referenced folder that is a kustomization itself.
 fn add_named(walk: &mut Walk<'_>, folder: &str, by: &str, named: &Node, depth: usize) -> Result<(), WalkError> {
     let Some(text) = named.text() else { return Ok(()) };
-    // `key=path`, as generators write it; and a patch may stand there itwalk.
+    // Generators write `key=path`, and an inline patch spans several lines.
     let text = text.split_once('=').map_or(text, |(_, path)| path);
     let refused = |why: &str| WalkError::Unreadable { path: format!("{by}:{}", named.at.line), why: why.to_owned() };
     if text.contains('\n') {
@@ -142,7 +142,7 @@ const LISTS: [&str; 9] = [
     "patchesStrategicMerge",
 ];
 
-/// The entries of a kustomization that name files or folders.
+/// Returns the entries of a kustomization that name files or folders.
 fn named(document: &Node) -> Vec<&Node> {
     let mut found: Vec<&Node> = vec![];
     for list in LISTS {

@@ -1,7 +1,7 @@
-//! One object against what applying it would make of it.
+//! Determines the change that one object needs, by a strict dry-run.
 //!
-//! Decides, by a strict dry-run, what would change of an object that is not as it was; what somebody put beside it; and
-//! what of what is held is not declared any more.
+//! Owns the comparison of one live object with the result of applying it: the fields that would change, the undeclared
+//! additions of other managers, and the objects of the inventory that are no longer declared.
 
 use crate::targets::kubernetes::work::KubernetesWork;
 use std::{
@@ -29,7 +29,7 @@ use crate::{
     ports::{Job, TargetError, TargetErrorKind, Use},
 };
 
-/// One look at an instance.
+/// The input of one observation of an instance.
 pub(super) struct Look<'l> {
     pub(super) this: &'l Kubernetes,
     pub(super) job: &'l Job,
@@ -38,9 +38,9 @@ pub(super) struct Look<'l> {
     pub(super) kinds: &'l Kinds,
     pub(super) rendered: &'l Rendered,
     pub(super) inventory: &'l Inventory,
-    /// The schemas of many objects that are not there yet.
+    /// The schemas for objects that do not exist yet, if there are many.
     pub(super) schemas: Option<&'l Schemas>,
-    /// Whether it has to be known what other instances declare, and is not.
+    /// Set if the decision needs the declarations of other instances and they are unknown.
     pub(super) contested: &'l AtomicBool,
 }
 
@@ -49,7 +49,7 @@ pub(super) struct Look<'l> {
 pub(super) struct LeftOver {
     /// The objects to delete.
     pub(super) steps: Vec<Step>,
-    /// The objects that stay, each with the reason.
+    /// The objects that are not deleted, each with the reason.
     pub(super) stays: Vec<String>,
     /// The objects whose deletion is in progress.
     pub(super) going: Vec<String>,
@@ -64,7 +64,7 @@ impl Look<'_> {
         *id == self.job.instance || Some(id) == self.job.formerly.as_ref()
     }
 
-    /// Another instance that declares an object; it is noted where that has to be known and is not.
+    /// Returns another instance that declares an object. Sets `contested` if the declarations are unknown.
     fn other_owner(&self, key: &Key) -> Option<InstanceId> {
         let Some(owners) = &self.work.owners else {
             self.contested.store(true, Ordering::Relaxed);
@@ -73,7 +73,7 @@ impl Look<'_> {
         owners.declared.get(&key.to_string())?.iter().find(|id| !self.is_me(id)).cloned()
     }
 
-    /// Whether an object may be deleted and made again.
+    /// Whether an object may be deleted and created again.
     pub(super) fn may_replace(&self, key: &Key) -> bool {
         let covers = |(kind, name): &(String, Option<String>)| {
             *kind == *key.kind && name.as_ref().is_none_or(|name| *name == *key.name)
@@ -95,7 +95,7 @@ impl Look<'_> {
         if let Some(other) = live.as_ref().and_then(object::owner).filter(|owner| !self.is_me(owner)) {
             match self.other_owner(&object.key) {
                 Some(_) if self.job.r#use == Use::Applied => {
-                    // It moves there, which is pending and no drift.
+                    // The transfer of the object to that instance is pending and not drift.
                     return Ok(Found::Same(self.inventory.get(&object.key).cloned().unwrap_or_default()));
                 }
                 Some(owner) => {
@@ -192,8 +192,8 @@ impl Look<'_> {
         let extras = self.extras(&object.key, &live, &predicted);
         let fields = self.masks().differences(&live, &predicted, &extras);
         if fields.is_empty() {
-            // Where somebody took a field and put the value back, what we own says less than what we declare: such an
-            // object is tried whenever it is looked at.
+            // If another manager took a field and restored its value, Evenkeel owns fewer fields than it declares. Such
+            // an object gets a dry-run in every observation.
             let owned = fields::ours(&live) == fields::ours(&predicted);
             return Ok(Found::Same(Held { settled: held.settled.filter(|_| owned), ..held }));
         }
@@ -201,7 +201,7 @@ impl Look<'_> {
         Ok(Found::Differs(step(Change::Update, fields, extras), by))
     }
 
-    /// What applying would leave in place and nobody declared, at its places in the live object.
+    /// Returns the undeclared additions that an apply would not remove, with their pointers in the live object.
     fn extras(&self, key: &Key, live: &Value, predicted: &Value) -> Vec<Extra> {
         let mut owned = live.clone();
         owned["metadata"]["managedFields"] = predicted["metadata"]["managedFields"].clone();
@@ -209,7 +209,7 @@ impl Look<'_> {
         if fields::applied(live).is_none()
             && let Some(kept) = object::annotation(live, LAST_APPLIED)
         {
-            // What `kubectl apply` kept for itself goes with its hold on the object.
+            // The annotation of `kubectl apply` is removed together with its ownership of the object.
             extras.push(Extra {
                 pointer: format!("/metadata/annotations/{}", escaped(LAST_APPLIED)),
                 value: kept.into(),
@@ -237,7 +237,8 @@ impl Look<'_> {
         Err(refusal.of(&format!("`{}` of `{}`", object.key, self.job.instance)))
     }
 
-    /// What is held and not declared any more; what is not to be deleted stays held.
+    /// Returns the objects of the inventory that are no longer declared. Objects that are not deleted stay in the
+    /// inventory.
     pub(super) async fn left_over(&self, live: &Live, now: &mut Inventory) -> LeftOver {
         let mut left = LeftOver::default();
         let mut gone: BTreeMap<GroupKind, bool> = BTreeMap::new();
@@ -263,7 +264,7 @@ impl Look<'_> {
             let Some(Some(live)) = live.get(key) else { continue };
             let is_ours = object::owner(live).is_some_and(|owner| self.is_me(&owner));
             if !is_ours || self.other_owner(key).is_some() {
-                // Somebody else has it now, or is about to.
+                // Another instance owns or declares the object.
                 continue;
             }
             now.insert(key.clone(), held.clone());
@@ -300,7 +301,7 @@ impl Look<'_> {
     }
 }
 
-/// Returns the reason for which an object is not deleted yet.
+/// Returns why the deletion of an object has not completed.
 pub(super) fn terminating(key: &Key, live: &Value) -> String {
     let finalizers: Vec<&str> =
         live["metadata"]["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
@@ -325,7 +326,7 @@ fn is_immutable(refusal: &Refusal) -> bool {
     refusal.code == 422 && message.iter().any(|word| text.contains(word))
 }
 
-/// Puts what a manifest says over an object; lists are replaced, but for those of things with names.
+/// Merges a manifest over an object. Lists are replaced, except for lists of named items.
 fn overlay(object: &mut Value, manifest: &Value) {
     match (object, manifest) {
         (Value::Object(object), Value::Object(manifest)) => {

@@ -1,8 +1,11 @@
-//! Namespaces and definitions: what else would go if one were deleted.
+//! Decides whether a namespace or definition may be deleted, by the objects that it contains.
 //!
-//! Decides whether one may go: only where whatever is in it is the instance's own and not declared any more, or was made by
-//! the cluster for what is. *Never:* what could not be listed is taken for nobody's; a cascade deletes what nobody planned.
-//! *Race:* somebody puts an object into a namespace after it was looked at: it goes with it, as with `kubectl delete`.
+//! Owns the checks before a cascading deletion. A deletion is allowed if each contained object belongs to the instance
+//! and is no longer declared, or was created by the cluster for such an object.
+//! *Invariant:* a deletion never cascades to an object outside the plan. A kind that can't be listed blocks the
+//! deletion.
+//! *Race:* another writer creates an object in the namespace after the check. The object is deleted with the
+//! namespace, as with `kubectl delete`.
 
 use serde_json::Value;
 
@@ -16,10 +19,10 @@ use super::{
 };
 use futures::future::FutureExt;
 
-/// How many of the objects that keep a namespace are named.
+/// The number of blocking objects that a message names.
 const NAMED: usize = 3;
 
-/// Whether an object lives in a namespace, or is what a definition defines.
+/// Whether an object belongs to a namespace, or is an instance of a definition.
 pub(super) fn lives_in(kinds: &Kinds, ground: &Key, key: &Key) -> bool {
     match &*ground.kind {
         "Namespace" => key.namespace.as_ref() == Some(&ground.name),
@@ -29,7 +32,8 @@ pub(super) fn lives_in(kinds: &Kinds, ground: &Key, key: &Key) -> bool {
 }
 
 impl Look<'_> {
-    /// Why an object can't be deleted: others declare what lives in it, or whether they do is not known.
+    /// Returns why an object can't be deleted: other instances declare objects in it, or their declarations are
+    /// unknown.
     pub(super) fn in_use(&self, key: &Key) -> Option<String> {
         let owners = self.work.owners.as_ref()?;
         if let Some(id) = &owners.unknown {
@@ -44,7 +48,8 @@ impl Look<'_> {
         others.next().map(|id| format!("`{id}` has objects in it"))
     }
 
-    /// Why a namespace or a definition can't be deleted: what is in it is not ours to delete, or is not known.
+    /// Returns why a namespace or definition can't be deleted: it contains objects of other owners, or its content is
+    /// unknown.
     pub(super) async fn keeps(&self, key: &Key) -> Option<String> {
         if !is_namespace_or_definition(&key.kind) {
             return None;
@@ -54,7 +59,7 @@ impl Look<'_> {
             Ok(held) => held.unwrap_or_default(),
             Err(error) => return untold(&error.line()),
         };
-        // A kind that came meanwhile may have objects there.
+        // A kind that was defined in the meantime may have objects in the namespace.
         let kinds = match self.cluster.kinds(KINDS_AGAIN).await {
             Ok(kinds) => kinds,
             Err(error) => return untold(&error.line()),
@@ -99,11 +104,11 @@ impl Look<'_> {
         Ok(found)
     }
 
-    /// The objects of a definition that are not ours to delete.
+    /// Returns the objects of a definition that Evenkeel may not delete.
     async fn others_of(&self, definition: &Key, held: &Inventory, kinds: &Kinds) -> Result<Vec<Key>, Refusal> {
         let (plural, group) = definition.name.split_once('.').unwrap_or_default();
         let Some((name, kind)) = kinds.of_plural(group, plural) else {
-            // What it stores is there all the same.
+            // The stored objects exist even if their kind is not served.
             return Err(Refusal::silent(format!("`{plural}` are not served")));
         };
         let mut others = vec![];
@@ -118,8 +123,8 @@ impl Look<'_> {
         Ok(others)
     }
 
-    /// Whether a kind that the cluster does not serve has no objects any more: nothing defines it, and no other server is to
-    /// serve its group.
+    /// Whether a kind that the cluster does not serve has no objects left: no definition exists, and no other API
+    /// server serves its group.
     pub(super) async fn is_gone(&self, (group, kind): (&str, &str)) -> Result<bool, Refusal> {
         let of = |plural: &str, group: &str| Kind {
             version: format!("{group}/v1").as_str().into(),
@@ -155,7 +160,7 @@ impl Look<'_> {
         Ok(!is_elsewhere)
     }
 
-    /// Whether an object is being deleted, or is held by us and not declared any more.
+    /// Whether an object is being deleted, or is owned by the instance and no longer declared.
     fn goes_anyway(&self, key: &Key, object: &Value, held: &Inventory) -> bool {
         let is_ours = held.contains_key(key) && object::owner(object).is_some_and(|owner| self.is_me(&owner));
         let stays = self.rendered.get(key).is_some() || object::annotation(object, object::PRUNE) == Some("disabled");
@@ -168,10 +173,10 @@ fn told(mut refusal: Refusal, kind: &Kind) -> Refusal {
     refusal
 }
 
-/// Whether the cluster made an object by itself, for the namespace or for another object in it.
+/// Whether the cluster created an object, for the namespace or for another object in it.
 fn is_the_clusters(kinds: &Kinds, key: &Key, object: &Value) -> bool {
     let owners = object.pointer("/metadata/ownerReferences").and_then(Value::as_array);
-    // One that lives in the namespace was found itself; one of the whole cluster would stay.
+    // An owner in the namespace is checked itself; a cluster-scoped owner would survive.
     let is_in_namespace = |owner: &Value| {
         let named = owner["apiVersion"].as_str().zip(owner["kind"].as_str());
         named.and_then(|(version, kind)| kinds.scope(version, kind)) == Some(true)

@@ -1,7 +1,7 @@
-//! An object as it is against the object as applying it would leave it. Pure.
+//! Compares a live object with the result of applying it. Pure.
 //!
-//! Decides which fields differ and at which places, what of them may be shown, and what of it is drift. What was applied
-//! is not kept: a strict dry-run says what an apply would make of the live object, with all defaulting and admission.
+//! Decides which fields differ, which values may be shown, and which differences are drift. No applied state is
+//! stored: a strict dry-run returns the object as an apply would leave it, with all defaulting and admission.
 
 use serde_json::Value;
 
@@ -15,10 +15,10 @@ use crate::{
     ports::Observation,
 };
 
-/// The most fields of one object that are kept; what is left out is counted in one more.
+/// The maximum number of fields stored for one object; a further entry counts the omitted ones.
 const FIELDS_MAX: usize = 500;
 
-/// The drift that an observation at the applied revision shows.
+/// Returns the drift that an observation at the applied revision shows.
 pub fn of(observation: &Observation) -> Vec<Drift> {
     observation
         .changes
@@ -53,7 +53,7 @@ pub fn of(observation: &Observation) -> Vec<Drift> {
         .collect()
 }
 
-/// One place where two objects differ.
+/// A place where two objects differ.
 struct Difference<'v> {
     pointer: String,
     before: Option<&'v Value>,
@@ -61,7 +61,7 @@ struct Difference<'v> {
 }
 
 impl Masks<'_> {
-    /// The fields in which an apply would change an object.
+    /// Returns the fields that an apply would change.
     pub(super) fn differences(&self, live: &Value, predicted: &Value, extras: &[Extra]) -> Vec<Field> {
         let ours = fields::ours(predicted);
         let (before, after) = (stripped(live), stripped(predicted));
@@ -78,7 +78,7 @@ impl Masks<'_> {
         self.bounded(all)
     }
 
-    /// The fields of an object that is made.
+    /// Returns the fields of an object that is created.
     pub(super) fn made(&self, object: &Value) -> Vec<Field> {
         let is_secret = object["kind"] == "Secret";
         let mut all = vec![];
@@ -117,7 +117,7 @@ impl Masks<'_> {
     }
 }
 
-/// An object without what no apply decides.
+/// Returns an object without the fields that no apply decides.
 fn stripped(object: &Value) -> Value {
     let mut object = object.clone();
     if let Some(map) = object.as_object_mut() {
@@ -181,7 +181,7 @@ fn compare<'v>(
                     None => found.push(Difference { pointer, before: Some(item), after: None }),
                 }
             }
-            // Where only the order differs nothing does: such a list does not mean it.
+            // Two lists that differ only in order are equal: the API treats such lists as unordered.
             let made = two.iter().filter(|item| !one.iter().any(|other| same(item, other)));
             for (at, item) in made.enumerate() {
                 let pointer = format!("{pointer}/{}", one.len() + at);
@@ -196,19 +196,19 @@ fn within<'f>(fields: Option<&'f Fields>, element: &str) -> Option<&'f Fields> {
     fields?.get(element)?.as_object()
 }
 
-/// The field set of an item of a list, by its keys.
+/// Returns the field set of a list item, by its keys.
 fn element<'f>(fields: Option<&'f Fields>, item: &Value, keys: &[String]) -> Option<&'f Fields> {
     let named: Fields = keys.iter().filter_map(|key| Some((key.clone(), item.get(key)?.clone()))).collect();
     within(fields, &format!("k:{}", Value::Object(named)))
 }
 
-/// Lists of things with names are told apart by them, where nothing else is known.
+/// Identifies the items of a list by name if the field set defines no keys.
 fn by_name(one: &[Value], two: &[Value]) -> Option<Vec<String>> {
     let named = |items: &[Value]| items.iter().all(|item| item["name"].is_string());
     (named(one) && named(two) && !one.is_empty() && !two.is_empty()).then(|| vec!["name".into()])
 }
 
-/// A change of one object.
+/// Returns the change of one object.
 pub fn change(key: &Key, change: Change, fields: Vec<Field>) -> ResourceChange {
     ResourceChange {
         resource: key.to_string(),

@@ -1,15 +1,15 @@
-//! Who owns what in an object, by its `managedFields`. Pure.
+//! Reads the field ownership of an object from its `managedFields`. Pure.
 //!
-//! A field set (`fieldsV1`) describes itself: `f:NAME` is a field, `k:{…}` an item of a list by its keys, `v:…` a member
-//! of a set, `.` the thing itself. So what we own of an object can be read from the object alone: no schema is needed to
-//! say whether somebody changed it, took it, or put something beside it.
+//! A field set (`fieldsV1`) describes itself: `f:NAME` is a field, `k:{…}` a list item by its keys, `v:…` a member of
+//! a set, `.` the element itself. The fields that Evenkeel owns can therefore be read from the object alone. No schema
+//! is needed to detect whether another manager changed a field, took its ownership, or added a field beside it.
 
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 
 use super::object::{EXCLUSIVE, MANAGER, annotation};
 
-/// Managers that work on behalf of what was declared: they fill in what nobody else does.
+/// Managers that work for the declared objects: they set fields that no other manager sets.
 const KNOWN: [&str; 12] = [
     "kube-controller-manager",
     "kube-scheduler",
@@ -28,16 +28,16 @@ const KNOWN: [&str; 12] = [
 /// A field set.
 pub type Fields = Map<String, Value>;
 
-/// Something that somebody put inside what we declare.
+/// A value that another manager added inside a declared structure.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Extra {
     /// A JSON pointer into the object.
     pub pointer: String,
-    /// What stands there.
+    /// The added value.
     pub value: Value,
     /// The manager that added it.
     pub manager: String,
-    /// When.
+    /// The time of the addition.
     pub at: Option<DateTime<Utc>>,
 }
 
@@ -49,7 +49,7 @@ struct Entry<'o> {
     fields: &'o Fields,
 }
 
-/// The entries of the object itself; those of subresources, such as `status` and `scale`, are not ours to judge.
+/// Returns the entries of the main resource; entries of subresources, such as `status` and `scale`, are excluded.
 fn entries(object: &Value) -> impl Iterator<Item = Entry<'_>> {
     let all = object["metadata"]["managedFields"].as_array();
     all.into_iter().flatten().filter(|entry| entry["subresource"].as_str().is_none_or(str::is_empty)).filter_map(
@@ -69,7 +69,7 @@ pub fn applied(object: &Value) -> Option<&Fields> {
     entries(object).find(|entry| entry.manager == MANAGER && entry.operation == "Apply").map(|entry| entry.fields)
 }
 
-/// Everything that we own: what we applied, and what admission made of it.
+/// Returns all fields that Evenkeel owns: the applied ones, and the results of admission on them.
 pub fn ours(object: &Value) -> Fields {
     let mut all = Fields::new();
     for entry in entries(object).filter(|entry| entry.manager == MANAGER) {
@@ -91,12 +91,12 @@ fn is_leaf(value: &Value) -> bool {
     value.as_object().is_none_or(Map::is_empty)
 }
 
-/// One step of a JSON pointer.
+/// Escapes one step of a JSON pointer.
 pub fn escaped(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }
 
-/// What a path element means in a value: the step of a pointer, and what stands there.
+/// Resolves a path element in a value: the step of the pointer, and the value at the step.
 fn locate<'v>(element: &str, value: &'v Value) -> Option<(String, &'v Value)> {
     match element.split_at_checked(2)? {
         ("f:", name) => Some((escaped(name), value.get(name)?)),
@@ -119,8 +119,8 @@ fn locate<'v>(element: &str, value: &'v Value) -> Option<(String, &'v Value)> {
     }
 }
 
-/// What stands in an object at what we own, and what else stands inside it, in a canonical form: two objects with the
-/// same text are the same as far as we declare them.
+/// Returns the values of all owned fields, and the additions inside them, in a canonical form. Two objects with the
+/// same text do not differ in any declared field.
 pub fn canonical(object: &Value) -> Vec<u8> {
     let ours = ours(object);
     let mut text = vec![];
@@ -143,7 +143,7 @@ fn write(fields: &Fields, value: &Value, text: &mut Vec<u8>) {
             None => text.extend_from_slice(b"?"),
             Some((_, value)) if is_leaf(inner) => {
                 text.push(b'=');
-                // A vector never refuses to be written to.
+                // Writing to a vector never fails.
                 drop(serde_json::to_writer(&mut *text, value));
             }
             Some((_, value)) => {
@@ -156,8 +156,8 @@ fn write(fields: &Fields, value: &Value, text: &mut Vec<u8>) {
     }
 }
 
-/// What somebody else put strictly inside what we own. Of labels and annotations only those that we declare are ours,
-/// unless the object says otherwise; the rest of the metadata is the cluster's.
+/// Returns the additions of other managers strictly inside owned structures. Only declared labels and annotations are
+/// owned, unless the object is exclusive; all other metadata belongs to the cluster.
 pub fn extras(object: &Value, ours: &Fields) -> Vec<Extra> {
     let exclusive = annotation(object, EXCLUSIVE) == Some("enabled");
     let mut found: Vec<Extra> = vec![];
@@ -200,7 +200,7 @@ impl Walk<'_, '_> {
             let Some((step, value)) = locate(element, value) else { continue };
             let pointer = format!("{pointer}/{step}");
             match ours.get(element).and_then(Value::as_object) {
-                // What we own as a whole is compared as a whole.
+                // A field that is owned as a whole is compared as a whole.
                 Some(own) if own.is_empty() => {}
                 Some(own) => {
                     if let Some(inner) = inner.as_object() {
@@ -238,7 +238,7 @@ fn owns(fields: &Fields, value: &Value, steps: &[String]) -> bool {
     })
 }
 
-/// The keys by which the items of the list at a field set are told apart; nothing where it is no such list.
+/// Returns the keys that identify the items of a list; `None` if the field set is not a list with keys.
 pub fn keys(fields: Option<&Fields>) -> Option<Vec<String>> {
     let first = fields?.keys().find_map(|element| element.strip_prefix("k:"))?;
     let keys: Fields = serde_json::from_str(first).ok()?;

@@ -1,7 +1,7 @@
-//! What an instance holds in its cluster, and how each object was when it was applied.
+//! Defines the inventory of an instance in its cluster, with the last applied state of each object.
 //!
-//! *Guarantees:* an object is in the inventory before it is made, and leaves it after it is gone: whatever is cut off in
-//! between, nothing that we made is forgotten, and nothing that we did not make is deleted.
+//! *Invariant:* an object is in the inventory before it is created, and is removed after its deletion completes. An
+//! interruption at any point neither loses an object that Evenkeel created nor deletes one that it did not create.
 
 use std::collections::BTreeMap;
 
@@ -9,24 +9,24 @@ use serde::{Deserialize, Serialize};
 
 use super::{object::Key, rendered::Mark};
 
-/// An object that is held.
+/// An object of the inventory.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Held {
-    /// Its uid, once that is known.
+    /// The uid, once known.
     pub uid: Option<Box<str>>,
-    /// The mark of what was applied last.
+    /// The mark of the object as applied last.
     pub applied: Option<Mark>,
-    /// The mark of what that came to: what we own of it, with everything that the cluster made of it.
+    /// The mark of the live object after the last apply: all owned fields, with the changes of the cluster in them.
     pub settled: Option<Mark>,
 }
 
-/// Everything that an instance holds.
+/// All objects that an instance owns.
 pub(super) type Inventory = BTreeMap<Key, Held>;
 
-/// The uid of an object, and its marks: applied, settled.
+/// The uid of an object and its marks (applied, settled).
 type KeptObject = (Option<Box<str>>, Option<String>, Option<String>);
 
-/// As it is kept: by the name of the object.
+/// The stored form: objects by name.
 #[derive(Serialize, Deserialize, Default)]
 struct Kept {
     objects: BTreeMap<String, KeptObject>,

@@ -1,4 +1,4 @@
-//! The answers of Kubernetes as a kind of target.
+//! Implements the target kind for Kubernetes objects.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! The kinds that a cluster has, by its own discovery: what they are called in paths, and whether they live in namespaces.
+//! Discovers the kinds that a cluster serves: their names in paths, and whether they are namespaced.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -12,30 +12,30 @@ use super::object::Key;
 /// Group and kind.
 pub(super) type GroupKind = (Arc<str>, Arc<str>);
 
-/// A kind that the cluster has.
+/// A kind that the cluster serves.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Kind {
     /// `v1`, `apps/v1`.
     pub version: Arc<str>,
     /// The name in paths.
     pub plural: Arc<str>,
-    /// Whether its objects live in namespaces.
+    /// Whether the objects of the kind are namespaced.
     pub namespaced: bool,
 }
 
-/// The kinds that a cluster has.
+/// The kinds that a cluster serves.
 #[derive(Clone, Default)]
 pub(super) struct Kinds {
     /// By version and kind.
     exact: Arc<HashMap<(String, String), Kind>>,
     /// In the version that the server prefers, by group and kind.
     preferred: Arc<HashMap<(String, String), Kind>>,
-    /// Another number for other kinds.
+    /// A number that changes when the kinds change.
     pub epoch: u64,
 }
 
 impl Kinds {
-    /// Asks a server for its kinds.
+    /// Discovers the kinds of a server.
     pub(super) async fn of_server(client: &Client) -> Result<Self, kube::Error> {
         let discovery = Discovery::new(client.clone()).run_aggregated().await?;
         let (mut exact, mut preferred) = (HashMap::new(), HashMap::new());
@@ -60,28 +60,28 @@ impl Kinds {
         }
         Ok(Self { exact: Arc::new(exact), preferred: Arc::new(preferred), epoch: 0 })
     }
-    /// Whether these are the same.
+    /// Whether two discoveries found the same kinds.
     pub(super) fn are(&self, others: &Self) -> bool {
         self.exact == others.exact
     }
-    /// Whether objects of a kind live in namespaces; nothing where there is no such kind.
+    /// Whether objects of a kind are namespaced; `None` if the kind does not exist.
     pub(super) fn scope(&self, version: &str, kind: &str) -> Option<bool> {
         self.exact(version, kind).map(|kind| kind.namespaced)
     }
-    /// A kind in one version.
+    /// Returns a kind in one version.
     pub(super) fn exact(&self, version: &str, kind: &str) -> Option<&Kind> {
         self.exact.get(&(version.to_owned(), kind.to_owned()))
     }
-    /// A kind in the version that the server prefers.
+    /// Returns a kind in the version that the server prefers.
     pub(super) fn of(&self, key: &Key) -> Option<&Kind> {
         self.preferred.get(&(key.group.to_string(), key.kind.to_string()))
     }
-    /// All kinds whose objects live in namespaces, with group and name.
+    /// Returns all namespaced kinds, with group and name.
     pub(super) fn in_namespaces(&self) -> impl Iterator<Item = (&str, &str, &Kind)> {
         let all = self.preferred.iter().filter(|(_, kind)| kind.namespaced);
         all.map(|((group, name), kind)| (group.as_str(), name.as_str(), kind))
     }
-    /// The kind that paths call so, with its name.
+    /// Returns the kind with a plural name, and its name.
     pub(super) fn of_plural(&self, group: &str, plural: &str) -> Option<(&str, &Kind)> {
         let mut all = self.preferred.iter().filter(|((of, _), kind)| of == group && *kind.plural == *plural);
         all.next().map(|((_, name), kind)| (name.as_str(), kind))

@@ -1,7 +1,7 @@
-//! The live objects of an instance, read kind by kind.
+//! Reads the live objects of an instance, kind by kind.
 //!
-//! *Guarantees:* a list that could not be read to its end is an error: nothing looks deleted because a page was lost. Of an
-//! object that is as it was when it was applied only its name is kept.
+//! *Invariant:* a list that can't be read completely is an error, so that a lost page never makes an object appear
+//! deleted. For an object that is unchanged since its apply, only the name stays in memory.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,16 +25,17 @@ use crate::{
     ports::{Job, TargetError},
 };
 
-/// How many requests of one instance are under way at once.
+/// The number of concurrent requests for one instance.
 const SIDE_BY_SIDE: usize = 16;
-/// With more objects of one kind missing than this, the kind is listed as a whole, and not asked for one by one.
+/// The number of missing objects of one kind above which the whole kind is listed, instead of a request for each
+/// object.
 const ONE_BY_ONE: usize = 20;
 
-/// What is there, by name; nothing but the name of what is as it was when it was applied.
+/// Live objects by name; `None` for an object that is unchanged since its apply.
 pub(super) type Live = BTreeMap<Key, Option<Value>>;
 
 impl Kubernetes {
-    /// The live objects that an instance declares or holds, or that carry its labels.
+    /// Lists the live objects that an instance declares, owns, or labels as its own.
     pub(super) async fn list(
         &self,
         job: &Job,
@@ -83,18 +84,18 @@ impl Kubernetes {
     }
 }
 
-/// The objects of one kind.
+/// A query for the objects of one kind.
 struct OfKind<'k> {
     cluster: &'k Cluster,
     kind: Kind,
     labels: &'k str,
     id: &'k InstanceId,
-    /// Whether an object is as it was when it was applied.
+    /// Whether an object is unchanged since its apply.
     same: &'k (dyn Fn(&Key, &Value) -> bool + Sync),
 }
 
 impl OfKind<'_> {
-    /// The live ones: by label, and those that are expected and don't carry it, one by one.
+    /// Lists the live objects: by label, and expected ones without the label individually.
     async fn list(self, keys: BTreeSet<&Key>) -> Result<Vec<(Key, Option<Value>)>, TargetError> {
         let Self { cluster, kind, labels, id, same } = self;
         let failed = |refusal: Refusal| refusal.of(&format!("the `{}` of `{id}`", kind.plural));
@@ -104,7 +105,7 @@ impl OfKind<'_> {
         let version = kind.version.to_string();
         cluster
             .list(&kind, labels, &mut |mut object| {
-                // The items of a list don't say what they are.
+                // List items carry neither kind nor version.
                 object["apiVersion"] = version.as_str().into();
                 object["kind"] = (*name).into();
                 if let Some(mut key) = Key::of(&object) {
@@ -136,12 +137,12 @@ impl OfKind<'_> {
     }
 }
 
-/// One object by its name, if it is there.
+/// Returns one object by its name, or `None` if it does not exist.
 pub(super) async fn get(cluster: &Cluster, kind: &Kind, key: &Key) -> Result<Option<(Key, Value)>, Refusal> {
     Ok(cluster.get(kind, key).await?.map(|object| (key.clone(), object)))
 }
 
-/// Some at once, the results in their order.
+/// Runs futures concurrently, and returns the results in order.
 pub(super) async fn side_by_side<T>(all: Vec<BoxFuture<'_, T>>) -> Vec<T> {
     stream::iter(all).buffered(SIDE_BY_SIDE).collect().await
 }

@@ -1,5 +1,6 @@
-//! A Kubernetes API server of this machine's own: etcd and kube-apiserver on loopback, in one folder, without any
-//! controller. What a controller would do, such as starting pods, nobody does.
+//! Runs a local Kubernetes API server: etcd and kube-apiserver on loopback, in one folder.
+//!
+//! Starts no controllers: work of a controller, such as starting pods, does not happen.
 
 use std::{
     fs,
@@ -16,30 +17,30 @@ use aws_lc_rs::{
 };
 use base64::Engine as _;
 
-/// The first port that is given out, and how many there are: below those that are given to whoever connects.
+/// The first port and the number of ports: below the ephemeral ports of the system.
 const FIRST_PORT: u16 = 20_000;
 const PORTS: u16 = 12_000;
-/// How long the server may take until it answers.
+/// The time limit for the server to become ready.
 const START_TIME_MAX: Duration = Duration::from_secs(60);
 
-/// Whoever may use the server: name, groups. The token is `token-of-NAME`.
+/// The users of the server with their groups. The token is `token-of-NAME`.
 const USERS: [(&str, &str); 2] = [("admin", "system:masters"), ("noor", "system:masters")];
 
-/// A running API server; it ends with its owner.
+/// A running API server; it stops when it is dropped.
 pub struct ApiServer {
     folder: PathBuf,
     etcd: Option<Child>,
     server: Option<Child>,
     etcd_port: u16,
-    /// Where it listens on loopback.
+    /// The port on loopback.
     pub port: u16,
 }
 
-/// A port that nobody listens on, and that this process gives out once. It is none of those that the system gives to
-/// whoever connects, so that it is still free when it is used.
+/// Returns an unused port, each only once in this process. The port is outside the ephemeral range of the system, so
+/// that it is still free when the caller binds it.
 ///
 /// # Errors
-/// When all are taken.
+/// When all ports are taken.
 pub fn free_port() -> std::io::Result<u16> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let begin = u16::try_from(std::process::id() % 1000).unwrap_or(0) * 12;
@@ -52,7 +53,7 @@ pub fn free_port() -> std::io::Result<u16> {
     Err(Error::new(ErrorKind::AddrInUse, "every port is taken"))
 }
 
-/// A key for the tokens of service accounts, as PEM.
+/// Returns a key for the tokens of service accounts, as PEM.
 fn new_key() -> std::io::Result<String> {
     let made = KeyPair::generate(KeySize::Rsa2048).and_then(|pair| AsDer::<Pkcs8V1Der<'static>>::as_der(&pair));
     let made = made.map_err(|_| Error::other("could not make a key"))?;
@@ -61,8 +62,8 @@ fn new_key() -> std::io::Result<String> {
 }
 
 impl ApiServer {
-    /// Starts etcd and the API server in a folder, by the programs that `PATH` names; they answer once
-    /// [`ApiServer::is_ready`] says so.
+    /// Starts etcd and the API server in a folder, with the programs on `PATH`. They accept requests once
+    /// [`ApiServer::is_ready`] returns true.
     ///
     /// # Errors
     /// When a program is missing or the folder can't be written.
@@ -92,7 +93,7 @@ impl ApiServer {
         Ok(command)
     }
 
-    /// Starts etcd, where it was stopped.
+    /// Starts etcd if it was stopped.
     ///
     /// # Errors
     /// When the program is missing.
@@ -110,7 +111,7 @@ impl ApiServer {
         Ok(())
     }
 
-    /// Starts the API server, where it was stopped.
+    /// Starts the API server if it was stopped.
     ///
     /// # Errors
     /// When the program is missing.
@@ -130,27 +131,27 @@ impl ApiServer {
         Ok(())
     }
 
-    /// Ends etcd.
+    /// Stops etcd.
     pub fn stop_etcd(&mut self) {
         end(&mut self.etcd);
     }
 
-    /// Ends the API server.
+    /// Stops the API server.
     pub fn stop_server(&mut self) {
         end(&mut self.server);
     }
 
-    /// The certificate of the server, which signs itself.
+    /// Returns the path of the server's self-signed certificate.
     pub fn certificate(&self) -> PathBuf {
         self.folder.join("certificates/apiserver.crt")
     }
 
-    /// Where the server listens.
+    /// Returns the URL of the server.
     pub fn address(&self) -> String {
         format!("https://127.0.0.1:{}", self.port)
     }
 
-    /// A kubeconfig for somebody.
+    /// Returns a kubeconfig for a user.
     pub fn kubeconfig(&self, user: &str) -> String {
         let config = serde_json::json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "local",
@@ -161,10 +162,10 @@ impl ApiServer {
         config.to_string()
     }
 
-    /// Waits until the server answers, and has what it makes for itself.
+    /// Waits until the server is ready and has created its own objects.
     ///
     /// # Errors
-    /// When it does not, with the end of its log.
+    /// When the server does not become ready, with the end of its log.
     pub async fn ready(&self) -> std::io::Result<()> {
         let since = Instant::now();
         loop {
@@ -181,7 +182,7 @@ impl ApiServer {
         }
     }
 
-    /// Whether the server answers, and has what it makes for itself.
+    /// Whether the server is ready and has created its own objects.
     pub async fn is_ready(&self) -> bool {
         let Some(client) = self.client("admin").await else { return false };
         for path in ["/readyz", "/api/v1/namespaces/kube-system", "/api/v1/namespaces/default"] {
@@ -193,7 +194,7 @@ impl ApiServer {
         true
     }
 
-    /// A client of the server, as somebody.
+    /// Returns a client of the server for a user.
     pub async fn client(&self, user: &str) -> Option<kube::Client> {
         let config = kube::config::Kubeconfig::from_yaml(&self.kubeconfig(user)).ok()?;
         let mut config = kube::Config::from_custom_kubeconfig(config, &Default::default()).await.ok()?;

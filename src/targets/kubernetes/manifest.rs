@@ -1,7 +1,8 @@
-//! YAML to objects, as kubectl reads it. Pure.
+//! Reads objects from YAML in the same way as kubectl. Pure.
 //!
-//! Decides what a scalar means: kubectl reads YAML 1.1, where `0644` is 420 and an unquoted `no` is false; what kustomize
-//! wrote is read by YAML 1.2, in which it wrote. What another reader would take for something else is said.
+//! Decides the type of each scalar. kubectl reads YAML 1.1, where `0644` is 420 and an unquoted `no` is false. The
+//! output of kustomize is read as YAML 1.2, its output format. A scalar that other readers interpret differently
+//! causes a warning.
 
 use std::sync::Arc;
 
@@ -12,38 +13,38 @@ use crate::{
     model::Problem,
 };
 
-/// The most objects of one instance; the largest known install has a few thousand.
+/// The maximum number of objects of one instance; the largest known install has a few thousand.
 pub const OBJECTS_MAX: usize = 50_000;
 
-/// How scalars are read.
+/// The rules for scalars.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Reader {
-    /// As kubectl and helm do.
+    /// The rules of kubectl and helm: YAML 1.1.
     Kubectl,
-    /// As kustomize wrote it.
+    /// The rules of kustomize output: YAML 1.2.
     Kustomize,
 }
 
-/// An object as it was written.
+/// An object as written in a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Written {
-    /// The object as JSON: thousands of them wait for each other.
+    /// The object as JSON: a compact form, since thousands of objects are in memory at once.
     pub json: Box<str>,
-    /// Where it stands: `file:line`.
+    /// The place: `file:line`.
     pub place: String,
 }
 
 impl Written {
-    /// The object.
+    /// Parses the object.
     pub fn value(&self) -> Value {
         serde_json::from_str(&self.json).unwrap_or_default()
     }
 }
 
-/// What a text says.
+/// The result of reading a text.
 #[derive(Default)]
 pub struct Read {
-    /// Its objects, lists among them written out.
+    /// The objects; lists of objects are flattened.
     pub objects: Vec<Written>,
     /// Problems, each with its place.
     pub problems: Vec<String>,
@@ -63,8 +64,8 @@ pub fn read(file: &str, text: &str, reader: Reader) -> Read {
     found
 }
 
-/// The documents of a stream, each with the marker that begins it. A line that begins with the marker is one wherever it
-/// stands, so that large streams are read piece by piece.
+/// Splits a stream into documents, each with its start marker. A line that begins with the marker always starts a
+/// document, so that large streams are parsed in parts.
 fn documents(text: &str) -> Vec<&str> {
     let mut starts = vec![0];
     let mut at = 0;
@@ -80,7 +81,7 @@ fn documents(text: &str) -> Vec<&str> {
 }
 
 fn one(file: &str, offset: usize, text: &str, reader: Reader, found: &mut Read) {
-    // Charts say which template a document came from.
+    // Charts name the template of each document.
     let source = text.lines().take(3).find_map(|line| line.strip_prefix("# Source: "));
     let name: Arc<str> = source.unwrap_or(file).into();
     let offset = if source.is_some() { 0 } else { u32::try_from(offset).unwrap_or(u32::MAX) };
@@ -129,7 +130,7 @@ impl Convert<'_> {
         }
     }
 
-    /// An unquoted scalar that not every reader takes for the same.
+    /// Reports an unquoted scalar that readers interpret differently.
     fn trap(&mut self, node: &Node, text: &str) -> Value {
         if self.reader == Reader::Kustomize {
             return text.into();
@@ -154,7 +155,7 @@ impl Convert<'_> {
     }
 }
 
-/// Adds an object, or what a list of them holds.
+/// Adds an object, or the items of a list object.
 fn flatten(value: Value, place: String, found: &mut Read) {
     if value.is_null() {
         return;

@@ -1,26 +1,26 @@
-//! Masking of secrets in the fields of Kubernetes objects.
+//! Masks secrets in the fields of Kubernetes objects.
 //!
-//! *Invariant:* a value of a Secret is never shown, logged or stored in the clear: not from `data`, not from `stringData`, and
-//! not from the copy that `kubectl apply` keeps in an annotation.
+//! *Invariant:* a value of a Secret is never shown, logged or stored in plaintext. This covers `data`, `stringData`,
+//! and the copy in the annotation of `kubectl apply`.
 
 use serde_json::{Map, Value};
 
 use super::{fields::escaped, object::text};
 use crate::model::{Field, Redactor, Seal, change::MASKED};
 
-/// The annotation in which `kubectl apply` keeps what it applied, secrets among it.
+/// The annotation in which `kubectl apply` stores the applied object, including secrets.
 pub(super) const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// Masks the fields of an object that hold secrets.
 pub(super) struct Masks<'m> {
-    /// The key under which masked values enter digests.
+    /// The key for the digests of masked values.
     pub(super) seal: &'m Seal,
     /// The texts that are known to be secrets.
     pub(super) redactor: &'m Redactor,
 }
 
 impl Masks<'_> {
-    /// Learns the secrets of an object.
+    /// Registers the secrets of an object with the redactor.
     pub(super) fn learn(&self, object: &Value) {
         if object["kind"] != "Secret" {
             return;

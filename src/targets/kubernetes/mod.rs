@@ -1,13 +1,16 @@
-//! The Kubernetes target: objects applied under our name, and looked at without asking for each.
+//! Manages Kubernetes objects by server-side apply, and observes them through watches.
 //!
-//! Decides how one instance's objects are rendered, what of them drifted, what an apply is, and whether they came up.
-//! Never renders with the network or the daemon's environment in reach, never deletes what it did not make or what
-//! somebody else owns, never prunes by an observation that is not complete, never keeps a live object in memory.
-//! *How drift is seen:* after an apply the server's answer, at the places that we own, is hashed: that is what the object
-//! *settled* to, with all defaulting and admission. Whatever has another hash later is read and sent as a strict dry-run,
-//! which says what an apply would change; and `managedFields` say who did it (`fields`).
-//! *Race:* two instances declare one object: whoever looks says so; nothing is applied.
-//! *Race:* a credential file is replaced: the next look uses the new one.
+//! Owns rendering, observation, drift detection, apply and health of the objects of one instance.
+//! *Invariant:* rendering has no access to the network or to the daemon's environment. Evenkeel never deletes an
+//! object that it did not create or that another instance owns. An incomplete observation never leads to a deletion.
+//! No live object stays in memory.
+//! *Drift detection:* after an apply, the owned fields of the server's response are hashed. The hash is the *settled*
+//! mark: it includes all defaulting and admission. An object with another hash is read and sent as a strict dry-run,
+//! which returns the changes that an apply would make; `managedFields` name the manager that made the difference
+//! (`fields`).
+//! *Race:* two instances declare one object. The observation reports the conflict, and neither instance applies the
+//! object.
+//! *Race:* a credential file is replaced. The next observation uses the new file.
 
 mod access;
 mod adapter;
@@ -61,33 +64,33 @@ use crate::{
     ports::{InventoryStore, Job, Observation, TargetError, Use},
 };
 
-/// A job that takes longer moves to the slow lane, where it does not delay others.
+/// The duration after which a job stops counting towards the concurrency limit, so that it does not delay others.
 const LONG: Duration = Duration::from_secs(20);
-/// How often everything is read, whatever the watches say.
+/// The interval of complete observations, independent of watches.
 const WHOLE_AGAIN: Duration = Duration::from_secs(600);
-/// How many renderings of one instance are kept: what is applied and what is to be.
+/// The number of cached renderings of one instance: the applied one and the planned one.
 const RENDERINGS_MAX: usize = 2;
 
-/// How long a program may take to say its version.
+/// The time limit for a program to print its version.
 const VERSION_TIME_MAX: Duration = Duration::from_secs(20);
 
-/// The address of an API server and its certificate authority, as a declaration gives them.
+/// The address of an API server and its certificate authority, as declared.
 type Address = (Option<String>, Option<String>);
 
-/// Who we are to the cluster of a connection, and which other environments may use it, by (instance, connection, whether
-/// for apply).
+/// Resolves the credentials of a connection and the other environments that may use it, by (instance, connection,
+/// whether for apply).
 pub type Accesses = Arc<dyn Fn(&InstanceId, &str, bool) -> Result<(Access, Vec<String>), String> + Send + Sync>;
 
-/// How objects are rendered and reached.
+/// The settings for rendering and for connections.
 #[derive(Clone)]
 pub struct Settings {
-    /// The kustomize program: a name to be found, or a path.
+    /// The kustomize program: a name on `PATH`, or a path.
     pub kustomize: String,
     /// The helm program.
     pub helm: String,
-    /// How many instances are looked at at once.
+    /// The maximum number of instances that are observed concurrently.
     pub parallel: usize,
-    /// The credentials.
+    /// The resolver of credentials.
     pub accesses: Accesses,
 }
 
@@ -100,7 +103,7 @@ pub struct Kubernetes {
     keeper: Arc<dyn InventoryStore>,
     rendered: Mutex<Renderings>,
     clusters: Mutex<HashMap<String, Cluster>>,
-    /// Where the cluster of an instance is, as what is merged says.
+    /// The merged address of the cluster of each instance.
     addresses: Mutex<HashMap<InstanceId, Address>>,
     inventories: watch::Inventories,
     watches: watch::Watches,
@@ -131,11 +134,11 @@ impl Renderings {
     }
 }
 
-/// Asks the cluster of a connection who it is, with no address but the connection's own; nothing where that is in the
-/// declarations.
+/// Checks that the cluster of a connection is reachable, and returns its identity. Returns `None` if only the
+/// declarations contain the address.
 ///
 /// # Errors
-/// When it can't be asked, in a sentence.
+/// A message that explains why the cluster is unreachable.
 pub async fn reach(access: &Access) -> Result<Option<String>, String> {
     if matches!(access, Access::Token(_)) {
         return Ok(None);
@@ -161,7 +164,7 @@ pub async fn version(program: &str) -> Result<String, String> {
 }
 
 impl Kubernetes {
-    /// The target with its settings.
+    /// Creates the target from its settings.
     pub fn new(settings: Settings, seal: Arc<Seal>, redactor: Redactor, keeper: Arc<dyn InventoryStore>) -> Self {
         let inventories = watch::Inventories::default();
         Self {
@@ -179,7 +182,7 @@ impl Kubernetes {
         }
     }
 
-    /// The cluster of a job, and the environments that may use it too.
+    /// Returns the cluster of a job, and the other environments that may use the cluster.
     async fn cluster(
         &self,
         job: &Job,
@@ -218,7 +221,7 @@ impl Kubernetes {
         Ok((cluster, shared_with))
     }
 
-    /// Names a cluster as somebody; a file that is replaced is another one.
+    /// Returns the cache key of a cluster and a user. A replaced credential file changes the key.
     fn cluster_key(&self, access: &Access, work: &KubernetesWork) -> String {
         use secrecy::ExposeSecret;
         let who = match access {
@@ -234,7 +237,7 @@ impl Kubernetes {
         self.seal.seal(&serde_json::json!([who, work.server, work.certificate_authority, work.impersonate]))
     }
 
-    /// Looks at an instance. Where a watch says what changed, only that is read.
+    /// Observes an instance. Reads only the suspected objects if the watches cover the instance.
     async fn observe_work(&self, job: &Job, work: &KubernetesWork) -> Result<Observation, TargetError> {
         let Some(_slot) = self.lanes.take(&job.instance).await else {
             return Err(TargetError::new(TargetErrorKind::Lanes, "the target is closed"));
@@ -249,7 +252,7 @@ impl Kubernetes {
         }
         let before = self.inventory(&job.instance).await?;
         let looked = self.look(job, work, false).await?;
-        // What is as head says after an apply is what is applied now.
+        // If nothing differs at head after an apply, head is the applied revision.
         let is_done = job.r#use == Use::Head && !work.destroy && looked.steps.is_empty() && job.formerly.is_none();
         if is_applied || is_done {
             self.watches.seen(&job.instance, &suspects);
@@ -259,8 +262,8 @@ impl Kubernetes {
         Ok(looked.observation)
     }
 
-    /// Keeps what a look found, if nothing is to be done and nobody wrote the inventory meanwhile: what differs may be another
-    /// cluster, and whoever applies knows more.
+    /// Stores the inventory of an observation if no object differs and no other task has written the inventory since.
+    /// With differences, the cluster may be another one, and an apply has better information.
     async fn keep_seen(
         &self,
         job: &Job,
@@ -277,7 +280,7 @@ impl Kubernetes {
         if same && looked.steps.is_empty() { self.keep(&job.instance, inventory).await } else { Ok(()) }
     }
 
-    /// Remembers what a whole look found, and watches what it saw.
+    /// Records the result of a complete observation, and watches its kinds.
     async fn track(&self, job: &Job, work: &KubernetesWork, looked: &observe::Looked) -> Result<(), TargetError> {
         let differing = looked.steps.values().map(|step| step.key.clone()).collect();
         self.watches.set_differing(&job.instance, differing);
@@ -288,7 +291,7 @@ impl Kubernetes {
         Ok(())
     }
 
-    /// Watches the kinds of what an instance holds; answers whether nothing of it is missed.
+    /// Watches the kinds of the inventory. Returns whether the watches miss no change.
     fn watch(
         &self,
         job: &Job,
@@ -310,7 +313,7 @@ impl Kubernetes {
         Ok(self.watches.watch(&place, &who, cluster, &job.instance.environment, wanted))
     }
 
-    /// Confirms what watches say, and what differed before; nothing where everything has to be read.
+    /// Observes the suspected objects and those that differed before; `None` if a complete observation is required.
     async fn look_at_suspects(
         &self,
         job: &Job,
@@ -333,7 +336,7 @@ impl Kubernetes {
         }
         let mut keys = self.watches.differing(&job.instance);
         keys.extend(suspects.keys().cloned());
-        // An object that is no longer declared and stays is reported every time.
+        // An object that is no longer declared and not deleted is reported in every observation.
         keys.extend(inventory.keys().filter(|key| rendered.get(key).is_none()).cloned());
         let looked = self
             .look_at(job, work, observe::Base { cluster, kinds, rendered: Arc::clone(&rendered), shared_with }, &keys)
@@ -353,7 +356,7 @@ impl Kubernetes {
         Ok(Some(looked.observation))
     }
 
-    /// The names of the objects that a job declares, as far as the content alone says.
+    /// Returns the names of the declared objects, as far as the content alone determines them.
     async fn declared_objects(&self, job: &Job, work: &KubernetesWork) -> Result<BTreeSet<String>, TargetError> {
         let (cluster, _) = self.cluster(job, work, false).await?;
         let kinds = cluster.kinds(client::KINDS_KNOWN).await?;
@@ -361,7 +364,7 @@ impl Kubernetes {
         Ok(rendered.objects.iter().map(|object| object.key.to_string()).collect())
     }
 
-    /// Forgets what an instance holds; the objects stay.
+    /// Forgets the inventory of an instance; the objects stay in the cluster.
     async fn forget(&self, id: &InstanceId) {
         self.tracked.lock().remove(id);
         if let Err(error) = self.forget_inventory(id).await {
@@ -383,7 +386,7 @@ impl Kubernetes {
         Ok(Some(inventory))
     }
 
-    /// Keeps what an instance holds, durably.
+    /// Stores the inventory of an instance durably.
     async fn keep(&self, id: &InstanceId, inventory: Inventory) -> Result<(), TargetError> {
         let known = self.inventories.lock().get(id).cloned();
         if known.is_some_and(|known| *known == inventory) {
@@ -394,7 +397,7 @@ impl Kubernetes {
         Ok(())
     }
 
-    /// Lets go of what is kept; the objects stay.
+    /// Deletes the stored inventory; the objects stay in the cluster.
     async fn forget_inventory(&self, id: &InstanceId) -> Result<(), TargetError> {
         self.keeper.keep(id, None).await?;
         self.inventories.lock().remove(id);

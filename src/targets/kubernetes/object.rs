@@ -1,4 +1,4 @@
-//! Objects by name: what identifies one, whose it is, and in which order kinds are applied. Pure.
+//! Identifies objects: key, owner, and rank in the order of applying. Pure.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -6,33 +6,32 @@ use serde_json::Value;
 
 use crate::model::InstanceId;
 
-/// The name under which objects are applied.
+/// The field manager of applied objects.
 pub(super) const MANAGER: &str = "evenkeel";
-/// The label that names the environment of the instance that an object belongs to.
+/// The label that names the environment of the owner instance.
 pub(super) const ENVIRONMENT: &str = "evenkeel.dev/environment";
-/// The label that names its component.
+/// The label that names the component of the owner instance.
 pub(super) const COMPONENT: &str = "evenkeel.dev/component";
-/// The annotation that keeps an object from being deleted: `disabled`.
+/// The annotation that prevents the deletion of an object: `disabled`.
 pub(super) const PRUNE: &str = "evenkeel.dev/prune";
-/// The annotation under which labels and annotations that nobody declared are drift: `enabled`.
+/// The annotation that makes undeclared labels and annotations drift: `enabled`.
 pub(super) const EXCLUSIVE: &str = "evenkeel.dev/exclusive";
 
-/// The identity of an object in a cluster. The API version is not part of it: one object is served in several
-/// versions.
+/// The identity of an object in a cluster. It excludes the API version: one object is served in several versions.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Key {
-    /// The group; empty for the core.
+    /// The API group; empty for the core group.
     pub group: Arc<str>,
     /// The kind.
     pub kind: Arc<str>,
-    /// The namespace, where it has one.
+    /// The namespace; `None` for a cluster-scoped object.
     pub namespace: Option<Arc<str>>,
     /// The name.
     pub name: Arc<str>,
 }
 
 impl Key {
-    /// The key of an object, if it has kind and name.
+    /// Returns the key of an object, or `None` without kind and name.
     pub fn of(object: &Value) -> Option<Self> {
         let version = object["apiVersion"].as_str()?;
         let group = version.split_once('/').map_or("", |(group, _)| group);
@@ -45,12 +44,12 @@ impl Key {
             name: metadata["name"].as_str()?.into(),
         })
     }
-    /// The key of an object of a known group and kind, of which only the metadata is there.
+    /// Returns the key of an object of a known group and kind, from its metadata alone.
     pub(super) fn of_metadata(group: impl Into<Arc<str>>, kind: impl Into<Arc<str>>, object: &Value) -> Option<Self> {
         let of = |name: &str| object["metadata"][name].as_str().filter(|text| !text.is_empty()).map(Into::into);
         Some(Self { group: group.into(), kind: kind.into(), namespace: of("namespace"), name: of("name")? })
     }
-    /// The kind with its group: `Deployment.apps`, `Service`.
+    /// Returns the kind with its group: `Deployment.apps`, `Service`.
     pub fn sort(&self) -> String {
         if self.group.is_empty() { self.kind.to_string() } else { format!("{}.{}", self.kind, self.group) }
     }
@@ -80,22 +79,19 @@ impl FromStr for Key {
     }
 }
 
-/// A text inside an object.
 pub(super) fn text<'o>(object: &'o Value, pointer: &str) -> Option<&'o str> {
     object.pointer(pointer).and_then(Value::as_str)
 }
 
-/// A label of an object.
 pub(super) fn label<'o>(object: &'o Value, name: &str) -> Option<&'o str> {
     object["metadata"]["labels"].get(name).and_then(Value::as_str)
 }
 
-/// An annotation of an object.
 pub(super) fn annotation<'o>(object: &'o Value, name: &str) -> Option<&'o str> {
     object["metadata"]["annotations"].get(name).and_then(Value::as_str)
 }
 
-/// Returns the instance that an object belongs to, by its labels.
+/// Returns the instance that owns an object, by its labels.
 pub(super) fn owner(object: &Value) -> Option<InstanceId> {
     format!("{}/{}", label(object, ENVIRONMENT)?, label(object, COMPONENT)?).parse().ok()
 }
@@ -105,7 +101,7 @@ pub(super) fn is_terminating(object: &Value) -> bool {
     object["metadata"].get("deletionTimestamp").is_some_and(|at| !at.is_null())
 }
 
-/// The kinds that come first, in order; those not among them follow, and webhooks come last.
+/// The kinds that are applied first, in order; other kinds follow, and webhooks are last.
 const FIRST: [&str; 20] = [
     "CustomResourceDefinition",
     "Namespace",
@@ -128,7 +124,7 @@ const FIRST: [&str; 20] = [
     "StatefulSet",
     "CronJob",
 ];
-/// The kinds that come last: they may refuse what comes after them.
+/// The kinds that are applied last: they may refuse objects that are applied after them.
 const LAST: [&str; 4] = [
     "MutatingWebhookConfiguration",
     "ValidatingWebhookConfiguration",
@@ -136,13 +132,13 @@ const LAST: [&str; 4] = [
     "ValidatingAdmissionPolicyBinding",
 ];
 
-/// The place of a kind in the order of applying.
+/// Returns the position of a kind in the order of applying.
 pub(super) fn rank(kind: &str) -> usize {
     let last = || LAST.iter().position(|last| *last == kind).map(|at| FIRST.len() + 1 + at);
     FIRST.iter().position(|first| *first == kind).or_else(last).unwrap_or(FIRST.len())
 }
 
-/// Whether objects of a kind have to be ready before anything else can be applied.
+/// Whether objects of a kind must be ready before other objects can be applied.
 pub(super) fn is_namespace_or_definition(kind: &str) -> bool {
     matches!(kind, "CustomResourceDefinition" | "Namespace")
 }

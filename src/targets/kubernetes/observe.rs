@@ -1,9 +1,11 @@
-//! What of an instance's objects differs from what applying them would leave.
+//! Observes an instance: determines which objects differ from the result of applying them.
 //!
-//! *Flow:* render; list what carries our labels, kind by kind; compare each object's mark with the one that it settled to;
-//! only what differs is read and sent as a strict dry-run, which says what would change.
-//! *Guarantees:* what could not be read completely is an error, never *gone*; a dry-run changes nothing.
-//! *Race:* an object changes between list and dry-run: its version is in the precondition of what is then done.
+//! *Flow:* render the declared objects; list the objects with the instance's labels, kind by kind; compare each
+//! object's mark with its settled mark; read each object that differs and send it as a strict dry-run, which returns
+//! the change.
+//! *Invariant:* an incomplete read is an error and never makes an object appear deleted. A dry-run changes nothing.
+//! *Race:* an object changes between list and dry-run. The resource version of the dry-run is a precondition of the
+//! apply.
 
 use crate::targets::kubernetes::work::KubernetesWork;
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,14 +34,14 @@ use crate::{
     ports::{Job, Observation, TargetError, TargetErrorKind},
 };
 
-/// With more objects missing than this, only those that are not plainly as their schemas say are tried.
+/// The number of missing objects above which only those that do not clearly fit their schema get a dry-run.
 const DRY_RUNS_MAX: usize = 200;
 
-/// What is looked at.
+/// The scope of an observation.
 struct Scope<'s> {
-    /// These objects; all where it is not set.
+    /// The objects to observe; all if `None`.
     keys: Option<&'s BTreeSet<Key>>,
-    /// Whether what is held was found by its labels alone.
+    /// Whether the inventory was rebuilt from labels alone.
     rebuilt: bool,
 }
 
@@ -51,34 +53,34 @@ pub(super) struct Base {
     pub(super) shared_with: Vec<String>,
 }
 
-/// Everything that was found of an instance.
+/// The result of an observation.
 pub(super) struct Looked {
     pub(super) observation: Observation,
     pub(super) steps: BTreeMap<String, Step>,
-    /// The objects that are no longer declared and stay, each with the reason.
+    /// The objects that are no longer declared and not deleted, each with the reason.
     pub(super) stays: Vec<String>,
     /// The objects whose deletion is in progress.
     pub(super) going: Vec<String>,
     pub(super) rendered: Arc<Rendered>,
     pub(super) cluster: Cluster,
     pub(super) kinds: Kinds,
-    /// What it holds, as far as it is as it should be or is to be changed.
+    /// The new inventory: the objects that need no change, and those to be changed.
     pub(super) inventory: Inventory,
 }
 
 impl Kubernetes {
-    /// Looks at every object of an instance.
+    /// Observes every object of an instance.
     pub(super) async fn look(&self, job: &Job, work: &KubernetesWork, apply: bool) -> Result<Looked, TargetError> {
         let (cluster, shared_with) = self.cluster(job, work, apply).await?;
         let (mut rendered, mut kinds) = self.declared(job, work, &cluster, KINDS_KNOWN).await?;
         let kept = self.inventory(job.formerly.as_ref().unwrap_or(&job.instance)).await?;
         if kept.iter().flat_map(|kept| kept.keys()).any(|key| kinds.of(key).is_none()) {
-            // What was gone when it was asked for last may be back.
+            // A kind that was missing in the last discovery may exist again.
             (rendered, kinds) = self.declared(job, work, &cluster, KINDS_AGAIN).await?;
         }
         let live = match self.list(job, &cluster, &kinds, &rendered, kept.as_deref()).await {
             Err(error) if error.kind == TargetErrorKind::NotFound => {
-                // A kind that was there is gone, or is served in another version.
+                // A kind was deleted, or is served in another version.
                 (rendered, kinds) = self.declared(job, work, &cluster, KINDS_AGAIN).await?;
                 self.list(job, &cluster, &kinds, &rendered, kept.as_deref()).await?
             }
@@ -87,7 +89,7 @@ impl Kubernetes {
         let base = Base { cluster, kinds, rendered, shared_with };
         let inventory = match &kept {
             Some(kept) => (**kept).clone(),
-            // A store that lost it finds it again by our labels (R1.7).
+            // A store that lost the inventory rebuilds it from the labels (R1.7).
             None => {
                 let applied =
                     |object: &Option<Value>| object.as_ref().is_some_and(|one| fields::applied(one).is_some());
@@ -99,7 +101,7 @@ impl Kubernetes {
         self.found(job, work, base, live, inventory, scope).await
     }
 
-    /// Looks at some objects of an instance; the others are taken for what they were.
+    /// Observes some objects of an instance; the state of the others is unchanged.
     pub(super) async fn look_at(
         &self,
         job: &Job,
@@ -167,7 +169,7 @@ impl Kubernetes {
         observation.left = stays.iter().chain(&going).cloned().collect();
         observation.warnings.extend(observation.left.iter().cloned());
         if scope.rebuilt {
-            // What was found by its labels alone is deleted once somebody has seen it.
+            // An object that was found by its labels alone is deleted only after an operator has seen the warning.
             observation.warnings.extend(
                 gone.iter().map(|step| {
                     format!("`{}` carries the labels of `{}`, and is not declared", step.key, job.instance)
@@ -175,7 +177,7 @@ impl Kubernetes {
             );
             gone.clear();
         }
-        // Deletions are in reverse order.
+        // Deletions run in reverse order.
         gone.reverse();
         steps.extend(gone);
         observation.contested = contested.load(std::sync::atomic::Ordering::Relaxed);
@@ -190,7 +192,7 @@ impl Kubernetes {
         Ok(Looked { observation, steps, stays, going, rendered, cluster, kinds, inventory: now })
     }
 
-    /// Whether every namespace of some objects is there, or is among the objects.
+    /// Whether every namespace of some objects exists or is declared.
     async fn has_namespaces(
         &self,
         job: &Job,
@@ -214,7 +216,8 @@ impl Kubernetes {
         Ok(true)
     }
 
-    /// The objects that a job declares, with the kinds of the cluster; a kind that is missing is looked up once more.
+    /// Returns the objects that a job declares, with the kinds of the cluster. Discovers the kinds once more if one is
+    /// missing.
     pub(super) async fn declared(
         &self,
         job: &Job,
@@ -237,7 +240,7 @@ impl Kubernetes {
                 if !rendered.objects.iter().any(is_missing) {
                     return Ok((rendered, kinds));
                 }
-                // Their definitions are among the objects, and may be there by now.
+                // The definitions are among the objects, and may exist by now.
                 let kinds = cluster.kinds(KINDS_AGAIN).await?;
                 Ok((self.rendered(job, work, &kinds).await?, kinds))
             }
@@ -246,7 +249,7 @@ impl Kubernetes {
 }
 
 impl Look<'_> {
-    /// Looks at objects side by side: what is held of them, and what is to be changed.
+    /// Observes objects concurrently. Returns their inventory and the steps that they need.
     async fn each(
         &self,
         wanted: Vec<&Object>,
@@ -301,7 +304,7 @@ impl Look<'_> {
 }
 
 impl Step {
-    /// As it stands in a plan.
+    /// Returns the step as a change of a plan.
     pub(super) fn shown(&self) -> ResourceChange {
         drift::change(&self.key, self.change, self.fields.clone())
     }

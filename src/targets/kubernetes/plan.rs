@@ -1,4 +1,4 @@
-//! Changes of objects to actions: one for each object (R2.2). Pure.
+//! Converts changes of objects to actions, one for each object (R2.2). Pure.
 
 use std::collections::BTreeMap;
 
@@ -13,14 +13,14 @@ pub const APPLY: &str = "kubernetes.apply";
 /// The operation of an action that deletes an object.
 pub const DELETE: &str = "kubernetes.delete";
 
-/// The details of an observation that only this kind reads.
+/// The details of an observation that only this target reads.
 #[derive(Clone, Debug, Default)]
 pub struct Details {
     /// The state of each object that its action overwrites.
     pub overwrites: BTreeMap<String, Overwrite>,
 }
 
-/// The actions of an instance, in the order in which they are done.
+/// Returns the actions of an instance, in the order of execution.
 pub fn actions(id: &InstanceId, observation: &Observation) -> Vec<Action> {
     let overwrites = observation.own::<Details>().map(|details| &details.overwrites);
     observation

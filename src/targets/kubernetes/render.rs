@@ -1,9 +1,10 @@
-//! What an instance is made from to the objects that it declares.
+//! Renders the declared objects of an instance from its files.
 //!
-//! Decides which objects there are, where each was written, and what of it is sent: without what is ignored, with the
-//! labels that say whose it is. Never reaches out: programs see a folder with the closure's files alone, no network, no
-//! program to call and nothing of the daemon's environment, for a bounded time and a bounded output.
-//! *Invariant:* the same content gives the same objects: a chart that differs from one rendering to the next is refused.
+//! Decides which objects exist, the place of each, and the fields that are sent: without ignored fields, with the
+//! labels of the owner.
+//! *Invariant:* a renderer sees a folder with the files of the closure alone. It has no network, no `PATH` and no
+//! variables of the daemon's environment, and its time and output are limited.
+//! *Invariant:* the same content renders to the same objects. A chart with a nondeterministic rendering is refused.
 
 use crate::targets::kubernetes::work::{KubernetesWork, ManifestSource};
 use std::{
@@ -32,15 +33,15 @@ use crate::{
     targets::worktree,
 };
 
-/// How long a program may take: a large chart takes a second.
+/// The time limit of a renderer: a large chart takes a second.
 const RENDER_TIME_MAX: Duration = Duration::from_secs(60);
-/// The most that a program may print.
+/// The maximum output of a renderer in bytes.
 const RENDER_BYTES_MAX: usize = 128 << 20;
-/// The annotation of what helm runs by itself around an install.
+/// The annotation of hooks, which helm runs itself around an install.
 const HOOK: &str = "helm.sh/hook";
 
 impl Kubernetes {
-    /// The objects of a job, from memory where they were made before.
+    /// Returns the objects of a job, from the cache if they were rendered before.
     pub(super) async fn rendered(
         &self,
         job: &Job,
@@ -62,7 +63,8 @@ impl Kubernetes {
         Ok(rendered)
     }
 
-    /// Over everything that objects are made from; substituted values enter it under the key of the store.
+    /// Returns the cache key: a digest of every input of the rendering. Substituted values enter it under the key of
+    /// the store.
     fn render_key(&self, job: &Job, work: &KubernetesWork, epoch: u64) -> String {
         let source = match &work.source {
             ManifestSource::Helm { release, values, .. } => serde_json::json!([release, values]),
@@ -75,7 +77,7 @@ impl Kubernetes {
         digester.field(self.seal.seal(&parts).as_bytes()).finish().to_string()
     }
 
-    /// The objects as they were written, before anything is filled in.
+    /// Returns the objects as written, before defaults and labels are set.
     pub(super) async fn written(&self, job: &Job, work: &KubernetesWork) -> Result<Read, TargetError> {
         match &work.source {
             ManifestSource::Manifests(_) => {
@@ -170,7 +172,7 @@ impl Kubernetes {
         Ok(one)
     }
 
-    /// Runs a program that renders, alone with the files of the closure.
+    /// Runs a renderer with access to the files of the closure alone.
     async fn run(
         &self,
         job: &Job,
@@ -188,7 +190,7 @@ impl Kubernetes {
             ))
         })?;
         let home = tempfile::tempdir().map_err(|error| failed(error.to_string()))?;
-        // Whoever asks for the network gets nobody: a proxy that does not answer.
+        // A proxy address without a listener, so that requests to the network fail.
         let nobody = "http://127.0.0.1:9";
         let mut child = Command::new(program)
             .args(arguments)
@@ -231,7 +233,7 @@ async fn bounded(from: Option<impl tokio::io::AsyncRead + Unpin>) -> std::io::Re
     Ok(text)
 }
 
-/// A program by its name or path.
+/// Finds a program by name or path.
 fn find(program: &str) -> Option<std::path::PathBuf> {
     if program.contains('/') {
         return Some(program.into());
@@ -240,7 +242,7 @@ fn find(program: &str) -> Option<std::path::PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join(program)).find(|place| place.is_file())
 }
 
-/// A folder of its own with the files of the closure.
+/// Creates a temporary folder with the files of the closure.
 async fn lay_out(job: &Job) -> Result<tempfile::TempDir, TargetError> {
     let job = job.clone();
     tokio::task::spawn_blocking(move || {
@@ -254,7 +256,7 @@ async fn lay_out(job: &Job) -> Result<tempfile::TempDir, TargetError> {
     .map_err(|error| TargetError::new(TargetErrorKind::Render, error.to_string()))?
 }
 
-/// What was written, as it is applied: filled in, at home in a namespace, labelled, and each object once.
+/// Converts written objects to the form that is applied: substituted, with namespace and labels, without duplicates.
 fn finish(
     id: &InstanceId,
     work: &KubernetesWork,
@@ -312,7 +314,7 @@ fn finish(
         });
     }
     if problems.is_empty() && !unknown.is_empty() {
-        // An upstream may bring it; whoever plans knows.
+        // An upstream may create the kind; the planner decides.
         return Err(TargetError { kind: TargetErrorKind::NotThereYet, ..wrong(id, unknown.into_iter().collect()) });
     }
     problems.extend(unknown);
@@ -323,7 +325,7 @@ fn finish(
     Ok(Rendered { objects: made, warnings })
 }
 
-/// Puts an object into the namespace that it names, or into the component's; one that lives in none is in none.
+/// Sets the namespace of an object to its own or the component's; removes it for cluster-scoped kinds.
 fn at_home(value: &mut Value, key: &mut Key, namespaced: bool, home: Option<&str>) -> Result<(), String> {
     if namespaced && key.namespace.is_none() {
         let Some(namespace) = home else {
@@ -340,7 +342,7 @@ fn at_home(value: &mut Value, key: &mut Key, namespaced: bool, home: Option<&str
     Ok(())
 }
 
-/// The kinds that definitions among the objects bring, with whether they live in namespaces.
+/// Returns the kinds that the definitions among the objects create, and whether they are namespaced.
 fn crds(objects: &[Written]) -> BTreeMap<(String, String), bool> {
     let definitions = objects.iter().filter(|one| one.json.contains("CustomResourceDefinition")).map(Written::value);
     let definitions = definitions.filter(|value| value["kind"] == "CustomResourceDefinition");
@@ -352,7 +354,7 @@ fn crds(objects: &[Written]) -> BTreeMap<(String, String), bool> {
         .collect()
 }
 
-/// Leaves out what the cluster decides, and says whose the object is.
+/// Removes the fields that the cluster decides, and sets the labels of the owner.
 fn tidy(value: &mut Value, id: &InstanceId) {
     if let Some(object) = value.as_object_mut() {
         object.remove("status");
@@ -374,7 +376,7 @@ fn tidy(value: &mut Value, id: &InstanceId) {
     }
 }
 
-/// Writes the plain texts of a Secret as the cluster keeps them: under `stringData` nobody would own them.
+/// Moves `stringData` of a Secret to `data`, its stored form: no manager owns fields under `stringData`.
 fn encode(secret: &mut Value) {
     use base64::Engine as _;
     let Some(Value::Object(plain)) = secret.as_object_mut().and_then(|secret| secret.remove("stringData")) else {
@@ -386,13 +388,13 @@ fn encode(secret: &mut Value) {
     for (key, value) in plain {
         secret["data"][key] = match value {
             Value::String(text) => base64::engine::general_purpose::STANDARD.encode(text).into(),
-            // The server says what is wrong with it.
+            // The server reports the error in the value.
             other => other,
         };
     }
 }
 
-/// Removes what stands at a pointer.
+/// Removes the value at a pointer.
 fn remove(value: &mut Value, pointer: &str) {
     let Some((parent, last)) = pointer.rsplit_once('/') else { return };
     let last = last.replace("~1", "/").replace("~0", "~");

@@ -1,4 +1,4 @@
-//! The objects that an instance declares, as they are sent.
+//! Defines the declared objects of an instance in the form that is sent.
 
 use std::sync::Arc;
 
@@ -10,33 +10,32 @@ use crate::{
     ports::{Diagnostic, TargetError, TargetErrorKind},
 };
 
-/// The most problems that are told at once.
+/// The maximum number of problems in one error.
 const PROBLEMS_MAX: usize = 20;
 
-/// A hash of an object under the store's key.
+/// A keyed hash of an object, with the key of the store.
 pub(super) type Mark = [u8; 16];
 
-/// An object as it is applied.
+/// An object in the form that is applied.
 #[derive(Clone, Debug)]
 pub(super) struct Object {
-    /// Its name.
     pub key: Key,
-    /// The version of its kind that it is written in.
+    /// The API version in which the object is written.
     pub version: Arc<str>,
-    /// A hash of all of it.
+    /// The hash of the whole object.
     pub mark: Mark,
-    /// Where it was written.
+    /// The place: `file:line`.
     pub place: Arc<str>,
-    /// Itself, as JSON: small as long as nobody needs it.
+    /// The object as JSON, which is smaller than a parsed value.
     pub(super) json: Box<str>,
 }
 
 impl Object {
-    /// The object.
+    /// Parses the object.
     pub(super) fn value(&self) -> Value {
         serde_json::from_str(&self.json).unwrap_or_default()
     }
-    /// The object as it is sent.
+    /// Returns the object as sent.
     pub(super) fn json(&self) -> &str {
         &self.json
     }
@@ -45,14 +44,11 @@ impl Object {
 /// The objects of an instance, in the order of applying.
 #[derive(Debug, Default)]
 pub(super) struct Rendered {
-    /// The objects.
     pub objects: Vec<Object>,
-    /// Warnings.
     pub warnings: Vec<String>,
 }
 
 impl Rendered {
-    /// An object by its key.
     pub(super) fn get(&self, key: &Key) -> Option<&Object> {
         let place = |key: &Key| rank(&key.kind);
         let found = self.objects.binary_search_by(|object| (place(&object.key), &object.key).cmp(&(place(key), key)));
@@ -60,7 +56,7 @@ impl Rendered {
     }
 }
 
-/// An error of the declaration: another content is needed.
+/// Returns an error of the declaration, which only another content resolves.
 pub(super) fn wrong(id: &InstanceId, problems: Vec<String>) -> TargetError {
     let count = problems.len();
     let mut diagnostics: Vec<Diagnostic> = problems

@@ -1,7 +1,7 @@
-//! Objects against the schemas that the server publishes. Pure but for the reading.
+//! Checks objects against the schemas that the server publishes. Pure except for reading the schemas.
 //!
-//! Decides whether an object that is not there yet is written as its kind is, so that thousands of them need no dry-run
-//! each. It never refuses one: what is not plainly right is asked of the server, whose word counts.
+//! Decides whether a missing object clearly fits its schema, so that thousands of missing objects need no dry-run
+//! each. Never refuses an object: the server decides all other cases by a dry-run.
 
 use std::collections::HashMap;
 
@@ -9,15 +9,14 @@ use serde_json::Value;
 
 use super::{client::Cluster, rendered::Object};
 
-/// The deepest schema that is followed; those of pods are about fifteen.
+/// The maximum depth of a schema; schemas of pods are about fifteen deep.
 const DEPTH_MAX: usize = 64;
 
-/// The schemas of some versions of kinds.
 #[derive(Default)]
 pub(super) struct Schemas(HashMap<String, Value>);
 
 impl Schemas {
-    /// The schemas for the kinds of some objects; what the server does not publish is missing.
+    /// Reads the schemas for the kinds of some objects; unpublished schemas are omitted.
     pub(super) async fn of(cluster: &Cluster, objects: &[&Object]) -> Self {
         let mut all = HashMap::new();
         for object in objects {
@@ -32,7 +31,7 @@ impl Schemas {
         Self(all)
     }
 
-    /// Whether an object is plainly as its schema says.
+    /// Whether an object clearly fits its schema.
     pub(super) fn accept(&self, object: &Object) -> bool {
         let Some(document) = self.0.get(&*object.version) else { return false };
         let schemas = &document["components"]["schemas"];
@@ -48,7 +47,7 @@ impl Schemas {
     }
 }
 
-/// Whether a value is plainly as a schema says.
+/// Whether a value clearly fits a schema.
 fn fits(schemas: &Value, schema: &Value, value: &Value, depth: usize) -> bool {
     if value.is_null() {
         return true;

@@ -1,27 +1,27 @@
-//! The step that one object needs, and what was found of the object.
+//! Defines the result of observing one object, and the step that the object needs.
 
 use super::{fields::Extra, inventory::Held, object::Key};
 use crate::model::{Change, ChangedBy, Field};
 
-/// An object that is to be changed, as it was found.
+/// A change of an object, with the observed state as its precondition.
 #[derive(Clone, Debug)]
 pub(super) struct Step {
     pub(super) key: Key,
     pub(super) change: Change,
     pub(super) fields: Vec<Field>,
-    /// The object that it is about; absent where there is none.
+    /// The uid of the observed object; `None` if it does not exist.
     pub(super) uid: Option<String>,
     pub(super) version: Option<String>,
-    /// Places that nobody declared, to be removed.
+    /// Undeclared values to remove.
     pub(super) extras: Vec<Extra>,
 }
 
-/// The finding on one object.
+/// The result of observing one object.
 pub(super) enum Found {
-    /// It is as it should be.
+    /// The object needs no change.
     Same(Held),
-    /// It is to be changed.
+    /// The object needs a change.
     Differs(Box<Step>, Option<ChangedBy>),
-    /// Why it can't be, with the place where it was written.
+    /// The object can't be applied; the message names its place.
     Problem(String),
 }

@@ -1,10 +1,11 @@
-//! Outputs in rendered objects. Pure.
+//! Substitutes outputs in rendered objects. Pure.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-/// Replaces `${KEY}` in every text; a text that is nothing else takes the type of the value. `$${` stands for `${`.
+/// Replaces `${KEY}` in every text. A text that consists of one `${KEY}` takes the type of the value. `$${` escapes
+/// `${`.
 pub(super) fn substituted(value: &mut Value, by: &BTreeMap<String, Value>) -> Result<(), String> {
     match value {
         Value::String(text) if text.contains("${") => {

@@ -1,7 +1,8 @@
-//! Whether what was applied came up, by what the objects themselves say. Pure but for the reading.
+//! Verifies that applied objects became ready, by their status. Pure except for reading the objects.
 //!
-//! Decides by the rules that kubectl and its like have in common: an object that a controller has not looked at yet is on
-//! its way; conditions say more; each kind of workload has its own. A Job that runs is on its way, not done.
+//! Follows the rules that kubectl and similar tools share. An object that its controller has not observed yet is in
+//! progress. Conditions take precedence over the rules for each kind of workload. A running Job is in progress, not
+//! done.
 
 use crate::targets::kubernetes::work::KubernetesWork;
 use cel::{Context, Program};
@@ -13,7 +14,7 @@ use super::{
 };
 use crate::ports::{Health, Job, TargetError, TargetErrorKind};
 
-/// Kinds that have nothing to say about themselves.
+/// Kinds without a status.
 const SILENT: [&str; 14] = [
     "ConfigMap",
     "Secret",
@@ -30,10 +31,9 @@ const SILENT: [&str; 14] = [
     "ValidatingWebhookConfiguration",
     "MutatingWebhookConfiguration",
 ];
-/// The most objects that are named in one sentence.
+/// The maximum number of objects in one message.
 const NAMED_MAX: usize = 3;
 
-/// A condition of an object.
 pub(super) fn condition<'o>(object: &'o Value, sort: &str) -> Option<&'o Value> {
     object["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == sort)
 }
@@ -48,7 +48,7 @@ fn number(object: &Value, pointer: &str) -> i64 {
     object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0)
 }
 
-/// Whether an object is as it should be, by what it says.
+/// Returns the health of an object by its status.
 pub(super) fn health(object: &Value) -> Health {
     let progress = |text: String| Health::InProgress(text);
     if object::is_terminating(object) {
@@ -106,7 +106,7 @@ pub(super) fn health(object: &Value) -> Health {
     }
 }
 
-/// A condition that says whether an object is as it should be, where it has one.
+/// Returns the health by a condition; an object without the condition is healthy.
 fn by_condition(object: &Value, sort: &str) -> Health {
     match condition(object, sort) {
         Some(condition) if condition["status"] != "True" => Health::InProgress(message(condition)),
@@ -198,7 +198,7 @@ fn pod(object: &Value) -> Health {
     }
 }
 
-/// Why a pod does not come up, by its containers and its scheduling.
+/// Returns why a pod does not become ready, by its containers and its scheduling.
 pub(super) fn pod_failure(pod: &Value) -> Option<String> {
     for list in ["initContainerStatuses", "containerStatuses"] {
         for container in pod["status"][list].as_array().into_iter().flatten() {
@@ -234,7 +234,7 @@ fn evaluate(expression: &str, object: &Value) -> Result<bool, String> {
     }
 }
 
-/// Whether an object is as it should be, by the rules that a component says for its kind, else by the usual ones.
+/// Returns the health of an object by the component's rule for its kind, or by the default rules.
 pub(super) fn ruled(object: &Value, rules: &[(String, String, Option<String>)]) -> Result<Health, String> {
     let kind = object["kind"].as_str().unwrap_or_default();
     let Some((_, current, failed)) = rules.iter().find(|(of, _, _)| of == kind) else { return Ok(health(object)) };
@@ -250,7 +250,7 @@ pub(super) fn ruled(object: &Value, rules: &[(String, String, Option<String>)]) 
     })
 }
 
-/// The first few of some sentences.
+/// Joins the first few messages.
 fn named(all: &[String]) -> String {
     let more = all.len().saturating_sub(NAMED_MAX);
     let more = (more > 0).then(|| format!("and {more} more"));
@@ -258,7 +258,8 @@ fn named(all: &[String]) -> String {
 }
 
 impl Kubernetes {
-    /// Whether everything that an instance declares came up, or is gone; of what did not, the first few, with the reason.
+    /// Returns whether all declared objects are ready, or all objects are deleted. Otherwise names the first few that
+    /// are not, with the reason.
     pub(super) async fn health_of_work(&self, job: &Job, work: &KubernetesWork) -> Result<Health, TargetError> {
         if work.destroy {
             let looked = self.look(job, work, false).await?;

@@ -1,11 +1,14 @@
-//! Changes of live objects, as they happen.
+//! Watches live objects and reports the instances that need an observation.
 //!
-//! One watch for each kind of each cluster, over everything that carries our labels. Of an object nothing is kept: its
-//! event is compared with the mark that the inventory has of it, and one that differs is a *suspect*, which the next pass
-//! reads and confirms.
-//! Decides only that somebody has to look. *Guarantees:* a watch that broke goes on where it was, or lists everything anew
-//! and compares it; while it can't, every pass reads everything. What no watch sees the slow full pass finds.
-//! *Race:* events of our own apply arrive before its inventory is written: they are suspects that turn out to be none.
+//! Owns one watch for each kind of each cluster, over all objects with Evenkeel's labels. A watch compares each event
+//! with the mark in the inventory. An object that differs is a *suspect*, which the next drift check reads and
+//! confirms.
+//! *Invariant:* no object stays in memory. A watch only triggers observations and never decides that an object
+//! drifted.
+//! *Race:* a watch breaks. The watch resumes from its version, or lists and compares everything again; until then
+//! every drift check reads everything. The periodic complete observation finds changes that no watch reports.
+//! *Race:* events of an apply arrive before its inventory is written. They create suspects that the next drift check
+//! clears.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -31,27 +34,26 @@ use super::{
 };
 use crate::model::{EnvironmentName, InstanceId, Seal};
 
-/// The longest wait before a watch that broke is tried again.
+/// The longest delay before a broken watch is retried.
 const AGAIN_MAX: Duration = Duration::from_secs(10);
 /// The longest line of a watch: the largest object that a cluster stores is 3 MiB.
 const LINE_BYTES_MAX: usize = 16 << 20;
 
-/// The inventories in memory, by instance.
+/// The cached inventories, by instance.
 pub(super) type Inventories = Arc<Mutex<HashMap<InstanceId, Arc<Inventory>>>>;
 
-/// All watches.
 pub(super) struct Watches {
     shared: Arc<Shared>,
-    /// By where it looks, group and kind.
+    /// Keyed by environment with connection and account, and by group and kind.
     watches: Mutex<HashMap<(String, GroupKind), Watch>>,
 }
 
-/// What has to be looked at, each with the number of the last event about it: an event that comes while it is looked at
-/// makes it a suspect again.
+/// The objects to observe, each with the number of its last event. An event during an observation keeps the object a
+/// suspect.
 pub(super) type Suspects = BTreeMap<Key, u64>;
 
 struct Watch {
-    /// As whom: other credentials are another watch in its place.
+    /// The user of the watch; other credentials replace the watch.
     who: String,
     alive: Arc<AtomicBool>,
     task: JoinHandle<()>,
@@ -66,19 +68,19 @@ impl Drop for Watch {
 struct Shared {
     seal: Arc<Seal>,
     inventories: Inventories,
-    /// The keys to observe.
+    /// The objects to observe, by instance.
     suspects: Mutex<BTreeMap<InstanceId, Suspects>>,
-    /// How many events made a suspect so far.
+    /// The number of events that created a suspect.
     count: AtomicU64,
-    /// What differed when it was looked at last: it may be as it was before.
+    /// The objects that differed in the last observation; a later event may end the difference.
     differing: Mutex<BTreeMap<InstanceId, BTreeSet<Key>>>,
-    /// Which instances nobody was woken for yet.
+    /// The instances with changes that [`Watches::changed`] has not returned yet.
     unheard: Mutex<BTreeSet<InstanceId>>,
     changed: Notify,
 }
 
 impl Watches {
-    /// No watch yet, over these inventories.
+    /// Creates the set of watches over shared inventories.
     pub(super) fn new(seal: Arc<Seal>, inventories: Inventories) -> Self {
         let shared = Shared {
             seal,
@@ -92,8 +94,8 @@ impl Watches {
         Self { shared: Arc::new(shared), watches: Mutex::default() }
     }
 
-    /// Watches kinds of a cluster for the objects of an environment; what is watched already goes on. Answers whether all
-    /// of them are watched and nothing was missed.
+    /// Watches kinds of a cluster for the objects of an environment; existing watches continue. Returns whether all of
+    /// the watches are running and no event was missed.
     pub(super) fn watch(
         &self,
         place: &str,
@@ -126,12 +128,12 @@ impl Watches {
         all
     }
 
-    /// What has to be looked at of an instance; nothing of it is forgotten until it is taken back by [`Self::seen`].
+    /// Returns the suspects of an instance. They stay suspects until [`Self::seen`] clears them.
     pub(super) fn suspects(&self, id: &InstanceId) -> Suspects {
         self.shared.suspects.lock().get(id).cloned().unwrap_or_default()
     }
 
-    /// Says that suspects were looked at, as they were known before.
+    /// Clears suspects after an observation, except those with an event since.
     pub(super) fn seen(&self, id: &InstanceId, seen: &Suspects) {
         let mut suspects = self.shared.suspects.lock();
         if let Some(there) = suspects.get_mut(id) {
@@ -147,7 +149,7 @@ impl Watches {
         self.shared.differing().get(id).cloned().unwrap_or_default()
     }
 
-    /// Says what differs of an instance.
+    /// Sets the objects of an instance that differ.
     pub(super) fn set_differing(&self, id: &InstanceId, keys: BTreeSet<Key>) {
         let mut differing = self.shared.differing();
         if keys.is_empty() {
@@ -157,7 +159,7 @@ impl Watches {
         }
     }
 
-    /// Waits for an instance that has to be looked at.
+    /// Waits for an instance that needs an observation.
     pub(super) async fn changed(&self) -> InstanceId {
         loop {
             let changed = self.shared.changed.notified();
@@ -192,7 +194,7 @@ impl Shared {
     }
 }
 
-/// One watch.
+/// The task of one watch.
 struct One {
     shared: Arc<Shared>,
     cluster: Cluster,
@@ -209,11 +211,11 @@ struct Event {
     object: Value,
 }
 
-/// Why a watch does not go on.
+/// The reason why a watch ended.
 enum End {
-    /// It goes on where it was.
+    /// The watch can resume from its version.
     Ended,
-    /// Where it was is not known any more.
+    /// The version is no longer available.
     TooOld,
 }
 
@@ -262,7 +264,7 @@ impl One {
         }
     }
 
-    /// Reads everything and compares it; answers the version from which the watch goes on.
+    /// Lists and compares all objects. Returns the version from which the watch continues.
     async fn list(&self) -> Result<String, Refusal> {
         let since = Instant::now();
         let mut there: HashSet<Key> = HashSet::new();
@@ -289,7 +291,7 @@ impl One {
         Ok(version)
     }
 
-    /// Follows changes until the watch ends.
+    /// Follows events until the watch ends.
     async fn follow(&self, version: &mut String) -> Result<End, Refusal> {
         let answer = match self.cluster.watch(&self.resource, &self.labels(), version).await {
             Ok(answer) => answer,
@@ -299,7 +301,7 @@ impl One {
         self.alive.store(true, Ordering::Release);
         let mut body = answer.into_body();
         let mut line: Vec<u8> = vec![];
-        // The server ends a watch by itself; one that is silent beyond that is dead.
+        // The server closes a watch after `WATCH_SECONDS`; a watch without data beyond that is broken.
         let silence = Duration::from_secs(u64::from(WATCH_SECONDS) + 30);
         loop {
             let Ok(frame) = tokio::time::timeout(silence, body.frame()).await else { return Ok(End::Ended) };
@@ -335,7 +337,7 @@ impl One {
         Key::of_metadata(Arc::clone(&self.group), Arc::clone(&self.kind), object)
     }
 
-    /// Compares a live object with what the inventory has of it.
+    /// Compares a live object with its mark in the inventory.
     fn compare(&self, object: &Value) -> Option<Key> {
         let key = self.key(object)?;
         let id = object::owner(object)?;
@@ -351,7 +353,7 @@ impl One {
         Some(key)
     }
 
-    /// An object that is gone, or that does not carry our labels any more.
+    /// Handles an object that was deleted or no longer carries Evenkeel's labels.
     fn gone(&self, object: &Value) {
         let (Some(key), Some(id)) = (self.key(object), object::owner(object)) else { return };
         if self.shared.inventory(&id).is_some_and(|inventory| inventory.contains_key(&key)) {

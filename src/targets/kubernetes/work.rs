@@ -1,4 +1,4 @@
-//! Kubernetes objects with their inputs filled in.
+//! Defines the work of a Kubernetes component, with all inputs resolved.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -11,41 +11,42 @@ use crate::{
     ports::{Job, Owners, TargetError, TargetErrorKind, join},
 };
 
-/// Kubernetes objects with their inputs filled in.
+/// Kubernetes objects with resolved inputs.
 #[derive(Clone, Default)]
 pub struct KubernetesWork {
     /// The source of the objects.
     pub source: ManifestSource,
-    /// The content hash of what they are made from.
+    /// The content hash of the files that the objects are rendered from.
     pub content: Option<Digest>,
     /// The namespace of objects that name none.
     pub namespace: Option<String>,
-    /// The address of the API server, where an output gives it.
+    /// The address of the API server, if an output supplies it.
     pub server: Option<String>,
-    /// Its certificate authority, where an output gives it.
+    /// The certificate authority of the server, if an output supplies it.
     pub certificate_authority: Option<String>,
-    /// The values of `${KEY}`; without it nothing is substituted.
+    /// The values of `${KEY}`; `None` disables substitution.
     pub substitute: Option<BTreeMap<String, Value>>,
-    /// The service account as which objects are read and applied: `namespace/name`.
+    /// The service account that reads and applies the objects: `namespace/name`.
     pub impersonate: Option<String>,
-    /// Objects that may be made again, by kind and name.
+    /// Objects that may be deleted and created again, by kind and name.
     pub force: Vec<(String, Option<String>)>,
     /// Fields that are neither sent nor compared, by kind, name and JSON pointers.
     pub ignore: Vec<(String, Option<String>, Vec<String>)>,
-    /// When objects of a kind are healthy and when they failed, as expressions of CEL.
+    /// Health rules as CEL expressions: kind, ready, failed.
     pub health: Vec<(String, String, Option<String>)>,
-    /// How long a rollout may take.
+    /// The time limit for the objects to become ready.
     pub wait: Duration,
-    /// Whether everything is to go (R1.9).
+    /// Whether all objects are to be deleted (R1.9).
     pub destroy: bool,
-    /// Which instances of the environment declare an object in the same cluster, where that was asked for.
+    /// The instances of the environment that declare each object in the same cluster; `None` if the job did not request
+    /// them.
     pub owners: Option<Arc<Owners>>,
 }
 
 /// The source of Kubernetes objects; paths are relative to the root of the repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ManifestSource {
-    /// A manifest, or a folder of them.
+    /// A manifest, or a folder of manifests.
     Manifests(String),
     /// A folder with a `kustomization.yaml`.
     Kustomize(String),
@@ -55,9 +56,9 @@ pub enum ManifestSource {
         chart: String,
         /// The name of the release.
         release: String,
-        /// The files of values, in order.
+        /// The value files, in order of precedence.
         value_files: Vec<String>,
-        /// Values that win over those of files.
+        /// Values that override those of files.
         values: BTreeMap<String, Value>,
     },
 }
@@ -69,10 +70,10 @@ impl Default for ManifestSource {
 }
 
 impl KubernetesWork {
-    /// The objects of a job.
+    /// Returns the work of a job.
     ///
     /// # Errors
-    /// When a filled-in value does not fit its field.
+    /// When a resolved value does not fit its field.
     pub fn new(job: &Job) -> Result<Self, TargetError> {
         let kubernetes: Kubernetes = typed(&job.target.declared).map_err(|why| TargetError {
             retry: Retry::WhenInputChanges,

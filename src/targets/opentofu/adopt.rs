@@ -1,8 +1,9 @@
-//! Adopt (R4.3): which value of which variable would declare what was observed, and the edit that says so.
+//! Adopts observed values of resources into variables of the declaration (R4.3).
 //!
-//! Decides where a value is edited: where the instance's own environment says it, else in `overrides` of that
-//! environment. Comments, order and everything else of a file stay. Never edits a module, and never a value that comes from an
-//! output: whoever applies that upstream again would undo it.
+//! Owns the search for the variable of an attribute and the edit of its value. A value is edited in the instance's own
+//! environment if that environment sets it, else in `overrides` of that environment.
+//! *Invariant:* comments, order and all other content of a file stay unchanged. Neither modules nor values from
+//! outputs are edited: the next apply of the upstream would revert an edited output.
 
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -20,21 +21,21 @@ use crate::{
     ports::{EntryKind, Files, join},
 };
 
-/// A value that a variable takes.
+/// An observed value for a variable.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Adopted {
     /// The variable.
     pub variable: String,
-    /// Where in its value, as the keys that lead there; empty for the whole.
+    /// The path inside the variable's value; empty for the whole value.
     pub keys: Vec<String>,
     /// The observed value.
     pub value: Value,
 }
 
-/// Returns the edits that declare drifted values, or the reason for which that is impossible.
+/// Returns the edits that declare drifted values.
 ///
 /// # Errors
-/// For each resource that no variable could declare, why.
+/// The reason for each resource that no variable can declare.
 pub(super) fn adopted(
     changes: &[ResourceChange],
     origins: &BTreeMap<String, BTreeMap<String, String>>,
@@ -83,7 +84,7 @@ fn of_field(
     }
 }
 
-/// Puts what was observed into the value that a variable has.
+/// Sets the observed value inside the current value of a variable.
 fn within(current: Option<&Value>, adopted: &Adopted) -> Result<Value, String> {
     let Some((last, way)) = adopted.keys.split_last() else { return Ok(adopted.value.clone()) };
     let unknown = || {
@@ -110,7 +111,7 @@ fn step<'v>(value: &'v mut Value, key: &str) -> Option<&'v mut Value> {
     }
 }
 
-/// The files of variables that tofu reads by itself, those that win first.
+/// Returns the variable files that tofu reads by default, in order of precedence.
 fn files_of_variables(content: &dyn Files, root: &str) -> Vec<String> {
     let entries = content.list(root).unwrap_or_default();
     let names = entries.into_iter().filter(|entry| entry.sort == EntryKind::File).map(|entry| entry.name);
@@ -120,7 +121,7 @@ fn files_of_variables(content: &dyn Files, root: &str) -> Vec<String> {
     names.into_iter().rev().filter_map(|name| join(root, &name)).collect()
 }
 
-/// Edits a value at the narrowest place that concerns this instance alone.
+/// Edits a value at the narrowest place that affects this instance alone.
 pub(super) fn edit(
     adoption: &Adoption<'_>,
     tofu: &Tofu,
@@ -133,7 +134,7 @@ pub(super) fn edit(
         for path in listed.chain(files_of_variables(edits.content(), &root)) {
             let Ok(text) = edits.read(&path) else { continue };
             let Ok(Some(edited)) = edit_tfvars(&text, adopted) else { continue };
-            // A file that other instances use as well would change them.
+            // A file that other instances share is not edited.
             if edits.write_own(&path, edited) {
                 return Ok(());
             }
@@ -150,22 +151,22 @@ pub(super) fn edit(
 
 /// The declaration of a component, with its file.
 pub(super) struct Declared<'d> {
-    /// The text of its file.
+    /// The text of the file.
     pub text: &'d str,
-    /// Its name.
+    /// The name of the component.
     pub component: &'d str,
     /// The environment.
     pub environment: &'d EnvironmentName,
-    /// Its value in this environment.
+    /// The declaration in this environment.
     pub tofu: &'d Tofu,
 }
 
 impl Declared<'_> {
-    /// The file with a variable's new value, in the declaration itself where it is of one environment, and in its
-    /// `overrides` else.
+    /// Returns the file with a new value of a variable: in the declaration if it has one environment, else in its
+    /// `overrides`.
     ///
     /// # Errors
-    /// Why it can't be edited, in a sentence.
+    /// A message that explains why the file can't be edited.
     pub(super) fn edit(&self, adopted: &Adopted) -> Result<String, String> {
         let (nodes, _) = node::read(&"component.yaml".into(), self.text.as_bytes());
         let is_it = |node: &node::Node| {
@@ -196,10 +197,10 @@ impl Declared<'_> {
     }
 }
 
-/// A file of variables with a variable's new value; nothing where it does not set it.
+/// Returns a variable file with a new value of a variable, or `None` if the file does not set the variable.
 ///
 /// # Errors
-/// Why it can't be edited, in a sentence.
+/// A message that explains why the file can't be edited.
 pub(super) fn edit_tfvars(text: &str, adopted: &Adopted) -> Result<Option<String>, String> {
     let mut body = Body::from_str(text).map_err(|error| format!("it can't be read: {error}"))?;
     let Some(mut attribute) = body.get_attribute_mut(&adopted.variable) else { return Ok(None) };
@@ -212,7 +213,7 @@ pub(super) fn edit_tfvars(text: &str, adopted: &Adopted) -> Result<Option<String
     Ok(Some(body.to_string()))
 }
 
-/// A value as HCL writes it.
+/// Formats a value as HCL.
 fn hcl(value: &Value) -> String {
     match value {
         Value::String(_) => value.to_string().replace("${", "$${").replace("%{", "%%{"),
@@ -225,7 +226,7 @@ fn hcl(value: &Value) -> String {
     }
 }
 
-/// The value of a plain expression of HCL: texts, numbers, booleans, lists and maps of them.
+/// Parses a literal HCL expression: texts, numbers, booleans, and lists and maps of them.
 fn json(text: &str) -> Option<Value> {
     fn of(expression: &Expression) -> Option<Value> {
         Some(match expression {

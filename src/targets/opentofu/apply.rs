@@ -1,11 +1,10 @@
-//! A plan under the lock, a copy of the state, and the apply of exactly that plan.
+//! Plans under the state lock, backs up the state, and applies exactly that plan.
 //!
-//! *Flow:* `prepare` plans with the credentials of apply under tofu's lock and keeps the plan file; the caller decides
-//! whether it is covered; `apply` keeps a copy of the state and applies the file.
-//! The apply runs under a supervisor (`supervised`), and ends with or without the daemon.
-//! *Guarantees:* what is applied is the plan that was looked at, or nothing: tofu refuses a saved plan whose state has
-//! moved on.
-//! *Assumptions:* one run at a time prepares and applies an instance; the run lock sees to it.
+//! *Flow:* `prepare` plans with the credentials for apply under tofu's lock and stores the plan file. The caller
+//! checks that the plan is covered by the approved actions. `apply` backs up the state and applies the plan file. The
+//! apply runs under a supervisor (`supervised`) and completes even if the daemon stops.
+//! *Invariant:* only the stored plan is applied: tofu refuses a saved plan whose state has changed since.
+//! *Assumption:* one run at a time prepares and applies an instance. The run lock guarantees this.
 
 use crate::targets::opentofu::work::TofuWork;
 use std::{path::Path, sync::Arc};
@@ -24,7 +23,7 @@ use crate::{
     ports::{Fence, Job, Observation, Prepared, Progress, TargetError, TargetErrorKind},
 };
 
-/// How many copies of each instance's state are kept.
+/// The number of state backups of each instance.
 const STATE_COPIES_MAX: usize = 50;
 
 #[derive(Deserialize)]
@@ -53,7 +52,7 @@ pub(super) fn applied(id: &InstanceId, said: Said) -> Result<(), TargetError> {
 }
 
 impl Tofu {
-    /// Plans with the credentials of apply, under the lock, and keeps the plan file for `apply`.
+    /// Plans with the credentials for apply, under the lock, and stores the plan file for `apply`.
     pub(super) async fn prepare_work(&self, job: &Job, work: &TofuWork) -> Result<Prepared, TargetError> {
         let ready = self.ready(job, work, true).await?;
         let mut observation = self.plan(job, work, &ready, true).await?;
@@ -74,7 +73,7 @@ impl Tofu {
         Ok(Prepared { observation, ticket: Box::new(ticket) })
     }
 
-    /// Applies the plan that was prepared.
+    /// Applies the prepared plan.
     pub(super) async fn apply_work(
         &self,
         job: &Job,
@@ -95,7 +94,8 @@ impl Tofu {
         };
         let ready = self.ready(job, work, true).await?;
         self.keep_state_place(job, work)?;
-        // The plan belongs to the program from its start on: it has to outlive whoever ordered it, and goes when that ends.
+        // The plan file belongs to the supervised program: the file outlives the daemon, and is removed when the
+        // program ends.
         let input = self.spool(&job.instance).input();
         let arguments = [
             "apply".to_owned(),
@@ -109,7 +109,7 @@ impl Tofu {
         applied(&job.instance, said)
     }
 
-    /// Keeps a copy of the state, by its content, and answers its serial; nothing where there is no state yet.
+    /// Backs up the state by its content and returns its serial; `None` if no state exists yet.
     async fn keep_state(&self, job: &Job, root: &Path) -> Result<Option<u64>, TargetError> {
         let said = self.run(job, root, &["state".to_owned(), "pull".into()], true, Read::Answer).await?;
         if said.code != Some(0) {

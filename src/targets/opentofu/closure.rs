@@ -1,8 +1,8 @@
-//! The files that a root module is made from: its folder, the local modules and files that it names transitively, and its
-//! variable files.
+//! Determines the files of a root module.
 //!
-//! A file names paths by its literal texts, so the closure is never smaller than what tofu reads by literal path; it may
-//! be larger.
+//! The closure consists of the folder of the module, the local modules and files that it references transitively, and
+//! its variable files. References are found by the literal texts of a file.
+//! *Invariant:* the closure contains every file that tofu reads by a literal path. It may contain more.
 
 use super::hcl;
 use crate::{
@@ -57,7 +57,7 @@ fn folder(walk: &mut Walk<'_>, name: &str, depth: usize) -> Result<(), WalkError
     Ok(())
 }
 
-/// Adds what a module's file names by a literal relative path, where the repository has it.
+/// Adds the files of the repository that a module references by a literal relative path.
 fn references(walk: &mut Walk<'_>, within: &str, path: &str, depth: usize) -> Result<(), WalkError> {
     let bytes = walk.files.read(path)?;
     let text = String::from_utf8_lossy(&bytes);
@@ -68,7 +68,7 @@ fn references(walk: &mut Walk<'_>, within: &str, path: &str, depth: usize) -> Re
         let literal = if whole { named.as_str() } else { named.rsplit_once('/').map_or("", |(folder, _)| folder) };
         let Some(target) = join(within, literal) else { continue };
         match walk.files.entry(&target)?.map(|entry| entry.sort) {
-            // A path that is only partly literal, such as "../${x}", must not pull in the whole repository.
+            // A partly literal path, such as "../${x}", must not add the whole repository.
             Some(EntryKind::Folder)
                 if whole || !target.is_empty() && !format!("{within}/").starts_with(&format!("{target}/")) =>
             {

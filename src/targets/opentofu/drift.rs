@@ -1,7 +1,7 @@
-//! What a plan at the applied revision says about the world. Pure.
+//! Derives drift from a plan at the applied revision. Pure.
 //!
-//! Everything that it would change is drift (R1.4). What differs from the last apply and no apply would change is
-//! *adopt-only*: it is reported, and counts only where the component is strict.
+//! Every change of the plan is drift (R1.4). A difference from the last apply that no apply would change is
+//! *adopt-only*: it is reported, and counts as drift only for a strict component.
 
 use crate::targets::opentofu::fields::fields;
 use crate::targets::opentofu::plan_json::PlanJson;
@@ -10,7 +10,7 @@ use crate::{
     ports::Observation,
 };
 
-/// The drift that an observation at the applied revision shows.
+/// Returns the drift that an observation at the applied revision shows.
 pub fn of(observation: &Observation) -> Vec<Drift> {
     let revertible = observation.changes.iter().filter_map(|resource| {
         let drift = match resource.change {
@@ -18,7 +18,7 @@ pub fn of(observation: &Observation) -> Vec<Drift> {
             Change::Update | Change::Replace | Change::Run | Change::Move => DriftKind::Changed,
             Change::Destroy | Change::Forget => DriftKind::Extra,
         };
-        // An output follows from its resources; alone it is drift all the same (R1.3).
+        // A changed output is usually a consequence of a changed resource; without one it is drift itself (R1.3).
         if resource.r#type == "output" && observation.changes.iter().any(|other| other.r#type != "output") {
             return None;
         }
@@ -34,7 +34,7 @@ pub fn of(observation: &Observation) -> Vec<Drift> {
     revertible.chain(observation.adopt_only.iter().cloned()).collect()
 }
 
-/// What a refresh would write into the state: nothing in the world is changed by it.
+/// Returns the changes that a refresh would write into the state; a refresh changes no resource.
 pub fn refreshes(adopt_only: &[Drift]) -> Vec<ResourceChange> {
     let field = |field: &DriftField| Field {
         path: field.path.clone(),
@@ -55,7 +55,7 @@ pub fn refreshes(adopt_only: &[Drift]) -> Vec<ResourceChange> {
     adopt_only.iter().map(change).collect()
 }
 
-/// What stands for the type of a resource that is only looked at again.
+/// The type of a resource in a refresh.
 pub(super) const REFRESHED: &str = "refresh";
 
 fn shown(resource: &ResourceChange) -> Vec<DriftField> {
@@ -68,7 +68,7 @@ fn shown(resource: &ResourceChange) -> Vec<DriftField> {
     if resource.change == Change::Create { vec![] } else { known }
 }
 
-/// Differences from the last apply that the plan does not change.
+/// Returns the differences from the last apply that the plan does not change.
 pub(super) fn adopt_only(plan: &PlanJson, changes: &[ResourceChange], seal: &Seal, redactor: &Redactor) -> Vec<Drift> {
     plan.resource_drift
         .iter()
@@ -79,7 +79,7 @@ pub(super) fn adopt_only(plan: &PlanJson, changes: &[ResourceChange], seal: &Sea
                 Some("update") => DriftKind::Changed,
                 _ => return None,
             };
-            // Here *before* is what was applied and *after* is what was observed.
+            // Here *before* is the applied value and *after* the observed one.
             let fields = fields(&raw.change, seal, redactor).into_iter().map(|f| DriftField {
                 path: f.path,
                 desired: f.before,

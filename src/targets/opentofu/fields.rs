@@ -1,4 +1,4 @@
-//! The fields that a change of a resource changes, with sensitive values masked.
+//! Extracts the changed fields of a resource, with sensitive values masked.
 
 use crate::model::{
     Field, Redactor, Seal,
@@ -7,7 +7,7 @@ use crate::model::{
 use crate::targets::opentofu::plan_json::RawChange;
 use serde_json::Value;
 
-/// The fields that differ, with sensitive values masked and unknown ones marked.
+/// Returns the fields that differ, with sensitive values masked and unknown ones marked.
 pub(super) fn fields(raw: &RawChange, seal: &Seal, redactor: &Redactor) -> Vec<Field> {
     let mut walk = Walk { seal, redactor, found: vec![] };
     let sides = Sides {
@@ -35,7 +35,7 @@ pub(super) struct Sides<'a> {
     masked_after: &'a Value,
 }
 
-/// The most fields of one resource that are kept; a digest still covers all by the hash of what is left out.
+/// The maximum number of fields stored for one resource; the digest covers the omitted ones by a hash.
 pub(super) const FIELDS_MAX: usize = 2000;
 
 pub(super) fn child<'v>(value: &'v Value, key: &str) -> &'v Value {
@@ -43,7 +43,7 @@ pub(super) fn child<'v>(value: &'v Value, key: &str) -> &'v Value {
     match value {
         Value::Object(map) => map.get(key).unwrap_or(NULL),
         Value::Array(items) => key.parse::<usize>().ok().and_then(|at| items.get(at)).unwrap_or(NULL),
-        // A mark that holds for the whole holds for each part.
+        // A mark on a whole value applies to each of its parts.
         Value::Bool(true) => value,
         _ => NULL,
     }
@@ -106,7 +106,7 @@ impl Walk<'_> {
     }
 }
 
-/// Whether a mark (`true`, or a structure with `true` in it) is set anywhere.
+/// Whether a mark (`true`, or a structure that contains `true`) is set anywhere.
 pub(super) fn has_mark(mark: &Value) -> bool {
     match mark {
         Value::Bool(flag) => *flag,

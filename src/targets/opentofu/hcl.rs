@@ -1,19 +1,20 @@
-//! Just enough of HCL to know what a root module is made from: its words and its quoted texts, without comments.
+//! Tokenizes HCL to find the files that a root module references.
 //!
-//! Decides nothing about meaning; tofu does. *Invariant:* any bytes are read in linear time, without recursion.
+//! Returns words and quoted texts without comments. Does not evaluate HCL; tofu does.
+//! *Invariant:* any input is read in linear time, without recursion over its size.
 
-/// A word or a quoted text of a `.tf` file.
+/// A token of a `.tf` file.
 #[derive(Debug, PartialEq, Eq, Clone)]
 pub enum Token<'t> {
     /// A name or keyword.
     Word(&'t str),
-    /// The literal parts of a quoted text, up to its first interpolation; the flag says whether that is all of it.
+    /// The literal part of a quoted text, up to its first interpolation; the flag is true if the whole text is literal.
     Text(&'t str, bool),
     /// Any other character.
     Sign(char),
 }
 
-/// The tokens of a text; heredocs are read as words and signs, which only adds to what is found.
+/// Returns the tokens of a text. Heredocs are read as words and signs, which can only add tokens.
 pub fn tokens(text: &str) -> Vec<Token<'_>> {
     let bytes = text.as_bytes();
     let mut found = vec![];
@@ -51,7 +52,7 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len()).position(|window| window == needle)
 }
 
-/// Reads a quoted text that starts at `start`, and answers its length with both quotes.
+/// Reads a quoted text that starts at `start`. Returns its length with both quotes.
 fn quoted<'t>(text: &'t str, start: usize, found: &mut Vec<Token<'t>>) -> usize {
     let bytes = text.as_bytes();
     let mut at = start + 1;
@@ -73,7 +74,7 @@ fn quoted<'t>(text: &'t str, start: usize, found: &mut Vec<Token<'t>>) -> usize 
                 return at + 1 - start;
             }
             b'"' => {
-                // A text inside an interpolation: `"${file("x")}"`.
+                // A quoted text inside an interpolation: `"${file("x")}"`.
                 at += quoted(text, at, found) - 1;
             }
             b'\n' if depth == 0 => return at - start,
@@ -84,7 +85,7 @@ fn quoted<'t>(text: &'t str, start: usize, found: &mut Vec<Token<'t>>) -> usize 
     bytes.len() - start
 }
 
-/// Whether a root module's text declares where its state is kept.
+/// Whether the text of a root module declares a backend.
 pub fn declares_backend(text: &str) -> bool {
     let tokens = tokens(text);
     let named = |window: &[Token<'_>]| {
@@ -96,8 +97,8 @@ pub fn declares_backend(text: &str) -> bool {
     tokens.windows(3).any(named)
 }
 
-/// The relative paths that a `.tf` file names, as far as they are literal: `source`, `file(…)`, `"${path.module}/…"`.
-/// The flag says whether the whole path is literal; otherwise everything below its folder may be meant.
+/// Returns the literal relative paths in a `.tf` file: `source`, `file(…)`, `"${path.module}/…"`. The flag is true if
+/// the whole path is literal; otherwise the path may refer to anything below its folder.
 pub fn relative_paths(text: &str) -> Vec<(String, bool)> {
     let mut paths = vec![];
     for token in tokens(text) {

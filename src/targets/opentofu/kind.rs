@@ -1,4 +1,4 @@
-//! The answers of OpenTofu as a kind of target.
+//! Implements the target kind for OpenTofu root modules.
 
 use std::collections::BTreeMap;
 

@@ -1,13 +1,14 @@
-//! The OpenTofu target: root modules looked at and applied by the `tofu` program.
+//! Observes and applies OpenTofu root modules by running the `tofu` program.
 //!
-//! Decides how one instance is observed, what of it drifted, what an apply is, and whether it did what was planned.
-//! Never uses a shell, never passes on an environment that was not allowed, never keeps a plan file longer than it is
-//! used, never reads a plan other than by the JSON interface.
-//! *Race:* two uses of one instance on one path: they take turns by a lock for each path.
-//! *Race:* an `init` without a lock file replaces what stands in the shared provider cache under whoever uses it (a race
-//! in tofu): such an init gets its providers beside its own data and writes the lock file; with one the cache is safe.
-//! *Race:* the state changes between plan and apply: tofu refuses the saved plan, and the run plans again.
-//! *Race:* somebody holds the state lock: the wait is bounded, and the owner is named.
+//! Owns the work trees, plans, applies and verification of the instances.
+//! *Invariant:* runs tofu without a shell, passes on only the allowed environment variables, removes a plan file after
+//! its use, and reads plans only in their JSON form.
+//! *Race:* two jobs use one work tree. A lock for each path serializes them.
+//! *Race:* an `init` without a lock file replaces providers in the shared cache while other processes use them (a bug
+//! in tofu). Such an `init` stores its providers beside its own data and writes the lock file. With a lock file the
+//! shared cache is safe.
+//! *Race:* the state changes between plan and apply. Tofu refuses the saved plan, and the run plans again.
+//! *Race:* another process holds the state lock. The wait is limited, and the error names the owner of the lock.
 
 mod adapter;
 mod adopt;
@@ -47,33 +48,34 @@ use crate::{
     ports::{Job, TargetError, TargetErrorKind, Use},
 };
 
-/// What takes longer goes where it keeps nobody waiting: a plan of a few hundred resources takes about as long.
+/// The duration after which a job stops counting towards the concurrency limit, so that it does not delay others. A
+/// plan of a few hundred resources takes about as long.
 const LONG: Duration = Duration::from_secs(60);
 
-/// The environment that a connection gives to a process, by (environment, connection, whether for apply).
+/// Resolves the environment variables of a connection, by (instance, connection, whether for apply).
 pub type Credentials =
     Arc<dyn Fn(&InstanceId, &str, bool) -> Result<BTreeMap<String, SecretString>, String> + Send + Sync>;
 
-/// How the program is run.
+/// The settings for running the program.
 #[derive(Clone)]
 pub struct Settings {
-    /// The program: a name to be found, or a path.
+    /// The program: a name on `PATH`, or a path.
     pub binary: String,
-    /// How many processes run at once.
+    /// The maximum number of concurrent processes.
     pub parallel: usize,
     /// The folder of the daemon's data.
     pub data: PathBuf,
-    /// The folder of providers, shared by all instances.
+    /// The provider cache, shared by all instances.
     pub provider_cache: PathBuf,
-    /// This program, which supervises what has an effect.
+    /// The path of this program, which supervises processes that have an effect.
     pub supervisor: PathBuf,
-    /// How long one process may take.
+    /// The time limit of one process.
     pub timeout: Duration,
-    /// How long a process waits for the state lock.
+    /// The time that a process waits for the state lock.
     pub lock_timeout: Duration,
-    /// The CLI configuration, where there is one.
+    /// The CLI configuration file, if any.
     pub cli_config: Option<PathBuf>,
-    /// The daemon's own log of each process, for the bench and `doctor`.
+    /// The resolver of credentials.
     pub credentials: Credentials,
 }
 
@@ -88,14 +90,14 @@ pub struct Tofu {
     seal: Arc<Seal>,
     redactor: Redactor,
     lanes: ConcurrencyLimit,
-    /// The work trees, by their path. Whoever holds a tree may write its files and run tofu in it.
+    /// The work trees by path. A task locks a tree before it writes files or runs tofu in the tree.
     trees: Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<WorkTree>>>>,
-    /// Which instance keeps its state where.
+    /// The instance that owns each backend location.
     backends: Mutex<HashMap<String, InstanceId>>,
 }
 
 impl Tofu {
-    /// The target with its settings.
+    /// Creates the target from its settings.
     pub fn new(settings: Settings, seal: Arc<Seal>, redactor: Redactor) -> Self {
         Self {
             lanes: ConcurrencyLimit::new(settings.parallel, LONG),
@@ -107,12 +109,12 @@ impl Tofu {
         }
     }
 
-    /// Removes the files of values that a daemon before left lying about.
+    /// Removes the files with plaintext values that an earlier daemon left behind.
     fn remove_leftovers(&self) {
         remove_left_values(&self.settings.data.join("work"));
     }
 
-    /// The folder of an instance's content: merged revisions replace each other there, a pull request has its own.
+    /// Returns the folder for an instance's content. Merged revisions share one folder; each pull request has its own.
     fn tree_path(&self, job: &Job) -> PathBuf {
         let name = match job.r#use {
             Use::Applied | Use::Head => "merged".to_owned(),
@@ -125,19 +127,19 @@ impl Tofu {
         self.settings.data.join("work").join(id.environment.as_str()).join(id.component.as_str())
     }
 
-    /// The folder that tofu keeps its data in, for each use.
+    /// Returns tofu's data folder for a use of an instance.
     fn data_path(&self, job: &Job) -> PathBuf {
         self.instance_path(&job.instance).join(format!("data-{}", job.r#use))
     }
 
-    /// The work tree of a job, to be locked while its files are written or used.
+    /// Returns the work tree of a job. The caller locks it while its files are written or used.
     fn work_tree(&self, job: &Job) -> Arc<tokio::sync::Mutex<WorkTree>> {
         let path = self.tree_path(job);
         let tree = || Arc::new(tokio::sync::Mutex::new(WorkTree { path: path.clone() }));
         Arc::clone(self.trees.lock().entry(path.clone()).or_insert_with(tree))
     }
 
-    /// Says that an instance keeps its state somewhere, unless another does.
+    /// Records the backend location of an instance, unless another instance owns it.
     fn claim_backend(&self, place: &str, id: &InstanceId) -> Result<(), TargetError> {
         let mut backends = self.backends.lock();
         match backends.get(place) {
@@ -160,7 +162,7 @@ impl Tofu {
         }
     }
 
-    /// Removes the work trees of a pull request that is over.
+    /// Removes the work trees of a closed pull request.
     async fn remove_pull(&self, pull: PullNumber) {
         let work = self.settings.data.join("work");
         let names = [Use::Pull(pull).to_string(), format!("data-{}", Use::Pull(pull))];
@@ -182,17 +184,17 @@ impl Tofu {
     }
 }
 
-/// Removes the files of values in plain text that a killed daemon left behind.
+/// Removes the files with plaintext values that a killed daemon left behind.
 fn remove_left_values(work: &std::path::Path) {
     let below = |folder: PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     for data in below(work.to_owned()).flat_map(below).flat_map(below) {
         if data.ends_with(supervised::SPOOL) {
-            // What nobody works on any more goes with the look.
+            // Observing the spool removes it if no process uses it.
             drop(crate::adapters::supervisor::Spool::new(data).look());
             continue;
         }
         for name in observe::FILES_WITH_VALUES {
-            // A folder of another sort does not have them.
+            // Other folders do not contain these files.
             drop(std::fs::remove_file(data.join(name)));
         }
     }

@@ -1,10 +1,9 @@
-//! How a root module is looked at: content laid out, `init` where something that it depends on changed, `plan`,
-//! and `show -json` only where the plan found something.
+//! Observes a root module: lays out its content, runs `init` if its inputs changed, and plans.
 //!
-//! A pass over an unchanged instance is one process, and one more (`output -json`) where another instance consumes its
-//! outputs. Never takes the state lock.
-//! *Invariant:* variables stand in a file outside of the module, readable by the owner alone, and are removed
-//! afterwards; they come last on the command line, so that nothing in the repository beats them.
+//! Runs `show -json` only if the plan contains changes. A drift check of an unchanged instance runs one process, and a
+//! second one (`output -json`) if another instance consumes its outputs. Never takes the state lock.
+//! *Invariant:* variables are in a file outside the module that only the owner can read, and the file is removed
+//! afterwards. They are last on the command line and override all values in the repository.
 
 use crate::targets::opentofu::work::TofuWork;
 use std::path::{Path, PathBuf};
@@ -24,40 +23,40 @@ use crate::{
     ports::{Job, Observation, TargetError, TargetErrorKind},
 };
 
-/// The file by which a root module that declares no backend gets one.
+/// The file that declares a backend for a root module without one.
 const OWN_BACKEND: &str = "evenkeel_backend.tf";
 
-/// The file that says where the last apply left the state of an instance.
+/// The file that records the backend location of the last apply.
 const STATE_PLACE: &str = "state-place";
 
-/// The file of variables, outside of the module.
+/// The variable file, outside the module.
 const VARIABLES: &str = "variables.tfvars.json";
-/// The settings of a backend, for as long as `init` runs.
+/// The backend settings; the file exists only while `init` runs.
 const BACKEND: &str = "backend.hcl";
-/// A plan that is looked at.
+/// The plan file of an observation.
 const PLAN: &str = "plan";
-/// A plan that is to be applied.
+/// The plan file of an apply.
 pub(super) const PREPARED: &str = "prepared";
-/// All that hold values in plain text.
+/// All files that contain plaintext values.
 pub(super) const FILES_WITH_VALUES: [&str; 4] = [VARIABLES, BACKEND, PLAN, PREPARED];
 
-/// A work tree that is laid out, initialised and held.
+/// A work tree that is laid out, initialised and locked.
 pub(super) struct Ready {
     pub(super) root: PathBuf,
     pub(super) plan: PathBuf,
     _held: OwnedMutexGuard<WorkTree>,
-    /// One for all processes of a look: what began ends before others begin.
+    /// One slot covers all processes of an observation, so that it completes before others start.
     _slot: Slot,
 }
 
 impl Drop for Ready {
     fn drop(&mut self) {
-        // A plan file holds every value in plain text.
+        // A plan file contains all values in plaintext.
         drop(std::fs::remove_file(&self.plan));
     }
 }
 
-/// A file that holds values in plain text, and goes with whoever was to use it.
+/// A file with plaintext values that is removed when this value is dropped.
 pub(super) struct Private(pub(super) PathBuf);
 
 impl Drop for Private {
@@ -67,13 +66,13 @@ impl Drop for Private {
 }
 
 impl Tofu {
-    /// Looks at an instance with the credentials of plan and without a lock.
+    /// Observes an instance with the credentials for plan, without the state lock.
     pub(super) async fn observe_work(&self, job: &Job, work: &TofuWork) -> Result<Observation, TargetError> {
         let ready = self.ready(job, work, false).await?;
         self.plan(job, work, &ready, false).await
     }
 
-    /// Lays the content out and initialises it where that is needed.
+    /// Lays out the content, and initialises it if necessary.
     pub(super) async fn ready(&self, job: &Job, work: &TofuWork, apply: bool) -> Result<Ready, TargetError> {
         let held = self.work_tree(job).lock_owned().await;
         let tree = held.path.clone();
@@ -84,7 +83,7 @@ impl Tofu {
             )
         };
         if !matches!(job.r#use, crate::ports::Use::Pull(_)) {
-            // Files are not replaced under an apply that a daemon before began.
+            // The files stay unchanged until an apply of an earlier daemon ends.
             self.spool(&job.instance).ended().await.map_err(disk)?;
         }
         let slot = self.lanes.take(&job.instance).await;
@@ -112,7 +111,7 @@ impl Tofu {
         Ok(ready)
     }
 
-    /// A root module that declares no backend keeps its state under the daemon's data, by a file of ours beside it.
+    /// Declares a local backend, under the daemon's data, for a root module that declares none.
     fn own_backend(&self, job: &Job, root: &Path) -> std::io::Result<()> {
         let folder = self
             .settings
@@ -134,7 +133,7 @@ impl Tofu {
         worktree::write(&place, text.as_bytes(), 0o600)
     }
 
-    /// Runs `init` unless everything that it depends on is as it was when it last ended well.
+    /// Runs `init`, unless its inputs are unchanged since its last success.
     async fn init(
         &self,
         job: &Job,
@@ -154,7 +153,7 @@ impl Tofu {
         arguments.push(format!("-lock-timeout={}s", self.settings.lock_timeout.as_secs()));
         let mut settings = None;
         if !work.backend_config.is_empty() {
-            // By a file, because arguments are visible to everybody on the machine.
+            // In a file, because all users of the machine can read arguments.
             let line = |(name, value): (&String, &Value)| {
                 let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
                 format!("{name} = {}\n", Value::String(text).to_string().replace("${", "$${").replace("%{", "%%{"))
@@ -182,7 +181,7 @@ impl Tofu {
         })
     }
 
-    /// A hash over what `init` depends on: module files, lock file, backend settings, program, CLI configuration.
+    /// Returns a hash of the inputs of `init`: module files, lock file, backend settings, program, CLI configuration.
     fn init_key(&self, job: &Job, work: &TofuWork, lock_file: &Path) -> String {
         let mut digester =
             Digester::new("init").field(self.settings.binary.as_bytes()).field(work.workspace.as_bytes());
@@ -198,11 +197,11 @@ impl Tofu {
         digester.field(&cli_config.unwrap_or_default()).finish().to_string()
     }
 
-    /// Refuses two instances that keep their state in one place.
+    /// Claims the backend location of an instance.
     ///
     /// # Errors
-    /// When another instance keeps its state there, when the place is inside the work tree, which is replaced, or when it
-    /// is not the place where the last apply left the state (R1.10).
+    /// When another instance owns the location, when the location is inside the work tree, which is replaced, or when
+    /// it differs from the location of the last apply (R1.10).
     fn claim(&self, job: &Job, work: &TofuWork) -> Result<(), TargetError> {
         let place = self.state_place(job, work)?;
         if job.r#use != crate::ports::Use::Applied
@@ -221,7 +220,7 @@ impl Tofu {
         if work.declares_backend { self.claim_backend(&place, kept_as(job)) } else { Ok(()) }
     }
 
-    /// Remembers where an apply leaves the state.
+    /// Records the backend location of an apply.
     pub(super) fn keep_state_place(&self, job: &Job, work: &TofuWork) -> Result<(), TargetError> {
         let (place, path) = (self.state_place(job, work)?, self.instance_path(&job.instance).join(STATE_PLACE));
         worktree::write(&path, place.as_bytes(), 0o600).map_err(|error| {
@@ -250,7 +249,8 @@ impl Tofu {
         if let Some(map) = config.as_object_mut() {
             map.retain(|_, value| !value.is_null());
         }
-        // Settings may hold credentials, so the place is named by its hash and by what is never secret.
+        // Settings may contain credentials. The location is therefore identified by its hash and by settings that are
+        // never secret.
         let name = |key: &str| config.get(key).and_then(Value::as_str).map(|text| format!(" {key}={text}"));
         let shown: String =
             ["path", "bucket", "prefix", "key", "schema_name"].iter().filter_map(|key| name(key)).collect();
@@ -259,7 +259,7 @@ impl Tofu {
         Ok(format!("{sort}{shown} workspace={} {digest}", work.workspace))
     }
 
-    /// Plans, and reads the plan where it found something.
+    /// Plans, and reads the plan if it contains changes.
     pub(super) async fn plan(
         &self,
         job: &Job,
@@ -275,7 +275,7 @@ impl Tofu {
         }
         drop(variables);
         let found = match said.code {
-            // At head even an empty plan is read: it says whether the target holds anything already (R1.6).
+            // At head even an empty plan is read, to determine whether the target manages any resource yet (R1.6).
             Some(0) => said.drift || job.r#use != crate::ports::Use::Applied,
             Some(2) => true,
             _ => return Err(failure(&job.instance, "plan", said)),
@@ -301,7 +301,7 @@ impl Tofu {
         Ok(observation)
     }
 
-    /// Writes the variables for as long as they are needed; nothing where there are none.
+    /// Writes the variable file for the time of its use; `None` without variables.
     fn variables(&self, job: &Job, work: &TofuWork) -> Result<Option<Private>, TargetError> {
         if work.variables.is_empty() {
             return Ok(None);
@@ -338,7 +338,7 @@ impl Tofu {
         if !apply {
             return self.run(job, &ready.root, &arguments, false, Read::Lines).await;
         }
-        // It takes the lock, which it has to release whatever becomes of the daemon.
+        // The process takes the state lock and must release it even if the daemon stops.
         let mut said = self.supervised(job, &ready.root, &arguments, None, None, None).await?;
         if self.release_of_the_dead(job, &ready.root, &said).await? {
             said = self.supervised(job, &ready.root, &arguments, None, None, None).await?;
@@ -364,7 +364,7 @@ impl Tofu {
     }
 }
 
-/// The name under which the daemon keeps what it keeps for an instance.
+/// Returns the name under which the daemon stores data of an instance.
 fn kept_as(job: &Job) -> &InstanceId {
     job.formerly.as_ref().unwrap_or(&job.instance)
 }
@@ -374,8 +374,8 @@ struct Lineage {
     lineage: String,
 }
 
-/// The lineage of the state that a saved plan was made from: that of each new state is another one. Nothing where there
-/// is no state yet, or where it is encrypted.
+/// Returns the lineage of the state that a saved plan was made from; each new state has another lineage. `None` if
+/// there is no state yet, or if it is encrypted.
 fn lineage(plan: &Path) -> Result<Option<String>, String> {
     let file = std::fs::File::open(plan).map_err(|error| error.to_string())?;
     let mut archive = zip::ZipArchive::new(file).map_err(|error| error.to_string())?;

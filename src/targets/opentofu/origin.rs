@@ -1,6 +1,7 @@
-//! Which variable an attribute of a resource comes straight from, as the plan's `configuration` says. Pure.
+//! Finds the variable that an attribute is set from, by the plan's `configuration`. Pure.
 //!
-//! Only a reference to a variable alone counts; what is computed from it, or written in the module, has no such origin.
+//! An attribute has an origin only if its expression is a plain reference to a variable. Computed values and literals
+//! in the module have none.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +9,7 @@ use serde_json::Value;
 
 use crate::model::{Change, ResourceChange};
 
-/// The variables of the root module that changed attributes come straight from, by resource and attribute.
+/// Returns the variables of the root module that changed attributes are set from, by resource and attribute.
 pub(super) fn of(configuration: &Value, changes: &[ResourceChange]) -> BTreeMap<String, BTreeMap<String, String>> {
     let mut origins = BTreeMap::new();
     for change in changes.iter().filter(|change| matches!(change.change, Change::Update | Change::Replace)) {
@@ -42,7 +43,7 @@ fn origin(configuration: &Value, address: &str, attribute: &str) -> Option<Strin
     Some(variable)
 }
 
-/// The variable that an expression refers to and to nothing else.
+/// Returns the variable that an expression refers to, if the expression is nothing else.
 fn variable(expression: &Value) -> Option<String> {
     match &expression["references"].as_array()?[..] {
         [one] => one.as_str()?.strip_prefix("var.").filter(|name| !name.contains('.')).map(str::to_owned),
@@ -50,7 +51,7 @@ fn variable(expression: &Value) -> Option<String> {
     }
 }
 
-/// The parts of an address without the keys of its instances: `module.a["x"].thing.b[0]` is `module`, `a`, `thing`, `b`.
+/// Returns the parts of an address without instance keys: `module.a["x"].thing.b[0]` is `module`, `a`, `thing`, `b`.
 fn without_keys(address: &str) -> Option<Vec<String>> {
     let (mut parts, mut part, mut depth, mut quoted) = (vec![], String::new(), 0, false);
     let mut escaped = false;

@@ -1,8 +1,8 @@
-//! The plan JSON of tofu to changes, and changes to an action. Pure.
+//! Converts the plan JSON of tofu to changes, and changes to an action. Pure.
 //!
-//! Decides which values may be shown. Reads by allow-list: `variables`, `prior_state`, `planned_values` and
-//! `configuration` are never looked at for values; the last one says where they come from. A value that the plan marks sensitive is masked here, before it
-//! leaves this folder; what stands for it in a digest is an HMAC (R2.3).
+//! Decides which values may be shown. Values are read by allow-list: `variables`, `prior_state`, `planned_values` and
+//! `configuration` are never read for values. `configuration` is read only for the origins of values.
+//! *Invariant:* a value that the plan marks sensitive is masked in this module. A digest contains its HMAC (R2.3).
 
 use super::{drift, origin};
 use crate::targets::opentofu::fields::{fields, has_mark};
@@ -15,19 +15,19 @@ use crate::{
 use serde_json::Value;
 use std::{collections::BTreeMap, sync::Arc};
 
-/// The details of an observation that only this kind reads.
+/// The details of an observation that only this target reads.
 #[derive(Clone, Debug, Default)]
 pub struct Details {
-    /// The serial of the state that was read.
+    /// The serial of the observed state.
     pub serial: Option<u64>,
-    /// The variables that attributes come straight from, by resource and attribute.
+    /// The variables that attributes are set from, by resource and attribute.
     pub origins: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 /// Reads a plan; sensitive values are masked.
 ///
 /// # Errors
-/// When the plan has a format that is not known, or says that it is incomplete.
+/// When the plan has an unknown format or is marked incomplete.
 pub fn observation(plan: &PlanJson, seal: &Seal, redactor: &Redactor) -> Result<Observation, String> {
     if !plan.format_version.starts_with("1.") {
         return Err(format!("its format is `{}` and 1.x is expected", plan.format_version));
@@ -35,7 +35,7 @@ pub fn observation(plan: &PlanJson, seal: &Seal, redactor: &Redactor) -> Result<
     if plan.errored {
         return Err("it is incomplete".into());
     }
-    // Everything marked is learnt first, because a module may copy a secret into a place that is not marked.
+    // All marked values are registered first, because a module may copy a secret into an unmarked place.
     for raw in plan
         .resource_changes
         .iter()
@@ -67,7 +67,7 @@ pub fn observation(plan: &PlanJson, seal: &Seal, redactor: &Redactor) -> Result<
         }
     }
     changes.sort_by(|one, two| (one.r#type == "output", &one.resource).cmp(&(two.r#type == "output", &two.resource)));
-    // What the state names and the world does not show any more stands in the drift, and not in the state as it was read.
+    // A resource of the state that no longer exists is in the drift and not in the state as read.
     let holds_anything = !plan.resource_drift.is_empty()
         || plan
             .prior_state
@@ -132,12 +132,12 @@ fn change(actions: &[String]) -> Option<Change> {
         ["delete", "create"] | ["create", "delete"] => Some(Change::Replace),
         ["forget"] => Some(Change::Forget),
         ["no-op"] | ["read"] | [] => None,
-        // An action that a later tofu invents is taken for the worst that it could be.
+        // An unknown action of a later tofu is treated as the most destructive one.
         _ => Some(Change::Replace),
     }
 }
 
-/// Learns what is marked in a value.
+/// Registers the marked parts of a value with the redactor.
 fn learn(value: &Value, mark: &Value, redactor: &Redactor) {
     match (mark, value) {
         (Value::Bool(true), _) => redactor.learn(value),
@@ -154,7 +154,7 @@ fn learn(value: &Value, mark: &Value, redactor: &Redactor) {
 /// The operation of an action that writes the observed values into the state.
 pub const REFRESH: &str = "tofu.refresh";
 
-/// The one action of an instance, or nothing where nothing would change.
+/// Returns the one action of an instance, or none without changes.
 pub fn actions(id: &InstanceId, observation: &Observation) -> Vec<Action> {
     if observation.changes.is_empty() {
         return vec![];

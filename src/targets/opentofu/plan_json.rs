@@ -1,10 +1,10 @@
-//! The JSON form of a plan, as `tofu show -json` prints it.
+//! Defines the JSON form of a plan, as `tofu show -json` prints it.
 
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// The part of tofu's plan JSON that is read.
+/// The fields of tofu's plan JSON that are read.
 #[derive(Deserialize, Default, Debug)]
 pub struct PlanJson {
     #[serde(default)]
@@ -17,7 +17,7 @@ pub struct PlanJson {
     pub(super) output_changes: BTreeMap<String, RawChange>,
     #[serde(default)]
     pub(super) prior_state: Option<PriorState>,
-    /// Read for where attributes come from, never for values.
+    /// Read for the origins of attributes, never for values.
     #[serde(default)]
     pub(super) configuration: Value,
     #[serde(default)]
@@ -51,7 +51,7 @@ pub(super) struct StateResource {
 }
 
 impl Module {
-    /// Data sources are only read, so they hold nothing.
+    /// Data sources are only read and do not count.
     pub(super) fn holds_anything(&self) -> bool {
         self.resources.iter().any(|resource| resource.mode == "managed")
             || self.child_modules.iter().any(Self::holds_anything)

@@ -1,9 +1,12 @@
-//! One `tofu` process: argument vector in, JSON lines out.
+//! Runs one `tofu` process: an argument vector as input, JSON lines as output.
 //!
-//! Never joins arguments to a text, never passes on the daemon's environment beyond the allow-list, never reads more
-//! than a bound, and stops a process that takes too long the way tofu wants it: one SIGINT, a wait, then SIGKILL.
-//! *Why does it print into files?* A pipe ends with its reader: tofu would die of it in the middle, and leave its
-//! providers behind. What only looks prints into files without a name, which go with whoever holds them.
+//! Owns the start, the time limit, the output and the termination of a process.
+//! *Invariant:* never joins arguments to a command line, never passes on the daemon's environment beyond the
+//! allow-list, and reads a limited amount of output. A process over its time limit is stopped as tofu requires: one
+//! SIGINT, a wait, then SIGKILL.
+//! *Output files:* a process prints into files instead of pipes. A pipe breaks when its reader stops; tofu would then
+//! die in the middle of its work and leave its provider processes running. A process without effects prints into
+//! unnamed files, which are removed with their last user.
 
 use std::{
     collections::BTreeMap,
@@ -28,18 +31,18 @@ use crate::{
     ports::{Diagnostic, Job, Progress, TargetError, TargetErrorKind},
 };
 
-/// The longest JSON line that is read: a diagnostic or a progress message is far below it.
+/// The longest JSON line that is read: diagnostics and progress messages are far shorter.
 const LINE_BYTES_MAX: usize = 4 << 20;
-/// The largest answer of `show -json` and `output -json`: a plan over 10,000 resources is about 10 MB.
+/// The largest output of `show -json` and `output -json`: a plan of 10,000 resources has about 10 MB.
 const ANSWER_BYTES_MAX: u64 = 512 << 20;
-/// How much of stderr is kept, its end.
+/// The number of bytes stored from the end of stderr.
 const STDERR_BYTES_MAX: u64 = 16 << 10;
-/// The most diagnostics that are kept.
+/// The maximum number of stored diagnostics.
 const DIAGNOSTICS_MAX: usize = 50;
-/// How long a process that was asked to stop may take to write its state.
+/// The time that an interrupted process gets to write its state.
 const STOP_GRACE: Duration = Duration::from_secs(60);
 
-/// What tofu only says once it has the state lock, where it takes it.
+/// Message types that tofu prints only after it has the state lock, if it takes the lock.
 const UNDER_THE_LOCK: [&str; 9] = [
     "planned_change",
     "refresh_start",
@@ -58,9 +61,9 @@ pub(super) struct Said {
     pub(super) code: Option<i32>,
     pub(super) errors: Vec<Diagnostic>,
     pub(super) warnings: Vec<String>,
-    /// Whether the world differs from the state, by a `resource_drift` message.
+    /// Whether the resources differ from the state, by a `resource_drift` message.
     pub(super) drift: bool,
-    /// When it first said something that it only says while it has the state lock, if it takes it.
+    /// The time of the first message that implies the state lock.
     pub(super) locked_at: Option<DateTime<Utc>>,
     pub(super) stdout: Vec<u8>,
     pub(super) stderr: String,
@@ -98,16 +101,16 @@ struct Start {
     line: u64,
 }
 
-/// What is done with what a process prints.
+/// The treatment of a process's output.
 pub(super) enum Read {
-    /// JSON lines: diagnostics are collected.
+    /// JSON lines; diagnostics are collected.
     Lines,
-    /// One JSON answer, kept whole.
+    /// One JSON document, stored whole.
     Answer,
 }
 
 impl Tofu {
-    /// Runs the program on an instance that is ready and holds a slot.
+    /// Runs the program on an instance that is ready and has a slot.
     pub(super) async fn run(
         &self,
         job: &Job,
@@ -132,7 +135,7 @@ impl Tofu {
         let data = self.data_path(job);
         let (output, complaints) =
             (tempfile::tempfile_in(&data).map_err(disk)?, tempfile::tempfile_in(&data).map_err(disk)?);
-        // One that a killed daemon left behind ends before another works on the same data.
+        // A process that a killed daemon left behind ends before another one uses the same data.
         let busy = Busy::new(data.join("busy"));
         command.stdin(busy.lock(self.settings.timeout).await.map_err(disk)?);
         command.stdout(output.try_clone().map_err(disk)?).stderr(complaints.try_clone().map_err(disk)?);
@@ -140,7 +143,7 @@ impl Tofu {
         tracing::debug!(instance = %job.instance, what, "tofu starts");
         let started = std::time::Instant::now();
         let child = command.spawn().map_err(|error| self.not_started(&error))?;
-        // The command holds the lock that the program has, too.
+        // The command also has the lock that the program inherited.
         drop(command);
         busy.of(child.id()).map_err(disk)?;
         let said = self.wait(child, output, complaints, &read).await;
@@ -227,7 +230,7 @@ fn rewound(mut file: File) -> std::io::Result<File> {
     Ok(file)
 }
 
-/// Asks once, waits, and only then insists.
+/// Sends SIGINT, waits, then sends SIGKILL.
 async fn stop(child: &mut Child) {
     let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
     if let Some(group) = group {
@@ -241,12 +244,12 @@ async fn stop(child: &mut Child) {
     }
 }
 
-/// What is heard of a process that prints JSON lines, as far as it has printed them.
+/// The parsed part of the JSON lines that a process has printed.
 pub(super) struct Heard {
     pub(super) said: Said,
     redactor: Redactor,
     progress: Option<Progress>,
-    /// The beginning of a line whose end was not printed yet.
+    /// The beginning of an incomplete line.
     begun: Vec<u8>,
 }
 
@@ -255,7 +258,7 @@ impl Heard {
         Self { said: Said::default(), redactor, progress, begun: vec![] }
     }
 
-    /// Takes what was printed since.
+    /// Reads the output since the last call.
     pub(super) fn take(&mut self, mut output: impl std::io::Read) -> std::io::Result<()> {
         let mut buffer = vec![0; 64 << 10];
         loop {
@@ -318,7 +321,7 @@ fn answer(output: File) -> Result<Said, String> {
     Ok(said)
 }
 
-/// The end of what a process complained about.
+/// Returns the end of a process's stderr.
 pub(super) fn tail(mut complaints: File) -> std::io::Result<String> {
     let length = complaints.metadata()?.len();
     complaints.seek(SeekFrom::Start(length.saturating_sub(STDERR_BYTES_MAX)))?;
@@ -327,7 +330,7 @@ pub(super) fn tail(mut complaints: File) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&kept).into_owned())
 }
 
-/// A lock of a state, as OpenTofu reports it.
+/// A state lock, as OpenTofu reports it.
 pub(super) struct Lock {
     pub(super) id: String,
     pub(super) who: String,
@@ -336,7 +339,7 @@ pub(super) struct Lock {
 }
 
 impl Lock {
-    /// The lock that was in the way of a process, if one was.
+    /// Returns the lock that blocked a process, if any.
     pub(super) fn of(said: &Said) -> Option<Self> {
         let found = said.errors.iter().find(|d| d.summary.contains("acquiring the state lock"))?;
         let part = |name: &str| {
@@ -345,7 +348,7 @@ impl Lock {
         Some(Self { id: part("ID:"), who: part("Who:"), created: part("Created:"), operation: part("Operation:") })
     }
 
-    /// When it was taken.
+    /// Returns the time at which the lock was taken.
     pub(super) fn created_at(&self) -> Option<DateTime<Utc>> {
         let text = self.created.strip_suffix(" UTC")?;
         DateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f %z").ok().map(|at| at.to_utc())
@@ -372,13 +375,13 @@ pub(super) fn failure(id: &InstanceId, what: &str, said: Said) -> TargetError {
     };
     let mut error = TargetError { diagnostics, ..TargetError::new(TargetErrorKind::TofuFailed, message) };
     if error.diagnostics.iter().any(|d| d.place.is_some() && d.address.is_none()) {
-        // The module itself is wrong, and another attempt with the same content ends the same.
+        // The module itself is invalid; another attempt with the same content fails in the same way.
         error.retry = Retry::WhenInputChanges;
     }
     error
 }
 
-/// Where a program stands, so that starting it needs no search in a copy of this process.
+/// Returns the path of a program, so that starting it does not search `PATH` in a fork of this process.
 pub(super) fn located(binary: &str) -> PathBuf {
     let found = || {
         std::env::split_paths(&std::env::var_os("PATH")?)
@@ -388,10 +391,10 @@ pub(super) fn located(binary: &str) -> PathBuf {
     if binary.contains('/') { binary.into() } else { found().unwrap_or_else(|| binary.into()) }
 }
 
-/// The version of a tofu program, as `1.10.7`.
+/// Returns the version of a tofu program, as `1.10.7`.
 ///
 /// # Errors
-/// When it can't be started, or does not say its version.
+/// When it can't be started or prints no version.
 pub async fn version(binary: &str) -> Result<String, String> {
     let output = Command::new(binary)
         .args(["version", "-json"])

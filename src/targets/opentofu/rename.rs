@@ -1,6 +1,7 @@
-//! What the daemon keeps for an instance, under another name or under none (R1.9, R1.10).
+//! Renames or removes the data that the daemon stores for an instance (R1.9, R1.10).
 //!
-//! *Race:* the daemon dies between two moves: each is made only where it was not made yet, so the next start ends it.
+//! *Race:* the daemon stops between two moves. Each move is skipped if it was done before, so the next start completes
+//! the rename.
 
 use std::path::Path;
 
@@ -10,11 +11,11 @@ use crate::{
     ports::{TargetError, TargetErrorKind},
 };
 
-/// The folders below the daemon's data that hold something for each instance.
+/// The folders below the daemon's data that contain data of each instance.
 const KEPT: [&str; 3] = ["states", "state-copies", "work"];
 
 impl Tofu {
-    /// Moves an own state, the copies of states and the work tree to another name.
+    /// Moves the local state, the state backups and the work tree to another name.
     pub(super) fn rename_folders(&self, from: &InstanceId, to: &InstanceId) -> Result<(), TargetError> {
         let below = |kept: &str, id: &InstanceId| {
             self.settings.data.join(kept).join(id.environment.as_str()).join(id.component.as_str())
@@ -24,12 +25,12 @@ impl Tofu {
             if !old.exists() {
                 continue;
             }
-            // A work tree is made anew wherever it is missing, and a folder without any state is nobody's; a state that
-            // stands in the way is somebody's.
+            // A work tree is created again when it is missing, and a folder without a state has no owner. An existing
+            // state has an owner and is not removed.
             if kept == "work" || kept == "states" && !holds_files(&new) {
                 drop(std::fs::remove_dir_all(&new));
             }
-            // Copies of an earlier component of that name stay, beside those that come.
+            // Backups of an earlier component of that name stay beside the moved ones.
             if kept == "state-copies" && new.exists() {
                 move_files(&old, &new).map_err(|error| TargetError::new(TargetErrorKind::Rename, error.to_string()))?;
                 continue;
@@ -44,7 +45,7 @@ impl Tofu {
         Ok(())
     }
 
-    /// Forgets where an instance kept its state.
+    /// Removes the work tree and the recorded backend location of an instance.
     pub(super) fn remove_work_tree(&self, id: &InstanceId) {
         self.backends.lock().retain(|_, known| known != id);
         let path = self.instance_path(id);

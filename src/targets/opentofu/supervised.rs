@@ -1,10 +1,10 @@
-//! What has an effect or takes the lock runs under a supervisor, and what becomes of it when the daemon is gone.
+//! Runs processes that have an effect or take the state lock under a supervisor.
 //!
-//! *Flow:* ordered into the instance's spool; the supervisor looks at the token and starts tofu; its lines are read from
-//! the spool as they come, by this daemon or by the next.
-//! *Guarantees:* an apply that began ends, whatever becomes of the daemon; a state lock is released for somebody else
-//! only where it is proved that a process of ours took it and that nobody of it is left.
-//! *Race:* the daemon dies after the order and before the start: nobody holds the spool, and nothing was done.
+//! *Flow:* the daemon writes an order into the instance's spool. The supervisor checks the fencing token and starts
+//! tofu. This daemon, or the next one, reads the output from the spool as it is written.
+//! *Invariant:* an apply that began completes even if the daemon stops. A state lock of a dead process is released
+//! only with proof that a supervised process took the lock and that none of its processes is alive.
+//! *Race:* the daemon stops after the order and before the start. No process locks the spool, and nothing was done.
 
 use crate::targets::opentofu::work::TofuWork;
 use std::{fs::File, path::Path};
@@ -24,9 +24,9 @@ use crate::{
 
 /// The folder of an instance's spool.
 pub(super) const SPOOL: &str = "supervised";
-/// How often progress is read.
+/// The interval at which progress is read.
 const PROGRESS_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
-/// How much two clocks of one machine may differ: tofu writes whole seconds in places.
+/// The tolerance between timestamps of one machine: tofu prints whole seconds in places.
 const CLOCK_SLACK: chrono::Duration = chrono::Duration::seconds(1);
 
 impl Tofu {
@@ -34,7 +34,7 @@ impl Tofu {
         Spool::new(self.instance_path(id).join(SPOOL))
     }
 
-    /// Runs the program under a supervisor, and hears it to its end.
+    /// Runs the program under a supervisor, and follows it to its end.
     pub(super) async fn supervised(
         &self,
         job: &Job,
@@ -73,7 +73,7 @@ impl Tofu {
         Ok(said)
     }
 
-    /// Hears what stands in a spool until it has ended.
+    /// Follows the output in a spool until the process ends.
     async fn heard(
         &self,
         id: &InstanceId,
@@ -91,7 +91,7 @@ impl Tofu {
         let output = File::open(spool.output()).map_err(unreadable)?;
         tokio::pin!(ended);
         let mut over = false;
-        // Its supervisor may be killed alone, and the program goes on: the spool says when all is over.
+        // The supervisor alone may be killed while the program continues: the spool shows when all processes ended.
         let standing = loop {
             tokio::select! {
                 () = &mut ended, if !over => over = true,
@@ -130,7 +130,7 @@ impl Tofu {
         }
     }
 
-    /// Waits for an apply that was begun under a fence before the daemon died.
+    /// Waits for an apply that began under a fence before the daemon stopped.
     pub(super) async fn attach_process(
         &self,
         id: &InstanceId,
@@ -151,7 +151,7 @@ impl Tofu {
                 self.heard(id, "apply", &spool, Some(progress), async { drop(spool.ended().await) }).await
             }
             Standing::Alive(_) => {
-                // A plan that took the lock; it ends by itself.
+                // A plan that took the state lock; it ends by itself.
                 spool.ended().await.map_err(unreadable)?;
                 return Ok(Attached::Gone);
             }
@@ -159,14 +159,14 @@ impl Tofu {
         };
         Ok(match ended {
             Ok(said) => Attached::Ended(applied(id, said)),
-            // What took too long fails, whoever waits for it (R3.1).
+            // A process over its time limit failed, whichever daemon waits for it (R3.1).
             Err(error) if error.kind == TargetErrorKind::TofuTimeout => Attached::Ended(Err(error)),
-            // It was killed in the middle, or never started: what is there says more than what is not.
+            // The process was killed or never started: an observation tells more than the incomplete output.
             Err(_) => Attached::Gone,
         })
     }
 
-    /// Asks an apply that is in flight to end as soon as it safely can.
+    /// Interrupts an apply in flight, so that it ends as soon as it safely can.
     pub(super) async fn interrupt_process(&self, id: &InstanceId) -> Result<bool, TargetError> {
         let asked = self.spool(id).interrupt().await;
         asked.map_err(|error| {
@@ -174,7 +174,7 @@ impl Tofu {
         })
     }
 
-    /// Releases the state lock that was in the way, if it is proved that a process of ours took it and is dead.
+    /// Releases the state lock that blocked a process, with proof that a supervised process took it and is dead.
     pub(super) async fn release_of_the_dead(&self, job: &Job, root: &Path, said: &Said) -> Result<bool, TargetError> {
         let spool = self.spool(&job.instance);
         let unreadable = |error: std::io::Error| {
@@ -185,7 +185,7 @@ impl Tofu {
         };
         let Some(lock) = Lock::of(said) else {
             if said.locked_at.is_some() {
-                // It had the lock itself, so nobody left it behind.
+                // This process had the lock itself, so no dead process left it behind.
                 spool.forget_died().map_err(unreadable)?;
             }
             return Ok(false);
@@ -203,10 +203,10 @@ impl Tofu {
         Ok(true)
     }
 
-    /// Releases the state lock, whoever has it.
+    /// Releases the state lock, whatever process owns it.
     pub(super) async fn unlock_state(&self, job: &Job, work: &TofuWork) -> Result<Option<String>, TargetError> {
         let ready = self.ready(job, work, true).await?;
-        // Planning is how tofu says who has the lock; it writes nothing.
+        // A plan reports the owner of the lock and writes nothing.
         let arguments = ["plan", "-json", "-input=false", "-refresh=false", "-lock-timeout=0s"].map(str::to_owned);
         let said = self.supervised(job, &ready.root, &arguments, None, None, None).await?;
         let Some(lock) = Lock::of(&said) else { return Ok(None) };
@@ -221,8 +221,8 @@ impl Tofu {
     }
 }
 
-/// Whether a lock was taken by a process of ours that was killed: it ran on this machine and is gone with its
-/// supervisor, and at a time when it had the lock of this state, this very lock had been taken.
+/// Whether a killed process of this daemon took a lock. The process ran on this machine and ended with its supervisor,
+/// and at a time when it had the lock of this state, the given lock had already been taken.
 fn is_of_the_dead(begun: &Begun, had_it_at: Option<DateTime<Utc>>, lock: &Lock) -> bool {
     let (Some(had_it_at), Some(created)) = (had_it_at, lock.created_at()) else { return false };
     lock.who.rsplit_once('@').is_some_and(|(_, host)| host == begun.program.host)

@@ -1,4 +1,4 @@
-//! What an instance gives to others after an apply: its live outputs.
+//! Reads the live outputs of an instance after an apply.
 
 use crate::targets::opentofu::work::TofuWork;
 use std::collections::BTreeMap;
@@ -21,7 +21,7 @@ struct RawOutput {
 }
 
 impl Tofu {
-    /// The live outputs of an instance.
+    /// Returns the live outputs of an instance.
     pub(super) async fn read_outputs(
         &self,
         job: &Job,

@@ -1,4 +1,4 @@
-//! A root module with its inputs filled in.
+//! Defines the work of an OpenTofu component, with all inputs resolved.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::{
     ports::{Job, TargetError, TargetErrorKind, join},
 };
 
-/// An OpenTofu root module with its inputs filled in.
+/// An OpenTofu root module with resolved inputs.
 #[derive(Clone)]
 pub struct TofuWork {
     /// The root module, relative to the root of the repository.
@@ -20,30 +20,31 @@ pub struct TofuWork {
     pub workspace: String,
     /// Variable files, relative to the root of the repository.
     pub var_files: Vec<String>,
-    /// Variables with all references filled in.
+    /// Variables with all references resolved.
     pub variables: BTreeMap<String, Value>,
-    /// Settings of the backend, filled in.
+    /// Settings of the backend with all references resolved.
     pub backend_config: BTreeMap<String, Value>,
-    /// Whether the root module says where its state is kept.
+    /// Whether the root module declares a backend.
     pub declares_backend: bool,
-    /// Whether everything is to go (R1.9).
+    /// Whether all resources are to be destroyed (R1.9).
     pub destroy: bool,
-    /// Whether the state alone takes over what was observed, and nothing in the world is changed.
+    /// Whether only the state adopts the observed values, without a change of resources.
     pub refresh: bool,
 }
 
 impl TofuWork {
-    /// The root module of a job.
+    /// Returns the work of a job.
     ///
     /// # Errors
-    /// When a filled-in value does not fit its field.
+    /// When a resolved value does not fit its field.
     pub fn new(job: &Job) -> Result<Self, TargetError> {
         let tofu: Tofu = typed(&job.target.declared).map_err(|why| TargetError {
             retry: Retry::WhenInputChanges,
             ..TargetError::new(TargetErrorKind::InputWrong, format!("`{}`: {why}", job.instance))
         })?;
         Ok(Self {
-            // The closure has proved that these stay inside the repository; an absolute path would leave the work tree.
+            // The closure has verified that these paths stay inside the repository; an absolute path would leave the
+            // work tree.
             root: join("", &tofu.root).unwrap_or_default(),
             workspace: tofu.workspace,
             var_files: tofu.var_files.iter().filter_map(|path| join("", path)).collect(),

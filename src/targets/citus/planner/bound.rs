@@ -1,13 +1,13 @@
-//! How few bytes any plan would have to move. Pure.
+//! Computes a lower bound for the bytes that any plan has to move. Pure.
 //!
-//! Decides nothing: it is what a plan is measured by.
+//! Tests and reports compare plans with the bound. No decision depends on it.
 
 use super::{
     band::Band,
     layout::{Layout, Placement},
 };
 
-/// How many bytes any plan has to move that brings every node into a band, as far as that can be proved.
+/// Returns the provable minimum of bytes that a plan moves to bring every node into its band.
 pub(super) fn at_least(layout: &Layout, home: &[usize], stuck: &[usize], bands: Option<Vec<Band>>) -> u64 {
     let mut loads = vec![0_u64; layout.nodes.len()];
     let (mut bytes, mut loose) = (0, 0);
@@ -31,7 +31,7 @@ pub(super) fn at_least(layout: &Layout, home: &[usize], stuck: &[usize], bands: 
     }
     let Some(bands) = bands else { return bytes };
     let nodes = || (0..layout.nodes.len()).filter(|node| layout.nodes[*node].holds);
-    // What is too much on a node leaves it, and something whole does; what is lacking comes from somewhere, and whole.
+    // The excess of a node leaves it in whole placements; a deficit is filled with whole placements.
     let whole = stays.iter().flatten().map(|placement| placement.weight).fold(loose, gcd).max(1);
     let mut leaves = 0;
     for node in nodes().filter(|node| loads[*node] > bands[*node].high) {
@@ -43,7 +43,7 @@ pub(super) fn at_least(layout: &Layout, home: &[usize], stuck: &[usize], bands: 
     bytes + leaves.max(cheapest(&all, lacking.saturating_sub(loose)))
 }
 
-/// A number that is whole and not negative, as one.
+/// Converts a float to an integer; a negative number becomes 0.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is not negative, and saturates")]
 pub(super) fn whole(number: f64) -> u64 {
     number.max(0.0) as u64
@@ -53,7 +53,7 @@ fn gcd(one: u64, two: u64) -> u64 {
     if two == 0 { one } else { gcd(two, one % two) }
 }
 
-/// The bytes of a weight, could it be cut from anything.
+/// Returns the fewest bytes that have a weight, as if placements could be divided.
 fn cheapest(from: &[&Placement], mut weight: u64) -> u64 {
     let mut from: Vec<&&Placement> = from.iter().filter(|placement| placement.weight > 0).collect();
     from.sort_by(|one, two| (one.bytes as f64 / one.weight as f64).total_cmp(&(two.bytes as f64 / two.weight as f64)));

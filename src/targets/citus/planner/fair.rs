@@ -1,4 +1,4 @@
-//! The load that each node should have, and the band that is allowed around it.
+//! Computes the target load of each node, and the allowed band around it.
 
 use super::{
     band::Band,
@@ -10,7 +10,7 @@ use super::{
 /// The target load of each node. A group that is too large for any node has a node of its own; the others share the
 /// rest evenly.
 pub(super) struct Fair {
-    /// The nodes that are to hold anything.
+    /// The nodes that may hold shards.
     pub(super) nodes: Vec<usize>,
     /// The target load of each node without a giant group.
     pub(super) mean: f64,
@@ -39,7 +39,7 @@ impl Fair {
             let free = || fair.nodes.iter().copied().filter(|node| !is_taken(*node));
             let may = |node: &usize| state.may(index, *node);
             let stays = free().find(|node| *node == at[index]);
-            // Another giant has its node: it goes to the emptiest that may have it, or stays beside the other.
+            // Another giant occupies the node: this one moves to the emptiest possible node, or stays.
             let own = stays.or_else(|| free().filter(may).min_by_key(|node| (loads[*node], *node)));
             fair.giants.push((index, own.unwrap_or(at[index])));
             left -= weight(index);
@@ -66,7 +66,7 @@ impl Fair {
         self.giants.iter().filter(|(_, own)| *own == node).map(|(giant, _)| layout.placements[*giant].weight).sum()
     }
 
-    /// How far the nodes are from what they should carry.
+    /// Returns the largest deviation of the nodes from their target load, as a share of the mean.
     pub(super) fn skew(&self, layout: &Layout, at: &[usize]) -> f64 {
         if self.mean <= 0.0 {
             return 0.0;
@@ -79,7 +79,7 @@ impl Fair {
         self.nodes.iter().map(|node| off(node).abs()).fold(0.0, f64::max)
     }
 
-    /// Whether there are too few groups to be divided, were they all alike.
+    /// Returns the shortage if the groups are too few to reach the limit, even with equal weights.
     pub(super) fn too_few(&self, layout: &Layout, limit: f64) -> Option<Short> {
         let (groups, nodes) = (layout.placements.len(), self.nodes.len());
         let each = groups as f64 / nodes as f64;

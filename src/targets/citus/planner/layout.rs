@@ -1,32 +1,32 @@
-//! The layout of shards on nodes, as the planner sees it, and how evenly the nodes are loaded.
+//! Defines the layout of shards on nodes for the planner, and measures its balance.
 
-/// A node, as the planner knows it.
+/// A node of a layout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     /// `host:port`.
     pub name: String,
-    /// Whether it is to hold shards; all that is on another one leaves it.
+    /// Whether the node should hold shards; a node that should not is drained.
     pub holds: bool,
-    /// How many bytes it may take; nothing where that is no concern.
+    /// The bytes that the node can accept; `None` if unlimited.
     pub room: Option<u64>,
 }
 
-/// One placement of a group.
+/// A placement of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
-    /// The group's number; two placements of one group are never on one node.
+    /// The number of the group; two placements of one group are never on one node.
     pub group: usize,
-    /// The node, by its place in the layout.
+    /// The node, by its index in the layout.
     pub node: usize,
-    /// How much moves with it.
+    /// The bytes that a move transfers.
     pub bytes: u64,
-    /// What is balanced: bytes, one for each, tenants, or a cost.
+    /// The balanced quantity: bytes, 1 for each, tenants, or a cost.
     pub weight: u64,
-    /// Where it has to be; never where another placement of its group is, which would do as well.
+    /// The required node; not set if another placement of its group is there already.
     pub pin: Option<usize>,
 }
 
-/// Where everything is.
+/// An assignment of placements to nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
     /// The nodes.
@@ -35,31 +35,31 @@ pub struct Layout {
     pub placements: Vec<Placement>,
 }
 
-/// Why something moves.
+/// The reason for a move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Because {
-    /// It is pinned elsewhere.
+    /// The placement is pinned to another node.
     Pin,
-    /// Its node is to hold nothing.
+    /// The node is drained.
     Drain,
-    /// The nodes carry unlike.
+    /// The nodes are unbalanced.
     Balance,
 }
 
-/// A placement that moves.
+/// A move of a placement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Move {
-    /// The placement, by its place in the layout.
+    /// The placement, by its index in the layout.
     pub placement: usize,
-    /// From where.
+    /// The source node.
     pub from: usize,
-    /// To where.
+    /// The destination node.
     pub to: usize,
-    /// Why.
+    /// The reason.
     pub because: Because,
 }
 
-/// How alike the nodes carry, as shares of the mean.
+/// The balance of the nodes, as shares of the mean.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Balance {
     /// The load of each node, in the balanced unit.
@@ -68,46 +68,46 @@ pub struct Balance {
     pub bytes: Vec<u64>,
     /// The mean load of the nodes that hold shards.
     pub mean: f64,
-    /// How far the fullest is above it: 0.25 is a quarter more.
+    /// The excess of the fullest node over the mean: 0.25 is a quarter more.
     pub above: f64,
-    /// How far the emptiest is below it.
+    /// The deficit of the emptiest node.
     pub below: f64,
 }
 
 impl Balance {
-    /// The larger of both sides.
+    /// Returns the larger of both deviations.
     pub fn skew(&self) -> f64 {
         self.above.max(self.below)
     }
 }
 
-/// Why the limit can't be reached.
+/// The reason why the limit can't be reached.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Short {
-    /// One group alone is more than a node may carry: its largest tenant wants a shard of its own.
+    /// One group exceeds the limit of a node: its largest tenant needs its own shard.
     TooLarge {
         /// The placement.
         placement: usize,
-        /// How far its node is above the mean with nothing else on it.
+        /// The excess of its node over the mean, with this group alone.
         above: f64,
     },
-    /// There are too few groups to be divided.
+    /// There are too few groups to divide.
     TooFew {
-        /// How many there are.
+        /// The number of groups.
         groups: usize,
-        /// The best that they can do: above and below the mean.
+        /// The best possible deviations: above and below the mean.
         best: (f64, f64),
-        /// About how many reach the limit.
+        /// The approximate number of groups that reaches the limit.
         enough: u64,
     },
-    /// Pins or the available space allow nothing better.
+    /// Pins or the available space prevent a better balance.
     Bound {
-        /// The best that was found.
+        /// The best balance that was found.
         best: f64,
     },
 }
 
-/// How alike nodes carry.
+/// Measures the balance of an assignment.
 pub fn balance(layout: &Layout, at: &[usize]) -> Balance {
     let mut loads = vec![0; layout.nodes.len()];
     let mut bytes = vec![0; layout.nodes.len()];

@@ -1,13 +1,12 @@
-//! Which groups of shards move where, so that the nodes carry alike.
+//! Plans which shard groups move between nodes to balance their load. Pure.
 //!
-//! *What moves as one* is a group: the shards of one range of all tables of one colocation group, or a distributed schema.
-//! *Flow:* first what has to move whatever the balance is (pins, nodes that are drained); then, where a node is outside the
-//! limit on either side of the mean, what its excess needs is shed, what the others lack is taken, and what turns out not to
-//! be needed stays at home.
-//! *Guarantees:* it is decided by the layout alone, and the same layout is always decided alike; a plan never makes the
-//! balance worse; the plan of what a plan leaves is empty; two placements of one group are never on one node; a node gets no
-//! more than it has room for.
-//! *Never:* it does not look at a cluster, a clock or a chance.
+//! A *group* moves as one: the shards of one range in all tables of a colocation group, or a distributed schema.
+//! *Flow:* required moves come first (pins, drained nodes). If a node deviates from the mean by more than the limit,
+//! overloaded nodes shed their excess, underloaded nodes take what they lack, and unnecessary moves are undone.
+//! *Invariant:* the plan depends on the layout alone and is deterministic. A plan never makes the balance worse. The
+//! plan of a planned layout is empty. Two placements of one group are never on one node. No node receives more bytes
+//! than it can accept.
+//! *Invariant:* the planner reads no cluster and no clock, and uses no randomness.
 
 pub mod layout;
 
@@ -27,45 +26,45 @@ use self::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// How often what was planned is planned again, until nothing is left to do.
+/// The maximum rounds of balancing and required moves in one plan.
 const ROUNDS_MAX: usize = 4;
 
-/// How often a plan is made of what a plan leaves.
+/// The maximum number of plans, each made for the result of the previous one.
 const PLANS_MAX: usize = 8;
 
-/// Where the aim is out of reach, so many steps lead from it to the limit.
+/// The number of steps from the aim to the limit that are tried if the aim is out of reach.
 const STEPS: u32 = 4;
 
-/// What is to be done.
+/// A plan of moves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rebalance {
-    /// The moves, in the order in which they are best made.
+    /// The moves, in the best order.
     pub moves: Vec<Move>,
-    /// The bytes that they move.
+    /// The bytes that the moves transfer.
     pub bytes: u64,
-    /// So many at least any plan would have to move that comes as close.
+    /// The lower bound of bytes for any plan with the same result.
     pub bytes_at_least: u64,
-    /// How it is.
+    /// The balance before the moves.
     pub before: Balance,
-    /// How it would be.
+    /// The balance after the moves.
     pub after: Balance,
-    /// Why the limit is not reached, where it is not.
+    /// The reason why the limit is not reached, if it is not.
     pub short: Option<Short>,
     /// Placements that can't be moved from a drained node or to their pin.
     pub stuck: Vec<usize>,
 }
 
-/// How alike the nodes are to carry, on both sides of the mean: `0.1` is ten percent.
+/// The allowed imbalance, on both sides of the mean: `0.1` is ten percent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Wanted {
-    /// Beyond this something is done.
+    /// The deviation above which groups are moved.
     pub limit: f64,
-    /// To this, so that it is not beyond the limit again soon.
+    /// The deviation to reach, smaller than the limit so that it is not exceeded again soon.
     pub aim: f64,
 }
 
 impl Wanted {
-    /// A limit; half of it is aimed at.
+    /// Returns a limit with an aim of half of it.
     pub fn within(limit: f64) -> Self {
         Self { limit, aim: limit / 2.0 }
     }
@@ -85,7 +84,7 @@ pub fn plan(layout: &Layout, wanted: Option<Wanted>) -> Rebalance {
         now = moved(&now, &more.moves);
         last = Some(more);
     }
-    // Mostly nothing is left to do, and this is all.
+    // Usually the first plan leaves nothing to do.
     let Some(last) = last else { return first };
     let at: Vec<usize> = now.placements.iter().map(|placement| placement.node).collect();
     let moves = ordered(layout, &home, &at, &first.before);
@@ -94,7 +93,7 @@ pub fn plan(layout: &Layout, wanted: Option<Wanted>) -> Rebalance {
     Rebalance { moves, bytes, bytes_at_least, before: first.before, ..last }
 }
 
-/// A layout once moves were made: what came takes room.
+/// Returns the layout after moves; moved placements use the available space.
 fn moved(layout: &Layout, moves: &[Move]) -> Layout {
     let mut now = layout.clone();
     for one in moves {
@@ -106,7 +105,7 @@ fn moved(layout: &Layout, moves: &[Move]) -> Layout {
     now
 }
 
-/// One plan, after which there may be more to gain where the limit is out of reach.
+/// Makes one plan. If the limit is out of reach, another plan may improve the result.
 fn once(layout: &Layout, wanted: Option<Wanted>) -> Rebalance {
     let home: Vec<usize> = layout.placements.iter().map(|placement| placement.node).collect();
     let before = balance(layout, &home);
@@ -115,7 +114,7 @@ fn once(layout: &Layout, wanted: Option<Wanted>) -> Rebalance {
     for wanted in wanted.iter().cycle().take(ROUNDS_MAX) {
         let (next, reached, why) = balanced(layout, &home, &at, *wanted);
         short = why;
-        // What was moved may have been in the way of something pinned.
+        // A move may have unblocked a pinned placement.
         let (mut next, left) = forced(layout, &home, next);
         untwined(layout, &home, &mut next);
         stuck = left;
@@ -125,7 +124,7 @@ fn once(layout: &Layout, wanted: Option<Wanted>) -> Rebalance {
         (at, aim) = (next, reached.or(aim));
     }
     let after = balance(layout, &at);
-    // What had to move last may have left the bands again.
+    // The last required moves may have left the bands.
     let is_in =
         |node: usize, band: &Band| (band.low..=band.high).contains(&after.loads[node]) || !layout.nodes[node].holds;
     let aim = aim.filter(|bands: &Vec<Band>| bands.iter().enumerate().all(|(node, band)| is_in(node, band)));
@@ -135,7 +134,8 @@ fn once(layout: &Layout, wanted: Option<Wanted>) -> Rebalance {
     Rebalance { moves, bytes, bytes_at_least, before, after, short, stuck }
 }
 
-/// Placements of one group are alike: one that is to go where another of them is from stays in the other's place.
+/// Swaps interchangeable placements of a group: if one leaves a node and another one of its group arrives there, the
+/// first one stays and the other one takes its destination.
 fn untwined(layout: &Layout, home: &[usize], at: &mut [usize]) {
     let mut of_group: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (index, placement) in layout.placements.iter().enumerate() {
@@ -153,7 +153,7 @@ fn untwined(layout: &Layout, home: &[usize], at: &mut [usize]) {
     }
 }
 
-/// The moves between two layouts: what frees the fullest nodes first.
+/// Returns the moves between two layouts; moves from the fullest nodes come first.
 fn ordered(layout: &Layout, home: &[usize], at: &[usize], before: &Balance) -> Vec<Move> {
     let moved = home.iter().zip(at).enumerate().filter(|(_, (from, to))| from != to);
     let mut moves: Vec<Move> = moved
@@ -169,7 +169,7 @@ fn ordered(layout: &Layout, home: &[usize], at: &[usize], before: &Balance) -> V
     let fullest = |one: &Move| std::cmp::Reverse(before.loads[one.from]);
     let largest = |one: &Move| std::cmp::Reverse(layout.placements[one.placement].weight);
     moves.sort_by_key(|one| (one.because, fullest(one), largest(one), one.placement));
-    // What leaves a node comes before another placement of its group that goes there.
+    // A placement leaves a node before another placement of its group arrives.
     let group = |one: &Move| layout.placements[one.placement].group;
     let mut there: BTreeSet<(usize, usize)> =
         layout.placements.iter().zip(home).map(|(placement, node)| (placement.group, *node)).collect();
@@ -204,7 +204,7 @@ fn forced(layout: &Layout, home: &[usize], at: Vec<usize>) -> (Vec<usize>, Vec<u
             None => {}
         }
     }
-    // One may have to leave before another of its group can come.
+    // One placement may have to leave before another of its group can arrive.
     loop {
         let before = pinned.len();
         pinned.retain(|(index, pin)| {
@@ -231,8 +231,8 @@ fn forced(layout: &Layout, home: &[usize], at: Vec<usize>) -> (Vec<usize>, Vec<u
     (state.at, stuck)
 }
 
-/// Brings what is outside the limit inside it; answers where everything is then, the bands that were reached, and why it is
-/// not the limit where it is not.
+/// Brings all nodes inside the limit. Returns the new assignment, the bands that were reached, and the reason if they
+/// exceed the limit.
 fn balanced(
     layout: &Layout,
     home: &[usize],
@@ -256,7 +256,7 @@ fn balanced(
             return (found, Some(bands), too_large);
         }
     }
-    // The limit is out of reach: as close as can be, where that is worth while.
+    // The limit is out of reach: search for the narrowest band that is worth the moves.
     let (mut low, mut high, mut best) = (limit, now, None);
     for _ in 0..6 {
         let middle = (low + high) / 2.0;

@@ -1,19 +1,19 @@
-//! How a layout is brought into a band, with few bytes moved.
+//! Brings a layout into a band with few bytes moved. Pure.
 //!
-//! *Flow:* the nodes that carry too much shed what they need to; it settles where most is lacking; what still lacks takes from
-//! those that can spare; what is outside yet is mended, move by move; and what turns out not to be needed goes home. The same
-//! once more from what Citus's own rules would move, and the cheaper of the two counts.
-//! *Guarantees:* what comes out is inside the band on every node, or nothing comes out. Ties go to the first.
+//! *Flow:* overloaded nodes shed placements, which settle on the nodes with the largest deficit. Nodes that still lack
+//! load take placements from others. Single moves and swaps repair the remaining deviations, and unnecessary moves are
+//! undone. A second run starts from the moves of Citus's own rebalancer; the cheaper result wins.
+//! *Invariant:* every node of a result is inside its band; otherwise there is no result. Ties are resolved by order.
 
 use super::{band::Band, fair::Fair, layout::Layout, state::State};
 
-/// How many beginnings are tried of a choice of groups.
+/// The number of starting points for the choice of groups.
 const BEGINNINGS: usize = 24;
 
-/// How often a layout is mended before the band is given up, for each node.
+/// The maximum number of repairs for each node.
 const MENDS_EACH: usize = 8;
 
-/// Finds where everything is to be so that each node is within a share of the mean, with few bytes moved.
+/// Finds an assignment in which each node is inside its band, with few bytes moved.
 pub(super) fn solve(layout: &Layout, home: &[usize], at: &[usize], fair: &Fair, bands: &[Band]) -> Option<Vec<usize>> {
     if bands.iter().any(|band| band.low > band.high) {
         return None;
@@ -39,7 +39,7 @@ pub(super) fn solve(layout: &Layout, home: &[usize], at: &[usize], fair: &Fair, 
     first.into_iter().chain(second).min_by_key(|(bytes, _)| *bytes).map(|(_, at)| at)
 }
 
-/// Mends what is outside the band yet and undoes what is not needed; answers the bytes moved and where everything is then.
+/// Repairs deviations and undoes unnecessary moves. Returns the bytes moved and the assignment.
 fn finish(mut state: State<'_>, nodes: &[usize], bands: &[Band]) -> Option<(u64, Vec<usize>)> {
     if !mend(&mut state, nodes, bands) {
         return None;
@@ -49,11 +49,11 @@ fn finish(mut state: State<'_>, nodes: &[usize], bands: &[Band]) -> Option<(u64,
     Some((moved.map(|index| state.bytes(index)).sum(), state.at))
 }
 
-/// Moves one after the other from the fullest node to the emptiest, the heaviest that makes them more alike, until nothing is
-/// outside the band: the rules of Citus's own rebalancer, over all groups at once.
+/// Repeatedly moves the heaviest suitable placement from the fullest to the emptiest node, until every node is inside
+/// its band: the rules of Citus's own rebalancer, over all groups at once.
 fn downhill(state: &mut State<'_>, nodes: &[usize], bands: &[Band]) {
     let mut on = by_node(state);
-    // Each move makes two nodes more alike; what would go on for ever ends here.
+    // Each move brings two nodes closer; the number of moves is limited to guarantee termination.
     for _ in 0..state.at.len() {
         let Some((index, to)) = down(state, nodes, bands, &on) else { return };
         let from = state.at[index];
@@ -67,7 +67,7 @@ fn downhill(state: &mut State<'_>, nodes: &[usize], bands: &[Band]) {
     }
 }
 
-/// The next move downhill.
+/// Returns the next move of [`downhill`].
 fn down(state: &State<'_>, nodes: &[usize], bands: &[Band], on: &[Vec<usize>]) -> Option<(usize, usize)> {
     let mut order = nodes.to_vec();
     order.sort_by_key(|node| (std::cmp::Reverse(state.loads[*node]), *node));
@@ -82,7 +82,7 @@ fn down(state: &State<'_>, nodes: &[usize], bands: &[Band], on: &[Vec<usize>]) -
             let is_better = |index: &usize| {
                 let weight = state.weight(*index);
                 let came = there + weight;
-                // Worth at least half of what it moves.
+                // The improvement is at least half of the moved weight.
                 came <= load - weight || (came < load && 2 * (load - came) >= weight)
             };
             let mut could = on[*source].iter().filter(|index| is_better(index));
@@ -120,7 +120,7 @@ fn shed(state: &State<'_>, nodes: &[usize], bands: &[Band]) -> Vec<usize> {
     pool
 }
 
-/// Some of a node's placements that weigh as much as is needed and not more than can be spared, with few bytes.
+/// Chooses placements of a node with at least the needed weight and at most the spare weight, with few bytes.
 fn choose(state: &State<'_>, from: &[usize], need: u64, most: u64) -> Vec<usize> {
     let bytes = |chosen: &[usize]| chosen.iter().map(|index| state.bytes(*index)).sum::<u64>();
     let weight = |chosen: &[usize]| chosen.iter().map(|index| state.weight(*index)).sum::<u64>();
@@ -144,14 +144,14 @@ fn choose(state: &State<'_>, from: &[usize], need: u64, most: u64) -> Vec<usize>
                 }
             }
             if left > 0 {
-                // The last one may be more than is left.
+                // The last placement may weigh more than the remaining need.
                 let closing = rest.iter().chain(&order[..begin]).filter(|index| state.weight(**index) >= left);
                 match closing.min_by_key(|index| (state.bytes(**index), state.weight(**index), **index)) {
                     Some(index) => chosen.push(*index),
                     None => continue,
                 }
             }
-            // What the last one made superfluous stays.
+            // Placements that the last one made unnecessary are dropped.
             let mut over = weight(&chosen) - need;
             chosen.sort_by_key(|index| (std::cmp::Reverse(state.bytes(*index)), *index));
             chosen.retain(|index| {
@@ -170,7 +170,7 @@ fn choose(state: &State<'_>, from: &[usize], need: u64, most: u64) -> Vec<usize>
     best.unwrap_or_else(|| from.first().copied().into_iter().collect())
 }
 
-/// Puts what was shed where most is lacking.
+/// Assigns shed placements to the nodes with the largest deficit.
 fn settle(state: &mut State<'_>, nodes: &[usize], bands: &[Band], mut pool: Vec<usize>) {
     pool.sort_by_key(|index| (std::cmp::Reverse(state.weight(*index)), *index));
     for index in pool {
@@ -189,7 +189,7 @@ fn settle(state: &mut State<'_>, nodes: &[usize], bands: &[Band], mut pool: Vec<
     }
 }
 
-/// Brings to the nodes that carry too little what others can spare.
+/// Moves spare placements of other nodes to underloaded nodes.
 fn take(state: &mut State<'_>, nodes: &[usize], bands: &[Band]) {
     loop {
         let lacking = nodes.iter().copied().filter(|node| state.loads[*node] < bands[*node].low);
@@ -205,7 +205,7 @@ fn take(state: &mut State<'_>, nodes: &[usize], bands: &[Band]) {
             .filter(|index| state.is_movable(*index) && state.weight(*index) <= most)
             .filter(|index| spare(*index) && state.may(*index, node))
             .collect();
-        // As much as is lacking at once, by what has moved already if that does; else a part of it.
+        // Prefers one placement that fills the deficit, and one that has moved already; otherwise fills a part of it.
         let ratio = |index: &usize| state.cost(*index, node) as f64 / state.weight(*index) as f64;
         let enough = could.iter().filter(|index| state.weight(**index) >= need);
         let closing = enough.min_by_key(|index| (state.cost(**index, node), state.weight(**index), **index));
@@ -217,7 +217,7 @@ fn take(state: &mut State<'_>, nodes: &[usize], bands: &[Band]) {
                 .then(two.cmp(one))
         });
         let chosen = match (closing, part) {
-            // One that is a little more than enough, and no small ones needed.
+            // One placement slightly over the need is better than several small ones.
             (Some(one), Some(two)) => {
                 let exact = |index: usize| state.weight(index) as f64 <= need as f64 * 1.02;
                 if exact(*one) || state.cost(*one, node) <= state.cost(*two, node) { *one } else { *two }
@@ -230,10 +230,10 @@ fn take(state: &mut State<'_>, nodes: &[usize], bands: &[Band]) {
     }
 }
 
-/// What gets so much nearer to the bands, what it costs, and the moves that do it.
+/// A candidate repair: the improvement, the cost in bytes, and the moves.
 type Mending = (u64, i128, Vec<(usize, usize)>);
 
-/// Brings what is still outside the band inside it, by single moves and by swaps; answers whether nothing is left.
+/// Repairs the remaining deviations by single moves and swaps. Returns whether all nodes are inside their bands.
 fn mend(state: &mut State<'_>, nodes: &[usize], bands: &[Band]) -> bool {
     let off = |node: usize, load: u64| bands[node].low.saturating_sub(load) + load.saturating_sub(bands[node].high);
     for _ in 0..nodes.len() * MENDS_EACH {
@@ -258,7 +258,7 @@ fn mend(state: &mut State<'_>, nodes: &[usize], bands: &[Band]) -> bool {
                 if state.may(*index, to) {
                     consider(before.saturating_sub(after(weight, 0)), state.cost(*index, to), vec![(*index, to)]);
                 }
-                // A lighter one comes back in its place; about as much lighter as is to be mended.
+                // Swap with a lighter placement; the difference is about the deviation.
                 let want = weight.saturating_sub(off(node, state.loads[node]));
                 let near = on[to].partition_point(|other| state.weight(*other) > want);
                 for back in on[to].iter().skip(near.saturating_sub(1)).take(3) {
@@ -279,7 +279,7 @@ fn mend(state: &mut State<'_>, nodes: &[usize], bands: &[Band]) -> bool {
     nodes.iter().all(|node| off(*node, state.loads[*node]) == 0)
 }
 
-/// Undoes what turned out not to be needed, and moves less in place of more; answers whether anything changed.
+/// Undoes unnecessary moves, and replaces moves by smaller ones. Returns whether anything changed.
 fn give_back(state: &mut State<'_>, bands: &[Band]) -> bool {
     let layout = state.layout;
     let fits =
@@ -302,7 +302,7 @@ fn give_back(state: &mut State<'_>, bands: &[Band]) -> bool {
             changed = true;
             continue;
         }
-        // Another one of its home in its place, with fewer bytes.
+        // Replace the move by one of another placement of the same node with fewer bytes.
         let stays = |other: usize| state.at[other] == home && state.home[other] == home;
         let cheaper =
             on[home].iter().copied().filter(|other| stays(*other) && state.bytes(*other) < state.bytes(index));

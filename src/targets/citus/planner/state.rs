@@ -1,15 +1,15 @@
-//! The assignment of placements to nodes while a plan is made.
+//! Tracks the assignment of placements to nodes during planning.
 
 use super::layout::Layout;
 use std::collections::BTreeMap;
 
-/// Where everything is while it is planned.
+/// The current assignment.
 pub(super) struct State<'l> {
     pub(super) layout: &'l Layout,
     pub(super) home: &'l [usize],
     pub(super) at: Vec<usize>,
     pub(super) loads: Vec<u64>,
-    /// The bytes that each node may still take.
+    /// The bytes that each node can still accept.
     pub(super) room: Vec<i128>,
     /// The other nodes of a group with several placements.
     pub(super) others: BTreeMap<usize, Vec<usize>>,
@@ -39,7 +39,7 @@ impl<'l> State<'l> {
         self.layout.placements[index].bytes
     }
 
-    /// Whether a placement can be on a node.
+    /// Whether a placement can move to a node.
     pub(super) fn may(&self, index: usize, node: usize) -> bool {
         let placement = &self.layout.placements[index];
         let is_home = self.home[index] == node;
@@ -49,7 +49,7 @@ impl<'l> State<'l> {
         is_meant && is_free && (is_home || self.room[node] >= i128::from(placement.bytes))
     }
 
-    /// Whether a placement may be moved for the balance.
+    /// Whether a placement may move for balance.
     pub(super) fn is_movable(&self, index: usize) -> bool {
         self.layout.placements[index].pin.is_none() && self.weight(index) > 0
     }
