@@ -1,6 +1,7 @@
-//! What `docs/performance.md` states: each figure beside its bound, from one run on one machine.
+//! Measures the figures of `docs/performance.md`, each with its bound, in one run on one machine.
 //!
-//! Prints a table and writes `bench-results/evenkeel.json`. Everything is on loopback and stopped at the end.
+//! Prints a table and writes `bench-results/evenkeel.json`. All processes use loopback addresses and are stopped
+//! at the end.
 #![allow(
     missing_docs,
     clippy::print_stdout,
@@ -51,7 +52,7 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let rows = runtime.block_on(async {
         println!("{:<66} {:>18}   bound", "figure", "median");
-        // A word names one part: `cargo bench --bench evenkeel -- twenty`.
+        // An argument selects one part: `cargo bench --bench evenkeel -- twenty`.
         let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
         let asked = |name: &str| words.is_empty() || words.iter().any(|word| word == name);
         let mut rows = vec![];
@@ -138,7 +139,7 @@ fn envelope(kind: &str, name: &str, spec: &str) -> String {
     format!("apiVersion: evenkeel.dev/v1alpha1\nkind: {kind}\nmetadata: {{ name: {name} }}\nspec: {spec}\n")
 }
 
-/// A git repository with this many components in three environments, a file each.
+/// Creates a git repository with this many components in three environments, one file each.
 fn components(folder: &Path, count: usize) {
     write(folder, "state-repo/staterepo.yaml", &envelope("StateRepo", "bench", "{}"));
     for environment in ["dev", "staging", "production"] {
@@ -338,8 +339,8 @@ impl Stage {
     }
 }
 
-/// What is decided of 10,000 instances without looking at anything: one pass over all of them, in sync, and the plan of one
-/// that changed.
+/// Measures decisions about 10,000 instances without observations: one drift check of all of them, in sync, and
+/// the plan of one that changed.
 fn minds() -> Vec<Row> {
     const INSTANCES: usize = 10_000;
     let id = |n: usize| -> InstanceId { format!("dev/c{n}").parse().unwrap() };
@@ -560,7 +561,7 @@ async fn merge_to_tofu() -> Vec<Row> {
     ]
 }
 
-/// What module `n` depends on: a graph of depth 4.
+/// Returns the dependencies of module `n`: a graph of depth 4.
 fn upstreams(n: usize) -> Vec<usize> {
     if n < 5 { vec![] } else { vec![n - 5, (n - 5) / 5 * 5 + (n + 1) % 5] }
 }
@@ -595,7 +596,7 @@ fn twenty(folder: &Path) {
     }
 }
 
-/// The same tofu processes in the same order and parallelism, without Evenkeel.
+/// Runs the same tofu processes in the same order and parallelism, without Evenkeel.
 async fn bare(stage: &Stage, name: &str, commands: &'static [&'static [&'static str]]) -> f64 {
     let slots = Arc::new(tokio::sync::Semaphore::new(2));
     let root = stage.place(name);
@@ -623,7 +624,7 @@ async fn bare(stage: &Stage, name: &str, commands: &'static [&'static [&'static 
                 for arguments in commands {
                     let _slot = slots.acquire().await.unwrap();
                     let mut command = tokio::process::Command::new("tofu");
-                    // Without a lock file an `init` replaces what stands in the cache under whoever uses it.
+                    // Without a lock file, an `init` replaces providers in the cache while other processes use them.
                     if folder.join(".terraform.lock.hcl").exists() {
                         command.env("TF_PLUGIN_CACHE_DIR", &cache);
                     }
@@ -673,7 +674,7 @@ async fn twenty_modules() -> Vec<Row> {
         let mut stage = Stage::new(twenty, 2).await;
         let name = format!("bare{round}");
         twenty(&stage.place(&name));
-        // Both sides know the providers: a lock file stands, and the cache is full.
+        // Both sides start with a lock file and a full provider cache.
         bare(&stage, &name, INIT).await;
         for n in 0..MODULES {
             std::fs::remove_dir_all(stage.place(&format!("{name}/tf/m{n}/.terraform"))).unwrap();
@@ -702,14 +703,15 @@ async fn twenty_modules() -> Vec<Row> {
         };
         let plans = stage.get("/api/v1/plans").await;
         let digest = plans[0]["plan"]["digest"].clone();
-        // The plan that people look at has initialised the work trees; a fresh machine's run does it itself.
+        // The plan before the approval has already initialised the work trees. Delete them, because a run on a fresh
+        // machine initialises them itself.
         for n in 0..MODULES {
             std::fs::remove_dir_all(stage.place(&format!("data/work/dev/m{n}/data-head"))).unwrap();
         }
         let started = Instant::now();
         let answer = post("/api/v1/apply", json!({"selector": "dev", "digests": [digest]})).await;
         assert!(answer["runs"].is_array(), "{answer}");
-        // Nobody asks the daemon while it is measured.
+        // Send no requests to the daemon during the measurement.
         let log = stage.place("daemon.log");
         while !std::fs::read_to_string(&log).unwrap().contains("run ended") {
             tokio::time::sleep(Duration::from_millis(25)).await;
@@ -736,7 +738,7 @@ async fn twenty_modules() -> Vec<Row> {
     ]
 }
 
-/// A journal record with everything that stands in its transaction, next to a bare write of as many bytes and an fsync.
+/// Measures a journal record with its whole transaction, next to a bare write of as many bytes and an fsync.
 async fn journal() -> Vec<Row> {
     const RECORDS: usize = 400;
     let folder = tempfile::tempdir_in("target").unwrap();
@@ -754,7 +756,7 @@ async fn journal() -> Vec<Row> {
     let id: InstanceId = "dev/c0".parse().unwrap();
     let digest = evenkeel::model::Digest::of_json(&json!(1));
     let planned = evenkeel::domain::journal::Event::Planned { digest: Some(digest) };
-    // Where SQLite starts its log anew it grows no more.
+    // SQLite reuses its log from the start after a checkpoint, so that the file does not grow.
     let log = file.with_extension("db-wal");
     let before = std::fs::metadata(&log).unwrap().len();
     store.append(&run, &id, &planned, now).await.unwrap();
@@ -767,7 +769,7 @@ async fn journal() -> Vec<Row> {
             store.create_run(&mut run, &BTreeMap::new()).await.unwrap();
         }
         let id: InstanceId = format!("dev/c{}", n % 20).parse().unwrap();
-        // Side by side, so that a slow moment of the disk is both's.
+        // Alternate both, so that a slow moment of the disk affects both.
         let started = Instant::now();
         store.append(&run, &id, &planned, now).await.unwrap();
         appends.push(started.elapsed().as_secs_f64() * 1000.0);
@@ -784,7 +786,7 @@ async fn journal() -> Vec<Row> {
     }]
 }
 
-/// From the start of a daemon to its being back at the run in whose middle the one before was killed.
+/// Measures the time from the start of a daemon until it continues a run whose previous daemon was killed.
 async fn recovery() -> Vec<Row> {
     let slow = |folder: &Path| {
         one(folder);
@@ -812,13 +814,14 @@ async fn recovery() -> Vec<Row> {
     }]
 }
 
-/// How long a healthy component waits among 200, when all are well and when 20 of them hang or fail.
+/// Measures the wait of a healthy component among 200, when all are healthy and when 20 of them hang or fail.
 async fn fairness() -> Vec<Row> {
     const ALL: usize = 200;
     let clock: Arc<dyn evenkeel::ports::Clock> = Arc::new(evenkeel::controller::SystemClock);
     let repository = evenkeel::adapters::sim::Repository::new(Arc::clone(&clock));
     let seal = Arc::new(evenkeel::model::Seal::new(b"bench".to_vec()));
-    // A look takes 10 ms and 4 go side by side; what takes 100 ms is long, as a minute is for a real plan.
+    // An observation takes 10 ms, and four run at once. A duration of 100 ms is long here, as a minute is for a real
+    // plan.
     let world = evenkeel::adapters::sim::World::new(
         Arc::clone(&seal),
         Arc::new(evenkeel::adapters::sim::Clock::new(clock.now())),

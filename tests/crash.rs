@@ -1,8 +1,10 @@
-//! The crash sweep: every scenario is told again and again with a daemon that is killed after journal records and before,
-//! in and after effects, and has to come to the same world, with everything done once and said once.
+//! Runs the crash sweep: every scenario runs again with daemons that are killed at crash points.
 //!
-//! Prints how many cuts were made. `CUT='AfterWrite journal 1 dev/a started 1' SCRIPT=r2_1 cargo test --test crash -- --nocapture`
-//! tells one script with one cut and shows its transcript.
+//! Crash points are after journal records and before, in and after effects. Each run must end with the same
+//! world, with every effect and every comment exactly once. Prints the number of crashes.
+//!
+//! `CUT='AfterWrite journal 1 dev/a started 1' SCRIPT=r2_1 cargo test --test crash -- --nocapture` runs one
+//! script with one crash and prints its transcript.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test that can't go on has failed")]
 
 #[path = "suite/scenarios/script.rs"]
@@ -22,10 +24,10 @@ use std::{
 use evenkeel::adapters::sim::CrashPoints;
 use stage::Stage;
 
-/// How many tellings share the cuts of a script: each ends lives at every so many places.
+/// The number of runs that share the crash points of a script; each run crashes at every sixth point.
 const TELLINGS: usize = 6;
 
-/// What a telling came to.
+/// The result of a run.
 struct ProgressEvent {
     text: String,
     places: Vec<String>,
@@ -66,17 +68,18 @@ async fn tell(path: &Path, lives: std::sync::Arc<CrashPoints>) -> ProgressEvent 
     }
 }
 
-/// Whether a life is to end at a place.
+/// Returns whether the daemon crashes at a place.
 fn is_cut(place: &str, text: &str) -> bool {
-    // Of what never is as it should be, a part that is done is not what was approved: it stalls sooner.
+    // A resource that never settles stalls earlier after a partial effect, because the remaining change is not the
+    // approved one.
     !(text.contains("never settles") && place.starts_with("InEffect"))
 }
 
-/// How a comment of ours begins, and the line that says what it is about.
+/// Summarises a comment of the daemon: the beginning of its text and its marker.
 fn gist(said: &str) -> String {
     let begins = said.lines().next().unwrap_or_default();
     let line = said.lines().rev().find(|line| line.starts_with("<!--")).unwrap_or_default();
-    // Runs and comments have numbers that depend on what was asked twice.
+    // Drop the numbers of runs and comments: they depend on repeated commands.
     let short = |text: &str, keys: &[&str]| {
         keys.iter().fold(text.to_owned(), |text, key| text.split(key).next().unwrap_or_default().to_owned())
     };
@@ -87,7 +90,7 @@ fn gist(said: &str) -> String {
     format!("{} {}", short(begins, &["run ", "Run ", " at `"]), short(line, &["answer to=", "run id="]))
 }
 
-/// What is wrong with a telling that was cut, next to one that was not.
+/// Compares a run with crashes to a run without, and returns the differences.
 fn wrong(whole: &ProgressEvent, cut: &ProgressEvent) -> Vec<String> {
     let mut wrong = vec![];
     let mut differ = |what: &str, whole: &[String], cut: &[String]| {
@@ -105,7 +108,7 @@ fn wrong(whole: &ProgressEvent, cut: &ProgressEvent) -> Vec<String> {
         wrong.extend(one.into_iter().map(|line| format!("{what} is lost: {line}")));
         wrong.extend(two.into_iter().map(|line| format!("{what} is too much: {line}")));
     };
-    // Ids are given in the order in which things are made, which is another one.
+    // Drop ids: they are assigned in the order of creation, which differs.
     let unnumbered = |lines: &[String]| {
         let id = |line: &String| line.split("id-").next().unwrap_or_default().to_owned();
         lines.iter().map(id).collect::<Vec<_>>()
@@ -128,7 +131,7 @@ fn scripts() -> Vec<PathBuf> {
     found
 }
 
-/// Does something with each of many things, on as many threads as there are cores.
+/// Runs `work` for each item, on as many threads as there are cores.
 fn on_all<T: Sync, R: Send>(things: &[T], work: impl Fn(&tokio::runtime::Runtime, &T) -> R + Sync) -> Vec<R> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
@@ -136,7 +139,7 @@ fn on_all<T: Sync, R: Send>(things: &[T], work: impl Fn(&tokio::runtime::Runtime
         for _ in 0..threads {
             scope.spawn(|| {
                 while let Some(thing) = things.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    // Whatever a life left behind ends with its runtime.
+                    // The tasks of ended daemon processes end with their runtime.
                     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                     let result = work(&runtime, thing);
                     done.lock().unwrap().push(result);
@@ -185,7 +188,7 @@ fn r7_1_wherever_it_is_killed_it_ends_as_if_nothing_had_happened() {
     assert!(cuts > 1000, "only {cuts} cuts");
 }
 
-/// A daemon that is stopped for an hour while another takes over, and then goes on: nothing happens twice.
+/// A daemon is suspended for an hour while another takes over, and then resumes: no effect happens twice.
 #[test]
 fn r7_3_a_daemon_that_is_stopped_and_goes_on_does_no_harm() {
     let all = scripts();
@@ -203,7 +206,7 @@ fn r7_3_a_daemon_that_is_stopped_and_goes_on_does_no_harm() {
     }
     let told = on_all(&tellings, |runtime, (path, whole, at)| {
         let told = runtime.block_on(tell(path, CrashPoints::stopping(at.clone())));
-        // What it says to the forge carries no token: only the world and the store are fenced.
+        // Requests to the forge carry no token: only effects and the store are fenced.
         let wrong: Vec<String> =
             wrong(whole, &told).into_iter().filter(|line| !line.starts_with("a comment")).collect();
         (path.display().to_string(), told.cuts, wrong)

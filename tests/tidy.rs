@@ -1,4 +1,4 @@
-//! Rules of the codebase that a program can check: layers, purity, documentation.
+//! Checks rules of the codebase that a program can check: layers, purity, documentation.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on has failed")]
 
 use std::{
@@ -19,7 +19,7 @@ const ADAPTERS: usize = 2;
 
 /// Third-party clients, whose types stay in the adapters and targets.
 const CLIENTS: [&str; 5] = ["octocrab::", "git2::", "sqlx::", "kube::", "tokio_postgres::"];
-/// What makes a function depend on more than its arguments.
+/// Items that make a function depend on more than its arguments.
 const IMPURE: [&str; 7] = ["tokio::", "std::fs", "std::env", "Utc::now", "Instant::now", "SystemTime", "getrandom"];
 
 const GOLDEN_LINES_MAX: usize = 200;
@@ -41,13 +41,13 @@ fn files(folder: &str, ends: &str) -> Vec<PathBuf> {
     found
 }
 
-/// The code of a file before its tests.
+/// Returns the code of a file before its tests.
 fn code(path: &Path) -> String {
     let text = std::fs::read_to_string(path).unwrap();
     text.split("#[cfg(test)]").next().unwrap_or_default().to_owned()
 }
 
-/// The folder or file directly under `src/` that a path belongs to.
+/// Returns the folder or file directly under `src/` to which a path belongs.
 fn top(path: &Path) -> String {
     let rest = path.strip_prefix("src").unwrap();
     rest.components().next().unwrap().as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned()
@@ -57,7 +57,7 @@ fn layer(top: &str) -> Option<usize> {
     LAYERS.iter().position(|(_, tops)| tops.contains(&top))
 }
 
-/// The lines of code of a file before its tests, numbered from 1, without comments.
+/// Returns the lines of code of a file before its tests, numbered from 1, without comments.
 fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.lines().enumerate().map(|(n, line)| (n + 1, line)).filter(|(_, line)| !line.trim_start().starts_with("//"))
 }
@@ -170,7 +170,7 @@ fn no_two_files_import_each_other_in_a_circle() {
     }
 }
 
-/// A circle that is reached from a module, by depth-first search.
+/// Returns a circle that is reachable from a module, by depth-first search.
 fn circle(
     module: &str,
     imports: &BTreeMap<String, BTreeSet<String>>,
@@ -190,8 +190,8 @@ fn circle(
     found
 }
 
-/// Which modules of `src/` each module imports, by the file in which the imported item is defined: an item that a parent
-/// re-exports counts as an import of the child, and a re-export of a child is no import.
+/// Returns the modules of `src/` that each module imports, by the file that defines the imported item. An item
+/// that a parent re-exports counts as an import of the child; a re-export of a child is not an import.
 fn imports() -> BTreeMap<String, BTreeSet<String>> {
     let texts: BTreeMap<String, String> = files("src", ".rs")
         .into_iter()
@@ -259,7 +259,7 @@ fn imports() -> BTreeMap<String, BTreeSet<String>> {
     imports
 }
 
-/// The paths of the `use` declarations of a text, one for each item, and whether each is a re-export.
+/// Returns the paths of the `use` declarations of a text, one for each item, and whether each is a re-export.
 fn use_paths(text: &str) -> Vec<(String, bool)> {
     let mut paths = vec![];
     let mut rest = text;
@@ -275,7 +275,7 @@ fn use_paths(text: &str) -> Vec<(String, bool)> {
     paths
 }
 
-/// The items of a tree of imports, such as `a::{b, c::d}`.
+/// Flattens a tree of imports, such as `a::{b, c::d}`, to its items.
 fn flatten(tree: &str, prefix: &str, add: &mut dyn FnMut(String)) {
     let tree = tree.trim();
     let Some((head, group)) = tree.split_once('{') else {
@@ -363,7 +363,7 @@ fn the_documents_name_what_is_there() {
             }
         }
     }
-    // The rules of the first six chapters are shown by scenarios, and nothing is shown that is no rule.
+    // Every rule of the first six chapters has a scenario, and every rule of a scenario exists.
     let mut shown = BTreeSet::new();
     for path in files("tests/scenarios", ".txt") {
         let text = std::fs::read_to_string(path).unwrap();
@@ -397,7 +397,7 @@ fn the_documents_name_files_that_exist() {
         let text = std::fs::read_to_string(document).unwrap();
         for name in text.split('`').skip(1).step_by(2) {
             let is_path = name.starts_with("src/") || name.starts_with("docs/") || name.starts_with("tests/");
-            // A name in a pattern such as `src/targets/<kind>/` is no path.
+            // A name in a pattern such as `src/targets/<kind>/` is not a path.
             if is_path && !name.contains(['<', '*', '{', ' ']) {
                 assert!(std::path::Path::new(name).exists(), "{document} names `{name}`, which does not exist");
             }

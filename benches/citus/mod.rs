@@ -1,4 +1,4 @@
-//! The planner of shard moves, against a bound that no plan can beat and against the rules of Citus's own rebalancer.
+//! Measures the planner of shard moves against a lower bound and the rules of Citus's rebalancer.
 
 pub(crate) mod observation;
 
@@ -12,14 +12,14 @@ use evenkeel::targets::citus::planner::{
 
 use super::{Row, median};
 
-/// What Citus's `by_disk_size` adds to each group, in bytes.
+/// The bytes that Citus's `by_disk_size` adds to each group of shards.
 const BASE_COST: u64 = 100 << 20;
-/// How far from the mean its nodes may be.
+/// The maximum deviation of a node from the mean in Citus's rules, as a share.
 const THRESHOLD: f64 = 0.1;
-/// What a move has to be worth to it, as a share of what it moves.
+/// The minimum improvement of a move in Citus's rules, as a share of the moved bytes.
 const IMPROVEMENT: f64 = 0.5;
 
-/// Numbers that look random and are the same in every run.
+/// A pseudo-random generator with the same numbers in every run.
 struct Dice(u64);
 
 impl Dice {
@@ -32,14 +32,14 @@ impl Dice {
     fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound as u64) as usize
     }
-    /// Sizes with a heavy tail: Pareto from 64 MiB with this exponent, cut at 4 GiB.
+    /// Returns a size from a heavy-tailed distribution: Pareto from 64 MiB with this exponent, cut at 4 GiB.
     fn size(&mut self, exponent: f64) -> u64 {
         let share = ((self.next() >> 11) as f64 / (1_u64 << 53) as f64).max(1e-12);
         ((64 << 20) as f64 / share.powf(1.0 / exponent)).min((4_u64 << 30) as f64) as u64
     }
 }
 
-/// A cluster: a number of nodes, and groups of shards in colocation groups that each lie as they are told.
+/// Returns a cluster: a number of nodes, and groups of shards, each with its node and size.
 fn cluster(nodes: usize, groups: &[(usize, u64)]) -> Layout {
     let nodes = (0..nodes).map(|at| Node { name: format!("10.0.0.{at}:5432"), holds: true, room: None }).collect();
     let placements = groups.iter().enumerate();
@@ -53,8 +53,9 @@ fn cluster(nodes: usize, groups: &[(usize, u64)]) -> Layout {
     Layout { nodes, placements: placements.collect() }
 }
 
-/// What Citus would move: each colocation group by itself, from the fullest node to the emptiest, the largest group that makes
-/// them more alike, until nothing is outside the threshold. Answers the bytes and where everything is then.
+/// Simulates the rules of Citus: for each colocation group, move the largest group of shards that improves the
+/// balance from the fullest node to the emptiest, until all nodes are within the threshold. Returns the moved
+/// bytes and the final placement.
 fn greedy(layout: &Layout, colocation: &[usize]) -> (u64, Vec<usize>) {
     let mut at: Vec<usize> = layout.placements.iter().map(|placement| placement.node).collect();
     let cost = |index: usize| (layout.placements[index].bytes + BASE_COST) as f64;
@@ -79,7 +80,7 @@ fn greedy(layout: &Layout, colocation: &[usize]) -> (u64, Vec<usize>) {
     (bytes, at)
 }
 
-/// The next move of the greedy planner.
+/// Returns the next move of the greedy planner.
 fn step(
     mine: &[usize],
     at: &[usize],
@@ -123,7 +124,8 @@ pub(crate) fn rows() -> Vec<Row> {
     rows
 }
 
-/// 100 nodes, 20 colocation groups of 500 groups of shards each, a tenth of the nodes with three times what the others have.
+/// 100 nodes and 20 colocation groups of 500 groups of shards each. A tenth of the nodes has three times the load
+/// of the others.
 fn large() -> Vec<Row> {
     let (mut times, mut ratios) = (vec![], vec![]);
     for seed in 0..10 {
@@ -153,7 +155,8 @@ fn large() -> Vec<Row> {
     ]
 }
 
-/// Ten skewed clusters, and one of two colocation groups with opposite skew: the bytes at the balance that the greedy reached.
+/// Ten skewed clusters, and one of two colocation groups with opposite skew: the moved bytes at the balance that
+/// the greedy planner reaches.
 fn against_greedy() -> Vec<Row> {
     let mut savings = vec![];
     let mut worst: f64 = f64::MAX;
@@ -171,7 +174,7 @@ fn against_greedy() -> Vec<Row> {
         worst = worst.min(saved);
     }
     let mean = savings.iter().sum::<f64>() / savings.len() as f64;
-    // One colocation group lies heavier on the first node, the other on the second.
+    // One colocation group has more bytes on the first node, the other on the second.
     let opposite: Vec<(usize, u64)> =
         (0..128).map(|at| (usize::from((at % 4 == 0) != (at < 64)), (256 << 20) + at as u64)).collect();
     let halves: Vec<usize> = (0..128).map(|at| usize::from(at < 64)).collect();
@@ -192,7 +195,7 @@ fn against_greedy() -> Vec<Row> {
     ]
 }
 
-/// The share of the greedy's bytes that is saved where both come as close.
+/// Returns the share of the greedy planner's bytes that is saved at the same balance.
 fn saving(layout: &Layout, colocation: &[usize]) -> f64 {
     let (theirs, at) = greedy(layout, colocation);
     let reached = balance(layout, &at).skew();

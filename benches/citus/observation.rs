@@ -1,5 +1,6 @@
-//! A look at a cluster of 4,000 placements, part by part: on a stand-in of plain PostgreSQL servers, or on the database that
-//! `EVENKEEL_BENCH_CITUS_URL` names.
+//! Measures the observation of a cluster of 4,000 placements, part by part.
+//!
+//! Runs on a stand-in of plain PostgreSQL servers, or on the database of `EVENKEEL_BENCH_CITUS_URL`.
 
 use evenkeel::{
     model::Redactor,
@@ -19,7 +20,7 @@ const TABLES: usize = 20;
 const SHARDS: usize = 200;
 const LOOKS: usize = 21;
 
-/// What a look at a cluster takes.
+/// Returns the durations of the parts of an observation.
 pub(crate) async fn rows() -> Vec<Row> {
     let (servers, url, which) = match std::env::var("EVENKEEL_BENCH_CITUS_URL") {
         Ok(url) => (vec![], url, "real"),
@@ -54,7 +55,7 @@ async fn connect(server: &Postgres) -> Client {
     client
 }
 
-/// Tables on a coordinator whose shards lie on its workers in turn; answers its address.
+/// Creates tables on a coordinator whose shards are placed round-robin on its workers; returns its address.
 async fn stand_in(servers: &[Postgres]) -> String {
     let mut clients = vec![];
     for server in servers {

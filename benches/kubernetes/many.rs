@@ -1,5 +1,7 @@
-//! 100,000 objects that no cluster has to hold: what a real API server answered for one of each kind is recorded, and
-//! answered for each of the others with another name.
+//! Measures 100,000 objects without a cluster that contains them.
+//!
+//! A real API server's responses for one object of each kind are recorded, and replayed for the others with other
+//! names.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,23 +25,23 @@ use tokio::sync::mpsc;
 use super::{EACH, ask, objects};
 use crate::{Row, Stage, envelope, tools, write};
 
-/// How many components, each with as many of each of the four kinds as the other figures have.
+/// The number of components; each has as many objects of each of the four kinds as in the other figures.
 const COMPONENTS: usize = 10;
-/// How many of each kind in all.
+/// The total number of objects of each kind.
 const MANY: usize = COMPONENTS * EACH;
-/// Their names in paths.
+/// The names of the kinds in paths.
 const KINDS: [&str; 4] = ["serviceaccounts", "services", "deployments", "ingresses"];
 
-/// An API server's answers, played again.
+/// A server that replays the responses of an API server.
 struct Replay {
     client: kube::Client,
-    /// What was answered for `app-0000`, by the kind's name in paths.
+    /// The recorded responses for `app-0000`, by the name of the kind in paths.
     recorded: HashMap<&'static str, String>,
-    /// What was applied, with its version.
+    /// The applied objects, with their versions.
     there: Mutex<HashMap<&'static str, BTreeMap<String, u64>>>,
     /// The streams of the watches.
     watches: Mutex<HashMap<&'static str, mpsc::UnboundedSender<String>>>,
-    /// The object that somebody changed.
+    /// The object that a user changed.
     changed: Mutex<Option<String>>,
 }
 
@@ -70,7 +72,7 @@ impl Replay {
     }
 }
 
-/// The component that an object belongs to.
+/// Returns the component of an object.
 fn component(name: &str) -> String {
     let n: usize = name.trim_start_matches("app-").parse().unwrap();
     format!("apps-{}", n / EACH)
@@ -98,7 +100,7 @@ async fn replay(State(replay): State<Arc<Replay>>, request: Request) -> Response
             if !query.contains_key("dryRun") {
                 replay.there.lock().unwrap().get_mut(kind).unwrap().insert(last.clone(), 1);
             } else {
-                // What it would be is what was declared.
+                // The dry-run returns the declared object.
                 let mut object: Value = serde_json::from_str(&replay.object(kind, &last, 1)).unwrap();
                 if kind == "deployments" {
                     object["spec"]["template"]["spec"]["containers"][0]["image"] = "app:1.0.0".into();
@@ -123,7 +125,7 @@ async fn replay(State(replay): State<Arc<Replay>>, request: Request) -> Response
     Response::from_parts(parts, Body::new(body))
 }
 
-/// What the server answers for an object of each kind, as the daemon applies it.
+/// Records the server's responses for an object of each kind, as the daemon applies it.
 async fn record(client: &kube::Client) -> HashMap<&'static str, String> {
     let places = [
         "/api/v1/namespaces/bench/serviceaccounts",
@@ -210,7 +212,7 @@ pub(crate) async fn rows() -> Vec<Row> {
     let start = started.elapsed().as_secs_f64();
     tokio::time::sleep(Duration::from_secs(2)).await;
     let memory = stage.statistic("VmRSS:");
-    // Every object has an event that changes nothing but its version; the last of each kind was changed, or is gone.
+    // Every object has an event that changes only its version; the last object of each kind is changed or deleted.
     let last = format!("app-{:04}", MANY - 1);
     *replay.changed.lock().unwrap() = Some(last.clone());
     let mut lines: Vec<(&str, String)> = vec![];

@@ -1,4 +1,4 @@
-//! Kubernetes at size: 10,001 objects on a real API server of this machine, by the whole daemon.
+//! Measures the whole daemon with 10,001 objects on a real API server of this machine.
 
 pub(crate) mod many;
 
@@ -13,12 +13,12 @@ use serde_json::{Value, json};
 
 use super::{Row, Stage, envelope, median, percentile, tools, write};
 
-/// How many of each of the four kinds.
+/// The number of objects of each of the four kinds.
 const EACH: usize = 2500;
-/// How often somebody changes an object.
+/// The number of changes by a user.
 const CHANGES: usize = 200;
-/// How often everything is read.
-const TRANSIENT_KINDS: usize = 5;
+/// The number of full drift checks.
+const DRIFT_CHECKS: usize = 5;
 
 fn objects(n: usize) -> String {
     let name = format!("app-{n:04}");
@@ -46,7 +46,7 @@ async fn ask(client: &kube::Client, method: http::Method, path: &str, body: Opti
     answer.into_body().collect().await.unwrap().to_bytes()
 }
 
-/// How many requests changed anything, by the server's own count.
+/// Returns the number of write requests, according to the server's metrics.
 async fn writes(client: &kube::Client) -> u64 {
     let text = ask(client, http::Method::GET, "/metrics", None).await;
     let text = String::from_utf8_lossy(&text);
@@ -104,10 +104,10 @@ pub(crate) async fn rows() -> Vec<Row> {
     let started = Instant::now();
     stage.until("everything is applied", async || stage.in_sync().await).await;
     let first = started.elapsed().as_secs_f64();
-    // One LIST of the same objects is what reading everything once costs.
+    // One LIST of the same objects is the minimum cost of reading all of them.
     let mut lists = vec![];
     let mut bytes = 0;
-    for _ in 0..TRANSIENT_KINDS {
+    for _ in 0..DRIFT_CHECKS {
         let started = Instant::now();
         bytes = 0;
         for path in [
@@ -122,7 +122,7 @@ pub(crate) async fn rows() -> Vec<Row> {
     }
     let before = writes(&client).await;
     let mut transient = vec![];
-    for _ in 0..TRANSIENT_KINDS {
+    for _ in 0..DRIFT_CHECKS {
         let looked = Command::new(env!("CARGO_BIN_EXE_evenkeel"))
             .args(["drift", "dev", "--output", "json"])
             .current_dir(stage.folder.path())
@@ -138,7 +138,7 @@ pub(crate) async fn rows() -> Vec<Row> {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let (memory, peak) = (stage.statistic("VmRSS:"), stage.statistic("VmHWM:"));
     let latencies = latencies(&stage, &client).await;
-    // A daemon that starts again: from its start to every watch being there.
+    // A restart: from the start of the daemon until every watch is established.
     stage.stop();
     let mut starts = vec![];
     for n in 1..=3 {
@@ -202,7 +202,7 @@ pub(crate) async fn rows() -> Vec<Row> {
 
 use tokio::process::Command;
 
-/// From somebody's change being answered to its drift being told by the API, and back.
+/// Measures the times from the response to a user's change until the API reports the drift.
 async fn latencies(stage: &Stage, client: &kube::Client) -> Vec<f64> {
     let mut times = vec![];
     for n in 0..CHANGES {

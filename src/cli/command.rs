@@ -1,4 +1,4 @@
-//! Implements the commands that share their form with comments (R6.9): `suspend`, `snooze`, `destroy` etc.
+//! Implements the commands that share their form with comments (R6.9): `suspend`, `destroy` etc.
 
 use clap::Args;
 

@@ -1,4 +1,4 @@
-//! Runs `evenkeel doctor`: checks the prerequisites of a configuration and names a fix for each problem.
+//! Implements `evenkeel doctor`: checks the prerequisites and names a fix for each problem.
 
 use std::{collections::BTreeSet, os::unix::fs::PermissionsExt, sync::Arc, time::Duration};
 

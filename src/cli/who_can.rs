@@ -8,12 +8,12 @@ use serde_json::json;
 use super::{Done, Failure, Format, Global, output, validate};
 use crate::{
     domain::{
-        authorization::{Rights, approvals::asked},
+        authorization::Rights,
         declaration::{
             schema::{StateRepo, Verb},
             validate::nearest,
         },
-        message::plain,
+        message::{approvals::needed, plain},
     },
     model::EnvironmentName,
 };
@@ -85,7 +85,7 @@ pub(super) fn run(global: &Global, args: &WhoCan) -> Done {
         allowed.iter().map(|to| vec![format!("  {to}"), meaning(state_repo, to).unwrap_or_default()]).collect();
     output::text(&format!("In {environment}, {word} is allowed to any of\n{}", output::table(&rows)));
     if let Some(needs) = needs {
-        output::text(&plain(&format!("and needs {} on the pull request (R3.6).", asked(needs))));
+        output::text(&plain(&format!("and needs {} on the pull request (R3.6).", needed(needs))));
     }
     output::note("and to whoever can read the daemon's data on its machine (token:local).");
     Ok(0)

@@ -1,7 +1,9 @@
-//! Renders HTML pages: the list of pull requests, and each with its text, diff, comments, checks and buttons.
+//! Renders HTML pages: the list of pull requests, and a page for each of them.
 //!
-//! *Invariant:* every text is escaped; of the HTML in Markdown, only `<details>`, `<summary>` and `<code>` pass. A form carries a token
-//! of this process, so that another site's page can't submit it.
+//! A page contains the text, diff, comments, checks and buttons of the pull request.
+//!
+//! *Invariant:* every text is escaped; of the HTML in Markdown, only `<details>`, `<summary>` and `<code>` pass. A
+//! form carries a token of this process, so that another site's page can't submit it.
 
 use axum::{
     Form, Router,

@@ -1,4 +1,4 @@
-//! Receives `/webhooks/github`: limits, authenticates and deduplicates deliveries, and enqueues requests.
+//! Receives `/webhooks/github`: authenticates and deduplicates deliveries, and enqueues requests.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Bad input and bad days: each has defined behaviour and loses nothing.
+//! Tests bad input and failing infrastructure: each has defined behaviour and loses no data.
 
 use evenkeel::model::Verdict;
 use serde_json::json;
@@ -132,7 +132,7 @@ async fn a_held_lock_is_reported_with_its_owner() {
     let backend =
         ("tf/a/backend.tf".to_owned(), format!("terraform {{\n  backend \"local\" {{ path = \"{state}\" }}\n}}\n"));
     stage.push("main", &[backend]);
-    // Somebody applies the same module by hand, slowly.
+    // A user slowly applies the same module from another folder.
     let by_hand = stage.place("by-hand");
     std::fs::create_dir_all(&by_hand).unwrap();
     let text = format!(
@@ -185,7 +185,7 @@ async fn what_is_protected_or_over_a_limit_is_not_destroyed() {
     assert_eq!(stage.writes().len(), 2, "nothing was replaced");
 }
 
-/// No value that is marked sensitive appears anywhere: store, logs, comments, branches, pages, metrics, API.
+/// No sensitive value appears anywhere: store, logs, comments, branches, pages, metrics, API.
 #[tokio::test(flavor = "multi_thread")]
 async fn r2_3_a_canary_appears_nowhere() {
     const CANARY: &str = "canary-8f3a61c2d4";
@@ -220,7 +220,7 @@ async fn r2_3_a_canary_appears_nowhere() {
     let proposal = stage.proposal().await;
     stage.merge("lin", proposal["number"].as_u64().unwrap()).await;
     stage.until("it is back", async || (stage.world("user.secret") == CANARY).then_some(())).await;
-    // A provider that puts the secret into its error.
+    // The provider puts the secret into its error.
     let pull = stage.pull("leak", &[user("\"login with ${nonsensitive(var.password)} failed\""), secret(2)]).await;
     stage.comment(pull, "### Plan for `dev`").await;
     stage.merge("lin", pull).await;
@@ -282,7 +282,7 @@ async fn r2_3_a_canary_appears_nowhere() {
     texts.push(("the repository's objects".into(), String::from_utf8_lossy(&objects.stdout).into_owned()));
     for (name, text) in texts {
         assert!(!text.is_empty(), "{name} is empty");
-        // The declaration itself builds the canary of two halves, so that only a value can hold it whole.
+        // The declaration joins the canary from two halves, so that only a value can contain the whole.
         assert!(!text.contains(CANARY), "the canary appears in {name}");
     }
 }
@@ -395,7 +395,7 @@ async fn a_disk_that_is_full_refuses_to_start_and_goes_on_with_room() {
         .is_ok_and(|status| status.success());
     assert!(mounted, "this test mounts a tmpfs and needs the right to");
     stage.config["data"] = json!(small.join("data"));
-    // The write that fails half-way leaves no room at all.
+    // The failed write fills the disk completely.
     assert!(std::fs::write(small.join("ballast"), vec![0; 9 << 20]).is_err());
     let (code, _, err) = stage.run(&["serve"]);
     assert_eq!(code, 1, "{err}");

@@ -1,4 +1,4 @@
-//! The shard layout of a Citus cluster: declared, seen, brought about, and kept.
+//! Tests the shard layout of a Citus cluster: declaration, observation, changes and drift.
 
 use evenkeel::{
     model::Verdict,
@@ -28,7 +28,7 @@ fn component(name: &str, citus: &str, more: &str) -> (String, String) {
     (format!("state-repo/components/{name}.yaml"), text)
 }
 
-/// Two tables that lie together and one on every node.
+/// Two colocated tables and a reference table.
 fn layout(nodes: &[String], more: &str) -> String {
     format!(
         "    nodes: [{}]\n    tables:\n      - {{ name: tenants, distributionColumn: tenant_id, shardCount: 12, colocation: tenant }}\n      - {{ name: public.tasks, distributionColumn: tenant_id, colocation: tenant }}\n      - {{ name: plans, reference: true }}\n    migrations: citus/migrations\n{more}",
@@ -52,7 +52,7 @@ pub(crate) async fn start(cluster: &CitusCluster, files: &[(String, String)]) ->
     stage
 }
 
-/// Waits until the cluster says something.
+/// Waits until a query of the cluster returns the expected rows.
 pub(crate) async fn until(cluster: &CitusCluster, stage: &Stage, sql: &str, expected: &[&str]) {
     let seen = std::sync::Mutex::new(vec![]);
     let holds = async || {
@@ -71,7 +71,7 @@ async fn a_layout_is_brought_about_seen_and_kept() {
     let stage = start(&cluster, &files(&nodes, "")).await;
     stage.verdict("dev/shards", Verdict::InSync).await;
     assert_eq!(cluster.shards().await, [format!("{} 12", nodes[0]), format!("{} 12", nodes[1])]);
-    // What is there can be written down by a program, and nothing would change.
+    // `evenkeel init` can generate a declaration of the existing cluster, whose plan has no changes.
     let (code, out, err) =
         stage.run(&["init", "--citus", cluster.file("plan").to_str().unwrap(), "--environment", "dev"]);
     assert_eq!(code, 0, "{err}");
@@ -81,7 +81,7 @@ async fn a_layout_is_brought_about_seen_and_kept() {
     );
     let pull = stage.pull("written", &[("state-repo/components/shards.yaml".into(), out)]).await;
     stage.comment(pull, "Nothing would change in `dev`").await;
-    // Rows come to one node alone: nothing of that is seen in the catalogs, and a look finds it.
+    // One node receives new rows. The catalogs do not show the imbalance, and the observation of sizes does.
     cluster.fill("tasks", &nodes[0], 300, 2000).await;
     let (code, out, _) = stage.drift("dev");
     assert_eq!(code, 2, "{out}");
@@ -93,7 +93,7 @@ async fn a_layout_is_brought_about_seen_and_kept() {
     stage.merge("lin", pull["number"].as_u64().unwrap()).await;
     stage.verdict("dev/shards", Verdict::InSync).await;
     assert_ne!(cluster.shards().await[0], format!("{} 12", nodes[0]), "shards have moved");
-    // A second look finds nothing to do.
+    // A second drift check finds no drift.
     let (code, out, _) = stage.drift("dev");
     assert_eq!(code, 0, "{out}");
 }
@@ -117,7 +117,7 @@ async fn a_node_comes_is_filled_and_goes() {
     assert_eq!(cluster.shards().await, all.iter().map(|node| format!("{node} 8")).collect::<Vec<_>>());
     let references = "SELECT count(*) FROM pg_dist_placement JOIN pg_dist_shard s USING (shardid) WHERE s.logicalrelid = 'plans'::regclass";
     assert_eq!(cluster.sql(references).await, ["4"], "what is on every node is on the new one");
-    // The first goes: it is drained, empty, and then removed.
+    // The first node leaves: its shards move away, and then it is removed.
     let rest = all[1..].to_vec();
     let shrunk = stage.pull("shrink", &files(&rest, "")[1..2]).await;
     let plan = stage.comment(shrunk, "1 to destroy").await;
@@ -143,7 +143,8 @@ async fn pins_and_drains_are_kept_and_strangers_are_undone() {
     let home = "SELECT nodeport FROM pg_dist_placement JOIN pg_dist_shard s USING (shardid) JOIN pg_dist_node USING (groupid) WHERE s.logicalrelid = 'tenants'::regclass AND worker_hash(7) BETWEEN shardminvalue::int AND shardmaxvalue::int";
     let port = |node: &str| node.rsplit_once(':').unwrap().1.to_owned();
     assert_eq!(cluster.sql(home).await, [port(&nodes[1])]);
-    // Somebody moves it by hand: it is seen within seconds, and proposed to be moved back.
+    // A user moves a shard by SQL: the drift is observed within seconds, and a pull request proposes to move it
+    // back.
     let (from, to) = (port(&nodes[1]), port(&nodes[0]));
     let host = nodes[0].rsplit_once(':').unwrap().0;
     cluster.sql("CALL citus_cleanup_orphaned_resources()").await;
@@ -154,7 +155,7 @@ async fn pins_and_drains_are_kept_and_strangers_are_undone() {
     stage.merge("lin", pull["number"].as_u64().unwrap()).await;
     stage.verdict("dev/shards", Verdict::InSync).await;
     assert_eq!(cluster.sql(home).await, [port(&nodes[1])]);
-    // And once more, which is declared this time.
+    // Another move by SQL, which is adopted this time.
     cluster.sql("CALL citus_cleanup_orphaned_resources()").await;
     cluster.sql(&format!("SELECT citus_move_shard_placement((SELECT shardid FROM pg_dist_shard s WHERE s.logicalrelid = 'tenants'::regclass AND worker_hash(7) BETWEEN shardminvalue::int AND shardmaxvalue::int), '{host}', {from}, '{host}', {to})")).await;
     stage.verdict("dev/shards", Verdict::Drifted).await;
@@ -194,7 +195,7 @@ async fn migrations_run_once_in_order_and_are_never_changed() {
         "{}",
         stalled.message()
     );
-    // What failed is mended; what was done is not done again.
+    // The failed migration is fixed; the applied ones do not run again.
     stage.push(
         "main",
         &migration(
@@ -207,14 +208,14 @@ async fn migrations_run_once_in_order_and_are_never_changed() {
         cluster.sql("SELECT name FROM evenkeel.migrations WHERE applied_at IS NOT NULL ORDER BY 1").await,
         ["0001_tables.sql", "0002_index.sql"]
     );
-    // A transaction that fails leaves nothing.
+    // A transaction that fails changes nothing.
     stage.push("main", &migration("0003_half.sql", "CREATE TABLE half (id int);\nSELECT 1 / 0;\n"));
     let stalled = stage.verdict("dev/shards", Verdict::Stalled).await;
     assert!(stalled.message().contains("nothing of it was applied"), "{}", stalled.message());
     assert_eq!(cluster.sql("SELECT to_regclass('half') IS NULL").await, ["t"]);
     stage.push("main", &migration("0003_half.sql", ""));
     stage.verdict("dev/shards", Verdict::InSync).await;
-    // What was applied is what it was.
+    // The content of an applied migration must not change.
     stage.push("main", &migration("0001_tables.sql", "SELECT 1;\n"));
     let refused = stage.verdict("dev/shards", Verdict::Stalled).await;
     assert!(
@@ -230,7 +231,7 @@ async fn what_can_not_be_seen_as_a_whole_is_unknown() {
     let nodes = cluster.workers[..2].to_vec();
     let mut stage = start(&cluster, &files(&nodes, "")).await;
     stage.verdict("dev/shards", Verdict::InSync).await;
-    // A worker is no coordinator, and a database without Citus is no cluster.
+    // A worker is not a coordinator, and a database without Citus is not a cluster.
     let place = stage.place("wrong-url");
     let url = |node: &str, database: &str| format!("postgresql://evenkeel_watch@{node}/{database}?sslmode=disable");
     let unknown = async |stage: &Stage, message: &str| {
@@ -276,7 +277,7 @@ async fn a_rebalance_is_made_by_a_word_and_by_the_clock() {
     assert_eq!(code, 0, "what waits for its time is no drift: {out}");
     let told = stage.instance("dev/shards").await.unwrap().warnings;
     assert!(told.iter().any(|one| one.starts_with("the next rebalance makes ")), "{told:?}");
-    // One move each time, as the limits say.
+    // Each rebalance makes one move, as the limits require.
     let (code, out, err) = stage.run(&["rebalance", "dev"]);
     assert_eq!(code, 0, "{out}{err}");
     assert_eq!(cluster.shards().await, [format!("{} 10", nodes[0]), format!("{} 14", nodes[1])]);
@@ -284,7 +285,7 @@ async fn a_rebalance_is_made_by_a_word_and_by_the_clock() {
     assert!(journal.contains("moving public.tasks +1") && journal.contains("moved public.tasks +1"), "{journal}");
     let explained = stage.run(&["explain", "dev/shards"]).1;
     assert!(explained.contains("moved public.tasks +1"), "{explained}");
-    // And the next by the clock.
+    // The schedule starts the next move.
     let schedule = "apiVersion: evenkeel.dev/v1alpha1\nkind: Schedule\nmetadata: { name: often }\nspec: { cron: \"* * * * *\", run: rebalance, select: \"kind:citus\", duration: 1m }\n";
     stage.push("main", &[("state-repo/schedules/often.yaml".into(), schedule.into())]);
     until(&cluster, &stage, "SELECT count(DISTINCT groupid) FROM pg_dist_placement p JOIN pg_dist_shard s USING (shardid) WHERE s.logicalrelid = 'tasks'::regclass AND (SELECT count(*) FROM pg_dist_placement q JOIN pg_dist_shard t USING (shardid) WHERE t.logicalrelid = 'tasks'::regclass AND q.groupid = p.groupid) = 8", &["1"]).await;
@@ -292,7 +293,7 @@ async fn a_rebalance_is_made_by_a_word_and_by_the_clock() {
     assert!(runs.contains("Schedule"), "{runs}");
 }
 
-/// Machines of tofu that nodes run on, one for each port.
+/// Returns a tofu component whose machines run nodes, one for each port.
 fn machines(ports: &str) -> (String, String) {
     let text = format!(
         "apiVersion: evenkeel.dev/v1alpha1\nkind: Component\nmetadata: {{ name: vm }}\nspec:\n  environments: [dev]\n  tofu: {{ connection: world, root: tf/vm, variables: {{ ports: [{ports}] }} }}\n"
@@ -318,7 +319,7 @@ async fn a_machine_goes_after_the_node_on_it_is_empty_and_gone() {
     let stage = start(&cluster, &all).await;
     stage.verdict("dev/shards", Verdict::InSync).await;
     assert_eq!(cluster.shards().await, nodes.iter().map(|node| format!("{node} 8")).collect::<Vec<_>>());
-    // The plan says so, and in this order.
+    // The plan states the removal, in this order.
     let shrunk = stage.pull("shrink", &[machines(&ports(&nodes[..2]))]).await;
     let plan = stage.comment(shrunk, "### Plan for `dev`").await;
     let drain = plan.find(&format!("drain of node {} in dev/shards", nodes[2])).expect(&plan);
@@ -370,7 +371,7 @@ async fn more_nodes_are_asked_for_once_and_a_backup_is_made_by_the_clock() {
         body.contains("raises `worker_count` of `dev/vm` from 2 to 3") && body.contains("the limit is 1.0 KiB"),
         "{body}"
     );
-    // It is planned like anybody's, and asked for once.
+    // The daemon plans its own pull request like any other, and opens it once.
     let number = pull["number"].as_u64().unwrap();
     stage.comment(number, "### Plan for `dev`").await;
     stage.merge("lin", number).await;
@@ -405,7 +406,7 @@ async fn a_rewrite_needs_a_word_and_has_a_point_to_go_back_to() {
         plan.contains("has to be rewritten for another shardCount") && plan.contains("`allowRewrite: true`"),
         "{plan}"
     );
-    // CommandOutcome together with what it allows, it does not count.
+    // If `allowRewrite` is declared together with the change that it allows, it does not count.
     stage.push_on("wider", &wider("    allowRewrite: true\n"));
     stage.comment(pull, "say `allowRewrite: true` in a pull request of its own first").await;
     stage.push("main", &files(&nodes, "    allowRewrite: true\n")[1..2]);
@@ -440,7 +441,7 @@ async fn what_a_move_lacks_is_said_in_the_plan() {
     stage
         .until("the node is empty", async || (cluster.shards().await[1] == format!("{} 0", nodes[1])).then_some(()))
         .await;
-    // Where nobody has room, the plan says so.
+    // If no node has free capacity, the plan reports it.
     let full = format!(
         "    placement: {{ drain: [\"{}\"] }}\n    moves: {{ transferMode: blockWrites, diskSize: 1MiB, diskHeadroom: 10% }}\n",
         nodes[0]
@@ -473,7 +474,7 @@ async fn a_machine_that_is_replaced_under_its_node_is_vacated_and_all_at_once_is
     ];
     let stage = start(&cluster, &all).await;
     stage.verdict("dev/shards", Verdict::InSync).await;
-    // All at once would leave the shards nowhere to go: nothing is replaced.
+    // If all machines were replaced at once, the shards could not move anywhere: no machine is replaced.
     let everything = stage.pull("all", &[machines(&nodes.iter().collect::<Vec<_>>())]).await;
     stage.comment(everything, "3 to replace").await;
     stage.merge("lin", everything).await;
@@ -481,7 +482,8 @@ async fn a_machine_that_is_replaced_under_its_node_is_vacated_and_all_at_once_is
     assert!(stalled.message().contains("has to let go of"), "{}", stalled.message());
     assert_eq!(stage.world(&format!("worker-{}", port(&nodes[0]))), port(&nodes[0]));
     assert_eq!(cluster.shards().await, nodes.iter().map(|node| format!("{node} 8")).collect::<Vec<_>>());
-    // One is vacated, replaced, and missing then: it comes back as whatever is missing does.
+    // The node of one machine is drained and the machine is replaced. The node is missing then and returns by a
+    // remediation.
     stage.push("main", &[machines(&[&nodes[2]])]);
     stage
         .until("the machine is another one", async || {
@@ -520,7 +522,7 @@ async fn a_rebalance_is_a_word_of_those_who_may() {
     assert!(!told.iter().any(|one| one.starts_with("the next rebalance")), "{told:?}");
 }
 
-/// A set of pods, and the nodes of a cluster that run in the first of them.
+/// Returns a component of pods, and the nodes of a cluster that run in the first ones.
 fn pods(cluster: &CitusCluster, replicas: usize) -> Vec<(String, String)> {
     let set = format!(
         "apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {{ name: worker }}\nspec:\n  replicas: {replicas}\n  serviceName: workers\n  selector: {{ matchLabels: {{ app: worker }} }}\n  template:\n    metadata: {{ labels: {{ app: worker }} }}\n    spec: {{ containers: [{{ name: citus, image: \"citus:13\" }}] }}\n"
@@ -547,7 +549,7 @@ fn pods(cluster: &CitusCluster, replicas: usize) -> Vec<(String, String)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_set_of_pods_shrinks_after_the_node_on_the_last_of_them_is_empty_and_gone() {
     let cluster = CitusCluster::start(0).await;
-    // The nodes of a real cluster have the names that they have.
+    // The nodes of a real cluster have fixed names.
     if cluster.servers.is_none() {
         return;
     }
@@ -567,7 +569,7 @@ async fn a_set_of_pods_shrinks_after_the_node_on_the_last_of_them_is_empty_and_g
     stage
         .until("the set is smaller", async || {
             let set = kubernetes.get("/apis/apps/v1/namespaces/pods/statefulsets/worker").await;
-            // As long as the pod may be there, so is nothing of the node.
+            // The pod may only be removed after its node.
             let is_gone = cluster.sql(nodes).await == ["worker-0", "worker-1"];
             assert!(set["spec"]["replicas"] == 3 || is_gone, "the pod went before its node");
             (set["spec"]["replicas"] == 2).then_some(())
@@ -582,7 +584,7 @@ async fn a_set_of_pods_shrinks_after_the_node_on_the_last_of_them_is_empty_and_g
 #[tokio::test(flavor = "multi_thread")]
 async fn no_more_bytes_move_than_citus_itself_would_move() {
     let cluster = CitusCluster::start(4).await;
-    // A stand-in has no planner of its own.
+    // A stand-in has no planner of Citus.
     if cluster.servers.is_some() {
         return;
     }

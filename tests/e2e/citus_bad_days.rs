@@ -1,4 +1,6 @@
-//! Bad days of a cluster: what is down, slow, full, rotated or dropped while shards move, and who is killed then.
+//! Tests failures of a cluster while shards move: nodes are down, slow or full, and daemons are killed.
+//!
+//! Further cases are rotated passwords and dropped tables.
 
 use std::io::Write as _;
 
@@ -10,7 +12,7 @@ use crate::{
     stage::Stage,
 };
 
-/// A cluster with a layout and a drain that is about to begin, which takes a while.
+/// Returns a cluster with a layout and a slow drain that is about to begin.
 async fn draining(cluster: &CitusCluster, more: &str) -> (Stage, Vec<String>) {
     let nodes = cluster.workers[..2].to_vec();
     let stage = start(cluster, &files(&nodes, "")).await;
@@ -19,7 +21,7 @@ async fn draining(cluster: &CitusCluster, more: &str) -> (Stage, Vec<String>) {
     (stage, nodes)
 }
 
-/// Lets the second node be drained, which takes a while.
+/// Starts the drain of the second node, which takes a while.
 async fn drain(cluster: &CitusCluster, stage: &Stage, more: &str) {
     if cluster.servers.is_some() {
         cluster.sql("UPDATE stand_in SET move_seconds = 1").await;
@@ -59,7 +61,7 @@ async fn a_worker_that_goes_down_under_a_move_ends_it_and_nothing_is_lost() {
         })
         .await;
     servers[1].go_on();
-    // A word goes on where it ended.
+    // A new `apply` continues where the drain ended.
     stage.until("it can be applied again", async || (stage.run(&["apply", "dev", "--yes"]).0 == 0).then_some(())).await;
     stage.verdict("dev/shards", Verdict::InSync).await;
     assert_eq!(cluster.shards().await[1], format!("{} 0", nodes[1]));
@@ -167,7 +169,7 @@ async fn a_table_that_is_dropped_under_its_move_is_missed_and_nothing_else_is() 
         cluster.sql("SELECT count(*) FROM pg_dist_shard WHERE logicalrelid = 'tenants'::regclass").await,
         ["12"]
     );
-    // It is made again by those who dropped it, and the rest goes on.
+    // A migration creates the dropped table again, and the drain continues.
     let again = "CREATE TABLE tasks (tenant_id int, id int, body text, PRIMARY KEY (tenant_id, id));\n";
     stage.push("main", &[("citus/migrations/0002_tasks.sql".into(), again.into())]);
     stage.verdict("dev/shards", Verdict::InSync).await;
@@ -181,7 +183,7 @@ async fn a_node_that_answers_nobody_makes_it_unknown_and_ends_its_moves() {
     let stage = start(&cluster, &files(&nodes, "")).await;
     stage.verdict("dev/shards", Verdict::InSync).await;
     let servers = cluster.servers.as_ref().unwrap();
-    // Whoever is connected stays so, and nobody else gets in.
+    // Existing connections hang, and new connections are refused.
     servers[1].freeze(true);
     let (code, out, err) = stage.drift("dev");
     servers[1].freeze(false);
@@ -222,7 +224,7 @@ async fn a_password_that_is_rotated_under_us_is_read_anew() {
         .until("the node is empty", async || (cluster.shards().await[1] == format!("{} 0", nodes[1])).then_some(()))
         .await;
     stage.verdict("dev/shards", Verdict::InSync).await;
-    // Where nobody wrote the new one down, nothing is known.
+    // If the file still has the old password, the cluster is unknown.
     cluster.sql("ALTER ROLE evenkeel_watch PASSWORD 'the-third-secret'").await;
     let (code, out, _) = stage.drift("dev");
     assert_eq!(code, 3, "{out}");

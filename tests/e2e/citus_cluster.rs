@@ -1,5 +1,7 @@
-//! A Citus cluster for tests: a real one where `EVENKEEL_TEST_CITUS_URL` names a coordinator as its superuser, else a stand-in of plain PostgreSQL
-//! servers. Each test has a database of its own on every node, gone with the test.
+//! Provides a Citus cluster for tests: a real one or a stand-in of plain PostgreSQL servers.
+//!
+//! `EVENKEEL_TEST_CITUS_URL` names the coordinator of a real cluster, as its superuser. Each test has its own
+//! database on every node, dropped with the test.
 
 use std::sync::{
     Arc, OnceLock, Weak,
@@ -12,24 +14,24 @@ use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 
 use crate::{postgres::Postgres, stage::Stage};
 
-/// How many workers a cluster has.
+/// The number of workers of a cluster.
 const WORKERS: usize = 4;
 
 /// A database on a coordinator and its workers.
 pub(crate) struct CitusCluster {
-    /// The coordinator as its superuser, in the database of all.
+    /// The connection to the coordinator as its superuser, in the default database.
     url: Config,
     pub(crate) database: String,
-    /// `host:port` of each worker, whether it is part of the cluster or not.
+    /// `host:port` of each worker, in the cluster or not.
     pub(crate) workers: Vec<String>,
     folder: tempfile::TempDir,
-    /// The servers of the stand-in, the coordinator first; none where a real cluster is used.
+    /// The servers of the stand-in, the coordinator first; `None` for a real cluster.
     pub(crate) servers: Option<Arc<Vec<Postgres>>>,
-    /// Tests on a real cluster take turns: its servers are one another's for all databases.
+    /// Tests on a real cluster run one at a time, because its servers belong to the clusters of all databases.
     _turn: Option<tokio::sync::OwnedMutexGuard<()>>,
 }
 
-/// The servers of a stand-in, shared by the tests that run at the same time.
+/// Returns the servers of a stand-in, shared by concurrent tests.
 async fn shared() -> Arc<Vec<Postgres>> {
     static SHARED: OnceLock<Mutex<Weak<Vec<Postgres>>>> = OnceLock::new();
     let mut shared = SHARED.get_or_init(Mutex::default).lock().await;
@@ -53,7 +55,7 @@ async fn connect(config: &Config) -> Client {
     client
 }
 
-/// The first column of what statements answer.
+/// Returns the first column of the results of statements.
 async fn texts(client: &Client, sql: &str) -> Vec<String> {
     let messages = client.simple_query(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     let text = |message: SimpleQueryMessage| match message {
@@ -63,7 +65,7 @@ async fn texts(client: &Client, sql: &str) -> Vec<String> {
     messages.into_iter().filter_map(text).collect()
 }
 
-/// Who looks, and who owns the tables.
+/// Creates the roles for observing and for owning the tables.
 async fn roles(client: &Client) {
     for role in ["evenkeel_watch", "evenkeel_own"] {
         let make = format!(
@@ -76,7 +78,7 @@ async fn roles(client: &Client) {
 }
 
 impl CitusCluster {
-    /// A cluster whose first workers are part of it.
+    /// Starts a cluster with the first `with` workers added.
     pub(crate) async fn start(with: usize) -> Self {
         match std::env::var("EVENKEEL_TEST_CITUS_URL") {
             Ok(url) => Self::real(url.parse().unwrap(), with).await,
@@ -84,7 +86,7 @@ impl CitusCluster {
         }
     }
 
-    /// A stand-in of servers that nobody else uses, so that they may be stopped; nothing where a real cluster is used.
+    /// Starts a stand-in whose servers no other test uses, so that they can be stopped; `None` for a real cluster.
     pub(crate) async fn breakable(with: usize) -> Option<Self> {
         match std::env::var("EVENKEEL_TEST_CITUS_URL") {
             Ok(_) => None,
@@ -144,7 +146,7 @@ impl CitusCluster {
         format!("{}:{}", self.host(), self.url.get_ports().first().unwrap_or(&5432))
     }
 
-    /// Adds the first workers, and writes down who we are.
+    /// Adds the first workers, and writes the credentials.
     async fn with(self, with: usize) -> Self {
         let coordinator = self.coordinator();
         let (host, port) = coordinator.rsplit_once(':').unwrap();
@@ -168,7 +170,7 @@ impl CitusCluster {
         }
     }
 
-    /// A node, as the superuser.
+    /// Returns the connection to a node as the superuser.
     fn at(&self, node: &str) -> Config {
         let (host, port) = node.rsplit_once(':').unwrap();
         let mut config = Config::new();
@@ -186,28 +188,28 @@ impl CitusCluster {
         config
     }
 
-    /// Statements on the coordinator as the superuser; the first column of what they answer.
+    /// Runs statements on the coordinator as the superuser; returns the first column of the results.
     pub(crate) async fn sql(&self, sql: &str) -> Vec<String> {
         texts(&connect(&self.here()).await, sql).await
     }
 
-    /// The file with the address of the coordinator, as somebody.
+    /// Returns the file with the address of the coordinator for a role.
     pub(crate) fn file(&self, who: &str) -> std::path::PathBuf {
         self.folder.path().join(who)
     }
 
-    /// Statements on a node as the superuser.
+    /// Runs statements on a node as the superuser.
     pub(crate) async fn at_node(&self, node: &str, sql: &str) {
         texts(&connect(&self.at(node)).await, sql).await;
     }
 
-    /// Writes down as whom somebody comes: a role, with its password where it has one.
+    /// Writes the address for a role, with its password if it has one.
     pub(crate) fn write(&self, who: &str, user: &str) {
         let url = format!("postgresql://{user}@{}/{}?sslmode=disable", self.coordinator(), self.database);
         std::fs::write(self.folder.path().join(who), url).unwrap();
     }
 
-    /// Lets the daemon of a stage use it as `citus`.
+    /// Gives the daemon of a stage the cluster as connection `citus`.
     pub(crate) fn connect(&self, stage: &mut Stage) {
         let place = |name: &str| self.folder.path().join(name);
         stage.config["connections"]["*"]["citus"] = json!({
@@ -215,7 +217,7 @@ impl CitusCluster {
         });
     }
 
-    /// Fills the shards of a table that are on a node with rows, each of so many bytes.
+    /// Fills the shards of a table on a node with rows of this size in bytes.
     pub(crate) async fn fill(&self, table: &str, node: &str, rows: u32, bytes: u32) {
         let (host, port) = node.rsplit_once(':').unwrap();
         let shards = self.sql(&format!("SELECT s.shardid FROM pg_dist_shard s JOIN pg_dist_placement USING (shardid) JOIN pg_dist_node USING (groupid) WHERE s.logicalrelid = '{table}'::regclass AND nodename = '{host}' AND nodeport = {port} ORDER BY 1")).await;
@@ -226,7 +228,7 @@ impl CitusCluster {
         }
     }
 
-    /// How many shards of distributed tables each node holds, as `host:port count`.
+    /// Returns the number of shards of distributed tables on each node, as `host:port count`.
     pub(crate) async fn shards(&self) -> Vec<String> {
         self.sql("SELECT nodename || ':' || nodeport || ' ' || count(p.shardid) FROM pg_dist_node n LEFT JOIN (pg_dist_placement p JOIN pg_dist_shard USING (shardid) JOIN pg_dist_partition t ON t.logicalrelid = pg_dist_shard.logicalrelid AND t.partmethod = 'h') USING (groupid) WHERE n.groupid > 0 GROUP BY nodename, nodeport ORDER BY 1").await
     }
@@ -236,7 +238,7 @@ impl Drop for CitusCluster {
     fn drop(&mut self) {
         let nodes: Vec<Config> = self.workers.iter().map(|node| self.at(node)).chain([self.here()]).collect();
         let database = self.database.clone();
-        // A test may be over while its runtime is: the end needs one of its own.
+        // The runtime of the test may have ended, so the clean-up uses its own.
         let end = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {

@@ -1,4 +1,4 @@
-//! A real API server for the tests that need one; shared by those that run at the same time, and ended with the last.
+//! Provides a real API server, shared by concurrent tests and stopped after the last one.
 
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 
 use crate::stage::{Stage, tools};
 
-/// The programs' path.
+/// Returns the `PATH` of the programs.
 pub(crate) fn path() -> &'static str {
     &tools()["PATH"]
 }
@@ -21,7 +21,7 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// A cluster of one's own, which may be broken.
+    /// Starts a separate cluster, which the test may break.
     pub(crate) async fn own() -> Self {
         tools();
         let folder = tempfile::tempdir().unwrap();
@@ -33,7 +33,7 @@ impl Cluster {
         Self { server, folder }
     }
 
-    /// One that others use at the same time, each in namespaces of its own.
+    /// Returns the shared cluster; each test uses its own namespaces.
     pub(crate) async fn shared() -> Arc<Self> {
         static SHARED: OnceLock<Mutex<Weak<Cluster>>> = OnceLock::new();
         let mut shared = SHARED.get_or_init(Mutex::default).lock().await;
@@ -45,14 +45,14 @@ impl Cluster {
         cluster
     }
 
-    /// Lets the daemon of a stage use it as `cluster`, as somebody who may do everything.
+    /// Gives the daemon of a stage the cluster as connection `cluster`, as an administrator.
     pub(crate) fn connect(&self, stage: &mut Stage) {
         let place = |user: &str| self.folder.path().join(user);
         stage.config["connections"]["*"]["cluster"] =
             json!({"plan": {"kubeconfigFile": place("admin")}, "apply": {"kubeconfigFile": place("admin")}});
     }
 
-    /// Asks the server as somebody; the status and the answer.
+    /// Sends a request as a user; returns the status and the response.
     pub(crate) async fn ask(
         &self,
         user: &str,
@@ -74,19 +74,19 @@ impl Cluster {
         (status, serde_json::from_slice(&text).unwrap_or_default())
     }
 
-    /// One object; null where there is none.
+    /// Returns one object; null if it does not exist.
     pub(crate) async fn get(&self, path: &str) -> Value {
         let (status, object) = self.ask("admin", Method::GET, path, "", None).await;
         if status == 404 { Value::Null } else { object }
     }
 
-    /// Makes an object, as `kubectl create` does.
+    /// Creates an object, as `kubectl create` does.
     pub(crate) async fn create(&self, path: &str, object: &Value) {
         let (status, answer) = self.ask("admin", Method::POST, path, "application/json", Some(object)).await;
         assert!(status == 201, "{status} {answer}");
     }
 
-    /// Changes an object by a merge patch, as `kubectl edit` does, under that name.
+    /// Changes an object by a merge patch with the field manager of `kubectl edit`.
     pub(crate) async fn edit(&self, path: &str, patch: &Value) {
         let path = format!("{path}?fieldManager=kubectl-edit");
         let (status, answer) =
@@ -94,7 +94,7 @@ impl Cluster {
         assert!(status == 200, "{status} {answer}");
     }
 
-    /// Changes an object by a strategic merge patch, which knows the keys of lists.
+    /// Changes an object by a strategic merge patch, which merges lists by key.
     pub(crate) async fn patch(&self, path: &str, patch: &Value) {
         let path = format!("{path}?fieldManager=kubectl-edit");
         let sort = "application/strategic-merge-patch+json";
@@ -108,7 +108,7 @@ impl Cluster {
     }
 }
 
-/// A component of Kubernetes objects in `dev`.
+/// Returns a component of Kubernetes objects in `dev`.
 pub(crate) fn component(name: &str, kubernetes: &str, more: &str) -> (String, String) {
     let text = format!(
         "apiVersion: evenkeel.dev/v1alpha1\nkind: Component\nmetadata: {{ name: {name} }}\nspec:\n  environments: [dev]\n  kubernetes: {{ {kubernetes} }}\n{more}"

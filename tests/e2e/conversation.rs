@@ -1,4 +1,4 @@
-//! What is said and obeyed on pull requests.
+//! Tests comments and commands on pull requests.
 
 use evenkeel::model::Verdict;
 use serde_json::json;
@@ -50,7 +50,7 @@ async fn r6_1_a_pull_request_is_planned_and_r6_10_each_refusal_is_a_sentence() {
     stage.merge("lin", pull).await;
     stage.verdict("staging/app", Verdict::Pending).await;
     stage.say("mira", pull, "/apply staging").await;
-    // One answer, to mira: quotes and code are not commands.
+    // The daemon replies once, to mira: quotes and code are not commands.
     stage.until("mira is answered", async || (stage.comments(pull).await.len() > before).then_some(())).await;
     let answers = stage.comments(pull).await;
     assert_eq!(answers.len(), before + 1, "{answers:#?}");
@@ -58,7 +58,7 @@ async fn r6_1_a_pull_request_is_planned_and_r6_10_each_refusal_is_a_sentence() {
     stage.say("lin", pull, "/apply staging 123456").await;
     stage.comment(pull, "not `123456`").await;
     assert_eq!(stage.world("release"), "1");
-    // Whoever answers within seconds has not read, unless they say which plan they mean.
+    // A command within seconds of a new plan must name the digest of the plan.
     stage.say("lin", pull, "/apply staging").await;
     stage.comment(pull, "the plan of `staging` just changed; read it and repeat").await;
     assert_eq!(stage.world("release"), "1");
@@ -71,8 +71,8 @@ async fn r6_1_a_pull_request_is_planned_and_r6_10_each_refusal_is_a_sentence() {
     assert_eq!(stage.writes(), ["create release", "update release"]);
 }
 
-/// Atlantis #6529: an `/apply` that came while the plan was made ended as "success 0/0", and the pull request was merged
-/// with nothing applied. Here a command without a plan is refused, in a sentence, and nothing is green.
+/// Atlantis #6529: an `/apply` during planning ended as "success 0/0", and the pull request was merged with
+/// nothing applied. Here a command without a plan is refused with a reason, and no status succeeds.
 #[tokio::test(flavor = "multi_thread")]
 async fn atlantis_6529_an_apply_before_the_plan_is_refused() {
     let mut stage = Stage::new(&app()).await;
@@ -93,7 +93,8 @@ async fn atlantis_6529_an_apply_before_the_plan_is_refused() {
     assert_eq!(stage.writes(), Vec::<String>::new());
 }
 
-/// Atlantis #2390: a second push dropped a directory, and `apply` ran it from the older plan of the same pull request.
+/// Atlantis #2390: a second push dropped a directory, and `apply` ran it from the older plan of the same pull
+/// request.
 #[tokio::test(flavor = "multi_thread")]
 async fn atlantis_2390_what_a_later_push_drops_is_not_applied() {
     let mut files = app();
@@ -134,7 +135,7 @@ async fn r4_1_a_remediation_whose_world_moved_is_refused_and_a_closed_one_is_not
     let ended = stage.comment(pull, "### Stopped before the first change").await;
     assert!(ended.contains("the world moved on since the remediation was written"), "{ended}");
     assert_eq!(stage.world("release"), "tampered differently");
-    // Closed unmerged: a no is remembered until the observation changes.
+    // Closed unmerged: the drift is snoozed until the observation changes.
     stage.drift("staging");
     let second = stage
         .until("another proposal", async || {
@@ -153,7 +154,7 @@ async fn r4_1_a_remediation_whose_world_moved_is_refused_and_a_closed_one_is_not
     stage.drift("staging");
     let third = stage.proposal().await["number"].as_u64().unwrap();
     assert!(third > second);
-    // It closes itself when the drift heals.
+    // The pull request closes automatically when the drift heals.
     std::fs::write(stage.place("world/release"), "1").unwrap();
     stage.drift("staging");
     stage.comment(third, "is gone, so there is nothing to revert").await;

@@ -1,4 +1,4 @@
-//! Killed, stopped, cut off: nothing is lost and nothing happens twice, with real processes.
+//! Kills, suspends and disconnects real processes: nothing is lost and nothing happens twice.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +24,7 @@ fn file(name: &str, content: &str, more: &str) -> (String, String) {
     module(name, &text)
 }
 
-/// One component that takes a while, and one that comes after it.
+/// Returns a slow component, and one that depends on it.
 fn slow(delay: &str) -> Vec<(String, String)> {
     vec![
         environment("dev", "onMerge: apply, deferred: apply"),
@@ -49,8 +49,8 @@ async fn nobody_left(stage: &Stage) {
     stage.until("no process is left", async || stage.processes("").is_empty().then_some(())).await;
 }
 
-/// tofu-controller kills its runner with itself and leaves the lock (its #531, #1876): here the apply goes on without the
-/// daemon, and the next one goes on reporting.
+/// tofu-controller kills its runner with itself and leaves the lock (its #531, #1876). Here the apply continues
+/// without the daemon, and the next daemon resumes reporting.
 #[tokio::test(flavor = "multi_thread")]
 async fn r7_1_an_apply_outlives_the_daemon_and_the_next_one_attaches() {
     let mut stage = Stage::new(&slow("4s")).await;
@@ -71,7 +71,7 @@ async fn r7_1_an_apply_outlives_the_daemon_and_the_next_one_attaches() {
     nobody_left(&stage).await;
 }
 
-/// While nobody watched, the apply ended: how it ended stands on disk.
+/// The apply ended while no daemon ran: its end is recorded on disk.
 #[tokio::test(flavor = "multi_thread")]
 async fn r7_1_what_ended_without_a_daemon_is_read_from_disk() {
     let mut stage = Stage::new(&slow("2s")).await;
@@ -83,7 +83,7 @@ async fn r7_1_what_ended_without_a_daemon_is_read_from_disk() {
     stage.serve();
     stage.verdict("dev/b", Verdict::InSync).await;
     assert_eq!(stage.writes(), ["create a", "create b"]);
-    // And how it failed as well: what fails is not tried again by itself.
+    // A failure is recorded too, and a failed action is not retried automatically.
     let fails = file("a", "2", "  delay = \"2s\"\n  fail = \"the disk is on fire\"");
     stage.push("main", &[fails]);
     applying(&stage, "a").await;
@@ -112,7 +112,7 @@ async fn r7_3_a_second_daemon_waits_and_takes_over_from_a_dead_one() {
     nobody_left(&stage).await;
 }
 
-/// A laptop that slept, a daemon that was stopped for an hour: another one takes over, and the first finds out.
+/// A daemon was suspended for an hour, like a sleeping laptop: another one takes over, and the first detects it.
 #[tokio::test(flavor = "multi_thread")]
 async fn r7_3_a_daemon_that_was_stopped_and_goes_on_does_nothing_twice() {
     let mut stage = Stage::new(&slow("6s")).await;
@@ -139,7 +139,8 @@ async fn r7_3_a_daemon_that_was_stopped_and_goes_on_does_nothing_twice() {
     nobody_left(&stage).await;
 }
 
-/// `/cancel` interrupts tofu once and waits: what was done until then is in the state, and nothing is begun after it.
+/// `/cancel` interrupts tofu once and waits: the state contains the completed changes, and no further action
+/// begins.
 #[tokio::test(flavor = "multi_thread")]
 async fn r5_5_cancel_ends_a_run_at_a_safe_point() {
     let mut files = slow("3s");
@@ -167,11 +168,11 @@ async fn r5_5_cancel_ends_a_run_at_a_safe_point() {
     nobody_left(&stage).await;
 }
 
-/// A backend of states whose locks stay until somebody releases them, as buckets have.
+/// A state backend whose locks persist until they are released, as those of buckets do.
 #[derive(Clone, Default)]
 struct States(Arc<Mutex<BTreeMap<String, Kept>>>);
 
-/// A state's text, and its lock.
+/// The text of a state, and its lock.
 type Kept = (Bytes, Option<Value>);
 
 impl States {
@@ -231,8 +232,8 @@ async fn with_locks(delay: &str) -> (Stage, States) {
     (stage, states)
 }
 
-/// A machine that is lost in the middle of an apply leaves the lock of a bucket behind. Whose it was is proved, and it is
-/// released; tofu-controller asks for an option that breaks any lock there is (its #1876).
+/// A machine that is lost during an apply leaves the lock of a bucket behind. The daemon proves the owner of the
+/// lock and releases it; tofu-controller needs an option that breaks any lock (its #1876).
 #[tokio::test(flavor = "multi_thread")]
 async fn r7_4_the_lock_of_a_killed_apply_is_released() {
     let (mut stage, states) = with_locks("60s").await;
@@ -253,7 +254,7 @@ async fn r7_4_the_lock_of_a_killed_apply_is_released() {
     assert_eq!(states.lock("a"), None);
 }
 
-/// Somebody else's lock is never released without a word, and `/unlock` is refused while a run works there.
+/// A foreign lock is never released without a command, and `/unlock` is refused while a run uses the target.
 #[tokio::test(flavor = "multi_thread")]
 async fn r5_5_a_lock_of_somebody_else_waits_for_unlock() {
     let (mut stage, states) = with_locks("3s").await;
@@ -276,13 +277,13 @@ async fn r5_5_a_lock_of_somebody_else_waits_for_unlock() {
     assert_eq!(stage.world("a"), "1");
 }
 
-/// In a container the first process outlives the daemon, starts it again, and lets what it began end.
+/// In a container, the init process outlives the daemon, restarts it, and lets its programs finish.
 #[tokio::test(flavor = "multi_thread")]
 async fn r7_1_in_a_container_the_first_process_keeps_what_was_begun() {
     let stage = Stage::new(&slow("4s")).await;
     let serve = stage.command(&["supervise", "--", "serve"]);
     let log = std::fs::OpenOptions::new().create(true).append(true).open(stage.place("daemon.log")).unwrap();
-    // A world of processes of its own, in which it is number one.
+    // A new pid namespace, in which the process has pid 1.
     let mut command = Command::new("unshare");
     command.args(["--pid", "--fork", "--mount-proc", "--kill-child"]).arg(serve.get_program());
     let arguments: Vec<_> =

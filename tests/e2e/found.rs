@@ -1,4 +1,4 @@
-//! What somebody found by trying to break the house: each test tells the story of one finding.
+//! Tests defects that exploratory testing found: each test describes one defect.
 
 use evenkeel::model::Verdict;
 
@@ -8,8 +8,8 @@ fn file(name: &str, content: &str) -> String {
     format!("resource \"world_file\" \"{name}\" {{\n  path = \"{name}\"\n  content = \"{content}\"\n}}\n")
 }
 
-/// A component whose key stands twice was applied with the first of them and told as in sync, while `validate` called
-/// it an error.
+/// A component with a duplicate key was applied with the first value and reported as in sync, while `validate`
+/// reported an error.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_validate_refuses_is_stalled_and_never_applied() {
     let mut doubled = component("doubled", "dev", "root: tf/a, root: tf/b", "");
@@ -23,7 +23,7 @@ async fn what_validate_refuses_is_stalled_and_never_applied() {
     assert_eq!(stage.writes(), ["create b"]);
 }
 
-/// A component that failed half-way and was then removed disappeared: everything that was left was in sync.
+/// A component that failed half-way and was then removed disappeared: all other instances were in sync.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_failed_run_made_is_not_forgotten_when_it_is_no_longer_declared() {
     let broken = "resource \"world_file\" \"two\" {\n  path = \"two\"\n  content = \"2\"\n  fail = \"no\"\n  depends_on = [world_file.one]\n}\n";
@@ -47,7 +47,8 @@ async fn what_a_failed_run_made_is_not_forgotten_when_it_is_no_longer_declared()
     assert_eq!(stage.run(&["status"]).0, 3);
 }
 
-/// `/apply` of an instance whose check does not answer ended well, because nothing was to do and nobody asked again.
+/// `/apply` of an instance with a failing check succeeded, because there were no changes and the check did not
+/// run again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_check_fails_a_run_that_has_nothing_to_do() {
     let checks = "  checks: [{ name: up, tcp: \"127.0.0.1:1\", timeout: 1s }]\n";
@@ -63,7 +64,7 @@ async fn a_silent_check_fails_a_run_that_has_nothing_to_do() {
     assert!(stage.verdict("dev/app", Verdict::Stalled).await.message().contains("check `up`"));
 }
 
-/// A merge whose second instance passed a limit had applied the first by then.
+/// A merge whose second instance exceeded a limit had already applied the first instance.
 #[tokio::test(flavor = "multi_thread")]
 async fn r3_3_a_limit_stops_a_run_before_its_first_effect() {
     let files = [
@@ -83,14 +84,14 @@ async fn r3_3_a_limit_stops_a_run_before_its_first_effect() {
     assert!(a.message().contains("1 to destroy, and `limits.destroys` allows 0"), "{}", a.message());
     stage.verdict("dev/b", Verdict::Stalled).await;
     assert_eq!((stage.world("a"), stage.world("c")), ("1".into(), "1".into()));
-    // Without a pull request nobody was shown a plan, so the run makes one first.
+    // Without a pull request there is no reviewed plan, so the run makes one first.
     stage.push("main", &[module("a", &file("a", "3")), module("b", &file("b", "3"))]);
     stage.until("a second run ended", async || stage.get("/api/v1/runs/3").await["endedAt"].as_str().map(drop)).await;
     stage.verdict("dev/b", Verdict::Stalled).await;
     assert_eq!((stage.world("a"), stage.world("b"), stage.world("c")), ("1".into(), "1".into(), "1".into()));
 }
 
-/// `/apply` in the moment after a merge spoke of the branch as it had been.
+/// `/apply` directly after a merge used the old head of the branch.
 #[tokio::test(flavor = "multi_thread")]
 async fn r6_6_apply_right_after_a_merge_and_after_a_lost_event_means_the_branch_as_it_is() {
     let files =
@@ -104,7 +105,7 @@ async fn r6_6_apply_right_after_a_merge_and_after_a_lost_event_means_the_branch_
     stage.say_apply("lin", pull, "dev").await;
     stage.comment(pull, "### Applied · `dev`").await;
     assert_eq!(stage.world("a"), "2");
-    // Pushed past the forge, so that nobody hears of it, and the poll is an hour away.
+    // The push bypasses the forge, so that no event is sent, and the next poll is an hour away.
     stage.push_unheard(&[module("a", &file("a", "3"))]);
     let (code, out, err) = stage.run(&["apply", "dev", "--yes"]);
     assert_eq!(code, 0, "{out}{err}");

@@ -1,7 +1,10 @@
-//! What happened to others, and does not happen here; those of other rooms stand with their room.
+//! Tests that incidents of other tools do not happen here.
 //!
-//! Applies of an older push and before the plan: `conversation`. Killed runners and their locks: `crashes`, `kills`. Secrets
-//! in errors: `bad_days`. Bodies of other shapes and sizes: `webhooks`, and `outside` of the suite.
+//! Further incidents are in the module of their subject.
+//!
+//! Applies of an older push and before the plan: `conversation`. Killed runners and their locks: `crashes`,
+//! `kills`. Secrets in errors: `bad_days`. Malformed and oversized bodies: `webhooks`, and `outside` of the
+//! suite.
 
 use std::sync::{
     Arc,
@@ -28,8 +31,8 @@ fn one(content: &str) -> Vec<(String, String)> {
     vec![environment("dev", "onMerge: apply"), component("a", "dev", "root: tf/a", ""), file("a", content)]
 }
 
-/// Atlantis GHSA-rjh2: names of branches and of files ended in a shell. Here there is none: what somebody wrote arrives as
-/// it was written, and nothing of it is run.
+/// Atlantis GHSA-rjh2: a shell interpreted names of branches and files. Evenkeel uses no shell: names arrive
+/// unchanged, and no part of them is executed.
 #[tokio::test(flavor = "multi_thread")]
 async fn atlantis_ghsa_rjh2_nothing_that_somebody_writes_reaches_a_shell() {
     const HOSTILE: [&str; 8] = [
@@ -70,8 +73,8 @@ async fn atlantis_ghsa_rjh2_nothing_that_somebody_writes_reaches_a_shell() {
     assert!(!std::path::Path::new("pwned").exists());
 }
 
-/// Argo CD CVE-2022-24904 and CVE-2022-31036, Flux CVE-2022-24877: links and paths in a repository led out of it, to
-/// secrets of the machine. Here they are refused where they stand, and nothing is read.
+/// Argo CD CVE-2022-24904 and CVE-2022-31036, Flux CVE-2022-24877: links and paths in a repository led to secrets
+/// of the machine. Here they are refused at their position, and no file outside is read.
 #[tokio::test(flavor = "multi_thread")]
 async fn argo_cve_2022_24904_links_and_paths_do_not_leave_the_repository() {
     let stage = Stage::start(&one("\"1\"")).await;
@@ -97,12 +100,12 @@ async fn argo_cve_2022_24904_links_and_paths_do_not_leave_the_repository() {
     assert_eq!(stage.world("a"), "1", "nothing of it is applied");
 }
 
-/// What stands between us and a forge that has a bad day: every fourth answer is an error, a limit, or is cut off.
+/// A proxy before a failing forge: every fourth response is an error, a rate limit, or cut off.
 async fn bad(State((forge, count)): State<(std::net::SocketAddr, Arc<AtomicUsize>)>, request: Request) -> Response {
     let number = count.fetch_add(1, Ordering::Relaxed);
     let answer =
         |status: StatusCode, text: &'static str| Response::builder().status(status).body(Body::from(text)).unwrap();
-    // Numbers that look random, so that no rhythm of ours fits theirs.
+    // Pseudo-random numbers, so that the failures do not align with the daemon's requests.
     let number = (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) % 16;
     match number {
         0 => return answer(StatusCode::INTERNAL_SERVER_ERROR, "{\"message\": \"Server Error\"}"),
@@ -134,7 +137,7 @@ async fn bad(State((forge, count)): State<(std::net::SocketAddr, Arc<AtomicUsize
     }
     let content = said.bytes().await.unwrap();
     if number == 6 && content.len() > 2 {
-        // Half an answer: it was done, and nobody learns of it.
+        // Half a response: the request was executed, and the client does not know.
         let half = content.slice(..content.len() / 2);
         let cut = futures::stream::iter([Ok::<Bytes, std::io::Error>(half), Err(std::io::Error::other("cut off"))]);
         return response.body(Body::from_stream(cut)).unwrap();
@@ -142,8 +145,8 @@ async fn bad(State((forge, count)): State<(std::net::SocketAddr, Arc<AtomicUsize
     response.body(Body::from(content)).unwrap()
 }
 
-/// A forge that answers 500, 429, with its secondary limit, or half an answer that was obeyed all the same: the same end,
-/// and everything said once.
+/// A forge responds with 500, 429, its secondary limit, or half a response to an executed request: the result is
+/// the same, and every comment is written once.
 #[tokio::test(flavor = "multi_thread")]
 async fn r7_2_a_forge_on_a_bad_day_is_told_everything_once() {
     let mut stage = Stage::new(&one("\"1\"")).await;
@@ -172,12 +175,13 @@ async fn r7_2_a_forge_on_a_bad_day_is_told_everything_once() {
     assert_eq!(stage.writes(), ["create a", "update a", "update a"]);
 }
 
-/// Atlantis ran for months on deliveries alone. Here they may be lost, every one of them, or come a hundred times.
+/// Atlantis relied on deliveries alone for months. Here all deliveries may be lost, or each may arrive a hundred
+/// times.
 #[tokio::test(flavor = "multi_thread")]
 async fn r7_5_deliveries_are_lost_or_come_a_hundred_times() {
     let mut stage = Stage::new(&one("\"1\"")).await;
     stage.config["repository"]["poll"] = json!("1s");
-    // Nothing that the forge sends is authentic, so all of it is lost.
+    // No delivery of the forge is authentic, so all of them are lost.
     std::fs::write(stage.place("hook"), "another secret").unwrap();
     stage.serve();
     stage.verdict("dev/a", Verdict::InSync).await;
@@ -207,8 +211,8 @@ async fn r7_5_deliveries_are_lost_or_come_a_hundred_times() {
     );
 }
 
-/// A store that is damaged or locked is refused in a sentence, `doctor` says what to do, and a copy that was made while the
-/// daemon ran restores it.
+/// A damaged or locked store is refused with a reason, `doctor` names the fix, and a copy from the running daemon
+/// restores it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_store_is_refused_and_a_copy_restores_it() {
     let mut stage = Stage::start(&one("\"1\"")).await;
@@ -218,7 +222,7 @@ async fn a_damaged_store_is_refused_and_a_copy_restores_it() {
     assert_eq!(code, 0, "{out}{err}");
     stage.kill();
     let store = stage.place("data/evenkeel.db");
-    // In the middle of its pages, as a disk does it.
+    // Damage the middle of its pages, as a disk does.
     let mut bytes = std::fs::read(&copy).unwrap();
     let pages = 3 * 4096..bytes.len() - 4096;
     bytes[pages].fill(b'x');

@@ -1,5 +1,6 @@
-//! SIGKILL at random moments of runs that change 20 resources in 5 components, on real OpenTofu: the same end each time,
-//! everything done once, and nobody and nothing left behind.
+//! Kills daemons at random moments of runs that change 20 resources in 5 components, on real OpenTofu.
+//!
+//! Each time the final state is the same, every effect happens once, and no process or lock remains.
 
 use std::{process::Command, time::Duration};
 
@@ -13,7 +14,7 @@ use crate::{
 const COMPONENTS: [(&str, &str); 5] = [("a", ""), ("b", "a"), ("c", "a"), ("d", "b, c"), ("e", "")];
 const RESOURCES: usize = 4;
 
-/// Numbers that look random and are the same each time (xorshift).
+/// A pseudo-random generator (xorshift) with the same numbers in every run.
 struct Numbers(u64);
 
 impl Numbers {
@@ -25,7 +26,7 @@ impl Numbers {
     }
 }
 
-/// The modules with everything set to a round.
+/// Returns the modules with all values set to a round.
 fn round(number: usize, backend: &str) -> Vec<(String, String)> {
     let file = |name: &str, n: usize| {
         format!("resource \"world_file\" \"r{n}\" {{\n  path = \"{name}{n}\"\n  content = \"{number}\"\n}}\n")
@@ -62,7 +63,7 @@ async fn in_sync(stage: &Stage, number: usize) {
     }
 }
 
-/// Kills daemons in the middle of runs; every third time everything that works for them as well.
+/// Kills daemons during runs; every third time also all of their child processes.
 async fn killed(stage: &mut Stage, backend: &str, kills: usize, seed: u64) {
     let mut numbers = Numbers(seed);
     stage.serve();
@@ -88,7 +89,7 @@ async fn killed(stage: &mut Stage, backend: &str, kills: usize, seed: u64) {
         in_sync(stage, number).await;
         let writes = stage.writes().split_off(before);
         assert!(writes.iter().all(|write| write.starts_with("update ")), "{writes:?}");
-        // What a tofu that is killed did not write down is done again; what only lost its daemon never is.
+        // An effect that a killed tofu did not record happens again; an effect that only lost its daemon never does.
         if !all {
             assert_eq!(writes.len(), COMPONENTS.len() * RESOURCES, "round {number}: {writes:?}");
         }
@@ -130,7 +131,7 @@ async fn r7_1_killed_at_any_moment_with_a_backend_that_locks() {
     files.extend(round(0, backend));
     let mut stage = Stage::new(&files).await;
     killed(&mut stage, backend, 28, 0x2545_f491_4f6c_dd1d).await;
-    // No lock is left behind: somebody else gets it at once.
+    // No lock remains: another client gets the lock at once.
     let locks = Command::new("psql")
         .args(["-tA", &address, "-c", "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"])
         .output()

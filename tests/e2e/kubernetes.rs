@@ -1,4 +1,4 @@
-//! Objects on a real API server: applied, looked at, changed by others, and gone.
+//! Tests objects on a real API server: apply, observation, changes by others, and deletion.
 
 use evenkeel::model::Verdict;
 use serde_json::{Value, json};
@@ -28,7 +28,8 @@ fn namespace(name: &str) -> String {
     format!("apiVersion: v1\nkind: Namespace\nmetadata: {{ name: {name} }}\n")
 }
 
-/// A component with a namespace, a deployment and a config map; nobody waits for the rollout, as no controller runs.
+/// Returns a component with a namespace, a deployment and a config map. It does not wait for the rollout, as no
+/// controller runs.
 fn app(space: &str) -> Vec<(String, String)> {
     vec![
         environment("dev", &format!("onMerge: apply, kubernetes: {{ connection: cluster, namespace: {space} }}")),
@@ -69,7 +70,7 @@ async fn objects_are_applied_and_changes_by_others_are_found_and_reverted() {
     assert_eq!(cluster.get(&config("loop")).await["data"]["mode"], "0644");
     let (code, out, err) = stage.drift("dev");
     assert_eq!(code, 0, "{out}{err}");
-    // Somebody changes a field, and nobody asks.
+    // A user changes a field; no drift check is requested.
     cluster.patch(&web("loop"), &json!({"spec": {"template": {"spec": {"containers": [{"name": "web", "image": "web:hotfix", "env": [{"name": "DEBUG", "value": "1"}]}]}}}})).await;
     let drifted = stage.verdict("dev/loop", Verdict::Drifted).await;
     let fields: Vec<&str> = drifted.drift[0].fields.iter().map(|field| field.path.as_str()).collect();
@@ -101,7 +102,7 @@ async fn a_folder_moves_and_another_policy_comes_with_it() {
     all.push(component("moves", "kustomize: k8s/one, wait: none", "  drift: { mode: report }\n"));
     let mut stage = start(&cluster, &all).await;
     stage.verdict("dev/moves", Verdict::InSync).await;
-    // Nothing is to be applied, and what is applied is known by where it was.
+    // The move changes no object, and the applied objects are found by their earlier path.
     let mut moved = files("two");
     moved.extend(files("one").into_iter().map(|(path, _)| (path, String::new())));
     moved.push(component(
@@ -127,7 +128,7 @@ async fn a_folder_moves_and_another_policy_comes_with_it() {
     stage.verdict("dev/moves", Verdict::Drifted).await;
 }
 
-/// What the first drift of an instance says, as `drift path desired → observed`.
+/// Returns the first drift of an instance, as `drift path desired → observed`.
 fn told(status: &evenkeel::controller::InstanceStatus) -> Vec<String> {
     let mut all = vec![];
     for drift in &status.drift {
@@ -150,7 +151,7 @@ fn told(status: &evenkeel::controller::InstanceStatus) -> Vec<String> {
     all
 }
 
-/// Waits until the drift of an instance is exactly this, without anybody asking for a look.
+/// Waits until the drift of an instance is exactly as expected, without a requested drift check.
 async fn drifts(stage: &Stage, id: &str, expected: &[&str]) {
     let last = std::sync::Mutex::new(vec![]);
     let found = tokio::time::timeout(crate::stage::LIMIT, async {
@@ -168,13 +169,13 @@ async fn drifts(stage: &Stage, id: &str, expected: &[&str]) {
     assert!(found.await.is_ok(), "found {:#?}, expected {expected:#?}", last.lock().unwrap());
 }
 
-/// A stage whose app is applied and whose drift nobody proposes.
+/// Returns a stage whose app is applied and whose drift is only reported.
 async fn reporting(cluster: &Cluster, space: &str) -> Stage {
     let mut files = app(space);
     files[1] = component(space, "manifests: k8s/app, wait: none", "  drift: { mode: report }\n");
     let stage = start(cluster, &files).await;
     stage.verdict(&format!("dev/{space}"), Verdict::InSync).await;
-    // The watches are there once a whole look was made.
+    // The watches are established after a full drift check.
     let (code, out, err) = stage.drift("dev");
     assert_eq!(code, 0, "{out}{err}");
     stage
@@ -188,7 +189,7 @@ async fn every_sort_of_drift_is_found_without_polling() {
     // A changed field.
     cluster.edit(&config, &json!({"data": {"colour": "red"}})).await;
     drifts(&stage, "dev/sorts", &["changed ConfigMap/sorts/config /data/colour \"blue\" -> \"red\""]).await;
-    // Changed back by hand.
+    // The user changes it back.
     cluster.edit(&config, &json!({"data": {"colour": "blue"}})).await;
     drifts(&stage, "dev/sorts", &[]).await;
     // A removed field.
@@ -196,12 +197,12 @@ async fn every_sort_of_drift_is_found_without_polling() {
     drifts(&stage, "dev/sorts", &["changed ConfigMap/sorts/config /data/colour \"blue\" -> -"]).await;
     cluster.edit(&config, &json!({"data": {"colour": "blue"}})).await;
     drifts(&stage, "dev/sorts", &[]).await;
-    // An added field, which a dry-run can't see.
+    // An added field, which a dry-run can't detect.
     cluster.edit(&config, &json!({"data": {"more": "x"}})).await;
     drifts(&stage, "dev/sorts", &["extra ConfigMap/sorts/config /data/more - -> \"x\""]).await;
     cluster.edit(&config, &json!({"data": {"more": null}})).await;
     drifts(&stage, "dev/sorts", &[]).await;
-    // A label that we declare; and one that we don't, which is nobody's business.
+    // A declared label; and an undeclared one, which is ignored.
     cluster.edit(&config, &json!({"metadata": {"labels": {"evenkeel.dev/component": null, "mine": "yes"}}})).await;
     drifts(
         &stage,
@@ -211,7 +212,7 @@ async fn every_sort_of_drift_is_found_without_polling() {
     .await;
     cluster.edit(&config, &json!({"metadata": {"labels": {"evenkeel.dev/component": "sorts"}}})).await;
     drifts(&stage, "dev/sorts", &[]).await;
-    // Deleted; and made again by somebody, which is another object.
+    // Deleted; and created again by a user, which is a different object.
     let before = cluster.get(&config).await;
     cluster.delete(&config).await;
     drifts(&stage, "dev/sorts", &["missing ConfigMap/sorts/config"]).await;
@@ -227,7 +228,7 @@ async fn what_is_no_drift_is_not_found() {
     let cluster = Cluster::shared().await;
     let stage = reporting(&cluster, "quiet").await;
     let web = web("quiet");
-    // Status, a controller's annotation, somebody's own label, another way to write a quantity, a finalizer.
+    // Not drift: status, a controller's annotation, a user's own label, another notation of a quantity, a finalizer.
     let status = json!({"status": {"replicas": 2, "observedGeneration": 1}});
     let (code, answer) = cluster
         .ask("admin", http::Method::PATCH, &format!("{web}/status"), "application/merge-patch+json", Some(&status))
@@ -238,7 +239,7 @@ async fn what_is_no_drift_is_not_found() {
     let (code, out, err) = stage.drift("dev");
     assert_eq!(code, 0, "{out}{err}");
     cluster.edit(&web, &json!({"metadata": {"finalizers": null}})).await;
-    // An HPA scales by the subresource; replicas are declared here, so that is drift; where they are ignored, it is not.
+    // An HPA scales through the subresource. Declared replicas make that drift; ignored replicas do not.
     let scale = json!({"spec": {"replicas": 5}});
     let (code, answer) = cluster
         .ask("admin", http::Method::PATCH, &format!("{web}/scale"), "application/merge-patch+json", Some(&scale))
@@ -272,7 +273,7 @@ async fn what_is_not_declared_any_more_is_deleted_and_nothing_else() {
     let stage = start(&cluster, &files).await;
     stage.verdict("dev/prune", Verdict::InSync).await;
     let path = |name: &str| format!("/api/v1/namespaces/prune/configmaps/{name}");
-    // Somebody's own object with our labels, and one of ours that somebody else labelled.
+    // A user's own object with the labels of Evenkeel, and an owned object with a label of another user.
     let copy = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "copy", "labels": {"evenkeel.dev/environment": "dev", "evenkeel.dev/component": "prune"}}});
     cluster.create("/api/v1/namespaces/prune/configmaps", &copy).await;
     stage.push("main", &[("k8s/app/goes.yaml".into(), String::new()), ("k8s/app/stays.yaml".into(), String::new())]);
@@ -292,7 +293,7 @@ async fn what_is_not_declared_any_more_is_deleted_and_nothing_else() {
     assert!(!cluster.get(&path("taken")).await.is_null());
 }
 
-/// Files of a component that is applied on the word alone.
+/// Returns a component that is applied only on command.
 fn waiting(space: &str, objects: &[(&str, &str)]) -> Vec<(String, String)> {
     let mut files = vec![
         environment(
@@ -311,7 +312,7 @@ async fn r1_6_what_kubectl_applied_is_shown_and_taken_over_cleanly() {
     cluster
         .create("/api/v1/namespaces", &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "taken"}}))
         .await;
-    // As `kubectl apply` leaves it: an update under its name, and what it applied in an annotation.
+    // The result of `kubectl apply`: an update under its field manager, and the applied content in an annotation.
     let applied = json!({"kind": "Secret", "stringData": {"password": "canary-of-kubectl"}}).to_string();
     let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "db", "annotations": {"kubectl.kubernetes.io/last-applied-configuration": applied}}, "stringData": {"password": "canary-of-kubectl", "old": "canary-of-old"}});
     let path = "/api/v1/namespaces/taken/secrets";
@@ -333,7 +334,7 @@ async fn r1_6_what_kubectl_applied_is_shown_and_taken_over_cleanly() {
     assert_eq!(code, 2, "{out}{err}");
     assert!(out.contains("Secret/taken/db") && out.contains("data/old"), "{out}");
     assert!(out.contains("metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration"), "{out}");
-    // A merge alone is no authority over what was there before.
+    // A merge alone does not authorize changes to objects that existed before.
     stage
         .until("it waits", async || {
             stage
@@ -349,7 +350,7 @@ async fn r1_6_what_kubectl_applied_is_shown_and_taken_over_cleanly() {
     assert!(live["metadata"]["annotations"].get("kubectl.kubernetes.io/last-applied-configuration").is_none());
     let (code, out, _) = stage.drift("dev");
     assert_eq!(code, 0, "{out}");
-    // Drift of a secret tells that, and nothing of it.
+    // The drift of a secret shows that it changed, and none of its content.
     cluster.edit(&format!("{path}/db"), &json!({"stringData": {"password": "canary-of-mallory"}})).await;
     let drifted = stage.verdict("dev/taken", Verdict::Drifted).await;
     assert_eq!(told(&drifted), ["changed Secret/taken/db /data/password \"(masked)\" -> \"(masked)\""]);
@@ -457,11 +458,11 @@ async fn definitions_and_their_objects_are_applied_together_and_across_component
     assert_eq!(cluster.get("/apis/there.example.com/v1/namespaces/crds/widgets/one").await["spec"]["size"], 4);
     let (code, out, _) = stage.drift("dev");
     assert_eq!(code, 0, "{out}");
-    // Somebody takes the default for another value: nobody declared it, and it is inside what we declare.
+    // A user changes a defaulted field: the field is not declared, but it is inside the declared object.
     cluster.edit("/apis/here.example.com/v1/namespaces/crds/widgets/one", &json!({"spec": {"colour": "pink"}})).await;
     let drifted = stage.verdict("dev/crds", Verdict::Drifted).await;
     assert_eq!(told(&drifted), ["extra Widget.here.example.com/crds/one /spec/colour - -> \"pink\""]);
-    // A schema error is said before anything is applied, with its place.
+    // A schema error is reported with its position before any object is applied.
     stage.push(
         "main",
         &[
@@ -497,11 +498,12 @@ async fn r1_8_an_object_moves_to_another_component_and_belongs_to_one() {
     assert_eq!(code, 0, "{out}{err}");
     let path = "/api/v1/namespaces/moving/configmaps/shared";
     let uid = cluster.get(path).await["metadata"]["uid"].clone();
-    // Two that declare it are told of each other.
+    // If two components declare an object, the plan of each names the other.
     let pull = stage.pull("both", &[("k8s/to/shared.yaml".into(), config.into())]).await;
     let said = stage.comment(pull, "is declared by `dev/from` as well").await;
     assert!(said.contains("`ConfigMap/moving/shared`"), "{said}");
-    // One that gives it up, and one that takes it: the object stays, though who gives it up comes first.
+    // One component releases the object and another adopts it: the object remains, although the releasing component
+    // runs first.
     stage.push("main", &[("k8s/to/shared.yaml".into(), config.into()), ("k8s/app/shared.yaml".into(), String::new())]);
     stage.verdict("dev/to", Verdict::Pending).await;
     let (code, out, err) = stage.run(&["apply", "dev", "--yes"]);
@@ -550,7 +552,7 @@ async fn overlays_and_charts_are_rendered_alone_with_what_they_are_made_from() {
     assert!(!maps.iter().any(|(name, _)| name == "hook"), "{maps:?}");
     let (code, out, _) = stage.drift("dev");
     assert_eq!(code, 0, "{out}");
-    // What is not in the repository, and what differs each time.
+    // A base outside the repository, and a template with a different result each time.
     stage.push("main", &[("k8s/base/kustomization.yaml".into(), "resources: [\"https://example.com/web.yaml\"]\n".into()), ("charts/app/templates/more.yaml".into(), "apiVersion: v1\nkind: ConfigMap\nmetadata: { name: more }\ndata: { token: {{ randAlphaNum 9 | quote }} }\n".into())]);
     stage
         .until("the remote base is refused", async || {
@@ -584,7 +586,7 @@ async fn a_rollout_is_waited_for_says_why_it_fails_and_gives_way_to_a_newer_revi
         })
         .await;
     assert!(rolling.message().contains("0 of 2 are updated"), "{}", rolling.message());
-    // A fix lands: nobody waits for the old one any more.
+    // A fix is pushed: no run waits for the old rollout any more.
     stage.push("main", &[("k8s/app/web.yaml".into(), DEPLOYMENT.replace("1.4.2", "1.4.3"))]);
     let path = "/apis/apps/v1/namespaces/roll/deployments/web";
     stage
@@ -598,7 +600,7 @@ async fn a_rollout_is_waited_for_says_why_it_fails_and_gives_way_to_a_newer_revi
             told.contains("superseded: the branch says something else by now").then_some(())
         })
         .await;
-    // A pod says why it does not come up.
+    // The status of a pod contains the reason why it does not become ready.
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web-1", "labels": {"app": "web"}}, "spec": {"containers": [{"name": "web", "image": "web:1.4.3"}]}});
     cluster.create("/api/v1/namespaces/roll/pods", &pod).await;
     let status = json!({"status": {"containerStatuses": [{"name": "web", "image": "x", "imageID": "", "ready": false, "restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}}}]}});
@@ -619,7 +621,7 @@ async fn a_rollout_is_waited_for_says_why_it_fails_and_gives_way_to_a_newer_revi
         "{}",
         stalled.message()
     );
-    // It comes up, and `/apply` again says so.
+    // The pod becomes ready, and another `/apply` succeeds.
     let live = cluster.get(path).await;
     let up = json!({"status": {"observedGeneration": live["metadata"]["generation"], "replicas": 2, "updatedReplicas": 2, "readyReplicas": 2, "availableReplicas": 2}});
     let (code, answer) = cluster
@@ -682,7 +684,7 @@ async fn r4_3_what_somebody_changed_is_declared_where_only_this_instance_is_made
     assert_eq!(cluster.get(&path).await["spec"]["replicas"], 7);
     let (code, out, err) = stage.drift("dev");
     assert_eq!(code, 0, "{out}{err}");
-    // What stands in a base is what others are made from as well.
+    // Other overlays use the base as well, so a value can't be adopted there.
     cluster
         .patch(&path, &json!({"spec": {"template": {"spec": {"containers": [{"name": "web", "image": "web:9"}]}}}}))
         .await;

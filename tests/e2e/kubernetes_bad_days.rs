@@ -1,4 +1,4 @@
-//! A cluster on its bad days: turned away, cut off, restarted, refused, and a daemon that is killed in the middle.
+//! Tests failures of a cluster: throttling, lost connections, restarts, and killed daemons.
 
 use std::sync::{
     Arc, Mutex,
@@ -20,22 +20,22 @@ use crate::{
     stage::{Stage, environment},
 };
 
-/// Stands between a daemon and an API server, and does what it is told to the requests.
+/// A proxy between a daemon and an API server that can break requests.
 struct Between {
     client: kube::Client,
-    /// So many writes are turned away.
+    /// The number of further writes that are throttled.
     too_many: AtomicU32,
-    /// Lists of config maps fail.
+    /// Whether lists of config maps fail.
     lists_fail: AtomicBool,
-    /// A new watch hears that it is too late.
+    /// Whether the next watch fails with 410 Gone.
     gone: AtomicBool,
-    /// Ends the watches that are open.
+    /// Ends the open watches.
     cut: tokio::sync::Notify,
     seen: Mutex<Vec<String>>,
 }
 
 impl Between {
-    /// Starts it; answers where it listens.
+    /// Starts the proxy; returns its address.
     async fn start(cluster: &Cluster) -> (Arc<Self>, String) {
         let between = Arc::new(Self {
             client: cluster.server.client("admin").await.unwrap(),
@@ -99,7 +99,7 @@ fn map(name: &str, value: &str) -> String {
     format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{ name: {name} }}\ndata: {{ a: \"{value}\" }}\n")
 }
 
-/// A namespace and config maps, reached through somebody.
+/// Returns a namespace and config maps, with the connection at this address.
 fn files(space: &str, address: &str, count: usize) -> Vec<(String, String)> {
     let connection =
         if address.is_empty() { "cluster".to_owned() } else { format!("{{ name: cluster, server: \"{address}\" }}") };
@@ -144,7 +144,7 @@ async fn what_is_turned_away_is_sent_again_and_a_broken_watch_misses_nothing() {
     let (code, out, err) = stage.drift("dev");
     assert_eq!(code, 0, "{out}{err}");
     stage.until("it watches", async || (between.seen("watch=true") >= 2).then_some(())).await;
-    // Cut off, and too late when it comes back: what happened meanwhile is found all the same.
+    // The watch is disconnected, and its version has expired at the reconnect: the changes are found anyway.
     between.gone.store(true, Ordering::SeqCst);
     between.cut.notify_waiters();
     cluster.edit(&format!("{}/m003", maps("storm")), &json!({"data": {"a": "2"}})).await;
@@ -152,7 +152,7 @@ async fn what_is_turned_away_is_sent_again_and_a_broken_watch_misses_nothing() {
     let drifted =
         stage.until("both are seen", async || stage.instance("dev/storm").await.filter(|i| i.drift.len() == 2)).await;
     assert_eq!(drifted.verdict, Verdict::Drifted);
-    // What can't be listed is unknown, and nothing is taken for gone.
+    // Objects that can't be listed are unknown, and none of them counts as deleted.
     between.lists_fail.store(true, Ordering::SeqCst);
     let (code, out, err) = stage.drift("dev");
     assert_eq!(code, 3, "{out}{err}");
@@ -169,7 +169,7 @@ async fn what_is_turned_away_is_sent_again_and_a_broken_watch_misses_nothing() {
     stage.verdict("dev/storm", Verdict::InSync).await;
     let left = cluster.get(&maps("storm")).await;
     assert_eq!(left["items"].as_array().unwrap().len(), 19);
-    // Nothing is written where nothing differs.
+    // Objects without differences are not written.
     let before = between.seen("PATCH");
     let (code, out, err) = stage.drift("dev");
     assert_eq!((code, between.seen("PATCH")), (0, before), "{out}{err}");
@@ -204,7 +204,7 @@ async fn an_api_server_and_its_store_go_and_come_back() {
     }
     assert!(is_new(&cluster.get(&maps("restart")).await));
     stage.verdict("dev/restart", Verdict::InSync).await;
-    // Without its store the server knows nothing: that is unknown, and nothing is deleted.
+    // Without etcd, the server can't respond: the instance is unknown, and no object is deleted.
     cluster.server.stop_etcd();
     let (code, _, _) = stage.drift("dev");
     assert_eq!(code, 3);
@@ -223,8 +223,8 @@ async fn r7_1_a_daemon_killed_in_the_middle_applies_the_rest_and_forgets_nothing
     stage.serve();
     stage.ready().await;
     for round in 1..=6_usize {
-        // Somewhere in the middle of the objects, another place each time; every other write is turned away for a while,
-        // so that there is a middle.
+        // Kill in the middle of the objects, at another place each time. Every other write is throttled for a while, so
+        // that the middle lasts.
         between.too_many.store(u32::try_from(200).unwrap(), Ordering::SeqCst);
         stage.until("it writes", async || (between.seen("PATCH") > round * 37).then_some(())).await;
         stage.kill();
@@ -246,7 +246,7 @@ async fn r7_1_a_daemon_killed_in_the_middle_applies_the_rest_and_forgets_nothing
         })
         .await;
     stage.verdict("dev/killed", Verdict::InSync).await;
-    // Whatever was made by whichever life is known, and goes with its declaration.
+    // All objects are known, whichever daemon process created them, and are deleted with their declaration.
     let gone: Vec<_> = (0..60).map(|n| (format!("k8s/app/m{n:03}.yaml"), String::new())).collect();
     stage.push("main", &gone);
     stage
@@ -278,7 +278,7 @@ async fn a_webhook_that_does_not_answer_is_said_and_an_own_identity_for_plans_st
     stage.verdict("dev/hooked", Verdict::InSync).await;
     let (code, out, err) = stage.drift("dev");
     assert_eq!(code, 0, "our own manifests are in sync on the next pass: {out}{err}");
-    // The identity for plans may try and nothing else, whatever its roles say.
+    // The identity for plans may only make dry-runs, whatever its roles allow.
     let mut config: serde_json::Value = serde_json::from_str(&cluster.server.kubeconfig("admin")).unwrap();
     config["users"][0]["user"]["as"] = json!("system:serviceaccount:evenkeel:plan");
     let place = cluster.folder.path().join("plan");
@@ -309,7 +309,7 @@ async fn a_webhook_that_does_not_answer_is_said_and_an_own_identity_for_plans_st
     cluster.edit(&format!("{}/m001", maps("hooked")), &json!({"data": {"a": "2"}})).await;
     stage.verdict("dev/hooked", Verdict::Drifted).await;
     cluster.edit(&format!("{}/m001", maps("hooked")), &json!({"data": {"a": "1"}})).await;
-    // A webhook of somebody's that does not answer.
+    // A foreign webhook that does not respond.
     let hook = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration", "metadata": {"name": "silent"}, "webhooks": [{
         "name": "silent.example.com", "admissionReviewVersions": ["v1"], "sideEffects": "None", "timeoutSeconds": 1, "failurePolicy": "Fail",
         "clientConfig": {"url": "https://127.0.0.1:9/"}, "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["configmaps"]}]}]});

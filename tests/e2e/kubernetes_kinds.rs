@@ -1,4 +1,4 @@
-//! Every kind that the API server has, and kinds that come and go while the daemon runs.
+//! Tests every kind of the API server, and kinds that appear and disappear at run time.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ use crate::{
 /// One object of each kind.
 const EVERY_KIND: &str = include_str!("every_kind.yaml");
 
-/// The kinds of the server that can be declared: what can be made, changed and listed. By group and kind.
+/// Returns the kinds of the server that can be created, changed and listed, by group and kind.
 async fn kinds(cluster: &Cluster) -> BTreeSet<(String, String)> {
     let client = cluster.server.client("admin").await.unwrap();
     let discovery = Discovery::new(client).run_aggregated().await.unwrap();
@@ -54,7 +54,7 @@ async fn every_kind_that_the_server_has_is_in_sync_once_applied() {
     }
 }
 
-/// A definition of `Gadget` that somebody else makes.
+/// Returns a definition of `Gadget` that another user creates.
 fn gadgets() -> serde_json::Value {
     let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {"size": {"type": "integer"}}}}});
     json!({
@@ -100,7 +100,7 @@ async fn a_kind_comes_while_the_daemon_runs_and_goes_again() {
     let path = "/apis/come.example.com/v1/namespaces/come/gadgets/one";
     stage.verdict("dev/come", Verdict::InSync).await;
     assert_eq!(cluster.get(path).await["spec"]["size"], 3);
-    // Somebody takes the kind away: what is declared can't be, which is no silence and no success.
+    // A user deletes the kind: the declared object can't exist, which is reported as neither success nor absence.
     cluster.delete(&format!("{DEFINITIONS}/gadgets.come.example.com")).await;
     stage
         .until("the kind is gone", async || {
@@ -111,8 +111,8 @@ async fn a_kind_comes_while_the_daemon_runs_and_goes_again() {
         .await;
     let unknown = stage.verdict("dev/come", Verdict::Unknown).await;
     assert!(unknown.message().contains("k8s/come/gadget.yaml:1: the cluster has no `Gadget` in `come.example.com/v1`"));
-    // Nobody declares it any more, and another server is to serve its group and does not answer: what is there can't be told,
-    // and stays held.
+    // The gadget is not declared any more, and another server for its group does not respond: the existing objects
+    // are unknown, and stay owned.
     let service = json!({
         "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": {"name": "v1.come.example.com"},
         "spec": {"group": "come.example.com", "version": "v1", "groupPriorityMinimum": 100, "versionPriority": 10,
@@ -129,7 +129,7 @@ async fn a_kind_comes_while_the_daemon_runs_and_goes_again() {
     stage.push("main", &[no_gadget, ("k8s/come/config.yaml".into(), config.replace("a: b", "a: c"))]);
     message("warning: `Gadget.come.example.com/come/one`: the cluster has no such kind any more").await;
     assert_eq!(cluster.get("/api/v1/namespaces/come/configmaps/config").await["data"]["a"], "c");
-    // Without it, it is gone with its kind.
+    // Without that server, the gadget is deleted with its kind.
     cluster.delete(&format!("{services}/v1.come.example.com")).await;
     stage
         .until("nothing is held", async || {
@@ -161,7 +161,7 @@ async fn a_namespace_that_holds_what_others_made_stays() {
     stage.serve();
     stage.ready().await;
     stage.verdict("dev/held", Verdict::InSync).await;
-    // A claim as a StatefulSet leaves it, which nobody declared; and a gadget.
+    // An undeclared claim, as a StatefulSet leaves it, and an undeclared gadget.
     let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data-db-0"}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
     cluster.create("/api/v1/namespaces/held/persistentvolumeclaims", &claim).await;
     let gadget = json!({"apiVersion": "come.example.com/v1", "kind": "Gadget", "metadata": {"name": "theirs"}});
@@ -193,13 +193,13 @@ async fn a_namespace_that_holds_what_others_made_stays() {
         assert!(cluster.get(path).await.pointer("/metadata/deletionTimestamp").is_none(), "{path}");
         assert!(!cluster.get(path).await.is_null(), "{path}");
     }
-    // They take it away, and it goes.
+    // Their owners delete both, and the namespace is deleted.
     cluster.delete("/apis/come.example.com/v1/namespaces/default/gadgets/theirs").await;
     cluster
         .edit("/api/v1/namespaces/held/persistentvolumeclaims/data-db-0", &json!({"metadata": {"finalizers": null}}))
         .await;
     cluster.delete("/api/v1/namespaces/held/persistentvolumeclaims/data-db-0").await;
-    // What is left is drift from then on, and goes with the next merge.
+    // The remaining objects are drift from then on, and the next merge deletes them.
     stage.until("they are drift", async || (stage.drift("dev").0 == 2).then_some(())).await;
     let proposal = stage.proposal().await;
     stage.merge("lin", proposal["number"].as_u64().unwrap()).await;
@@ -240,7 +240,7 @@ async fn a_component_that_is_destroyed_is_not_forgotten_while_something_of_it_st
     cluster.create("/api/v1/namespaces/crowded/configmaps", &theirs).await;
     let gone = |name: &str| (format!("state-repo/components/{name}.yaml"), String::new());
     stage.push("main", &[gone("crowded"), gone("slow")]);
-    // No controller empties the namespace, so that it waits for its finalizer, and the run with it.
+    // No controller empties the namespace, so it waits for its finalizer, and the run waits for it.
     let slow = stage
         .until("it waits for what goes", async || {
             stage.instance("dev/slow").await.filter(|status| status.message().contains("being deleted"))
@@ -260,13 +260,13 @@ async fn a_component_that_is_destroyed_is_not_forgotten_while_something_of_it_st
     let (code, answer) = cluster.ask("admin", Method::PUT, path, "application/json", Some(&finalize)).await;
     assert_eq!(code, 200, "{answer}");
     stage.until("it is forgotten", async || stage.instance("dev/slow").await.is_none().then_some(())).await;
-    // They take theirs away: `/destroy` does the rest.
+    // The other user deletes the object: `/destroy` deletes the namespace.
     cluster.delete("/api/v1/namespaces/crowded/configmaps/theirs").await;
     stage.run(&["destroy", "dev/crowded", "--yes"]);
     let is_going =
         async || cluster.get("/api/v1/namespaces/crowded").await.pointer("/metadata/deletionTimestamp").cloned();
     stage.until("it goes", is_going).await;
-    // Where nobody waits for what comes up, nobody waits for what goes.
+    // A component that does not wait for readiness does not wait for deletions either.
     stage.push("main", &[gone("kept")]);
     stage.until("it is forgotten", async || stage.instance("dev/kept").await.is_none().then_some(())).await;
     assert!(cluster.get("/api/v1/namespaces/kept").await.pointer("/metadata/deletionTimestamp").is_some());
@@ -295,7 +295,7 @@ async fn r1_10_objects_of_a_component_with_another_name_are_transferred() {
     }
     let (path, new) = of("renamed-new");
     stage.push("main", &[(path, new), (of("renamed-old").0, String::new())]);
-    // Whose they were is forgotten, and nothing is deleted, whoever comes first.
+    // The old owner is forgotten, and no object is deleted, in either order.
     stage
         .until("they have moved", async || {
             stage.run(&["apply", "dev", "--yes"]);

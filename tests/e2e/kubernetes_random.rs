@@ -1,5 +1,6 @@
-//! Random manifests and random edits by others: drift is told exactly where a field that is declared differs, or somebody
-//! put something inside what is declared.
+//! Tests drift with random manifests and random edits by others.
+//!
+//! Drift is reported exactly if a declared field differs, or an edit adds something inside a declared object.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,10 +13,10 @@ use crate::{
     stage::{Stage, environment},
 };
 
-/// How many objects of each kind.
+/// The number of objects of each kind.
 const OBJECTS: usize = 40;
 
-/// Numbers that look random and are the same each time.
+/// A pseudo-random generator with the same numbers in every run.
 struct Numbers(u64);
 
 impl Numbers {
@@ -32,7 +33,7 @@ const KEYS: [&str; 4] = ["a", "b.c", "d-e", "f"];
 const LABELS: [&str; 3] = ["tier", "example.com/team", "x"];
 const VARIABLES: [&str; 4] = ["A", "B", "C", "D"];
 
-/// A config map and what an edit makes of it: a merge patch, and whether that is drift.
+/// Returns a config map and an edit: a merge patch, and whether the edit is drift.
 fn map(name: &str, numbers: &mut Numbers) -> (String, Value, bool) {
     let (keys, labels) = (numbers.some(&KEYS), numbers.some(&LABELS));
     let data: BTreeMap<&str, &str> = keys.iter().map(|key| (*key, "1")).collect();
@@ -44,7 +45,7 @@ fn map(name: &str, numbers: &mut Numbers) -> (String, Value, bool) {
     let label = LABELS[numbers.below(LABELS.len())];
     let value = [json!("1"), json!("2"), Value::Null][numbers.below(3)].clone();
     if numbers.below(3) == 0 {
-        // A label is ours where we declare it.
+        // Only declared labels are owned.
         let differs = labels.contains(label) && value != "1";
         return (text, json!({"metadata": {"labels": {label: value}}}), differs);
     }
@@ -52,7 +53,7 @@ fn map(name: &str, numbers: &mut Numbers) -> (String, Value, bool) {
     (text, json!({"data": {key: value}}), differs)
 }
 
-/// The same of a deployment whose containers are edited by their names.
+/// The same for a deployment whose containers are edited by name.
 fn deployment(name: &str, numbers: &mut Numbers) -> (String, Value, bool) {
     let variables = numbers.some(&VARIABLES);
     let env: Vec<Value> = variables.iter().map(|name| json!({"name": name, "value": "1"})).collect();
@@ -114,7 +115,7 @@ async fn drift_is_told_exactly_where_something_declared_differs_or_was_put_besid
     }
     let expected: BTreeSet<&str> = edits.iter().filter(|edit| edit.2).map(|edit| edit.3.as_str()).collect();
     assert!(expected.len() > OBJECTS / 2 && expected.len() < edits.len() - OBJECTS / 4, "the edits are one-sided");
-    // By the watches alone, by a whole look, and by a daemon that knows nothing but what it wrote down.
+    // By the watches alone, by a full drift check, and by a restarted daemon with only its store.
     for by in ["watches", "a whole look", "another start"] {
         match by {
             "watches" => {}
@@ -144,7 +145,7 @@ async fn drift_is_told_exactly_where_something_declared_differs_or_was_put_besid
         });
         assert!(found.await.is_ok(), "by {by}: {}", last.lock().unwrap());
     }
-    // What is applied is in sync, whatever was done to it before.
+    // After an apply, all objects are in sync, whatever the earlier edits.
     stage.push("main", &[component("random", "manifests: k8s/app, wait: none", "  drift: { mode: revert }\n")]);
     stage.until("everything is reverted", async || (stage.drift("dev").0 == 0).then_some(())).await;
     stage.verdict("dev/random", Verdict::InSync).await;

@@ -1,4 +1,4 @@
-//! The main job: a commit becomes an applied run, drift becomes a pull request.
+//! Tests the main purpose: a commit becomes an applied run, drift becomes a pull request.
 
 use evenkeel::model::Verdict;
 
@@ -20,7 +20,7 @@ fn network() -> Vec<(String, String)> {
     ]
 }
 
-/// The story that the README promises, told by the program itself.
+/// The demo that the README describes, run by the program itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_comes_true() {
     let told =
@@ -39,7 +39,7 @@ async fn r1_4_drift_is_proposed_and_a_merge_reverts_it_without_what_is_pending()
     let (code, out, err) = stage.run(&["apply", "dev", "--yes"]);
     assert_eq!(code, 0, "{out}{err}");
     assert_eq!(stage.world("config"), "via 10.0.0.1");
-    // A merged change waits, and the world drifts meanwhile: the repair carries nothing of what is pending.
+    // A merged change waits for `/apply` while drift appears: the remediation contains no pending change.
     stage.push("main", &[module("network", "resource \"world_file\" \"gateway\" {\n  path = \"gateway\"\n  content = \"10.0.0.2\"\n}\noutput \"gateway\" { value = world_file.gateway.content }")]);
     stage
         .until("the change is seen", async || stage.instance("dev/network").await.filter(|i| !i.pending.is_empty()))
@@ -49,7 +49,7 @@ async fn r1_4_drift_is_proposed_and_a_merge_reverts_it_without_what_is_pending()
     let (code, out, _) = stage.drift("dev");
     assert_eq!(code, 2, "{out}");
     assert!(out.contains("world_file.config  /content  \"via 10.0.0.1\" → \"tampered\""), "{out}");
-    // One pull request for one cause (R4.4).
+    // One cause gets one pull request (R4.4).
     let proposal = stage.proposal().await;
     assert_eq!(proposal["title"], "Revert drift in dev/network and 1 more");
     let (_, again, _) = stage.run(&["propose", "dev"]);

@@ -1,4 +1,4 @@
-//! The whole house with real OpenTofu and the embedded forge.
+//! Tests the whole program with real OpenTofu and the embedded forge.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test that can't go on has failed")]
 
 mod bad_days;

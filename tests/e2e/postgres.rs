@@ -1,10 +1,10 @@
-//! A PostgreSQL of the test's own, on a free port of this machine, gone with the test.
+//! Provides a PostgreSQL server on a free port of this machine, stopped with the test.
 
 use std::process::{Command, Stdio};
 
 use evenkeel::targets::kubernetes::local::free_port;
 
-/// A running server; whoever connects from this machine is trusted.
+/// A running server that trusts local connections.
 pub(crate) struct Postgres {
     _folder: tempfile::TempDir,
     data: std::path::PathBuf,
@@ -13,7 +13,7 @@ pub(crate) struct Postgres {
     pub(crate) port: u16,
 }
 
-/// A command that runs as somebody who is not root, which PostgreSQL refuses.
+/// Returns a command that runs as a user other than root, because PostgreSQL refuses root.
 fn as_nobody(program: &str) -> Command {
     if std::fs::metadata("/proc/self").map(|me| std::os::unix::fs::MetadataExt::uid(&me)).unwrap_or(1) != 0 {
         return Command::new(program);
@@ -28,7 +28,7 @@ impl Postgres {
         Self::start_with("")
     }
 
-    /// A server with settings.
+    /// Starts a server with settings.
     pub(crate) fn start_with(settings: &str) -> Self {
         let output = Command::new("tools/tools").arg("postgres").output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -60,21 +60,21 @@ impl Postgres {
 }
 
 impl Postgres {
-    /// Stops at once, as a machine that is gone.
+    /// Stops at once, like a lost machine.
     pub(crate) fn halt(&self) {
         let mut stop = as_nobody(&format!("{}/pg_ctl", self.bin));
         stop.args(["-m", "immediate", "-w", "-D"]).arg(&self.data).arg("stop").current_dir("/");
         assert!(stop.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
     }
 
-    /// Lets nobody in, and answers nobody who asks, or goes on.
+    /// Freezes the server, so that it accepts no connections and answers no queries, or resumes it.
     pub(crate) fn freeze(&self, frozen: bool) {
         let pid = std::fs::read_to_string(self.data.join("postmaster.pid")).unwrap();
         let signal = if frozen { "-STOP" } else { "-CONT" };
         assert!(Command::new("kill").args([signal, pid.lines().next().unwrap()]).status().unwrap().success());
     }
 
-    /// Comes back where it was.
+    /// Starts the server again on the same data.
     pub(crate) fn go_on(&self) {
         let mut start = as_nobody(&format!("{}/pg_ctl", self.bin));
         let log = self.data.join("log");

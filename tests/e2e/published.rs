@@ -1,5 +1,6 @@
-//! The embedded forge against what GitHub publishes: its answers by the OpenAPI description, its events by the payload
-//! schemas. A client that works with the one works with the other as far as these say.
+//! Tests the embedded forge against GitHub's published OpenAPI description and webhook schemas.
+//!
+//! As far as these describe GitHub, a client that works with one works with the other.
 
 use std::{collections::BTreeMap, path::PathBuf, process::Command};
 
@@ -15,7 +16,7 @@ fn published(name: &str) -> Value {
     serde_json::from_slice(&std::fs::read(folder.join(name)).unwrap()).unwrap()
 }
 
-/// OpenAPI 3.0 says `nullable`, which JSON Schema does not know.
+/// OpenAPI 3.0 has `nullable`, which JSON Schema does not have.
 fn with_null(value: &mut Value) {
     match value {
         Value::Object(map) => {
@@ -30,7 +31,7 @@ fn with_null(value: &mut Value) {
     }
 }
 
-/// A schema with what it refers to and nothing else, since the whole description takes minutes to compile.
+/// Returns a schema with only the referenced parts, because the whole description takes minutes to compile.
 fn with_references(schema: &Value, whole: &Value) -> Value {
     fn references<'v>(value: &'v Value, found: &mut Vec<&'v str>) {
         match value {
@@ -67,7 +68,7 @@ struct Asked {
 }
 
 impl Asked {
-    /// Asks, requires this status, and checks the answer against the operation's schema.
+    /// Sends a request, requires this status, and checks the response against the operation's schema.
     async fn ask(&mut self, user: &str, method: &str, template: &str, path: &str, body: Value, expected: u16) -> Value {
         let method_upper: reqwest::Method = method.to_uppercase().parse().unwrap();
         let mut request = self

@@ -1,4 +1,4 @@
-//! As an App, over HTTPS: the way to GitHub itself, with a certificate authority of the test's own.
+//! Tests the GitHub App over HTTPS, as with GitHub itself, with a certificate authority of the test.
 
 use std::{path::Path, process::Command, sync::Arc};
 
@@ -21,14 +21,14 @@ fn openssl(folder: &Path, arguments: &str) {
     assert!(done.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
-/// Makes the key of an App, `app.pem`, and answers its public half.
+/// Creates the key of an App, `app.pem`, and returns its public half.
 pub(crate) fn app_key(folder: &Path) -> String {
     openssl(folder, "genrsa -traditional -out app.pem 2048");
     openssl(folder, "rsa -in app.pem -pubout -out app.pub");
     std::fs::read_to_string(folder.join("app.pub")).unwrap()
 }
 
-/// A door with TLS before the forge.
+/// Starts a TLS proxy before the forge; returns its port.
 async fn secure(folder: &Path, forge: std::net::SocketAddr) -> u16 {
     std::fs::write(folder.join("names"), "subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE\n").unwrap();
     openssl(
@@ -83,7 +83,7 @@ async fn an_app_over_https_plans_applies_and_proposes() {
     let proposal = stage.proposal().await;
     assert_eq!(proposal["user"]["login"], "keeper[bot]");
     let number = proposal["number"].as_u64().unwrap();
-    // CommandOutcome twice, so that it has to find its own comment again.
+    // Send the command twice, so that the daemon has to find its own comment again.
     for _ in 0..2 {
         stage.say("lin", number, "/plan").await;
     }

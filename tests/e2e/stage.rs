@@ -1,4 +1,4 @@
-//! A forge, a daemon and a world on loopback, with real OpenTofu; stopped with the test.
+//! Provides a forge, a daemon and a world on loopback, with real OpenTofu; stopped with the test.
 
 use std::{
     collections::BTreeMap,
@@ -16,10 +16,10 @@ use evenkeel::{
 };
 use serde_json::{Value, json};
 
-/// How long any condition may take; a machine under load is slow, and a test that waits longer has failed.
+/// The time limit of any condition. A loaded machine is slow; a test that waits longer has failed.
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 
-/// The programs of `tools/`, as `tools/tools env` names them.
+/// Returns the programs of `tools/`, by the variables of `tools/tools env`.
 pub(crate) fn tools() -> &'static BTreeMap<String, String> {
     static TOOLS: OnceLock<BTreeMap<String, String>> = OnceLock::new();
     TOOLS.get_or_init(|| {
@@ -64,7 +64,7 @@ pub(crate) fn component(name: &str, environments: &str, tofu: &str, more: &str) 
     (format!("state-repo/components/{name}.yaml"), text)
 }
 
-/// A root module with one file of the world for each line `path = expression`.
+/// Returns a root module; each line `path = expression` becomes one file of the world.
 pub(crate) fn module(name: &str, files: &str) -> (String, String) {
     let text = format!(
         "terraform {{\n  required_providers {{\n    world = {{ source = \"evenkeel/world\" }}\n  }}\n}}\n{files}\n"
@@ -78,9 +78,9 @@ pub(crate) struct Stage {
     pub(crate) port: u16,
     daemon: Option<Child>,
     http: reqwest::Client,
-    /// What the configuration says beyond the usual.
+    /// Additional keys of the configuration.
     pub(crate) config: Value,
-    /// Whether the test reads the log and expects failures of looks.
+    /// The git work tree of the test.
     work: PathBuf,
 }
 
@@ -97,7 +97,7 @@ impl Drop for Stage {
 }
 
 impl Stage {
-    /// A forge with a repository of these files, and no daemon yet.
+    /// Starts a forge with a repository of these files, and no daemon yet.
     pub(crate) async fn new(files: &[(String, String)]) -> Self {
         Self::with_app(files, Value::Null).await
     }
@@ -153,7 +153,7 @@ impl Stage {
         self.folder.path().join(name)
     }
 
-    /// The program with the configuration and the tools in reach.
+    /// Returns a command of the program, with the configuration and the tools available.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         std::fs::write(self.place("evenkeel.yaml"), serde_json::to_string(&self.config).unwrap()).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_evenkeel"));
@@ -161,9 +161,9 @@ impl Stage {
         command
     }
 
-    /// What a command prints and answers.
+    /// Runs a command; returns its exit code, stdout and stderr.
     pub(crate) fn run(&self, arguments: &[&str]) -> (i32, String, String) {
-        // A daemon that was to refuse and does not is ended, so that the test fails rather than hangs.
+        // End a daemon that should refuse and does not, so that the test fails rather than hangs.
         let mut limited = Command::new("timeout");
         let command = self.command(arguments);
         limited.arg("60").arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
@@ -181,7 +181,7 @@ impl Stage {
         self.serve_with(&[]);
     }
 
-    /// Starts the daemon with more in its environment.
+    /// Starts the daemon with additional environment variables.
     pub(crate) fn serve_with(&mut self, environment: &[(&str, &Path)]) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.place("daemon.log")).unwrap();
         self.daemon = Some(
@@ -194,7 +194,7 @@ impl Stage {
         );
     }
 
-    /// Starts another daemon on the same data, which answers elsewhere, and writes a log of its own.
+    /// Starts another daemon on the same data, with its own port and log.
     pub(crate) fn serve_another(&self) -> (std::process::Child, u16) {
         let port = free_port().unwrap();
         let mut config = self.config.clone();
@@ -212,7 +212,7 @@ impl Stage {
         assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
     }
 
-    /// The processes of this machine that work for this stage, by what they were called with.
+    /// Returns the processes of this machine whose command line belongs to this stage.
     pub(crate) fn processes(&self, with: &str) -> Vec<(i32, String)> {
         let folder = self.folder.path().display().to_string();
         let all = std::fs::read_dir("/proc").unwrap().flatten();
@@ -230,7 +230,7 @@ impl Stage {
         found
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL to the daemon.
     pub(crate) fn kill(&mut self) {
         if let Some(mut daemon) = self.daemon.take() {
             drop(daemon.kill());
@@ -238,17 +238,17 @@ impl Stage {
         }
     }
 
-    /// Waits for the end of the daemon.
+    /// Waits until the daemon exits.
     pub(crate) fn wait(&mut self) -> i32 {
         self.daemon.take().unwrap().wait().unwrap().code().unwrap_or(-1)
     }
 
-    /// What the daemon wrote into its log.
+    /// Returns the log of the daemon.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.place("daemon.log")).unwrap_or_default()
     }
 
-    /// SIGTERM, and the end.
+    /// Sends SIGTERM and waits until the daemon exits.
     pub(crate) fn stop(&mut self) -> i32 {
         let mut daemon = self.daemon.take().unwrap();
         drop(Command::new("kill").arg(daemon.id().to_string()).status());
@@ -295,7 +295,7 @@ impl Stage {
         self.status().await?.instances.into_iter().find(|instance| instance.id.to_string() == id)
     }
 
-    /// Waits until an instance has a verdict, and answers what is said of it.
+    /// Waits until an instance has a verdict, and returns its status.
     pub(crate) async fn verdict(&self, id: &str, verdict: Verdict) -> InstanceStatus {
         let last = std::sync::Mutex::new(String::new());
         let since = Instant::now();
@@ -315,7 +315,7 @@ impl Stage {
         std::fs::read_to_string(self.place("world").join(path)).unwrap_or_default()
     }
 
-    /// What was written to the world, in order, as `operation path`.
+    /// Returns the changes of the world, in order, as `operation path`.
     pub(crate) fn writes(&self) -> Vec<String> {
         self.world(".world-log")
             .lines()
@@ -345,7 +345,7 @@ impl Stage {
         self.commit(branch, files);
     }
 
-    /// Commits files on top of main past the forge, which therefore sends no event.
+    /// Commits files on top of main without the forge, which therefore sends no event.
     pub(crate) fn push_unheard(&self, files: &[(String, String)]) {
         let work = Some(self.work.as_path());
         self.git(work, &["fetch", "-q", "origin"]);
@@ -377,7 +377,7 @@ impl Stage {
         self.git(work, &["push", "-q", "origin", &format!("{branch}:{branch}")]);
     }
 
-    /// Asks the forge as somebody.
+    /// Sends a request to the forge as a user.
     pub(crate) async fn forge(&self, user: &str, method: reqwest::Method, path: &str, body: Value) -> (u16, Value) {
         let answer = self
             .http
@@ -411,7 +411,7 @@ impl Stage {
         assert_eq!(status, 201, "{answer}");
     }
 
-    /// Applies the plan that was posted last, by its digest: whoever says it within seconds means just that one (R6.3).
+    /// Applies the newest plan by its digest, because a command within seconds must name the digest (R6.3).
     pub(crate) async fn say_apply(&self, user: &str, pull: u64, environment: &str) {
         let plans = format!("### Plan for `{environment}`");
         let all = self.comments(pull).await;
@@ -431,7 +431,7 @@ impl Stage {
             .collect()
     }
 
-    /// Waits for a comment of ours that has a text in it.
+    /// Waits for a comment of the daemon that contains a text.
     pub(crate) async fn comment(&self, pull: u64, with: &str) -> String {
         let since = Instant::now();
         loop {
@@ -444,7 +444,7 @@ impl Stage {
         }
     }
 
-    /// Waits for a state of a status of a pull request's head.
+    /// Waits until a status of a pull request's head has a state.
     pub(crate) async fn check(&self, pull: u64, context: &str, state: &str) -> String {
         let (_, known) = self.forge("lin", reqwest::Method::GET, &format!("pulls/{pull}"), Value::Null).await;
         let sha = known["head"]["sha"].as_str().unwrap().to_owned();
@@ -460,7 +460,7 @@ impl Stage {
         .await
     }
 
-    /// Waits for an open pull request of ours.
+    /// Waits for an open pull request of the daemon.
     pub(crate) async fn proposal(&self) -> Value {
         self.until("a remediation pull request", async || {
             let (_, open) = self.forge("lin", reqwest::Method::GET, "pulls?state=open", Value::Null).await;
@@ -472,7 +472,7 @@ impl Stage {
         .await
     }
 
-    /// Asks for a look at the world now.
+    /// Runs a drift check now.
     pub(crate) fn drift(&self, selector: &str) -> (i32, String, String) {
         self.run(&["drift", selector])
     }

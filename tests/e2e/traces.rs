@@ -1,5 +1,4 @@
-//! The traces that must come out right, on real tofu with the embedded forge; the scenarios tell the same in the
-//! simulated world.
+//! Tests the reference traces on real tofu with the embedded forge; scenarios simulate the same traces.
 
 use evenkeel::model::Verdict;
 use serde_json::{Value, json};
@@ -27,7 +26,7 @@ fn two(environment_says: &str) -> Vec<(String, String)> {
     ]
 }
 
-/// The text of the remediation on a branch.
+/// Returns the path and text of the remediation on a branch.
 async fn remediation(stage: &Stage, pull: u64) -> (String, String) {
     let (_, files) = stage.forge("lin", reqwest::Method::GET, &format!("pulls/{pull}/files"), Value::Null).await;
     let path = files[0]["filename"].as_str().unwrap().to_owned();
@@ -40,7 +39,8 @@ async fn remediation(stage: &Stage, pull: u64) -> (String, String) {
     (path, String::from_utf8(bytes).unwrap())
 }
 
-/// A first start: dev applies by itself, production waits, and a component that has a state already waits for a word.
+/// A first start: dev applies automatically, production waits, and a component with an existing state waits for a
+/// command.
 #[tokio::test(flavor = "multi_thread")]
 async fn trace_a_r1_6_a_first_start_with_a_state_that_somebody_else_made() {
     let place = tempfile::tempdir().unwrap();
@@ -70,8 +70,8 @@ async fn trace_a_r1_6_a_first_start_with_a_state_that_somebody_else_made() {
     assert!(out.contains("(R1.6)"), "{out}");
 }
 
-/// Drift in the network and because of it in the backend is one pull request; a reviewer cuts one action; something else
-/// is merged meanwhile; merged, it does what is left of it.
+/// Drift in the network and its consequence in the backend share one pull request. A reviewer cuts one action,
+/// and another change is merged meanwhile. The merged remediation runs the remaining actions.
 #[tokio::test(flavor = "multi_thread")]
 async fn trace_c_r4_4_a_reviewer_cuts_from_a_remediation_while_the_branch_moves() {
     let stage = Stage::start(&two("onMerge: wait, deferred: apply")).await;
@@ -81,7 +81,7 @@ async fn trace_c_r4_4_a_reviewer_cuts_from_a_remediation_while_the_branch_moves(
     std::fs::write(stage.place("world/gateway"), "10.9.9.9").unwrap();
     stage.drift("dev");
     let pull = stage.proposal().await["number"].as_u64().unwrap();
-    // It is opened with the first drift that is found, and says both once both are.
+    // The pull request opens with the first observed drift, and contains both once both are observed.
     let both = async || {
         let (path, text) = remediation(&stage, pull).await;
         text.match_indices("- digest:").nth(1).map(|(at, _)| (path, text.clone(), at))
@@ -102,12 +102,12 @@ async fn trace_c_r4_4_a_reviewer_cuts_from_a_remediation_while_the_branch_moves(
     assert!(backend.snoozed.is_some_and(|snooze| snooze.because.contains("cut from the remediation")));
 }
 
-/// The data directory is lost: nothing is applied a second time by itself.
+/// The data directory is lost: nothing is applied a second time automatically.
 #[tokio::test(flavor = "multi_thread")]
 async fn trace_f_r1_7_a_lost_data_directory() {
     let mut stage = Stage::start(&two("onMerge: apply, deferred: apply")).await;
     stage.verdict("dev/backend", Verdict::InSync).await;
-    // A status of ours is what tells a new daemon that somebody was here before.
+    // An earlier status of the daemon tells a new daemon that its history is lost.
     let pull = stage.pull("two", &[network("\"10.0.0.2\"")]).await;
     stage.check(pull, "evenkeel/plan", "success").await;
     stage.merge("lin", pull).await;
@@ -129,7 +129,8 @@ async fn trace_f_r1_7_a_lost_data_directory() {
     assert!(out.contains("no history") && out.contains("(R1.7)"), "{out}");
 }
 
-/// The same drift twice: closed the first time, merged the second time, after it had healed in between.
+/// The same drift appears twice: the first pull request is closed, the second is merged, after the drift had
+/// healed in between.
 #[tokio::test(flavor = "multi_thread")]
 async fn trace_j_r4_5_the_same_drift_twice() {
     let stage = Stage::start(&two("onMerge: apply, deferred: apply")).await;
@@ -153,7 +154,7 @@ async fn trace_j_r4_5_the_same_drift_twice() {
     assert_eq!(stage.world("config"), "via 10.0.0.1");
 }
 
-/// A component is renamed with its own state; another is removed, and destroyed once its plan was named.
+/// A component is renamed with its own state; another is removed, and destroyed after its plan was named.
 #[tokio::test(flavor = "multi_thread")]
 async fn r1_9_r1_10_a_component_is_renamed_and_another_destroyed() {
     let mut files = two("onMerge: apply, deferred: apply, limits: { destroys: 1 }");
@@ -184,7 +185,7 @@ async fn r1_9_r1_10_a_component_is_renamed_and_another_destroyed() {
     assert!(err.contains("`dev/network` is declared"), "{err}");
 }
 
-/// Somebody removes the state: the instance is unknown, and nothing creates everything a second time.
+/// A user removes the state: the instance is unknown, and no resource is created a second time.
 #[tokio::test(flavor = "multi_thread")]
 async fn r1_8_a_lost_state_stops_everything_until_somebody_confirms() {
     let stage = Stage::start(&two("onMerge: apply, deferred: apply")).await;
@@ -199,7 +200,7 @@ async fn r1_8_a_lost_state_stops_everything_until_somebody_confirms() {
     stage.push("main", &[network_two()]);
     stage.until("the run waits", async || stage.instance("dev/network").await.filter(|i| i.run.is_some())).await;
     assert_eq!(stage.writes(), before);
-    // The state comes back, and everything goes on.
+    // The state is restored, and reconciliation resumes.
     std::fs::write(&state, kept).unwrap();
     stage.drift("dev");
     stage.until("it goes on", async || (stage.world("config") == "via 10.0.0.2").then_some(())).await;
@@ -209,7 +210,8 @@ fn network_two() -> (String, String) {
     network("\"10.0.0.2\"")
 }
 
-/// What was changed by hand and comes straight from a variable is declared where the instance's own file says it.
+/// A manually changed value that comes straight from a variable is declared in the instance's own file of
+/// variables.
 #[tokio::test(flavor = "multi_thread")]
 async fn r4_3_drift_is_adopted_in_a_file_of_variables() {
     let files = [

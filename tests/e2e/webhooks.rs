@@ -1,4 +1,4 @@
-//! Webhooks: capped, authenticated over raw bytes, taken once.
+//! Tests webhooks: size limit, authentication over raw bytes, deduplication.
 
 use evenkeel::model::Verdict;
 use hmac::{Hmac, KeyInit, Mac};
@@ -46,7 +46,8 @@ async fn r7_5_a_webhook_wakes_and_nothing_else() {
     assert_eq!(send("meteor_strike", "5", &sign(body), body).await, 200, "an unknown type is acknowledged");
     assert_eq!(send("issue_comment", "6", &sign(b"[]"), b"[]").await, 200, "another shape is no crash");
     assert_eq!(send("push", "", &sign(body), body).await, 400);
-    // Argo CD CVE-2024-40634: a large body brought the server down. Here one that says it has a gigabyte is refused unread.
+    // Argo CD CVE-2024-40634: a large body crashed the server. Here a body with a length of a gigabyte is refused
+    // unread.
     let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", stage.port)).await.unwrap();
     let head = format!(
         "POST /webhooks/github HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nX-GitHub-Event: push\r\nX-GitHub-Delivery: 7\r\nX-Hub-Signature-256: {}\r\n\r\n",
@@ -104,7 +105,7 @@ async fn reads_are_for_this_machine_and_writes_for_tokens() {
         .await
         .unwrap();
     assert_eq!(wrong.status(), 401);
-    // Whatever is malformed is answered in the same shape as every refusal.
+    // A malformed request gets a response of the same form as every refusal.
     let token = std::fs::read_to_string(stage.place("data/api-token")).unwrap();
     let asked = [
         ("/api/v1/apply", "{", 400),

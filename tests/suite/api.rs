@@ -1,4 +1,4 @@
-//! The API's description names every route that there is.
+//! The description of the API names every route.
 
 #[test]
 fn openapi_describes_the_routes() {

@@ -1,4 +1,4 @@
-//! The planner of shard moves: what it promises holds for any layout.
+//! Tests that the planner of shard moves keeps its guarantees for any layout.
 
 use evenkeel::targets::citus::planner::{
     Rebalance, Wanted,
@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 const TEN: Option<Wanted> = Some(Wanted { limit: 0.1, aim: 0.05 });
 
-/// Nodes `n0`, `n1`, …, all of which hold shards, with groups of these weights on them.
+/// Returns nodes `n0`, `n1`, …, which all accept shards, with groups of these weights.
 fn layout(on: &[&[u64]]) -> Layout {
     let nodes = (0..on.len()).map(|at| Node { name: format!("n{at}:5432"), holds: true, room: None }).collect();
     let groups = on.iter().enumerate().flat_map(|(node, weights)| weights.iter().map(move |weight| (node, *weight)));
@@ -29,7 +29,7 @@ fn applied(layout: &Layout, plan: &Rebalance) -> Layout {
 
 #[test]
 fn a_worker_that_joins_is_filled_with_as_little_as_brings_all_within_the_limit() {
-    // As on a real cluster: 64 alike, three workers, and a fourth that is empty.
+    // As on a real cluster: 64 equal groups, three workers, and a fourth one that is empty.
     let alike = [100_u64; 22];
     let layout = layout(&[&alike, &alike[..21], &alike[..21], &[]]);
     let found = plan(&layout, TEN);
@@ -41,7 +41,7 @@ fn a_worker_that_joins_is_filled_with_as_little_as_brings_all_within_the_limit()
 
 #[test]
 fn two_groups_with_opposite_skew_need_no_move() {
-    // The first two stand for one colocation group, the others for another: what counts is what a node carries.
+    // The first two groups are of one colocation group, the others of another: only the total of a node counts.
     let layout = layout(&[&[90, 10], &[10, 90]]);
     let found = plan(&layout, TEN);
     assert!(found.moves.is_empty() && found.short.is_none() && found.before.skew() == 0.0, "{found:?}");
@@ -49,13 +49,13 @@ fn two_groups_with_opposite_skew_need_no_move() {
 
 #[test]
 fn what_cannot_be_reached_is_said_with_the_reason() {
-    // One tenant is more than a node may carry: its node is emptied, the others carry alike.
+    // One tenant exceeds the target of a node: its node is emptied of other shards, the other nodes are balanced.
     let large = layout(&[&[500, 50, 50], &[100], &[100, 100]]);
     let found = plan(&large, TEN);
     let Some(Short::TooLarge { placement: 0, above }) = &found.short else { panic!("{found:?}") };
     assert!((above - (500.0 / 300.0 - 1.0)).abs() < 1e-9);
     assert_eq!(found.after.loads, [500, 200, 200], "{found:?}");
-    // 32 alike on 20 nodes: no layout is within 10 %, about 200 would be.
+    // 32 equal groups on 20 nodes: no layout is within 10 %, which needs about 200 groups.
     let alike: Vec<Vec<u64>> = (0..20).map(|node| vec![7; if node < 12 { 2 } else { 1 }]).collect();
     let few = layout(&alike.iter().map(Vec::as_slice).collect::<Vec<_>>());
     let found = plan(&few, TEN);
@@ -76,7 +76,7 @@ fn pins_and_drains_come_first_and_a_full_node_takes_nothing() {
     assert_eq!(found.moves[0].because, Because::Pin);
     let after = applied(&all, &found);
     assert_eq!((after.placements[4].node, balance(&after, &home(&after)).bytes[3]), (2, 10));
-    // Where nothing may hold it, it is said, and stays.
+    // If no node accepts the group, the plan reports it, and the group stays.
     let mut none = layout(&[&[10], &[]]);
     none.nodes[0].holds = false;
     none.nodes[1].room = Some(5);
@@ -105,7 +105,7 @@ fn home(layout: &Layout) -> Vec<usize> {
     layout.placements.iter().map(|placement| placement.node).collect()
 }
 
-/// Nodes that hold or not, with room or not, and placements: of groups with up to two, pinned or not.
+/// Nodes that accept shards or not, with a capacity or not; groups with up to two placements, pinned or not.
 fn any_layout() -> impl Strategy<Value = Layout> {
     let nodes = proptest::collection::vec((0..6_u8, 0..4_u8, 200..3000_u64), 1..9);
     nodes.prop_flat_map(|nodes| {
@@ -147,7 +147,7 @@ proptest! {
         let found = plan(&layout, Some(Wanted::within(limit)));
         prop_assert_eq!(&found, &plan(&layout, Some(Wanted::within(limit))));
         let after = applied(&layout, &found);
-        // What is pinned or drained is where it has to be, or is said to be stuck.
+        // A pinned or drained placement is on the right node, or is reported as stuck.
         for (index, placement) in after.placements.iter().enumerate() {
             let is_right = match placement.pin {
                 Some(pin) => placement.node == pin,
@@ -155,7 +155,7 @@ proptest! {
             };
             prop_assert!(is_right || found.stuck.contains(&index));
         }
-        // At no moment are two of one group on one node.
+        // At no moment does a node have two placements of one group.
         let mut moving = layout.clone();
         for one in &found.moves {
             let group = moving.placements[one.placement].group;
@@ -179,7 +179,7 @@ proptest! {
     }
 }
 
-/// The nodes once a plan was made: what came takes room.
+/// Returns the nodes with the capacity that remains after a plan.
 fn without_room(layout: &Layout, found: &Rebalance) -> Vec<Node> {
     let came = |node: usize| -> u64 {
         found.moves.iter().filter(|one| one.to == node).map(|one| layout.placements[one.placement].bytes).sum()

@@ -1,4 +1,4 @@
-//! The program itself, where it needs nothing but a checkout.
+//! Tests the program where it needs nothing but a checkout.
 
 use std::process::Command;
 

@@ -1,4 +1,4 @@
-//! What is wrong with a declaration is said at its place, all at once, and nothing hides anything else.
+//! Tests that problems of declarations are reported at their positions, all at once.
 
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ fn shown(problem: &Problem) -> String {
     text
 }
 
-/// The problems of a repository with one more file; the other component stays fine.
+/// Checks the problems of a repository with one more file; the other component stays valid.
 fn check(text: impl AsRef<[u8]>, expected: &[&str]) -> std::sync::Arc<Desired> {
     let desired = load(&repository().with("state-repo/components/x.yaml", text), "state-repo");
     let found: Vec<String> = desired.problems.iter().map(shown).collect();
@@ -109,7 +109,7 @@ fn the_layout_of_a_cluster_is_declared() {
     assert_eq!(instance.kind, "citus");
     let before = instance.digest;
     let digest = |text: &str| check(citus(text), &[]).instances[&"dev/x".parse().unwrap()].digest;
-    // How it is moved is policy, and no other layout.
+    // The way of moving is policy and not part of the layout.
     assert_eq!(digest(&whole.replace("parallel: 2", "parallel: 3")), before);
     assert_ne!(digest(&whole.replace("skew: 10%", "skew: 20%")), before);
     check(citus("    placement: { balance: { query: \"SELECT shardid, 1 FROM pg_dist_shard\" } }\n"), &[]);
@@ -432,7 +432,7 @@ fn r1_2_the_digest_is_the_content_and_never_the_path() {
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(300))]
 
-    /// Whatever changes from one revision to the next, what is kept of the last one shows in nothing.
+    /// Whatever changes from one revision to the next, an incremental load equals a first load.
     #[test]
     fn a_load_after_others_is_a_first_load(steps in proptest::collection::vec((0..14_usize, 0..4_usize, 0..4_usize), 1..25)) {
         let mut loader = Loader::new(kinds());

@@ -1,4 +1,4 @@
-//! Tests that need no network, program or database server.
+//! Contains the tests that need no network, program or database server.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on has failed")]
 
 mod api;

@@ -1,6 +1,8 @@
-//! Everything that reads from outside takes anything: no panic, no hang, no authority out of noise.
+//! Tests that every parser of external input accepts arbitrary bytes.
 //!
-//! The same cases each time, in bounded time; `make fuzz` makes others for as long as one wants.
+//! Noise must lead to no panic, no hang and no authorization.
+//!
+//! The cases are the same each time, in bounded time; `make fuzz` generates others for any time.
 
 use evenkeel::{
     controller::ReconcileRequest,
@@ -20,7 +22,7 @@ use proptest::{
 
 use crate::support::Memory;
 
-/// As many cases as FUZZ says, with another seed each time; else the same few.
+/// As many cases as FUZZ requests, with another seed each time; otherwise the same few.
 fn config() -> Config {
     let cases = std::env::var("FUZZ").ok().and_then(|cases| cases.parse().ok());
     Config {
@@ -31,7 +33,7 @@ fn config() -> Config {
     }
 }
 
-/// What somebody may do to a text: a byte changed, a piece cut out, doubled, or something put in.
+/// Mutations of a text: a changed byte, a piece cut out, doubled, or inserted.
 fn noise() -> impl Strategy<Value = Vec<(u8, usize, usize, String)>> {
     let piece = prop_oneof![
         "\\PC{0,12}",
@@ -110,8 +112,8 @@ proptest! {
         }
     }
 
-    /// Argo CD CVE-2024-40634, CVE-2025-59538 and Argo Workflows CVE-2026-42294: bodies of another shape brought servers
-    /// down. Here one wakes what its event concerns, and carries no fact.
+    /// Argo CD CVE-2024-40634, CVE-2025-59538 and Argo Workflows CVE-2026-42294: malformed bodies crashed servers.
+    /// Here a body enqueues the requests of its event, and carries no fact.
     #[test]
     fn webhooks_of_any_shape_wake_and_nothing_else(noise in noise(), event in 0..4_usize) {
         let events = ["push", "pull_request", "issue_comment", "ping"];
@@ -128,7 +130,7 @@ proptest! {
         let text = disturbed(&plan, &noise);
         let Ok(json) = serde_json::from_str::<PlanJson>(&text) else { return Ok(()) };
         let Ok(seen) = observation(&json, &Seal::new(vec![1]), &Redactor::default()) else { return Ok(()) };
-        // Where the noise left the marks alone, what they mark is masked.
+        // If the mutations left the sensitivity marks intact, the marked values are masked.
         if text.matches(r#""secret": true"#).count() == 2 && text.contains(r#""secret": "canary"#) {
             let shown = format!("{:?}", seen.changes.iter().filter(|change| change.resource == "world_file.a").collect::<Vec<_>>());
             prop_assert!(!shown.contains(CANARY), "{shown}");

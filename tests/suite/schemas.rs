@@ -1,4 +1,4 @@
-//! The checked-in schemas are those of the types, and the declarations of the demo fit them.
+//! Tests that the checked-in schemas match the types, and that the demo's declarations conform to them.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ fn the_checked_in_schemas_are_current() {
 
 #[test]
 fn every_keyword_of_the_schemas_is_understood() {
-    // The validator knows these keywords and no others: a type that brings another would be checked in part.
+    // The validator supports only these keywords: a type with another one would be checked in part.
     const KNOWN: [&str; 24] = [
         "$schema",
         "$defs",

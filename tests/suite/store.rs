@@ -1,4 +1,4 @@
-//! The store's contract: one suite for every store.
+//! Tests the contract of the store: one suite for every store.
 
 use chrono::{DateTime, Duration, Utc};
 use evenkeel::{
@@ -11,7 +11,7 @@ fn at(seconds: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_790_000_000 + seconds, 0).unwrap()
 }
 
-/// A kind of document that only this test has.
+/// A kind of document that only this test uses.
 #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 struct Number(i32);
 
@@ -25,7 +25,7 @@ async fn on_disk() -> (Store, tempfile::TempDir) {
     (held(&folder.path().join("evenkeel.db")).await, folder)
 }
 
-/// A store whose lease is this test's.
+/// Opens a store and takes its lease.
 async fn held(path: &std::path::Path) -> Store {
     let store = Store::open(path).await.unwrap();
     store.take("test", at(0), at(60), true).await.unwrap();
@@ -123,7 +123,7 @@ async fn r7_3_a_lease_has_one_holder_and_a_growing_token() {
     assert_eq!(one.take("one", at(110), until(110), true).await.unwrap(), Some(4), "its holder is dead");
 }
 
-/// A writer that lost its lease is refused by the store, whatever it believes: each kind of write, in each environment.
+/// The store refuses a writer that lost its lease, for each kind of write and in each environment.
 #[tokio::test]
 async fn r7_3_a_stale_token_writes_nothing() {
     let (old, _folder) = on_disk().await;
@@ -164,7 +164,7 @@ async fn r7_3_a_stale_token_writes_nothing() {
     assert!(new.is_in_force(&id.environment, after).await.unwrap());
     new.append(&run, &id, &planned, at(2)).await.unwrap();
     assert_eq!(new.journal(Some(run.id), 10).await.unwrap()[0].token, after);
-    // An environment that is new gets a token with its first write.
+    // A new environment gets a token with its first write.
     new.collection::<Number>().put(&"name".into(), at(0), &Number(1)).await.unwrap();
     assert_eq!(new.token(&"prod".parse().unwrap()).await.unwrap(), 1);
     assert!(old.token(&"later".parse().unwrap()).await.is_err());
@@ -184,7 +184,7 @@ async fn r7_2_what_is_said_is_said_once_and_replaced_by_what_differs() {
     store.say("comment/1/m", &comment("two"), at(3)).await.unwrap();
     let undelivered = store.undelivered(at(9), 10).await.unwrap();
     assert_eq!(undelivered.len(), 1);
-    // It was replaced while the older text was being sent, so it stays unsaid.
+    // The message was replaced during the delivery of the older text, so the new text stays undelivered.
     store.say("comment/1/m", &comment("three"), at(4)).await.unwrap();
     store.said(undelivered[0].0, &comment("two"), at(5)).await.unwrap();
     assert_eq!(store.undelivered(at(9), 10).await.unwrap()[0].2, comment("three"));
@@ -307,7 +307,7 @@ async fn r3_5_what_was_applied_is_a_fact_with_its_time() {
     };
     let observed = |seconds| evenkeel::domain::plan::Observed::new(at(seconds), None);
     store.advance(&id, &applied(one, 0), &observed(0)).await.unwrap();
-    // Applied again without another content, the time goes on; what is not healthy begins it anew.
+    // Applied again with the same content, the span continues; `restart_soak` starts a new span.
     store.advance(&id, &applied(one, 10), &observed(10)).await.unwrap();
     assert_eq!(store.had_applied(&id, one).await.unwrap(), [(at(0), None)]);
     store.restart_soak(&id, at(20)).await.unwrap();

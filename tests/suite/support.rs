@@ -1,4 +1,4 @@
-//! A repository in memory.
+//! Provides a repository in memory.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -9,18 +9,18 @@ use evenkeel::ports::{Entry, EntryKind, Files, FilesError};
 pub(crate) struct Memory(pub(crate) BTreeMap<String, Vec<u8>>);
 
 impl Memory {
-    /// The files.
+    /// Returns a repository with these files.
     pub(crate) fn new(files: &[(&str, &str)]) -> Self {
         Self(files.iter().map(|(path, text)| ((*path).to_owned(), text.as_bytes().to_vec())).collect())
     }
-    /// With one more file.
+    /// Adds a file.
     pub(crate) fn with(mut self, path: &str, text: impl AsRef<[u8]>) -> Self {
         self.0.insert(path.to_owned(), text.as_ref().to_vec());
         self
     }
 }
 
-/// An id of everything below a folder, as git gives it.
+/// Returns an id for the content of a folder, as git does.
 fn folder_id(files: &BTreeMap<String, Vec<u8>>, prefix: &str) -> String {
     let below = files.range(prefix.to_owned()..).take_while(|(path, _)| path.starts_with(prefix));
     format!(

@@ -1,4 +1,4 @@
-//! Simulates Citus clusters in memory: nodes, tables, shards, placements, and the steps that change them.
+//! Simulates Citus clusters in memory: nodes, tables, shards, placements, and their changes.
 //!
 //! Decides nothing: the target's own comparison computes differences and steps, over catalogs that are stored
 //! here instead of at a coordinator. A move takes simulated time, and a move that a crash interrupts leaves

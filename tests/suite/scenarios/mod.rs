@@ -1,7 +1,7 @@
-//! Scenarios: transcripts in `tests/scenarios/*.txt`, whose commands run in the simulated world and whose results are
-//! compared with the lines that begin with `<`.
+//! Runs the scenarios: transcripts in `tests/scenarios/*.txt` with commands for the simulated world.
 //!
-//! `UPDATE=1 cargo test --test suite scenarios` writes the results anew; read the difference before you keep it.
+//! The results are compared with the lines that begin with `<`. `UPDATE=1 cargo test --test suite scenarios`
+//! writes the results anew; review the difference before you commit it.
 
 mod script;
 mod stage;
@@ -29,8 +29,8 @@ fn scripts() -> Vec<PathBuf> {
     found
 }
 
-/// Runs the commands of a transcript and returns the transcript with the results of this run. Where events come in
-/// another order, returns `None` for a command that names something by a number that it does not have then.
+/// Runs the commands of a transcript and returns the transcript with the results of this run. With events in
+/// another order, returns `None` if a command names something by a number that differs in this run.
 async fn transcript(stage: &mut Stage, path: &Path, in_order: bool) -> Option<String> {
     let text = std::fs::read_to_string(path).unwrap();
     let mut transcript = String::new();
@@ -47,7 +47,7 @@ async fn transcript(stage: &mut Stage, path: &Path, in_order: bool) -> Option<St
     Some(transcript)
 }
 
-/// The transcript of a script, and the world at its end; no world where the script did not come to its end.
+/// Returns the transcript of a script, and the world at its end; no world if the script did not finish.
 async fn told(path: &Path, disorder: Option<u64>) -> (String, Vec<String>) {
     let mut stage = Stage::new(disorder, CrashPoints::new(BTreeSet::new())).await;
     match transcript(&mut stage, path, disorder.is_none()).await {
@@ -56,7 +56,7 @@ async fn told(path: &Path, disorder: Option<u64>) -> (String, Vec<String>) {
     }
 }
 
-/// Whether a transcript is what its file says; writes the file with `UPDATE=1`. Returns the first difference.
+/// Compares a transcript with its file and returns the first difference; with `UPDATE=1`, writes the file.
 fn difference(path: &Path, found: &str) -> Option<String> {
     let expected = std::fs::read_to_string(path).unwrap_or_default();
     if found == expected {
@@ -72,7 +72,7 @@ fn difference(path: &Path, found: &str) -> Option<String> {
     Some(format!("{path}:{number}\n  expected: {}\n  found:    {}", line(&expected), line(found)))
 }
 
-/// Tells all scripts, on as many threads as there are cores: each has a world of its own.
+/// Runs all scripts, on as many threads as there are cores: each has its own world.
 fn tell_all(paths: &[PathBuf], disorder: Option<u64>) -> Vec<(String, Vec<String>)> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let (next, told_all) = (AtomicUsize::new(0), Mutex::new(vec![(String::new(), vec![]); paths.len()]));
@@ -92,7 +92,7 @@ fn tell_all(paths: &[PathBuf], disorder: Option<u64>) -> Vec<(String, Vec<String
     told_all.into_inner().unwrap()
 }
 
-/// What the scripts tell when everything comes in its order; told once for all tests.
+/// Returns the transcripts with events in order; runs once for all tests.
 fn in_order() -> &'static [(String, Vec<String>)] {
     static TOLD: OnceLock<Vec<(String, Vec<String>)>> = OnceLock::new();
     TOLD.get_or_init(|| tell_all(&scripts(), None))
@@ -107,10 +107,10 @@ fn every_script_comes_out_as_it_is_written() {
     assert!(different.is_empty(), "{}\nUPDATE=1 writes them anew", different.join("\n"));
 }
 
-/// A store that an older version left is opened, with a run that waits, an open proposal, a stalled instance, a snooze
-/// and a suspension: everything goes on as in the older version, nothing is pending because a digest changed, and what
-/// was approved still covers what is planned. `tests/fixtures/store.sql` was written by the version that came before
-/// records were typed; it never changes.
+/// A store of an older version is opened, with a waiting run, an open proposal, a stalled instance, a snooze and
+/// a suspension. Everything continues as in the older version, nothing is pending because a digest changed, and
+/// the approval still covers the plan. The version before typed records wrote `tests/fixtures/store.sql`; the
+/// file never changes.
 #[tokio::test]
 async fn a_store_of_an_older_version_goes_on() {
     let mut stage = Stage::new(None, CrashPoints::new(BTreeSet::new())).await;
@@ -129,8 +129,8 @@ async fn a_store_of_an_older_version_goes_on() {
     assert!(different.is_none(), "{}", different.unwrap_or_default());
 }
 
-/// R7.5: events carry no facts, so it comes to the same in whatever order they come, when they come twice, and when every
-/// fifth of them is lost. Atlantis has only its deliveries, and what it misses it never does.
+/// R7.5: events carry no facts, so the result is the same in any order of events, with duplicates, and with every
+/// fifth event lost. Atlantis relies on deliveries alone, and never handles a lost one.
 #[test]
 fn r7_5_events_in_another_order_and_twice_lead_to_the_same_world() {
     let all = scripts();

@@ -1,9 +1,10 @@
-//! The grammar of transcripts: `#` begins a comment, `>` a command, indented lines belong to the command above, and `<`
-//! begins a line of its result.
+//! Parses transcripts: `#` begins a comment, `>` a command, and `<` a line of its result.
+//!
+//! Indented lines belong to the command above.
 
 /// A comment, an empty line, or a command with its block.
 pub(crate) struct Step {
-    /// As it stands in the transcript.
+    /// The original text.
     pub(crate) text: String,
     pub(crate) command: Option<String>,
     pub(crate) block: Vec<String>,

@@ -1,4 +1,4 @@
-//! The simulated world with a daemon in it, and what a script may do there.
+//! Provides the simulated world with a daemon, and the commands of scripts.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -33,23 +33,23 @@ pub(crate) struct Stage {
     store: Store,
     seal: Arc<Seal>,
     daemon: Arc<Daemon>,
-    /// Files that the next commit takes.
+    /// The files of the next commit.
     staged: Vec<(String, Option<String>)>,
-    /// What was seen before, line by line.
+    /// The last state that was printed, line by line.
     seen: BTreeMap<String, String>,
-    /// The state of the numbers by which hints come in disorder and twice; none where they come in order.
+    /// The state of the random generator that reorders and duplicates events; `None` keeps their order.
     disorder: Option<u64>,
-    /// Where the daemon is killed, and as what it lives now.
+    /// The places where the daemon is killed, and its present process.
     lives: Arc<CrashPoints>,
     life: Arc<SimulatedProcess>,
     generation: u32,
-    /// The lives before, some of which are only stopped.
+    /// The earlier processes, some of which are only suspended.
     before: Vec<Arc<SimulatedProcess>>,
-    /// Everything that was done to the world.
+    /// All effects on the world.
     effects: Vec<String>,
 }
 
-/// How many steps whoever goes on after it was stopped is given to do harm.
+/// The number of steps that a resumed process gets, in which it could do harm.
 const GOES_ON: usize = 200;
 
 type Done = Result<Vec<String>, String>;
@@ -95,7 +95,7 @@ impl Stage {
         }
     }
 
-    /// Another daemon, over what the one before left.
+    /// Starts another daemon over the store of the previous one.
     async fn live_again(&mut self) {
         self.before.push(std::mem::replace(&mut self.life, self.lives.begin()));
         self.generation += 1;
@@ -103,7 +103,7 @@ impl Stage {
         self.daemon = start(repository, forge, world, store, clock, seal, life, *generation).await;
     }
 
-    /// Another daemon over another store, as after an upgrade.
+    /// Starts another daemon over another store, as after an upgrade.
     #[allow(dead_code, reason = "the test of an upgrade needs it")]
     pub(crate) async fn restart_with(&mut self, store: Store) {
         self.store = store;
@@ -114,7 +114,7 @@ impl Stage {
         self.world.effects();
     }
 
-    /// Lets the daemon come to rest, in as many lives as it takes.
+    /// Runs the daemon until it is idle, in as many processes as necessary.
     async fn rest(&mut self) -> Result<(), String> {
         loop {
             let (life, daemon) = (Arc::clone(&self.life), Arc::clone(&self.daemon));
@@ -122,7 +122,7 @@ impl Stage {
             let rest = async {
                 daemon.poll().await.map_err(|error| error.to_string())?;
                 if let Some(state) = disorder.as_mut() {
-                    // Every fifth of what would have woken it is lost.
+                    // Every fifth request is lost.
                     for _ in 0..5 {
                         if next(state).is_multiple_of(5)
                             && let Some((lost, _)) = daemon.context.queue.any_now(next(state))
@@ -132,7 +132,7 @@ impl Stage {
                     }
                 }
                 match disorder {
-                    // As a task of its own, because what is only stopped is still there.
+                    // Run in a separate task, because a suspended daemon remains.
                     None => drop(tokio::spawn(async move { daemon.drain_queue(|| 0, false).await }).await),
                     Some(state) => daemon.drain_queue(|| next(state), true).await,
                 }
@@ -142,7 +142,7 @@ impl Stage {
                 biased;
                 () = life.ended() => {}
                 done = rest => {
-                    // Whoever was stopped goes on now, and has lost everything meanwhile.
+                    // The suspended processes resume, after they have lost the lease.
                     self.before.drain(..).for_each(|life| life.go_on());
                     for _ in 0..GOES_ON {
                         tokio::task::yield_now().await;
@@ -161,7 +161,7 @@ impl Stage {
         }
     }
 
-    /// Does what a line says, lets the daemon come to rest, and answers what changed.
+    /// Executes a command, runs the daemon until it is idle, and returns the changes.
     pub(crate) async fn run(&mut self, command: &str, block: &[String]) -> Done {
         let (word, rest) = command.split_once(' ').unwrap_or((command, ""));
         self.clock.forward(chrono::Duration::seconds(1));
@@ -173,24 +173,24 @@ impl Stage {
                 () = life.ended() => {}
                 done = self.act(word, rest, block) => break done?,
             }
-            // Whoever asked a daemon that died asks again.
+            // The user repeats the command if the daemon died.
             self.live_again().await;
             self.rest().await?;
             if self.newest_run().await != newest {
-                // It had begun already, as whoever asks sees in `status`.
+                // The run had already started, as the user sees in `status`.
                 break vec![];
             }
         };
         if matches!(word, "environment" | "component" | "module" | "file" | "remove" | "show") {
             return Ok(said);
         }
-        // What happens to the world behind everybody's back is heard by nobody.
+        // A change of the world outside Evenkeel causes no event.
         if matches!(word, "meddle" | "hold" | "wipe" | "cluster" | "fault" | "silence" | "answer") {
             return Ok(said);
         }
-        // Every comment and event of the real forge comes with an event, and a poll finds what events lose.
+        // The real forge sends an event for every comment and change, and a poll finds the lost ones.
         let (before, mut effects) = (self.seen.clone(), vec![]);
-        // What events lose, the next polls find.
+        // The next polls find the facts of lost events.
         let rounds = if self.disorder.is_some() { 4 } else { 2 };
         for round in 0..rounds {
             self.rest().await?;
@@ -292,7 +292,7 @@ impl Stage {
             "comment" => {
                 let at_once = rest.strip_prefix("at once ");
                 if at_once.is_none() {
-                    // People read before they answer (R6.3).
+                    // Users read before they reply (R6.3).
                     self.clock.forward(chrono::Duration::seconds(30));
                 }
                 let rest = at_once.unwrap_or(rest);
@@ -405,7 +405,7 @@ impl Stage {
         Ok(vec![])
     }
 
-    /// A comment with `DIGEST` in place of the digest of the last plan.
+    /// Returns a comment with `DIGEST` replaced by the digest of the last plan.
     fn filled(&self, number: u64, text: &str) -> String {
         let comments = self.forge.comments(number);
         let mut plans = comments.iter().rev().filter_map(|(comment, _)| comment.body.split_once("Digest `"));
@@ -415,7 +415,7 @@ impl Stage {
         }
     }
 
-    /// The branch, path and text of the remediation that a pull request adds.
+    /// Returns the branch, path and text of the remediation that a pull request adds.
     fn remediation(&self, number: u64) -> Result<(String, String, String), String> {
         let pull = self.forge.pulls().into_iter().find(|pull| pull.number.0 == number).ok_or("no such pull request")?;
         let name = format!("refs/heads/{}", pull.branch);
@@ -464,7 +464,7 @@ impl Stage {
         }
     }
 
-    /// Everything that was done to the world, and everything that we said, with what was folded away.
+    /// Returns all effects on the world, and all comments of the daemon, with those that were minimized.
     #[allow(dead_code, reason = "the crash sweep asks")]
     pub(crate) fn done(&self) -> (Vec<String>, Vec<String>) {
         let mut effects = self.effects.clone();
@@ -481,7 +481,7 @@ impl Stage {
         (effects, said)
     }
 
-    /// The runs that did not end, with what each instance waits for.
+    /// Returns the runs that did not end, with the blockers of each instance.
     #[allow(dead_code, reason = "the crash sweep asks")]
     pub(crate) async fn stuck(&self) -> Vec<String> {
         let open = self.store.open_runs().await.unwrap();
@@ -489,14 +489,14 @@ impl Stage {
         rows.collect()
     }
 
-    /// What it came to: the verdict of each instance, and the world.
+    /// Returns the final state: the verdict of each instance, and the world.
     pub(crate) async fn end(&self) -> Vec<String> {
         let status = self.daemon.status.read().await.unwrap();
         let verdicts = status.instances.iter().map(|one| format!("{}: {}", one.id, one.verdict.words()));
         verdicts.chain(self.world.things()).collect()
     }
 
-    /// What is to be seen, line by line.
+    /// Returns the visible state, line by line.
     async fn sight(&self) -> BTreeMap<String, String> {
         let mut sight = BTreeMap::new();
         let status = self.daemon.status.read().await.unwrap();
@@ -552,7 +552,7 @@ impl Stage {
     }
 }
 
-/// The next of numbers that look random and are the same each time (xorshift).
+/// Returns the next pseudo-random number (xorshift), the same in every run.
 fn next(state: &mut u64) -> usize {
     *state ^= *state << 13;
     *state ^= *state >> 7;
@@ -564,7 +564,7 @@ fn local() -> Principal {
     Principal::Token { name: LOCAL_TOKEN.into() }
 }
 
-/// The lines of a text that are not empty, without our marker.
+/// Returns the non-empty lines of a text, without the daemon's marker.
 fn text(body: &str) -> impl Iterator<Item = String> + '_ {
     body.lines().map(str::trim_end).filter(|line| !line.is_empty() && !line.starts_with("<!--")).map(str::to_owned)
 }
@@ -604,7 +604,7 @@ async fn start(
     daemon
 }
 
-/// A remediation without the action of an instance.
+/// Returns a remediation without the action of an instance.
 fn without_action(text: &str, instance: &str) -> String {
     let begin = |line: &str| line.trim_start().starts_with("- digest:");
     let mut parts: Vec<Vec<&str>> = vec![vec![]];
