@@ -393,12 +393,12 @@ fn minds() -> Vec<Row> {
         assert!(groups.is_empty() && steps.len() == INSTANCES);
         transient.push(since.elapsed().as_secs_f64() * 1000.0);
         let since = Instant::now();
-        let one = id(INSTANCES / 2);
-        let mut actions = opentofu::plan::actions(&one, &changed);
+        let changed_id = id(INSTANCES / 2);
+        let mut actions = opentofu::plan::actions(&changed_id, &changed);
         mark_protected(&protect, &mut actions);
         let instance = InstancePlan {
             digest: Some(InstancePlan::digest_of(&actions)),
-            id: one,
+            id: changed_id,
             kind: "tofu".into(),
             order: 1,
             after: vec![],

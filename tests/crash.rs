@@ -34,36 +34,36 @@ struct ProgressEvent {
     cuts: Vec<String>,
     end: Vec<String>,
     effects: Vec<String>,
-    said: Vec<String>,
+    comments: Vec<String>,
     stuck: Vec<String>,
 }
 
 async fn tell(path: &Path, lives: std::sync::Arc<CrashPoints>) -> ProgressEvent {
     let text = std::fs::read_to_string(path).unwrap();
     let mut stage = Stage::new(None, std::sync::Arc::clone(&lives)).await;
-    let (mut told, mut stuck) = (String::new(), vec![]);
+    let (mut transcript, mut stuck) = (String::new(), vec![]);
     for step in script::steps(&text) {
-        told.push_str(&step.text);
+        transcript.push_str(&step.text);
         if let Some(command) = &step.command {
             match stage.run(command, &step.block).await {
-                Ok(lines) => lines.iter().for_each(|line| told.push_str(&format!("< {line}\n"))),
+                Ok(lines) => lines.iter().for_each(|line| transcript.push_str(&format!("< {line}\n"))),
                 Err(why) => {
-                    told.push_str(&format!("< {why}\n"));
+                    transcript.push_str(&format!("< {why}\n"));
                     stuck.push(format!("`{command}`: {why}"));
                     break;
                 }
             }
         }
     }
-    let (effects, said) = stage.done();
+    let (effects, comments) = stage.done();
     stuck.extend(stage.stuck().await);
     ProgressEvent {
-        text: told,
+        text: transcript,
         places: lives.places(),
         cuts: lives.cuts(),
         end: stage.end().await,
         effects,
-        said,
+        comments,
         stuck,
     }
 }
@@ -76,9 +76,9 @@ fn is_cut(place: &str, text: &str) -> bool {
 }
 
 /// Summarises a comment of the daemon: the beginning of its text and its marker.
-fn gist(said: &str) -> String {
-    let begins = said.lines().next().unwrap_or_default();
-    let line = said.lines().rev().find(|line| line.starts_with("<!--")).unwrap_or_default();
+fn gist(comment: &str) -> String {
+    let begins = comment.lines().next().unwrap_or_default();
+    let line = comment.lines().rev().find(|line| line.starts_with("<!--")).unwrap_or_default();
     // Drop the numbers of runs and comments: they depend on repeated commands.
     let short = |text: &str, keys: &[&str]| {
         keys.iter().fold(text.to_owned(), |text, key| text.split(key).next().unwrap_or_default().to_owned())
@@ -94,19 +94,19 @@ fn gist(said: &str) -> String {
 fn wrong(whole: &ProgressEvent, cut: &ProgressEvent) -> Vec<String> {
     let mut wrong = vec![];
     let mut differ = |what: &str, whole: &[String], cut: &[String]| {
-        let (mut one, mut two): (Vec<&String>, Vec<&String>) = (whole.iter().collect(), cut.iter().collect());
+        let (mut missing, mut extra): (Vec<&String>, Vec<&String>) = (whole.iter().collect(), cut.iter().collect());
         for line in whole {
-            if let Some(at) = two.iter().position(|other| *other == line) {
-                two.remove(at);
+            if let Some(at) = extra.iter().position(|other| *other == line) {
+                extra.remove(at);
             }
         }
         for line in cut {
-            if let Some(at) = one.iter().position(|other| *other == line) {
-                one.remove(at);
+            if let Some(at) = missing.iter().position(|other| *other == line) {
+                missing.remove(at);
             }
         }
-        wrong.extend(one.into_iter().map(|line| format!("{what} is lost: {line}")));
-        wrong.extend(two.into_iter().map(|line| format!("{what} is too much: {line}")));
+        wrong.extend(missing.into_iter().map(|line| format!("{what} is lost: {line}")));
+        wrong.extend(extra.into_iter().map(|line| format!("{what} is too much: {line}")));
     };
     // Drop ids: they are assigned in the order of creation, which differs.
     let unnumbered = |lines: &[String]| {
@@ -115,7 +115,7 @@ fn wrong(whole: &ProgressEvent, cut: &ProgressEvent) -> Vec<String> {
     };
     differ("of the world", &unnumbered(&whole.end), &unnumbered(&cut.end));
     differ("an effect", &whole.effects, &cut.effects);
-    let gists = |told: &ProgressEvent| told.said.iter().map(|said| gist(said)).collect::<Vec<_>>();
+    let gists = |result: &ProgressEvent| result.comments.iter().map(|comment| gist(comment)).collect::<Vec<_>>();
     differ("a comment", &gists(whole), &gists(cut));
     differ("a run", &whole.stuck, &cut.stuck);
     wrong
@@ -156,8 +156,8 @@ fn r7_1_wherever_it_is_killed_it_ends_as_if_nothing_had_happened() {
     if let Ok(cut) = std::env::var("CUT") {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let whole = runtime.block_on(tell(&all[0], CrashPoints::new(BTreeSet::new())));
-        let told = runtime.block_on(tell(&all[0], CrashPoints::new(cut.split('|').map(str::to_owned).collect())));
-        println!("{}\ncut: {:?}\n{}", told.text, told.cuts, wrong(&whole, &told).join("\n"));
+        let result = runtime.block_on(tell(&all[0], CrashPoints::new(cut.split('|').map(str::to_owned).collect())));
+        println!("{}\ncut: {:?}\n{}", result.text, result.cuts, wrong(&whole, &result).join("\n"));
         return;
     }
     let since = std::time::Instant::now();
@@ -171,20 +171,20 @@ fn r7_1_wherever_it_is_killed_it_ends_as_if_nothing_had_happened() {
             tellings.push((path, whole, at.collect::<BTreeSet<String>>()));
         }
     }
-    let told = on_all(&tellings, |runtime, (path, whole, at)| {
-        let told = runtime.block_on(tell(path, CrashPoints::new(at.clone())));
-        let wrong = wrong(whole, &told);
-        (path.display().to_string(), told.cuts, wrong)
+    let results = on_all(&tellings, |runtime, (path, whole, at)| {
+        let result = runtime.block_on(tell(path, CrashPoints::new(at.clone())));
+        let wrong = wrong(whole, &result);
+        (path.display().to_string(), result.cuts, wrong)
     });
-    let cuts: usize = told.iter().map(|(_, cuts, _)| cuts.len()).sum();
+    let cuts: usize = results.iter().map(|(_, cuts, _)| cuts.len()).sum();
     let places: usize = tellings.iter().map(|(_, _, at)| at.len()).sum();
     println!("{cuts} cuts of {places} places in {:.1} s", since.elapsed().as_secs_f64());
-    let wrong: Vec<String> = told
+    let wrong: Vec<String> = results
         .iter()
         .filter(|(_, _, wrong)| !wrong.is_empty())
         .map(|(path, cuts, wrong)| format!("{path}\n  {}\n  CUT='{}'", wrong.join("\n  "), cuts.join("|")))
         .collect();
-    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), told.len(), wrong.join("\n"));
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), results.len(), wrong.join("\n"));
     assert!(cuts > 1000, "only {cuts} cuts");
 }
 
@@ -204,20 +204,20 @@ fn r7_3_a_daemon_that_is_stopped_and_goes_on_does_no_harm() {
             tellings.push((path, whole, at.collect::<BTreeSet<String>>()));
         }
     }
-    let told = on_all(&tellings, |runtime, (path, whole, at)| {
-        let told = runtime.block_on(tell(path, CrashPoints::stopping(at.clone())));
+    let results = on_all(&tellings, |runtime, (path, whole, at)| {
+        let result = runtime.block_on(tell(path, CrashPoints::stopping(at.clone())));
         // Requests to the forge carry no token: only effects and the store are fenced.
         let wrong: Vec<String> =
-            wrong(whole, &told).into_iter().filter(|line| !line.starts_with("a comment")).collect();
-        (path.display().to_string(), told.cuts, wrong)
+            wrong(whole, &result).into_iter().filter(|line| !line.starts_with("a comment")).collect();
+        (path.display().to_string(), result.cuts, wrong)
     });
-    let stops: usize = told.iter().map(|(_, cuts, _)| cuts.len()).sum();
+    let stops: usize = results.iter().map(|(_, cuts, _)| cuts.len()).sum();
     println!("{stops} stops");
-    let wrong: Vec<String> = told
+    let wrong: Vec<String> = results
         .iter()
         .filter(|(_, _, wrong)| !wrong.is_empty())
         .map(|(path, cuts, wrong)| format!("{path}\n  {}\n  STOP='{}'", wrong.join("\n  "), cuts.join("|")))
         .collect();
-    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), told.len(), wrong.join("\n"));
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), results.len(), wrong.join("\n"));
     assert!(stops > 300, "only {stops} stops");
 }

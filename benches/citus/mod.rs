@@ -60,8 +60,8 @@ fn greedy(layout: &Layout, colocation: &[usize]) -> (u64, Vec<usize>) {
     let mut at: Vec<usize> = layout.placements.iter().map(|placement| placement.node).collect();
     let cost = |index: usize| (layout.placements[index].bytes + BASE_COST) as f64;
     let mut bytes = 0;
-    for of in 0..=colocation.iter().copied().max().unwrap_or(0) {
-        let mine: Vec<usize> = (0..at.len()).filter(|index| colocation[*index] == of).collect();
+    for group in 0..=colocation.iter().copied().max().unwrap_or(0) {
+        let mine: Vec<usize> = (0..at.len()).filter(|index| colocation[*index] == group).collect();
         let mut loads = vec![0.0; layout.nodes.len()];
         for index in &mine {
             loads[at[*index]] += cost(*index);
@@ -89,20 +89,20 @@ fn step(
     cost: &dyn Fn(usize) -> f64,
 ) -> Option<(usize, usize)> {
     let mut order: Vec<usize> = (0..loads.len()).collect();
-    order.sort_by(|one, two| loads[*two].total_cmp(&loads[*one]).then(one.cmp(two)));
+    order.sort_by(|a, b| loads[*b].total_cmp(&loads[*a]).then(a.cmp(b)));
     for source in &order {
         if loads[*source] <= low {
             return None;
         }
         let mut on: Vec<usize> = mine.iter().copied().filter(|index| at[*index] == *source).collect();
-        on.sort_by(|one, two| cost(*two).total_cmp(&cost(*one)).then(one.cmp(two)));
+        on.sort_by(|a, b| cost(*b).total_cmp(&cost(*a)).then(a.cmp(b)));
         for target in order.iter().rev() {
             if loads[*target] >= high || (loads[*target] >= low && loads[*source] <= high) {
                 break;
             }
             for index in &on {
-                let (came, left) = (loads[*target] + cost(*index), loads[*source] - cost(*index));
-                if came <= left {
+                let (came, remaining) = (loads[*target] + cost(*index), loads[*source] - cost(*index));
+                if came <= remaining {
                     return Some((*index, *target));
                 }
                 if came >= loads[*source] {

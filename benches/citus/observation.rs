@@ -33,7 +33,7 @@ pub(crate) async fn rows() -> Vec<Row> {
     let login = Login { url: url.into(), authorities: None, shared_with: vec![] };
     let times = timed(&login, &Redactor::default(), LOOKS).await.unwrap();
     drop(servers);
-    let of = |part: &dyn Fn(&Times) -> std::time::Duration| {
+    let duration = |part: &dyn Fn(&Times) -> std::time::Duration| {
         median(times.iter().map(|times| part(times).as_secs_f64() * 1000.0).collect())
     };
     let row = |what, found: f64, bound: &str| Row {
@@ -42,9 +42,9 @@ pub(crate) async fn rows() -> Vec<Row> {
         bound: format!("{bound}; {} placements, {which} Citus", times[0].placements),
     };
     vec![
-        row("a look at a cluster: the fingerprint, every 5 s", of(&|times| times.fingerprint), "no bound"),
-        row("a look at a cluster: all catalogs", of(&|times| times.catalogs), "< 50 ms"),
-        row("a look at a cluster: all nodes, with the sizes of shards", of(&|times| times.nodes), "no bound"),
+        row("a look at a cluster: the fingerprint, every 5 s", duration(&|times| times.fingerprint), "no bound"),
+        row("a look at a cluster: all catalogs", duration(&|times| times.catalogs), "< 50 ms"),
+        row("a look at a cluster: all nodes, with the sizes of shards", duration(&|times| times.nodes), "no bound"),
     ]
 }
 

@@ -123,16 +123,16 @@ pub(crate) async fn rows() -> Vec<Row> {
     let before = writes(&client).await;
     let mut transient = vec![];
     for _ in 0..DRIFT_CHECKS {
-        let looked = Command::new(env!("CARGO_BIN_EXE_evenkeel"))
+        let output = Command::new(env!("CARGO_BIN_EXE_evenkeel"))
             .args(["drift", "dev", "--output", "json"])
             .current_dir(stage.folder.path())
             .envs(tools())
             .output()
             .await
             .unwrap();
-        let told: Value = serde_json::from_slice(&looked.stdout).unwrap_or_default();
-        assert_eq!(told["verdict"], "inSync", "{}", String::from_utf8_lossy(&looked.stdout));
-        transient.push(told["instances"][0]["durationMs"].as_f64().unwrap());
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        assert_eq!(report["verdict"], "inSync", "{}", String::from_utf8_lossy(&output.stdout));
+        transient.push(report["instances"][0]["durationMs"].as_f64().unwrap());
     }
     let wrote = writes(&client).await - before;
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -154,8 +154,8 @@ pub(crate) async fn rows() -> Vec<Row> {
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
     let again = stage.statistic("VmRSS:");
-    let told = log(&stage);
-    let lists_of_watches = told.lines().rev().filter(|line| line.contains("a watch has listed")).take(5);
+    let log_text = log(&stage);
+    let lists_of_watches = log_text.lines().rev().filter(|line| line.contains("a watch has listed")).take(5);
     let ms = |line: &str| line.split(" ms=").nth(1)?.split(' ').next()?.parse::<u64>().ok();
     let first_list = lists_of_watches.filter_map(ms).max().unwrap_or_default();
     stage.stop();

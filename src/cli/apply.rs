@@ -156,13 +156,13 @@ async fn follow(global: &Global, client: &Client, id: RunId) -> Result<Run, Fail
         let run: Run = client.get(&format!("/api/v1/runs/{id}")).await?;
         if global.output == Format::Text {
             for (instance, state) in &run.instances {
-                let now = (state.status, state.message.clone());
-                if shown.get(instance) != Some(&now)
+                let current = (state.status, state.message.clone());
+                if shown.get(instance) != Some(&current)
                     && !matches!(state.status, Status::New | Status::Planned | Status::Effected)
                 {
                     output::note(&format!("  {instance}   {}", super::runs::message(state)));
                 }
-                shown.insert(instance.clone(), now);
+                shown.insert(instance.clone(), current);
             }
         }
         // If all instances have ended, the run is about to end.
@@ -199,11 +199,11 @@ pub(super) async fn propose(global: &Global, args: &Propose) -> Done {
     match global.output {
         Format::Text if proposals.is_empty() => output::text("Nothing drifted, so nothing is proposed."),
         Format::Text => {
-            for one in &proposals {
+            for proposal in &proposals {
                 output::text(&format!(
                     "#{}   {}   open",
-                    one["proposal"]["pull"],
-                    one["root"].as_str().unwrap_or("what is pending")
+                    proposal["proposal"]["pull"],
+                    proposal["root"].as_str().unwrap_or("what is pending")
                 ));
             }
         }

@@ -96,8 +96,8 @@ impl Client {
                     .hint("is it of another version?")
             });
         }
-        let said: Value = serde_json::from_str(&text).unwrap_or_default();
-        let message = said["error"]["message"]
+        let body: Value = serde_json::from_str(&text).unwrap_or_default();
+        let message = body["error"]["message"]
             .as_str()
             .map_or_else(|| format!("the daemon answered {status}: {text}"), str::to_owned);
         let failure = Failure::new(message);

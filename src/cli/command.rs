@@ -53,31 +53,32 @@ fn ask_for(words: &Words) -> Result<CommandRequest, Failure> {
     Ok(CommandRequest { selector, ..CommandRequest::default() })
 }
 
-fn tell(global: &Global, verb: Verb, said: &CommandOutcome) -> Result<(), Failure> {
+fn tell(global: &Global, verb: Verb, outcome: &CommandOutcome) -> Result<(), Failure> {
     match global.output {
-        Format::Text => output::text(&plain(&said.message)),
-        format => output::answer(format, &verb.name(), &serde_json::to_value(said)?)?,
+        Format::Text => output::text(&plain(&outcome.message)),
+        format => output::answer(format, &verb.name(), &serde_json::to_value(outcome)?)?,
     }
     Ok(())
 }
 
 pub(super) async fn run(global: &Global, verb: Verb, words: &Words) -> Done {
-    let said = ask(global, verb, &ask_for(words)?).await?;
-    tell(global, verb, &said)?;
+    let response = ask(global, verb, &ask_for(words)?).await?;
+    tell(global, verb, &response)?;
     Ok(0)
 }
 
 pub(super) async fn rebalance(global: &Global, words: &Words) -> Done {
-    let said = ask(global, Verb::Rebalance, &ask_for(words)?).await?;
+    let response = ask(global, Verb::Rebalance, &ask_for(words)?).await?;
     if global.output == Format::Text {
-        tell(global, Verb::Rebalance, &said)?;
+        tell(global, Verb::Rebalance, &response)?;
     }
-    follow_all(global, "rebalance", &said.runs).await
+    follow_all(global, "rebalance", &response.runs).await
 }
 
 pub(super) async fn snooze(global: &Global, args: &Snooze) -> Done {
-    let said = ask(global, Verb::Snooze, &CommandRequest { lasting: args.lasting, ..ask_for(&args.words)? }).await?;
-    tell(global, Verb::Snooze, &said)?;
+    let response =
+        ask(global, Verb::Snooze, &CommandRequest { lasting: args.lasting, ..ask_for(&args.words)? }).await?;
+    tell(global, Verb::Snooze, &response)?;
     Ok(0)
 }
 
@@ -95,9 +96,9 @@ pub(super) async fn destroy(global: &Global, args: &Destroy) -> Done {
     if !args.yes && !confirmed("Destroy this?")? {
         return Err(Failure::new("nothing was destroyed"));
     }
-    let said = ask(global, Verb::Destroy, &CommandRequest { digests, ..first }).await?;
+    let response = ask(global, Verb::Destroy, &CommandRequest { digests, ..first }).await?;
     if global.output == Format::Text {
-        tell(global, Verb::Destroy, &said)?;
+        tell(global, Verb::Destroy, &response)?;
     }
-    follow_all(global, "destroy", &said.runs).await
+    follow_all(global, "destroy", &response.runs).await
 }

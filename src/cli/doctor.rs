@@ -298,7 +298,9 @@ async fn connections(config: &Config, desired: Option<&Desired>, findings: &mut 
             Ok(environment) => vec![environment],
             Err(_) => declared.iter().map(|environment| (*environment).clone()).collect(),
         };
-        pairs.extend(environments.iter().flat_map(|one| all.keys().map(|name| (one.clone(), name.clone()))));
+        pairs.extend(
+            environments.iter().flat_map(|environment| all.keys().map(|name| (environment.clone(), name.clone()))),
+        );
     }
     for instance in desired.iter().flat_map(|desired| desired.instances.values()) {
         let target = instance.spec.as_ref().map(|spec| &spec.target);
@@ -348,7 +350,8 @@ async fn connections(config: &Config, desired: Option<&Desired>, findings: &mut 
 
 /// Checks the programs that render the declared objects.
 async fn renderers(config: &Config, desired: Option<&Desired>, findings: &mut Vec<Finding>) {
-    let specs = desired.iter().flat_map(|desired| desired.instances.values()).filter_map(|one| one.spec.as_ref());
+    let specs =
+        desired.iter().flat_map(|desired| desired.instances.values()).filter_map(|instance| instance.spec.as_ref());
     let sources: Vec<_> =
         specs.filter_map(|spec| Some(kinds().of(&spec.target)?.source(&spec.target.declared)?.field)).collect();
     let (kustomize, helm) = (&config.kubernetes.kustomize, &config.kubernetes.helm);

@@ -47,7 +47,7 @@ async fn cluster(file: &Path, environment: &str) -> Done {
     let failed = |error: std::io::Error| Failure::new(format!("could not read `{}`: {error}", file.display()));
     let url = std::fs::read_to_string(file).map_err(failed)?;
     let login = Login { url: url.into(), authorities: None, shared_with: vec![] };
-    let (citus, left) = citus::declare(&login, &Redactor::default(), "citus").await.map_err(Failure::new)?;
+    let (citus, omitted) = citus::declare(&login, &Redactor::default(), "citus").await.map_err(Failure::new)?;
     let document = json!({
         "apiVersion": API_VERSION, "kind": "Component", "metadata": {"name": "shards"},
         "spec": {"environments": [name], "citus": citus},
@@ -56,8 +56,8 @@ async fn cluster(file: &Path, environment: &str) -> Done {
     output::text(&format!(
         "# What is there. `rebalance: report` changes nothing; `docs/citus.md` says what else there is.\n{yaml}"
     ));
-    for one in left {
-        output::note(&format!("Left out: {one}."));
+    for item in omitted {
+        output::note(&format!("Left out: {item}."));
     }
     Ok(0)
 }
@@ -368,15 +368,15 @@ mod tests {
 
     #[test]
     fn a_folder_of_an_environment_is_one_and_the_rest_is_the_name() {
-        let of = |path: &str| {
+        let split = |path: &str| {
             let parts: Vec<&str> = path.split('/').collect();
             let at = parts.iter().position(|part| rank(part).is_some());
             (at.map(|at| parts[at].to_owned()), component(&parts, at))
         };
-        assert_eq!(of("infra/environments/staging/network"), (Some("staging".into()), "network".into()));
-        assert_eq!(of("network/prod"), (Some("prod".into()), "network".into()));
-        assert_eq!(of("terraform"), (None, "main".into()));
-        assert_eq!(of("envs/dev"), (Some("dev".into()), "main".into()));
+        assert_eq!(split("infra/environments/staging/network"), (Some("staging".into()), "network".into()));
+        assert_eq!(split("network/prod"), (Some("prod".into()), "network".into()));
+        assert_eq!(split("terraform"), (None, "main".into()));
+        assert_eq!(split("envs/dev"), (Some("dev".into()), "main".into()));
         assert_eq!(name("My Repo_1"), "my-repo-1");
         assert_eq!(name("1st"), "x-1st");
     }

@@ -102,8 +102,10 @@ impl Config {
 
     /// Returns whether a connection leads to a cluster.
     pub fn is_cluster(&self, id: &InstanceId, name: &str, apply: bool) -> bool {
-        let has = |one: &Credentials| one.kubeconfig_file.is_some() || one.token_file.is_some() || one.in_cluster;
-        self.connection(id, name, rights(apply)).is_ok_and(|(one, _)| has(one))
+        let has = |credentials: &Credentials| {
+            credentials.kubeconfig_file.is_some() || credentials.token_file.is_some() || credentials.in_cluster
+        };
+        self.connection(id, name, rights(apply)).is_ok_and(|(credentials, _)| has(credentials))
     }
 
     /// Returns the credentials for the cluster of a connection, and the other environments that may use it.
@@ -124,8 +126,9 @@ impl Config {
             None => None,
             Some(path) => {
                 let path = fill(path);
-                let (of, file) = (&id.environment, path.display());
-                let message = |error| format!("the connection `{name}` of `{of}` needs the file `{file}`: {error}");
+                let (environment, file) = (&id.environment, path.display());
+                let message =
+                    |error| format!("the connection `{name}` of `{environment}` needs the file `{file}`: {error}");
                 let text = std::fs::read_to_string(&path).map_err(message)?;
                 let token = text.trim().to_owned();
                 redactor.learn(&Value::String(token.clone()));
@@ -180,7 +183,7 @@ impl Config {
 
     /// Returns whether a connection leads to a database, with these rights.
     pub fn is_database(&self, id: &InstanceId, name: &str, rights: Rights) -> bool {
-        self.connection(id, name, rights).is_ok_and(|(one, _)| one.url_file.is_some())
+        self.connection(id, name, rights).is_ok_and(|(credentials, _)| credentials.url_file.is_some())
     }
 
     /// Returns the credentials for the database of a connection.

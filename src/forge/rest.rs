@@ -144,7 +144,7 @@ async fn list_pulls(Extract(shared): Extract<Shared>, _: Caller, Query(listing):
         })
         .map(|pull| (pull.updated_at, pull.number))
         .collect();
-    pulls.sort_by(|one, two| two.cmp(one));
+    pulls.sort_by(|a, b| b.cmp(a));
     let part = listing
         .part(pulls)
         .into_iter()

@@ -149,12 +149,12 @@ async fn instance(
         .unwrap_or_default();
     let mut guards = Guards::default();
     if let Some(head) = &head {
-        let now = door.daemon.source.guards(head).await?;
-        guards.limits = now.limits.get(&id.environment).cloned();
-        guards.protect = now.protect.get(&id).cloned();
+        let current = door.daemon.source.guards(head).await?;
+        guards.limits = current.limits.get(&id.environment).cloned();
+        guards.protect = current.protect.get(&id).cloned();
     }
     Ok(Json(Explained {
-        why: door.daemon.status.explain(&instance).await?,
+        why: door.daemon.status.explain(&instance).await?.to_string(),
         instance,
         head: status.revision,
         upstreams,

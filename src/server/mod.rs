@@ -130,8 +130,8 @@ impl From<crate::adapters::store::Error> for Refusal {
     }
 }
 
-fn equal(one: &str, two: &str) -> bool {
-    one.len() == two.len() && one.bytes().zip(two.bytes()).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
+fn equal(a: &str, b: &str) -> bool {
+    a.len() == b.len() && a.bytes().zip(b.bytes()).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
 }
 
 fn principal(parts: &Parts, door: &ServerState) -> Option<Principal> {

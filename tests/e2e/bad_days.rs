@@ -30,8 +30,8 @@ async fn a_push_that_breaks_one_file_stalls_what_is_in_it_and_nothing_else() {
     let a = stage.verdict("dev/a", Verdict::Stalled).await;
     assert!(a.message().contains("may have been removed"), "{}", a.message());
     let pull = stage.pull("typo", &[(path.clone(), text.replace("root:", "rot:"))]).await;
-    let said = stage.comment(pull, "in the declarations").await;
-    assert!(said.contains("unknown field `rot`") && said.contains("did you mean `root`?"), "{said}");
+    let comment = stage.comment(pull, "in the declarations").await;
+    assert!(comment.contains("unknown field `rot`") && comment.contains("did you mean `root`?"), "{comment}");
     stage.check(pull, "evenkeel/plan", "failure").await;
     stage.push("main", &[(path, text)]);
     stage.verdict("dev/a", Verdict::InSync).await;

@@ -56,9 +56,9 @@ pub(crate) async fn start(cluster: &CitusCluster, files: &[(String, String)]) ->
 pub(crate) async fn until(cluster: &CitusCluster, stage: &Stage, sql: &str, expected: &[&str]) {
     let seen = std::sync::Mutex::new(vec![]);
     let holds = async || {
-        let now = cluster.sql(sql).await;
-        let is = now == expected;
-        *seen.lock().unwrap() = now;
+        let current = cluster.sql(sql).await;
+        let is = current == expected;
+        *seen.lock().unwrap() = current;
         is.then_some(())
     };
     stage.until(&format!("{sql} says {expected:?}"), holds).await;
@@ -138,8 +138,8 @@ async fn pins_and_drains_are_kept_and_strangers_are_undone() {
     );
     let stage = start(&cluster, &files(&nodes, &placement)).await;
     stage.verdict("dev/shards", Verdict::InSync).await;
-    let held = cluster.shards().await;
-    assert_eq!(held[2], format!("{} 0", nodes[2]), "{held:?}");
+    let shards = cluster.shards().await;
+    assert_eq!(shards[2], format!("{} 0", nodes[2]), "{shards:?}");
     let home = "SELECT nodeport FROM pg_dist_placement JOIN pg_dist_shard s USING (shardid) JOIN pg_dist_node USING (groupid) WHERE s.logicalrelid = 'tenants'::regclass AND worker_hash(7) BETWEEN shardminvalue::int AND shardmaxvalue::int";
     let port = |node: &str| node.rsplit_once(':').unwrap().1.to_owned();
     assert_eq!(cluster.sql(home).await, [port(&nodes[1])]);
@@ -241,7 +241,7 @@ async fn what_can_not_be_seen_as_a_whole_is_unknown() {
                 stage
                     .instance("dev/shards")
                     .await
-                    .filter(|one| one.verdict == Verdict::Unknown && one.message().contains(message))
+                    .filter(|instance| instance.verdict == Verdict::Unknown && instance.message().contains(message))
             })
             .await;
     };
@@ -275,8 +275,8 @@ async fn a_rebalance_is_made_by_a_word_and_by_the_clock() {
     cluster.fill("tasks", &nodes[0], 300, 2000).await;
     let (code, out, _) = stage.drift("dev");
     assert_eq!(code, 0, "what waits for its time is no drift: {out}");
-    let told = stage.instance("dev/shards").await.unwrap().warnings;
-    assert!(told.iter().any(|one| one.starts_with("the next rebalance makes ")), "{told:?}");
+    let warnings = stage.instance("dev/shards").await.unwrap().warnings;
+    assert!(warnings.iter().any(|warning| warning.starts_with("the next rebalance makes ")), "{warnings:?}");
     // Each rebalance makes one move, as the limits require.
     let (code, out, err) = stage.run(&["rebalance", "dev"]);
     assert_eq!(code, 0, "{out}{err}");
@@ -357,9 +357,9 @@ async fn more_nodes_are_asked_for_once_and_a_backup_is_made_by_the_clock() {
     stage.verdict("dev/shards", Verdict::InSync).await;
     let asked = async || {
         let (_, open) = stage.forge("lin", reqwest::Method::GET, "pulls?state=all", Value::Null).await;
-        let of =
+        let is_capacity =
             |pull: &Value| pull["head"]["ref"].as_str().is_some_and(|branch| branch.starts_with("evenkeel-capacity/"));
-        open.as_array().into_iter().flatten().filter(|pull| of(pull)).cloned().collect::<Vec<_>>()
+        open.as_array().into_iter().flatten().filter(|pull| is_capacity(pull)).cloned().collect::<Vec<_>>()
     };
     let pull = stage.until("more nodes are asked for", async || {
         stage.drift("dev/shards");
@@ -518,8 +518,8 @@ async fn a_rebalance_is_a_word_of_those_who_may() {
     assert!(run.contains("`/rebalance` of @lin"), "{run}");
     let (code, out, _) = stage.drift("dev");
     assert_eq!(code, 0, "{out}");
-    let told = stage.instance("dev/shards").await.unwrap().warnings;
-    assert!(!told.iter().any(|one| one.starts_with("the next rebalance")), "{told:?}");
+    let warnings = stage.instance("dev/shards").await.unwrap().warnings;
+    assert!(!warnings.iter().any(|warning| warning.starts_with("the next rebalance")), "{warnings:?}");
 }
 
 /// Returns a component of pods, and the nodes of a cluster that run in the first ones.
@@ -597,8 +597,8 @@ async fn no_more_bytes_move_than_citus_itself_would_move() {
             cluster.fill("tasks", node, rows, 1500).await;
         }
         let place = |name: &str| cluster.workers.iter().position(|worker| worker == name).unwrap();
-        let said = cluster.sql(per_group).await;
-        let shards: Vec<Vec<&str>> = said.iter().map(|line| line.split(' ').collect()).collect();
+        let output = cluster.sql(per_group).await;
+        let shards: Vec<Vec<&str>> = output.iter().map(|line| line.split(' ').collect()).collect();
         let placement = |(group, words): (usize, &Vec<&str>)| {
             let bytes = words[2].parse().unwrap();
             Placement { group, node: place(words[1]), bytes, weight: bytes, pin: None }
@@ -608,13 +608,13 @@ async fn no_more_bytes_move_than_citus_itself_would_move() {
             nodes: cluster.workers.iter().map(node).collect(),
             placements: shards.iter().enumerate().map(placement).collect(),
         };
-        let mut after: Vec<usize> = layout.placements.iter().map(|one| one.node).collect();
+        let mut after: Vec<usize> = layout.placements.iter().map(|placement| placement.node).collect();
         for line in cluster.sql(theirs).await {
             let (range, to) = line.split_once(' ').unwrap();
             after[shards.iter().position(|words| words[0] == range).unwrap()] = place(to);
         }
-        let moved = layout.placements.iter().zip(&after).filter(|(one, to)| one.node != **to);
-        let bytes: u64 = moved.map(|(one, _)| one.bytes).sum();
+        let moved = layout.placements.iter().zip(&after).filter(|(placement, to)| placement.node != **to);
+        let bytes: u64 = moved.map(|(placement, _)| placement.bytes).sum();
         let reached = balance(&layout, &after).skew();
         let ours = plan(&layout, Some(Wanted { limit: reached, aim: reached }));
         println!(

@@ -56,8 +56,8 @@ async fn a_worker_that_goes_down_under_a_move_ends_it_and_nothing_is_lost() {
     servers[1].halt();
     stage
         .until("it is told", async || {
-            let said = stage.instance("dev/shards").await?;
-            matches!(said.verdict, Verdict::Stalled | Verdict::Unknown).then_some(())
+            let status = stage.instance("dev/shards").await?;
+            matches!(status.verdict, Verdict::Stalled | Verdict::Unknown).then_some(())
         })
         .await;
     servers[1].go_on();
@@ -161,10 +161,12 @@ async fn a_table_that_is_dropped_under_its_move_is_missed_and_nothing_else_is() 
     let (stage, nodes) = draining(&cluster, "").await;
     until(&cluster, &stage, MOVING, &["t"]).await;
     cluster.sql("DROP TABLE tasks").await;
-    let told = stage
-        .until("it is told", async || stage.instance("dev/shards").await.filter(|one| one.verdict == Verdict::Stalled))
+    let stalled = stage
+        .until("it is told", async || {
+            stage.instance("dev/shards").await.filter(|instance| instance.verdict == Verdict::Stalled)
+        })
         .await;
-    assert!(told.message().contains("tasks"), "{}", told.message());
+    assert!(stalled.message().contains("tasks"), "{}", stalled.message());
     assert_eq!(
         cluster.sql("SELECT count(*) FROM pg_dist_shard WHERE logicalrelid = 'tenants'::regclass").await,
         ["12"]
@@ -193,7 +195,7 @@ async fn a_node_that_answers_nobody_makes_it_unknown_and_ends_its_moves() {
     drain(&cluster, &stage, "").await;
     until(&cluster, &stage, MOVING, &["t"]).await;
     servers[1].freeze(true);
-    let stalled = async || stage.instance("dev/shards").await.filter(|one| one.verdict == Verdict::Stalled);
+    let stalled = async || stage.instance("dev/shards").await.filter(|instance| instance.verdict == Verdict::Stalled);
     stage.until("it is told", stalled).await;
     servers[1].freeze(false);
     stage.until("it can be applied again", async || (stage.run(&["apply", "dev", "--yes"]).0 == 0).then_some(())).await;

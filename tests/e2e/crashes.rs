@@ -64,8 +64,8 @@ async fn r7_1_an_apply_outlives_the_daemon_and_the_next_one_attaches() {
     stage.verdict("dev/b", Verdict::InSync).await;
     assert_eq!(stage.writes(), ["create a", "create b"]);
     let (_, journal, _) = stage.run(&["journal"]);
-    let of = |what: &str| journal.lines().filter(|line| line.contains("dev/a") && line.contains(what)).count();
-    assert_eq!((of("started action"), of("finished"), of("interrupted")), (1, 1, 0), "{journal}");
+    let count = |what: &str| journal.lines().filter(|line| line.contains("dev/a") && line.contains(what)).count();
+    assert_eq!((count("started action"), count("finished"), count("interrupted")), (1, 1, 0), "{journal}");
     assert!(stage.log().contains("world_file.a: Creation complete"), "progress goes on");
     stage.stop();
     nobody_left(&stage).await;
@@ -300,9 +300,9 @@ async fn r7_1_in_a_container_the_first_process_keeps_what_was_begun() {
     assert!(stage.processes("apply -json").iter().any(|(pid, _)| *pid == tofu), "the apply goes on");
     stage.verdict("dev/b", Verdict::InSync).await;
     assert_eq!(stage.writes(), ["create a", "create b"]);
-    let (one, _) =
+    let (init, _) =
         stage.processes("supervise -- serve").into_iter().find(|(_, line)| !line.contains("unshare")).unwrap();
-    assert!(Command::new("kill").arg(one.to_string()).status().unwrap().success());
+    assert!(Command::new("kill").arg(init.to_string()).status().unwrap().success());
     assert!(first.wait().unwrap().success());
     nobody_left(&stage).await;
 }

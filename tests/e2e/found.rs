@@ -38,12 +38,12 @@ async fn what_a_failed_run_made_is_not_forgotten_when_it_is_no_longer_declared()
     let stage = Stage::start(&files).await;
     stage.verdict("dev/half", Verdict::Stalled).await;
     stage.push("main", &[(half.0, String::new())]);
-    let left = stage
+    let orphan = stage
         .until("it is told as left behind", async || {
             stage.instance("dev/half").await.filter(|i| i.message().contains("no longer declared"))
         })
         .await;
-    assert_eq!(left.verdict, Verdict::Stalled);
+    assert_eq!(orphan.verdict, Verdict::Stalled);
     assert_eq!(stage.run(&["status"]).0, 3);
 }
 

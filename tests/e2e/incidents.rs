@@ -86,14 +86,14 @@ async fn argo_cve_2022_24904_links_and_paths_do_not_leave_the_repository() {
     {
         let pull = stage.pull(branch, &[component("a", "dev", spec, "")]).await;
         stage.check(pull, "evenkeel/plan", "failure").await;
-        let said = stage.comment(pull, "repository").await;
-        assert!(!said.contains("canary"), "{said}");
+        let comment = stage.comment(pull, "repository").await;
+        assert!(!comment.contains("canary"), "{comment}");
     }
     let work = stage.place("checkout");
     std::os::unix::fs::symlink(&secret, work.join("tf/a/leak.auto.tfvars")).unwrap();
     let pull = stage.pull("link", &[file("a", "\"2\"")]).await;
-    let said = stage.comment(pull, "leads out of the repository").await;
-    assert!(!said.contains("canary"), "{said}");
+    let comment = stage.comment(pull, "leads out of the repository").await;
+    assert!(!comment.contains("canary"), "{comment}");
     stage.check(pull, "evenkeel/plan", "failure").await;
     stage.merge("lin", pull).await;
     stage.verdict("dev/a", Verdict::Stalled).await;
@@ -128,14 +128,14 @@ async fn bad(State((forge, count)): State<(std::net::SocketAddr, Arc<AtomicUsize
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let mut headers = parts.headers.clone();
     headers.remove("host");
-    let said = client.request(parts.method, url).headers(headers).body(body).send().await.unwrap();
-    let mut response = Response::builder().status(said.status());
+    let upstream = client.request(parts.method, url).headers(headers).body(body).send().await.unwrap();
+    let mut response = Response::builder().status(upstream.status());
     for (name, value) in
-        said.headers().iter().filter(|(name, _)| *name != "content-length" && *name != "transfer-encoding")
+        upstream.headers().iter().filter(|(name, _)| *name != "content-length" && *name != "transfer-encoding")
     {
         response = response.header(name, value);
     }
-    let content = said.bytes().await.unwrap();
+    let content = upstream.bytes().await.unwrap();
     if number == 6 && content.len() > 2 {
         // Half a response: the request was executed, and the client does not know.
         let half = content.slice(..content.len() / 2);

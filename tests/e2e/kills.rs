@@ -48,7 +48,7 @@ async fn in_sync(stage: &Stage, number: usize) {
         let message: Vec<String> = status
             .iter()
             .flat_map(|status| &status.instances)
-            .map(|one| format!("{} {:?}: {}", one.id, one.verdict, one.message()))
+            .map(|instance| format!("{} {:?}: {}", instance.id, instance.verdict, instance.message()))
             .collect();
         let all = status.is_some_and(|status| status.verdict == Verdict::InSync);
         if all && COMPONENTS.iter().all(|(name, _)| done(name)) {

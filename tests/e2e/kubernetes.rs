@@ -157,11 +157,11 @@ async fn drifts(stage: &Stage, id: &str, expected: &[&str]) {
     let found = tokio::time::timeout(crate::stage::LIMIT, async {
         loop {
             if let Some(status) = stage.instance(id).await {
-                let now = told(&status);
-                if now == expected {
+                let drift = told(&status);
+                if drift == expected {
                     return;
                 }
-                *last.lock().unwrap() = now;
+                *last.lock().unwrap() = drift;
             }
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
@@ -473,10 +473,10 @@ async fn definitions_and_their_objects_are_applied_together_and_across_component
     stage
         .until("the plan says what is wrong", async || {
             let (_, out, err) = stage.run(&["plan", "dev"]);
-            let said = format!("{out}{err}");
-            (said.contains("k8s/app/widget.yaml:1")
-                && said.contains("k8s/app/deployment.yaml:1")
-                && said.contains("replicsa"))
+            let output = format!("{out}{err}");
+            (output.contains("k8s/app/widget.yaml:1")
+                && output.contains("k8s/app/deployment.yaml:1")
+                && output.contains("replicsa"))
             .then_some(())
         })
         .await;
@@ -500,8 +500,8 @@ async fn r1_8_an_object_moves_to_another_component_and_belongs_to_one() {
     let uid = cluster.get(path).await["metadata"]["uid"].clone();
     // If two components declare an object, the plan of each names the other.
     let pull = stage.pull("both", &[("k8s/to/shared.yaml".into(), config.into())]).await;
-    let said = stage.comment(pull, "is declared by `dev/from` as well").await;
-    assert!(said.contains("`ConfigMap/moving/shared`"), "{said}");
+    let comment = stage.comment(pull, "is declared by `dev/from` as well").await;
+    assert!(comment.contains("`ConfigMap/moving/shared`"), "{comment}");
     // One component releases the object and another adopts it: the object remains, although the releasing component
     // runs first.
     stage.push("main", &[("k8s/to/shared.yaml".into(), config.into()), ("k8s/app/shared.yaml".into(), String::new())]);
@@ -596,8 +596,8 @@ async fn a_rollout_is_waited_for_says_why_it_fails_and_gives_way_to_a_newer_revi
         .await;
     stage
         .until("the older run gave way", async || {
-            let (_, told, _) = stage.run(&["journal", "--run", "1"]);
-            told.contains("superseded: the branch says something else by now").then_some(())
+            let (_, journal, _) = stage.run(&["journal", "--run", "1"]);
+            journal.contains("superseded: the branch says something else by now").then_some(())
         })
         .await;
     // The status of a pod contains the reason why it does not become ready.

@@ -68,7 +68,8 @@ async fn pass(State(between): State<Arc<Between>>, request: Request) -> Response
     between.seen.lock().unwrap().push(format!("{} {target}", parts.method));
     let is_watch = target.contains("watch=true");
     let writes = parts.method != Method::GET;
-    if writes && between.too_many.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+    if writes && between.too_many.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| count.checked_sub(1)).is_ok()
+    {
         return answer(429, "TooManyRequests");
     }
     if !is_watch && target.contains("/configmaps?") && between.lists_fail.load(Ordering::SeqCst) {
@@ -167,8 +168,8 @@ async fn what_is_turned_away_is_sent_again_and_a_broken_watch_misses_nothing() {
     let (code, out, err) = stage.run(&["apply", "dev", "--yes"]);
     assert_eq!(code, 0, "{out}{err}");
     stage.verdict("dev/storm", Verdict::InSync).await;
-    let left = cluster.get(&maps("storm")).await;
-    assert_eq!(left["items"].as_array().unwrap().len(), 19);
+    let remaining = cluster.get(&maps("storm")).await;
+    assert_eq!(remaining["items"].as_array().unwrap().len(), 19);
     // Objects without differences are not written.
     let before = between.seen("PATCH");
     let (code, out, err) = stage.drift("dev");
@@ -191,7 +192,7 @@ async fn an_api_server_and_its_store_go_and_come_back() {
     cluster.server.start_server(path).unwrap();
     cluster.server.ready().await.unwrap();
     let is_new = |live: &serde_json::Value| {
-        live["items"].as_array().is_some_and(|all| all.iter().filter(|one| one["data"]["a"] == "2").count() == 30)
+        live["items"].as_array().is_some_and(|all| all.iter().filter(|object| object["data"]["a"] == "2").count() == 30)
     };
     stage
         .until("the run is done or stalled", async || {
@@ -242,7 +243,7 @@ async fn r7_1_a_daemon_killed_in_the_middle_applies_the_rest_and_forgets_nothing
         .until("everything is as declared", async || {
             let live = cluster.get(&maps("killed")).await;
             let all = live["items"].as_array()?;
-            (all.len() == 60 && all.iter().all(|one| one["data"]["a"] == "7")).then_some(())
+            (all.len() == 60 && all.iter().all(|object| object["data"]["a"] == "7")).then_some(())
         })
         .await;
     stage.verdict("dev/killed", Verdict::InSync).await;

@@ -31,9 +31,9 @@ async fn every_kind_that_the_server_has_is_in_sync_once_applied() {
     let declared: BTreeSet<(String, String)> = EVERY_KIND
         .split("\n---\n")
         .map(|text| {
-            let of = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
-            let group = of("apiVersion:").split_once('/').map_or("", |(group, _)| group);
-            (group.to_owned(), of("kind:").to_owned())
+            let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
+            let group = field("apiVersion:").split_once('/').map_or("", |(group, _)| group);
+            (group.to_owned(), field("kind:").to_owned())
         })
         .collect();
     let missing: Vec<_> = kinds(&cluster).await.difference(&declared).cloned().collect();
@@ -172,14 +172,14 @@ async fn a_namespace_that_holds_what_others_made_stays() {
     stage.push("main", &[gone("space"), gone("config"), gone("gadgets")]);
     let config = "/api/v1/namespaces/held/configmaps/config";
     stage.until("what is ours is gone", async || cluster.get(config).await.is_null().then_some(())).await;
-    let held = stage
+    let status = stage
         .until("it is said why they stay", async || {
             stage.instance("dev/held").await.filter(|status| status.run.is_none() && status.warnings.len() == 2)
         })
         .await;
     let stays = |what: &str, because: &str| format!("`{what}` is not declared any more and stays: {because}");
     assert_eq!(
-        held.warnings,
+        status.warnings,
         [
             stays(
                 "CustomResourceDefinition.apiextensions.k8s.io/gadgets.come.example.com",
@@ -218,17 +218,17 @@ async fn a_namespace_that_holds_what_others_made_stays() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_component_that_is_destroyed_is_not_forgotten_while_something_of_it_stays() {
     let cluster = Cluster::own().await;
-    let of = |name: &str, wait: &str| {
+    let app = |name: &str, wait: &str| {
         let (path, text) = component(name, &format!("manifests: k8s/{name}, wait: {wait}"), "  onDelete: destroy\n");
         let space = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{ name: {name} }}\n");
         vec![(path, text), (format!("k8s/{name}/space.yaml"), space)]
     };
     let mut files =
         vec![environment("dev", "onMerge: apply, limits: { destroys: 9 }, kubernetes: { connection: cluster }")];
-    files.extend(of("crowded", "10m"));
-    files.extend(of("slow", "10m"));
-    files.extend(of("kept", "none"));
-    files.extend(of("rest", "none"));
+    files.extend(app("crowded", "10m"));
+    files.extend(app("slow", "10m"));
+    files.extend(app("kept", "none"));
+    files.extend(app("rest", "none"));
     let mut stage = Stage::new(&files).await;
     cluster.connect(&mut stage);
     stage.serve();
@@ -276,11 +276,11 @@ async fn a_component_that_is_destroyed_is_not_forgotten_while_something_of_it_st
 async fn r1_10_objects_of_a_component_with_another_name_are_transferred() {
     let cluster = Cluster::shared().await;
     let text = "apiVersion: v1\nkind: Namespace\nmetadata: { name: renamed }\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: { name: config }\ndata: { a: b }\n";
-    let of = |name: &str| component(name, "manifests: k8s/renamed, wait: none", "  onDelete: destroy\n");
+    let app = |name: &str| component(name, "manifests: k8s/renamed, wait: none", "  onDelete: destroy\n");
     let space = "kubernetes: { connection: cluster, namespace: renamed }";
     let mut stage = Stage::new(&[
         environment("dev", &format!("onMerge: apply, limits: {{ destroys: 9 }}, {space}")),
-        of("renamed-old"),
+        app("renamed-old"),
         ("k8s/renamed/all.yaml".into(), text.into()),
     ])
     .await;
@@ -293,8 +293,8 @@ async fn r1_10_objects_of_a_component_with_another_name_are_transferred() {
     for path in paths {
         before.push(cluster.get(path).await["metadata"]["uid"].clone());
     }
-    let (path, new) = of("renamed-new");
-    stage.push("main", &[(path, new), (of("renamed-old").0, String::new())]);
+    let (path, new) = app("renamed-new");
+    stage.push("main", &[(path, new), (app("renamed-old").0, String::new())]);
     // The old owner is forgotten, and no object is deleted, in either order.
     stage
         .until("they have moved", async || {

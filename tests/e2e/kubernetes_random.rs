@@ -24,8 +24,8 @@ impl Numbers {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(self.0 >> 33).unwrap() % end
     }
-    fn some<'a>(&mut self, of: &[&'a str]) -> BTreeSet<&'a str> {
-        of.iter().copied().filter(|_| self.below(2) == 0).collect()
+    fn some<'a>(&mut self, choices: &[&'a str]) -> BTreeSet<&'a str> {
+        choices.iter().copied().filter(|_| self.below(2) == 0).collect()
     }
 }
 

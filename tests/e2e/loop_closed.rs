@@ -23,10 +23,10 @@ fn network() -> Vec<(String, String)> {
 /// The demo that the README describes, run by the program itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_comes_true() {
-    let told =
+    let output =
         tokio::process::Command::new(env!("CARGO_BIN_EXE_evenkeel")).arg("demo").envs(tools()).output().await.unwrap();
-    let text = String::from_utf8_lossy(&told.stdout);
-    assert!(told.status.success(), "{text}\n{}", String::from_utf8_lossy(&told.stderr));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
     assert!(text.contains("8 of 8 in sync."), "{text}");
 }
 

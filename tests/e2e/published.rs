@@ -203,26 +203,26 @@ async fn the_forge_answers_as_github_describes() {
         )
         .await;
     asked.ask("lin", "get", &at("/pulls"), &here("/pulls?state=all"), nothing.clone(), 200).await;
-    let one = at("/pulls/{pull_number}");
+    let pull_path = at("/pulls/{pull_number}");
     let this = |rest: &str| here(&format!("/pulls/{number}{rest}"));
-    asked.ask("lin", "get", &one, &this(""), nothing.clone(), 200).await;
-    asked.ask("lin", "get", &one, &here("/pulls/99"), nothing.clone(), 404).await;
-    asked.ask("lin", "patch", &one, &this(""), json!({"title": "second"}), 200).await;
-    asked.ask("lin", "get", &format!("{one}/files"), &this("/files"), nothing.clone(), 200).await;
-    asked.ask("lin", "get", &format!("{one}/commits"), &this("/commits"), nothing.clone(), 200).await;
+    asked.ask("lin", "get", &pull_path, &this(""), nothing.clone(), 200).await;
+    asked.ask("lin", "get", &pull_path, &here("/pulls/99"), nothing.clone(), 404).await;
+    asked.ask("lin", "patch", &pull_path, &this(""), json!({"title": "second"}), 200).await;
+    asked.ask("lin", "get", &format!("{pull_path}/files"), &this("/files"), nothing.clone(), 200).await;
+    asked.ask("lin", "get", &format!("{pull_path}/commits"), &this("/commits"), nothing.clone(), 200).await;
     asked
         .ask(
             "evenkeel",
             "post",
-            &format!("{one}/reviews"),
+            &format!("{pull_path}/reviews"),
             &this("/reviews"),
             json!({"event": "APPROVE", "body": "good"}),
             200,
         )
         .await;
-    asked.ask("lin", "get", &format!("{one}/reviews"), &this("/reviews"), nothing.clone(), 200).await;
+    asked.ask("lin", "get", &format!("{pull_path}/reviews"), &this("/reviews"), nothing.clone(), 200).await;
     let comments = at("/issues/{issue_number}/comments");
-    let said = asked
+    let comment = asked
         .ask("lin", "post", &comments, &here(&format!("/issues/{number}/comments")), json!({"body": "/plan"}), 201)
         .await;
     asked.ask("lin", "get", &comments, &here(&format!("/issues/{number}/comments")), nothing.clone(), 200).await;
@@ -231,7 +231,7 @@ async fn the_forge_answers_as_github_describes() {
             "lin",
             "patch",
             &at("/issues/comments/{comment_id}"),
-            &here(&format!("/issues/comments/{}", said["id"])),
+            &here(&format!("/issues/comments/{}", comment["id"])),
             json!({"body": "/help"}),
             200,
         )
@@ -306,11 +306,11 @@ async fn the_forge_answers_as_github_describes() {
         .ask("lin", "get", &format!("{team}/members"), "/orgs/acme/teams/platform/members", nothing.clone(), 200)
         .await;
     push("# three\n", "change");
-    asked.ask("lin", "get", &one, &this(""), nothing.clone(), 200).await;
-    asked.ask("lin", "put", &format!("{one}/merge"), &this("/merge"), json!({"sha": sha}), 409).await;
-    asked.ask("lin", "put", &format!("{one}/merge"), &this("/merge"), json!({}), 200).await;
-    asked.ask("lin", "put", &format!("{one}/merge"), &this("/merge"), json!({}), 405).await;
-    asked.ask("lin", "get", &one, &this(""), nothing.clone(), 200).await;
+    asked.ask("lin", "get", &pull_path, &this(""), nothing.clone(), 200).await;
+    asked.ask("lin", "put", &format!("{pull_path}/merge"), &this("/merge"), json!({"sha": sha}), 409).await;
+    asked.ask("lin", "put", &format!("{pull_path}/merge"), &this("/merge"), json!({}), 200).await;
+    asked.ask("lin", "put", &format!("{pull_path}/merge"), &this("/merge"), json!({}), 405).await;
+    asked.ask("lin", "get", &pull_path, &this(""), nothing.clone(), 200).await;
     push("# four\n", "other");
     let other = asked
         .ask(
@@ -323,8 +323,8 @@ async fn the_forge_answers_as_github_describes() {
         )
         .await;
     let other = here(&format!("/pulls/{}", other["number"]));
-    asked.ask("lin", "patch", &one, &other, json!({"state": "closed"}), 200).await;
-    asked.ask("lin", "patch", &one, &other, json!({"state": "open"}), 200).await;
+    asked.ask("lin", "patch", &pull_path, &other, json!({"state": "closed"}), 200).await;
+    asked.ask("lin", "patch", &pull_path, &other, json!({"state": "open"}), 200).await;
 
     let app =
         json!({"iss": "77", "iat": chrono::Utc::now().timestamp() - 5, "exp": chrono::Utc::now().timestamp() + 60});

@@ -90,7 +90,7 @@ async fn an_app_over_https_plans_applies_and_proposes() {
     stage.merge("lin", number).await;
     stage.verdict("dev/network", Verdict::InSync).await;
     assert_eq!(stage.world("gateway"), "10.0.0.1");
-    let said = stage.until("a comment of the run", async || {
+    let comments = stage.until("a comment of the run", async || {
         let (_, all) =
             stage.forge("lin", Method::GET, &format!("issues/{number}/comments?per_page=100"), Value::Null).await;
         let runs: Vec<String> = all
@@ -102,7 +102,7 @@ async fn an_app_over_https_plans_applies_and_proposes() {
             .collect();
         (!runs.is_empty()).then_some(runs)
     });
-    assert_eq!(said.await.len(), 1);
+    assert_eq!(comments.await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

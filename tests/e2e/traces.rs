@@ -192,7 +192,7 @@ async fn r1_8_a_lost_state_stops_everything_until_somebody_confirms() {
     stage.verdict("dev/backend", Verdict::InSync).await;
     let before = stage.writes();
     let state = stage.place("data/states/dev/network/terraform.tfstate");
-    let kept = std::fs::read(&state).unwrap();
+    let backup = std::fs::read(&state).unwrap();
     std::fs::remove_file(&state).unwrap();
     assert_eq!(stage.drift("dev").0, 3);
     let network = stage.verdict("dev/network", Verdict::Unknown).await;
@@ -201,7 +201,7 @@ async fn r1_8_a_lost_state_stops_everything_until_somebody_confirms() {
     stage.until("the run waits", async || stage.instance("dev/network").await.filter(|i| i.run.is_some())).await;
     assert_eq!(stage.writes(), before);
     // The state is restored, and reconciliation resumes.
-    std::fs::write(&state, kept).unwrap();
+    std::fs::write(&state, backup).unwrap();
     stage.drift("dev");
     stage.until("it goes on", async || (stage.world("config") == "via 10.0.0.2").then_some(())).await;
 }

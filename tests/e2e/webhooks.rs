@@ -126,11 +126,11 @@ async fn reads_are_for_this_machine_and_writes_for_tokens() {
             .await
             .unwrap();
         assert_eq!(answer.status(), expected, "{path} {body}");
-        let said: serde_json::Value = answer.json().await.unwrap();
+        let refusal: serde_json::Value = answer.json().await.unwrap();
         assert!(
-            said["error"]["kind"].is_string()
-                && said["error"]["message"].as_str().is_some_and(|message| message.len() > 5),
-            "{path} {body}: {said}"
+            refusal["error"]["kind"].is_string()
+                && refusal["error"]["message"].as_str().is_some_and(|message| message.len() > 5),
+            "{path} {body}: {refusal}"
         );
     }
     let odd = stage.http().get(format!("{base}/api/v1/runs/x")).send().await.unwrap();
@@ -173,9 +173,9 @@ async fn a_program_that_asks_gets_one_object_whatever_happens() {
         arguments.extend(["--output", "json"]);
         let (code, out, err) = stage.run(&arguments);
         assert_eq!(code, expected, "{words}: {out}{err}");
-        let said: serde_json::Value =
+        let document: serde_json::Value =
             serde_json::from_str(&out).unwrap_or_else(|error| panic!("{words}: {error}: {out}"));
-        assert_eq!(said["command"], arguments[0], "{words}: {said}");
-        assert_eq!(said["error"].is_object(), expected != 0, "{words}: {said}");
+        assert_eq!(document["command"], arguments[0], "{words}: {document}");
+        assert_eq!(document["error"].is_object(), expected != 0, "{words}: {document}");
     }
 }

@@ -20,9 +20,9 @@ fn layout(on: &[&[u64]]) -> Layout {
 
 fn applied(layout: &Layout, plan: &Rebalance) -> Layout {
     let mut after = layout.clone();
-    for one in &plan.moves {
-        assert_eq!(after.placements[one.placement].node, one.from);
-        after.placements[one.placement].node = one.to;
+    for step in &plan.moves {
+        assert_eq!(after.placements[step.placement].node, step.from);
+        after.placements[step.placement].node = step.to;
     }
     after
 }
@@ -35,7 +35,7 @@ fn a_worker_that_joins_is_filled_with_as_little_as_brings_all_within_the_limit()
     let found = plan(&layout, TEN);
     assert!(found.after.skew() <= 0.1 && found.short.is_none(), "{found:?}");
     assert_eq!((found.moves.len(), found.bytes, found.bytes_at_least), (16, 1600, 1600), "{found:?}");
-    assert!(found.moves.iter().all(|one| one.to == 3 && one.because == Because::Balance));
+    assert!(found.moves.iter().all(|step| step.to == 3 && step.because == Because::Balance));
     assert!(plan(&applied(&layout, &found), TEN).moves.is_empty());
 }
 
@@ -71,7 +71,7 @@ fn pins_and_drains_come_first_and_a_full_node_takes_nothing() {
     all.nodes[3].room = Some(15);
     all.placements[4].pin = Some(2);
     let found = plan(&all, None);
-    let drained: Vec<_> = found.moves.iter().filter(|one| one.because == Because::Drain).collect();
+    let drained: Vec<_> = found.moves.iter().filter(|step| step.because == Because::Drain).collect();
     assert_eq!((drained.len(), found.stuck.len()), (3, 0));
     assert_eq!(found.moves[0].because, Because::Pin);
     let after = applied(&all, &found);
@@ -127,12 +127,16 @@ fn any_layout() -> impl Strategy<Value = Layout> {
                 let other = (node + 1) % count;
                 let free = |pin: &usize, own: usize| !has_twin || *pin == own || *pin != node && *pin != other;
                 let pin = (pinned == 0).then_some(pin).filter(|pin| free(pin, node));
-                let one = Placement { group, node, bytes: weight * 10, weight, pin };
+                let placement = Placement { group, node, bytes: weight * 10, weight, pin };
                 if has_twin {
                     let pin = (pinned < 6).then_some((pin.unwrap_or(node) + usize::from(pinned)) % count);
-                    placements.push(Placement { node: other, pin: pin.filter(|pin| free(pin, other)), ..one.clone() });
+                    placements.push(Placement {
+                        node: other,
+                        pin: pin.filter(|pin| free(pin, other)),
+                        ..placement.clone()
+                    });
                 }
-                placements.push(one);
+                placements.push(placement);
             }
             Layout { nodes: nodes.clone(), placements }
         })
@@ -157,21 +161,21 @@ proptest! {
         }
         // At no moment does a node have two placements of one group.
         let mut moving = layout.clone();
-        for one in &found.moves {
-            let group = moving.placements[one.placement].group;
-            let is_there = |other: &Placement| other.group == group && other.node == one.to;
+        for step in &found.moves {
+            let group = moving.placements[step.placement].group;
+            let is_there = |other: &Placement| other.group == group && other.node == step.to;
             prop_assert!(!moving.placements.iter().any(is_there), "two of one group on one node");
-            moving.placements[one.placement].node = one.to;
+            moving.placements[step.placement].node = step.to;
         }
         for (node, room) in layout.nodes.iter().enumerate().filter_map(|(at, node)| Some((at, node.room?))) {
-            let came: u64 = found.moves.iter().filter(|one| one.to == node)
-                .map(|one| layout.placements[one.placement].bytes).sum();
+            let came: u64 = found.moves.iter().filter(|step| step.to == node)
+                .map(|step| layout.placements[step.placement].bytes).sum();
             prop_assert!(came <= room, "{came} on {room}");
         }
-        let bytes: u64 = found.moves.iter().map(|one| layout.placements[one.placement].bytes).sum();
+        let bytes: u64 = found.moves.iter().map(|step| layout.placements[step.placement].bytes).sum();
         prop_assert_eq!(found.bytes, bytes);
         prop_assert!(found.bytes_at_least <= found.bytes, "{} of {}", found.bytes_at_least, found.bytes);
-        let forced = found.moves.iter().any(|one| one.because != Because::Balance);
+        let forced = found.moves.iter().any(|step| step.because != Because::Balance);
         prop_assert!(forced || found.after.skew() <= found.before.skew() + 1e-9);
         prop_assert!(found.short.is_some() || !found.stuck.is_empty() || found.after.skew() <= limit + 1e-9);
         let again = plan(&Layout { nodes: without_room(&layout, &found), ..after }, Some(Wanted::within(limit)));
@@ -182,7 +186,7 @@ proptest! {
 /// Returns the nodes with the capacity that remains after a plan.
 fn without_room(layout: &Layout, found: &Rebalance) -> Vec<Node> {
     let came = |node: usize| -> u64 {
-        found.moves.iter().filter(|one| one.to == node).map(|one| layout.placements[one.placement].bytes).sum()
+        found.moves.iter().filter(|step| step.to == node).map(|step| layout.placements[step.placement].bytes).sum()
     };
     let nodes = layout.nodes.iter().enumerate();
     nodes.map(|(at, node)| Node { room: node.room.map(|room| room - came(at)), ..node.clone() }).collect()

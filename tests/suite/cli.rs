@@ -27,6 +27,6 @@ fn who_can_names_teams_and_what_stands_behind_them() {
         assert!(err.contains(hint), "{err}");
     }
     let (_, out, _) = run("who-can plan dev -o json");
-    let said: serde_json::Value = serde_json::from_str(&out).unwrap();
-    assert_eq!((&said["command"], &said["allowed"][0]["to"]), (&"who-can".into(), &"permission:write".into()));
+    let document: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&document["command"], &document["allowed"][0]["to"]), (&"who-can".into(), &"permission:write".into()));
 }

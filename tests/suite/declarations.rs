@@ -437,27 +437,27 @@ proptest::proptest! {
     fn a_load_after_others_is_a_first_load(steps in proptest::collection::vec((0..14_usize, 0..4_usize, 0..4_usize), 1..25)) {
         let mut loader = Loader::new(kinds());
         let mut files = repository().with("tf/b/main.tf", "module \"m\" { source = \"../m\" }\n").with("tf/m/main.tf", "");
-        for (what, one, two) in steps {
-            let path = format!("state-repo/components/{}/c{one}.yaml", one % 2);
-            let depends = |on: &str| component(&format!("c{one}"), &format!("  dependsOn: [{on}]\n"));
+        for (what, index, other) in steps {
+            let path = format!("state-repo/components/{}/c{index}.yaml", index % 2);
+            let depends = |on: &str| component(&format!("c{index}"), &format!("  dependsOn: [{on}]\n"));
             let environment = "state-repo/environments/staging.yaml";
             files = match what {
-                0..3 => files.with(&path, depends(&format!("c{two}"))),
-                3 => files.with(&path, component(&format!("c{one}"), "").replace("root: tf", "root: tf/b, variables: { v: \"${c1.outputs.x}\" }")),
-                4 => files.with(&path, component(&format!("c{one}"), "").replace("[dev]", "[dev, staging]")),
-                5 => files.with(&path, component(&format!("c{two}"), "")),
+                0..3 => files.with(&path, depends(&format!("c{other}"))),
+                3 => files.with(&path, component(&format!("c{index}"), "").replace("root: tf", "root: tf/b, variables: { v: \"${c1.outputs.x}\" }")),
+                4 => files.with(&path, component(&format!("c{index}"), "").replace("[dev]", "[dev, staging]")),
+                5 => files.with(&path, component(&format!("c{other}"), "")),
                 6 => files.with(&path, "a: [\n"),
-                7 => files.with("tf/m/main.tf", format!("# {one}\n")),
-                8 => files.with("tf/b/a.tfvars", format!("# {one}\n")),
-                9 => files.with(environment, DEV.replace("name: dev", "name: staging").replace("spec: { onMerge: apply }", ["spec: {}", "spec: { after: dev }", "spec: { suspend: true }", "spec: { after: nowhere }"][two])),
-                10 => files.with("state-repo/schedules/s.yaml", format!("apiVersion: evenkeel.dev/v1alpha1\nkind: Schedule\nmetadata: {{ name: s{one} }}\nspec: {{ cron: \"{two} 1 * * *\", run: drift, select: \"dev\" }}\n")),
+                7 => files.with("tf/m/main.tf", format!("# {index}\n")),
+                8 => files.with("tf/b/a.tfvars", format!("# {index}\n")),
+                9 => files.with(environment, DEV.replace("name: dev", "name: staging").replace("spec: { onMerge: apply }", ["spec: {}", "spec: { after: dev }", "spec: { suspend: true }", "spec: { after: nowhere }"][other])),
+                10 => files.with("state-repo/schedules/s.yaml", format!("apiVersion: evenkeel.dev/v1alpha1\nkind: Schedule\nmetadata: {{ name: s{index} }}\nspec: {{ cron: \"{other} 1 * * *\", run: drift, select: \"dev\" }}\n")),
                 _ => {
                     files.0.remove(if what == 13 { environment } else { path.as_str() });
                     files
                 }
             };
-            let (kept, fresh) = (loader.load(&files, "state-repo"), load(&files, "state-repo"));
-            proptest::prop_assert_eq!(format!("{kept:#?}"), format!("{fresh:#?}"));
+            let (incremental, fresh) = (loader.load(&files, "state-repo"), load(&files, "state-repo"));
+            proptest::prop_assert_eq!(format!("{incremental:#?}"), format!("{fresh:#?}"));
         }
     }
 }

@@ -83,8 +83,8 @@ proptest! {
         let loaded = declaration::load(evenkeel::targets::kinds(), &files, "state-repo");
         prop_assert!(loaded.environments.contains_key(&"dev".parse().unwrap()), "one bad file never hides another");
         for problem in &loaded.problems {
-            let said = problem.to_string();
-            prop_assert!(said.contains("network.yaml") || said.contains("dev.yaml") || said.contains("tf/"), "{said}");
+            let message = problem.to_string();
+            prop_assert!(message.contains("network.yaml") || message.contains("dev.yaml") || message.contains("tf/"), "{message}");
         }
         let read = loaded.instances.values().any(|instance| instance.problems.is_empty());
         prop_assert!(read || !loaded.problems.is_empty() || !text.contains("kind: Component") || loaded.instances.is_empty());
@@ -106,8 +106,8 @@ proptest! {
         let text = disturbed(bases[base], &noise);
         let found = command::parse(&text);
         prop_assert!(found.len() <= 21);
-        for one in found.into_iter().flatten() {
-            let word = format!("/{}", one.verb.name());
+        for parsed in found.into_iter().flatten() {
+            let word = format!("/{}", parsed.verb.name());
             prop_assert!(text.lines().any(|line| line.trim_start().starts_with(&word)), "{word} is not in {text:?}");
         }
     }

@@ -96,31 +96,31 @@ async fn r7_1_the_journal_refuses_what_cannot_follow() {
 async fn r7_3_an_instance_is_held_by_one_run() {
     let (store, _folder) = on_disk().await;
     let id: InstanceId = "dev/a".parse().unwrap();
-    let (mut one, mut two) = (run(), run());
-    store.create_run(&mut one, &approved()).await.unwrap();
-    store.create_run(&mut two, &approved()).await.unwrap();
-    assert_eq!(store.lock_instance(&id, one.id).await.unwrap(), one.id);
-    assert_eq!(store.lock_instance(&id, two.id).await.unwrap(), one.id);
-    one.state = evenkeel::domain::journal::RunState::Ended { message: "done".into() };
-    one.ended_at = Some(at(1));
-    store.set_run(&one).await.unwrap();
-    assert_eq!(store.lock_instance(&id, two.id).await.unwrap(), two.id, "a run that ended holds nothing");
+    let (mut first, mut second) = (run(), run());
+    store.create_run(&mut first, &approved()).await.unwrap();
+    store.create_run(&mut second, &approved()).await.unwrap();
+    assert_eq!(store.lock_instance(&id, first.id).await.unwrap(), first.id);
+    assert_eq!(store.lock_instance(&id, second.id).await.unwrap(), first.id);
+    first.state = evenkeel::domain::journal::RunState::Ended { message: "done".into() };
+    first.ended_at = Some(at(1));
+    store.set_run(&first).await.unwrap();
+    assert_eq!(store.lock_instance(&id, second.id).await.unwrap(), second.id, "a run that ended holds nothing");
     assert_eq!(store.open_runs().await.unwrap().len(), 1);
 }
 
 #[tokio::test]
 async fn r7_3_a_lease_has_one_holder_and_a_growing_token() {
     let (store, _folder) = on_disk().await;
-    let (one, two) = (store.another(None), store.another(None));
+    let (first, second) = (store.another(None), store.another(None));
     let until = |seconds| at(seconds) + Duration::seconds(60);
     assert_eq!(store.lease().await.unwrap().unwrap().holder, "test");
-    assert_eq!(one.take("one", at(0), until(0), true).await.unwrap(), Some(2), "taking over raises the token");
-    assert_eq!(two.take("two", at(10), until(10), false).await.unwrap(), None, "somebody has it");
-    assert_eq!(one.take("one", at(20), until(20), false).await.unwrap(), Some(2), "taking it again keeps the token");
-    one.renew(until(30)).await.unwrap();
-    assert_eq!(two.take("two", at(85), until(85), false).await.unwrap(), None, "it was renewed");
-    assert_eq!(two.take("two", at(100), until(100), false).await.unwrap(), Some(3), "it is over");
-    assert_eq!(one.take("one", at(110), until(110), true).await.unwrap(), Some(4), "its holder is dead");
+    assert_eq!(first.take("one", at(0), until(0), true).await.unwrap(), Some(2), "taking over raises the token");
+    assert_eq!(second.take("two", at(10), until(10), false).await.unwrap(), None, "somebody has it");
+    assert_eq!(first.take("one", at(20), until(20), false).await.unwrap(), Some(2), "taking it again keeps the token");
+    first.renew(until(30)).await.unwrap();
+    assert_eq!(second.take("two", at(85), until(85), false).await.unwrap(), None, "it was renewed");
+    assert_eq!(second.take("two", at(100), until(100), false).await.unwrap(), Some(3), "it is over");
+    assert_eq!(first.take("one", at(110), until(110), true).await.unwrap(), Some(4), "its holder is dead");
 }
 
 /// The store refuses a writer that lost its lease, for each kind of write and in each environment.
@@ -283,8 +283,12 @@ async fn what_is_old_and_over_is_forgotten_and_nothing_else() {
     store.prune(at(60)).await.unwrap();
     assert_eq!(store.runs(2000).await.unwrap().len(), 1002, "nothing is old yet");
     store.prune(at(0) + Duration::days(200)).await.unwrap();
-    let kept: Vec<i64> = store.runs(2000).await.unwrap().iter().map(|run| run.id.0).rev().collect();
-    assert_eq!((kept.len(), kept[0], kept[1]), (1001, 1, 3), "the second run is over and old; the first is open");
+    let remaining: Vec<i64> = store.runs(2000).await.unwrap().iter().map(|run| run.id.0).rev().collect();
+    assert_eq!(
+        (remaining.len(), remaining[0], remaining[1]),
+        (1001, 1, 3),
+        "the second run is over and old; the first is open"
+    );
     assert_eq!(store.approved(RunId(2), &id).await.unwrap(), None);
     assert_eq!(store.journal(Some(RunId(2)), 10).await.unwrap(), []);
     assert_eq!(store.journal(Some(RunId(1)), 10).await.unwrap().len(), 1);
@@ -297,7 +301,7 @@ async fn what_is_old_and_over_is_forgotten_and_nothing_else() {
 async fn r3_5_what_was_applied_is_a_fact_with_its_time() {
     let (store, _folder) = on_disk().await;
     let id: InstanceId = "dev/a".parse().unwrap();
-    let (one, two) = (Digest::of_json(&serde_json::json!(1)), Digest::of_json(&serde_json::json!(2)));
+    let (first, second) = (Digest::of_json(&serde_json::json!(1)), Digest::of_json(&serde_json::json!(2)));
     let applied = |digest: Digest, seconds: i64| -> evenkeel::domain::plan::Applied {
         serde_json::from_value(serde_json::json!({
             "revision": "a".repeat(40), "digest": digest, "spec": {"environments": ["dev"], "tofu": {"root": "tf"}}, "files": {},
@@ -306,16 +310,16 @@ async fn r3_5_what_was_applied_is_a_fact_with_its_time() {
         .unwrap()
     };
     let observed = |seconds| evenkeel::domain::plan::Observed::new(at(seconds), None);
-    store.advance(&id, &applied(one, 0), &observed(0)).await.unwrap();
+    store.advance(&id, &applied(first, 0), &observed(0)).await.unwrap();
     // Applied again with the same content, the span continues; `restart_soak` starts a new span.
-    store.advance(&id, &applied(one, 10), &observed(10)).await.unwrap();
-    assert_eq!(store.had_applied(&id, one).await.unwrap(), [(at(0), None)]);
+    store.advance(&id, &applied(first, 10), &observed(10)).await.unwrap();
+    assert_eq!(store.had_applied(&id, first).await.unwrap(), [(at(0), None)]);
     store.restart_soak(&id, at(20)).await.unwrap();
-    store.advance(&id, &applied(two, 30), &observed(30)).await.unwrap();
-    assert_eq!(store.had_applied(&id, one).await.unwrap(), [(at(20), Some(at(30)))]);
-    assert_eq!(store.had_applied(&id, two).await.unwrap(), [(at(30), None)]);
-    store.advance(&id, &applied(one, 40), &observed(40)).await.unwrap();
-    assert_eq!(store.had_applied(&id, one).await.unwrap(), [(at(40), None), (at(20), Some(at(30)))]);
+    store.advance(&id, &applied(second, 30), &observed(30)).await.unwrap();
+    assert_eq!(store.had_applied(&id, first).await.unwrap(), [(at(20), Some(at(30)))]);
+    assert_eq!(store.had_applied(&id, second).await.unwrap(), [(at(30), None)]);
+    store.advance(&id, &applied(first, 40), &observed(40)).await.unwrap();
+    assert_eq!(store.had_applied(&id, first).await.unwrap(), [(at(40), None), (at(20), Some(at(30)))]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -97,10 +97,10 @@ impl Repository for Mirror {
         .map_err(RepositoryError::from)
     }
 
-    async fn files(&self, of: &Revision) -> Result<Arc<dyn Files>, RepositoryError> {
-        let of = of.clone();
+    async fn files(&self, revision: &Revision) -> Result<Arc<dyn Files>, RepositoryError> {
+        let revision = revision.clone();
         self.blocking(move |mirror, repository| {
-            let tree = repository.find_commit(oid(&of)).map_err(inside("find the commit"))?.tree_id();
+            let tree = repository.find_commit(oid(&revision)).map_err(inside("find the commit"))?.tree_id();
             let own = git2::Repository::open_bare(&*mirror.folder).map_err(inside("open the repository"))?;
             Ok(Arc::new(RevisionFiles::new(own, tree)) as Arc<dyn Files>)
         })
@@ -166,8 +166,8 @@ impl Repository for Mirror {
         .map_err(RepositoryError::from)
     }
 
-    async fn added_by(&self, of: &Revision, path: &str) -> Result<Option<Revision>, RepositoryError> {
-        let (mut id, path) = (oid(of), PathBuf::from(path));
+    async fn added_by(&self, tip: &Revision, path: &str) -> Result<Option<Revision>, RepositoryError> {
+        let (mut id, path) = (oid(tip), PathBuf::from(path));
         self.blocking(move |_, repository| {
             let has = |id: Oid| -> Result<bool, Error> {
                 let tree =

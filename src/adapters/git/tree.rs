@@ -64,7 +64,7 @@ impl Files for RevisionFiles {
                 id: entry.id().to_string(),
             })
             .collect();
-        entries.sort_by(|one, two| one.name.cmp(&two.name));
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(entries)
     }
 
@@ -160,7 +160,7 @@ impl Files for WorkingFiles {
                 entries.extend(self.describe(&item.path(), name)?);
             }
         }
-        entries.sort_by(|one, two| one.name.cmp(&two.name));
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(entries)
     }
 

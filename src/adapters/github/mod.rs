@@ -212,8 +212,8 @@ fn message(attempt: &str, error: &octocrab::Error) -> ForgeError {
     match error {
         octocrab::Error::GitHub { source, .. } => {
             let errors = source.errors.iter().flatten().cloned().collect();
-            let said = wire::Refusal { message: source.message.clone(), errors };
-            refused(attempt, source.status_code.as_u16(), &said, None)
+            let refusal = wire::Refusal { message: source.message.clone(), errors };
+            refused(attempt, source.status_code.as_u16(), &refusal, None)
         }
         other => failed(attempt, crate::error_chain(other)),
     }
@@ -235,13 +235,13 @@ async fn taken<T: DeserializeOwned>(attempt: &str, answer: Result<Answer, octocr
 }
 
 /// Converts a refused request to an error that states when to retry.
-fn refused(attempt: &str, status: u16, said: &wire::Refusal, ends: Option<DateTime<Utc>>) -> ForgeError {
-    let details: Vec<String> = said.errors.iter().take(3).map(Value::to_string).collect();
-    let why = format!("the forge answered {status}: {} {}", said.message, details.join(" ")).trim().to_owned();
+fn refused(attempt: &str, status: u16, refusal: &wire::Refusal, ends: Option<DateTime<Utc>>) -> ForgeError {
+    let details: Vec<String> = refusal.errors.iter().take(3).map(Value::to_string).collect();
+    let why = format!("the forge answered {status}: {} {}", refusal.message, details.join(" ")).trim().to_owned();
     // An administrator can fix 401, 403 and 404 by granting permissions, so the outbox retries them; 422 never
     // succeeds.
     let retry = if status != 422 { Retry::After(Backoff::REMOTE) } else { Retry::WhenInputChanges };
-    let not_before = rate_limit::not_before(status, &said.message, ends);
+    let not_before = rate_limit::not_before(status, &refusal.message, ends);
     ForgeError { attempt: attempt.to_owned(), status: Some(status), why, retry, not_before }
 }
 

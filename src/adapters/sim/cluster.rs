@@ -85,14 +85,14 @@ impl Cluster {
             }
             ["size", table, at, mib] => {
                 let (shard, bytes) = (self.shard(table, number(at)?)?, number(mib)? * MIB);
-                let all = self.catalog.placements.iter_mut().filter(|one| one.shard == shard);
-                all.for_each(|one| one.bytes = bytes);
+                let all = self.catalog.placements.iter_mut().filter(|placement| placement.shard == shard);
+                all.for_each(|placement| placement.bytes = bytes);
             }
             ["moved", table, at, node] => {
                 let (shard, group) = (self.shard(table, number(at)?)?, self.group(node)?);
                 let colocated = self.colocated(shard);
-                let all = self.catalog.placements.iter_mut().filter(|one| colocated.contains(&one.shard));
-                all.for_each(|one| one.group = group);
+                let all = self.catalog.placements.iter_mut().filter(|placement| colocated.contains(&placement.shard));
+                all.for_each(|placement| placement.group = group);
             }
             ["left", count] => self.left_over = number(count)?,
             ["shards", node, holds] => self.node(node)?.holds = holds == "true",
@@ -108,8 +108,8 @@ impl Cluster {
         }
         let known = |table: &Table| Some((table.name.clone(), *self.tables.get(&whole_name(&table.name))?));
         let worker = |node: &NodeRow| {
-            let held = self.catalog.placements.iter().filter(|one| one.group == node.group);
-            let sizes: BTreeMap<i64, u64> = held.map(|one| (one.shard, one.bytes)).collect();
+            let placements = self.catalog.placements.iter().filter(|placement| placement.group == node.group);
+            let sizes: BTreeMap<i64, u64> = placements.map(|placement| (placement.shard, placement.bytes)).collect();
             let bytes = sizes.values().sum();
             let worker = Worker { sizes, wal_level: "logical".into(), free_slots: 8, bytes, ..Worker::default() };
             (node.name.clone(), worker)
@@ -135,8 +135,8 @@ impl Cluster {
         let nodes = self.catalog.nodes.iter().filter(|node| node.group != 0);
         let nodes = nodes.map(|node| format!("{} holds {}", node.name, node.holds));
         let shards = self.catalog.shards.iter().map(|shard| {
-            let on = self.catalog.placements.iter().filter(|one| one.shard == shard.id);
-            let on: Vec<&str> = on.map(|one| self.name(one.group)).collect();
+            let on = self.catalog.placements.iter().filter(|placement| placement.shard == shard.id);
+            let on: Vec<&str> = on.map(|placement| self.name(placement.group)).collect();
             format!("{} [{}] on {}", shard.table, shard.from.unwrap_or_default(), on.join(" "))
         });
         nodes.chain(shards)
@@ -186,7 +186,7 @@ impl Cluster {
                     return Err(format!("`{address}` still holds {shard} and is not removed"));
                 }
                 self.catalog.nodes.retain(|node| node.group != group);
-                self.catalog.placements.retain(|one| one.group != group);
+                self.catalog.placements.retain(|placement| placement.group != group);
             }
         }
         Ok(())
@@ -200,8 +200,12 @@ impl Cluster {
             return Err("nobody may stop writing in this world".into());
         }
         let (from, to, colocated) = (self.group(&moving.from)?, self.group(&moving.to)?, self.colocated(moving.shard));
-        let all = self.catalog.placements.iter_mut().filter(|one| colocated.contains(&one.shard) && one.group == from);
-        all.for_each(|one| one.group = to);
+        let all = self
+            .catalog
+            .placements
+            .iter_mut()
+            .filter(|placement| colocated.contains(&placement.shard) && placement.group == from);
+        all.for_each(|placement| placement.group = to);
         // The end of a move cleans up, also the remains of interrupted moves.
         self.left_over = 0;
         Ok(())
@@ -211,9 +215,14 @@ impl Cluster {
     fn held(&self, group: i32) -> Option<&str> {
         let references: BTreeSet<&str> =
             self.catalog.tables.iter().filter(|table| table.is_reference()).map(|table| &*table.name).collect();
-        let held: BTreeSet<i64> =
-            self.catalog.placements.iter().filter(|one| one.group == group).map(|one| one.shard).collect();
-        let mut shards = self.catalog.shards.iter().filter(|shard| held.contains(&shard.id));
+        let on_node: BTreeSet<i64> = self
+            .catalog
+            .placements
+            .iter()
+            .filter(|placement| placement.group == group)
+            .map(|placement| placement.shard)
+            .collect();
+        let mut shards = self.catalog.shards.iter().filter(|shard| on_node.contains(&shard.id));
         shards.find(|shard| !references.contains(&*shard.table)).map(|shard| &*shard.table)
     }
 
@@ -230,7 +239,12 @@ impl Cluster {
         let anchors: Vec<ShardRow> = self.catalog.shards.iter().filter(of_anchor).cloned().collect();
         self.insert(table, 'h', Some(column), colocation);
         for shard in &anchors {
-            let on = self.catalog.placements.iter().find(|one| one.shard == shard.id).map_or(0, |one| one.group);
+            let on = self
+                .catalog
+                .placements
+                .iter()
+                .find(|placement| placement.shard == shard.id)
+                .map_or(0, |placement| placement.group);
             self.place(table, shard.from, &[on], 0);
         }
         if anchor.is_none() {
@@ -262,9 +276,9 @@ impl Cluster {
     }
 
     fn remove(&mut self, table: &str) {
-        let of = |shard: &&ShardRow| shard.table == table;
-        let gone: BTreeSet<i64> = self.catalog.shards.iter().filter(of).map(|shard| shard.id).collect();
-        self.catalog.placements.retain(|one| !gone.contains(&one.shard));
+        let is_own = |shard: &&ShardRow| shard.table == table;
+        let removed: BTreeSet<i64> = self.catalog.shards.iter().filter(is_own).map(|shard| shard.id).collect();
+        self.catalog.placements.retain(|placement| !removed.contains(&placement.shard));
         self.catalog.shards.retain(|shard| shard.table != table);
         self.catalog.tables.retain(|row| row.name != table);
     }
@@ -276,7 +290,7 @@ impl Cluster {
         let shards: Vec<i64> =
             self.catalog.shards.iter().filter(|shard| reference(&shard.table)).map(|shard| shard.id).collect();
         for shard in shards {
-            self.catalog.placements.retain(|one| one.shard != shard);
+            self.catalog.placements.retain(|placement| placement.shard != shard);
             let all = nodes.iter().map(|group| PlacementRow { shard, group: *group, bytes: MIB });
             self.catalog.placements.extend(all);
         }
@@ -345,7 +359,7 @@ impl Cluster {
 }
 
 /// Returns the beginning of the range of a shard.
-fn begin(at: usize, of: usize) -> i64 {
-    let (at, of) = (i64::try_from(at).unwrap_or(0), i64::try_from(of.max(1)).unwrap_or(1));
-    RANGE_BEGIN + (1 << 32) / of * at
+fn begin(at: usize, count: usize) -> i64 {
+    let (at, count) = (i64::try_from(at).unwrap_or(0), i64::try_from(count.max(1)).unwrap_or(1));
+    RANGE_BEGIN + (1 << 32) / count * at
 }

@@ -82,7 +82,7 @@ pub(super) fn resource_changes(
 }
 
 pub(super) fn origins(module: &Module, changes: &[ResourceChange]) -> BTreeMap<String, BTreeMap<String, String>> {
-    let of = |change: &ResourceChange| {
+    let origins_of = |change: &ResourceChange| {
         let specs = module.resources.get(&change.resource)?;
         let found = change.fields.iter().filter_map(|field| {
             let name = field.path.trim_start_matches('/');
@@ -90,20 +90,28 @@ pub(super) fn origins(module: &Module, changes: &[ResourceChange]) -> BTreeMap<S
         });
         Some((change.resource.clone(), found.collect()))
     };
-    changes.iter().filter_map(of).collect()
+    changes.iter().filter_map(origins_of).collect()
 }
 
 /// Returns the drift of fields that the module does not set.
-pub(super) fn meddled(name: &str, kept: &Fields, live: &Fields, specs: &BTreeMap<String, FieldSpec>) -> Option<Drift> {
-    let keys: BTreeSet<&String> =
-        kept.keys().chain(live.keys()).filter(|key| specs.get(*key).is_none_or(|spec| spec.value.is_none())).collect();
+pub(super) fn meddled(
+    name: &str,
+    stored: &Fields,
+    live: &Fields,
+    specs: &BTreeMap<String, FieldSpec>,
+) -> Option<Drift> {
+    let keys: BTreeSet<&String> = stored
+        .keys()
+        .chain(live.keys())
+        .filter(|key| specs.get(*key).is_none_or(|spec| spec.value.is_none()))
+        .collect();
     let shown = |value: Option<&String>| value.map(|value| Value::from(value.as_str()));
     let fields: Vec<DriftField> = keys
         .into_iter()
-        .filter(|key| kept.get(*key) != live.get(*key))
+        .filter(|key| stored.get(*key) != live.get(*key))
         .map(|key| DriftField {
             path: format!("/{key}"),
-            desired: shown(kept.get(key)),
+            desired: shown(stored.get(key)),
             observed: shown(live.get(key)),
         })
         .collect();

@@ -99,19 +99,19 @@ impl SimulatedProcess {
 impl Boundary for SimulatedProcess {
     async fn pass(&self, cut: CrashPoint, what: &str) {
         if *self.state.borrow() == State::Alive {
-            let told = &mut *self.lives.told.lock();
-            let times = told.reached.entry(format!("{cut:?} {what}")).or_default();
+            let progress = &mut *self.lives.told.lock();
+            let times = progress.reached.entry(format!("{cut:?} {what}")).or_default();
             *times += 1;
             let place = format!("{cut:?} {what} {times}");
             if self.lives.at.contains(&place) {
-                told.cut.push(place.clone());
+                progress.cut.push(place.clone());
                 self.state.send_replace(match cut {
                     _ if self.lives.stops => State::Stopped,
                     CrashPoint::InEffect => State::HostLost,
                     _ => State::Dead,
                 });
             }
-            told.places.push(place);
+            progress.places.push(place);
         }
         let mut state = self.state.subscribe();
         let goes_on = |state: &State| match cut {

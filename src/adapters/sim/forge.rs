@@ -225,10 +225,10 @@ impl Forge {
     }
 
     /// Returns the statuses of a commit: context, state, description.
-    pub fn statuses(&self, of: &Revision) -> Vec<(String, String, String)> {
+    pub fn statuses(&self, revision: &Revision) -> Vec<(String, String, String)> {
         let state = self.state.lock();
-        let of = state.statuses.iter().filter(|((revision, _), _)| revision == of);
-        of.map(|((_, context), (word, message))| (context.clone(), word.clone(), message.clone())).collect()
+        let statuses = state.statuses.iter().filter(|((commit, _), _)| commit == revision);
+        statuses.map(|((_, context), (word, message))| (context.clone(), word.clone(), message.clone())).collect()
     }
 }
 
@@ -252,14 +252,14 @@ impl ports::Forge for Forge {
     }
     async fn list_reviews(&self, number: PullNumber) -> Result<Vec<Review>, ForgeError> {
         let state = self.asked()?;
-        Ok(state.reviews.iter().filter(|(of, _)| *of == number.0).map(|(_, review)| review.clone()).collect())
+        Ok(state.reviews.iter().filter(|(pull, _)| *pull == number.0).map(|(_, review)| review.clone()).collect())
     }
     async fn ensure_comment(&self, number: PullNumber, marker: &str, body: &str) -> Result<u64, ForgeError> {
         let what = format!("comment {number} {marker}");
         pass(self.life.as_ref(), CrashPoint::BeforeEffect, &what).await;
-        let said = self.say(number, marker, body)?;
+        let id = self.say(number, marker, body)?;
         pass(self.life.as_ref(), CrashPoint::AfterEffect, &what).await;
-        Ok(said)
+        Ok(id)
     }
     async fn outdate_comments(&self, number: PullNumber, marker: &str, except: u64) -> Result<(), ForgeError> {
         let mut state = self.asked()?;
@@ -288,7 +288,7 @@ impl ports::Forge for Forge {
         Ok(())
     }
     async fn has_own_status(&self, revision: &Revision) -> Result<bool, ForgeError> {
-        Ok(self.asked()?.statuses.keys().any(|(of, _)| of == revision))
+        Ok(self.asked()?.statuses.keys().any(|(commit, _)| commit == revision))
     }
     async fn ensure_pull(&self, branch: &str, _base: &str, title: &str, body: &str) -> Result<PullNumber, ForgeError> {
         self.look();

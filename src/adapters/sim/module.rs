@@ -57,24 +57,26 @@ impl Module {
     }
 
     fn line(&mut self, line: &str, variables: &BTreeMap<String, Value>) -> Result<(), String> {
-        let (left, right) = line.split_once('=').ok_or_else(|| format!("`{line}` is not an assignment"))?;
-        let (left, right) = (left.trim(), right.trim());
-        let (secret, name) = match (left.strip_prefix("secret out "), left.strip_prefix("out ")) {
+        let (target, expression) = line.split_once('=').ok_or_else(|| format!("`{line}` is not an assignment"))?;
+        let (target, expression) = (target.trim(), expression.trim());
+        let (secret, name) = match (target.strip_prefix("secret out "), target.strip_prefix("out ")) {
             (Some(name), _) => (true, Some(name)),
             (None, name) => (false, name),
         };
         if let Some(name) = name {
-            let (resource, field) = right.split_once('.').ok_or_else(|| format!("`{right}` is not RESOURCE.FIELD"))?;
+            let (resource, field) =
+                expression.split_once('.').ok_or_else(|| format!("`{expression}` is not RESOURCE.FIELD"))?;
             let output = OutputSpec { resource: resource.into(), field: field.into(), secret };
             self.outputs.insert(name.trim().into(), output);
             return Ok(());
         }
-        let (resource, field) = left.split_once('.').ok_or_else(|| format!("`{left}` is not RESOURCE.FIELD"))?;
-        let (right, replaces) = right.strip_suffix('!').map_or((right, false), |right| (right.trim(), true));
-        let value = if right == "?" { None } else { Some(filled(right, variables)?) };
+        let (resource, field) = target.split_once('.').ok_or_else(|| format!("`{target}` is not RESOURCE.FIELD"))?;
+        let (expression, replaces) =
+            expression.strip_suffix('!').map_or((expression, false), |expression| (expression.trim(), true));
+        let value = if expression == "?" { None } else { Some(filled(expression, variables)?) };
         // As in tofu's plans, an interpolation of a single variable counts as a reference to the variable.
         let origin =
-            right.split_once("${var.").and_then(|(_, rest)| rest.split_once('}')).map(|(name, _)| name.to_owned());
+            expression.split_once("${var.").and_then(|(_, rest)| rest.split_once('}')).map(|(name, _)| name.to_owned());
         self.resources.entry(resource.into()).or_default().insert(field.into(), FieldSpec { value, replaces, origin });
         Ok(())
     }

@@ -51,8 +51,8 @@ fn id(content: &[u8]) -> String {
 }
 
 impl State {
-    fn commit(&self, of: &Revision) -> Result<&Commit, RepositoryError> {
-        self.commits.get(of).ok_or_else(|| missing(of.as_str()))
+    fn commit(&self, revision: &Revision) -> Result<&Commit, RepositoryError> {
+        self.commits.get(revision).ok_or_else(|| missing(revision.as_str()))
     }
 
     fn add(&mut self, commit: Commit) -> Revision {
@@ -65,8 +65,8 @@ impl State {
         revision
     }
 
-    fn ancestors(&self, of: &Revision) -> BTreeSet<Revision> {
-        let (mut all, mut open) = (BTreeSet::new(), vec![of.clone()]);
+    fn ancestors(&self, revision: &Revision) -> BTreeSet<Revision> {
+        let (mut all, mut open) = (BTreeSet::new(), vec![revision.clone()]);
         while let Some(revision) = open.pop() {
             if all.insert(revision.clone())
                 && let Some(commit) = self.commits.get(&revision)
@@ -78,9 +78,9 @@ impl State {
     }
 
     /// Returns the newest commit that both histories contain.
-    fn base(&self, one: &Revision, two: &Revision) -> Option<Revision> {
-        let theirs = self.ancestors(two);
-        let mut open = std::collections::VecDeque::from([one.clone()]);
+    fn base(&self, ours: &Revision, theirs_head: &Revision) -> Option<Revision> {
+        let theirs = self.ancestors(theirs_head);
+        let mut open = std::collections::VecDeque::from([ours.clone()]);
         while let Some(revision) = open.pop_front() {
             if theirs.contains(&revision) {
                 return Some(revision);
@@ -98,11 +98,11 @@ impl State {
         let (mut tree, mut conflicts) = (BTreeMap::new(), vec![]);
         let paths: BTreeSet<&String> = base.keys().chain(ours.keys()).chain(theirs.keys()).collect();
         for path in paths {
-            let (before, one, two) = (base.get(path), ours.get(path), theirs.get(path));
-            let chosen = match (one == before, two == before) {
-                (_, true) => one,
-                (true, false) => two,
-                (false, false) if one == two => one,
+            let (before, own, other) = (base.get(path), ours.get(path), theirs.get(path));
+            let chosen = match (own == before, other == before) {
+                (_, true) => own,
+                (true, false) => other,
+                (false, false) if own == other => own,
                 (false, false) => {
                     conflicts.push(path.clone());
                     continue;
@@ -234,8 +234,8 @@ impl ports::Repository for Repository {
     async fn fetch(&self, name: &str) -> Result<Option<Revision>, RepositoryError> {
         Ok(self.asked()?.refs.get(name).cloned())
     }
-    async fn files(&self, of: &Revision) -> Result<Arc<dyn Files>, RepositoryError> {
-        Ok(Arc::new(Content(Arc::clone(&self.state.lock().commit(of)?.tree))))
+    async fn files(&self, revision: &Revision) -> Result<Arc<dyn Files>, RepositoryError> {
+        Ok(Arc::new(Content(Arc::clone(&self.state.lock().commit(revision)?.tree))))
     }
     async fn merge(&self, base: &Revision, head: &Revision) -> Result<Merged, RepositoryError> {
         let mut state = self.state.lock();
@@ -272,9 +272,9 @@ impl ports::Repository for Repository {
         }
         Ok(commits)
     }
-    async fn added_by(&self, of: &Revision, path: &str) -> Result<Option<Revision>, RepositoryError> {
+    async fn added_by(&self, revision: &Revision, path: &str) -> Result<Option<Revision>, RepositoryError> {
         let state = self.state.lock();
-        let mut revision = of.clone();
+        let mut revision = revision.clone();
         if !state.commit(&revision)?.tree.contains_key(path) {
             return Ok(None);
         }

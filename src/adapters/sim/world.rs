@@ -187,9 +187,9 @@ impl World {
     pub fn hold(&self, place: &str, resource: &str, field: &str, value: &str) {
         self.meddle(place, resource, field, Some(value));
         let mut state = self.state.lock();
-        let kept = state.state_of(place);
-        kept.serial += 1;
-        kept.resources.entry(resource.to_owned()).or_default().insert(field.to_owned(), value.to_owned());
+        let stored = state.state_of(place);
+        stored.serial += 1;
+        stored.resources.entry(resource.to_owned()).or_default().insert(field.to_owned(), value.to_owned());
     }
 
     /// Deletes a state and all of its resources.
@@ -246,22 +246,22 @@ impl World {
             ));
         }
         let (module, place) = (module(job, work)?, place(job));
-        let kept = state.states.get(&place).cloned().unwrap_or_default();
+        let stored = state.states.get(&place).cloned().unwrap_or_default();
         let live = state.live.get(&place).cloned().unwrap_or_default();
         if work.destroy {
             let nothing = Module::default();
-            let changes = resource_changes(&nothing, &kept, &live);
-            let holds_anything = !kept.resources.is_empty();
-            let identity = Some(kept.lineage).filter(|lineage| !lineage.is_empty());
+            let changes = resource_changes(&nothing, &stored, &live);
+            let holds_anything = !stored.resources.is_empty();
+            let identity = Some(stored.lineage).filter(|lineage| !lineage.is_empty());
             return Ok(Observation {
                 changes,
                 holds_anything,
                 identity,
-                own: Some(Arc::new(Details { serial: Some(kept.serial), origins: BTreeMap::new() })),
+                own: Some(Arc::new(Details { serial: Some(stored.serial), origins: BTreeMap::new() })),
                 ..Default::default()
             });
         }
-        let mut changes = resource_changes(&module, &kept, &live);
+        let mut changes = resource_changes(&module, &stored, &live);
         if let Some(Fault::NeverSettles(name)) = state.faults.get(&job.instance)
             && !changes.iter().any(|change| change.resource == *name)
         {
@@ -269,11 +269,11 @@ impl World {
             let fields = fields.map(|(key, spec)| field(key, live.get(name).and_then(|live| live.get(key)), spec));
             changes.push(changed(name, Change::Update, fields.collect()));
         }
-        let (outputs, output_changes) = outputs(&self.seal, &module, &kept, &live, &changes);
+        let (outputs, output_changes) = outputs(&self.seal, &module, &stored, &live, &changes);
         changes.extend(output_changes);
-        let adopt_only = kept.resources.keys().filter(|name| !changes.iter().any(|change| change.resource == **name));
+        let adopt_only = stored.resources.keys().filter(|name| !changes.iter().any(|change| change.resource == **name));
         let adopt_only = adopt_only
-            .filter_map(|name| meddled(name, &kept.resources[name], live.get(name)?, module.resources.get(name)?))
+            .filter_map(|name| meddled(name, &stored.resources[name], live.get(name)?, module.resources.get(name)?))
             .collect::<Vec<_>>();
         let origins = origins(&module, &changes);
         let mut adopt_only = adopt_only;
@@ -281,12 +281,12 @@ impl World {
             changes = drift::refreshes(&std::mem::take(&mut adopt_only));
         }
         Ok(Observation {
-            own: Some(Arc::new(Details { serial: Some(kept.serial), origins })),
+            own: Some(Arc::new(Details { serial: Some(stored.serial), origins })),
             changes,
             adopt_only,
             outputs,
-            holds_anything: !kept.resources.is_empty(),
-            identity: Some(kept.lineage).filter(|lineage| !lineage.is_empty()),
+            holds_anything: !stored.resources.is_empty(),
+            identity: Some(stored.lineage).filter(|lineage| !lineage.is_empty()),
             ..Observation::default()
         })
     }
@@ -298,8 +298,9 @@ impl World {
         if work.refresh {
             let mut state = self.state.lock();
             let live = state.live.get(&place).cloned().unwrap_or_default();
-            let kept = &mut state.state_of(&place).resources;
-            kept.iter_mut()
+            let stored = &mut state.state_of(&place).resources;
+            stored
+                .iter_mut()
                 .for_each(|(name, fields)| live.get(name).into_iter().for_each(|live| fields.clone_from(live)));
             return Ok(());
         }
@@ -343,16 +344,16 @@ impl World {
             }
         };
         let State { states, live, .. } = &mut *state;
-        let (things, kept) =
+        let (things, stored) =
             (live.entry(place.to_owned()).or_default(), &mut states.entry(place.to_owned()).or_default().resources);
         match fields {
             Some(fields) => {
                 things.insert(name.clone(), fields.clone());
-                kept.insert(name.clone(), fields);
+                stored.insert(name.clone(), fields);
             }
             None => {
                 things.remove(name);
-                kept.remove(name);
+                stored.remove(name);
             }
         }
         Ok(())
@@ -392,8 +393,8 @@ impl TargetAdapter for World {
         self.pass(CrashPoint::BeforeEffect, &what).await;
         self.in_force(id, fence).await?;
         let planned = prepared.ticket.downcast::<u64>().map_or(0, |serial| *serial);
-        let now = self.state.lock().states.get(&place(job)).map_or(0, |state| state.serial);
-        if planned != now {
+        let current = self.state.lock().states.get(&place(job)).map_or(0, |state| state.serial);
+        if planned != current {
             return Err(TargetError::new(
                 TargetErrorKind::PlanStale,
                 format!("the state of `{}` changed between plan and apply; nothing was applied", job.instance),
@@ -432,9 +433,9 @@ impl TargetAdapter for World {
             return Ok(BTreeMap::new());
         }
         let module = module(job, &tofu(job)?)?;
-        let kept = self.state.lock().states.get(&place(job)).cloned().unwrap_or_default();
+        let stored = self.state.lock().states.get(&place(job)).cloned().unwrap_or_default();
         let sensitive = |name: &String| module.outputs.get(name).is_some_and(|output| output.secret);
-        Ok(kept
+        Ok(stored
             .outputs
             .iter()
             .map(|(name, value)| {
@@ -445,8 +446,8 @@ impl TargetAdapter for World {
     async fn rename(&self, from: &InstanceId, to: &InstanceId) -> Result<(), TargetError> {
         let mut state = self.state.lock();
         let (from, to) = (from.to_string(), to.to_string());
-        if let Some(kept) = state.states.remove(&from) {
-            state.states.insert(to.clone(), kept);
+        if let Some(stored) = state.states.remove(&from) {
+            state.states.insert(to.clone(), stored);
         }
         if let Some(things) = state.live.remove(&from) {
             state.live.insert(to, things);

@@ -183,23 +183,23 @@ impl Store {
         attempt: &'static str,
         environment: Option<&EnvironmentName>,
     ) -> Result<Writing, Error> {
-        let of = environment.map_or(ALL, EnvironmentName::as_str);
+        let scope = environment.map_or(ALL, EnvironmentName::as_str);
         let mut on = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(statement(attempt))?;
-        let mine = |of: &str| self.writer.tokens.lock().get(of).copied();
-        let mut token = token_of(&mut on, of).await.map_err(statement(attempt))?;
-        if token.is_none() && of != ALL {
+        let mine = |scope: &str| self.writer.tokens.lock().get(scope).copied();
+        let mut token = token_of(&mut on, scope).await.map_err(statement(attempt))?;
+        if token.is_none() && scope != ALL {
             // The holder of the lease over the whole store may create the lease of an environment.
             let all = token_of(&mut on, ALL).await.map_err(statement(attempt))?;
             if all.is_none() || all != mine(ALL) {
                 return Err(self.fenced(attempt));
             }
             let new = "INSERT INTO leases (environment, holder, token, expires_at) SELECT ?1, holder, 1, expires_at FROM leases WHERE environment = ?2";
-            sqlx::query(new).bind(of).bind(ALL).execute(&mut *on).await.map_err(statement(attempt))?;
-            self.writer.tokens.lock().insert(of.to_owned(), 1);
+            sqlx::query(new).bind(scope).bind(ALL).execute(&mut *on).await.map_err(statement(attempt))?;
+            self.writer.tokens.lock().insert(scope.to_owned(), 1);
             token = Some(1);
         }
         match token {
-            Some(token) if mine(of) == Some(token) => {
+            Some(token) if mine(scope) == Some(token) => {
                 Ok(Writing { on, token, attempt, boundary: self.boundary.clone() })
             }
             _ => Err(self.fenced(attempt)),

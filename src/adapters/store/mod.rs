@@ -124,9 +124,9 @@ impl From<Error> for TargetError {
             Error::Illegal(_) => TargetErrorKind::JournalIllegal,
             Error::Fenced { .. } => TargetErrorKind::StoreFenced,
         };
-        let mut said = TargetError::new(kind, crate::error_chain(&error));
-        said.retry = error.retry();
-        said
+        let mut target_error = TargetError::new(kind, crate::error_chain(&error));
+        target_error.retry = error.retry();
+        target_error
     }
 }
 

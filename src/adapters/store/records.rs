@@ -331,7 +331,8 @@ impl Store {
         if let Some((last, _)) = self.last_plan(subject, None).await?
             && last.digest == plan.digest
         {
-            let problems = |plan: &Plan| plan.instances.iter().map(|one| one.problem.clone()).collect::<Vec<_>>();
+            let problems =
+                |plan: &Plan| plan.instances.iter().map(|instance| instance.problem.clone()).collect::<Vec<_>>();
             if problems(&last) != problems(plan) {
                 // The plan has the same effect, and only the problems of its instances differ.
                 let mut writing = self.writing(attempt, None).await?;

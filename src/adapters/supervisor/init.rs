@@ -33,8 +33,8 @@ pub async fn first(arguments: &[OsString]) -> std::io::Result<u8> {
     let mut again_at: Option<Instant> = None;
     let mut code = 0;
     loop {
-        let mut left = false;
-        for (pid, status) in buried(&mut left)? {
+        let mut has_children = false;
+        for (pid, status) in buried(&mut has_children)? {
             if daemon == Some(pid) {
                 daemon = None;
                 code = status.exit_status().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
@@ -46,7 +46,7 @@ pub async fn first(arguments: &[OsString]) -> std::io::Result<u8> {
                 }
             }
         }
-        if stopping && !left {
+        if stopping && !has_children {
             return Ok(code);
         }
         tokio::select! {
@@ -79,14 +79,14 @@ fn start(arguments: &[OsString]) -> std::io::Result<Pid> {
     pid.ok_or_else(|| std::io::Error::other("a process without a number"))
 }
 
-/// Reaps the children that ended since the last call; sets `left` if others still run.
-fn buried(left: &mut bool) -> std::io::Result<Vec<(Pid, WaitStatus)>> {
+/// Reaps the children that ended since the last call; sets `has_children` if others still run.
+fn buried(has_children: &mut bool) -> std::io::Result<Vec<(Pid, WaitStatus)>> {
     let mut ended = vec![];
     loop {
         match wait(WaitOptions::NOHANG) {
             Ok(Some((pid, status))) => ended.push((pid, status)),
             Ok(None) => {
-                *left = true;
+                *has_children = true;
                 return Ok(ended);
             }
             Err(rustix::io::Errno::CHILD) => return Ok(ended),

@@ -76,8 +76,8 @@ impl Stage {
         let (_, plans) = self.post("/api/v1/plan", &json!({"selector": "staging"})).await?;
         let plans: Vec<Plan> = serde_json::from_value(plans)?;
         let digests: Vec<String> = plans.iter().map(|plan| plan.digest.to_string()).collect();
-        let (code, said) = self.post("/api/v1/apply", &json!({"selector": "staging", "digests": digests})).await?;
-        expect(code == 200, &format!("`evenkeel apply staging` is taken: {said}"))?;
+        let (code, response) = self.post("/api/v1/apply", &json!({"selector": "staging", "digests": digests})).await?;
+        expect(code == 200, &format!("`evenkeel apply staging` is taken: {response}"))?;
         self.verdict("staging/backend", Verdict::InSync).await?;
         self.told(since, "`evenkeel apply staging` brings `staging` there too");
         Ok(())

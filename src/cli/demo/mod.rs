@@ -63,8 +63,8 @@ struct Stage {
 
 pub(super) async fn run(args: Demo) -> Done {
     let mut stage = Stage::set(&args.from).await?;
-    let told = stage.tell().await;
-    if let Err(failure) = &told {
+    let result = stage.tell().await;
+    if let Err(failure) = &result {
         output::note(&format!("The story broke off: {}", failure.message));
         let log = std::fs::read_to_string(stage.folder.path().join("daemon.log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
@@ -77,7 +77,7 @@ pub(super) async fn run(args: Demo) -> Done {
         drop(tokio::signal::ctrl_c().await);
     }
     stage.end().await;
-    told.map(|()| 0)
+    result.map(|()| 0)
 }
 
 impl Stage {
@@ -201,8 +201,12 @@ impl Stage {
         }
         let answer = request.send().await?;
         let status = answer.status();
-        let said: Value = answer.json().await?;
-        if status.is_success() { Ok(said) } else { Err(Failure::new(format!("the forge refused {path}: {said}"))) }
+        let response: Value = answer.json().await?;
+        if status.is_success() {
+            Ok(response)
+        } else {
+            Err(Failure::new(format!("the forge refused {path}: {response}")))
+        }
     }
 
     async fn status(&self) -> Result<Status, Failure> {
@@ -316,8 +320,8 @@ impl Stage {
         let (_, plans) = self.post("/api/v1/plan", &json!({"selector": "staging"})).await?;
         let plans: Vec<Plan> = serde_json::from_value(plans)?;
         let digest = plans[0].digest.to_string();
-        let (code, said) = self.post("/api/v1/apply", &json!({"selector": "staging", "digests": [digest]})).await?;
-        expect(code == 200, &format!("`evenkeel apply staging` is taken: {said}"))?;
+        let (code, response) = self.post("/api/v1/apply", &json!({"selector": "staging", "digests": [digest]})).await?;
+        expect(code == 200, &format!("`evenkeel apply staging` is taken: {response}"))?;
         for name in ["network", "dns", "backend", "web"] {
             self.verdict(&format!("staging/{name}"), Verdict::InSync).await?;
         }

@@ -137,10 +137,10 @@ fn r7_5_events_in_another_order_and_twice_lead_to_the_same_world() {
     let expected = in_order();
     let mut compared = 0;
     for seed in [0x9e37_79b9_7f4a_7c15, 0x2545_f491_4f6c_dd1d] {
-        for ((path, (_, expected)), (told, found)) in all.iter().zip(expected).zip(tell_all(&all, Some(seed))) {
+        for ((path, (_, expected)), (transcript, found)) in all.iter().zip(expected).zip(tell_all(&all, Some(seed))) {
             if !found.is_empty() {
                 compared += 1;
-                assert_eq!(found, *expected, "{} with the seed {seed:x}:\n{told}", path.display());
+                assert_eq!(found, *expected, "{} with the seed {seed:x}:\n{transcript}", path.display());
             }
         }
     }

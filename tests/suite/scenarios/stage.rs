@@ -166,7 +166,7 @@ impl Stage {
         let (word, rest) = command.split_once(' ').unwrap_or((command, ""));
         self.clock.forward(chrono::Duration::seconds(1));
         let newest = self.newest_run().await;
-        let said = loop {
+        let printed = loop {
             let life = Arc::clone(&self.life);
             tokio::select! {
                 biased;
@@ -182,11 +182,11 @@ impl Stage {
             }
         };
         if matches!(word, "environment" | "component" | "module" | "file" | "remove" | "show") {
-            return Ok(said);
+            return Ok(printed);
         }
         // A change of the world outside Evenkeel causes no event.
         if matches!(word, "meddle" | "hold" | "wipe" | "cluster" | "fault" | "silence" | "answer") {
-            return Ok(said);
+            return Ok(printed);
         }
         // The real forge sends an event for every comment and change, and a poll finds the lost ones.
         let (before, mut effects) = (self.seen.clone(), vec![]);
@@ -194,16 +194,16 @@ impl Stage {
         let rounds = if self.disorder.is_some() { 4 } else { 2 };
         for round in 0..rounds {
             self.rest().await?;
-            let (now, more) = (self.sight().await, self.world.effects());
-            let is_quiet = now == self.seen && more.is_empty();
+            let (current, more) = (self.sight().await, self.world.effects());
+            let is_quiet = current == self.seen && more.is_empty();
             self.effects.extend(more.iter().cloned());
             effects.extend(more);
-            self.seen = now;
+            self.seen = current;
             if is_quiet && (self.disorder.is_none() || round > 1) {
                 break;
             }
         }
-        Ok(said.into_iter().chain(self.changes(&before, effects)).collect())
+        Ok(printed.into_iter().chain(self.changes(&before, effects)).collect())
     }
 
     async fn newest_run(&self) -> i64 {
@@ -311,8 +311,8 @@ impl Stage {
                 if let Some(resource) = more.strip_suffix(" gone") {
                     self.world.meddle(place, resource, "", None);
                 } else {
-                    let (left, value) = two(more, " = ")?;
-                    let (resource, field) = two(left, ".")?;
+                    let (attribute, value) = two(more, " = ")?;
+                    let (resource, field) = two(attribute, ".")?;
                     if word == "hold" {
                         self.world.hold(place, resource, field, value)
                     } else {
@@ -384,8 +384,8 @@ impl Stage {
                     evenkeel::domain::command::parse(&format!("/{rest}")).into_iter().next().ok_or("no command")?;
                 let command = parsed.map_err(|unclear| unclear.0)?;
                 return Ok(match self.daemon.commands.execute(&command, &local()).await {
-                    Ok(said) => std::iter::once(said.message)
-                        .chain(said.plans.iter().map(|plan| format!("digest {}", plan.digest.short())))
+                    Ok(outcome) => std::iter::once(outcome.message)
+                        .chain(outcome.plans.iter().map(|plan| format!("digest {}", plan.digest.short())))
                         .collect(),
                     Err(error) => vec![error.to_string()],
                 });
@@ -469,16 +469,16 @@ impl Stage {
     pub(crate) fn done(&self) -> (Vec<String>, Vec<String>) {
         let mut effects = self.effects.clone();
         effects.sort();
-        let mut said: Vec<String> = vec![];
+        let mut comments: Vec<String> = vec![];
         for pull in self.forge.pulls() {
             let number = pull.number.0;
             for (comment, folded) in self.forge.comments(number) {
                 if comment.author == "evenkeel" {
-                    said.push(format!("#{number} {}{}", if folded { "(folded) " } else { "" }, comment.body));
+                    comments.push(format!("#{number} {}{}", if folded { "(folded) " } else { "" }, comment.body));
                 }
             }
         }
-        (effects, said)
+        (effects, comments)
     }
 
     /// Returns the runs that did not end, with the blockers of each instance.
@@ -492,7 +492,7 @@ impl Stage {
     /// Returns the final state: the verdict of each instance, and the world.
     pub(crate) async fn end(&self) -> Vec<String> {
         let status = self.daemon.status.read().await.unwrap();
-        let verdicts = status.instances.iter().map(|one| format!("{}: {}", one.id, one.verdict.words()));
+        let verdicts = status.instances.iter().map(|instance| format!("{}: {}", instance.id, instance.verdict.words()));
         verdicts.chain(self.world.things()).collect()
     }
 
