@@ -1,6 +1,6 @@
 //! Runs the embedded forge: a small GitHub-compatible server over one bare repository.
 //!
-//! It allows to try Evenkeel without GitHub, and answers the requests of Evenkeel's client as GitHub does.
+//! The forge lets a user try Evenkeel without GitHub, and responds to the requests of its client as GitHub does.
 //! *Invariant:* the forge listens on loopback only, because its pages let any visitor act as any of its users.
 //! *Race:* a push and a merge at once: both run under one lock on the state, and git refuses the second writer of
 //! a ref. *Race:* the receiver misses a webhook: the forge tries a few times and then drops it, as GitHub does; a
