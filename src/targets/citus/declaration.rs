@@ -1,4 +1,4 @@
-//! A component of Citus as a type: the nodes, tables and schemas of a cluster, and how its shards lie.
+//! Defines the declaration of a Citus component: nodes, tables, schemas and shard placement.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -15,71 +15,72 @@ use crate::model::{
 };
 use crate::ports::{EntryKind, Files};
 
-/// The shard layout of a Citus cluster; whatever it says nothing about is left as it is.
+/// The shard layout of a Citus cluster; everything undeclared stays unchanged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Citus {
-    /// The connection to the coordinator: `plan` looks, `apply` owns the tables, `admin` adds and removes nodes.
+    /// The connection to the coordinator: `plan` reads, `apply` owns the tables, `admin` adds and removes nodes.
     pub connection: String,
-    /// The workers: a list, or the output that is one. Where it is not set, nodes are neither added nor removed.
+    /// The workers: a list, or an output with a list. If it is not set, nodes are neither added nor removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<Nodes>,
-    /// Distributed and reference tables. Others are left alone.
+    /// Distributed and reference tables. Other tables stay unchanged.
     #[serde(default)]
     pub tables: Vec<Table>,
-    /// Distributed schemas. Others are left alone.
+    /// Distributed schemas. Other schemas stay unchanged.
     #[serde(default)]
     pub schemas: Vec<Schema>,
-    /// How shards are laid out.
+    /// The placement of shards.
     #[serde(default)]
     pub placement: Placement,
-    /// How shards are moved.
+    /// The settings of shard moves.
     #[serde(default)]
     pub moves: Moves,
-    /// Whether a table may be rewritten, which another column, shard count or colocation needs.
+    /// Whether a table may be rewritten, which a change of column, shard count or colocation requires.
     #[serde(default)]
     pub allow_rewrite: bool,
-    /// A folder of SQL files, relative to the root of the repository, applied once each in the order of their names.
+    /// A folder of SQL files, relative to the root of the repository; each is applied once, in the order of names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migrations: Option<String>,
-    /// When a pull request asks for more nodes.
+    /// The rules by which a pull request proposes more nodes.
     #[serde(default)]
     pub capacity: Vec<Capacity>,
 }
 
-/// A list of nodes, or the output that is one.
+/// A list of nodes, or an output with a list.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Nodes {
     /// `${NAME.outputs.KEY}`.
     Output(String),
-    /// Node by node.
+    /// A list of nodes.
     List(Vec<CitusNode>),
 }
 
-/// `host:port`, or with more.
+/// `host:port`, or an object with more fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum CitusNode {
     /// `host:port`.
     Address(String),
-    /// With more.
+    /// An object with more fields.
     With(CitusNodeWith),
 }
 
-/// A node, and what carries it.
+/// A node with its host resource.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CitusNodeWith {
-    /// A name or an address.
+    /// A host name or an address.
     pub host: String,
-    /// The port; 5432 where it is not set.
+    /// The port; defaults to 5432.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// Whether it holds shards.
+    /// Whether the node holds shards.
     #[serde(default = "yes")]
     pub shards: bool,
-    /// What it runs on: a tofu address, or `StatefulSet/NAMESPACE/NAME`. Nothing takes that away before the node is empty.
+    /// The resource that the node runs on: a tofu address, or `StatefulSet/NAMESPACE/NAME`. It is not removed before
+    /// the node is empty.
     #[serde(alias = "carriedBy", default, skip_serializing_if = "Option::is_none")]
     pub runs_on: Option<String>,
 }
@@ -180,7 +181,7 @@ pub(super) fn check(file: &Arc<str>, citus: &Node) -> Vec<Problem> {
     problems
 }
 
-/// A pin that stands twice for one tenant would never come to rest.
+/// Returns the message for a tenant that two pins place: its shard would move back and forth.
 pub(super) fn contradicting_pins(pins: &[Pin]) -> Option<String> {
     let mut known = BTreeMap::new();
     pins.iter().find_map(|pin| {

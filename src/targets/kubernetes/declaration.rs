@@ -1,4 +1,4 @@
-//! A component of Kubernetes objects as a type.
+//! Defines the declaration of a component of Kubernetes objects.
 
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -8,49 +8,49 @@ use serde_json::Value;
 
 use crate::model::{Duration, ids::Malformed};
 
-/// How long what was applied may take to come up where nothing says so.
+/// The default time limit for applied objects to become ready.
 const WAIT: Duration = Duration::seconds(300);
 
 /// Kubernetes objects: exactly one of `manifests`, `kustomize` and `helm`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Kubernetes {
-    /// The connection to the cluster; the environment's where it is not set.
+    /// The connection to the cluster; defaults to the connection of the environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection: Option<Connection>,
-    /// The namespace of objects that name none; the environment's where it is not set.
+    /// The namespace of objects that name none; defaults to the namespace of the environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
-    /// A manifest, or a folder of them, relative to the root of the repository.
+    /// A manifest or a folder of manifests, relative to the root of the repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifests: Option<String>,
     /// A folder with a `kustomization.yaml`, relative to the root of the repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kustomize: Option<String>,
-    /// A chart of the repository.
+    /// A chart in the repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub helm: Option<Helm>,
-    /// What `${KEY}` in the rendered objects stands for; without it nothing is replaced.
+    /// The values of `${KEY}` in the rendered objects; without it no text is replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub substitute: Option<BTreeMap<String, Value>>,
-    /// As whom objects are read and applied.
+    /// The account that reads and applies the objects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub impersonate: Option<Impersonate>,
-    /// Objects that may be deleted and made again where a field can't be changed in place.
+    /// Objects that may be deleted and created again if a field can't be changed in place.
     #[serde(default)]
     pub force: Vec<Objects>,
-    /// Fields that are somebody else's: they are not sent, and not compared.
+    /// Fields that another manager owns: they are neither sent nor compared.
     #[serde(default)]
     pub ignore: Vec<Ignore>,
-    /// When objects of a kind are healthy, where the usual rules don't say it.
+    /// Health rules for kinds that the default rules do not cover.
     #[serde(default)]
     pub health: Vec<Health>,
-    /// How long what was applied may take to come up, or `none`; 5 min where it is not set.
+    /// The time limit for applied objects to become ready, or `none`; defaults to 5 min.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait: Option<Wait>,
 }
 
-/// How long what was applied may take to come up: a duration, or `none`.
+/// The time limit for applied objects to become ready: a duration, or `none`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Wait(Option<Duration>);
@@ -84,32 +84,32 @@ impl JsonSchema for Wait {
     }
 }
 
-/// `cluster`, or `{name: cluster, server: …}`.
+/// A connection: `cluster`, or `{name: cluster, server: …}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Connection {
     /// The name alone.
     Name(String),
-    /// With an address that an output gives.
+    /// The name with an address from an output.
     With(ConnectionWith),
 }
 
-/// A connection with an address that an output gives; the credentials never come from there.
+/// A connection with an address from an output; the credentials never come from an output.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ConnectionWith {
-    /// The connection.
+    /// The name of the connection.
     pub name: String,
     /// The address of the API server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<String>,
-    /// Its certificate authority: PEM, or base64 of it.
+    /// The certificate authority of the server: PEM, or base64 of PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_authority: Option<String>,
 }
 
 impl Connection {
-    /// The name of the connection.
+    /// Returns the name of the connection.
     pub fn name(&self) -> &str {
         match self {
             Self::Name(name) => name,
@@ -118,24 +118,24 @@ impl Connection {
     }
 }
 
-/// A chart of the repository, with all that it depends on in its `charts` folder.
+/// A chart in the repository, with all its dependencies in its `charts` folder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Helm {
     /// The folder of the chart, relative to the root of the repository.
     pub chart: String,
-    /// The name of the release; the component's where it is not set.
+    /// The name of the release; defaults to the name of the component.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<String>,
-    /// Files of values, relative to the root of the repository; a later one wins.
+    /// Value files, relative to the root of the repository; a later file overrides an earlier one.
     #[serde(default)]
     pub value_files: Vec<String>,
-    /// Values; they win over those of files.
+    /// Values; they override those of files.
     #[serde(default)]
     pub values: BTreeMap<String, Value>,
 }
 
-/// As whom objects are read and applied.
+/// The account that reads and applies the objects.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Impersonate {
@@ -143,48 +143,48 @@ pub struct Impersonate {
     pub service_account: String,
 }
 
-/// Objects by what they are.
+/// A selector of objects.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Objects {
-    /// The kind.
+    /// The kind of the objects.
     pub kind: String,
-    /// The name; all of the kind where it is not set.
+    /// The name of the object; all objects of the kind if it is not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
 
-/// Fields that are somebody else's.
+/// Fields that another manager owns.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Ignore {
-    /// The kind.
+    /// The kind of the objects.
     pub kind: String,
-    /// The name; all of the kind where it is not set.
+    /// The name of the object; all objects of the kind if it is not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// JSON pointers into the object.
     #[schemars(length(min = 1))]
     pub pointers: Vec<String>,
-    /// Why, for the reader.
+    /// The reason, for the reader.
     pub because: String,
 }
 
-/// When objects of a kind are healthy, by expressions of CEL over the object `self`.
+/// A health rule for objects of a kind: CEL expressions over the object `self`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Health {
-    /// The kind.
+    /// The kind of the objects.
     pub kind: String,
-    /// True once it is as it should be.
+    /// True if the object is ready.
     pub current: String,
-    /// True where it won't ever be.
+    /// True if the object failed and will not become ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<String>,
 }
 
 impl Kubernetes {
-    /// How long what was applied may take to come up; nothing where nobody waits.
+    /// Returns the time limit for applied objects to become ready; zero for `wait: none`.
     pub fn waits(&self) -> std::time::Duration {
         self.wait.map_or(Some(WAIT), |wait| wait.0).map_or(std::time::Duration::ZERO, Duration::std)
     }

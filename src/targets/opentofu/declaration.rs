@@ -1,4 +1,4 @@
-//! A component of OpenTofu as a type, and the job that it becomes.
+//! Defines the declaration of an OpenTofu component.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use serde_json::Value;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Tofu {
-    /// The connection whose environment the process gets.
+    /// The connection that supplies the environment of the process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection: Option<String>,
     /// The root module, relative to the root of the repository.
@@ -18,7 +18,7 @@ pub struct Tofu {
     /// The workspace.
     #[serde(default = "default_workspace")]
     pub workspace: String,
-    /// Variables, passed last, so that nothing in the repository beats them.
+    /// Variables; they are passed last and override all values in the repository.
     #[serde(default)]
     pub variables: BTreeMap<String, Value>,
     /// Variable files, relative to the root of the repository.
