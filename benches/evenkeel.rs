@@ -412,7 +412,9 @@ fn minds() -> Vec<Row> {
         let revision = "0".repeat(40).parse().unwrap();
         let plan = Plan::new(environment.clone(), revision, None, "head".into(), vec![instance]);
         let notes = validation::plan(&plan, &Limits::default());
-        assert!(!message::comment::plan(&plan, &notes, "plan").is_empty());
+        assert!(
+            !message::comment::plan(&plan, &notes.into_iter().map(Into::into).collect::<Vec<_>>(), "plan").is_empty()
+        );
         plans.push(since.elapsed().as_secs_f64() * 1000.0);
     }
     vec![

@@ -18,7 +18,7 @@ use crate::{
     domain::{
         authorization::{
             self, Principal, Rights,
-            approvals::{Given, lacking, standing},
+            approvals::{Given, MissingApprovals, missing, standing},
             paths, permit,
         },
         declaration::schema::{Approvals, Team, Verb},
@@ -74,15 +74,15 @@ impl Authorization {
         Ok(self.source.guards(head).await?.rights(environment))
     }
 
-    /// Returns the approvals that are missing for a command on instances of a plan, as text.
-    pub(crate) async fn lacking(
+    /// Returns the approvals that are missing for a command on instances of a plan.
+    pub(crate) async fn missing_approvals(
         self: &Arc<Self>,
         head: &Head,
         who: &Principal,
         verb: Verb,
         plan: &Plan,
         instances: &BTreeSet<InstanceId>,
-    ) -> Result<Option<String>, Error> {
+    ) -> Result<Option<MissingApprovals>, Error> {
         let rights = self.rights(head, &plan.environment).await?;
         let needs = permit(&rights, who, verb).unwrap_or_default();
         if needs.is_empty() {
@@ -93,15 +93,9 @@ impl Authorization {
         for instance in plan.instances.iter().filter(|i| instances.contains(&i.id)).filter(has_work) {
             let Some(number) = self.changed_by_pull(head, &instance.id).await? else {
                 if verb == Verb::Destroy {
-                    return Ok(Some(format!(
-                        "`{}` needs approvals, and no pull request that removed it showed what would go; declare it again with `onDelete: destroy`, and remove it by a pull request whose reviews count",
-                        instance.id
-                    )));
+                    return Ok(Some(MissingApprovals::RemovedWithoutPullRequest(instance.id.clone())));
                 }
-                return Ok(Some(format!(
-                    "`{0}` needs approvals and was not changed by a pull request; `evenkeel propose {0} --apply` opens one whose reviews count",
-                    instance.id
-                )));
+                return Ok(Some(MissingApprovals::ChangedWithoutPullRequest(instance.id.clone())));
             };
             carriers.entry(number).or_default().push(instance);
         }
@@ -122,8 +116,8 @@ impl Authorization {
         needs: &[&Approvals],
         environment: &EnvironmentName,
         instances: &[&InstancePlan],
-    ) -> Result<Option<String>, Error> {
-        let Some(forge) = self.context.forge.clone() else { return Ok(Some("there is no forge to approve on".into())) };
+    ) -> Result<Option<MissingApprovals>, Error> {
+        let Some(forge) = self.context.forge.clone() else { return Ok(Some(MissingApprovals::NoForge)) };
         let pull = forge.get_pull(number).await?;
         let mut given = vec![];
         for review in standing(&pull, forge.list_reviews(number).await?) {
@@ -147,17 +141,17 @@ impl Authorization {
                 covers,
             });
         }
-        Ok(lacking(needs, number, &pull.head, &given))
+        Ok(missing(needs, number, &pull.head, &given))
     }
 
-    /// What is lacking on the pull request of a remediation: its description is its plan, and stands on its head.
+    /// What is missing on the pull request of a remediation: its description is its plan, and stands on its head.
     pub(crate) async fn missing_approvals_of_remediation(
         self: &Arc<Self>,
         head: &Head,
         who: &Principal,
         environment: &EnvironmentName,
         pull: &Pull,
-    ) -> Result<Option<String>, Error> {
+    ) -> Result<Option<MissingApprovals>, Error> {
         let rights = self.rights(head, environment).await?;
         let needs = permit(&rights, who, Verb::Apply).unwrap_or_default();
         self.missing_approvals_of_head(head, pull, &needs).await
@@ -168,14 +162,14 @@ impl Authorization {
         head: &Head,
         pull: &Pull,
         needs: &[&Approvals],
-    ) -> Result<Option<String>, Error> {
+    ) -> Result<Option<MissingApprovals>, Error> {
         let Some(forge) = self.context.forge.clone().filter(|_| !needs.is_empty()) else { return Ok(None) };
         let mut given = vec![];
         for review in standing(pull, forge.list_reviews(pull.number).await?) {
             let by = self.person(head, &review.author).await?;
             given.push(Given { by, head: review.head, at: review.at, covers: true });
         }
-        Ok(lacking(needs, pull.number, &pull.head, &given))
+        Ok(missing(needs, pull.number, &pull.head, &given))
     }
 
     /// The newest merged pull request that changed an instance since it was applied; nothing where something without a
@@ -197,13 +191,13 @@ impl Authorization {
         Ok(None)
     }
 
-    /// Returns the approvals that a pull request lacks for the protected paths that it changes, as text.
+    /// Returns the approvals that a pull request lacks for the protected paths that it changes.
     pub(crate) async fn missing_approvals_of_paths(
         self: &Arc<Self>,
         base: &Head,
         merged: &Arc<dyn Files>,
         pull: &Pull,
-    ) -> Result<Option<String>, Error> {
+    ) -> Result<Option<MissingApprovals>, Error> {
         let Some(state_repo) = base.desired.state_repo.clone().filter(|repo| !repo.protected_paths.is_empty()) else {
             return Ok(None);
         };
@@ -216,7 +210,7 @@ impl Authorization {
             let Some(path) = changed.iter().find(is_meant) else { continue };
             let needs = Approvals { count: protected.approvals, from: protected.from.clone() };
             if let Some(message) = self.missing_approvals_of_head(base, pull, &[&needs]).await? {
-                return Ok(Some(format!("`{path}` is protected: {message}")));
+                return Ok(Some(MissingApprovals::ProtectedPath(path.clone(), Box::new(message))));
             }
         }
         Ok(None)
@@ -270,7 +264,7 @@ impl Authorization {
         for environment in environments {
             let rights = self.rights(head, environment).await?;
             if authorization::permit(&rights, who, verb).is_none() {
-                return Err(Error::Refused(authorization::refusal(&rights, who, verb, environment)));
+                return Err(Error::Refused(Refusal::not_permitted(&rights, who, verb, environment)));
             }
         }
         Ok(())

@@ -408,7 +408,7 @@ async fn a_rewrite_needs_a_word_and_has_a_point_to_go_back_to() {
     );
     // If `allowRewrite` is declared together with the change that it allows, it does not count.
     stage.push_on("wider", &wider("    allowRewrite: true\n"));
-    stage.comment(pull, "say `allowRewrite: true` in a pull request of its own first").await;
+    stage.comment(pull, "declare `allowRewrite: true` in a pull request of its own first").await;
     stage.push("main", &files(&nodes, "    allowRewrite: true\n")[1..2]);
     stage.verdict("dev/shards", Verdict::InSync).await;
     let pull = stage.pull("wide", &wider("    allowRewrite: true\n")).await;

@@ -133,7 +133,7 @@ async fn r4_1_a_remediation_whose_world_moved_is_refused_and_a_closed_one_is_not
     std::fs::write(stage.place("world/release"), "tampered differently").unwrap();
     stage.merge("lin", pull).await;
     let ended = stage.comment(pull, "### Stopped before the first change").await;
-    assert!(ended.contains("the world moved on since the remediation was written"), "{ended}");
+    assert!(ended.contains("the plan differs from the one in the remediation"), "{ended}");
     assert_eq!(stage.world("release"), "tampered differently");
     // Closed unmerged: the drift is snoozed until the observation changes.
     stage.drift("staging");

@@ -597,7 +597,7 @@ async fn a_rollout_is_waited_for_says_why_it_fails_and_gives_way_to_a_newer_revi
     stage
         .until("the older run gave way", async || {
             let (_, journal, _) = stage.run(&["journal", "--run", "1"]);
-            journal.contains("superseded: the branch says something else by now").then_some(())
+            journal.contains("superseded: the branch declares other content by now").then_some(())
         })
         .await;
     // The status of a pod contains the reason why it does not become ready.
@@ -616,7 +616,7 @@ async fn a_rollout_is_waited_for_says_why_it_fails_and_gives_way_to_a_newer_revi
     assert_eq!(code, 200, "{answer}");
     let stalled = stage.verdict("dev/roll", Verdict::Stalled).await;
     assert!(
-        stalled.message().contains("did not come up within 12 s")
+        stalled.message().contains("did not become ready within 12 s")
             && stalled.message().contains("container `web` is in CrashLoopBackOff"),
         "{}",
         stalled.message()

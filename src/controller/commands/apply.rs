@@ -4,6 +4,8 @@
 //! (R6.10).
 
 use crate::domain::message::Refusal;
+use crate::domain::message::run::RunCause;
+use crate::domain::plan::validation::Violation;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -103,7 +105,7 @@ impl Commands {
                 return Err(Error::Refused(Refusal::PlanChanged { environment, digest: plan.digest }));
             }
             pending.extend(downstream(head, &plan, &selected));
-            let because = format!("[`/apply`](#issuecomment-{}) of @{}", written.id, written.author);
+            let because = RunCause::Comment(Verb::Apply, written.id, written.author.clone());
             started.push((
                 environment.clone(),
                 self.start(head, &plan, pending, because, who, Some(tracked.pull.number)).await?,
@@ -201,15 +203,15 @@ impl Commands {
                 })
                 .collect(),
         );
-        if let Some(note) = validation::plan(&part, &limits).into_iter().find(|note| note.fatal) {
-            return Err(Error::Refused(Refusal::InvalidPlan { verb: Verb::Apply, reason: note.message }));
+        if let Some(violation) = validation::plan(&part, &limits).into_iter().find(Violation::is_fatal) {
+            return Err(Error::Refused(Refusal::InvalidPlan { verb: Verb::Apply, violation }));
         }
-        if let Some(message) = validation::within(&part.summary, &limits).into_iter().next() {
+        if let Some(violation) = validation::within(&part.summary, &limits).into_iter().next() {
             return Err(Error::Refused(Refusal::OverLimit {
                 verb: Verb::Apply,
                 declared: Some(plan.environment.clone()),
                 environment: plan.environment.clone(),
-                reason: message,
+                violation,
             }));
         }
         Ok(chosen)
@@ -220,7 +222,7 @@ impl Commands {
         head: &Arc<Head>,
         plan: &Plan,
         instances: BTreeSet<InstanceId>,
-        because: String,
+        because: RunCause,
         who: &Principal,
         pull: Option<PullNumber>,
     ) -> Result<RunId, Error> {
@@ -229,8 +231,8 @@ impl Commands {
             return Err(Error::Refused(Refusal::Suspended { verb: Verb::Apply, suspension }));
         }
         let chosen = self.select_from_plan(head, plan, &instances).await?;
-        if let Some(message) = self.authorization.lacking(head, who, Verb::Apply, plan, &instances).await? {
-            return Err(Error::Refused(Refusal::NotApproved { verb: Verb::Apply, reason: message }));
+        if let Some(missing) = self.authorization.missing_approvals(head, who, Verb::Apply, plan, &instances).await? {
+            return Err(Error::Refused(Refusal::NotApproved { verb: Verb::Apply, missing }));
         }
         let approved: BTreeMap<InstanceId, Approved> = instances
             .iter()
@@ -293,9 +295,7 @@ impl Commands {
                 }));
             }
             pending.extend(downstream(&head, &plan, &selected));
-            runs.push(
-                self.start(&head, &plan, pending, format!("`evenkeel apply` of {}", who.name()), who, None).await?,
-            );
+            runs.push(self.start(&head, &plan, pending, RunCause::CommandLine(who.name()), who, None).await?);
         }
         if runs.is_empty() {
             self.refuse_unknown(&selected).await?;

@@ -1,6 +1,8 @@
 //! `/destroy`: shows the plan that destroys orphans, and runs it once its digest is named (R1.9).
 
 use crate::domain::message::Refusal;
+use crate::domain::message::run::RunCause;
+use crate::domain::plan::validation::Violation;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -45,7 +47,7 @@ impl Commands {
                 return Err(Error::Refused(Refusal::NotPlanned {
                     verb: Verb::Destroy,
                     id: id.clone(),
-                    reason: why.to_string(),
+                    reason: why.clone(),
                 }));
             }
             let names = |digest: &String| {
@@ -67,7 +69,7 @@ impl Commands {
                 }));
             }
             if let Some(number) = pull {
-                self.pull_requests.comment_plan(number, &plan, &[]).await?;
+                self.pull_requests.comment_plan(number, &plan, vec![]).await?;
             }
             message.push(format!(
                 "Nothing was destroyed yet: look at the plan of `{environment}`, and comment `/destroy {} {}` to do that and no more.",
@@ -83,21 +85,21 @@ impl Commands {
     async fn may_destroy(self: &Arc<Self>, head: &Arc<Head>, plan: &Plan, who: &Principal) -> Result<(), Error> {
         let environment = &plan.environment;
         let limits = self.source.guards(head).await?.limits(environment);
-        if let Some(note) = validation::plan(plan, &limits).into_iter().find(|note| note.fatal) {
-            return Err(Error::Refused(Refusal::InvalidPlan { verb: Verb::Destroy, reason: note.message }));
+        if let Some(violation) = validation::plan(plan, &limits).into_iter().find(Violation::is_fatal) {
+            return Err(Error::Refused(Refusal::InvalidPlan { verb: Verb::Destroy, violation }));
         }
-        if let Some(message) = validation::within(&plan.summary, &limits).into_iter().next() {
+        if let Some(violation) = validation::within(&plan.summary, &limits).into_iter().next() {
             let declared = head.desired.environments.contains_key(environment).then(|| environment.clone());
             return Err(Error::Refused(Refusal::OverLimit {
                 verb: Verb::Destroy,
                 declared,
                 environment: environment.clone(),
-                reason: message,
+                violation,
             }));
         }
         let ids: BTreeSet<InstanceId> = plan.instances.iter().map(|instance| instance.id.clone()).collect();
-        match self.authorization.lacking(head, who, Verb::Destroy, plan, &ids).await? {
-            Some(message) => Err(Error::Refused(Refusal::NotApproved { verb: Verb::Destroy, reason: message })),
+        match self.authorization.missing_approvals(head, who, Verb::Destroy, plan, &ids).await? {
+            Some(missing) => Err(Error::Refused(Refusal::NotApproved { verb: Verb::Destroy, missing })),
             None => Ok(()),
         }
     }
@@ -119,7 +121,7 @@ impl Commands {
             environment: plan.environment.clone(),
             instances: plan.instances.iter().map(|instance| instance.id.clone()).collect(),
             approved,
-            because: format!("`/destroy` of {}", who.name().replace("user:", "@")),
+            because: RunCause::Command(Verb::Destroy, who.mention()),
             principal: who.name(),
             command_id: who.command_id().map(str::to_owned),
             kind: RunKind::Destroy { by_merge: false },

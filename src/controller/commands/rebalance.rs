@@ -3,6 +3,7 @@
 use crate::domain::declaration::schema::Verb;
 use crate::domain::message::Refusal;
 use crate::domain::message::list;
+use crate::domain::message::run::RunCause;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -34,7 +35,7 @@ impl Commands {
         let mut runs = vec![];
         for environment in environments(&clusters) {
             let word = RebalanceAuthorization {
-                because: format!("`/rebalance` of {}", who.name().replace("user:", "@")),
+                because: RunCause::Command(Verb::Rebalance, who.mention()),
                 principal: who.name(),
                 command_id: who.command_id().map(str::to_owned),
                 pull,

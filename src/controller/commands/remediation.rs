@@ -1,6 +1,7 @@
 //! `/apply` on the pull request of a remediation, and `evenkeel apply --remediation` (R4.2).
 
 use crate::domain::message::Refusal;
+use crate::domain::message::run::RunCause;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -41,10 +42,10 @@ impl Commands {
                     continue;
                 }
                 self.authorization.allow(head, who, Verb::Apply, &BTreeSet::from([environment.clone()])).await?;
-                if let Some(message) =
+                if let Some(missing) =
                     self.authorization.missing_approvals_of_remediation(head, who, environment, &tracked.pull).await?
                 {
-                    return Err(Error::Refused(Refusal::NotApproved { verb: Verb::Apply, reason: message }));
+                    return Err(Error::Refused(Refusal::NotApproved { verb: Verb::Apply, missing }));
                 }
                 let run = self.resume_remediation(head, &name, &remediation, who, merged).await?;
                 return Ok(format!("Run {run} does what was merged here."));
@@ -63,7 +64,7 @@ impl Commands {
     ) -> Result<RunId, Error> {
         let run = self
             .remediations
-            .run_remediation(head, name, remediation, format!("the word of {}", who.name()), who, merged.pull)
+            .run_remediation(head, name, remediation, RunCause::Remediation(who.name()), who, merged.pull)
             .await?;
         merged.run = Some(run);
         merged.waits = None;
@@ -114,12 +115,12 @@ impl Commands {
         let remediation = Arc::clone(remediation);
         if let Some(number) = merged.pull
             && let Some(tracked) = self.source.tracked(number).await?
-            && let Some(message) = self
+            && let Some(missing) = self
                 .authorization
                 .missing_approvals_of_remediation(head, who, &remediation.environment, &tracked.pull)
                 .await?
         {
-            return Err(Error::Refused(Refusal::NotApproved { verb: Verb::Apply, reason: message }));
+            return Err(Error::Refused(Refusal::NotApproved { verb: Verb::Apply, missing }));
         }
         self.resume_remediation(head, name, &remediation, who, merged).await
     }

@@ -61,7 +61,10 @@ impl Observer {
         if carried.is_empty() {
             return Ok((actions, carried));
         }
-        let drains = hosts::drain_actions(id, &hosts::removed_hosts(&carried, &actions).map_err(refused)?);
+        let drains = hosts::drain_actions(
+            id,
+            &hosts::removed_hosts(&carried, &actions).map_err(|violation| refused(violation.to_string()))?,
+        );
         Ok((drains.into_iter().chain(actions).collect(), carried))
     }
 

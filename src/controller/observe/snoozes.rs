@@ -1,5 +1,6 @@
 //! Snoozed drift (R4.5): recorded, extended, and ended when the observation changes.
 
+use crate::domain::message::run::RunReason;
 use std::collections::BTreeMap;
 
 use crate::{
@@ -41,7 +42,11 @@ impl Observer {
     }
 
     /// Whether actions undo drift that somebody said no to: a merge alone is no authority for that (R3.7).
-    pub(crate) async fn reverts_snoozed(&self, id: &InstanceId, actions: &[Action]) -> Result<Option<String>, Error> {
+    pub(crate) async fn reverts_snoozed(
+        &self,
+        id: &InstanceId,
+        actions: &[Action],
+    ) -> Result<Option<RunReason>, Error> {
         let (Some(snooze), Some(observed)) = (self.snoozes().await?.remove(id), self.context.store.observed(id).await?)
         else {
             return Ok(None);
@@ -50,11 +55,9 @@ impl Observer {
         let snoozed: Vec<&str> = snoozed.flat_map(|action| &action.resources).map(|r| r.resource.as_str()).collect();
         let undone =
             actions.iter().flat_map(|action| &action.resources).find(|change| snoozed.contains(&&*change.resource));
-        Ok(undone.map(|change| {
-            format!(
-                "it would undo the drift of `{}`, which is snoozed ({}); read the plan and comment `/apply` if that is meant",
-                change.resource, snooze.because
-            )
+        Ok(undone.map(|change| RunReason::RevertsSnoozed {
+            resource: change.resource.clone(),
+            because: snooze.because.clone(),
         }))
     }
 }

@@ -5,6 +5,7 @@
 
 use crate::domain::message::Refusal;
 use crate::domain::message::list;
+use crate::domain::message::run::RunReason;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -53,16 +54,13 @@ impl Planner {
         head: &Head,
         id: &InstanceId,
         together: &BTreeSet<InstanceId>,
-    ) -> Result<Option<(InstanceId, String)>, Error> {
+    ) -> Result<Option<(InstanceId, RunReason)>, Error> {
         let applied = self.context.store.applied_in(&id.environment).await?;
         let user = dependents(id, &applied).into_iter().find(|user| !together.contains(user));
         Ok(user.map(|user| {
-            let message = if head.instance(&user).is_some() {
-                format!("`{user}` still uses `{id}` as it is applied, and has to be applied without it first")
-            } else {
-                format!("`{user}`, which uses `{id}`, is still there; destroy both, or forget `{user}`")
-            };
-            (user, message)
+            let is_declared = head.instance(&user).is_some();
+            let reason = RunReason::InUse { id: id.clone(), user: user.clone(), is_declared };
+            (user, reason)
         }))
     }
 

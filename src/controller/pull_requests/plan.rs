@@ -1,6 +1,9 @@
 //! Plans the merge of a pull request into the present base (R6.1, R6.2).
 
+use crate::domain::authorization::MissingApprovals;
 use crate::domain::message::Refusal;
+use crate::domain::message::plan_status::{Blocked, PlanLine, PlanStatus};
+use crate::domain::plan::InstancePlan;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -25,22 +28,6 @@ use crate::{
     ports::{Merged, Pull, Use},
 };
 
-fn summary(plan: &Plan) -> String {
-    let found = &plan.summary;
-    let unknown =
-        plan.instances.iter().filter(|instance| instance.digest.is_none() && instance.problem.is_none()).count();
-    let counted = [
-        (found.update, "to change"),
-        (found.create, "to create"),
-        (found.replace, "to replace"),
-        (found.destroy, "to destroy"),
-        (unknown as u64, "known later"),
-    ];
-    let parts: Vec<String> =
-        counted.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
-    if parts.is_empty() { "nothing to change".into() } else { parts.join(", ") }
-}
-
 impl PullRequests {
     pub(crate) async fn plan_pull(
         self: &Arc<Self>,
@@ -59,25 +46,29 @@ impl PullRequests {
         };
         if let Some(proposal) = proposal {
             // The description of one with nobody else's commits is its plan.
-            let (state, message) = if proposal.pushed == pull.head {
-                ("success", "the plan stands in the description".into())
+            let status = if proposal.pushed == pull.head {
+                PlanStatus::InDescription
             } else {
                 match self.remediations.cuts(&pull, &proposal).await? {
-                    Err(message) => ("failure", message),
-                    Ok(_) => ("success", "what is left of the plan in the description runs".into()),
+                    Err(reason) => PlanStatus::Unusable(reason),
+                    Ok(_) => PlanStatus::RestOfDescription,
                 }
             };
-            self.notifier.set_status(&pull.head, "evenkeel/plan", state, &message).await?;
-        } else if let Some(why) = self.not_planned(head, &pull, tracked.replan).await? {
-            self.notifier.set_status(&pull.head, "evenkeel/plan", "error", &why).await?;
+            self.set_plan_status(&pull.head, &status).await?;
+        } else if let Some(status) = self.not_planned(head, &pull, tracked.replan).await? {
+            self.set_plan_status(&pull.head, &status).await?;
         } else {
-            self.notifier.set_status(&pull.head, "evenkeel/plan", "pending", "planning").await?;
+            self.set_plan_status(&pull.head, &PlanStatus::Planning).await?;
             (tracked.environments, tracked.lacks_approvals) = self.plan_merge(head, &pull).await?;
         }
         // Planning takes a while, and the pull request may have been merged meanwhile: what was tracked since stays.
         let fresh = self.source.tracked(pull.number).await?.map_or(pull, |tracked| tracked.pull);
         *tracked = TrackedPullRequest { pull: fresh, planned: Some(now), replan: false, ..tracked.clone() };
         self.record(tracked).await
+    }
+
+    async fn set_plan_status(&self, head: &Revision, status: &PlanStatus) -> Result<(), Error> {
+        self.notifier.set_status(head, "evenkeel/plan", status.state(), &status.to_string()).await
     }
 
     /// Whether somebody put more on the branch of a proposal than its remediation: then it is planned like any other.
@@ -101,19 +92,14 @@ impl PullRequests {
     }
 
     /// Why a pull request is not planned: planning runs code of whoever wrote it (R3.8).
-    async fn not_planned(self: &Arc<Self>, head: &Head, pull: &Pull, asked: bool) -> Result<Option<String>, Error> {
+    async fn not_planned(self: &Arc<Self>, head: &Head, pull: &Pull, asked: bool) -> Result<Option<PlanStatus>, Error> {
         let forks = head.desired.state_repo.as_ref().map(|repo| repo.forks).unwrap_or_default();
         if pull.fork && forks == Forks::Ignore {
-            return Ok(Some("pull requests from forks are not planned (`forks: ignore`)".into()));
+            return Ok(Some(PlanStatus::Fork));
         }
         let Some(forge) = self.context.forge.as_ref().filter(|_| !asked) else { return Ok(None) };
         let level = Level::parse(&forge.get_permission(&pull.author).await?);
-        Ok((level < Level::Write && forks != Forks::Plan).then(|| {
-            format!(
-                "@{} may not write here, and planning runs code; a principal with the permission can comment `/plan`",
-                pull.author
-            )
-        }))
+        Ok((level < Level::Write && forks != Forks::Plan).then(|| PlanStatus::AuthorMayNotWrite(pull.author.clone())))
     }
 
     /// Plans the merge of a pull request into the present base; answers the environments that it changes, and whether
@@ -131,14 +117,16 @@ impl PullRequests {
         let merged = match self.context.repository.merge(&base.revision, &pull.head).await? {
             Merged::Clean(merged) => merged,
             Merged::Conflict(paths) => {
-                let message = format!(
-                    "it can't be merged: {} differ on both sides",
-                    paths.iter().take(3).cloned().collect::<Vec<_>>().join(", ")
-                );
-                self.notifier.set_status(&pull.head, "evenkeel/plan", "failure", &message).await?;
+                let status = PlanStatus::Conflict(paths);
+                self.set_plan_status(&pull.head, &status).await?;
                 let what = "conflict";
                 self.notifier
-                    .comment_on(pull.number, what, &comment::conflict(&message, what), Some("plan env=".into()))
+                    .comment_on(
+                        pull.number,
+                        what,
+                        &comment::conflict(&status.to_string(), what),
+                        Some("plan env=".into()),
+                    )
                     .await?;
                 return Ok((BTreeSet::new(), false));
             }
@@ -176,7 +164,7 @@ impl PullRequests {
         merged: &Arc<Head>,
         pull: &Pull,
         changed: BTreeMap<EnvironmentName, BTreeSet<InstanceId>>,
-        lacks: Option<String>,
+        lacks: Option<MissingApprovals>,
     ) -> Result<BTreeSet<EnvironmentName>, Error> {
         // The guards as they would be once this is merged as one commit (R3.4).
         let (guards, unsplit) =
@@ -195,42 +183,36 @@ impl PullRequests {
         .await;
         let (mut lines, mut blocked, mut environments) = (vec![], vec![], BTreeSet::new());
         if let Some(first) = merged.desired.problems.first() {
-            blocked.push(match merged.desired.problems.len() {
-                1 => format!("a problem in the declarations: {first}"),
-                n => format!("{n} problems in the declarations; the first: {first}"),
-            });
+            blocked.push(Blocked::Problems(merged.desired.problems.len(), first.clone()));
         }
-        blocked.extend(unsplit.into_iter().chain(lacks));
+        blocked.extend(unsplit.into_iter().map(Blocked::Guard).chain(lacks.map(Blocked::Approvals)));
         for plan in plans {
             let plan = self.of_pull_head(plan?, &pull.head);
             let notes = validation::plan(&plan, &guards.limits(&plan.environment));
-            blocked.extend(notes.iter().filter(|note| note.fatal).map(|note| note.message.clone()));
-            blocked.extend(
-                plan.instances.iter().filter_map(|i| i.problem.as_ref().map(|why| format!("`{}`: {why}", i.id))),
-            );
-            lines.push(format!("{}: {}", plan.environment, summary(&plan)));
+            blocked.extend(notes.iter().filter(|violation| violation.is_fatal()).cloned().map(Blocked::Violation));
+            let failed = |i: &InstancePlan| Some(Blocked::Instance(i.id.clone(), i.problem.clone()?));
+            blocked.extend(plan.instances.iter().filter_map(failed));
+            lines.push(PlanLine::Environment(Box::new(plan.clone())));
             self.context
                 .store
                 .record_plan(&pull_request_subject(pull.number, &plan.environment), &plan, self.context.now())
                 .await?;
-            self.comment_plan(pull.number, &plan, &notes).await?;
+            self.comment_plan(pull.number, &plan, notes.into_iter().map(Into::into).collect()).await?;
             let context = format!("evenkeel/apply/{}", plan.environment);
             self.notifier.set_status(&pull.head, &context, "pending", "applied after the merge").await?;
             environments.insert(plan.environment.clone());
         }
         lines.extend(self.removed(base, merged).await?);
-        match blocked.first() {
-            Some(first) => self.notifier.set_status(&pull.head, "evenkeel/plan", "failure", first).await?,
-            None if lines.is_empty() => {
-                self.notifier.set_status(&pull.head, "evenkeel/plan", "success", "no instance is changed").await?
-            }
-            None => self.notifier.set_status(&pull.head, "evenkeel/plan", "success", &lines.join("; ")).await?,
-        }
+        let status = match blocked.into_iter().next() {
+            Some(first) => PlanStatus::Blocked(first),
+            None => PlanStatus::Planned(lines),
+        };
+        self.set_plan_status(&pull.head, &status).await?;
         Ok(environments)
     }
 
     /// What becomes of what a pull request removes, where nothing is destroyed.
-    async fn removed(self: &Arc<Self>, base: &Head, merged: &Head) -> Result<Vec<String>, Error> {
+    async fn removed(self: &Arc<Self>, base: &Head, merged: &Head) -> Result<Vec<PlanLine>, Error> {
         let renamed: BTreeMap<&InstanceId, &InstanceId> = merged
             .desired
             .instances
@@ -242,14 +224,14 @@ impl PullRequests {
         let goes = |id: &InstanceId| applied.get(id).is_some_and(|record| record.spec.on_delete == OnDelete::Destroy);
         for id in base.desired.instances.keys().filter(|id| merged.instance(id).is_none()) {
             match renamed.get(id) {
-                Some(new) => lines.push(format!("{id} renamed to {}", new.component)),
+                Some(new) => lines.push(PlanLine::Renamed(id.clone(), new.component.clone())),
                 None if goes(id) => {}
-                None if merged.desired.complete => orphans.push(id.to_string()),
-                None => lines.push(format!("{id} may have been removed: a file can't be read")),
+                None if merged.desired.complete => orphans.push(id.clone()),
+                None => lines.push(PlanLine::MayBeRemoved(id.clone())),
             }
         }
         if !orphans.is_empty() {
-            lines.push(format!("{} no longer declared, kept as orphans", orphans.join(", ")));
+            lines.push(PlanLine::Orphans(orphans));
         }
         Ok(lines)
     }

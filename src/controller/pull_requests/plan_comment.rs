@@ -43,7 +43,7 @@ impl PullRequests {
                 tracked.environments.insert(environment.clone());
                 self.record(&tracked).await?;
                 self.context.store.record_plan(&subject, plan, self.context.now()).await?;
-                return self.comment_plan(number, plan, &[]).await;
+                return self.comment_plan(number, plan, vec![]).await;
             };
             if !shown.instances.iter().any(|i| plan.instance(&i.id).is_some()) {
                 continue;
@@ -56,7 +56,7 @@ impl PullRequests {
             self.comment_superseded(environment, number, &concerned).await?;
             self.context.store.record_plan(&subject, plan, self.context.now()).await?;
             let note = comment::concerns(&concerned, number);
-            return self.comment_plan(number, plan, &note.into_iter().collect::<Vec<_>>()).await;
+            return self.comment_plan(number, plan, note.into_iter().collect()).await;
         }
         Ok(())
     }
@@ -178,11 +178,11 @@ impl PullRequests {
         self: &Arc<Self>,
         number: PullNumber,
         plan: &crate::domain::plan::Plan,
-        notes: &[crate::domain::plan::validation::Note],
+        notes: Vec<comment::Note>,
     ) -> Result<(), Error> {
         let destroys = plan.because == comment::DESTROY;
         let (topic, marker) = self.plan_marker(number, plan).await?;
-        let mut notes = notes.to_vec();
+        let mut notes = notes;
         if let Some(head) = self.source.head().filter(|_| !destroys) {
             let rights = self.authorization.rights(&head, &plan.environment).await?;
             let needs = rights.iter().rev().find_map(|rights| rights.approvals(Verb::Apply)).cloned();

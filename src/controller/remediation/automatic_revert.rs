@@ -3,6 +3,7 @@
 //! Never destroys or replaces: that is proposed. *Brake:* what drifts for the third time within an hour is somebody's or
 //! something's will; it is no longer reverted, and proposed.
 
+use crate::domain::message::run::RunCause;
 use std::sync::Arc;
 
 use chrono::{DateTime, Duration, Utc};
@@ -82,7 +83,7 @@ impl Remediations {
                 environment: environment.clone(),
                 instances: group.drifted.iter().map(|one| one.id.clone()).collect(),
                 approved,
-                because: "the declaration (`drift.mode: revert`)".into(),
+                because: RunCause::AutomaticRevert,
                 principal: "declaration".into(),
                 command_id: None,
                 kind: RunKind::Revert,

@@ -3,6 +3,9 @@
 //! A remediation is a filter, never a source of arguments. *Race:* its branch is edited and merged at once: what counts is
 //! the file at head.
 
+use crate::domain::message;
+use crate::domain::message::run::RunCause;
+use crate::domain::remediation::Unusable;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -60,26 +63,20 @@ impl Remediations {
             }
             let not_as_merged = self.not_as_merged(name, remediation, &commit).await?;
             let expires_at = remediation.expires_at;
-            let over = if expires_at < now {
-                Some(format!("it expired at {expires_at}"))
-            } else if let Some(message) = not_as_merged {
-                Some(message)
+            let unusable = if expires_at < now {
+                Some(Unusable::Expired(expires_at))
             } else {
-                remediation
-                    .actions
-                    .is_empty()
-                    .then(|| "every action was cut from it, so there is nothing to run".to_owned())
+                not_as_merged.or(remediation.actions.is_empty().then_some(Unusable::Empty))
             };
-            if let Some(message) = over {
+            if let Some(reason) = unusable {
                 let pull = self.source.pull_request_merged_as(&commit).await?;
                 if let Some(pull) = pull.filter(|_| !remediation.actions.is_empty()) {
                     let marker = format!("remediation-waits name={name}");
-                    self.notifier
-                        .comment_on(pull.number, &marker, &format!("Nothing was run: {message}."), None)
-                        .await?;
+                    let text = message::remediation::spent(&reason);
+                    self.notifier.comment_on(pull.number, &marker, &text, None).await?;
                 }
                 merged.spent = true;
-                merged.waits = Some(message);
+                merged.waits = Some(reason.to_string());
                 self.context.store.collection::<MergedRemediation>().put(&key, now, &merged).await?;
                 continue;
             }
@@ -102,42 +99,34 @@ impl Remediations {
         let pull = self.source.pull_request_merged_as(commit).await?;
         let who = match pull.as_ref().and_then(|pull| pull.merged_by.clone()) {
             Some(login) => {
-                let word = format!("merge/{environment}/{name}/{commit}");
-                Some(self.authorization.person(head, &login).await?.by(word))
+                let command_id = format!("merge/{environment}/{name}/{commit}");
+                Some(self.authorization.person(head, &login).await?.by(command_id))
             }
             None => None,
         };
         merged.pull = pull.as_ref().map(|pull| pull.number);
-        let refused = match (&who, &pull) {
+        let unusable = match (&who, &pull) {
             (Some(who), Some(pull)) => {
                 match self.authorization.allow(head, who, Verb::Apply, &BTreeSet::from([environment.clone()])).await {
-                    Err(Error::Refused(message)) => {
-                        Some(format!("{message} A principal who is allowed to can comment `/apply` here."))
-                    }
+                    Err(Error::Refused(refusal)) => Some(Unusable::NotAllowed(refusal.to_string())),
                     Err(error) => return Err(error),
                     Ok(()) => self
                         .authorization
                         .missing_approvals_of_remediation(head, who, environment, pull)
                         .await?
-                        .map(|message| format!("{message}. It runs as soon as they are there.")),
+                        .map(|missing| Unusable::NotApproved(missing.to_string())),
                 }
             }
-            _ => Some(format!(
-                "it did not come by a pull request, so nobody's word stands for it; say `evenkeel apply {environment} --remediation {name}`"
-            )),
+            _ => Some(Unusable::NotByPullRequest(environment.clone(), name.clone())),
         };
-        merged.waits = refused.clone();
-        if let Some(message) = refused {
+        merged.waits = unusable.as_ref().map(ToString::to_string);
+        if let Some(reason) = unusable {
             if let Some(number) = merged.pull {
-                let message = format!("Merged and waiting: {message}");
-                self.notifier.comment_on(number, &format!("remediation-waits name={name}"), &message, None).await?;
+                let text = message::remediation::waiting(&reason);
+                self.notifier.comment_on(number, &format!("remediation-waits name={name}"), &text, None).await?;
             }
         } else if let Some(who) = who {
-            let because = format!(
-                "the merge of {} by {}",
-                merged.pull.map_or_else(|| "a remediation".into(), |n| n.to_string()),
-                who.name().replace("user:", "@")
-            );
+            let because = RunCause::MergedRemediation(merged.pull, who.mention());
             match self.run_remediation(head, name, remediation, because, &who, merged.pull).await {
                 Ok(id) => {
                     merged.run = Some(id);
@@ -164,7 +153,7 @@ impl Remediations {
         head: &Arc<Head>,
         name: &ComponentName,
         remediation: &Remediation,
-        because: String,
+        because: RunCause,
         who: &Principal,
         pull: Option<PullNumber>,
     ) -> Result<RunId, Error> {
@@ -208,13 +197,13 @@ impl Remediations {
         name: &ComponentName,
         remediation: &Remediation,
         commit: &Revision,
-    ) -> Result<Option<String>, Error> {
-        if let Some(message) = self.runs.edited(name.as_str(), remediation).await? {
-            return Ok(Some(message));
+    ) -> Result<Option<Unusable>, Error> {
+        if let Some(reason) = self.runs.edited(name.as_str(), remediation).await? {
+            return Ok(Some(reason));
         }
         let (then, _) = self.source.load(commit).await?;
         let same = then.remediations.get(name).is_some_and(|(merged, _)| **merged == *remediation);
-        Ok((!same).then(|| "it was edited after it was merged".into()))
+        Ok((!same).then_some(Unusable::EditedAfterMerge))
     }
 
     /// The remediations that are merged and not spent, by environment.

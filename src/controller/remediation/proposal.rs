@@ -1,6 +1,7 @@
 //! The state of a proposal: what its branch holds now, and what people cut from it.
 
 use crate::domain::message::Refusal;
+use crate::domain::remediation::Unusable;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -73,10 +74,10 @@ impl Remediations {
         }
         match self.cuts(&pull, known).await? {
             Ok(cuts) => Ok(Stand::CrashPoint { cuts, onto: pull.head }),
-            Err(why) => {
+            Err(reason) => {
                 tracing::info!(
                     pull = pull.number.0,
-                    why,
+                    %reason,
                     "the proposal's branch has somebody's commits and is left alone"
                 );
                 Ok(Stand::Settled)
@@ -89,7 +90,7 @@ impl Remediations {
         self: &Arc<Self>,
         pull: &Pull,
         known: &Proposal,
-    ) -> Result<Result<BTreeSet<Digest>, String>, Error> {
+    ) -> Result<Result<BTreeSet<Digest>, Unusable>, Error> {
         self.source.use_git_token().await?;
         let fetched = self.context.repository.fetch(&format!("refs/pull/{}/head", pull.number.0)).await?;
         let Some(fetched) = fetched.filter(|fetched| *fetched == pull.head) else {
@@ -98,10 +99,10 @@ impl Remediations {
         let (desired, _) = self.source.load(&fetched).await?;
         let found = known.name.parse().ok().and_then(|name: ComponentName| desired.remediations.get(&name).cloned());
         let Some((remediation, _)) = found else {
-            return Ok(Err(format!("the remediation `{}` can't be read any more", known.name)));
+            return Ok(Err(Unusable::Unreadable(known.name.clone())));
         };
-        if let Some(message) = self.runs.edited(&known.name, &remediation).await? {
-            return Ok(Err(message));
+        if let Some(reason) = self.runs.edited(&known.name, &remediation).await? {
+            return Ok(Err(reason));
         }
         let left = |digest: &&Digest| remediation.actions.iter().any(|action| action.digest == **digest);
         Ok(Ok(known.actions.values().flatten().filter(|digest| !left(digest)).copied().collect()))

@@ -1,5 +1,7 @@
 //! Whether a run may have its first effect and an instance its turn: limits, checker, run lock (R2.6, R3.3).
 
+use crate::domain::message::run::RunReason;
+use crate::domain::plan::validation::Violation;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use crate::{
@@ -38,7 +40,7 @@ impl Runs {
     /// Why a run may not have its first effect: what is known of it as a whole passes a limit, or is blocked by a fatal
     /// note (R2.6, R3.3). What nobody was shown a plan of is planned for this; what can't be known yet is counted when
     /// its turn comes.
-    pub(super) async fn blocked(self: &Arc<Self>, driven: &Driven) -> Result<Option<String>, Error> {
+    pub(super) async fn blocked(self: &Arc<Self>, driven: &Driven) -> Result<Option<RunReason>, Error> {
         let run = driven.run.lock().await.clone();
         if !run.instances.values().all(|instance| instance.status == Status::New) {
             return Ok(None);
@@ -75,11 +77,9 @@ impl Runs {
         }
         let limits = guards.limits(&run.environment);
         let plan = Plan::new(run.environment.clone(), run.revision.clone(), None, "run".into(), instances);
-        let fatal = validation::plan(&plan, &limits).into_iter().find(|note| note.fatal).map(|note| note.message);
+        let fatal = validation::plan(&plan, &limits).into_iter().find(Violation::is_fatal);
         let over = validation::within(&plan.summary, &limits).into_iter().next();
-        let over =
-            over.map(|message| format!("{message}; raise the limit in a pull request of its own, or change less"));
-        Ok(fatal.or(over))
+        Ok(fatal.or(over).map(RunReason::Invalid))
     }
 
     /// What is left to do for an instance, apart: what the run is about, and what was cut from it or came since.
@@ -106,11 +106,11 @@ impl Runs {
         Ok(left.into_iter().partition(is_mine))
     }
 
-    /// By which newer run of the same sort an instance is done, in a sentence (R5.3).
-    pub(super) async fn superseded_by(&self, run: &Run, id: &InstanceId) -> Result<Option<String>, Error> {
+    /// The newer run of the same kind that applies an instance (R5.3).
+    pub(super) async fn superseded_by(&self, run: &Run, id: &InstanceId) -> Result<Option<RunReason>, Error> {
         let newer = self.context.store.runs_after(run.id).await?;
         let same = |newer: &&Run| newer.reverts() == run.reverts() && newer.instances.contains_key(id);
-        Ok(newer.iter().find(same).map(|newer| format!("superseded by run {}", newer.id)))
+        Ok(newer.iter().find(same).map(|newer| RunReason::SupersededByRun(newer.id)))
     }
 
     /// Takes the run lock, behind a run whose effect is in flight.
@@ -123,8 +123,8 @@ impl Runs {
             if let Some(message) = self.superseded_by(run, id).await? {
                 return Err(Stop::Superseded(message));
             }
-            if let Some(message) = self.source.suspensions(self.source.head().as_deref()).await?.instance(id) {
-                return Err(Stop::Waits(WaitingOn::Suspended, message.to_string()));
+            if let Some(reason) = self.source.suspensions(self.source.head().as_deref()).await?.instance(id) {
+                return Err(Stop::Waits(WaitingOn::Suspended, RunReason::Suspended(reason)));
             }
             if let Some(message) = self.cancelled(run.id, id).await? {
                 return Err(Stop::Cancelled(message));
@@ -153,15 +153,13 @@ impl Runs {
         let instance = InstancePlan { carried: carried.to_vec(), ..whole(id, actions.to_vec()) };
         let summary = instance.summary();
         let whole = Plan::new(id.environment.clone(), driven.head.revision.clone(), None, "run".into(), vec![instance]);
-        if let Some(note) = validation::plan(&whole, &limits).into_iter().find(|note| note.fatal) {
-            return Err(Stop::Fails(note.message));
+        if let Some(violation) = validation::plan(&whole, &limits).into_iter().find(Violation::is_fatal) {
+            return Err(Stop::Fails(RunReason::Invalid(violation)));
         }
         let mut spent = driven.spent.lock().await;
         let together = spent.iter().filter(|(other, _)| *other != id).fold(summary, |sum, (_, other)| sum.plus(other));
-        if let Some(message) = validation::within(&together, &limits).into_iter().next() {
-            return Err(Stop::Fails(format!(
-                "{message}; raise the limit in a pull request of its own, or change less"
-            )));
+        if let Some(violation) = validation::within(&together, &limits).into_iter().next() {
+            return Err(Stop::Fails(RunReason::Invalid(violation)));
         }
         spent.insert(id.clone(), summary);
         if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {

@@ -7,6 +7,7 @@
 
 use crate::domain::message::Refusal;
 use crate::domain::message::list;
+use crate::domain::message::run::RunReason;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -44,7 +45,7 @@ impl Runs {
             if held.is_empty() {
                 continue;
             }
-            let by = format!("cancelled by {}", who.mention());
+            let by = RunReason::Cancelled(who.mention()).to_string();
             let mut asked = vec![];
             for id in held {
                 self.context
@@ -98,14 +99,14 @@ impl Runs {
     }
 
     /// By whom an instance's part of a run is cancelled, if it is.
-    pub(crate) async fn cancelled(&self, run: RunId, id: &InstanceId) -> Result<Option<String>, Error> {
+    pub(crate) async fn cancelled(&self, run: RunId, id: &InstanceId) -> Result<Option<RunReason>, Error> {
         Ok(self
             .context
             .store
             .collection::<Cancellation>()
             .get(&name(run, id))
             .await?
-            .map(|cancellation| cancellation.0))
+            .map(|cancellation| RunReason::Reported(cancellation.0)))
     }
 
     /// Ends an instance's part of a run that was cancelled; it stays as it is until somebody's word.
@@ -113,8 +114,9 @@ impl Runs {
         self: &Arc<Self>,
         driven: &Driven,
         id: &InstanceId,
-        message: String,
+        reason: RunReason,
     ) -> Result<Status, Error> {
+        let message = reason.to_string();
         self.stall(driven, id, &message, true).await?;
         self.record(driven, id, Event::Cancelled { message }, None).await
     }

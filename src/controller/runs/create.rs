@@ -1,6 +1,7 @@
 //! Creates runs and ends the waiting part of runs that a newer one supersedes (R5.3).
 
 use crate::domain::message::Refusal;
+use crate::domain::message::run::{RunCause, RunReason};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -29,7 +30,7 @@ pub(crate) struct Authorised {
     /// The approved actions of each instance.
     pub(crate) approved: BTreeMap<InstanceId, Approved>,
     /// The authorisation as text.
-    pub(crate) because: String,
+    pub(crate) because: RunCause,
     /// The principal, as in the audit.
     pub(crate) principal: String,
     /// The command that creates it, once; `None` where recorded facts authorise it.
@@ -106,7 +107,7 @@ impl Runs {
             environment: environment.clone(),
             revision: head.revision.clone(),
             state: RunState::Open,
-            because,
+            because: because.to_string(),
             principal,
             command_id,
             kind,
@@ -139,7 +140,7 @@ impl Runs {
         for older in self.context.store.open_runs().await? {
             if older.id < newer.id && older.reverts() == newer.reverts() {
                 let ids = older.instances.keys().filter(|id| newer.instances.contains_key(*id)).cloned().collect();
-                self.end_waiting(older, ids, &format!("superseded by run {}", newer.id)).await?;
+                self.end_waiting(older, ids, &RunReason::SupersededByRun(newer.id)).await?;
             }
         }
         Ok(())
@@ -158,7 +159,7 @@ impl Runs {
                     head.instance(id).and_then(|instance| instance.digest) != run.instances[id].digest
                 };
                 let ids: Vec<InstanceId> = run.instances.keys().filter(|id| other(id)).cloned().collect();
-                self.end_waiting(run, ids, "superseded: the branch says something else by now").await?;
+                self.end_waiting(run, ids, &RunReason::SupersededByBranch).await?;
             }
         }
         Ok(())
@@ -168,8 +169,9 @@ impl Runs {
         self: &Arc<Self>,
         run: Run,
         ids: Vec<InstanceId>,
-        message: &str,
+        reason: &RunReason,
     ) -> Result<(), Error> {
+        let message = reason.to_string();
         // A run that is being driven finds the newer run by itself, before it takes an instance.
         let Some(claim) = self.claims.claim(run.id) else { return Ok(()) };
         // Read again: the run may have been driven since it was listed.
@@ -184,11 +186,11 @@ impl Runs {
                 continue;
             };
             instance.status = RunStatus::Superseded;
-            message.clone_into(&mut instance.message);
+            instance.message.clone_from(&message);
             instance.waiting_on = None;
             self.context
                 .store
-                .append(&run, &id, &Event::Superseded { message: message.to_owned() }, self.context.now())
+                .append(&run, &id, &Event::Superseded { message: message.clone() }, self.context.now())
                 .await?;
             ended = true;
         }

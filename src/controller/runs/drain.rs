@@ -20,7 +20,7 @@ use crate::{
 
 fn stopped(stop: Stop) -> TargetError {
     match stop {
-        Stop::Fails(message) | Stop::Waits(_, message) => TargetError::new(TargetErrorKind::Drain, message),
+        Stop::Fails(reason) | Stop::Waits(_, reason) => TargetError::new(TargetErrorKind::Drain, reason.to_string()),
         Stop::Error(error) => TargetError::new(TargetErrorKind::Drain, crate::error_chain(&error)),
         _ => TargetError::new(TargetErrorKind::Drain, "the daemon stops"),
     }

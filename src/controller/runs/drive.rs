@@ -1,5 +1,6 @@
 //! Drives a run as far as it goes by itself, each instance after its upstreams.
 
+use crate::domain::message::run::RunReason;
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
@@ -46,10 +47,10 @@ impl Runs {
             said_at: parking_lot::Mutex::new(DateTime::UNIX_EPOCH),
             spent: Mutex::new(spent),
         });
-        if let Some(message) = self.blocked(&driven).await? {
+        if let Some(reason) = self.blocked(&driven).await? {
             let waiting: Vec<InstanceId> = driven.run.lock().await.instances.keys().cloned().collect();
             for id in waiting {
-                self.fail(&driven, &id, message.clone()).await?;
+                self.fail(&driven, &id, reason.clone()).await?;
             }
         } else {
             self.drive_instances(&driven).await?;
@@ -102,7 +103,7 @@ impl Runs {
                 self.record(
                     driven,
                     id,
-                    Event::Skipped { message: format!("`{upstream}`, which it depends on, was not applied") },
+                    Event::Skipped { message: RunReason::UpstreamNotApplied(upstream).to_string() },
                     None,
                 )
                 .await
@@ -112,7 +113,7 @@ impl Runs {
                     driven,
                     id,
                     WaitingOn::Upstream { instance: upstream.clone() },
-                    format!("`{upstream}` comes first"),
+                    RunReason::UpstreamFirst(upstream),
                 )
                 .await
             }
@@ -145,8 +146,8 @@ impl Runs {
             if let Some(message) = self.cancelled(run.id, id).await? {
                 return self.end_cancelled(driven, id, message).await;
             }
-            if let Some(message) = self.superseded_by(&run, id).await? {
-                return self.record(driven, id, Event::Superseded { message }, None).await;
+            if let Some(reason) = self.superseded_by(&run, id).await? {
+                return self.record(driven, id, Event::Superseded { message: reason.to_string() }, None).await;
             }
             if !self.planner.has_head_plan(&id.environment) {
                 // The daemon died before it showed what the word would be about.
@@ -174,22 +175,15 @@ impl Runs {
                 Err(Stop::Error(error)) => return Err(error),
                 Err(Stop::Leaves) => return Ok(Status::Waiting),
                 Err(Stop::Cancelled(message)) => return self.end_cancelled(driven, id, message).await,
-                Err(Stop::Superseded(message)) => {
-                    return self.record(driven, id, Event::Superseded { message }, None).await;
+                Err(Stop::Superseded(reason)) => {
+                    return self.record(driven, id, Event::Superseded { message: reason.to_string() }, None).await;
                 }
             };
             match self.effect(driven, id, ready).await? {
                 Effect::Ended(status) => return Ok(status),
                 Effect::Stale if attempt < STALE_PLANS_MAX => attempt += 1,
                 Effect::Stale => {
-                    return self
-                        .fail(
-                            driven,
-                            id,
-                            "the state kept changing between plan and apply; see who else applies it, and comment `/apply`"
-                                .into(),
-                        )
-                        .await;
+                    return self.fail(driven, id, RunReason::StateKeepsChanging).await;
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! The effect between its two journal records, and the progress that it reports.
 
+use crate::domain::message::run::RunReason;
 use std::{
     collections::BTreeMap,
     future::Future,
@@ -57,7 +58,7 @@ impl Runs {
         let doing = async {
             self.vacate(driven, &run, id, (&actions, &carried), fence, &progress).await?;
             if let Ok(Some(message)) = self.cancelled(run.id, id).await {
-                return Err(TargetError::new(TargetErrorKind::Interrupted, message));
+                return Err(TargetError::new(TargetErrorKind::Interrupted, message.to_string()));
             }
             self.context.target.apply(&job, prepared, fence, Arc::clone(&progress)).await
         };
@@ -121,7 +122,7 @@ impl Runs {
                 }
                 self.record(driven, id, Event::Finished { outcome: Outcome::Failed { message: error.line() } }, None)
                     .await?;
-                self.fail(driven, id, error.line()).await.map(Effect::Ended)
+                self.fail(driven, id, RunReason::Reported(error.line())).await.map(Effect::Ended)
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The stored side of remediations: their actions as proposed, and whether a file was edited beyond cuts (R4.1).
 
+use crate::domain::remediation::Unusable;
 use std::collections::BTreeMap;
 
 use crate::{
@@ -29,11 +30,11 @@ impl Runs {
     }
 
     /// What somebody did to a remediation beyond cutting whole actions; one that we did not write is edited as a whole.
-    pub(crate) async fn edited(&self, name: &str, remediation: &Remediation) -> Result<Option<String>, Error> {
+    pub(crate) async fn edited(&self, name: &str, remediation: &Remediation) -> Result<Option<Unusable>, Error> {
         let written: Option<Remediation> = self.context.store.collection::<Remediation>().get(&name.to_owned()).await?;
         Ok(match written {
             Some(written) => remediation::edited(remediation, &written),
-            None => Some("it was not written by this daemon, so nothing stands for its actions".into()),
+            None => Some(Unusable::NotWritten),
         })
     }
 

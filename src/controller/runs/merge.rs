@@ -1,5 +1,6 @@
 //! Runs that a merge authorises by itself (`onMerge: apply`, R3.1).
 
+use crate::domain::message::run::RunCause;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -74,10 +75,7 @@ impl Runs {
                 approved.insert(id, what);
             }
         }
-        let because = match pull {
-            Some(pull) => format!("the merge of {pull} (`onMerge: apply`)"),
-            None => format!("the merge of `{}` (`onMerge: apply`)", head.revision.short()),
-        };
+        let because = RunCause::Merge(pull, head.revision.clone());
         let authorised = Authorised {
             environment: environment.clone(),
             instances: fresh,

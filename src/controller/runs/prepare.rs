@@ -4,6 +4,7 @@
 //! Decides whether an instance of a run may go on; changes nothing but the run lock and the journal's `planned`.
 //! *Race:* a newer run of the instance appears while this one waits for the lock: the older one ends as superseded.
 
+use crate::domain::message::run::RunReason;
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
@@ -16,7 +17,6 @@ use crate::{
     domain::{
         declaration::schema::Deferred,
         journal::{Approved, Event, Run, RunKind},
-        message,
         plan::{self, Applied, HostedNode, InstancePlan},
         remediation,
     },
@@ -39,8 +39,8 @@ pub(super) struct Ready {
 
 /// Why an instance does not get to its effect.
 pub(super) enum Stop {
-    Waits(WaitingOn, String),
-    Fails(String),
+    Waits(WaitingOn, RunReason),
+    Fails(RunReason),
     /// Nothing is to do.
     Nothing(Box<Job>, BTreeMap<String, RecordedOutput>, Left),
     /// It was destroyed and forgotten by another run.
@@ -49,15 +49,15 @@ pub(super) enum Stop {
     /// The daemon stops; the run is taken up again.
     Leaves,
     /// A newer run takes its place.
-    Superseded(String),
+    Superseded(RunReason),
     /// A principal commanded it.
-    Cancelled(String),
+    Cancelled(RunReason),
 }
 
 impl From<Error> for Stop {
     fn from(error: Error) -> Self {
         match error {
-            Error::Target(error) => Self::Fails(error.line()),
+            Error::Target(error) => Self::Fails(RunReason::Reported(error.line())),
             other => Self::Error(other),
         }
     }
@@ -92,7 +92,7 @@ impl Runs {
         let observation = &prepared.observation;
         match self.observer.identify(id, observation, applied.is_some()).await {
             Err(Error::Target(error)) if error.kind == TargetErrorKind::Identity => {
-                return Err(Stop::Waits(WaitingOn::Confirm, error.line()));
+                return Err(Stop::Waits(WaitingOn::Confirm, RunReason::Reported(error.line())));
             }
             done => done?,
         }
@@ -110,13 +110,9 @@ impl Runs {
             && run.kind.by_merge()
             && self.planner.is_first_contact(id, observation.holds_anything).await?
         {
-            let message = if observation.holds_anything {
-                "the target already holds something that was never applied from here; read the plan and comment `/apply`"
-            } else {
-                "this store has no history of a repository that was applied before: restore the store, or read the plan and comment `/apply`"
-            };
-            let message = message.to_owned();
-            return Err(Stop::Waits(WaitingOn::FirstContact, message));
+            let holds_anything = observation.holds_anything;
+            let reason = if holds_anything { RunReason::FirstContact } else { RunReason::NoHistory };
+            return Err(Stop::Waits(WaitingOn::FirstContact, reason));
         }
         if actions.is_empty() {
             let left = Left { others: vec![], warnings: observation.warnings.clone() };
@@ -136,7 +132,7 @@ impl Runs {
         }
         self.guard(driven, id, &actions, &carried).await?;
         match self.observer.pin_before_effect(id, &prepared.observation).await {
-            Err(Error::Refused(message)) => return Err(Stop::Fails(message.to_string())),
+            Err(Error::Refused(refusal)) => return Err(Stop::Fails(RunReason::Reported(refusal.to_string()))),
             done => done?,
         }
         let mut prepared = prepared;
@@ -159,31 +155,30 @@ impl Runs {
         }
         if run.reverts() {
             let Some(record) = applied else {
-                return Err(Stop::Fails(format!("`{id}` is not applied, so there is nothing to return to")));
+                return Err(Stop::Fails(RunReason::NotApplied(id.clone())));
             };
             return Ok((self.observer.remediation_job(run, id, record, &driven.head).await?, record.inputs.clone()));
         }
         let head = &driven.head;
         let Some(instance) = head.instance(id) else {
-            return Err(Stop::Fails(format!("`{id}` is not declared at `{}`", head.revision.short())));
+            return Err(Stop::Fails(RunReason::NotDeclared(id.clone(), head.revision.clone())));
         };
         if let Some(problem) = instance.problems.first() {
-            return Err(Stop::Fails(format!("its declaration has a problem: {problem}")));
+            return Err(Stop::Fails(RunReason::DeclarationProblem(problem.to_string())));
         }
         if let Some(on) = self.planner.promotion(head, id).await? {
-            let message = message::comment::waiting(&on);
-            return Err(Stop::Waits(on, message));
+            return Err(Stop::Waits(on.clone(), RunReason::Waits(on)));
         }
         if let Some(upstream) = self.unfinished_upstream(head, instance).await? {
-            let message = format!("`{upstream}` comes first, and is not applied as the branch declares it yet");
-            return Err(Stop::Waits(WaitingOn::Upstream { instance: upstream }, message));
+            let reason = RunReason::UpstreamPending(upstream.clone());
+            return Err(Stop::Waits(WaitingOn::Upstream { instance: upstream }, reason));
         }
         let inputs = self.observer.inputs(head, id, &instance.references, &BTreeMap::new()).await?;
         if let Some(on) = inputs.waiting_on.first() {
-            return Err(Stop::Waits(on.clone(), message::comment::waiting(on)));
+            return Err(Stop::Waits(on.clone(), RunReason::Waits(on.clone())));
         }
         let job = declared_job(instance, Use::Head, Arc::clone(&head.content), &inputs, head.consumed(id))
-            .map_err(|error| Stop::Fails(error.line()))?;
+            .map_err(|error| Stop::Fails(RunReason::Reported(error.line())))?;
         Ok((job, inputs.recorded))
     }
 
@@ -202,8 +197,7 @@ impl Runs {
     async fn still_orphaned(self: &Arc<Self>, driven: &Driven, run: &Run, id: &InstanceId) -> Result<Arc<Head>, Stop> {
         let now = self.source.head().unwrap_or_else(|| Arc::clone(&driven.head));
         if !self.planner.orphans(&now).await?.contains_key(id) {
-            let message = "it is declared, or a file that may declare it can't be read; nothing was destroyed";
-            return Err(Stop::Fails(message.into()));
+            return Err(Stop::Fails(RunReason::NotOrphaned));
         }
         if let Some((user, message)) = self.planner.in_use(&now, id, &run.instances.keys().cloned().collect()).await? {
             return Err(Stop::Waits(WaitingOn::Upstream { instance: user }, message));
@@ -235,7 +229,7 @@ impl Runs {
                             () = self.context.stopped() => return Err(Stop::Leaves),
                         }
                     }
-                    _ => return Err(Stop::Fails(error.line())),
+                    _ => return Err(Stop::Fails(RunReason::Reported(error.line()))),
                 },
             }
         }
@@ -251,7 +245,7 @@ impl Runs {
         actions: Vec<Action>,
     ) -> Result<Vec<Action>, Stop> {
         let digest = InstancePlan::digest_of(&actions);
-        let waits = |message: String| Stop::Waits(WaitingOn::Approval { digest }, message);
+        let waits = |reason: RunReason| Stop::Waits(WaitingOn::Approval { digest }, reason);
         match self.context.store.approved(run.id, id).await?.unwrap_or(Approved::Unknown) {
             Approved::Declaration => Ok(actions),
             Approved::Actions { actions: approved } if run.kind == RunKind::Revert => {
@@ -260,41 +254,40 @@ impl Runs {
                     Err(_) if !actions.iter().any(|action| action.effect.atomic) => {
                         // What drifted since, or somebody said no to, is not this run's business.
                         let (mine, _) = self.business(driven, run, id, actions).await?;
-                        plan::covers(&approved, &mine)
-                            .map_err(|gap| Stop::Fails(format!("the drift changed meanwhile: {}", gap.0)))?;
+                        plan::covers(&approved, &mine).map_err(|gap| Stop::Fails(RunReason::DriftChanged(gap)))?;
                         Ok(mine)
                     }
-                    Err(gap) => Err(Stop::Fails(format!("the drift changed meanwhile: {}", gap.0))),
+                    Err(gap) => Err(Stop::Fails(RunReason::DriftChanged(gap))),
                 }
             }
             Approved::Actions { actions: approved } => match plan::covers(&approved, &actions) {
                 Ok(()) => Ok(actions),
-                Err(gap) => Err(waits(format!("{}; read the new plan and comment `/apply`", gap.0))),
+                Err(gap) => Err(waits(RunReason::NotCovered(gap))),
             },
             Approved::Unknown => {
                 let deferred =
                     driven.head.desired.environments.get(&run.environment).map(|e| e.deferred).unwrap_or_default();
                 match deferred {
                     Deferred::Apply => Ok(actions),
-                    Deferred::Wait => Err(waits(
-                        "its plan was not known when the run was approved; now it is, and waits for `/apply`".into(),
-                    )),
+                    Deferred::Wait => Err(waits(RunReason::WasUnknown)),
                 }
             }
             Approved::Moves { .. } => Ok(actions.into_iter().filter(|action| action.effect.relocates).collect()),
             Approved::Remediation => {
                 let name = run.kind.remediation().unwrap_or_default();
-                let Ok(name) = name.parse() else { return Err(Stop::Fails("the remediation has no name".into())) };
+                let Ok(name) = name.parse() else {
+                    return Err(Stop::Fails(RunReason::RemediationMissing(name.to_owned())));
+                };
                 let Some((remediation, _)) = driven.head.desired.remediations.get(&name) else {
-                    return Err(Stop::Fails(format!("the remediation `{name}` is not there any more")));
+                    return Err(Stop::Fails(RunReason::RemediationMissing(name.to_string())));
                 };
                 let stored = self.stored_actions(remediation).await?;
-                if let Some(message) = self.edited(name.as_str(), remediation).await? {
-                    return Err(Stop::Fails(message.to_string()));
+                if let Some(reason) = self.edited(name.as_str(), remediation).await? {
+                    return Err(Stop::Fails(RunReason::RemediationUnusable(reason)));
                 }
                 let through =
                     remediation::lets_through(remediation, id, &|digest| stored.get(digest).cloned(), &actions)
-                        .map_err(Stop::Fails)?;
+                        .map_err(|reason| Stop::Fails(RunReason::RemediationUnusable(reason)))?;
                 Ok(through)
             }
         }

@@ -4,6 +4,7 @@
 //! then. *Never:* such a run changes anything but where shards are.
 //! *Race:* what is declared changes meanwhile: the run is about what is applied, and a newer run of the instance comes first.
 
+use crate::domain::message::run::RunCause;
 use std::{collections::BTreeSet, sync::Arc};
 
 use chrono::{DateTime, Utc};
@@ -25,7 +26,7 @@ use crate::{
 
 /// By what a rebalance is authorised.
 pub(crate) struct RebalanceAuthorization {
-    pub(crate) because: String,
+    pub(crate) because: RunCause,
     pub(crate) principal: String,
     pub(crate) command_id: Option<String>,
     pub(crate) pull: Option<PullNumber>,

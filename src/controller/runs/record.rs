@@ -1,5 +1,6 @@
 //! Records what becomes of an instance of a run: in the journal, in the document of the run, in its comment.
 
+use crate::domain::message::run::RunReason;
 use std::sync::Arc;
 
 use super::{Runs, driven::Driven};
@@ -21,7 +22,7 @@ impl Runs {
         driven: &Driven,
         id: &InstanceId,
         on: WaitingOn,
-        message: String,
+        reason: RunReason,
     ) -> Result<Status, Error> {
         let known =
             driven.run.lock().await.instances.get(id).is_some_and(|instance| {
@@ -37,16 +38,16 @@ impl Runs {
         if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
             instance.waiting_since = Some(self.context.now());
         }
-        self.record(driven, id, Event::Waits { on: on.clone(), message }, Some(on)).await
+        self.record(driven, id, Event::Waits { on: on.clone(), message: reason.to_string() }, Some(on)).await
     }
 
     pub(super) async fn fail(
         self: &Arc<Self>,
         driven: &Driven,
         id: &InstanceId,
-        message: String,
+        reason: RunReason,
     ) -> Result<Status, Error> {
-        let message = self.context.redactor.redact(&message);
+        let message = self.context.redactor.redact(&reason.to_string());
         self.stall(driven, id, &message, false).await?;
         self.record(driven, id, Event::Failed { message }, None).await
     }

@@ -8,6 +8,7 @@
 //! *Race:* the daemon dies again while it does this: the next one finds the same records.
 
 use crate::domain::message::Refusal;
+use crate::domain::message::run::RunReason;
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
@@ -80,7 +81,7 @@ impl Runs {
         match records.next().map(|record| (record.event, record.token)) {
             // An effect that failed before the daemon stopped is no authority to try again (R3.1).
             Some((Event::Finished { outcome: Outcome::Failed { message } }, _)) => {
-                return self.fail(driven, id, message).await.map(Effect::Ended);
+                return self.fail(driven, id, RunReason::Reported(message)).await.map(Effect::Ended);
             }
             Some((Event::Finished { outcome: Outcome::Done }, _)) => {
                 return self.verify(driven, id, &job, inputs).await.map(Effect::Ended);
@@ -114,20 +115,20 @@ impl Runs {
                 let actions = targets::kind(&job.target)?.actions(id, &prepared.observation);
                 let covered = match self.context.store.approved(run.id, id).await? {
                     Some(Approved::Actions { actions: approved }) => {
-                        plan::covers(&approved, &actions).map_err(|gap| gap.0)
+                        plan::covers(&approved, &actions).map_err(|gap| gap.to_string())
                     }
                     // What was begun under a filter or a deferral is compared again when the instance is planned.
                     _ => Ok(()),
                 };
                 recovery(actions.first().map(|action| &action.digest), covered)
             }
-            Err(Stop::Fails(message)) => Recovery::Stalled { message },
+            Err(Stop::Fails(reason)) => Recovery::Stalled { message: reason.to_string() },
             Err(_) => return Ok(Effect::Ended(Status::Running)),
         };
         match decision {
             Recovery::Done => self.finish(driven, id, Ok(()), job, inputs).await,
             Recovery::Redo => {
-                let message = "it was killed in the middle; what is left is covered and goes on".into();
+                let message = RunReason::Killed.to_string();
                 let outcome = Outcome::Interrupted { message };
                 self.record(driven, id, Event::Finished { outcome }, None).await?;
                 Ok(Effect::Stale)
@@ -147,6 +148,6 @@ impl Runs {
             let outcome = Outcome::Failed { message: message.clone() };
             self.record(driven, id, Event::Finished { outcome }, None).await?;
         }
-        self.fail(driven, id, message).await.map(Effect::Ended)
+        self.fail(driven, id, RunReason::Reported(message)).await.map(Effect::Ended)
     }
 }

@@ -4,6 +4,7 @@
 //! *Race:* the daemon dies during the move: what the target keeps moves first and the records last, each at most once, so
 //! that the next request ends it. *Race:* an effect on the old name is in progress: the move waits for its end.
 
+use crate::domain::message::run::RunReason;
 use std::sync::Arc;
 
 use super::Runs;
@@ -36,7 +37,7 @@ impl Runs {
             };
             let id = &instance.id;
             for run in self.context.store.open_runs().await?.into_iter().filter(|run| run.holds(old)) {
-                self.end_waiting(run, vec![old.clone()], &format!("superseded: it is `{}` now", id.component)).await?;
+                self.end_waiting(run, vec![old.clone()], &RunReason::Renamed(id.component.clone())).await?;
             }
             if self.context.store.open_runs().await?.iter().any(|run| run.holds(old)) {
                 tracing::info!(from = %old, to = %id, "is renamed when the run of it has ended");

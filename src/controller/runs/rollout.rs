@@ -4,6 +4,7 @@
 //! which holds no task; it is looked at again after a while, up to the time that the declaration gives it.
 //! *Guarantees:* a newer run, or `/cancel`, ends the wait; what does not come up is a failure with its reason.
 
+use crate::domain::message::run::{Rollout, RunReason};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::{
@@ -20,11 +21,6 @@ use crate::{
 
 /// How often a rollout is looked at.
 const LOOK: Duration = Duration::from_secs(1);
-
-fn said(wait: Duration) -> String {
-    let seconds = wait.as_secs();
-    if seconds.is_multiple_of(60) { format!("{} min", seconds / 60) } else { format!("{seconds} s") }
-}
 
 impl Runs {
     /// The checks of an instance that do not answer, in a sentence.
@@ -50,11 +46,11 @@ impl Runs {
             return Ok(status);
         }
         if let Err(error) = self.settle(driven, id, job, inputs, left).await {
-            return self.fail(driven, id, error.line()).await;
+            return self.fail(driven, id, RunReason::Reported(error.line())).await;
         }
         if let Some(message) = self.silent_checks(driven, id).await? {
-            let what = if changed { "it was applied" } else { "nothing was to be applied" };
-            return self.fail(driven, id, format!("{what}, and {message}")).await;
+            let reason = if changed { RunReason::AppliedBut(message) } else { RunReason::UnchangedBut(message) };
+            return self.fail(driven, id, reason).await;
         }
         if !destroys && let Some(status) = self.rollout(driven, id, job).await? {
             return Ok(status);
@@ -66,6 +62,7 @@ impl Runs {
     /// nothing if so.
     async fn rollout(self: &Arc<Self>, driven: &Driven, id: &InstanceId, job: &Job) -> Result<Option<Status>, Error> {
         let destroys = driven.run.lock().await.kind.destroys();
+        let rollout = if destroys { Rollout::Destroy } else { Rollout::Apply };
         let wait = targets::kind(&job.target)?.wait(&job.target.declared);
         if wait.is_zero() && !destroys {
             return Ok(None);
@@ -87,17 +84,11 @@ impl Runs {
                 }
                 Ok(None)
             }
-            Ok(Health::Failed(why)) => {
-                let what = if destroys { "not all of it is gone" } else { "it was applied, and does not come up" };
-                self.fail(driven, id, format!("{what}: {why}")).await.map(Some)
-            }
+            Ok(Health::Failed(why)) => self.fail(driven, id, RunReason::Unhealthy(rollout, why)).await.map(Some),
             // The run does not wait for objects that are being deleted.
             Ok(Health::InProgress(_)) if wait.is_zero() => Ok(None),
             Ok(Health::InProgress(why)) if self.context.now() >= waits_until => {
-                let what =
-                    if destroys { "it was destroyed, and is not gone" } else { "it was applied, and did not come up" };
-                let message = format!("{what} within {}: {why}", said(wait));
-                self.fail(driven, id, message).await.map(Some)
+                self.fail(driven, id, RunReason::TimedOut(rollout, wait, why)).await.map(Some)
             }
             Ok(Health::InProgress(why)) => {
                 if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
@@ -105,18 +96,9 @@ impl Runs {
                 }
                 self.check_rollout_soon(driven.run.lock().await.id);
                 let on = WaitingOn::Rollout { until: waits_until };
-                let what = if destroys { "it goes" } else { "it was applied and comes up" };
-                self.wait(driven, id, on, format!("{what}: {why}")).await.map(Some)
+                self.wait(driven, id, on, RunReason::InProgress(rollout, why)).await.map(Some)
             }
-            Err(error) => {
-                let what = if destroys {
-                    "it was destroyed, and whether it is gone"
-                } else {
-                    "it was applied, and whether it came up"
-                };
-                let message = format!("{what} could not be tracked: {}", error.line());
-                self.fail(driven, id, message).await.map(Some)
-            }
+            Err(error) => self.fail(driven, id, RunReason::NotObserved(rollout, error.line())).await.map(Some),
         }
     }
 
@@ -156,8 +138,8 @@ impl Runs {
         if let Some(message) = self.cancelled(run.id, id).await? {
             return self.end_cancelled(driven, id, message).await.map(Some);
         }
-        if let Some(message) = self.superseded_by(run, id).await? {
-            return self.record(driven, id, Event::Superseded { message }, None).await.map(Some);
+        if let Some(reason) = self.superseded_by(run, id).await? {
+            return self.record(driven, id, Event::Superseded { message: reason.to_string() }, None).await.map(Some);
         }
         let (job, _) = self.started_job(driven, run, id).await?;
         match self.context.target.health(&job).await {

@@ -1,5 +1,6 @@
 //! Verifies an effect by planning again (R2.8), and records the result.
 
+use crate::domain::message::run::RunReason;
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
@@ -25,13 +26,11 @@ impl Runs {
         let again = match self.observer.observe_job(&driven.head, job).await {
             Ok(again) => again,
             Err(error) => {
-                return self
-                    .fail(driven, id, format!("it was applied and could not be looked at afterwards: {}", error.line()))
-                    .await;
+                return self.fail(driven, id, RunReason::NotObservedAfter(error.line())).await;
             }
         };
         if let Err(error) = self.observer.identify(id, &again, true).await {
-            return self.fail(driven, id, format!("it was applied, and {}", crate::error_chain(&error))).await;
+            return self.fail(driven, id, RunReason::AppliedBut(crate::error_chain(&error))).await;
         }
         let run = driven.run.lock().await.clone();
         let left = targets::kind(&job.target)?.actions(id, &again);
@@ -43,12 +42,8 @@ impl Runs {
         let (later, mine): (Vec<Action>, Vec<Action>) = mine.into_iter().partition(can_wait);
         let others = others.into_iter().chain(later).collect();
         if let Some(left) = mine.first().and_then(|action| action.resources.first()) {
-            let message = format!(
-                "it was applied, and a fresh plan would still {} `{}`; a value that differs on every plan (a time, a random one) has to be ignored or fixed in the module",
-                left.change.verb(),
-                left.resource
-            );
-            return self.fail(driven, id, message).await;
+            let reason = RunReason::NotEmptyAfter { change: left.change, resource: left.resource.clone() };
+            return self.fail(driven, id, reason).await;
         }
         self.arrive(driven, id, job, inputs, Left { others, warnings: again.warnings }, true).await
     }

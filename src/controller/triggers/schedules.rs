@@ -8,6 +8,7 @@
 //! point a second time under the same name. *Race:* times pass while nobody is there: the last of them is made up for, if its
 //! window is still open, unless the declaration says `missed: skip`.
 
+use crate::domain::message::run::RunCause;
 use std::{collections::BTreeSet, sync::Arc};
 
 use chrono::{DateTime, Utc};
@@ -133,8 +134,8 @@ impl Triggers {
         let may = |id: &&InstanceId| applied.contains(*id) && !(acts && suspended.instance(id).is_some());
         let selected: BTreeSet<InstanceId> = selected.iter().filter(may).cloned().collect();
         tracing::info!(schedule = %name, %at, run = ?schedule.run, instances = selected.len(), "a schedule is due");
-        let said = format!("the Schedule `{name}` of {}", at.format("%Y-%m-%d %H:%M UTC"));
-        self.context.store.audit(now, "schedule", "begin", name.as_str(), &said).await?;
+        let cause = RunCause::Schedule(name.clone(), at);
+        self.context.store.audit(now, "schedule", "begin", name.as_str(), &cause.to_string()).await?;
         match schedule.run {
             ScheduledRun::Drift => {
                 for id in selected {
@@ -145,7 +146,7 @@ impl Triggers {
                 let clusters = self.runs.clusters(&selected).await?;
                 for environment in environments(&clusters) {
                     let word = RebalanceAuthorization {
-                        because: said.clone(),
+                        because: cause.clone(),
                         principal: format!("schedule:{name}"),
                         command_id: Some(format!("schedule {name} {}", at.to_rfc3339())),
                         pull: None,
@@ -155,7 +156,9 @@ impl Triggers {
                     self.runs.start_rebalance(head, &environment, &clusters, word).await?;
                 }
             }
-            ScheduledRun::Backup => self.back_up(head, &self.runs.clusters(&selected).await?, at, &said).await?,
+            ScheduledRun::Backup => {
+                self.back_up(head, &self.runs.clusters(&selected).await?, at, &cause.to_string()).await?
+            }
             // These are refused where they are declared.
             ScheduledRun::Rotate | ScheduledRun::Report => {}
         }

@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use super::Principal;
 use crate::{
     domain::declaration::schema::Approvals,
-    model::{PullNumber, Revision},
+    model::{InstanceId, PullNumber, Revision},
     ports::{Pull, Review},
 };
 
@@ -37,33 +37,42 @@ pub struct Given {
     pub covers: bool,
 }
 
-/// What is asked for: "2 approving reviews by `team:platform`".
-pub fn asked(needs: &Approvals) -> String {
-    let s = if needs.count == 1 { "" } else { "s" };
-    let from: Vec<String> = needs.from.iter().map(|to| format!("`{to}`")).collect();
-    let whom = if from.is_empty() { String::new() } else { format!(" by {}", from.join(" or ")) };
-    format!("{} approving review{s}{whom}", needs.count)
+/// The approvals that a command needs and does not have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MissingApprovals {
+    /// Reviews are missing on a pull request.
+    Reviews {
+        /// The pull request.
+        pull: PullNumber,
+        /// The approvals that are needed.
+        needs: Approvals,
+        /// How many reviews count.
+        count: usize,
+        /// The principals whose reviews don't count, and whether they are of an older head; else of an older plan.
+        stale: Vec<(String, bool)>,
+    },
+    /// Approvals are needed, and no forge is configured.
+    NoForge,
+    /// No pull request that removed the instance showed the plan.
+    RemovedWithoutPullRequest(InstanceId),
+    /// No pull request changed the instance.
+    ChangedWithoutPullRequest(InstanceId),
+    /// Reviews are missing for a protected path.
+    ProtectedPath(String, Box<MissingApprovals>),
 }
 
-/// Returns the missing approvals as text; `None` if none is missing.
-pub fn lacking(needs: &[&Approvals], pull: PullNumber, head: &Revision, given: &[Given]) -> Option<String> {
+/// Returns the missing approvals; `None` if none is missing.
+pub fn missing(needs: &[&Approvals], pull: PullNumber, head: &Revision, given: &[Given]) -> Option<MissingApprovals> {
     needs.iter().find_map(|needs| {
-        let from: Vec<&Given> =
-            given.iter().filter(|one| needs.from.is_empty() || needs.from.iter().any(|to| one.by.is(to))).collect();
-        let counts = from.iter().filter(|one| one.head == *head && one.covers).count();
-        if counts >= needs.count as usize {
+        let asked = |review: &&Given| needs.from.is_empty() || needs.from.iter().any(|to| review.by.is(to));
+        let reviews: Vec<&Given> = given.iter().filter(asked).collect();
+        let counts = |review: &Given| review.head == *head && review.covers;
+        let count = reviews.iter().filter(|review| counts(review)).count();
+        if count >= needs.count as usize {
             return None;
         }
-        let stale: Vec<String> = from
-            .iter()
-            .filter(|one| one.head != *head || !one.covers)
-            .map(|one| {
-                let name = one.by.name().replace("user:", "@");
-                let why = if one.head == *head { "an older plan" } else { "an older head" };
-                format!("that of {name} is of {why}")
-            })
-            .collect();
-        let stale = if stale.is_empty() { String::new() } else { format!(" ({})", stale.join(", ")) };
-        Some(format!("{pull} needs {} and has {counts}{stale}", asked(needs)))
+        let stale = reviews.iter().filter(|review| !counts(review));
+        let stale = stale.map(|review| (review.by.mention(), review.head != *head)).collect();
+        Some(MissingApprovals::Reviews { pull, needs: (*needs).clone(), count, stale })
     })
 }

@@ -7,7 +7,8 @@ pub mod approvals;
 pub mod guards;
 pub mod paths;
 
-use crate::domain::message::Refusal;
+pub use approvals::MissingApprovals;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -185,17 +186,13 @@ pub fn permit<'r>(rights: &'r [Rights], who: &Principal, verb: Verb) -> Option<V
     Some(lines.filter_map(|line| line.approvals.as_ref()).collect())
 }
 
-/// A refusal in one sentence: who, what, where, and who may.
-pub fn refusal(rights: &[Rights], who: &Principal, verb: Verb, environment: &EnvironmentName) -> Refusal {
-    let Some((last, before)) = rights.split_last() else { return Refusal::NoPermissions(verb) };
+/// The subjects that have a permission by all of its definitions that are in force, such as `team:platform`; nothing
+/// where no definition is in force.
+pub fn allowed(rights: &[Rights], verb: Verb) -> Option<BTreeSet<String>> {
+    let (last, before) = rights.split_last()?;
     let mut allowed = last.allowed(verb);
     before.iter().for_each(|rights| allowed = allowed.intersection(&rights.allowed(verb)).copied().collect());
-    let principal = match who {
-        Principal::User { login, .. } => format!("@{login}"),
-        other => other.name(),
-    };
-    let allowed = allowed.into_iter().map(ToString::to_string).collect();
-    Refusal::NotPermitted { principal, verb, environment: environment.clone(), allowed }
+    Some(allowed.into_iter().map(ToString::to_string).collect())
 }
 
 #[cfg(test)]
@@ -240,7 +237,7 @@ mod tests {
         assert!(!may(&staging, &Principal::Token { name: "other".into() }, Verb::Apply));
         // What is in force besides, because it was loosened together with what it guards, holds as well.
         assert!(!may(&[staging[0].clone(), production[0].clone()], &lin, Verb::Apply));
-        insta::assert_snapshot!(refusal(&staging, &eve, Verb::Apply, &"staging".parse().unwrap()), @"@eve is not allowed to `/apply` in `staging`: `team:platform`, `token:ops` may.");
+        insta::assert_snapshot!(crate::domain::message::Refusal::not_permitted(&staging, &eve, Verb::Apply, &"staging".parse().unwrap()), @"@eve is not allowed to `/apply` in `staging`: `team:platform`, `token:ops` may.");
     }
 
     #[test]

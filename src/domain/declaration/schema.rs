@@ -151,7 +151,7 @@ pub struct Permission {
 }
 
 /// Reviews of a pull request that a command needs (R3.6).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Approvals {
     /// How many, never the author's.

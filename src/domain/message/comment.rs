@@ -1,13 +1,13 @@
 //! Everything that is said on pull requests: one named function for each text.
 
+use super::approvals;
 use super::list::names;
 use super::{counts, diff, layout};
 use crate::{
     domain::{
-        authorization::approvals,
         declaration::schema::Approvals,
         journal::{Run, RunState, Status},
-        plan::{InstancePlan, Plan, validation::Note},
+        plan::{InstancePlan, Plan, validation::Violation},
         remediation::Group,
     },
     model::{
@@ -141,6 +141,21 @@ pub fn conflict(message: &str, what: &str) -> String {
     close(format!("Not planned: {message}. Rebase it on the branch, or merge the branch into it."), what)
 }
 
+/// A remark above the plan in a comment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// Whether the plan can't run as it is.
+    pub fatal: bool,
+    /// The text, without a full stop.
+    pub message: String,
+}
+
+impl From<Violation> for Note {
+    fn from(violation: Violation) -> Self {
+        Self { fatal: violation.is_fatal(), message: violation.to_string() }
+    }
+}
+
 /// The plan of one environment.
 pub fn plan(plan: &Plan, notes: &[Note], what: &str) -> String {
     let mut body = plan_table(plan);
@@ -196,7 +211,7 @@ pub fn superseded(environment: &EnvironmentName, carrier: PullNumber, what: &str
 
 /// The approvals that an apply needs, as a note of its plan.
 pub fn needs(environment: &EnvironmentName, needs: &Approvals) -> Note {
-    let message = format!("`/apply {environment}` needs {}, given to this plan", approvals::asked(needs));
+    let message = format!("`/apply {environment}` needs {}, given to this plan", approvals::needed(needs));
     Note { fatal: false, message }
 }
 

@@ -3,15 +3,23 @@
 //! Decides wording and layout alone. Every text has a limit, and what is left out is counted.
 //! *Invariant:* a value can't break out of its fence, and a hidden marker stands alone on its line at the end.
 
+pub mod approvals;
 pub mod comment;
+pub mod explanation;
 pub mod layout;
 pub mod list;
+mod plan;
+pub mod plan_status;
 mod refusal;
+pub mod remediation;
+pub mod run;
+mod suspension;
 pub mod terminal;
 pub mod verdict;
 
-pub use refusal::{EmptySelection, Refusal, SuspensionReason};
+pub use refusal::{EmptySelection, Refusal};
 use serde_json::Value;
+pub use suspension::SuspensionReason;
 
 use crate::model::{Change, Field, ResourceChange};
 

@@ -5,43 +5,15 @@
 
 use std::{collections::BTreeSet, fmt};
 
-use chrono::{DateTime, Utc};
-
-use super::list::names;
+use super::{list::names, run::RunReason, suspension::SuspensionReason};
 use crate::{
-    domain::declaration::schema::Verb,
+    domain::{
+        authorization::{MissingApprovals, Principal, Rights, allowed},
+        declaration::schema::Verb,
+        plan::validation::Violation,
+    },
     model::{Digest, EnvironmentName, InstanceId, PullNumber, RunId},
 };
-
-/// The reason for which an environment or an instance is suspended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SuspensionReason {
-    /// The environment has `suspend: true`.
-    Declared(EnvironmentName),
-    /// `/suspend` on an environment or instance.
-    Command {
-        /// The name that the command gave: an environment or an instance.
-        name: String,
-        /// The principal, such as `user:lin`.
-        by: String,
-        /// When the command was accepted.
-        at: DateTime<Utc>,
-    },
-}
-
-impl fmt::Display for SuspensionReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Declared(name) => write!(f, "`{name}` is suspended by its declaration (`suspend: true`)"),
-            Self::Command { name, by, at } => write!(
-                f,
-                "`{name}` is suspended by {} since {}; `/resume {name}` ends that",
-                by.replace("user:", "@"),
-                at.format("%Y-%m-%d %H:%M UTC")
-            ),
-        }
-    }
-}
 
 /// The reason for which a selector selects no instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,7 +117,7 @@ pub enum Refusal {
         /// The command.
         verb: Verb,
         /// The missing approvals.
-        reason: String,
+        missing: MissingApprovals,
     },
     /// An instance could not be planned.
     NotPlanned {
@@ -161,7 +133,7 @@ pub enum Refusal {
         /// The command.
         verb: Verb,
         /// The rule that it breaks.
-        reason: String,
+        violation: Violation,
     },
     /// The plan exceeds a limit (R3.8).
     OverLimit {
@@ -172,7 +144,7 @@ pub enum Refusal {
         /// The environment.
         environment: EnvironmentName,
         /// The limit and the count.
-        reason: String,
+        violation: Violation,
     },
     /// The request names another digest than the one of the plan.
     OtherDigest {
@@ -266,7 +238,7 @@ pub enum Refusal {
     /// An instance can't be destroyed, because another uses it.
     InUse {
         /// The uses.
-        reason: String,
+        reason: RunReason,
     },
     /// An instance is not applied.
     NotApplied(InstanceId),
@@ -362,6 +334,18 @@ pub enum Refusal {
     },
 }
 
+impl Refusal {
+    /// The refusal of a command that a principal may not give.
+    pub fn not_permitted(rights: &[Rights], who: &Principal, verb: Verb, environment: &EnvironmentName) -> Self {
+        match allowed(rights, verb) {
+            None => Self::NoPermissions(verb),
+            Some(allowed) => {
+                Self::NotPermitted { principal: who.mention(), verb, environment: environment.clone(), allowed }
+            }
+        }
+    }
+}
+
 /// The start of a refusal: `Nothing was applied`.
 fn nothing(verb: Verb) -> String {
     let done = match verb {
@@ -410,23 +394,22 @@ impl fmt::Display for Refusal {
             }
 
             Self::Suspended { verb, suspension } => write!(f, "{}: {suspension}.", nothing(*verb)),
-            Self::NotApproved { verb, reason } | Self::InvalidPlan { verb, reason } => {
-                write!(f, "{}: {reason}.", nothing(*verb))
-            }
+            Self::NotApproved { verb, missing } => write!(f, "{}: {missing}.", nothing(*verb)),
+            Self::InvalidPlan { verb, violation } => write!(f, "{}: {violation}.", nothing(*verb)),
             Self::NotPlanned { verb, id, reason } => {
                 write!(f, "{}: `{id}` could not be planned: {reason}.", nothing(*verb))
             }
-            Self::OverLimit { verb, declared: Some(environment), reason, .. } => {
+            Self::OverLimit { verb, declared: Some(environment), violation, .. } => {
                 let less = if *verb == Verb::Destroy { "destroy" } else { "change" };
                 write!(
                     f,
-                    "{}: {reason}. Raise `limits` of `{environment}` in a pull request of its own, or {less} less.",
+                    "{}: {violation}. Raise `limits` of `{environment}` in a pull request of its own, or {less} less.",
                     nothing(*verb)
                 )
             }
-            Self::OverLimit { verb, declared: None, environment, reason } => write!(
+            Self::OverLimit { verb, declared: None, environment, violation } => write!(
                 f,
-                "{}: {reason}. `{environment}` is no longer declared, and the limits that it had still apply: declare it again with higher limits first, or `/forget` the instances.",
+                "{}: {violation}. `{environment}` is no longer declared, and the limits that it had still apply: declare it again with higher limits first, or `/forget` the instances.",
                 nothing(*verb)
             ),
             Self::OtherDigest { verb, environment, digest, requested: Some(requested) } => write!(

@@ -2,9 +2,47 @@
 
 use crate::model::{Action, Change, Field, ResourceChange};
 
-/// The first thing of a fresh plan that was not approved, in a sentence.
+/// The first part of a new plan that was not approved.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gap(pub String);
+pub enum Gap {
+    /// The change of a resource is not in the approved plan.
+    Unplanned {
+        /// The resource.
+        resource: String,
+        /// Its change.
+        change: Change,
+    },
+    /// The resource has another change in the approved plan.
+    OtherChange {
+        /// The resource.
+        resource: String,
+        /// The new change.
+        change: Change,
+        /// The approved change.
+        approved: Change,
+    },
+    /// The field is not in the approved plan.
+    UnplannedField {
+        /// The resource.
+        resource: String,
+        /// The JSON pointer of the field.
+        path: String,
+    },
+    /// The field has another present value than the approved plan showed.
+    OtherBefore {
+        /// The resource.
+        resource: String,
+        /// The JSON pointer of the field.
+        path: String,
+    },
+    /// The field would get another value than the approved plan showed.
+    OtherAfter {
+        /// The resource.
+        resource: String,
+        /// The JSON pointer of the field.
+        path: String,
+    },
+}
 
 /// Whether a fresh plan is covered by an approved one.
 ///
@@ -33,11 +71,7 @@ pub fn covers(approved: &[Action], fresh: &[Action]) -> Result<(), Gap> {
                 None if resource.r#type == "output"
                     && (brings_outputs(action) || approved.iter().any(brings_outputs)) => {}
                 None => {
-                    return Err(Gap(format!(
-                        "`{}` would be {}, and was not in the plan",
-                        resource.resource,
-                        past(resource.change)
-                    )));
+                    return Err(Gap::Unplanned { resource: resource.resource.clone(), change: resource.change });
                 }
             }
         }
@@ -50,40 +84,24 @@ fn brings_outputs(action: &Action) -> bool {
     action.resources.iter().any(|resource| resource.r#type != "output")
 }
 
-fn past(change: Change) -> &'static str {
-    match change {
-        Change::Create => "created",
-        Change::Update => "changed",
-        Change::Replace => "replaced",
-        Change::Destroy => "destroyed",
-        Change::Forget => "forgotten",
-        Change::Move => "moved",
-        Change::Run => "run",
-    }
-}
-
 fn covers_resource(approved: &ResourceChange, fresh: &ResourceChange) -> Result<(), Gap> {
     if approved.change != fresh.change {
-        return Err(Gap(format!(
-            "`{}` would be {} and not {}",
-            fresh.resource,
-            past(fresh.change),
-            past(approved.change)
-        )));
+        return Err(Gap::OtherChange {
+            resource: fresh.resource.clone(),
+            change: fresh.change,
+            approved: approved.change,
+        });
     }
     for field in &fresh.fields {
         match approved.fields.iter().find(|known| known.path == field.path) {
             Some(known) => {
-                covers_field(known, field).map_err(|why| Gap(format!("`{}` {} {why}", fresh.resource, field.path)))?
+                covers_field(&fresh.resource, known, field)?;
             }
             // A part of what was wholly unknown, now that it is known.
             None if approved.fields.iter().any(|known| known.unknown && inside(&field.path, &known.path)) => {}
             None if field.unknown => {}
             None => {
-                return Err(Gap(format!(
-                    "`{}` {} would be changed, and was not in the plan",
-                    fresh.resource, field.path
-                )));
+                return Err(Gap::UnplannedField { resource: fresh.resource.clone(), path: field.path.clone() });
             }
         }
     }
@@ -94,7 +112,8 @@ fn inside(path: &str, outer: &str) -> bool {
     path.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'))
 }
 
-fn covers_field(approved: &Field, fresh: &Field) -> Result<(), &'static str> {
+fn covers_field(resource: &str, approved: &Field, fresh: &Field) -> Result<(), Gap> {
+    let (resource, path) = (resource.to_owned(), fresh.path.clone());
     let before = |field: &Field| {
         field.sealed.as_ref().map_or_else(|| field.before.clone(), |(before, _)| Some(before.clone().into()))
     };
@@ -102,12 +121,12 @@ fn covers_field(approved: &Field, fresh: &Field) -> Result<(), &'static str> {
         field.sealed.as_ref().map_or_else(|| field.after.clone(), |(_, after)| Some(after.clone().into()))
     };
     if before(approved) != before(fresh) && !approved.unknown {
-        return Err("holds another value now than the plan showed");
+        return Err(Gap::OtherBefore { resource, path });
     }
     if approved.unknown || fresh.unknown || after(approved) == after(fresh) {
         Ok(())
     } else {
-        Err("would get another value than the plan showed")
+        Err(Gap::OtherAfter { resource, path })
     }
 }
 
@@ -153,7 +172,7 @@ mod tests {
     #[test]
     fn r2_4_what_is_covered_and_what_is_not() {
         let approved = [action("update", &[("/x", json!(1), json!(2)), ("/id", json!("i"), json!("?"))])];
-        let check = |fresh: Action| covers(&approved, &[fresh]).map_err(|gap| gap.0);
+        let check = |fresh: Action| covers(&approved, &[fresh]).map_err(|gap| gap.to_string());
         assert_eq!(check(action("update", &[("/x", json!(1), json!(2))])), Ok(()));
         assert_eq!(check(action("update", &[("/x", json!(1), json!(2)), ("/id", json!("i"), json!("j"))])), Ok(()));
         insta::assert_snapshot!(check(action("update", &[("/x", json!(1), json!(3))])).unwrap_err(), @"`a.b` /x would get another value than the plan showed");

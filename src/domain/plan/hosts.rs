@@ -85,11 +85,32 @@ pub fn may_remove_hosts(actions: &[Action]) -> bool {
     actions.iter().flat_map(|action| &action.resources).any(|resource| destroys(resource) || shrinks(resource))
 }
 
+/// A host that would be removed while its nodes hold data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostViolation {
+    /// A resource would be removed, and nothing declares which nodes run on it.
+    HostsUndeclared {
+        /// The resource.
+        resource: String,
+        /// Whether it is replaced; else it is destroyed.
+        is_replaced: bool,
+        /// The cluster whose nodes have no declared host.
+        cluster: InstanceId,
+    },
+    /// The host of a node would be removed before the node is drained and removed from its cluster.
+    NotDrained {
+        /// The node.
+        node: String,
+        /// Its cluster.
+        cluster: InstanceId,
+    },
+}
+
 /// The nodes that have to be vacated before actions are done.
 ///
 /// # Errors
-/// When it is not known what would be taken away, in a sentence.
-pub fn removed_hosts<'c>(carried: &'c [HostedNode], actions: &[Action]) -> Result<Vec<&'c HostedNode>, String> {
+/// When it is not known which hosts would be removed.
+pub fn removed_hosts<'c>(carried: &'c [HostedNode], actions: &[Action]) -> Result<Vec<&'c HostedNode>, HostViolation> {
     let resources: Vec<&ResourceChange> = actions.iter().flat_map(|action| &action.resources).collect();
     let mut taken: Vec<&HostedNode> = vec![];
     for one in carried {
@@ -113,12 +134,11 @@ pub fn removed_hosts<'c>(carried: &'c [HostedNode], actions: &[Action]) -> Resul
     let replaced = undelivered.iter().find(|resource| resource.change == Change::Replace);
     let unexplained = replaced.or_else(|| undelivered.first().filter(|_| undelivered.len() > vanish));
     if let (Some(first), Some(resource)) = (blind.first(), unexplained) {
-        return Err(format!(
-            "`{}` would be {}, and `nodes` of `{}` does not say what its nodes run on: say `runsOn` for each, so that the node is drained first",
-            resource.resource,
-            if resource.change == Change::Replace { "replaced" } else { "destroyed" },
-            first.cluster
-        ));
+        return Err(HostViolation::HostsUndeclared {
+            resource: resource.resource.clone(),
+            is_replaced: resource.change == Change::Replace,
+            cluster: first.cluster.clone(),
+        });
     }
     taken.sort();
     taken.dedup();
@@ -148,11 +168,11 @@ pub fn drain_actions(id: &InstanceId, taken: &[&HostedNode]) -> Vec<Action> {
 }
 
 /// Returns the first host that a finished plan would remove under a node that is not drained before.
-pub fn violation(carried: &[HostedNode], actions: &[Action]) -> Option<String> {
+pub fn violation(carried: &[HostedNode], actions: &[Action]) -> Option<HostViolation> {
     let own: Vec<Action> = actions.iter().filter(|action| action.r#do != VACATE).cloned().collect();
     let taken = match removed_hosts(carried, &own) {
         Ok(taken) => taken,
-        Err(why) => return Some(why),
+        Err(violation) => return Some(violation),
     };
     let mut vacated = BTreeSet::new();
     let mut others = false;
@@ -163,10 +183,7 @@ pub fn violation(carried: &[HostedNode], actions: &[Action]) -> Option<String> {
         others |= action.r#do != VACATE;
     }
     let missing = taken.into_iter().find(|one| !vacated.contains(&one.resource()))?;
-    Some(format!(
-        "what the node `{}` of `{}` runs on would be taken away before the node is drained and removed",
-        missing.node, missing.cluster
-    ))
+    Some(HostViolation::NotDrained { node: missing.node.clone(), cluster: missing.cluster.clone() })
 }
 
 #[cfg(test)]
@@ -224,7 +241,9 @@ mod tests {
         let apply = change("google_compute_instance.worker[2]", Change::Destroy, None);
         let drain = drain_actions(&id, &removed_hosts(&nodes, std::slice::from_ref(&apply)).unwrap()).remove(0);
         assert_eq!(violation(&nodes, &[drain.clone(), apply.clone()]), None);
-        assert!(violation(&nodes, std::slice::from_ref(&apply)).unwrap().contains("before the node is drained"));
+        assert!(
+            violation(&nodes, std::slice::from_ref(&apply)).unwrap().to_string().contains("before the node is drained")
+        );
         assert!(violation(&nodes, &[apply, drain]).is_some());
     }
 
@@ -250,7 +269,12 @@ mod tests {
         let destroy = change("vm[1]", Change::Destroy, None);
         let taken = removed_hosts(&nodes, std::slice::from_ref(&destroy)).unwrap();
         assert_eq!(taken.iter().map(|one| one.node.as_str()).collect::<Vec<_>>(), ["10.0.0.2:5432"]);
-        assert!(removed_hosts(&nodes, &[change("vm[0]", Change::Replace, None)]).unwrap_err().contains("say `runsOn`"));
+        assert!(
+            removed_hosts(&nodes, &[change("vm[0]", Change::Replace, None)])
+                .unwrap_err()
+                .to_string()
+                .contains("declare `runsOn`")
+        );
         assert!(removed_hosts(&nodes[..1], &[destroy]).is_err());
         assert!(removed_hosts(&nodes[..1], &[change("vm[0]", Change::Update, None)]).unwrap().is_empty());
     }

@@ -16,6 +16,6 @@ pub mod validation;
 pub use action::{Protection, action_digest, mark_drifted, mark_protected};
 pub use coverage::{Gap, covers};
 pub use document::{InstancePlan, Plan, Summary};
-pub use hosts::HostedNode;
+pub use hosts::{HostViolation, HostedNode};
 pub use order::{Order, order};
 pub use record::{Applied, Observed, ObservedError};

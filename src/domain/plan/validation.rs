@@ -8,41 +8,90 @@ use std::collections::BTreeMap;
 use crate::{
     domain::{
         declaration::schema::Limits,
-        plan::{InstancePlan, Plan, Summary, hosts},
+        plan::{HostViolation, InstancePlan, Plan, Summary, hosts},
     },
-    model::{Change, InstanceId},
+    model::{Change, EnvironmentName, InstanceId},
 };
 
-/// Something that the checker says of a plan.
+/// A rule that a plan violates.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Note {
-    /// Whether it blocks.
-    pub fatal: bool,
-    /// In a sentence.
-    pub message: String,
+pub enum Violation {
+    /// Two entries of one instance.
+    DuplicateInstance,
+    /// An instance of another environment.
+    OtherEnvironment(InstanceId, EnvironmentName),
+    /// The summary differs from the actions.
+    Summary,
+    /// The digest of the plan differs from its instances.
+    PlanDigest,
+    /// The digest of an instance differs from its actions.
+    InstanceDigest(InstanceId),
+    /// An instance comes before its upstream.
+    Order(InstanceId, InstanceId),
+    /// An upstream is not in the plan.
+    UpstreamMissing(InstanceId, InstanceId),
+    /// A host would be removed under a node.
+    Host(HostViolation),
+    /// Stored data would be rewritten where the declaration does not allow it.
+    Rewrite {
+        /// The resource.
+        resource: String,
+        /// The instance.
+        id: InstanceId,
+    },
+    /// A protected resource would be destroyed, replaced, forgotten or moved.
+    Protected {
+        /// The resource.
+        resource: String,
+        /// The instance.
+        id: InstanceId,
+        /// Its change.
+        change: Change,
+    },
+    /// A masked value has no HMAC.
+    NotSealed {
+        /// The resource.
+        resource: String,
+        /// The JSON pointer of the field.
+        path: String,
+    },
+    /// The plan exceeds a limit of one run; the only violation that does not block the plan itself.
+    OverLimit {
+        /// The change that is limited.
+        verb: &'static str,
+        /// The field of `limits`.
+        limit: &'static str,
+        /// How many the plan makes.
+        found: u64,
+        /// How many one run may make.
+        allowed: u64,
+    },
 }
 
-fn fatal(message: String) -> Note {
-    Note { fatal: true, message }
+impl Violation {
+    /// Whether the plan is wrong in itself, and not only larger than one run may be.
+    pub fn is_fatal(&self) -> bool {
+        !matches!(self, Self::OverLimit { .. })
+    }
 }
 
-/// Looks at a plan, with the limits that hold for one run of its environment.
-pub fn plan(plan: &Plan, limits: &Limits) -> Vec<Note> {
-    let mut notes = vec![];
+/// Checks a plan, with the limits that hold for one run of its environment.
+pub fn plan(plan: &Plan, limits: &Limits) -> Vec<Violation> {
+    let mut found = vec![];
     let orders: BTreeMap<&InstanceId, usize> =
         plan.instances.iter().map(|instance| (&instance.id, instance.order)).collect();
     if orders.len() != plan.instances.len() {
-        notes.push(fatal("an instance stands in the plan twice".into()));
+        found.push(Violation::DuplicateInstance);
     }
     for instance in &plan.instances {
-        instance_notes(instance, &orders, &mut notes);
+        check_instance(instance, &orders, &mut found);
         if instance.id.environment != plan.environment {
-            notes.push(fatal(format!("`{}` stands in a plan of `{}`", instance.id, plan.environment)));
+            found.push(Violation::OtherEnvironment(instance.id.clone(), plan.environment.clone()));
         }
     }
     let counted = plan.instances.iter().fold(Summary::default(), |sum, instance| sum.plus(&instance.summary()));
     if counted != plan.summary {
-        notes.push(fatal("the plan's summary does not count its actions".into()));
+        found.push(Violation::Summary);
     }
     let again = Plan::new(
         plan.environment.clone(),
@@ -52,70 +101,54 @@ pub fn plan(plan: &Plan, limits: &Limits) -> Vec<Note> {
         plan.instances.clone(),
     );
     if again.digest != plan.digest {
-        notes.push(fatal("the plan's digest is not that of its instances".into()));
+        found.push(Violation::PlanDigest);
     }
-    notes.extend(within(&counted, limits).into_iter().map(|message| Note { fatal: false, message }));
-    notes
+    found.extend(within(&counted, limits));
+    found
 }
 
-fn instance_notes(instance: &InstancePlan, orders: &BTreeMap<&InstanceId, usize>, notes: &mut Vec<Note>) {
+fn check_instance(instance: &InstancePlan, orders: &BTreeMap<&InstanceId, usize>, found: &mut Vec<Violation>) {
     for upstream in &instance.after {
         match orders.get(upstream) {
             Some(order) if *order < instance.order => {}
-            Some(_) => {
-                notes.push(fatal(format!("`{}` would start before `{upstream}`, which it depends on", instance.id)))
-            }
-            None => notes.push(fatal(format!("`{}` comes after `{upstream}`, which is not in the plan", instance.id))),
+            Some(_) => found.push(Violation::Order(instance.id.clone(), upstream.clone())),
+            None => found.push(Violation::UpstreamMissing(instance.id.clone(), upstream.clone())),
         }
     }
     if !instance.actions.is_empty() && instance.digest != Some(InstancePlan::digest_of(&instance.actions)) {
-        notes.push(fatal(format!("the digest of `{}` is not that of its actions", instance.id)));
+        found.push(Violation::InstanceDigest(instance.id.clone()));
     }
-    if let Some(why) = hosts::violation(&instance.carried, &instance.actions) {
-        notes.push(fatal(why));
+    if let Some(violation) = hosts::violation(&instance.carried, &instance.actions) {
+        found.push(Violation::Host(violation));
     }
     for action in &instance.actions {
         for resource in &action.resources {
             if resource.protected
                 && matches!(resource.change, Change::Destroy | Change::Replace | Change::Forget | Change::Move)
             {
-                let would = match resource.change {
-                    Change::Destroy => "destroyed",
-                    Change::Replace => "replaced",
-                    Change::Forget => "forgotten",
-                    _ => "moved",
-                };
-                if action.effect.rewrites_data {
-                    notes.push(fatal(format!(
-                        "`{}` of `{}` would be rewritten; say `allowRewrite: true` in a pull request of its own first",
-                        resource.resource, instance.id
-                    )));
-                    continue;
-                }
-                notes.push(fatal(format!(
-                    "`{}` of `{}` is protected and would be {would}; lift `protect` in a pull request of its own first",
-                    resource.resource, instance.id
-                )));
+                let (resource, id, change) = (resource.resource.clone(), instance.id.clone(), resource.change);
+                found.push(match action.effect.rewrites_data {
+                    true => Violation::Rewrite { resource, id },
+                    false => Violation::Protected { resource, id, change },
+                });
             }
             for field in resource.fields.iter().filter(|field| field.sensitive && field.sealed.is_none()) {
-                notes.push(fatal(format!("a secret of `{}` ({}) is not sealed", resource.resource, field.path)));
+                found.push(Violation::NotSealed { resource: resource.resource.clone(), path: field.path.clone() });
             }
         }
     }
 }
 
-/// By how much a run would pass its limits, each in a sentence.
-pub fn within(summary: &Summary, limits: &Limits) -> Vec<String> {
-    let mut message = vec![];
-    let mut check = |what: &str, name: &str, found: u64, limit: Option<u64>| {
-        if let Some(limit) = limit
-            && found > limit
-        {
-            message.push(format!("{found} to {what}, and `limits.{name}` allows {limit} in one run"));
-        }
-    };
-    check("destroy", "destroys", summary.destroy, Some(limits.destroys));
-    check("replace", "replaces", summary.replace, Some(limits.replaces));
-    check("change", "changes", summary.changes(), limits.changes);
-    message
+/// The limits of one run that a summary exceeds.
+pub fn within(summary: &Summary, limits: &Limits) -> Vec<Violation> {
+    let counts = [
+        ("destroy", "destroys", summary.destroy, Some(limits.destroys)),
+        ("replace", "replaces", summary.replace, Some(limits.replaces)),
+        ("change", "changes", summary.changes(), limits.changes),
+    ];
+    let over = counts.into_iter().filter_map(|(verb, limit, found, allowed)| {
+        let allowed = allowed.filter(|allowed| found > *allowed)?;
+        Some(Violation::OverLimit { verb, limit, found, allowed })
+    });
+    over.collect()
 }

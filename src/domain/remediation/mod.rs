@@ -181,19 +181,46 @@ pub fn remediation<'a>(
     }
 }
 
+/// The reason for which a merged remediation does not run as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unusable {
+    /// The daemon did not write it.
+    NotWritten,
+    /// An action of an instance differs from what the daemon wrote.
+    ActionEdited(InstanceId),
+    /// The environment, the direction or the dates differ from what the daemon wrote.
+    FieldsEdited,
+    /// It was edited after it was merged.
+    EditedAfterMerge,
+    /// It has no actions.
+    Empty,
+    /// It expired.
+    Expired(DateTime<Utc>),
+    /// The instance has no action in it.
+    InstanceCut(InstanceId),
+    /// An upstream of the instance has no action in it.
+    UpstreamCut(InstanceId),
+    /// The file of the proposal can't be read.
+    Unreadable(String),
+    /// It did not come by a pull request.
+    NotByPullRequest(EnvironmentName, ComponentName),
+    /// The principal who merged it may not apply.
+    NotAllowed(String),
+    /// Approvals are missing.
+    NotApproved(String),
+    /// The plan does more than the remediation shows.
+    NotCovered(crate::domain::plan::Gap),
+}
+
 /// Returns the edits of a remediation's file beyond removed actions, as text.
-pub fn edited(remediation: &Remediation, written: &Remediation) -> Option<String> {
+pub fn edited(remediation: &Remediation, written: &Remediation) -> Option<Unusable> {
     let is_edited = |action: &&RemediationAction| !written.actions.contains(action);
     if let Some(action) = remediation.actions.iter().find(is_edited) {
-        return Some(format!(
-            "the action of `{}` was edited; whole actions may be cut, and nothing else",
-            action.instance
-        ));
+        return Some(Unusable::ActionEdited(action.instance.clone()));
     }
     let same = (&remediation.environment, remediation.direction, remediation.expires_at)
         == (&written.environment, written.direction, written.expires_at);
-    (!same)
-        .then(|| "its environment, direction or dates were edited; whole actions may be cut, and nothing else".into())
+    (!same).then_some(Unusable::FieldsEdited)
 }
 
 /// The branch of the pull request for a cause.
@@ -269,17 +296,17 @@ pub fn lets_through(
     id: &InstanceId,
     stored: &dyn Fn(&Digest) -> Option<Action>,
     fresh: &[Action],
-) -> Result<Vec<Action>, String> {
+) -> Result<Vec<Action>, Unusable> {
     let listed: Vec<&RemediationAction> = remediation.actions.iter().filter(|action| action.instance == *id).collect();
     if listed.is_empty() {
-        return Err(format!("`{id}` was cut from the remediation"));
+        return Err(Unusable::InstanceCut(id.clone()));
     }
     let missing = listed
         .iter()
         .flat_map(|action| &action.after)
         .find(|digest| !remediation.actions.iter().any(|other| other.digest == **digest));
     if missing.is_some() {
-        return Err(format!("what `{id}` comes after was cut from the remediation"));
+        return Err(Unusable::UpstreamCut(id.clone()));
     }
     let known: Vec<Action> = listed.iter().filter_map(|action| stored(&action.digest)).collect();
     let names = |action: &Action, resource: &str| action.resources.iter().any(|known| known.resource == resource);
@@ -293,8 +320,7 @@ pub fn lets_through(
         let is_cut =
             !action.effect.atomic && !action.resources.iter().any(|r| known.iter().any(|k| names(k, &r.resource)));
         if !is_cut {
-            crate::domain::plan::covers(&known, std::slice::from_ref(action))
-                .map_err(|gap| format!("the world moved on since the remediation was written: {}", gap.0))?;
+            crate::domain::plan::covers(&known, std::slice::from_ref(action)).map_err(Unusable::NotCovered)?;
             through.push(action.clone());
         }
     }
@@ -383,12 +409,22 @@ mod tests {
         let none = |_: &Digest| None;
         assert_eq!(lets_through(&file, &network.id, &none, &network.actions), Ok(network.actions.clone()));
         file.actions.retain(|action| action.instance != network.id);
-        assert!(lets_through(&file, &network.id, &none, &network.actions).unwrap_err().contains("was cut"));
-        assert!(lets_through(&file, &backend.id, &none, &backend.actions).unwrap_err().contains("comes after was cut"));
+        assert!(lets_through(&file, &network.id, &none, &network.actions).unwrap_err().to_string().contains("was cut"));
+        assert!(
+            lets_through(&file, &backend.id, &none, &backend.actions)
+                .unwrap_err()
+                .to_string()
+                .contains("an upstream of")
+        );
         let mut moved = backend.actions[0].clone();
         moved.digest = Digest::of_json(&json!("moved"));
         let file = group.remediation("drift", at, at);
-        assert!(lets_through(&file, &backend.id, &none, &[moved]).unwrap_err().contains("the world moved on"));
+        assert!(
+            lets_through(&file, &backend.id, &none, &[moved])
+                .unwrap_err()
+                .to_string()
+                .contains("the plan differs from the one in the remediation")
+        );
     }
 
     #[test]

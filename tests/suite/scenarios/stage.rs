@@ -435,7 +435,8 @@ impl Stage {
                 let status = self.daemon.status.read().await.map_err(|error| error.to_string())?;
                 let found =
                     status.instances.iter().find(|instance| instance.id.to_string() == rest).ok_or("no instance")?;
-                Ok(vec![self.daemon.status.explain(found).await.map_err(|error| error.to_string())?])
+                let why = self.daemon.status.explain(found).await.map_err(|error| error.to_string())?;
+                Ok(vec![why.to_string()])
             }
             "comments" => {
                 let all = self.forge.comments(number(rest)?);
