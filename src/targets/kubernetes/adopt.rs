@@ -188,8 +188,8 @@ fn patched(text: &str, exists: &[String], steps: &[String], operation: Op<'stati
         return Ok(None);
     }
     let patches = [Patch { route: route(steps), operation }];
-    let made = apply_yaml_patches(&document, &patches).map_err(|error| failed(&error))?;
-    Ok(Some(made.source().to_owned()))
+    let added = apply_yaml_patches(&document, &patches).map_err(|error| failed(&error))?;
+    Ok(Some(added.source().to_owned()))
 }
 
 #[cfg(test)]
@@ -215,10 +215,12 @@ mod tests {
     }
 
     /// Returns the lines that differ.
-    fn similar(one: &str, two: &str) -> Vec<String> {
-        let gone = one.lines().filter(|line| !two.lines().any(|other| other == *line)).map(|line| format!("-{line}"));
-        let made = two.lines().filter(|line| !one.lines().any(|other| other == *line)).map(|line| format!("+{line}"));
-        gone.chain(made).collect()
+    fn similar(before: &str, after: &str) -> Vec<String> {
+        let removed =
+            before.lines().filter(|line| !after.lines().any(|other| other == *line)).map(|line| format!("-{line}"));
+        let added =
+            after.lines().filter(|line| !before.lines().any(|other| other == *line)).map(|line| format!("+{line}"));
+        removed.chain(added).collect()
     }
 
     #[test]

@@ -23,14 +23,14 @@ use serde_json::{Value, json};
 use super::{
     Kubernetes,
     client::{Refusal, Write},
-    confirm::{Look, terminating},
+    confirm::{Comparison, terminating},
     deletion::lives_in,
     fields,
-    inventory::{Held, Inventory},
+    inventory::{Inventory, InventoryEntry},
     kinds::{Kind, Kinds},
     live::side_by_side,
     object::{self, is_namespace_or_definition, rank},
-    observe::Looked,
+    observe::Observed,
     rendered::Object,
     steps::{Found, Step},
 };
@@ -40,7 +40,7 @@ use crate::{
 };
 
 /// The maximum number of attempts for an object that keeps changing.
-const LOOKS_MAX: u32 = 8;
+const ATTEMPTS_MAX: u32 = 8;
 /// The time limit for a namespace or definition to become ready, and for a deletion to complete.
 const DELETION_TIME_MAX: Duration = Duration::from_secs(60);
 /// The poll interval of these waits.
@@ -57,14 +57,14 @@ enum Stop {
 impl Kubernetes {
     /// Observes an instance with the credentials for apply, and stores its inventory if nothing changes.
     pub(super) async fn prepare_work(&self, job: &Job, work: &KubernetesWork) -> Result<Prepared, TargetError> {
-        let mut looked = self.look(job, work, true).await.map_err(|mut error| {
+        let mut observed = self.observe_all(job, work, true).await.map_err(|mut error| {
             if error.kind == TargetErrorKind::NotThereYet {
                 // The server may need a moment to serve kinds that an upstream has just created.
                 error.retry = Retry::After(Backoff::REMOTE);
             }
             error
         })?;
-        let observation = std::mem::take(&mut looked.observation);
+        let observation = std::mem::take(&mut observed.observation);
         if let Some(why) = &observation.refused {
             return Err(TargetError {
                 retry: Retry::WhenInputChanges,
@@ -72,10 +72,10 @@ impl Kubernetes {
             });
         }
         if observation.changes.is_empty() {
-            self.keep(&job.instance, looked.inventory).await?;
+            self.store_inventory(&job.instance, observed.inventory).await?;
             return Ok(Prepared { observation, ticket: Box::new(()) });
         }
-        Ok(Prepared { observation, ticket: Box::new(looked) })
+        Ok(Prepared { observation, ticket: Box::new(observed) })
     }
 
     /// Applies the prepared changes that remain in the observation.
@@ -91,26 +91,26 @@ impl Kubernetes {
         if changes.is_empty() {
             return Ok(());
         }
-        let Ok(looked) = ticket.downcast::<Looked>() else {
+        let Ok(observed) = ticket.downcast::<Observed>() else {
             return Err(TargetError::new(
                 TargetErrorKind::PlanMissing,
                 format!("the plan of `{}` is of another kind", job.instance),
             ));
         };
-        tracing::debug!(instance = %job.instance, run = fence.run.0, objects = changes.len(), "applying objects");
+        tracing::debug!(kind = "objects-applied", instance = %job.instance, run = fence.run.0, objects = changes.len(), "applying objects");
         let mut applying = Applying {
             this: self,
             job,
             work,
-            steps: changes.iter().filter_map(|change| looked.steps.get(&change.resource)).cloned().collect(),
-            inventory: looked.inventory.clone(),
-            looked: &looked,
-            kinds: looked.kinds.clone(),
+            steps: changes.iter().filter_map(|change| observed.steps.get(&change.resource)).cloned().collect(),
+            inventory: observed.inventory.clone(),
+            observed: &observed,
+            kinds: observed.kinds.clone(),
             failures: vec![],
             stale: None,
             begun: false,
         };
-        if let Some(why) = applying.takes_along() {
+        if let Some(why) = applying.cascade_conflict() {
             return Err(TargetError {
                 retry: Retry::WhenInputChanges,
                 ..TargetError::new(TargetErrorKind::InUse, why)
@@ -120,10 +120,10 @@ impl Kubernetes {
             applying.inventory.entry(step.key.clone()).or_default();
         }
         // The write carries the fencing token: an owner that lost the run lock stops here.
-        self.keep(&job.instance, applying.inventory.clone()).await?;
+        self.store_inventory(&job.instance, applying.inventory.clone()).await?;
         let done = applying.run(&progress).await;
         let Applying { inventory, failures, stale, begun, .. } = applying;
-        self.keep(&job.instance, inventory).await?;
+        self.store_inventory(&job.instance, inventory).await?;
         done?;
         conclude(job, failures, stale, begun)
     }
@@ -141,10 +141,10 @@ fn conclude(job: &Job, failures: Vec<String>, stale: Option<String>, begun: bool
         1 => format!("an object of `{}` could not be applied", job.instance),
         count => format!("{count} objects of `{}` could not be applied", job.instance),
     };
-    let said = |summary: String| Diagnostic { summary, detail: String::new(), address: None, place: None };
+    let diagnostic = |summary: String| Diagnostic { summary, detail: String::new(), address: None, place: None };
     Err(TargetError {
         retry: Retry::WhenInputChanges,
-        diagnostics: failures.into_iter().take(20).map(said).collect(),
+        diagnostics: failures.into_iter().take(20).map(diagnostic).collect(),
         effect_may_have_begun: begun,
         ..TargetError::new(TargetErrorKind::ApplyFailed, message)
     })
@@ -154,7 +154,7 @@ struct Applying<'a> {
     this: &'a Kubernetes,
     job: &'a Job,
     work: &'a KubernetesWork,
-    looked: &'a Looked,
+    observed: &'a Observed,
     steps: Vec<Step>,
     inventory: Inventory,
     kinds: Kinds,
@@ -172,14 +172,14 @@ impl Applying<'_> {
             by_rank.entry(rank(&step.key.kind)).or_default().push(step);
         }
         for steps in by_rank.into_values() {
-            let ground: Vec<_> =
+            let container: Vec<_> =
                 steps.iter().filter(|step| is_namespace_or_definition(&step.key.kind)).map(|s| s.key.clone()).collect();
-            self.together(steps, progress).await;
+            self.apply_rank(steps, progress).await;
             if !self.failures.is_empty() || self.stale.is_some() {
                 return Ok(());
             }
-            if !ground.is_empty() {
-                self.wait_for_deletion(&ground).await?;
+            if !container.is_empty() {
+                self.wait_for_deletion(&container).await?;
                 self.wait_for_kinds().await?;
             }
         }
@@ -197,14 +197,14 @@ impl Applying<'_> {
     }
 
     /// Applies objects of one rank concurrently.
-    async fn together(&mut self, steps: Vec<Step>, progress: &Progress) {
-        let done = side_by_side(steps.iter().map(|step| self.one(step).boxed()).collect()).await;
+    async fn apply_rank(&mut self, steps: Vec<Step>, progress: &Progress) {
+        let done = side_by_side(steps.iter().map(|step| self.apply_one(step).boxed()).collect()).await;
         for (step, done) in steps.into_iter().zip(done) {
             match done {
-                Ok(held) => {
+                Ok(entry) => {
                     self.begun = true;
                     progress(ProgressEvent::Now(format!("{} {}", step.change.verb(), step.key)));
-                    self.inventory.insert(step.key, held);
+                    self.inventory.insert(step.key, entry);
                 }
                 Err(Stop::Stale(why)) => self.stale = Some(why),
                 Err(Stop::Refused(why)) => self.failures.push(why),
@@ -214,29 +214,29 @@ impl Applying<'_> {
 
     /// Returns why a namespace or definition can't be deleted: it contains an object whose deletion was removed from
     /// the plan.
-    fn takes_along(&self) -> Option<String> {
+    fn cascade_conflict(&self) -> Option<String> {
         let does = |key: &object::Key| self.steps.iter().any(|step| step.key == *key);
-        let cut = self.looked.steps.values().filter(|step| step.change == Change::Destroy && !does(&step.key));
+        let cut = self.observed.steps.values().filter(|step| step.change == Change::Destroy && !does(&step.key));
         let cut: Vec<&object::Key> = cut.map(|step| &step.key).collect();
-        let grounds = self
+        let containers = self
             .steps
             .iter()
             .filter(|step| step.change == Change::Destroy && is_namespace_or_definition(&step.key.kind));
-        let mut found = grounds.flat_map(|step| {
+        let mut found = containers.flat_map(|step| {
             cut.iter().filter(|key| lives_in(&self.kinds, &step.key, key)).map(|key| (&step.key, *key))
         });
-        let message = |(ground, key): (&object::Key, &object::Key)| {
-            format!("`{key}`, which is to stay, would go with `{ground}`; take that out as well")
+        let message = |(container, key): (&object::Key, &object::Key)| {
+            format!("`{key}`, which is to stay, would go with `{container}`; take that out as well")
         };
         found.next().map(message)
     }
 
     fn object(&self, step: &Step) -> Option<&Object> {
-        self.looked.rendered.get(&step.key)
+        self.observed.rendered.get(&step.key)
     }
 
     /// Applies one object. Retries while another writer changes the object without changing the planned difference.
-    async fn one(&self, step: &Step) -> Result<Held, Stop> {
+    async fn apply_one(&self, step: &Step) -> Result<InventoryEntry, Stop> {
         let refused = |refusal: Refusal| {
             Stop::Refused(format!("`{}`: {}", step.key, self.this.redactor.redact(&refusal.message)))
         };
@@ -249,35 +249,35 @@ impl Applying<'_> {
                 object.place, step.key.kind, object.version
             )));
         };
-        let mut now = step.clone();
-        for _ in 0..LOOKS_MAX {
-            let tried = match now.change {
-                Change::Replace => self.replace(kind, object, &now).await,
-                _ => self.update(kind, object, &now).await,
+        let mut current = step.clone();
+        for _ in 0..ATTEMPTS_MAX {
+            let tried = match current.change {
+                Change::Replace => self.replace(kind, object, &current).await,
+                _ => self.update(kind, object, &current).await,
             };
             match tried {
-                Ok(live) => return Ok(self.held(object, &live)),
+                Ok(live) => return Ok(self.entry(object, &live)),
                 Err(refusal) if refusal.is_conflict() => {}
                 Err(refusal) => return Err(refused(refusal)),
             }
-            let live = self.looked.cluster.get(kind, &object.key).await.map_err(refused)?;
-            let look = Look {
+            let live = self.observed.cluster.get(kind, &object.key).await.map_err(refused)?;
+            let comparison = Comparison {
                 this: self.this,
                 job: self.job,
                 work: self.work,
-                cluster: &self.looked.cluster,
+                cluster: &self.observed.cluster,
                 kinds: &self.kinds,
-                rendered: &self.looked.rendered,
+                rendered: &self.observed.rendered,
                 inventory: &self.inventory,
                 schemas: None,
                 contested: &std::sync::atomic::AtomicBool::new(false),
             };
-            match look.object(object, live).await {
-                Ok(Found::Same(held)) => return Ok(held),
+            match comparison.object(object, live).await {
+                Ok(Found::Same(entry)) => return Ok(entry),
                 Ok(Found::Differs(fresh, _))
                     if fresh.change == step.change && fresh.fields.iter().all(|field| step.fields.contains(field)) =>
                 {
-                    now = *fresh
+                    current = *fresh
                 }
                 Ok(Found::Differs(..)) => return Err(Stop::Stale(format!("`{}` is another one now", step.key))),
                 Ok(Found::Problem(why)) => return Err(Stop::Refused(why)),
@@ -288,7 +288,7 @@ impl Applying<'_> {
     }
 
     async fn update(&self, kind: &Kind, object: &Object, step: &Step) -> Result<Value, Refusal> {
-        let cluster = &self.looked.cluster;
+        let cluster = &self.observed.cluster;
         let mut version = step.version.clone();
         if !step.extras.is_empty() {
             let mut operations = vec![json!({"op": "test", "path": "/metadata/resourceVersion", "value": version})];
@@ -309,25 +309,25 @@ impl Applying<'_> {
         let live = cluster.apply(kind, &object.key, object.json(), write).await?;
         if step.change == Change::Create && object::is_terminating(&live) {
             // The object existed and was being deleted, together with the applied fields.
-            self.wait_until_gone(kind, &object.key).await?;
+            self.wait_until_deleted(kind, &object.key).await?;
             return cluster.apply(kind, &object.key, object.json(), Write::default()).await;
         }
         Ok(live)
     }
 
     async fn replace(&self, kind: &Kind, object: &Object, step: &Step) -> Result<Value, Refusal> {
-        let cluster = &self.looked.cluster;
+        let cluster = &self.observed.cluster;
         if let Some(uid) = &step.uid {
             cluster.delete(kind, &object.key, uid).await?;
-            self.wait_until_gone(kind, &object.key).await?;
+            self.wait_until_deleted(kind, &object.key).await?;
         }
         cluster.apply(kind, &object.key, object.json(), Write::default()).await
     }
 
-    async fn wait_until_gone(&self, kind: &Kind, key: &object::Key) -> Result<(), Refusal> {
+    async fn wait_until_deleted(&self, kind: &Kind, key: &object::Key) -> Result<(), Refusal> {
         let since = Instant::now();
         loop {
-            match self.looked.cluster.get(kind, key).await? {
+            match self.observed.cluster.get(kind, key).await? {
                 None => return Ok(()),
                 Some(live) if since.elapsed() > DELETION_TIME_MAX => {
                     let message = terminating(key, &live);
@@ -338,8 +338,8 @@ impl Applying<'_> {
         }
     }
 
-    fn held(&self, object: &Object, live: &Value) -> Held {
-        Held {
+    fn entry(&self, object: &Object, live: &Value) -> InventoryEntry {
+        InventoryEntry {
             uid: object::text(live, "/metadata/uid").map(Into::into),
             applied: Some(object.mark),
             settled: Some(self.this.seal.mark(&fields::canonical(live))),
@@ -347,29 +347,29 @@ impl Applying<'_> {
     }
 
     /// Waits until namespaces exist and definitions are established.
-    async fn wait_for_deletion(&self, ground: &[object::Key]) -> Result<(), TargetError> {
+    async fn wait_for_deletion(&self, container: &[object::Key]) -> Result<(), TargetError> {
         let since = Instant::now();
-        let mut left: BTreeSet<&object::Key> = ground.iter().collect();
-        while !left.is_empty() {
-            for key in left.clone() {
-                let Some(kind) = self.kinds.of(key) else { continue };
-                let live = self.looked.cluster.get(kind, key).await.map_err(|r| r.of(&format!("`{key}`")))?;
+        let mut pending: BTreeSet<&object::Key> = container.iter().collect();
+        while !pending.is_empty() {
+            for key in pending.clone() {
+                let Some(kind) = self.kinds.preferred(key) else { continue };
+                let live = self.observed.cluster.get(kind, key).await.map_err(|r| r.into_error(&format!("`{key}`")))?;
                 let established = live.is_some_and(|live| match &*key.kind {
                     "Namespace" => object::text(&live, "/status/phase") == Some("Active"),
                     _ => super::verify::condition(&live, "Established").is_some_and(|c| c["status"] == "True"),
                 });
                 if established {
-                    left.remove(key);
+                    pending.remove(key);
                 }
             }
-            if let Some(key) = left.first().filter(|_| since.elapsed() > DELETION_TIME_MAX) {
+            if let Some(key) = pending.first().filter(|_| since.elapsed() > DELETION_TIME_MAX) {
                 let message = format!("`{key}` was applied and is not ready after {} s", DELETION_TIME_MAX.as_secs());
                 return Err(TargetError {
                     effect_may_have_begun: true,
                     ..TargetError::new(TargetErrorKind::ApplyFailed, message)
                 });
             }
-            if !left.is_empty() {
+            if !pending.is_empty() {
                 tokio::time::sleep(DELETION_CHECK).await;
             }
         }
@@ -380,10 +380,13 @@ impl Applying<'_> {
     async fn wait_for_kinds(&mut self) -> Result<(), TargetError> {
         let since = Instant::now();
         let mut wanted: Vec<(String, String)> = vec![];
-        for object in self.looked.rendered.objects.iter().filter(|one| &*one.key.kind == "CustomResourceDefinition") {
+        for object in
+            self.observed.rendered.objects.iter().filter(|object| &*object.key.kind == "CustomResourceDefinition")
+        {
             let spec = &object.value()["spec"];
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            for version in spec["versions"].as_array().into_iter().flatten().filter(|one| one["served"] == true) {
+            for version in spec["versions"].as_array().into_iter().flatten().filter(|version| version["served"] == true)
+            {
                 wanted.push((
                     format!("{}/{}", text(&spec["group"]), text(&version["name"])),
                     text(&spec["names"]["kind"]),
@@ -403,7 +406,7 @@ impl Applying<'_> {
                 });
             }
             tokio::time::sleep(DELETION_CHECK).await;
-            self.kinds = self.looked.cluster.kinds(Duration::ZERO).await?;
+            self.kinds = self.observed.cluster.kinds(Duration::ZERO).await?;
         }
     }
 
@@ -412,10 +415,10 @@ impl Applying<'_> {
         let done = side_by_side(steps.iter().map(|step| self.delete_one(step).boxed()).collect()).await;
         for (step, done) in steps.into_iter().zip(done) {
             match done {
-                Ok(gone) => {
+                Ok(is_deleted) => {
                     self.begun = true;
                     progress(ProgressEvent::Now(format!("{} {}", step.change.verb(), step.key)));
-                    if gone {
+                    if is_deleted {
                         self.inventory.remove(&step.key);
                     }
                 }
@@ -427,8 +430,8 @@ impl Applying<'_> {
     /// Deletes an object if its uid and owner are unchanged. Returns whether it no longer exists.
     async fn delete_one(&self, step: &Step) -> Result<bool, String> {
         let message = |refusal: Refusal| format!("`{}`: {}", step.key, self.this.redactor.redact(&refusal.message));
-        let Some(kind) = self.kinds.of(&step.key) else { return Ok(true) };
-        let Some(live) = self.looked.cluster.get(kind, &step.key).await.map_err(message)? else { return Ok(true) };
+        let Some(kind) = self.kinds.preferred(&step.key) else { return Ok(true) };
+        let Some(live) = self.observed.cluster.get(kind, &step.key).await.map_err(message)? else { return Ok(true) };
         if object::owner(&live).as_ref() != Some(&self.job.instance) {
             return Ok(true);
         }
@@ -436,9 +439,9 @@ impl Applying<'_> {
         if Some(uid) != step.uid.as_deref() {
             return Err(format!("`{}` is another object than the one that was looked at", step.key));
         }
-        self.looked.cluster.delete(kind, &step.key, uid).await.map_err(message)?;
-        let left = self.looked.cluster.get(kind, &step.key).await.map_err(message)?;
-        Ok(left.is_none_or(|left| object::text(&left, "/metadata/uid") != Some(uid)))
+        self.observed.cluster.delete(kind, &step.key, uid).await.map_err(message)?;
+        let remaining = self.observed.cluster.get(kind, &step.key).await.map_err(message)?;
+        Ok(remaining.is_none_or(|remaining| object::text(&remaining, "/metadata/uid") != Some(uid)))
     }
 }
 

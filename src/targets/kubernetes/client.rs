@@ -83,7 +83,7 @@ impl Refusal {
         matches!(self.code, 0 | 502 | 503 | 504) || (self.code == 500 && !self.is_wrong())
     }
     /// Converts the response to an error of the target.
-    pub(super) fn of(self, what: &str) -> TargetError {
+    pub(super) fn into_error(self, what: &str) -> TargetError {
         let kind = match self.code {
             0 => TargetErrorKind::Unreachable,
             401 => TargetErrorKind::Unauthorized,
@@ -157,10 +157,10 @@ impl Cluster {
             TargetError::new(TargetErrorKind::Unreachable, format!("could not ask the cluster for its kinds: {error}"))
         };
         let asked = tokio::time::timeout(REQUEST_TIME_MAX, Kinds::of_server(&self.client)).await;
-        let now = asked.map_err(|_| unreachable(&"it did not answer"))?.map_err(|error| unreachable(&error))?;
-        if !known.0.are(&now) {
+        let discovered = asked.map_err(|_| unreachable(&"it did not answer"))?.map_err(|error| unreachable(&error))?;
+        if !known.0.are(&discovered) {
             let epoch = self.epoch.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
-            known.0 = now;
+            known.0 = discovered;
             known.0.epoch = epoch;
         }
         known.1 = Some(Instant::now());

@@ -15,7 +15,7 @@ use super::{
     Kubernetes,
     client::{Cluster, KINDS_AGAIN, Refusal, Write},
     fields::{self, Extra, escaped},
-    inventory::{Held, Inventory},
+    inventory::{Inventory, InventoryEntry},
     kinds::{GroupKind, Kinds},
     live::Live,
     masking::{LAST_APPLIED, Masks},
@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// The input of one observation of an instance.
-pub(super) struct Look<'l> {
+pub(super) struct Comparison<'l> {
     pub(super) this: &'l Kubernetes,
     pub(super) job: &'l Job,
     pub(super) work: &'l KubernetesWork,
@@ -46,16 +46,16 @@ pub(super) struct Look<'l> {
 
 /// The objects of the inventory that are no longer declared.
 #[derive(Default)]
-pub(super) struct LeftOver {
+pub(super) struct Undeclared {
     /// The objects to delete.
     pub(super) steps: Vec<Step>,
     /// The objects that are not deleted, each with the reason.
-    pub(super) stays: Vec<String>,
+    pub(super) retained: Vec<String>,
     /// The objects whose deletion is in progress.
-    pub(super) going: Vec<String>,
+    pub(super) terminating: Vec<String>,
 }
 
-impl Look<'_> {
+impl Comparison<'_> {
     fn masks(&self) -> Masks<'_> {
         Masks { seal: &self.this.seal, redactor: &self.this.redactor }
     }
@@ -159,9 +159,10 @@ impl Look<'_> {
         let uid = object::text(&live, "/metadata/uid").unwrap_or_default().to_owned();
         let version = object::text(&live, "/metadata/resourceVersion").map(str::to_owned);
         let settled = self.this.seal.mark(&fields::canonical(&live));
-        let held = Held { uid: Some(uid.as_str().into()), applied: Some(object.mark), settled: Some(settled) };
-        if self.inventory.get(&object.key) == Some(&held) {
-            return Ok(Found::Same(held));
+        let entry =
+            InventoryEntry { uid: Some(uid.as_str().into()), applied: Some(object.mark), settled: Some(settled) };
+        if self.inventory.get(&object.key) == Some(&entry) {
+            return Ok(Found::Same(entry));
         }
         let Some(kind) = self.kinds.exact(&object.version, &object.key.kind) else {
             return Ok(Found::Problem(format!("{}: the cluster has no `{}`", object.place, object.key.kind)));
@@ -195,7 +196,7 @@ impl Look<'_> {
             // If another manager took a field and restored its value, Evenkeel owns fewer fields than it declares. Such
             // an object gets a dry-run in every observation.
             let owned = fields::ours(&live) == fields::ours(&predicted);
-            return Ok(Found::Same(Held { settled: held.settled.filter(|_| owned), ..held }));
+            return Ok(Found::Same(InventoryEntry { settled: entry.settled.filter(|_| owned), ..entry }));
         }
         let by = self.by(&live, &fields, &extras);
         Ok(Found::Differs(step(Change::Update, fields, extras), by))
@@ -207,12 +208,12 @@ impl Look<'_> {
         owned["metadata"]["managedFields"] = predicted["metadata"]["managedFields"].clone();
         let mut extras = fields::extras(&owned, &fields::ours(predicted));
         if fields::applied(live).is_none()
-            && let Some(kept) = object::annotation(live, LAST_APPLIED)
+            && let Some(last_applied) = object::annotation(live, LAST_APPLIED)
         {
             // The annotation of `kubectl apply` is removed together with its ownership of the object.
             extras.push(Extra {
                 pointer: format!("/metadata/annotations/{}", escaped(LAST_APPLIED)),
-                value: kept.into(),
+                value: last_applied.into(),
                 manager: "kubectl".into(),
                 at: None,
             });
@@ -222,11 +223,11 @@ impl Look<'_> {
     }
 
     fn by(&self, live: &Value, fields: &[Field], extras: &[Extra]) -> Option<ChangedBy> {
-        let of = |field: &Field| {
+        let author = |field: &Field| {
             let extra = extras.iter().find(|extra| extra.pointer == field.path);
             extra.map(|extra| (extra.manager.clone(), extra.at)).or_else(|| fields::writer(live, &field.path))
         };
-        fields.iter().filter_map(of).max_by_key(|(_, at)| *at).map(|(manager, at)| ChangedBy { manager, at })
+        fields.iter().filter_map(author).max_by_key(|(_, at)| *at).map(|(manager, at)| ChangedBy { manager, at })
     }
 
     fn refused(&self, object: &Object, refusal: Refusal) -> Result<Found, TargetError> {
@@ -234,31 +235,32 @@ impl Look<'_> {
             let message = self.this.redactor.redact(&refusal.message);
             return Ok(Found::Problem(format!("{}: `{}`: {message}", object.place, object.key)));
         }
-        Err(refusal.of(&format!("`{}` of `{}`", object.key, self.job.instance)))
+        Err(refusal.into_error(&format!("`{}` of `{}`", object.key, self.job.instance)))
     }
 
     /// Returns the objects of the inventory that are no longer declared. Objects that are not deleted stay in the
     /// inventory.
-    pub(super) async fn left_over(&self, live: &Live, now: &mut Inventory) -> LeftOver {
-        let mut left = LeftOver::default();
-        let mut gone: BTreeMap<GroupKind, bool> = BTreeMap::new();
+    pub(super) async fn undeclared(&self, live: &Live, new_inventory: &mut Inventory) -> Undeclared {
+        let mut undeclared = Undeclared::default();
+        let mut deleted_kinds: BTreeMap<GroupKind, bool> = BTreeMap::new();
         let declared: BTreeSet<&Key> = self.rendered.objects.iter().map(|object| &object.key).collect();
-        let mut held: Vec<(&Key, &Held)> = self.inventory.iter().filter(|(key, _)| !declared.contains(key)).collect();
-        held.sort_by_key(|(key, _)| (object::rank(&key.kind), *key));
-        for (key, held) in held {
-            if self.kinds.of(key).is_none() {
+        let mut entry: Vec<(&Key, &InventoryEntry)> =
+            self.inventory.iter().filter(|(key, _)| !declared.contains(key)).collect();
+        entry.sort_by_key(|(key, _)| (object::rank(&key.kind), *key));
+        for (key, entry) in entry {
+            if self.kinds.preferred(key).is_none() {
                 let sort = (key.group.clone(), key.kind.clone());
-                let is_gone = match gone.get(&sort) {
+                let is_deleted = match deleted_kinds.get(&sort) {
                     Some(known) => *known,
-                    None => self.is_gone((&key.group, &key.kind)).await.unwrap_or(false),
+                    None => self.is_deleted((&key.group, &key.kind)).await.unwrap_or(false),
                 };
-                gone.insert(sort, is_gone);
-                if is_gone {
-                    tracing::warn!(instance = %self.job.instance, object = %key, "is gone with its kind");
+                deleted_kinds.insert(sort, is_deleted);
+                if is_deleted {
+                    tracing::warn!(kind = "object-removed-with-kind", instance = %self.job.instance, object = %key, "an object was removed with its kind");
                     continue;
                 }
-                left.stays.push(format!("`{key}`: the cluster has no such kind any more"));
-                now.insert(key.clone(), held.clone());
+                undeclared.retained.push(format!("`{key}`: the cluster has no such kind any more"));
+                new_inventory.insert(key.clone(), entry.clone());
                 continue;
             }
             let Some(Some(live)) = live.get(key) else { continue };
@@ -267,28 +269,28 @@ impl Look<'_> {
                 // Another instance owns or declares the object.
                 continue;
             }
-            now.insert(key.clone(), held.clone());
+            new_inventory.insert(key.clone(), entry.clone());
             if let Some(why) = self.in_use(key) {
-                left.stays.push(format!("`{key}` is not declared any more and stays: {why}"));
+                undeclared.retained.push(format!("`{key}` is not declared any more and stays: {why}"));
                 continue;
             }
             if object::annotation(live, object::PRUNE) == Some("disabled") {
-                left.stays.push(format!(
+                undeclared.retained.push(format!(
                     "`{key}` is not declared any more and stays, because it says `{}: disabled`",
                     object::PRUNE
                 ));
                 continue;
             }
             if object::is_terminating(live) {
-                left.going.push(terminating(key, live));
+                undeclared.terminating.push(terminating(key, live));
                 continue;
             }
-            if let Some(why) = self.keeps(key).await {
-                left.stays.push(format!("`{key}` is not declared any more and stays: {why}"));
+            if let Some(why) = self.deletion_blocked_by(key).await {
+                undeclared.retained.push(format!("`{key}` is not declared any more and stays: {why}"));
                 continue;
             }
             let text = |pointer| object::text(live, pointer).map(str::to_owned);
-            left.steps.push(Step {
+            undeclared.steps.push(Step {
                 key: key.clone(),
                 change: Change::Destroy,
                 fields: vec![],
@@ -297,7 +299,7 @@ impl Look<'_> {
                 extras: vec![],
             });
         }
-        left
+        undeclared
     }
 }
 

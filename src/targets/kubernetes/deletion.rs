@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{
     client::{KINDS_AGAIN, Refusal},
-    confirm::Look,
+    confirm::Comparison,
     inventory::Inventory,
     kinds::{Kind, Kinds},
     live::side_by_side,
@@ -23,15 +23,15 @@ use futures::future::FutureExt;
 const NAMED: usize = 3;
 
 /// Whether an object belongs to a namespace, or is an instance of a definition.
-pub(super) fn lives_in(kinds: &Kinds, ground: &Key, key: &Key) -> bool {
-    match &*ground.kind {
-        "Namespace" => key.namespace.as_ref() == Some(&ground.name),
+pub(super) fn lives_in(kinds: &Kinds, container: &Key, key: &Key) -> bool {
+    match &*container.kind {
+        "Namespace" => key.namespace.as_ref() == Some(&container.name),
         // `widgets.example.com` defines the `widgets` of `example.com`.
-        _ => kinds.of(key).is_some_and(|kind| *ground.name == *format!("{}.{}", kind.plural, key.group)),
+        _ => kinds.preferred(key).is_some_and(|kind| *container.name == *format!("{}.{}", kind.plural, key.group)),
     }
 }
 
-impl Look<'_> {
+impl Comparison<'_> {
     /// Returns why an object can't be deleted: other instances declare objects in it, or their declarations are
     /// unknown.
     pub(super) fn in_use(&self, key: &Key) -> Option<String> {
@@ -50,25 +50,28 @@ impl Look<'_> {
 
     /// Returns why a namespace or definition can't be deleted: it contains objects of other owners, or its content is
     /// unknown.
-    pub(super) async fn keeps(&self, key: &Key) -> Option<String> {
+    pub(super) async fn deletion_blocked_by(&self, key: &Key) -> Option<String> {
         if !is_namespace_or_definition(&key.kind) {
             return None;
         }
-        let untold = |why: &str| Some(format!("what else would go with it can't be told: {why}"));
-        let held = match self.this.inventory(self.job.formerly.as_ref().unwrap_or(&self.job.instance)).await {
-            Ok(held) => held.unwrap_or_default(),
-            Err(error) => return untold(&error.line()),
+        let unknown = |why: &str| Some(format!("what else would go with it can't be told: {why}"));
+        let inventory = match self.this.inventory(self.job.formerly.as_ref().unwrap_or(&self.job.instance)).await {
+            Ok(inventory) => inventory.unwrap_or_default(),
+            Err(error) => return unknown(&error.line()),
         };
         // A kind that was defined in the meantime may have objects in the namespace.
         let kinds = match self.cluster.kinds(KINDS_AGAIN).await {
             Ok(kinds) => kinds,
-            Err(error) => return untold(&error.line()),
+            Err(error) => return unknown(&error.line()),
         };
         let is_space = &*key.kind == "Namespace";
-        let found =
-            if is_space { self.others_in(key, &held, &kinds).await } else { self.others_of(key, &held, &kinds).await };
+        let found = if is_space {
+            self.others_in(key, &inventory, &kinds).await
+        } else {
+            self.others_of(key, &inventory, &kinds).await
+        };
         match found {
-            Err(refusal) => untold(&refusal.message),
+            Err(refusal) => unknown(&refusal.message),
             Ok(others) if others.is_empty() => None,
             Ok(others) => {
                 let named: Vec<String> = others.iter().take(NAMED).map(|other| format!("`{other}`")).collect();
@@ -80,20 +83,20 @@ impl Look<'_> {
     }
 
     /// Returns the objects of a namespace that neither Evenkeel nor the cluster may delete.
-    async fn others_in(&self, namespace: &Key, held: &Inventory, kinds: &Kinds) -> Result<Vec<Key>, Refusal> {
+    async fn others_in(&self, namespace: &Key, inventory: &Inventory, kinds: &Kinds) -> Result<Vec<Key>, Refusal> {
         let asked = kinds.in_namespaces().map(|(group, name, kind)| {
             async move {
                 let mut others = vec![];
                 let mut put = |object: Value| {
                     let Some(key) = Key::of_metadata(group, name, &object) else { return };
-                    if !is_the_clusters(kinds, &key, &object) && !self.goes_anyway(&key, &object, held) {
+                    if !is_cluster_created(kinds, &key, &object) && !self.is_deleted_anyway(&key, &object, inventory) {
                         others.push(key);
                     }
                 };
                 self.cluster
                     .names(kind, Some(&namespace.name), &mut put)
                     .await
-                    .map_err(|refusal| told(refusal, kind))?;
+                    .map_err(|refusal| list_failed(refusal, kind))?;
                 Ok(others)
             }
             .boxed()
@@ -105,7 +108,7 @@ impl Look<'_> {
     }
 
     /// Returns the objects of a definition that Evenkeel may not delete.
-    async fn others_of(&self, definition: &Key, held: &Inventory, kinds: &Kinds) -> Result<Vec<Key>, Refusal> {
+    async fn others_of(&self, definition: &Key, inventory: &Inventory, kinds: &Kinds) -> Result<Vec<Key>, Refusal> {
         let (plural, group) = definition.name.split_once('.').unwrap_or_default();
         let Some((name, kind)) = kinds.of_plural(group, plural) else {
             // The stored objects exist even if their kind is not served.
@@ -114,19 +117,19 @@ impl Look<'_> {
         let mut others = vec![];
         let mut put = |object: Value| {
             let Some(key) = Key::of_metadata(group, name, &object) else { return };
-            if !self.goes_anyway(&key, &object, held) {
+            if !self.is_deleted_anyway(&key, &object, inventory) {
                 others.push(key);
             }
         };
-        self.cluster.names(kind, None, &mut put).await.map_err(|refusal| told(refusal, kind))?;
+        self.cluster.names(kind, None, &mut put).await.map_err(|refusal| list_failed(refusal, kind))?;
         others.sort();
         Ok(others)
     }
 
     /// Whether a kind that the cluster does not serve has no objects left: no definition exists, and no other API
     /// server serves its group.
-    pub(super) async fn is_gone(&self, (group, kind): (&str, &str)) -> Result<bool, Refusal> {
-        let of = |plural: &str, group: &str| Kind {
+    pub(super) async fn is_deleted(&self, (group, kind): (&str, &str)) -> Result<bool, Refusal> {
+        let resource = |plural: &str, group: &str| Kind {
             version: format!("{group}/v1").as_str().into(),
             plural: plural.into(),
             namespaced: false,
@@ -135,12 +138,12 @@ impl Look<'_> {
         let mut put = |service: Value| {
             is_elsewhere |= service["spec"]["group"] == group && !service["spec"]["service"].is_null();
         };
-        self.cluster.list(&of("apiservices", "apiregistration.k8s.io"), "", &mut put).await?;
-        let definitions = of("customresourcedefinitions", "apiextensions.k8s.io");
+        self.cluster.list(&resource("apiservices", "apiregistration.k8s.io"), "", &mut put).await?;
+        let definitions = resource("customresourcedefinitions", "apiextensions.k8s.io");
         let mut names = vec![];
         let mut put = |object: Value| {
             let name = object::text(&object, "/metadata/name").unwrap_or_default();
-            if name.split_once('.').is_some_and(|(_, of)| of == group) {
+            if name.split_once('.').is_some_and(|(_, definition_group)| definition_group == group) {
                 names.push(name.to_owned());
             }
         };
@@ -161,20 +164,21 @@ impl Look<'_> {
     }
 
     /// Whether an object is being deleted, or is owned by the instance and no longer declared.
-    fn goes_anyway(&self, key: &Key, object: &Value, held: &Inventory) -> bool {
-        let is_ours = held.contains_key(key) && object::owner(object).is_some_and(|owner| self.is_me(&owner));
-        let stays = self.rendered.get(key).is_some() || object::annotation(object, object::PRUNE) == Some("disabled");
-        object::is_terminating(object) || (is_ours && !stays)
+    fn is_deleted_anyway(&self, key: &Key, object: &Value, inventory: &Inventory) -> bool {
+        let is_ours = inventory.contains_key(key) && object::owner(object).is_some_and(|owner| self.is_me(&owner));
+        let is_retained =
+            self.rendered.get(key).is_some() || object::annotation(object, object::PRUNE) == Some("disabled");
+        object::is_terminating(object) || (is_ours && !is_retained)
     }
 }
 
-fn told(mut refusal: Refusal, kind: &Kind) -> Refusal {
+fn list_failed(mut refusal: Refusal, kind: &Kind) -> Refusal {
     refusal.message = format!("its `{}` could not be listed: {}", kind.plural, refusal.message);
     refusal
 }
 
 /// Whether the cluster created an object, for the namespace or for another object in it.
-fn is_the_clusters(kinds: &Kinds, key: &Key, object: &Value) -> bool {
+fn is_cluster_created(kinds: &Kinds, key: &Key, object: &Value) -> bool {
     let owners = object.pointer("/metadata/ownerReferences").and_then(Value::as_array);
     // An owner in the namespace is checked itself; a cluster-scoped owner would survive.
     let is_in_namespace = |owner: &Value| {

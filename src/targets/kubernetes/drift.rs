@@ -70,11 +70,11 @@ impl Masks<'_> {
         let is_secret = live["kind"] == "Secret";
         let mut all: Vec<Field> = found
             .iter()
-            .filter(|one| !extras.iter().any(|extra| one.pointer == extra.pointer))
-            .map(|one| self.field(is_secret, &one.pointer, one.before, one.after))
+            .filter(|difference| !extras.iter().any(|extra| difference.pointer == extra.pointer))
+            .map(|difference| self.field(is_secret, &difference.pointer, difference.before, difference.after))
             .collect();
         all.extend(extras.iter().map(|extra| self.field(is_secret, &extra.pointer, Some(&extra.value), None)));
-        all.sort_by(|one, two| one.path.cmp(&two.path));
+        all.sort_by(|a, b| a.path.cmp(&b.path));
         self.bounded(all)
     }
 
@@ -151,21 +151,21 @@ fn compare<'v>(
         return;
     }
     match (before, after) {
-        (Value::Object(one), Value::Object(two)) => {
-            for (name, value) in one {
+        (Value::Object(live), Value::Object(predicted)) => {
+            for (name, value) in live {
                 let pointer = format!("{pointer}/{}", escaped(name));
-                match two.get(name) {
+                match predicted.get(name) {
                     Some(other) => compare(&pointer, value, other, within(fields, &format!("f:{name}")), found),
                     None => found.push(Difference { pointer, before: Some(value), after: None }),
                 }
             }
-            for (name, value) in two.iter().filter(|(name, _)| !one.contains_key(*name)) {
+            for (name, value) in predicted.iter().filter(|(name, _)| !live.contains_key(*name)) {
                 let pointer = format!("{pointer}/{}", escaped(name));
                 found.push(Difference { pointer, before: None, after: Some(value) });
             }
         }
-        (Value::Array(one), Value::Array(two)) => {
-            let keys = fields::keys(fields).or_else(|| by_name(one, two));
+        (Value::Array(live), Value::Array(predicted)) => {
+            let keys = fields::keys(fields).or_else(|| by_name(live, predicted));
             let Some(keys) = keys else {
                 return found.push(Difference {
                     pointer: pointer.to_owned(),
@@ -174,17 +174,17 @@ fn compare<'v>(
                 });
             };
             let same = |a: &Value, b: &Value| keys.iter().all(|key| a.get(key) == b.get(key));
-            for (at, item) in one.iter().enumerate() {
+            for (at, item) in live.iter().enumerate() {
                 let pointer = format!("{pointer}/{at}");
-                match two.iter().find(|other| same(item, other)) {
+                match predicted.iter().find(|other| same(item, other)) {
                     Some(other) => compare(&pointer, item, other, element(fields, item, &keys), found),
                     None => found.push(Difference { pointer, before: Some(item), after: None }),
                 }
             }
             // Two lists that differ only in order are equal: the API treats such lists as unordered.
-            let made = two.iter().filter(|item| !one.iter().any(|other| same(item, other)));
+            let made = predicted.iter().filter(|item| !live.iter().any(|other| same(item, other)));
             for (at, item) in made.enumerate() {
-                let pointer = format!("{pointer}/{}", one.len() + at);
+                let pointer = format!("{pointer}/{}", live.len() + at);
                 found.push(Difference { pointer, before: None, after: Some(item) });
             }
         }
@@ -203,9 +203,9 @@ fn element<'f>(fields: Option<&'f Fields>, item: &Value, keys: &[String]) -> Opt
 }
 
 /// Identifies the items of a list by name if the field set defines no keys.
-fn by_name(one: &[Value], two: &[Value]) -> Option<Vec<String>> {
+fn by_name(live: &[Value], predicted: &[Value]) -> Option<Vec<String>> {
     let named = |items: &[Value]| items.iter().all(|item| item["name"].is_string());
-    (named(one) && named(two) && !one.is_empty() && !two.is_empty()).then(|| vec!["name".into()])
+    (named(live) && named(predicted) && !live.is_empty() && !predicted.is_empty()).then(|| vec!["name".into()])
 }
 
 /// Returns the change of one object.

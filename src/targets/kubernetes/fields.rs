@@ -173,9 +173,9 @@ pub fn extras(object: &Value, ours: &Fields) -> Vec<Extra> {
                 "f:metadata" if !exclusive => {}
                 "f:metadata" => {
                     let only = |fields: &Fields| -> Fields {
-                        let kept =
+                        let stored =
                             fields.iter().filter(|(key, _)| matches!(key.as_str(), "f:labels" | "f:annotations"));
-                        kept.map(|(key, value)| (key.clone(), value.clone())).collect()
+                        stored.map(|(key, value)| (key.clone(), value.clone())).collect()
                     };
                     walk.inside(&only(theirs), own, value, "/metadata");
                 }
@@ -184,8 +184,8 @@ pub fn extras(object: &Value, ours: &Fields) -> Vec<Extra> {
             }
         }
     }
-    found.sort_by(|one, two| one.pointer.cmp(&two.pointer));
-    found.dedup_by(|one, two| one.pointer == two.pointer);
+    found.sort_by(|a, b| a.pointer.cmp(&b.pointer));
+    found.dedup_by(|a, b| a.pointer == b.pointer);
     found
 }
 
@@ -278,28 +278,28 @@ mod tests {
 
     #[test]
     fn what_we_do_not_own_does_not_count() {
-        let one = deployment();
-        let mut two = deployment();
-        two["spec"]["replicas"] = json!(5);
-        two["status"]["replicas"] = json!(5);
-        two["spec"]["template"]["spec"]["containers"][0]["pullPolicy"] = json!("Never");
-        two["metadata"]["resourceVersion"] = json!("17");
-        assert_eq!(canonical(&one), canonical(&two));
-        two["spec"]["template"]["spec"]["containers"][0]["image"] = json!("c:2");
-        assert_ne!(canonical(&one), canonical(&two));
+        let object = deployment();
+        let mut changed = deployment();
+        changed["spec"]["replicas"] = json!(5);
+        changed["status"]["replicas"] = json!(5);
+        changed["spec"]["template"]["spec"]["containers"][0]["pullPolicy"] = json!("Never");
+        changed["metadata"]["resourceVersion"] = json!("17");
+        assert_eq!(canonical(&object), canonical(&changed));
+        changed["spec"]["template"]["spec"]["containers"][0]["image"] = json!("c:2");
+        assert_ne!(canonical(&object), canonical(&changed));
     }
 
     #[test]
     fn a_field_that_was_taken_and_one_that_is_gone_count() {
-        let one = deployment();
+        let object = deployment();
         let mut taken = deployment();
         let fields =
             &mut taken["metadata"]["managedFields"][0]["fieldsV1"]["f:spec"]["f:template"]["f:spec"]["f:containers"];
         fields["k:{\"name\":\"c\"}"].as_object_mut().unwrap().remove("f:image");
-        assert_ne!(canonical(&one), canonical(&taken));
+        assert_ne!(canonical(&object), canonical(&taken));
         let mut gone = deployment();
         gone["spec"]["template"]["spec"]["containers"] = json!([]);
-        assert_ne!(canonical(&one), canonical(&gone));
+        assert_ne!(canonical(&object), canonical(&gone));
     }
 
     #[test]

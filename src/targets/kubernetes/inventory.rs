@@ -11,7 +11,7 @@ use super::{object::Key, rendered::Mark};
 
 /// An object of the inventory.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Held {
+pub(super) struct InventoryEntry {
     /// The uid, once known.
     pub uid: Option<Box<str>>,
     /// The mark of the object as applied last.
@@ -21,15 +21,15 @@ pub(super) struct Held {
 }
 
 /// All objects that an instance owns.
-pub(super) type Inventory = BTreeMap<Key, Held>;
+pub(super) type Inventory = BTreeMap<Key, InventoryEntry>;
 
 /// The uid of an object and its marks (applied, settled).
-type KeptObject = (Option<Box<str>>, Option<String>, Option<String>);
+type StoredEntry = (Option<Box<str>>, Option<String>, Option<String>);
 
 /// The stored form: objects by name.
 #[derive(Serialize, Deserialize, Default)]
-struct Kept {
-    objects: BTreeMap<String, KeptObject>,
+struct StoredInventory {
+    objects: BTreeMap<String, StoredEntry>,
 }
 
 fn mark(text: Option<String>) -> Option<Mark> {
@@ -39,19 +39,19 @@ fn mark(text: Option<String>) -> Option<Mark> {
 }
 
 pub(super) fn read(text: &str) -> Result<Inventory, String> {
-    let kept: Kept = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let held = |(uid, applied, settled)| Held { uid, applied: mark(applied), settled: mark(settled) };
-    kept.objects.into_iter().map(|(name, kept)| Ok((name.parse()?, held(kept)))).collect()
+    let stored: StoredInventory = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let entry = |(uid, applied, settled)| InventoryEntry { uid, applied: mark(applied), settled: mark(settled) };
+    stored.objects.into_iter().map(|(name, stored)| Ok((name.parse()?, entry(stored)))).collect()
 }
 
 pub(super) fn written(inventory: &Inventory) -> String {
     let objects = inventory
         .iter()
-        .map(|(key, held)| {
-            (key.to_string(), (held.uid.clone(), held.applied.map(hex::encode), held.settled.map(hex::encode)))
+        .map(|(key, entry)| {
+            (key.to_string(), (entry.uid.clone(), entry.applied.map(hex::encode), entry.settled.map(hex::encode)))
         })
         .collect();
-    serde_json::to_string(&Kept { objects }).unwrap_or_default()
+    serde_json::to_string(&StoredInventory { objects }).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -60,9 +60,10 @@ mod tests {
 
     #[test]
     fn an_inventory_is_read_as_it_is_written() {
-        let held = Held { uid: Some("u-1".into()), applied: Some([1; 16]), settled: None };
+        let entry = InventoryEntry { uid: Some("u-1".into()), applied: Some([1; 16]), settled: None };
         let inventory: Inventory =
-            [("ConfigMap/a/b".parse().unwrap(), held), ("Namespace/a".parse().unwrap(), Held::default())].into();
+            [("ConfigMap/a/b".parse().unwrap(), entry), ("Namespace/a".parse().unwrap(), InventoryEntry::default())]
+                .into();
         assert_eq!(read(&written(&inventory)).unwrap(), inventory);
         assert!(read("{").is_err());
     }

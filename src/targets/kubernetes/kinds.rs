@@ -73,7 +73,7 @@ impl Kinds {
         self.exact.get(&(version.to_owned(), kind.to_owned()))
     }
     /// Returns a kind in the version that the server prefers.
-    pub(super) fn of(&self, key: &Key) -> Option<&Kind> {
+    pub(super) fn preferred(&self, key: &Key) -> Option<&Kind> {
         self.preferred.get(&(key.group.to_string(), key.kind.to_string()))
     }
     /// Returns all namespaced kinds, with group and name.
@@ -83,7 +83,8 @@ impl Kinds {
     }
     /// Returns the kind with a plural name, and its name.
     pub(super) fn of_plural(&self, group: &str, plural: &str) -> Option<(&str, &Kind)> {
-        let mut all = self.preferred.iter().filter(|((of, _), kind)| of == group && *kind.plural == *plural);
+        let mut all =
+            self.preferred.iter().filter(|((kind_group, _), kind)| kind_group == group && *kind.plural == *plural);
         all.next().map(|((_, name), kind)| (name.as_str(), kind))
     }
 }

@@ -42,17 +42,17 @@ impl Kubernetes {
         cluster: &Cluster,
         kinds: &Kinds,
         rendered: &Rendered,
-        kept: Option<&Inventory>,
+        inventory: Option<&Inventory>,
     ) -> Result<Live, TargetError> {
         let mut wanted: BTreeMap<GroupKind, (Option<Kind>, BTreeSet<&Key>)> = BTreeMap::new();
         for object in &rendered.objects {
-            let kind = kinds.exact(&object.version, &object.key.kind).or_else(|| kinds.of(&object.key)).cloned();
+            let kind = kinds.exact(&object.version, &object.key.kind).or_else(|| kinds.preferred(&object.key)).cloned();
             let entry =
                 wanted.entry((object.key.group.clone(), object.key.kind.clone())).or_insert((kind, BTreeSet::new()));
             entry.1.insert(&object.key);
         }
-        for key in kept.into_iter().flat_map(Inventory::keys) {
-            let kind = || kinds.of(key).cloned();
+        for key in inventory.into_iter().flat_map(Inventory::keys) {
+            let kind = || kinds.preferred(key).cloned();
             let entry =
                 wanted.entry((key.group.clone(), key.kind.clone())).or_insert_with(|| (kind(), BTreeSet::new()));
             entry.1.insert(key);
@@ -60,20 +60,20 @@ impl Kubernetes {
         let id = job.formerly.as_ref().unwrap_or(&job.instance);
         let labels = format!("{}={},{}={}", object::ENVIRONMENT, id.environment, object::COMPONENT, id.component);
         let same = |key: &Key, object: &Value| {
-            let held = kept.and_then(|kept| kept.get(key));
-            held.is_some_and(|held| {
-                held.applied.is_some()
-                    && rendered.get(key).map(|object| object.mark) == held.applied
-                    && held.uid.as_deref() == object::text(object, "/metadata/uid")
+            let entry = inventory.and_then(|inventory| inventory.get(key));
+            entry.is_some_and(|entry| {
+                entry.applied.is_some()
+                    && rendered.get(key).map(|object| object.mark) == entry.applied
+                    && entry.uid.as_deref() == object::text(object, "/metadata/uid")
                     && !object::is_terminating(object)
-                    && held.settled == Some(self.seal.mark(&fields::canonical(object)))
+                    && entry.settled == Some(self.seal.mark(&fields::canonical(object)))
             })
         };
         let mut lists = vec![];
         for (kind, keys) in wanted.into_values() {
             if let Some(kind) = kind {
-                let one = OfKind { cluster, kind, labels: &labels, id: &job.instance, same: &same };
-                lists.push(one.list(keys).boxed());
+                let query = OfKind { cluster, kind, labels: &labels, id: &job.instance, same: &same };
+                lists.push(query.list(keys).boxed());
             }
         }
         let mut all = BTreeMap::new();
@@ -98,7 +98,7 @@ impl OfKind<'_> {
     /// Lists the live objects: by label, and expected ones without the label individually.
     async fn list(self, keys: BTreeSet<&Key>) -> Result<Vec<(Key, Option<Value>)>, TargetError> {
         let Self { cluster, kind, labels, id, same } = self;
-        let failed = |refusal: Refusal| refusal.of(&format!("the `{}` of `{id}`", kind.plural));
+        let failed = |refusal: Refusal| refusal.into_error(&format!("the `{}` of `{id}`", kind.plural));
         let mut found: Vec<(Key, Option<Value>)> = vec![];
         let sample = keys.first().map(|key| (key.group.clone(), key.kind.clone()));
         let Some((group, name)) = sample else { return Ok(found) };
@@ -130,8 +130,8 @@ impl OfKind<'_> {
             });
         }
         let asked = missing.into_iter().map(|key| get(cluster, &kind, key).boxed()).collect();
-        for one in side_by_side(asked).await {
-            found.extend(one.map_err(failed)?.map(|(key, object)| (key, Some(object))));
+        for object in side_by_side(asked).await {
+            found.extend(object.map_err(failed)?.map(|(key, object)| (key, Some(object))));
         }
         Ok(found)
     }

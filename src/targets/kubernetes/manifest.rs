@@ -58,7 +58,7 @@ pub fn read(file: &str, text: &str, reader: Reader) -> Read {
     let mut line = 0;
     for document in documents(text) {
         let lines = document.lines().count();
-        one(file, line, document, reader, &mut found);
+        read_document(file, line, document, reader, &mut found);
         line += lines;
     }
     found
@@ -80,7 +80,7 @@ fn documents(text: &str) -> Vec<&str> {
     starts.windows(2).map(|pair| &text[pair[0]..pair[1]]).collect()
 }
 
-fn one(file: &str, offset: usize, text: &str, reader: Reader, found: &mut Read) {
+fn read_document(file: &str, offset: usize, text: &str, reader: Reader, found: &mut Read) {
     // Charts name the template of each document.
     let source = text.lines().take(3).find_map(|line| line.strip_prefix("# Source: "));
     let name: Arc<str> = source.unwrap_or(file).into();
@@ -114,9 +114,9 @@ impl Convert<'_> {
                 for (_, from) in merged {
                     let all = match self.value(from) {
                         Value::Array(all) => all,
-                        one => vec![one],
+                        object => vec![object],
                     };
-                    for (key, value) in all.into_iter().filter_map(|one| one.as_object().cloned()).flatten() {
+                    for (key, value) in all.into_iter().filter_map(|item| item.as_object().cloned()).flatten() {
                         map.entry(key).or_insert(value);
                     }
                 }
@@ -222,7 +222,7 @@ mod tests {
         let found: Vec<_> = read
             .objects
             .iter()
-            .map(|one| (one.value()["kind"].as_str().unwrap().to_owned(), one.place.as_str()))
+            .map(|object| (object.value()["kind"].as_str().unwrap().to_owned(), object.place.as_str()))
             .collect();
         assert_eq!(found, [("A".into(), "x.yaml:3"), ("B".into(), "x.yaml:3"), ("C".into(), "x.yaml:11")]);
     }

@@ -25,8 +25,8 @@ impl Masks<'_> {
         if object["kind"] != "Secret" {
             return;
         }
-        let kept = text(object, "/metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration");
-        if let Some(Ok(applied)) = kept.map(serde_json::from_str::<Value>) {
+        let last_applied = text(object, "/metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration");
+        if let Some(Ok(applied)) = last_applied.map(serde_json::from_str::<Value>) {
             self.learn(&applied);
         }
         self.redactor.learn(&object["stringData"]);

@@ -65,9 +65,9 @@ use crate::{
 };
 
 /// The duration after which a job stops counting towards the concurrency limit, so that it does not delay others.
-const LONG: Duration = Duration::from_secs(20);
+const SLOW_AFTER: Duration = Duration::from_secs(20);
 /// The interval of complete observations, independent of watches.
-const WHOLE_AGAIN: Duration = Duration::from_secs(600);
+const FULL_OBSERVATION_INTERVAL: Duration = Duration::from_secs(600);
 /// The number of cached renderings of one instance: the applied one and the planned one.
 const RENDERINGS_MAX: usize = 2;
 
@@ -99,8 +99,8 @@ pub struct Kubernetes {
     settings: Settings,
     seal: Arc<Seal>,
     redactor: Redactor,
-    lanes: ConcurrencyLimit,
-    keeper: Arc<dyn InventoryStore>,
+    concurrency: ConcurrencyLimit,
+    store: Arc<dyn InventoryStore>,
     rendered: Mutex<Renderings>,
     clusters: Mutex<HashMap<String, Cluster>>,
     /// The merged address of the cluster of each instance.
@@ -165,15 +165,15 @@ pub async fn version(program: &str) -> Result<String, String> {
 
 impl Kubernetes {
     /// Creates the target from its settings.
-    pub fn new(settings: Settings, seal: Arc<Seal>, redactor: Redactor, keeper: Arc<dyn InventoryStore>) -> Self {
+    pub fn new(settings: Settings, seal: Arc<Seal>, redactor: Redactor, store: Arc<dyn InventoryStore>) -> Self {
         let inventories = watch::Inventories::default();
         Self {
-            lanes: ConcurrencyLimit::new(settings.parallel, LONG),
+            concurrency: ConcurrencyLimit::new(settings.parallel, SLOW_AFTER),
             watches: watch::Watches::new(Arc::clone(&seal), Arc::clone(&inventories)),
             settings,
             seal,
             redactor,
-            keeper,
+            store,
             rendered: Mutex::default(),
             clusters: Mutex::default(),
             addresses: Mutex::default(),
@@ -239,55 +239,55 @@ impl Kubernetes {
 
     /// Observes an instance. Reads only the suspected objects if the watches cover the instance.
     async fn observe_work(&self, job: &Job, work: &KubernetesWork) -> Result<Observation, TargetError> {
-        let Some(_slot) = self.lanes.take(&job.instance).await else {
+        let Some(_slot) = self.concurrency.take(&job.instance).await else {
             return Err(TargetError::new(TargetErrorKind::Lanes, "the target is closed"));
         };
         let is_applied = job.r#use == Use::Applied && !work.destroy;
         let suspects = self.watches.suspects(&job.instance);
         if is_applied
             && !suspects.is_empty()
-            && let Some(observation) = self.look_at_suspects(job, work, &suspects).await?
+            && let Some(observation) = self.observe_suspects(job, work, &suspects).await?
         {
             return Ok(observation);
         }
         let before = self.inventory(&job.instance).await?;
-        let looked = self.look(job, work, false).await?;
+        let observed = self.observe_all(job, work, false).await?;
         // If nothing differs at head after an apply, head is the applied revision.
-        let is_done = job.r#use == Use::Head && !work.destroy && looked.steps.is_empty() && job.formerly.is_none();
+        let is_done = job.r#use == Use::Head && !work.destroy && observed.steps.is_empty() && job.formerly.is_none();
         if is_applied || is_done {
             self.watches.seen(&job.instance, &suspects);
-            self.keep_seen(job, before.as_ref(), &looked, looked.inventory.clone()).await?;
-            self.track(job, work, &looked).await?;
+            self.store_observed(job, before.as_ref(), &observed, observed.inventory.clone()).await?;
+            self.track(job, work, &observed).await?;
         }
-        Ok(looked.observation)
+        Ok(observed.observation)
     }
 
     /// Stores the inventory of an observation if no object differs and no other task has written the inventory since.
     /// With differences, the cluster may be another one, and an apply has better information.
-    async fn keep_seen(
+    async fn store_observed(
         &self,
         job: &Job,
         before: Option<&Arc<Inventory>>,
-        looked: &observe::Looked,
+        observed: &observe::Observed,
         inventory: Inventory,
     ) -> Result<(), TargetError> {
-        let now = self.inventory(&job.instance).await?;
-        let same = match (before, &now) {
+        let current = self.inventory(&job.instance).await?;
+        let same = match (before, &current) {
             (None, None) => true,
-            (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+            (Some(before), Some(current)) => Arc::ptr_eq(before, current),
             _ => false,
         };
-        if same && looked.steps.is_empty() { self.keep(&job.instance, inventory).await } else { Ok(()) }
+        if same && observed.steps.is_empty() { self.store_inventory(&job.instance, inventory).await } else { Ok(()) }
     }
 
     /// Records the result of a complete observation, and watches its kinds.
-    async fn track(&self, job: &Job, work: &KubernetesWork, looked: &observe::Looked) -> Result<(), TargetError> {
-        let differing = looked.steps.values().map(|step| step.key.clone()).collect();
+    async fn track(&self, job: &Job, work: &KubernetesWork, observed: &observe::Observed) -> Result<(), TargetError> {
+        let differing = observed.steps.values().map(|step| step.key.clone()).collect();
         self.watches.set_differing(&job.instance, differing);
-        let tracked = Tracked { rendered: Arc::clone(&looked.rendered), at: Instant::now() };
+        let tracked = Tracked { rendered: Arc::clone(&observed.rendered), at: Instant::now() };
         self.tracked.lock().insert(job.instance.clone(), tracked);
-        self.watch(job, work, &looked.cluster, &looked.kinds, &looked.inventory)?;
-        tracing::debug!(instance = %job.instance, objects = looked.inventory.len(), "everything was looked at and is watched");
+        self.watch(job, work, &observed.cluster, &observed.kinds, &observed.inventory)?;
+        tracing::debug!(kind = "objects-watched", instance = %job.instance, objects = observed.inventory.len(), "all objects were observed and are watched");
         Ok(())
     }
 
@@ -308,13 +308,13 @@ impl Kubernetes {
         let who = self.cluster_key(&access, work);
         let wanted: BTreeMap<(Arc<str>, Arc<str>), Kind> = inventory
             .keys()
-            .filter_map(|key| Some(((key.group.clone(), key.kind.clone()), kinds.of(key)?.clone())))
+            .filter_map(|key| Some(((key.group.clone(), key.kind.clone()), kinds.preferred(key)?.clone())))
             .collect();
         Ok(self.watches.watch(&place, &who, cluster, &job.instance.environment, wanted))
     }
 
     /// Observes the suspected objects and those that differed before; `None` if a complete observation is required.
-    async fn look_at_suspects(
+    async fn observe_suspects(
         &self,
         job: &Job,
         work: &KubernetesWork,
@@ -323,11 +323,9 @@ impl Kubernetes {
         let Some(inventory) = self.inventory(&job.instance).await? else { return Ok(None) };
         let (cluster, shared_with) = self.cluster(job, work, false).await?;
         let (rendered, kinds) = self.declared(job, work, &cluster, client::KINDS_KNOWN).await?;
-        let is_tracked = self
-            .tracked
-            .lock()
-            .get(&job.instance)
-            .is_some_and(|known| Arc::ptr_eq(&known.rendered, &rendered) && known.at.elapsed() < WHOLE_AGAIN);
+        let is_tracked = self.tracked.lock().get(&job.instance).is_some_and(|known| {
+            Arc::ptr_eq(&known.rendered, &rendered) && known.at.elapsed() < FULL_OBSERVATION_INTERVAL
+        });
         if !is_tracked {
             return Ok(None);
         }
@@ -338,22 +336,27 @@ impl Kubernetes {
         keys.extend(suspects.keys().cloned());
         // An object that is no longer declared and not deleted is reported in every observation.
         keys.extend(inventory.keys().filter(|key| rendered.get(key).is_none()).cloned());
-        let looked = self
-            .look_at(job, work, observe::Base { cluster, kinds, rendered: Arc::clone(&rendered), shared_with }, &keys)
+        let observed = self
+            .observe_objects(
+                job,
+                work,
+                observe::Base { cluster, kinds, rendered: Arc::clone(&rendered), shared_with },
+                &keys,
+            )
             .await?;
-        let differing = looked.steps.values().map(|step| step.key.clone()).collect();
+        let differing = observed.steps.values().map(|step| step.key.clone()).collect();
         self.watches.set_differing(&job.instance, differing);
-        let mut now = (*inventory).clone();
+        let mut new_inventory = (*inventory).clone();
         for key in &keys {
-            match looked.inventory.get(key) {
-                Some(held) => drop(now.insert(key.clone(), held.clone())),
-                None if rendered.get(key).is_none() => drop(now.remove(key)),
+            match observed.inventory.get(key) {
+                Some(entry) => drop(new_inventory.insert(key.clone(), entry.clone())),
+                None if rendered.get(key).is_none() => drop(new_inventory.remove(key)),
                 None => {}
             }
         }
-        self.keep_seen(job, Some(&inventory), &looked, now).await?;
+        self.store_observed(job, Some(&inventory), &observed, new_inventory).await?;
         self.watches.seen(&job.instance, suspects);
-        Ok(Some(looked.observation))
+        Ok(Some(observed.observation))
     }
 
     /// Returns the names of the declared objects, as far as the content alone determines them.
@@ -368,7 +371,7 @@ impl Kubernetes {
     async fn forget(&self, id: &InstanceId) {
         self.tracked.lock().remove(id);
         if let Err(error) = self.forget_inventory(id).await {
-            tracing::warn!(instance = %id, %error, "could not forget an inventory");
+            tracing::warn!(kind = "inventory-not-removed", instance = %id, %error, "an inventory could not be removed");
         }
     }
 
@@ -377,7 +380,7 @@ impl Kubernetes {
         if let Some(known) = self.inventories.lock().get(id) {
             return Ok(Some(Arc::clone(known)));
         }
-        let Some(text) = self.keeper.kept(id).await? else { return Ok(None) };
+        let Some(text) = self.store.kept(id).await? else { return Ok(None) };
         let inventory = inventory::read(&text).map_err(|why| {
             TargetError::new(TargetErrorKind::Store, format!("the inventory of `{id}` can't be read: {why}"))
         })?;
@@ -387,19 +390,19 @@ impl Kubernetes {
     }
 
     /// Stores the inventory of an instance durably.
-    async fn keep(&self, id: &InstanceId, inventory: Inventory) -> Result<(), TargetError> {
+    async fn store_inventory(&self, id: &InstanceId, inventory: Inventory) -> Result<(), TargetError> {
         let known = self.inventories.lock().get(id).cloned();
         if known.is_some_and(|known| *known == inventory) {
             return Ok(());
         }
-        self.keeper.keep(id, Some(&inventory::written(&inventory))).await?;
+        self.store.keep(id, Some(&inventory::written(&inventory))).await?;
         self.inventories.lock().insert(id.clone(), Arc::new(inventory));
         Ok(())
     }
 
     /// Deletes the stored inventory; the objects stay in the cluster.
     async fn forget_inventory(&self, id: &InstanceId) -> Result<(), TargetError> {
-        self.keeper.keep(id, None).await?;
+        self.store.keep(id, None).await?;
         self.inventories.lock().remove(id);
         Ok(())
     }

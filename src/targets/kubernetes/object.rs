@@ -46,8 +46,8 @@ impl Key {
     }
     /// Returns the key of an object of a known group and kind, from its metadata alone.
     pub(super) fn of_metadata(group: impl Into<Arc<str>>, kind: impl Into<Arc<str>>, object: &Value) -> Option<Self> {
-        let of = |name: &str| object["metadata"][name].as_str().filter(|text| !text.is_empty()).map(Into::into);
-        Some(Self { group: group.into(), kind: kind.into(), namespace: of("namespace"), name: of("name")? })
+        let metadata = |name: &str| object["metadata"][name].as_str().filter(|text| !text.is_empty()).map(Into::into);
+        Some(Self { group: group.into(), kind: kind.into(), namespace: metadata("namespace"), name: metadata("name")? })
     }
     /// Returns the kind with its group: `Deployment.apps`, `Service`.
     pub fn sort(&self) -> String {

@@ -18,10 +18,10 @@ use super::plan::Details;
 use super::{
     Kubernetes,
     client::{Cluster, KINDS_AGAIN, KINDS_KNOWN, Refusal},
-    confirm::{LeftOver, Look},
+    confirm::{Comparison, Undeclared},
     drift::{self},
     fields::{self},
-    inventory::{Held, Inventory},
+    inventory::{Inventory, InventoryEntry},
     kinds::Kinds,
     live::{Live, get, side_by_side},
     object::Key,
@@ -54,13 +54,13 @@ pub(super) struct Base {
 }
 
 /// The result of an observation.
-pub(super) struct Looked {
+pub(super) struct Observed {
     pub(super) observation: Observation,
     pub(super) steps: BTreeMap<String, Step>,
     /// The objects that are no longer declared and not deleted, each with the reason.
-    pub(super) stays: Vec<String>,
+    pub(super) retained: Vec<String>,
     /// The objects whose deletion is in progress.
-    pub(super) going: Vec<String>,
+    pub(super) terminating: Vec<String>,
     pub(super) rendered: Arc<Rendered>,
     pub(super) cluster: Cluster,
     pub(super) kinds: Kinds,
@@ -70,50 +70,55 @@ pub(super) struct Looked {
 
 impl Kubernetes {
     /// Observes every object of an instance.
-    pub(super) async fn look(&self, job: &Job, work: &KubernetesWork, apply: bool) -> Result<Looked, TargetError> {
+    pub(super) async fn observe_all(
+        &self,
+        job: &Job,
+        work: &KubernetesWork,
+        apply: bool,
+    ) -> Result<Observed, TargetError> {
         let (cluster, shared_with) = self.cluster(job, work, apply).await?;
         let (mut rendered, mut kinds) = self.declared(job, work, &cluster, KINDS_KNOWN).await?;
-        let kept = self.inventory(job.formerly.as_ref().unwrap_or(&job.instance)).await?;
-        if kept.iter().flat_map(|kept| kept.keys()).any(|key| kinds.of(key).is_none()) {
+        let stored = self.inventory(job.formerly.as_ref().unwrap_or(&job.instance)).await?;
+        if stored.iter().flat_map(|stored| stored.keys()).any(|key| kinds.preferred(key).is_none()) {
             // A kind that was missing in the last discovery may exist again.
             (rendered, kinds) = self.declared(job, work, &cluster, KINDS_AGAIN).await?;
         }
-        let live = match self.list(job, &cluster, &kinds, &rendered, kept.as_deref()).await {
+        let live = match self.list(job, &cluster, &kinds, &rendered, stored.as_deref()).await {
             Err(error) if error.kind == TargetErrorKind::NotFound => {
                 // A kind was deleted, or is served in another version.
                 (rendered, kinds) = self.declared(job, work, &cluster, KINDS_AGAIN).await?;
-                self.list(job, &cluster, &kinds, &rendered, kept.as_deref()).await?
+                self.list(job, &cluster, &kinds, &rendered, stored.as_deref()).await?
             }
             done => done?,
         };
         let base = Base { cluster, kinds, rendered, shared_with };
-        let inventory = match &kept {
-            Some(kept) => (**kept).clone(),
+        let inventory = match &stored {
+            Some(stored) => (**stored).clone(),
             // A store that lost the inventory rebuilds it from the labels (R1.7).
             None => {
                 let applied =
-                    |object: &Option<Value>| object.as_ref().is_some_and(|one| fields::applied(one).is_some());
+                    |object: &Option<Value>| object.as_ref().is_some_and(|object| fields::applied(object).is_some());
                 let ours = live.iter().filter(|(_, object)| applied(object));
-                ours.map(|(key, _)| (key.clone(), Held::default())).collect()
+                ours.map(|(key, _)| (key.clone(), InventoryEntry::default())).collect()
             }
         };
-        let scope = Scope { keys: None, rebuilt: kept.is_none() };
+        let scope = Scope { keys: None, rebuilt: stored.is_none() };
         self.found(job, work, base, live, inventory, scope).await
     }
 
     /// Observes some objects of an instance; the state of the others is unchanged.
-    pub(super) async fn look_at(
+    pub(super) async fn observe_objects(
         &self,
         job: &Job,
         work: &KubernetesWork,
         base: Base,
         keys: &BTreeSet<Key>,
-    ) -> Result<Looked, TargetError> {
+    ) -> Result<Observed, TargetError> {
         let inventory = self.inventory(&job.instance).await?.unwrap_or_default();
-        let failed = |refusal: Refusal| refusal.of(&format!("an object of `{}`", job.instance));
+        let failed = |refusal: Refusal| refusal.into_error(&format!("an object of `{}`", job.instance));
         let mut asked = vec![];
         for key in keys {
-            if let Some(kind) = base.kinds.of(key) {
+            if let Some(kind) = base.kinds.preferred(key) {
                 asked.push(get(&base.cluster, kind, key).boxed());
             }
         }
@@ -122,7 +127,7 @@ impl Kubernetes {
             live.extend(found.map_err(failed)?.map(|(key, object)| (key, Some(object))));
         }
         let inventory = inventory.iter().filter(|(key, _)| keys.contains(*key));
-        let inventory = inventory.map(|(key, held)| (key.clone(), held.clone())).collect();
+        let inventory = inventory.map(|(key, entry)| (key.clone(), entry.clone())).collect();
         self.found(job, work, base, live, inventory, Scope { keys: Some(keys), rebuilt: false }).await
     }
 
@@ -134,9 +139,9 @@ impl Kubernetes {
         mut live: Live,
         inventory: Inventory,
         scope: Scope<'_>,
-    ) -> Result<Looked, TargetError> {
+    ) -> Result<Observed, TargetError> {
         let Base { cluster, kinds, rendered, shared_with } = base;
-        let unreachable = |refusal: Refusal| refusal.of(&format!("the cluster of `{}`", job.instance));
+        let unreachable = |refusal: Refusal| refusal.into_error(&format!("the cluster of `{}`", job.instance));
         let identity = cluster.identity().await.map_err(unreachable)?;
         let holds_anything = !live.is_empty();
         let wanted = rendered.objects.iter().filter(|object| scope.keys.is_none_or(|keys| keys.contains(&object.key)));
@@ -146,7 +151,7 @@ impl Kubernetes {
             missing.len() > DRY_RUNS_MAX && self.has_namespaces(job, &cluster, &kinds, &rendered, &missing).await?;
         let schemas = if by_schema { Some(Schemas::of(&cluster, &missing).await) } else { None };
         let contested = std::sync::atomic::AtomicBool::new(false);
-        let look = Look {
+        let comparison = Comparison {
             this: self,
             job,
             work,
@@ -164,22 +169,23 @@ impl Kubernetes {
             warnings: rendered.warnings.clone(),
             ..Observation::default()
         };
-        let (mut now, mut steps) = look.each(wanted, &mut live, &mut observation).await?;
-        let LeftOver { steps: mut gone, stays, going } = look.left_over(&live, &mut now).await;
-        observation.left = stays.iter().chain(&going).cloned().collect();
+        let (mut new_inventory, mut steps) = comparison.each(wanted, &mut live, &mut observation).await?;
+        let Undeclared { steps: mut deletions, retained, terminating } =
+            comparison.undeclared(&live, &mut new_inventory).await;
+        observation.left = retained.iter().chain(&terminating).cloned().collect();
         observation.warnings.extend(observation.left.iter().cloned());
         if scope.rebuilt {
             // An object that was found by its labels alone is deleted only after an operator has seen the warning.
             observation.warnings.extend(
-                gone.iter().map(|step| {
+                deletions.iter().map(|step| {
                     format!("`{}` carries the labels of `{}`, and is not declared", step.key, job.instance)
                 }),
             );
-            gone.clear();
+            deletions.clear();
         }
         // Deletions run in reverse order.
-        gone.reverse();
-        steps.extend(gone);
+        deletions.reverse();
+        steps.extend(deletions);
         observation.contested = contested.load(std::sync::atomic::Ordering::Relaxed);
         let mut overwrites = BTreeMap::new();
         for step in &steps {
@@ -189,7 +195,7 @@ impl Kubernetes {
         }
         observation.own = Some(Arc::new(Details { overwrites }));
         let steps = steps.into_iter().map(|step| (step.key.to_string(), step)).collect();
-        Ok(Looked { observation, steps, stays, going, rendered, cluster, kinds, inventory: now })
+        Ok(Observed { observation, steps, retained, terminating, rendered, cluster, kinds, inventory: new_inventory })
     }
 
     /// Whether every namespace of some objects exists or is declared.
@@ -207,8 +213,9 @@ impl Kubernetes {
             if rendered.get(&key).is_some() {
                 continue;
             }
-            let Some(kind) = kinds.of(&key) else { return Ok(false) };
-            let live = cluster.get(kind, &key).await.map_err(|refusal| refusal.of(&format!("`{}`", job.instance)))?;
+            let Some(kind) = kinds.preferred(&key) else { return Ok(false) };
+            let live =
+                cluster.get(kind, &key).await.map_err(|refusal| refusal.into_error(&format!("`{}`", job.instance)))?;
             if live.is_none() {
                 return Ok(false);
             }
@@ -236,7 +243,7 @@ impl Kubernetes {
             }
             done => {
                 let rendered = done?;
-                let is_missing = |one: &Object| kinds.exact(&one.version, &one.key.kind).is_none();
+                let is_missing = |object: &Object| kinds.exact(&object.version, &object.key.kind).is_none();
                 if !rendered.objects.iter().any(is_missing) {
                     return Ok((rendered, kinds));
                 }
@@ -248,7 +255,7 @@ impl Kubernetes {
     }
 }
 
-impl Look<'_> {
+impl Comparison<'_> {
     /// Observes objects concurrently. Returns their inventory and the steps that they need.
     async fn each(
         &self,
@@ -256,26 +263,25 @@ impl Look<'_> {
         live: &mut Live,
         observation: &mut Observation,
     ) -> Result<(Inventory, Vec<Step>), TargetError> {
-        let (mut now, mut steps, mut problems) = (Inventory::new(), vec![], vec![]);
-        let (mut objects, mut looks) = (vec![], vec![]);
+        let (mut new_inventory, mut steps, mut problems) = (Inventory::new(), vec![], vec![]);
+        let (mut objects, mut comparisons) = (vec![], vec![]);
         for object in wanted {
             match live.remove(&object.key) {
-                Some(None) => {
-                    now.extend(self.inventory.get(&object.key).map(|held| (object.key.clone(), held.clone())))
-                }
+                Some(None) => new_inventory
+                    .extend(self.inventory.get(&object.key).map(|entry| (object.key.clone(), entry.clone()))),
                 found => {
                     objects.push(object);
-                    looks.push(self.object(object, found.flatten()).boxed());
+                    comparisons.push(self.object(object, found.flatten()).boxed());
                 }
             }
         }
-        for (object, found) in objects.into_iter().zip(side_by_side(looks).await) {
+        for (object, found) in objects.into_iter().zip(side_by_side(comparisons).await) {
             match found? {
-                Found::Same(held) => drop(now.insert(object.key.clone(), held)),
+                Found::Same(entry) => drop(new_inventory.insert(object.key.clone(), entry)),
                 Found::Problem(problem) => problems.push(problem),
                 Found::Differs(step, by) => {
-                    if let Some(held) = self.inventory.get(&object.key) {
-                        now.insert(object.key.clone(), held.clone());
+                    if let Some(entry) = self.inventory.get(&object.key) {
+                        new_inventory.insert(object.key.clone(), entry.clone());
                     }
                     if let Some(by) = by {
                         observation.changed_by.insert(object.key.to_string(), by);
@@ -287,7 +293,7 @@ impl Look<'_> {
                         );
                         observation.refused.get_or_insert(why);
                     } else if step.change == Change::Replace
-                        && let Some(why) = self.keeps(&object.key).await
+                        && let Some(why) = self.deletion_blocked_by(&object.key).await
                     {
                         let why = format!("`{}` can't be deleted and made again: {why}", object.key);
                         observation.refused.get_or_insert(why);
@@ -299,7 +305,7 @@ impl Look<'_> {
         if !problems.is_empty() {
             return Err(wrong(&self.job.instance, problems));
         }
-        Ok((now, steps))
+        Ok((new_inventory, steps))
     }
 }
 

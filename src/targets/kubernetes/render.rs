@@ -108,7 +108,7 @@ impl Kubernetes {
                 let (hooks, objects): (Vec<Written>, Vec<Written>) = read
                     .objects
                     .into_iter()
-                    .partition(|one| one.value()["metadata"]["annotations"].get(HOOK).is_some());
+                    .partition(|object| object.value()["metadata"]["annotations"].get(HOOK).is_some());
                 read.objects = objects;
                 read.warnings.extend(hooks.iter().map(|hook| {
                     let value = hook.value();
@@ -157,10 +157,11 @@ impl Kubernetes {
             })?;
             arguments.push(format!("--values={}", path.display()));
         }
-        let one = self.run(job, "helm", &self.settings.helm, tree.path(), &arguments).await?;
-        let two = self.run(job, "helm", &self.settings.helm, tree.path(), &arguments).await?;
-        if one != two {
-            let differs = one.lines().zip(two.lines()).find(|(one, two)| one != two).map(|(line, _)| line.trim());
+        let first = self.run(job, "helm", &self.settings.helm, tree.path(), &arguments).await?;
+        let second = self.run(job, "helm", &self.settings.helm, tree.path(), &arguments).await?;
+        if first != second {
+            let differs =
+                first.lines().zip(second.lines()).find(|(first, second)| first != second).map(|(line, _)| line.trim());
             let name = differs.and_then(|line| line.split(':').next()).unwrap_or_default();
             return Err(wrong(
                 &job.instance,
@@ -169,7 +170,7 @@ impl Kubernetes {
                 )],
             ));
         }
-        Ok(one)
+        Ok(first)
     }
 
     /// Runs a renderer with access to the files of the closure alone.
@@ -321,7 +322,7 @@ fn finish(
     if !problems.is_empty() {
         return Err(wrong(id, problems));
     }
-    made.sort_by(|one, two| (rank(&one.key.kind), &one.key).cmp(&(rank(&two.key.kind), &two.key)));
+    made.sort_by(|a, b| (rank(&a.key.kind), &a.key).cmp(&(rank(&b.key.kind), &b.key)));
     Ok(Rendered { objects: made, warnings })
 }
 
@@ -344,7 +345,8 @@ fn at_home(value: &mut Value, key: &mut Key, namespaced: bool, home: Option<&str
 
 /// Returns the kinds that the definitions among the objects create, and whether they are namespaced.
 fn crds(objects: &[Written]) -> BTreeMap<(String, String), bool> {
-    let definitions = objects.iter().filter(|one| one.json.contains("CustomResourceDefinition")).map(Written::value);
+    let definitions =
+        objects.iter().filter(|object| object.json.contains("CustomResourceDefinition")).map(Written::value);
     let definitions = definitions.filter(|value| value["kind"] == "CustomResourceDefinition");
     definitions
         .filter_map(|value| {

@@ -1,6 +1,6 @@
 //! Defines the result of observing one object, and the step that the object needs.
 
-use super::{fields::Extra, inventory::Held, object::Key};
+use super::{fields::Extra, inventory::InventoryEntry, object::Key};
 use crate::model::{Change, ChangedBy, Field};
 
 /// A change of an object, with the observed state as its precondition.
@@ -19,7 +19,7 @@ pub(super) struct Step {
 /// The result of observing one object.
 pub(super) enum Found {
     /// The object needs no change.
-    Same(Held),
+    Same(InventoryEntry),
     /// The object needs a change.
     Differs(Box<Step>, Option<ChangedBy>),
     /// The object can't be applied; the message names its place.

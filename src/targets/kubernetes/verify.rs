@@ -132,15 +132,20 @@ fn deployment(object: &Value, observed: Option<i64>) -> Health {
         return Health::InProgress(message(failure));
     }
     let wanted = replicas(object);
-    let of = |name: &str| number(object, &format!("/status/{name}"));
-    let (all, updated, available) = (of("replicas"), of("updatedReplicas"), of("availableReplicas"));
+    let status = |name: &str| number(object, &format!("/status/{name}"));
+    let (all, updated, available) = (status("replicas"), status("updatedReplicas"), status("availableReplicas"));
     if updated < wanted {
         return counted(false, "updated", updated, wanted);
     }
     if all > updated {
         return Health::InProgress(format!("{} of an older version are left", all - updated));
     }
-    counted(observed.is_some() && available >= wanted && of("readyReplicas") >= wanted, "available", available, wanted)
+    counted(
+        observed.is_some() && available >= wanted && status("readyReplicas") >= wanted,
+        "available",
+        available,
+        wanted,
+    )
 }
 
 fn stateful_set(object: &Value, observed: Option<i64>) -> Health {
@@ -164,13 +169,13 @@ fn stateful_set(object: &Value, observed: Option<i64>) -> Health {
 }
 
 fn daemon_set(object: &Value, observed: Option<i64>) -> Health {
-    let of = |name: &str| number(object, &format!("/status/{name}"));
-    let wanted = of("desiredNumberScheduled");
-    if of("updatedNumberScheduled") < wanted {
-        return counted(false, "updated", of("updatedNumberScheduled"), wanted);
+    let status = |name: &str| number(object, &format!("/status/{name}"));
+    let wanted = status("desiredNumberScheduled");
+    if status("updatedNumberScheduled") < wanted {
+        return counted(false, "updated", status("updatedNumberScheduled"), wanted);
     }
-    let done = observed.is_some() && of("numberAvailable") >= wanted && of("numberReady") >= wanted;
-    counted(done, "available", of("numberAvailable"), wanted)
+    let done = observed.is_some() && status("numberAvailable") >= wanted && status("numberReady") >= wanted;
+    counted(done, "available", status("numberAvailable"), wanted)
 }
 
 fn job(object: &Value) -> Health {
@@ -237,7 +242,9 @@ fn evaluate(expression: &str, object: &Value) -> Result<bool, String> {
 /// Returns the health of an object by the component's rule for its kind, or by the default rules.
 pub(super) fn ruled(object: &Value, rules: &[(String, String, Option<String>)]) -> Result<Health, String> {
     let kind = object["kind"].as_str().unwrap_or_default();
-    let Some((_, current, failed)) = rules.iter().find(|(of, _, _)| of == kind) else { return Ok(health(object)) };
+    let Some((_, current, failed)) = rules.iter().find(|(rule_kind, _, _)| rule_kind == kind) else {
+        return Ok(health(object));
+    };
     if let Some(failed) = failed
         && evaluate(failed, object)?
     {
@@ -262,14 +269,14 @@ impl Kubernetes {
     /// are not, with the reason.
     pub(super) async fn health_of_work(&self, job: &Job, work: &KubernetesWork) -> Result<Health, TargetError> {
         if work.destroy {
-            let looked = self.look(job, work, false).await?;
-            if let Some(step) = looked.steps.values().next() {
+            let observed = self.observe_all(job, work, false).await?;
+            if let Some(step) = observed.steps.values().next() {
                 return Ok(Health::Failed(format!("`{}` is still there", step.key)));
             }
-            return Ok(match (&looked.stays[..], &looked.going[..]) {
+            return Ok(match (&observed.retained[..], &observed.terminating[..]) {
                 ([], []) => Health::Current,
-                ([], going) => Health::InProgress(named(going)),
-                (stays, _) => Health::Failed(named(stays)),
+                ([], terminating) => Health::InProgress(named(terminating)),
+                (retained, _) => Health::Failed(named(retained)),
             });
         }
         let (cluster, _) = self.cluster(job, work, false).await?;
@@ -292,8 +299,9 @@ impl Kubernetes {
         for ((version, name), keys) in by_kind {
             let Some(kind) = kinds.exact(&version, name) else { continue };
             let mut live = vec![];
-            let failure =
-                |refusal: super::client::Refusal| refusal.of(&format!("the `{}` of `{}`", kind.plural, job.instance));
+            let failure = |refusal: super::client::Refusal| {
+                refusal.into_error(&format!("the `{}` of `{}`", kind.plural, job.instance))
+            };
             cluster
                 .list(kind, &labels, &mut |mut object| {
                     object["kind"] = name.into();
@@ -311,18 +319,18 @@ impl Kubernetes {
                 }
             }
         }
-        let mut told = vec![];
+        let mut messages = vec![];
         let all = if failed.is_empty() { &waits } else { &failed };
         for (key, object, why) in all.iter().take(NAMED_MAX) {
             let more = self.reason(&cluster, &kinds, object).await.map(|more| format!(" ({more})")).unwrap_or_default();
-            told.push(format!("`{key}`: {}{more}", self.redactor.redact(why)));
+            messages.push(format!("`{key}`: {}{more}", self.redactor.redact(why)));
         }
         if all.len() > NAMED_MAX {
-            told.push(format!("and {} more", all.len() - NAMED_MAX));
+            messages.push(format!("and {} more", all.len() - NAMED_MAX));
         }
         Ok(match (failed.is_empty(), waits.is_empty()) {
-            (false, _) => Health::Failed(told.join("; ")),
-            (true, false) => Health::InProgress(told.join("; ")),
+            (false, _) => Health::Failed(messages.join("; ")),
+            (true, false) => Health::InProgress(messages.join("; ")),
             (true, true) => Health::Current,
         })
     }
@@ -339,20 +347,20 @@ impl Kubernetes {
         let labels: Vec<String> =
             selector.iter().map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
         let mut found = vec![];
-        let mut look = |pod: Value| {
+        let mut add_pod = |pod: Value| {
             if object::text(&pod, "/metadata/namespace") == Some(namespace)
                 && let Some(why) = pod_failure(&pod)
             {
                 found.push(format!("pod `{}`: {why}", object::text(&pod, "/metadata/name").unwrap_or_default()));
             }
         };
-        cluster.list(kinds.exact("v1", "Pod")?, &labels.join(","), &mut look).await.ok()?;
+        cluster.list(kinds.exact("v1", "Pod")?, &labels.join(","), &mut add_pod).await.ok()?;
         if let Some(first) = found.into_iter().next() {
             return Some(self.redactor.redact(&first));
         }
         let name = object::text(workload, "/metadata/name")?;
         let mut last: Option<(String, String)> = None;
-        let mut look = |event: Value| {
+        let mut add_event = |event: Value| {
             let about = object::text(&event, "/involvedObject/name").unwrap_or_default();
             let mine = about == name || about.starts_with(&format!("{name}-"));
             if mine && object::text(&event, "/metadata/namespace") == Some(namespace) && event["type"] == "Warning" {
@@ -363,7 +371,7 @@ impl Kubernetes {
                 }
             }
         };
-        cluster.list(kinds.exact("v1", "Event")?, "", &mut look).await.ok()?;
+        cluster.list(kinds.exact("v1", "Event")?, "", &mut add_event).await.ok()?;
         last.map(|(_, message)| self.redactor.redact(&message))
     }
 }
@@ -374,7 +382,7 @@ mod tests {
 
     use super::*;
 
-    fn of(kind: &str, spec: Value, status: Value) -> String {
+    fn health_of(kind: &str, spec: Value, status: Value) -> String {
         match health(&json!({"kind": kind, "metadata": {"generation": 2}, "spec": spec, "status": status})) {
             Health::Current => "current".into(),
             Health::InProgress(why) => format!("in progress: {why}"),
@@ -385,28 +393,34 @@ mod tests {
     #[test]
     fn each_kind_by_its_own_rules() {
         let condition = |sort: &str, status: &str, reason: &str| json!([{"type": sort, "status": status, "reason": reason, "message": ""}]);
-        assert_eq!(of("Deployment", json!({"replicas": 2}), json!({})), "in progress: 0 of 2 are updated");
+        assert_eq!(health_of("Deployment", json!({"replicas": 2}), json!({})), "in progress: 0 of 2 are updated");
         assert_eq!(
-            of("Deployment", json!({}), json!({"observedGeneration": 1})),
+            health_of("Deployment", json!({}), json!({"observedGeneration": 1})),
             "in progress: its controller has not looked at it yet"
         );
         let up = json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2, "readyReplicas": 2});
-        assert_eq!(of("Deployment", json!({"replicas": 2}), up.clone()), "current");
-        assert_eq!(of("Deployment", json!({"replicas": 1}), up), "current");
+        assert_eq!(health_of("Deployment", json!({"replicas": 2}), up.clone()), "current");
+        assert_eq!(health_of("Deployment", json!({"replicas": 1}), up), "current");
         let late = json!({"observedGeneration": 2, "conditions": condition("Progressing", "False", "ProgressDeadlineExceeded")});
-        assert_eq!(of("Deployment", json!({}), late), "failed: ProgressDeadlineExceeded");
-        assert_eq!(of("Job", json!({}), json!({})), "in progress: 0 of 1 are completed");
-        assert_eq!(of("Job", json!({}), json!({"conditions": condition("Complete", "True", "")})), "current");
+        assert_eq!(health_of("Deployment", json!({}), late), "failed: ProgressDeadlineExceeded");
+        assert_eq!(health_of("Job", json!({}), json!({})), "in progress: 0 of 1 are completed");
+        assert_eq!(health_of("Job", json!({}), json!({"conditions": condition("Complete", "True", "")})), "current");
         assert_eq!(
-            of("Job", json!({}), json!({"conditions": condition("Failed", "True", "BackoffLimitExceeded")})),
+            health_of("Job", json!({}), json!({"conditions": condition("Failed", "True", "BackoffLimitExceeded")})),
             "failed: BackoffLimitExceeded"
         );
-        assert_eq!(of("PersistentVolumeClaim", json!({}), json!({"phase": "Pending"})), "in progress: it is Pending");
-        assert_eq!(of("Service", json!({"type": "LoadBalancer"}), json!({})), "in progress: it has no address yet");
-        assert_eq!(of("Service", json!({}), json!({})), "current");
-        assert_eq!(of("StatefulSet", json!({"updateStrategy": {"type": "OnDelete"}}), json!({})), "current");
         assert_eq!(
-            of(
+            health_of("PersistentVolumeClaim", json!({}), json!({"phase": "Pending"})),
+            "in progress: it is Pending"
+        );
+        assert_eq!(
+            health_of("Service", json!({"type": "LoadBalancer"}), json!({})),
+            "in progress: it has no address yet"
+        );
+        assert_eq!(health_of("Service", json!({}), json!({})), "current");
+        assert_eq!(health_of("StatefulSet", json!({"updateStrategy": {"type": "OnDelete"}}), json!({})), "current");
+        assert_eq!(
+            health_of(
                 "StatefulSet",
                 json!({}),
                 json!({"observedGeneration": 2, "readyReplicas": 1, "updatedReplicas": 1, "currentRevision": "a", "updateRevision": "b"})
@@ -414,7 +428,7 @@ mod tests {
             "in progress: it is on its way to its new revision"
         );
         assert_eq!(
-            of(
+            health_of(
                 "DaemonSet",
                 json!({}),
                 json!({"observedGeneration": 2, "desiredNumberScheduled": 2, "updatedNumberScheduled": 1})
@@ -422,12 +436,12 @@ mod tests {
             "in progress: 1 of 2 are updated"
         );
         assert_eq!(
-            of("Widget", json!({}), json!({"conditions": condition("Ready", "False", "Broken")})),
+            health_of("Widget", json!({}), json!({"conditions": condition("Ready", "False", "Broken")})),
             "in progress: Broken"
         );
-        assert_eq!(of("Widget", json!({}), json!({})), "current");
+        assert_eq!(health_of("Widget", json!({}), json!({})), "current");
         assert_eq!(
-            of("Widget", json!({}), json!({"conditions": condition("Stalled", "True", "Gone")})),
+            health_of("Widget", json!({}), json!({"conditions": condition("Stalled", "True", "Gone")})),
             "failed: Gone"
         );
     }
@@ -436,10 +450,10 @@ mod tests {
     fn a_component_may_say_when_a_kind_is_healthy() {
         let rules =
             [("Widget".to_owned(), "status.phase == 'Up'".to_owned(), Some("self.status.phase == 'Lost'".to_owned()))];
-        let of = |status: Value| ruled(&json!({"kind": "Widget", "status": status}), &rules);
-        assert_eq!(of(json!({"phase": "Up"})), Ok(Health::Current));
-        assert!(matches!(of(json!({})), Ok(Health::InProgress(_))));
-        assert!(matches!(of(json!({"phase": "Lost"})), Ok(Health::Failed(_))));
+        let health_of = |status: Value| ruled(&json!({"kind": "Widget", "status": status}), &rules);
+        assert_eq!(health_of(json!({"phase": "Up"})), Ok(Health::Current));
+        assert!(matches!(health_of(json!({})), Ok(Health::InProgress(_))));
+        assert!(matches!(health_of(json!({"phase": "Lost"})), Ok(Health::Failed(_))));
         let wrong = [("Widget".to_owned(), "status.(".to_owned(), None)];
         assert!(ruled(&json!({"kind": "Widget"}), &wrong).is_err());
     }

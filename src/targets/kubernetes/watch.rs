@@ -75,7 +75,7 @@ struct Shared {
     /// The objects that differed in the last observation; a later event may end the difference.
     differing: Mutex<BTreeMap<InstanceId, BTreeSet<Key>>>,
     /// The instances with changes that [`Watches::changed`] has not returned yet.
-    unheard: Mutex<BTreeSet<InstanceId>>,
+    pending: Mutex<BTreeSet<InstanceId>>,
     changed: Notify,
 }
 
@@ -88,7 +88,7 @@ impl Watches {
             suspects: Mutex::default(),
             count: AtomicU64::new(0),
             differing: Mutex::default(),
-            unheard: Mutex::default(),
+            pending: Mutex::default(),
             changed: Notify::new(),
         };
         Self { shared: Arc::new(shared), watches: Mutex::default() }
@@ -110,7 +110,7 @@ impl Watches {
             let key = (place.to_owned(), (group.clone(), kind.clone()));
             if watches.get(&key).is_none_or(|watch| watch.who != who) {
                 let alive = Arc::new(AtomicBool::new(false));
-                let one = One {
+                let task = WatchTask {
                     shared: Arc::clone(&self.shared),
                     cluster: cluster.clone(),
                     environment: environment.clone(),
@@ -119,7 +119,7 @@ impl Watches {
                     resource,
                     alive: Arc::clone(&alive),
                 };
-                let watch = Watch { who: who.to_owned(), alive, task: tokio::spawn(one.go_on()) };
+                let watch = Watch { who: who.to_owned(), alive, task: tokio::spawn(task.run()) };
                 watches.insert(key.clone(), watch);
             }
             let Some(watch) = watches.get(&key) else { continue };
@@ -165,7 +165,7 @@ impl Watches {
             let changed = self.shared.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if let Some(id) = self.shared.unheard.lock().pop_first() {
+            if let Some(id) = self.shared.pending.lock().pop_first() {
                 return id;
             }
             changed.await;
@@ -183,8 +183,8 @@ impl Shared {
         let mut suspects = self.suspects.lock();
         let is_new = suspects.entry(id.clone()).or_default().insert(key, count).is_none();
         drop(suspects);
-        let is_unheard = self.unheard.lock().insert(id.clone());
-        if is_new || is_unheard {
+        let is_pending = self.pending.lock().insert(id.clone());
+        if is_new || is_pending {
             self.changed.notify_waiters();
         }
     }
@@ -195,7 +195,7 @@ impl Shared {
 }
 
 /// The task of one watch.
-struct One {
+struct WatchTask {
     shared: Arc<Shared>,
     cluster: Cluster,
     environment: EnvironmentName,
@@ -219,12 +219,12 @@ enum End {
     TooOld,
 }
 
-impl One {
+impl WatchTask {
     fn labels(&self) -> String {
         format!("{ENVIRONMENT}={},{COMPONENT}", self.environment)
     }
 
-    async fn go_on(self) {
+    async fn run(self) {
         let mut wait = Duration::from_millis(100);
         let mut version: Option<String> = None;
         loop {
@@ -277,12 +277,12 @@ impl One {
             .await?;
         let known: Vec<(InstanceId, Arc<Inventory>)> = {
             let inventories = self.shared.inventories.lock();
-            let of = inventories.iter().filter(|(id, _)| id.environment == self.environment);
-            of.map(|(id, inventory)| (id.clone(), Arc::clone(inventory))).collect()
+            let environment = inventories.iter().filter(|(id, _)| id.environment == self.environment);
+            environment.map(|(id, inventory)| (id.clone(), Arc::clone(inventory))).collect()
         };
         for (id, inventory) in known {
-            let of = inventory.iter().filter(|(key, _)| key.kind == self.kind && key.group == self.group);
-            for (key, _) in of.filter(|(key, held)| held.uid.is_some() && !there.contains(*key)) {
+            let of_kind = inventory.iter().filter(|(key, _)| key.kind == self.kind && key.group == self.group);
+            for (key, _) in of_kind.filter(|(key, entry)| entry.uid.is_some() && !there.contains(*key)) {
                 self.shared.suspect(&id, key.clone());
             }
         }
@@ -326,7 +326,7 @@ impl One {
                 }
                 match event.r#type.as_str() {
                     "ADDED" | "MODIFIED" => drop(self.compare(&event.object)),
-                    "DELETED" => self.gone(&event.object),
+                    "DELETED" => self.deleted(&event.object),
                     _ => {}
                 }
             }
@@ -342,9 +342,9 @@ impl One {
         let key = self.key(object)?;
         let id = object::owner(object)?;
         let inventory = self.shared.inventory(&id)?;
-        if let Some(held) = inventory.get(&key) {
-            let same = held.uid.as_deref() == object::text(object, "/metadata/uid")
-                && held.settled == Some(self.shared.seal.mark(&fields::canonical(object)))
+        if let Some(entry) = inventory.get(&key) {
+            let same = entry.uid.as_deref() == object::text(object, "/metadata/uid")
+                && entry.settled == Some(self.shared.seal.mark(&fields::canonical(object)))
                 && !object::is_terminating(object);
             if !same || self.shared.differing().get(&id).is_some_and(|keys| keys.contains(&key)) {
                 self.shared.suspect(&id, key.clone());
@@ -354,7 +354,7 @@ impl One {
     }
 
     /// Handles an object that was deleted or no longer carries Evenkeel's labels.
-    fn gone(&self, object: &Value) {
+    fn deleted(&self, object: &Value) {
         let (Some(key), Some(id)) = (self.key(object), object::owner(object)) else { return };
         if self.shared.inventory(&id).is_some_and(|inventory| inventory.contains_key(&key)) {
             self.shared.suspect(&id, key);
