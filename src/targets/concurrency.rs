@@ -18,14 +18,14 @@ use tokio::{
 use crate::model::InstanceId;
 
 /// The number of jobs, as a multiple of the width, that may run after giving their permit back.
-const BESIDE: usize = 4;
+const OVERFLOW_FACTOR: usize = 4;
 
 /// A concurrency limit. Clones share its state.
 #[derive(Clone)]
 pub struct ConcurrencyLimit {
     fast: Arc<Semaphore>,
     slow: Arc<Semaphore>,
-    beside: Arc<Semaphore>,
+    overflow: Arc<Semaphore>,
     /// The jobs that took long the last time.
     known: Arc<Mutex<BTreeSet<InstanceId>>>,
     long: Duration,
@@ -33,7 +33,7 @@ pub struct ConcurrencyLimit {
 
 /// The admission of one job; it ends when it is dropped.
 pub struct Slot {
-    lanes: ConcurrencyLimit,
+    limiter: ConcurrencyLimit,
     id: InstanceId,
     since: Instant,
     watch: JoinHandle<()>,
@@ -42,9 +42,15 @@ pub struct Slot {
 impl ConcurrencyLimit {
     /// Creates a limit of a width. A job that takes longer than `long` is slow.
     pub fn new(width: usize, long: Duration) -> Self {
-        let lane = |width: usize| Arc::new(Semaphore::new(width));
+        let semaphore = |width: usize| Arc::new(Semaphore::new(width));
         let width = width.max(1);
-        Self { fast: lane(width), slow: lane(width), beside: lane(width * BESIDE), known: Arc::default(), long }
+        Self {
+            fast: semaphore(width),
+            slow: semaphore(width),
+            overflow: semaphore(width * OVERFLOW_FACTOR),
+            known: Arc::default(),
+            long,
+        }
     }
 
     fn known(&self) -> parking_lot::MutexGuard<'_, BTreeSet<InstanceId>> {
@@ -54,18 +60,18 @@ impl ConcurrencyLimit {
     /// Waits for admission; `None` if the limit is closed, which never happens.
     pub async fn take(&self, id: &InstanceId) -> Option<Slot> {
         let is_slow = self.known().contains(id);
-        let lane = if is_slow { &self.slow } else { &self.fast };
-        let permit = Arc::clone(lane).acquire_owned().await.ok()?;
+        let semaphore = if is_slow { &self.slow } else { &self.fast };
+        let permit = Arc::clone(semaphore).acquire_owned().await.ok()?;
         let watch = tokio::spawn(self.clone().watch(id.clone(), permit, is_slow));
-        Some(Slot { lanes: self.clone(), id: id.clone(), since: Instant::now(), watch })
+        Some(Slot { limiter: self.clone(), id: id.clone(), since: Instant::now(), watch })
     }
 
     /// Holds a permit until the job ends or takes too long; a slow job then takes a permit that delays no other job.
     async fn watch(self, id: InstanceId, permit: OwnedSemaphorePermit, is_slow: bool) {
         tokio::time::sleep(self.long).await;
         self.known().insert(id);
-        let beside = if is_slow { None } else { Arc::clone(&self.beside).try_acquire_owned().ok() };
-        let _held = beside.unwrap_or(permit);
+        let overflow = if is_slow { None } else { Arc::clone(&self.overflow).try_acquire_owned().ok() };
+        let _permit = overflow.unwrap_or(permit);
         std::future::pending::<()>().await;
     }
 }
@@ -73,8 +79,8 @@ impl ConcurrencyLimit {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.watch.abort();
-        if self.since.elapsed() < self.lanes.long {
-            self.lanes.known().remove(&self.id);
+        if self.since.elapsed() < self.limiter.long {
+            self.limiter.known().remove(&self.id);
         }
     }
 }
@@ -91,35 +97,35 @@ mod tests {
 
     #[tokio::test]
     async fn what_hangs_leaves_the_others_their_way() {
-        let lanes = ConcurrencyLimit::new(2, Duration::from_millis(20));
-        let hangs = [lanes.take(&id("a")).await.unwrap(), lanes.take(&id("b")).await.unwrap()];
-        assert!(lanes.take(&id("c")).now_or_never().is_none(), "a first hang is in the way");
-        drop(lanes.take(&id("c")).await.unwrap());
+        let limiter = ConcurrencyLimit::new(2, Duration::from_millis(20));
+        let hangs = [limiter.take(&id("a")).await.unwrap(), limiter.take(&id("b")).await.unwrap()];
+        assert!(limiter.take(&id("c")).now_or_never().is_none(), "a first hang is in the way");
+        drop(limiter.take(&id("c")).await.unwrap());
         // From then on slow jobs never delay the others.
         drop(hangs);
-        let again = [lanes.take(&id("a")).await.unwrap(), lanes.take(&id("b")).await.unwrap()];
+        let again = [limiter.take(&id("a")).await.unwrap(), limiter.take(&id("b")).await.unwrap()];
         let limit = Duration::from_secs(20);
-        let c = tokio::time::timeout(limit, lanes.take(&id("c"))).await.unwrap();
-        let d = tokio::time::timeout(limit, lanes.take(&id("d"))).await.unwrap();
+        let c = tokio::time::timeout(limit, limiter.take(&id("c"))).await.unwrap();
+        let d = tokio::time::timeout(limit, limiter.take(&id("d"))).await.unwrap();
         drop((c, d));
         drop(again);
-        let lanes = ConcurrencyLimit { long: Duration::from_secs(60), ..lanes };
-        drop(lanes.take(&id("a")).await);
-        assert!(!lanes.known().contains(&id("a")), "what was quick again is not slow any more");
+        let limiter = ConcurrencyLimit { long: Duration::from_secs(60), ..limiter };
+        drop(limiter.take(&id("a")).await);
+        assert!(!limiter.known().contains(&id("a")), "what was quick again is not slow any more");
     }
 
     #[tokio::test]
     async fn what_goes_on_is_bounded() {
-        let lanes = ConcurrencyLimit::new(1, Duration::from_millis(5));
+        let limiter = ConcurrencyLimit::new(1, Duration::from_millis(5));
         let mut hangs = vec![];
-        for n in 0..=BESIDE {
-            hangs.push(lanes.take(&id(&format!("c{n}"))).await.unwrap());
+        for n in 0..=OVERFLOW_FACTOR {
+            hangs.push(limiter.take(&id(&format!("c{n}"))).await.unwrap());
         }
-        while !lanes.known().contains(&id(&format!("c{BESIDE}"))) {
+        while !limiter.known().contains(&id(&format!("c{OVERFLOW_FACTOR}"))) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        assert!(lanes.take(&id("last")).now_or_never().is_none(), "there is no room any more");
+        assert!(limiter.take(&id("last")).now_or_never().is_none(), "there is no room any more");
         hangs.pop();
-        lanes.take(&id("last")).await.unwrap();
+        limiter.take(&id("last")).await.unwrap();
     }
 }

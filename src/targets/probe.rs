@@ -27,8 +27,8 @@ pub async fn probe(http: Option<&str>, tcp: Option<&str>, timeout: Duration) -> 
     let started = tokio::time::Instant::now();
     let mut wait = Duration::from_millis(100);
     loop {
-        let left = timeout.saturating_sub(started.elapsed());
-        let why = match tokio::time::timeout(left, attempt(http, tcp)).await {
+        let remaining = timeout.saturating_sub(started.elapsed());
+        let why = match tokio::time::timeout(remaining, attempt(http, tcp)).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(why)) => why,
             Err(_) => "no answer".to_owned(),

@@ -114,15 +114,16 @@ impl Session {
         let connect = config.connect(tokio_postgres_rustls::MakeRustlsConnect::new(tls));
         let opened = tokio::time::timeout(CONNECT_TIME_MAX * 2, connect).await;
         let silent = || TargetError::new(TargetErrorKind::Unreachable, "the coordinator did not answer");
-        let (client, mut connection) = opened.map_err(|_| silent())?.map_err(|error| said(&error, redactor))?;
+        let (client, mut connection) =
+            opened.map_err(|_| silent())?.map_err(|error| session_error(&error, redactor))?;
         let warnings = Arc::<Mutex<Vec<String>>>::default();
-        let heard = Arc::clone(&warnings);
+        let notices = Arc::clone(&warnings);
         let reader = tokio::spawn(async move {
             while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
                 if let AsyncMessage::Notice(notice) = message
                     && notice.severity() == "WARNING"
                 {
-                    heard.lock().push(notice.message().to_owned());
+                    notices.lock().push(notice.message().to_owned());
                 }
             }
         });
@@ -144,7 +145,7 @@ impl Session {
 
     /// Executes a statement without a result and without a time limit.
     pub(super) async fn run(&self, sql: &str) -> Result<(), TargetError> {
-        self.client.batch_execute(sql).await.map_err(|error| said(&error, &self.redactor))
+        self.client.batch_execute(sql).await.map_err(|error| session_error(&error, &self.redactor))
     }
 
     /// Returns the warnings of the server since the last call.
@@ -164,7 +165,7 @@ async fn within<T>(
     redactor: &Redactor,
 ) -> Result<T, TargetError> {
     match tokio::time::timeout(ANSWER_TIME_MAX, asked).await {
-        Ok(answer) => answer.map_err(|error| said(&error, redactor)),
+        Ok(answer) => answer.map_err(|error| session_error(&error, redactor)),
         Err(_) => {
             let seconds = ANSWER_TIME_MAX.as_secs();
             Err(TargetError::new(
@@ -186,7 +187,7 @@ pub(super) fn text(text: &str) -> String {
 }
 
 /// Converts an error of a session. `kind` is the class of the SQLSTATE, if there is one.
-fn said(error: &tokio_postgres::Error, redactor: &Redactor) -> TargetError {
+fn session_error(error: &tokio_postgres::Error, redactor: &Redactor) -> TargetError {
     let Some(server) = error.as_db_error() else {
         let why = redactor.redact(&crate::error_chain(error));
         return TargetError::new(TargetErrorKind::Unreachable, format!("the coordinator can't be reached: {why}"));

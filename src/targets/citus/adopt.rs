@@ -83,9 +83,9 @@ pub(super) fn edit_cluster(
                 let field = observed("/node");
                 let (from, to) = (field.and_then(|f| f.before.as_ref()), field.and_then(|f| f.after.as_ref()));
                 let pins = &citus.placement.pins;
-                let mut meant =
+                let mut matching =
                     (0..pins.len()).filter(|at| to.and_then(Value::as_str) == Some(pins[*at].node.as_str()));
-                let (Some(at), None, Some(from)) = (meant.next(), meant.next(), from) else {
+                let (Some(at), None, Some(from)) = (matching.next(), matching.next(), from) else {
                     return Err(format!(
                         "`{name}` is moved by `drain`, or by one of several pins; change the declaration"
                     ));

@@ -38,7 +38,7 @@ const MIGRATE: i32 = 0x0065_766d;
 /// Removes the left-overs of moves.
 pub(super) const CLEAN_UP: &str = "CALL citus_cleanup_orphaned_resources()";
 /// The poll interval while an earlier effect is in flight.
-const LOOK: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// The time limit for an unreachable coordinator, for the locks of a lost session, and for load that delays a move.
 pub(super) const AWAY_TIME_MAX: Duration = Duration::from_secs(900);
 /// The time limit for Citus to clean up the left-overs on a node.
@@ -87,12 +87,12 @@ impl Citus {
             if since.elapsed() > GONE_TIME_MAX {
                 return Err(locked(&guard, RUN, number).await);
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         if !self.is_quiet(&guard, number).await? {
             return Err(locked(&guard, EFFECT, number).await);
         }
-        let (observation, found, version) = self.look(job, work).await?;
+        let (observation, found, version) = self.observe_cluster(job, work).await?;
         found.allowed()?;
         Ok(Prepared { observation, ticket: Box::new(Ticket { guard, found, version }) })
     }
@@ -143,14 +143,14 @@ impl Citus {
     pub(super) async fn wait_for_effect(&self, job: &Job, progress: Progress) -> Result<Attached, TargetError> {
         let session = self.session(job, Rights::Apply, "run").await?;
         let number = number(&job.instance);
-        let mut said = false;
+        let mut is_reported = false;
         while !self.is_quiet(&session, number).await? {
-            if !said {
-                let whose = locked(&session, EFFECT, number).await;
-                progress(ProgressEvent::Now(format!("waits for what goes on without the daemon: {}", whose.message)));
-                said = true;
+            if !is_reported {
+                let holder = locked(&session, EFFECT, number).await;
+                progress(ProgressEvent::Now(format!("waits for what goes on without the daemon: {}", holder.message)));
+                is_reported = true;
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         Ok(Attached::Gone)
     }
@@ -158,14 +158,15 @@ impl Citus {
 
 /// Returns an error that names the holder of a lock.
 async fn locked(session: &Session, class: i32, number: i32) -> TargetError {
-    let whose = "SELECT a.application_name || coalesce(', ' || left(a.query, 80), '') FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
+    let holder = "SELECT a.application_name || coalesce(', ' || left(a.query, 80), '') FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
                  WHERE l.locktype = 'advisory' AND l.granted AND l.classid::bigint = $1 AND l.objid::bigint = $2 AND pid <> pg_backend_pid()";
     let (class, number) = (i64::from(class), i64::from(u32::from_ne_bytes(number.to_ne_bytes())));
-    let rows = session.rows(whose, &[&class, &number]).await.unwrap_or_default();
-    let who = rows.first().and_then(|row| row.get::<_, Option<String>>(0)).unwrap_or_else(|| "another session".into());
+    let rows = session.rows(holder, &[&class, &number]).await.unwrap_or_default();
+    let holder_name =
+        rows.first().and_then(|row| row.get::<_, Option<String>>(0)).unwrap_or_else(|| "another session".into());
     TargetError {
         retry: Retry::After(Backoff::REMOTE),
-        ..TargetError::new(TargetErrorKind::StateLocked, format!("the cluster is being changed by `{who}`"))
+        ..TargetError::new(TargetErrorKind::StateLocked, format!("the cluster is being changed by `{holder_name}`"))
     }
 }
 
@@ -174,8 +175,8 @@ impl Applying<'_> {
         let mut begun = false;
         let mut steps = steps.into_iter().peekable();
         while let Some(step) = steps.next() {
-            self.heed(begun)?;
-            self.keep_lock().await?;
+            self.check_cancelled(begun)?;
+            self.retake_lock().await?;
             let done = match step.task {
                 Task::Move(first) => {
                     let mut moves: Vec<Moving> = vec![first];
@@ -202,7 +203,7 @@ impl Applying<'_> {
                         step.change.change.verb(),
                         step.change.resource
                     )));
-                    self.one(task).await
+                    self.execute(task).await
                 }
             };
             done.map_err(|error| {
@@ -225,7 +226,7 @@ impl Applying<'_> {
     }
 
     /// Returns an error if the run was cancelled.
-    pub(super) fn heed(&self, begun: bool) -> Result<(), TargetError> {
+    pub(super) fn check_cancelled(&self, begun: bool) -> Result<(), TargetError> {
         if !self.this.interrupted.lock().contains(&self.job.instance) {
             return Ok(());
         }
@@ -237,7 +238,7 @@ impl Applying<'_> {
     }
 
     /// Takes the run lock again after a restart of the coordinator, unless another session has it.
-    pub(super) async fn keep_lock(&self) -> Result<(), TargetError> {
+    pub(super) async fn retake_lock(&self) -> Result<(), TargetError> {
         let mut guard = self.guard.lock().await;
         let since = Instant::now();
         while guard.is_closed() {
@@ -248,8 +249,8 @@ impl Applying<'_> {
             } else if since.elapsed() > AWAY_TIME_MAX {
                 return Err(locked(&again, RUN, number).await);
             } else {
-                self.heed(true)?;
-                tokio::time::sleep(LOOK).await;
+                self.check_cancelled(true)?;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         }
         Ok(())
@@ -267,7 +268,7 @@ impl Applying<'_> {
         Ok(session)
     }
 
-    async fn one(&self, task: Task) -> Result<(), TargetError> {
+    async fn execute(&self, task: Task) -> Result<(), TargetError> {
         match task {
             Task::Add { address, holds } => self.add(&address, holds).await,
             Task::Activate(address) => {
@@ -339,22 +340,23 @@ impl Applying<'_> {
             .rows("SELECT success, result, (SELECT extversion FROM pg_extension WHERE extname = 'citus') FROM run_command_on_workers($1) WHERE nodename = $2 AND nodeport = $3", &[&ask, host, &port])
             .await?;
         let Some(row) = asked.first() else { return Ok(Some("Citus does not reach it".into())) };
-        let said: String = row.get::<_, Option<String>>(1).unwrap_or_default();
+        let report: String = row.get::<_, Option<String>>(1).unwrap_or_default();
         if !row.get::<_, bool>(0) {
-            return Ok(Some(said));
+            return Ok(Some(report));
         }
-        let said: serde_json::Value = serde_json::from_str(&said).unwrap_or_default();
+        let report: serde_json::Value = serde_json::from_str(&report).unwrap_or_default();
         let version: String = row.get(2);
-        if said["version"] != version.as_str() {
-            return Ok(Some(format!("it has Citus {}, and the coordinator {version}", said["version"])));
+        if report["version"] != version.as_str() {
+            return Ok(Some(format!("it has Citus {}, and the coordinator {version}", report["version"])));
         }
-        if self.work.moves.transfer_mode != crate::model::citus::TransferMode::BlockWrites && said["wal"] != "logical" {
+        if self.work.moves.transfer_mode != crate::model::citus::TransferMode::BlockWrites && report["wal"] != "logical"
+        {
             return Ok(Some(format!(
                 "it has `wal_level = {}`; set `logical` and restart it",
-                said["wal"].as_str().unwrap_or_default()
+                report["wal"].as_str().unwrap_or_default()
             )));
         }
-        if said["prepared"] == 0 {
+        if report["prepared"] == 0 {
             return Ok(Some("it has `max_prepared_transactions = 0`; Citus commits in two phases".into()));
         }
         let health = "SELECT from_nodename, from_nodeport, to_nodename, to_nodeport FROM citus_check_cluster_node_health() WHERE NOT coalesce(result, false)";
@@ -368,11 +370,11 @@ impl Applying<'_> {
     /// Removes an empty node.
     async fn remove(&self, address: &Address) -> Result<(), TargetError> {
         let admin = self.effect(Rights::Admin).await?;
-        let held = "SELECT count(*) FROM pg_dist_placement p JOIN pg_dist_node n USING (groupid) JOIN pg_dist_shard s USING (shardid) JOIN pg_dist_partition t USING (logicalrelid) \
+        let shards = "SELECT count(*) FROM pg_dist_placement p JOIN pg_dist_node n USING (groupid) JOIN pg_dist_shard s USING (shardid) JOIN pg_dist_partition t USING (logicalrelid) \
                     WHERE n.nodename = $1 AND n.nodeport = $2 AND p.shardstate = 1 AND t.repmodel <> 't'";
-        let held: i64 = admin.row(held, &[&address.host, &i32::from(address.port)]).await?.get(0);
-        if held > 0 {
-            let message = format!("`{address}` still holds {held} shards and is not removed");
+        let shards: i64 = admin.row(shards, &[&address.host, &i32::from(address.port)]).await?.get(0);
+        if shards > 0 {
+            let message = format!("`{address}` still holds {shards} shards and is not removed");
             return Err(TargetError {
                 retry: Retry::WhenInputChanges,
                 ..TargetError::new(TargetErrorKind::InUse, message)
@@ -385,11 +387,11 @@ impl Applying<'_> {
     /// Waits until the left-overs on a node are cleaned up. After the removal of the node Citus could not clean them
     /// up, and would refuse to move those shards again.
     async fn cleaned(&self, admin: &Session, address: &Address) -> Result<(), TargetError> {
-        let left = "SELECT count(*) FROM pg_dist_cleanup c JOIN pg_dist_node n ON n.groupid = c.node_group_id WHERE n.nodename = $1 AND n.nodeport = $2";
+        let left_overs = "SELECT count(*) FROM pg_dist_cleanup c JOIN pg_dist_node n ON n.groupid = c.node_group_id WHERE n.nodename = $1 AND n.nodeport = $2";
         let since = Instant::now();
         loop {
             admin.run(CLEAN_UP).await?;
-            let count: i64 = admin.row(left, &[&address.host, &i32::from(address.port)]).await?.get(0);
+            let count: i64 = admin.row(left_overs, &[&address.host, &i32::from(address.port)]).await?.get(0);
             if count == 0 {
                 return Ok(());
             }
@@ -401,8 +403,8 @@ impl Applying<'_> {
                     ..TargetError::new(TargetErrorKind::InUse, message)
                 });
             }
-            self.heed(true)?;
-            tokio::time::sleep(LOOK).await;
+            self.check_cancelled(true)?;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 }

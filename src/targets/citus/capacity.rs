@@ -24,11 +24,11 @@ const DAY: i64 = 24 * 3600;
 /// The measured figure of one rule.
 struct Figure {
     /// The mean of the nodes; for disks, the fullest node.
-    now: f64,
+    value: f64,
     limit: f64,
     /// The sum over the cluster.
     total: u64,
-    said: fn(f64) -> String,
+    format_value: fn(f64) -> String,
     what: &'static str,
 }
 
@@ -58,23 +58,29 @@ fn figure(when: &CapacityWhen, moves: &Moves, seen: &Seen) -> Result<Figure, Str
     if let Some(limit) = when.tenants_per_worker {
         let total: u64 = tenants(seen)?.values().sum();
         return Ok(Figure {
-            now: total as f64 / nodes,
+            value: total as f64 / nodes,
             limit: limit as f64,
             total,
-            said: count,
+            format_value: count,
             what: "tenants on a node",
         });
     }
     let total: u64 = holding.iter().map(used).sum();
     if let Some(limit) = when.bytes_per_worker {
-        return Ok(Figure { now: total as f64 / nodes, limit: limit.0 as f64, total, said: bytes, what: "on a node" });
+        return Ok(Figure {
+            value: total as f64 / nodes,
+            limit: limit.0 as f64,
+            total,
+            format_value: bytes,
+            what: "on a node",
+        });
     }
     let (Some(limit), Some(disk)) = (when.disk_used, moves.disk_size) else {
         return Err("`diskUsed` needs `moves.diskSize`".into());
     };
     let fullest = holding.iter().map(used).max().unwrap_or(0);
-    let now = fullest as f64 / disk.0 as f64 * 100.0;
-    Ok(Figure { now, limit: f64::from(limit.0), total, said: percent, what: "of the fullest disk" })
+    let value = fullest as f64 / disk.0 as f64 * 100.0;
+    Ok(Figure { value, limit: f64::from(limit.0), total, format_value: percent, what: "of the fullest disk" })
 }
 
 /// Returns the rules that are due, with the updated memory, and notes on rules that can't be evaluated.
@@ -105,24 +111,24 @@ pub fn wanted(
                 continue;
             }
         };
-        let mut kept = known.remove(&name).unwrap_or_default();
-        let is_due = kept.samples.last().is_none_or(|(at, _)| now - at >= SAMPLE_EVERY);
+        let mut rule_memory = known.remove(&name).unwrap_or_default();
+        let is_due = rule_memory.samples.last().is_none_or(|(at, _)| now - at >= SAMPLE_EVERY);
         if is_due {
-            kept.samples.push((now, figure.total));
-            let left_out = kept.samples.len().saturating_sub(SAMPLES_MAX);
-            kept.samples.drain(..left_out);
+            rule_memory.samples.push((now, figure.total));
+            let excess = rule_memory.samples.len().saturating_sub(SAMPLES_MAX);
+            rule_memory.samples.drain(..excess);
         }
-        kept.over_since = (figure.now > figure.limit).then(|| kept.over_since.unwrap_or(now));
-        if let Some(since) = kept.over_since
+        rule_memory.over_since = (figure.value > figure.limit).then(|| rule_memory.over_since.unwrap_or(now));
+        if let Some(since) = rule_memory.over_since
             && now - since >= i64::try_from(rule.when.r#for.as_seconds()).unwrap_or(i64::MAX)
         {
-            let Figure { now: value, limit, said, what, .. } = figure;
+            let Figure { value, limit, format_value, what, .. } = figure;
             let message = format!(
                 "{} {what}, and the limit is {}; for {} it has been over it.{}",
-                said(value),
-                said(limit),
+                format_value(value),
+                format_value(limit),
                 ago(now - since),
-                forecast(&kept.samples, value, said)
+                forecast(&rule_memory.samples, value, format_value)
             );
             wanted.push(MoreCapacity {
                 component: rule.raise.component.clone(),
@@ -132,7 +138,7 @@ pub fn wanted(
                 message,
             });
         }
-        memory.rules.insert(name, kept);
+        memory.rules.insert(name, rule_memory);
     }
     wanted
 }
@@ -147,7 +153,7 @@ fn ago(seconds: i64) -> String {
 }
 
 /// Extrapolates the samples linearly.
-fn forecast(samples: &[(i64, u64)], value: f64, said: fn(f64) -> String) -> String {
+fn forecast(samples: &[(i64, u64)], value: f64, format_value: fn(f64) -> String) -> String {
     let (Some((from, first)), Some((to, last))) = (samples.first(), samples.last()) else { return String::new() };
     let span = to - from;
     if span < FORECAST_MIN || *first == 0 || *last == 0 {
@@ -158,7 +164,7 @@ fn forecast(samples: &[(i64, u64)], value: f64, said: fn(f64) -> String) -> Stri
     format!(
         " As it went in the last {}, it is {} in {AHEAD_DAYS} days with the nodes that there are.",
         ago(span),
-        said(ahead.max(0.0))
+        format_value(ahead.max(0.0))
     )
 }
 
@@ -186,23 +192,23 @@ mod tests {
             seen.clone()
         };
         let (mut memory, mut notes) = (Memory::default(), vec![]);
-        let mut look = |seen: &Seen, hour: i64| {
+        let mut observe = |seen: &Seen, hour: i64| {
             let found =
                 wanted(std::slice::from_ref(&rule), &Moves::default(), seen, &mut memory, hour * 3600, &mut notes);
-            found.into_iter().map(|one| one.message).collect::<Vec<_>>()
+            found.into_iter().map(|proposal| proposal.message).collect::<Vec<_>>()
         };
-        assert!(look(&fill(1 << 29), 0).is_empty());
-        assert!(look(&fill(3 << 29), 10).is_empty());
-        assert!(look(&fill(3 << 29), 33).is_empty());
+        assert!(observe(&fill(1 << 29), 0).is_empty());
+        assert!(observe(&fill(3 << 29), 10).is_empty());
+        assert!(observe(&fill(3 << 29), 33).is_empty());
         assert_eq!(
-            look(&fill(3 << 29), 34),
+            observe(&fill(3 << 29), 34),
             [
                 "1.5 GiB on a node, and the limit is 1.0 GiB; for 24 h it has been over it. As it went in the last 34 h, it is 22.7 GiB in 30 days with the nodes that there are."
             ]
         );
         // A figure under the limit resets the duration.
-        assert!(look(&fill(1 << 29), 35).is_empty());
-        assert!(look(&fill(3 << 29), 40).is_empty());
+        assert!(observe(&fill(1 << 29), 35).is_empty());
+        assert!(observe(&fill(3 << 29), 40).is_empty());
         assert!(notes.is_empty());
     }
 }

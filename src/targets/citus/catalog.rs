@@ -152,9 +152,9 @@ pub fn layout(catalog: &Catalog, by: &By) -> Result<(Layout, Vec<Group>), String
     let (mut groups, mut placements) = (vec![], vec![]);
     let mut all: Vec<Vec<&ShardRow>> = by_group.into_values().collect();
     for shards in &mut all {
-        shards.sort_by(|one, two| one.table.cmp(&two.table).then(one.id.cmp(&two.id)));
+        shards.sort_by(|a, b| a.table.cmp(&b.table).then(a.id.cmp(&b.id)));
     }
-    all.sort_by(|one, two| (&one[0].table, one[0].from).cmp(&(&two[0].table, two[0].from)));
+    all.sort_by(|a, b| (&a[0].table, a[0].from).cmp(&(&b[0].table, b[0].from)));
     let none = BTreeMap::new();
     for shards in all {
         let name = called(&shards);
@@ -175,14 +175,14 @@ pub fn layout(catalog: &Catalog, by: &By) -> Result<(Layout, Vec<Group>), String
             let weight = match by {
                 By::Bytes => bytes,
                 By::Shards => 1,
-                By::ProgressEvent(told) => shards.iter().filter_map(|shard| told.get(&shard.id)).sum(),
+                By::ProgressEvent(costs) => shards.iter().filter_map(|shard| costs.get(&shard.id)).sum(),
             };
             placements.push(Placement { group: groups.len(), node: *node, bytes, weight, pin: None });
         }
-        let of = shards.iter().map(|shard| shard.table.clone()).collect();
+        let table_names = shards.iter().map(|shard| shard.table.clone()).collect();
         let ids = shards.iter().map(|shard| shard.id).collect();
         let colocation = tables[&*shards[0].table].colocation;
-        groups.push(Group { name, shard: shards[0].id, tables: of, shards: ids, colocation });
+        groups.push(Group { name, shard: shards[0].id, tables: table_names, shards: ids, colocation });
     }
     Ok((Layout { nodes, placements }, groups))
 }
@@ -259,10 +259,21 @@ mod tests {
         assert_eq!(nodes, [("10.0.0.1:5432", false), ("10.0.0.2:5432", true), ("10.0.0.3:5432", true)]);
         let named: Vec<_> = groups.iter().map(|group| (group.name.as_str(), group.shard)).collect();
         assert_eq!(named, [("public.tasks +1 [-10]", 103), ("public.tasks +1 [0]", 104), ("reporting.days", 106)]);
-        let placed: Vec<_> = layout.placements.iter().map(|one| (one.group, one.node, one.bytes, one.weight)).collect();
+        let placed: Vec<_> = layout
+            .placements
+            .iter()
+            .map(|placement| (placement.group, placement.node, placement.bytes, placement.weight))
+            .collect();
         assert_eq!(placed, [(0, 1, 15, 15), (1, 2, 27, 27), (2, 2, 40, 40)]);
-        let by =
-            |by| super::layout(&catalog(), &by).unwrap().0.placements.iter().map(|one| one.weight).collect::<Vec<_>>();
+        let by = |by| {
+            super::layout(&catalog(), &by)
+                .unwrap()
+                .0
+                .placements
+                .iter()
+                .map(|placement| placement.weight)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(by(By::Shards), [1, 1, 1]);
         assert_eq!(by(By::ProgressEvent([(101, 3), (103, 4), (106, 9)].into())), [7, 0, 9]);
     }
@@ -276,7 +287,7 @@ mod tests {
         };
         let apart = message(&|catalog| catalog.placements[1].group = 2);
         assert_eq!(apart, "the shards of `public.tasks +1 [-10]` are not on the same nodes: 103 and 101");
-        let nowhere = message(&|catalog| catalog.placements.retain(|one| one.shard != 106));
+        let nowhere = message(&|catalog| catalog.placements.retain(|placement| placement.shard != 106));
         assert_eq!(nowhere, "`reporting.days` is on no node");
         let unknown = message(&|catalog| catalog.nodes.retain(|node| node.group != 2));
         assert_eq!(unknown, "`public.tasks +1 [0]` is on group 2, of which no primary is known");

@@ -29,9 +29,9 @@ const LEFT_OVER_SECONDS_MAX: i64 = 3600;
 /// # Errors
 /// When a node would be removed while a shard that should leave it stays.
 pub fn meant(found: Found, changes: &[ResourceChange]) -> Result<(Vec<Step>, bool), TargetError> {
-    let is_meant = |step: &Step| changes.iter().any(|change| change.resource == step.change.resource);
-    let (steps, cut): (Vec<Step>, Vec<Step>) = found.steps.into_iter().partition(is_meant);
-    if let Some(why) = holds_on(&steps, &cut).or_else(|| goes_along(&steps, &cut)) {
+    let is_planned = |step: &Step| changes.iter().any(|change| change.resource == step.change.resource);
+    let (steps, cut): (Vec<Step>, Vec<Step>) = found.steps.into_iter().partition(is_planned);
+    if let Some(why) = blocks_removal(&steps, &cut).or_else(|| splits_rewrite(&steps, &cut)) {
         return Err(TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(TargetErrorKind::InUse, why) });
     }
     let is_cut = cut.iter().any(|step| matches!(&step.task, Task::Move(moving) if moving.for_balance));
@@ -39,30 +39,30 @@ pub fn meant(found: Found, changes: &[ResourceChange]) -> Result<(Vec<Step>, boo
 }
 
 /// Returns why a table can't be rewritten: only one of two tables that are rewritten together is in the plan.
-fn goes_along(steps: &[Step], cut: &[Step]) -> Option<String> {
-    let torn = |one: &[Step], other: &[Step]| {
-        one.iter().find_map(|step| {
+fn splits_rewrite(steps: &[Step], cut: &[Step]) -> Option<String> {
+    let split = |steps: &[Step], other: &[Step]| {
+        steps.iter().find_map(|step| {
             let Task::Along(with) = &step.task else { return None };
             let is_main = |main: &Step| matches!(&main.task, Task::Rewrite { table, .. } if table == with);
             other.iter().any(is_main).then(|| (step.change.resource.clone(), with.clone()))
         })
     };
-    let (along, with) = torn(steps, cut).or_else(|| torn(cut, steps))?;
+    let (along, with) = split(steps, cut).or_else(|| split(cut, steps))?;
     Some(format!("`{along}` and `table {with}` are rewritten together; leave both in, or take both out"))
 }
 
 /// Returns why a node can't be removed: a move that empties it was removed from the plan.
-fn holds_on(steps: &[Step], cut: &[Step]) -> Option<String> {
+fn blocks_removal(steps: &[Step], cut: &[Step]) -> Option<String> {
     let mut removed = steps.iter().filter_map(|step| match &step.task {
         Task::Remove(address) => Some(address.to_string()),
         _ => None,
     });
     removed.find_map(|node| {
-        let stays = cut.iter().find_map(|step| match &step.task {
+        let remaining_shard = cut.iter().find_map(|step| match &step.task {
             Task::Move(moving) if moving.from == node => Some(&moving.group),
             _ => None,
         })?;
-        Some(format!("`{node}` can't be removed while `{stays}` stays on it; take its removal out as well"))
+        Some(format!("`{node}` can't be removed while `{remaining_shard}` stays on it; take its removal out as well"))
     })
 }
 
@@ -179,13 +179,15 @@ fn removals(this: &Compared<'_>, found: &mut Found) {
         .filter(|table| !table.is_movable() && !table.is_reference() && !table.is_local())
         .map(|table| table.name.as_str())
         .collect();
-    let stays = |group: i32| {
+    let unmovable_table = |group: i32| {
         let shards = catalog.shards.iter().filter(|shard| unmovable.contains(shard.table.as_str()));
-        let on = |shard: i64| catalog.placements.iter().any(|one| one.shard == shard && one.group == group);
+        let on = |shard: i64| {
+            catalog.placements.iter().any(|placement| placement.shard == shard && placement.group == group)
+        };
         shards.into_iter().find(|shard| on(shard.id)).map(|shard| shard.table.clone())
     };
     for row in undeclared(this) {
-        if let Some(table) = stays(row.group) {
+        if let Some(table) = unmovable_table(row.group) {
             found.refuse(|| {
                 format!(
                     "`{table}` is distributed by range or by appending, which is not moved from here, and is on `{}`",

@@ -13,7 +13,7 @@ use crate::{
 
 /// Returns the declaration of an observation, and notes on what it can't declare.
 pub(super) fn declared(seen: &Seen, connection: &str) -> (Citus, Vec<String>) {
-    let mut left = vec![];
+    let mut omitted = vec![];
     let nodes = seen.catalog.nodes.iter().filter(|node| node.is_primary && (node.group != 0 || node.holds));
     let nodes: Vec<CitusNode> = nodes
         .map(|node| match (node.holds, node.name.parse::<Address>()) {
@@ -28,14 +28,12 @@ pub(super) fn declared(seen: &Seen, connection: &str) -> (Citus, Vec<String>) {
         *counts.entry(&shard.table).or_default() += 1;
     }
     let mut rows: Vec<_> = seen.catalog.tables.iter().filter(|row| row.is_reference() || row.method == 'h').collect();
-    rows.sort_by(|one, two| {
-        (one.is_reference(), one.colocation, &one.name).cmp(&(two.is_reference(), two.colocation, &two.name))
-    });
+    rows.sort_by(|a, b| (a.is_reference(), a.colocation, &a.name).cmp(&(b.is_reference(), b.colocation, &b.name)));
     let mut tables: Vec<Table> = vec![];
     let mut groups: BTreeMap<i32, String> = BTreeMap::new();
     for row in &rows {
         if table_name(&row.name).is_err() {
-            left.push(format!("`{}`: its name needs quotes", row.name));
+            omitted.push(format!("`{}`: its name needs quotes", row.name));
             continue;
         }
         let mut table = Table {
@@ -58,7 +56,7 @@ pub(super) fn declared(seen: &Seen, connection: &str) -> (Citus, Vec<String>) {
         tables.push(table);
     }
     let others = seen.catalog.tables.iter().filter(|row| !row.is_reference() && !row.is_local() && !row.is_movable());
-    left.extend(others.map(|row| format!("`{}`: it is distributed by range or by appending", row.name)));
+    omitted.extend(others.map(|row| format!("`{}`: it is distributed by range or by appending", row.name)));
     let citus = Citus {
         connection: connection.to_owned(),
         nodes: Some(Nodes::List(nodes)),
@@ -70,5 +68,5 @@ pub(super) fn declared(seen: &Seen, connection: &str) -> (Citus, Vec<String>) {
         migrations: None,
         capacity: vec![],
     };
-    (citus, left)
+    (citus, omitted)
 }

@@ -216,7 +216,7 @@ fn first_word(statement: &str) -> String {
 /// Applies a migration and records it, unless another session has applied it.
 pub(super) async fn apply(session: &Session, migration: &Migration) -> Result<(), TargetError> {
     session.run(RECORDS).await?;
-    let Migration { name, checksum: now, sql, in_transaction } = migration;
+    let Migration { name, checksum: current, sql, in_transaction } = migration;
     let known = "SELECT checksum, statements, applied_at IS NOT NULL FROM evenkeel.migrations WHERE name = $1";
     let known = session.rows(known, &[name]).await?;
     let known = known.first().map(|row| (row.get::<_, String>(0), row.get::<_, i32>(1), row.get::<_, bool>(2)));
@@ -228,7 +228,7 @@ pub(super) async fn apply(session: &Session, migration: &Migration) -> Result<()
         let record = format!(
             "INSERT INTO evenkeel.migrations (name, checksum, applied_at) VALUES ({}, {}, now()) ON CONFLICT (name) DO UPDATE SET checksum = excluded.checksum, applied_at = excluded.applied_at",
             quoted(name),
-            quoted(now)
+            quoted(current)
         );
         let done = transaction(session, sql, &record).await;
         if let Err(error) = done {
@@ -262,7 +262,7 @@ pub(super) async fn apply(session: &Session, migration: &Migration) -> Result<()
             ..error
         })?;
         let is_last = at + 1 == all.len();
-        let checksum = if is_last { now.clone() } else { so_far(at + 1) };
+        let checksum = if is_last { current.clone() } else { so_far(at + 1) };
         let count = i32::try_from(at + 1).unwrap_or(i32::MAX);
         session.rows(RECORD, &[name, &checksum, &count, &is_last]).await?;
     }

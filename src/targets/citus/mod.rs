@@ -52,12 +52,12 @@ use crate::{
 };
 
 /// The duration after which a job stops counting towards the concurrency limit, so that it does not delay others.
-const LONG: Duration = Duration::from_secs(20);
+const SLOW_AFTER: Duration = Duration::from_secs(20);
 /// The number of clusters that are observed concurrently.
 const PARALLEL: usize = 4;
 
 /// The prefix of stored records, which distinguishes them from those of other targets.
-const KEPT: &str = "citus ";
+const RECORD_PREFIX: &str = "citus ";
 
 /// The settings for connections.
 #[derive(Clone)]
@@ -70,8 +70,8 @@ pub struct Settings {
 pub struct Citus {
     settings: Settings,
     redactor: Redactor,
-    lanes: ConcurrencyLimit,
-    keeper: Arc<dyn InventoryStore>,
+    concurrency: ConcurrencyLimit,
+    store: Arc<dyn InventoryStore>,
     watches: watch::Watches,
     /// Effects that were requested to end.
     interrupted: Mutex<BTreeSet<InstanceId>>,
@@ -87,7 +87,7 @@ pub struct Citus {
 /// A message that explains why the coordinator is unreachable.
 pub async fn reach(login: &Login, redactor: &Redactor) -> Result<String, String> {
     let session = Session::open(login, "evenkeel", redactor).await.map_err(|error| error.line())?;
-    let seen = observe::look(&session, &CitusWork::default()).await.map_err(|error| error.line())?;
+    let seen = observe::observe(&session, &CitusWork::default()).await.map_err(|error| error.line())?;
     let nodes = seen.catalog.nodes.iter().filter(|node| node.group != 0).count();
     Ok(format!("Citus {} answers, with {nodes} workers, the cluster is {}", seen.version, seen.identity))
 }
@@ -115,18 +115,18 @@ pub async fn declare(
     connection: &str,
 ) -> Result<(declaration::Citus, Vec<String>), String> {
     let session = Session::open(login, "evenkeel init", redactor).await.map_err(|error| error.line())?;
-    let seen = observe::look(&session, &CitusWork::default()).await.map_err(|error| error.line())?;
+    let seen = observe::observe(&session, &CitusWork::default()).await.map_err(|error| error.line())?;
     Ok(init::declared(&seen, connection))
 }
 
 impl Citus {
     /// Creates the target from its settings.
-    pub fn new(settings: Settings, redactor: Redactor, keeper: Arc<dyn InventoryStore>) -> Self {
+    pub fn new(settings: Settings, redactor: Redactor, store: Arc<dyn InventoryStore>) -> Self {
         Self {
-            lanes: ConcurrencyLimit::new(PARALLEL, LONG),
+            concurrency: ConcurrencyLimit::new(PARALLEL, SLOW_AFTER),
             settings,
             redactor,
-            keeper,
+            store,
             watches: watch::Watches::default(),
             interrupted: Mutex::default(),
             in_flight: Mutex::default(),
@@ -156,10 +156,10 @@ impl Citus {
 
     /// Observes an instance with the credentials for plan.
     async fn observe_work(&self, job: &Job, work: &CitusWork) -> Result<Observation, TargetError> {
-        let Some(_slot) = self.lanes.take(&job.instance).await else {
+        let Some(_slot) = self.concurrency.take(&job.instance).await else {
             return Err(TargetError::new(TargetErrorKind::Lanes, "the target is closed"));
         };
-        let (observation, ..) = self.look(job, work).await?;
+        let (observation, ..) = self.observe_cluster(job, work).await?;
         // If nothing differs at head after an apply, head is the applied revision.
         let is_done = job.r#use == Use::Head && observation.changes.is_empty();
         if (job.r#use == Use::Applied || is_done) && !work.destroy {
@@ -169,10 +169,10 @@ impl Citus {
     }
 
     /// Returns the observation, the steps, and the version of Citus.
-    async fn look(&self, job: &Job, work: &CitusWork) -> Result<(Observation, Found, Version), TargetError> {
+    async fn observe_cluster(&self, job: &Job, work: &CitusWork) -> Result<(Observation, Found, Version), TargetError> {
         let migrations = migrations::of(job, work.migrations.as_deref())?;
         let session = self.session(job, Rights::Plan, "look").await?;
-        let seen = observe::look(&session, work).await?;
+        let seen = observe::observe(&session, work).await?;
         let known = self.memory(&job.instance).await?;
         let (mut memory, now) = (known.clone(), chrono::Utc::now().timestamp());
         memory.take_in(&seen, now);
@@ -190,8 +190,8 @@ impl Citus {
 
     async fn memory(&self, id: &InstanceId) -> Result<Memory, TargetError> {
         // An unreadable record is from an earlier version. The record only improves later plans, so it is dropped.
-        let kept = self.keeper.kept(id).await?;
-        Ok(kept.and_then(|text| serde_json::from_str(text.strip_prefix(KEPT)?).ok()).unwrap_or_default())
+        let record = self.store.kept(id).await?;
+        Ok(record.and_then(|text| serde_json::from_str(text.strip_prefix(RECORD_PREFIX)?).ok()).unwrap_or_default())
     }
 
     /// Updates the stored memory, including changes of concurrent observations.
@@ -203,7 +203,7 @@ impl Citus {
 
     async fn remember(&self, id: &InstanceId, memory: &Memory) -> Result<(), TargetError> {
         let text = serde_json::to_string(memory).unwrap_or_default();
-        Ok(self.keeper.keep(id, Some(&format!("{KEPT}{text}"))).await?)
+        Ok(self.store.keep(id, Some(&format!("{RECORD_PREFIX}{text}"))).await?)
     }
 
     /// Requests that the effect in flight begin no further step. Returns whether there is one.
@@ -218,9 +218,11 @@ impl Citus {
     /// Renames the stored record of an instance. Returns whether there was one.
     async fn rename_records(&self, from: &InstanceId, to: &InstanceId) -> Result<(), TargetError> {
         self.watches.forget(from);
-        let Some(text) = self.keeper.kept(from).await?.filter(|text| text.starts_with(KEPT)) else { return Ok(()) };
-        self.keeper.keep(to, Some(&text)).await?;
-        self.keeper.keep(from, None).await?;
+        let Some(text) = self.store.kept(from).await?.filter(|text| text.starts_with(RECORD_PREFIX)) else {
+            return Ok(());
+        };
+        self.store.keep(to, Some(&text)).await?;
+        self.store.keep(from, None).await?;
         Ok(())
     }
 }

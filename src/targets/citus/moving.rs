@@ -31,7 +31,7 @@ use crate::{
 /// The maximum attempts of a move after a loss of the coordinator.
 const TRIES_MAX: u32 = 3;
 /// The poll interval for progress, load and unreachable nodes.
-const LOOK: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// The time that a node may be unresponsive during a move from it or to it.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// The weight of earlier measurements of the speed, relative to the last one.
@@ -63,7 +63,7 @@ impl Applying<'_> {
             while stop.is_none() && !is_over && running.len() < parallel {
                 let free = |moving: &Moving| all_at_once || !locked.contains(&moving.colocation);
                 let Some(at) = waiting.iter().position(free) else { break };
-                if let Err(error) = self.heed(begun) {
+                if let Err(error) = self.check_cancelled(begun) {
                     stop = Some(error);
                     break;
                 }
@@ -168,15 +168,15 @@ impl Applying<'_> {
             };
             // Another session moves a group of the same colocation, and will end.
             if error.message.contains("could not acquire the lock") && since.elapsed() < AWAY_TIME_MAX {
-                self.heed(true)?;
+                self.check_cancelled(true)?;
                 (self.progress)(ProgressEvent::Now(format!("`{}` waits: {}", moving.group, error.message)));
                 tries -= 1;
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
                 continue;
             }
             let is_lost = error.kind == TargetErrorKind::Unreachable;
             if is_lost && tries < TRIES_MAX {
-                self.heed(true)?;
+                self.check_cancelled(true)?;
                 tracing::warn!(instance = %self.job.instance, error = error.line(), "a move was lost; looking what became of it");
                 continue;
             }
@@ -195,12 +195,12 @@ impl Applying<'_> {
         loop {
             match self.named_effect(Rights::Apply, &format!(" move {shard}")).await {
                 Err(error) if lost && error.kind == TargetErrorKind::Unreachable && begin.elapsed() < AWAY_TIME_MAX => {
-                    self.heed(true)?;
-                    tokio::time::sleep(LOOK).await;
+                    self.check_cancelled(true)?;
+                    tokio::time::sleep(POLL_INTERVAL).await;
                 }
                 Ok(session) if lost => {
                     // Another run may have begun in the meantime.
-                    self.keep_lock().await?;
+                    self.retake_lock().await?;
                     self.settle(&session, shard, begin).await?;
                     return Ok(session);
                 }
@@ -220,7 +220,7 @@ impl Applying<'_> {
                     "a move that was lost goes on; wait for it, and comment `/apply`",
                 ));
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         Ok(())
     }
@@ -244,7 +244,7 @@ impl Applying<'_> {
         loop {
             tokio::select! {
                 done = &mut call => return done,
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
             }
             // A query that a frozen node leaves open would block later ones, so its session is closed.
             if beside.as_ref().is_none_or(Session::is_closed) {
@@ -273,14 +273,14 @@ impl Applying<'_> {
                 beside = None;
                 continue;
             };
-            if let (Some(of), Some(done)) = (row.get::<_, Option<i64>>(0), row.get::<_, Option<i64>>(1)) {
+            if let (Some(total), Some(done)) = (row.get::<_, Option<i64>>(0), row.get::<_, Option<i64>>(1)) {
                 let bytes = |count: i64| size(u64::try_from(count).unwrap_or(0));
                 let phase = row.get::<_, Option<String>>(2).unwrap_or_default().to_lowercase();
                 (self.progress)(ProgressEvent::Now(format!(
                     "moving `{}`: {} of {}, {phase}",
                     moving.group,
                     bytes(done),
-                    bytes(of)
+                    bytes(total)
                 )));
             }
         }
@@ -296,7 +296,7 @@ impl Applying<'_> {
     /// Waits while the load delays a move. Gives up when the move would exceed the window, or after the time limit.
     async fn wait_for_load(&self, session: &Session, moving: &Moving, speed: Option<u64>) -> Result<(), TargetError> {
         let begin = Instant::now();
-        let mut said = String::new();
+        let mut reported = String::new();
         loop {
             let why = self.load(session, moving).await?;
             if !self.fits(moving, speed) {
@@ -306,7 +306,7 @@ impl Applying<'_> {
                 ));
             }
             let Some(why) = why else { return Ok(()) };
-            self.heed(true)?;
+            self.check_cancelled(true)?;
             if self.work.until.is_none() && begin.elapsed() > AWAY_TIME_MAX {
                 let message = format!("no move begins while {why}");
                 return Err(TargetError {
@@ -314,11 +314,11 @@ impl Applying<'_> {
                     ..TargetError::new(TargetErrorKind::Busy, message)
                 });
             }
-            if said != why {
+            if reported != why {
                 (self.progress)(ProgressEvent::Now(format!("`{}` waits: {why}", moving.group)));
-                said = why;
+                reported = why;
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -332,8 +332,8 @@ impl Applying<'_> {
                 .await?;
             for row in &rows {
                 let node = format!("{}:{}", row.get::<_, String>(0), row.get::<_, i32>(1));
-                let said: String = row.get::<_, Option<String>>(3).unwrap_or_default();
-                match said.parse::<u64>() {
+                let reported: String = row.get::<_, Option<String>>(3).unwrap_or_default();
+                match reported.parse::<u64>() {
                     Ok(lag) if lag <= most.0 => {}
                     Ok(lag) => {
                         return Ok(Some(format!(
@@ -372,10 +372,12 @@ impl Applying<'_> {
         for pause in &moves.pause_while {
             let sql =
                 format!("SELECT (SELECT told FROM ({}) AS q (told))::float8", pause.query.trim().trim_end_matches(';'));
-            let told: Option<f64> = session.row(&sql, &[]).await?.get(0);
-            match told {
-                Some(told) if told <= pause.over => {}
-                Some(told) => return Ok(Some(format!("`{}` says {told}, more than {}", pause.query, pause.over))),
+            let measured: Option<f64> = session.row(&sql, &[]).await?.get(0);
+            match measured {
+                Some(measured) if measured <= pause.over => {}
+                Some(measured) => {
+                    return Ok(Some(format!("`{}` says {measured}, more than {}", pause.query, pause.over)));
+                }
                 None => return Ok(Some(format!("`{}` says nothing", pause.query))),
             }
         }
@@ -391,11 +393,11 @@ async fn is_silent(session: &Session, nodes: [&Address; 2]) -> Result<bool, Targ
         Err(error) if error.kind == TargetErrorKind::Conflict => return Ok(true),
         rows => rows?,
     };
-    let is_meant = |row: &tokio_postgres::Row| {
+    let is_affected = |row: &tokio_postgres::Row| {
         let (host, port): (String, i32) = (row.get(0), row.get(1));
         nodes.iter().any(|node| node.host == host && i32::from(node.port) == port)
     };
-    Ok(rows.iter().any(is_meant))
+    Ok(rows.iter().any(is_affected))
 }
 
 fn address(text: &str) -> Result<Address, TargetError> {

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// The maximum number of attempts while shards move during an observation.
-const LOOKS_MAX: u32 = 3;
+const ATTEMPTS_MAX: u32 = 3;
 /// The oldest supported version of Citus: it has distributed schemas, shard sizes by name, and `citus_is_coordinator`.
 const VERSION_MIN: Version = Version(12, 0);
 
@@ -95,7 +95,7 @@ pub struct Seen {
     /// For each pin, the shard of its tenant.
     pub pins: Vec<Option<i64>>,
     /// The balanced quantity of each shard, if a query defines it.
-    pub told: BTreeMap<i64, u64>,
+    pub costs: BTreeMap<i64, u64>,
 }
 
 /// The query on each node. It finds shards among the node's own tables by the shard id and the name that Citus assigns,
@@ -150,10 +150,10 @@ pub(super) async fn timed(session: &Session) -> Result<Times, TargetError> {
 }
 
 /// Observes a cluster.
-pub(super) async fn look(session: &Session, work: &CitusWork) -> Result<Seen, TargetError> {
+pub(super) async fn observe(session: &Session, work: &CitusWork) -> Result<Seen, TargetError> {
     session.run("SET citus.node_connection_timeout TO 10000; SET statement_timeout TO '25s'").await?;
     let mut without = None;
-    for _ in 0..LOOKS_MAX {
+    for _ in 0..ATTEMPTS_MAX {
         session.warnings();
         session.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
         let read = read(session, work).await;
@@ -221,30 +221,31 @@ async fn read(session: &Session, work: &CitusWork) -> Result<Seen, TargetError> 
     );
     seen.known_tables = known_tables(session, work).await?;
     // A move in flight holds an advisory lock with its operation id.
-    let left = "SELECT count(*), min(record_id) FROM pg_dist_cleanup c JOIN pg_dist_node n ON n.groupid = c.node_group_id AND n.noderole::text = 'primary' \
+    let left_overs = "SELECT count(*), min(record_id) FROM pg_dist_cleanup c JOIN pg_dist_node n ON n.groupid = c.node_group_id AND n.noderole::text = 'primary' \
         WHERE NOT EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted AND l.classid::bigint = c.operation_id >> 32 AND l.objid::bigint = c.operation_id & 4294967295)";
-    let left = session.row(left, &[]).await?;
-    (seen.left_over, seen.left_over_first) = (u64::try_from(left.get::<_, i64>(0)).unwrap_or(0), left.get(1));
+    let left_overs = session.row(left_overs, &[]).await?;
+    (seen.left_over, seen.left_over_first) =
+        (u64::try_from(left_overs.get::<_, i64>(0)).unwrap_or(0), left_overs.get(1));
     let jobs = "SELECT job_id, state::text, description FROM pg_dist_background_job WHERE state::text NOT IN ('finished', 'cancelled') ORDER BY job_id DESC LIMIT 20";
     seen.jobs = session.rows(jobs, &[]).await?.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
     seen.migrations = migrations(session).await?;
     seen.pins = pins(session, work, &seen.catalog).await?;
     if let BalanceBy::Query(query) = &work.placement.balance {
-        seen.told = told(session, &query.query).await?;
+        seen.costs = costs(session, &query.query).await?;
     }
     Ok(seen)
 }
 
 /// Returns the cost of shards by a query.
-async fn told(session: &Session, query: &str) -> Result<BTreeMap<i64, u64>, TargetError> {
+async fn costs(session: &Session, query: &str) -> Result<BTreeMap<i64, u64>, TargetError> {
     let query = query.trim().trim_end_matches(';');
     let sql = format!("SELECT shard::bigint, greatest(cost::numeric, 0)::bigint FROM ({query}) AS told (shard, cost)");
     let rows = session.rows(&sql, &[]).await.map_err(|mut error| {
         error.message = format!("the query of `balance` failed: {}", error.message);
         error
     })?;
-    let told = rows.iter().map(|row| (row.get::<_, Option<i64>>(0), row.get::<_, Option<i64>>(1)));
-    Ok(told.filter_map(|(shard, cost)| Some((shard?, u64::try_from(cost?).ok()?))).collect())
+    let costs = rows.iter().map(|row| (row.get::<_, Option<i64>>(0), row.get::<_, Option<i64>>(1)));
+    Ok(costs.filter_map(|(shard, cost)| Some((shard?, u64::try_from(cost?).ok()?))).collect())
 }
 
 /// Returns the declared tables that exist, and whether they have rows.
@@ -362,7 +363,7 @@ async fn ask_nodes(session: &Session, seen: &mut Seen) -> Result<(), TargetError
             let why = answer.split_whitespace().collect::<Vec<_>>().join(" ");
             return Err(partial(format!("node {name} did not answer: {why}")));
         }
-        seen.workers.insert(name, said(&answer)?);
+        seen.workers.insert(name, parse_worker(&answer)?);
     }
     let silent = |node: &&NodeRow| node.is_primary && node.is_active && !seen.workers.contains_key(&node.name);
     match seen.catalog.nodes.iter().find(silent) {
@@ -371,7 +372,7 @@ async fn ask_nodes(session: &Session, seen: &mut Seen) -> Result<(), TargetError
     }
 }
 
-fn said(text: &str) -> Result<Worker, TargetError> {
+fn parse_worker(text: &str) -> Result<Worker, TargetError> {
     serde_json::from_str(text).map_err(|error| partial(format!("a worker said what can't be read: {error}")))
 }
 

@@ -75,7 +75,7 @@ pub(super) fn moves(this: &Compared<'_>, found: &mut Found) {
     let replayed = replayed(this, &mut layout, &groups);
     let full = planner::plan(&layout, is_told.then_some(wanted));
     let goes = this.work.approved.is_empty() && is_due(this, &full, found);
-    found.more = !goes && full.moves.iter().any(|one| one.because == Because::Balance);
+    found.more = !goes && full.moves.iter().any(|step| step.because == Because::Balance);
     let plan = if goes { full.clone() } else { planner::plan(&layout, None) };
     for placement in &plan.stuck {
         let placement = &layout.placements[*placement];
@@ -104,14 +104,14 @@ fn replayed(this: &Compared<'_>, layout: &mut Layout, groups: &[Group]) -> Vec<M
     }
     let place: BTreeMap<String, usize> =
         layout.nodes.iter().enumerate().map(|(at, node)| (node.name.clone(), at)).collect();
-    let called = |one: &Placement| moved(&groups[one.group].name, &layout.nodes[one.node].name);
+    let called = |placement: &Placement| moved(&groups[placement.group].name, &layout.nodes[placement.node].name);
     let known: BTreeMap<String, usize> =
-        layout.placements.iter().enumerate().map(|(at, one)| (called(one), at)).collect();
+        layout.placements.iter().enumerate().map(|(at, placement)| (called(placement), at)).collect();
     let mut moves = vec![];
     for approved in &this.work.approved {
         let (Some(at), Some(to)) = (known.get(&approved.resource), place.get(&approved.to)) else { continue };
         let group = layout.placements[*at].group;
-        let is_there = |one: &Placement| one.group == group && one.node == *to;
+        let is_there = |placement: &Placement| placement.group == group && placement.node == *to;
         if !layout.nodes[*to].holds || layout.placements.iter().any(is_there) {
             continue;
         }
@@ -151,7 +151,7 @@ fn by(this: &Compared<'_>) -> Result<By, String> {
     match &this.work.placement.balance {
         BalanceBy::Word(BalanceWord::Bytes) => Ok(By::Bytes),
         BalanceBy::Word(BalanceWord::Shards) => Ok(By::Shards),
-        BalanceBy::Query(_) => Ok(By::ProgressEvent(this.seen.told.clone())),
+        BalanceBy::Query(_) => Ok(By::ProgressEvent(this.seen.costs.clone())),
         BalanceBy::Word(BalanceWord::Tenants) => tenants(this.seen).map(By::ProgressEvent),
     }
 }
@@ -232,19 +232,23 @@ fn pins(this: &Compared<'_>, layout: &mut Layout, groups: &[Group], found: &mut 
             });
             continue;
         }
-        let of_group = |one: &&mut Placement| one.group == group;
-        if layout.placements.iter().any(|one| one.group == group && one.node == node && one.pin.is_none()) {
+        let of_group = |placement: &&mut Placement| placement.group == group;
+        if layout
+            .placements
+            .iter()
+            .any(|placement| placement.group == group && placement.node == node && placement.pin.is_none())
+        {
             layout
                 .placements
                 .iter_mut()
                 .filter(of_group)
-                .filter(|one| one.node == node)
-                .for_each(|one| one.pin = Some(node));
+                .filter(|placement| placement.node == node)
+                .for_each(|placement| placement.pin = Some(node));
             continue;
         }
         let mut all = layout.placements.iter_mut().filter(of_group);
-        match all.find(|one| one.pin.is_none_or(|other| other == node)) {
-            Some(one) => one.pin = Some(node),
+        match all.find(|placement| placement.pin.is_none_or(|other| other == node)) {
+            Some(placement) => placement.pin = Some(node),
             None => found.refuse(|| {
                 format!("the tenant `{}` of `{}` is pinned to `{}`, and another of the same shard elsewhere; isolate one of them with `isolate_tenant_to_new_shard`", pin.tenant, pin.table, pin.node)
             }),
@@ -254,7 +258,7 @@ fn pins(this: &Compared<'_>, layout: &mut Layout, groups: &[Group], found: &mut 
 
 /// Whether moves for balance are part of the plan.
 fn is_due(this: &Compared<'_>, full: &Rebalance, found: &mut Found) -> bool {
-    let asks = full.moves.iter().filter(|one| one.because == Because::Balance).count();
+    let asks = full.moves.iter().filter(|step| step.because == Because::Balance).count();
     if asks == 0 {
         return true;
     }
@@ -279,9 +283,9 @@ fn is_due(this: &Compared<'_>, full: &Rebalance, found: &mut Found) -> bool {
     let cooldown = i64::try_from(this.work.moves.cooldown.as_seconds()).unwrap_or(i64::MAX);
     // A command bypasses the cooldown, and a clock that was set back restarts it.
     let last = this.memory.rebalanced_at.filter(|_| !this.work.by_command).map(|at| at.min(this.now));
-    let left = last.map_or(0, |at| at.saturating_add(cooldown) - this.now);
-    if left > 0 {
-        let hours = (left + 3599) / 3600;
+    let remaining = last.map_or(0, |at| at.saturating_add(cooldown) - this.now);
+    if remaining > 0 {
+        let hours = (remaining + 3599) / 3600;
         found.notes.push(format!("{asks} moves ({bytes}) wait for the end of `moves.cooldown`, in {hours} h"));
         return false;
     }
@@ -356,7 +360,7 @@ fn skewed_alone(layout: &Layout, groups: &[Group], limit: f64) -> Vec<String> {
         return vec![];
     }
     let mut skewed: Vec<(f64, String)> = loads.into_values().filter_map(skew).collect();
-    skewed.sort_by(|one, two| two.0.total_cmp(&one.0));
+    skewed.sort_by(|a, b| b.0.total_cmp(&a.0));
     skewed.into_iter().take(SKEWED_SHOWN).map(|(_, message)| message).collect()
 }
 
@@ -364,8 +368,8 @@ fn skewed_alone(layout: &Layout, groups: &[Group], limit: f64) -> Vec<String> {
 fn taken(this: &Compared<'_>, found: &mut Found, layout: &Layout, groups: &[Group], plan: &Rebalance) -> Vec<Moving> {
     let mut moves = vec![];
     let mut left_out: BTreeMap<String, usize> = BTreeMap::new();
-    for one in &plan.moves {
-        let moving = moving(layout, groups, one.placement, one.to, one.because == Because::Balance);
+    for step in &plan.moves {
+        let moving = moving(layout, groups, step.placement, step.to, step.because == Because::Balance);
         match unready(this, &moving) {
             None => moves.push(moving),
             Some(why) if moving.for_balance => *left_out.entry(why).or_default() += 1,

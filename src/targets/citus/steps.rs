@@ -247,7 +247,7 @@ pub(super) fn is_to_hold(work: &CitusWork, name: &str) -> Option<bool> {
 
 /// Whether an existing node should hold shards: a node to be removed receives no shards while it is drained.
 pub(super) fn is_to_hold_there(this: &Compared<'_>, row: &NodeRow) -> Option<bool> {
-    let goes = undeclared(this).iter().any(|gone| gone.name == row.name);
+    let goes = undeclared(this).iter().any(|removed| removed.name == row.name);
     if goes { Some(false) } else { is_to_hold(this.work, &row.name) }
 }
 
@@ -266,11 +266,15 @@ pub(super) fn undeclared<'s>(this: &'s Compared<'_>) -> Vec<&'s NodeRow> {
 
 /// Whether a node holds shards that are not on every node.
 pub(super) fn holds_shards(this: &Compared<'_>, row: &NodeRow) -> bool {
-    this.seen.catalog.placements.iter().any(|one| one.group == row.group && !is_reference(this, one.shard))
+    this.seen
+        .catalog
+        .placements
+        .iter()
+        .any(|placement| placement.group == row.group && !is_reference(this, placement.shard))
 }
 
 pub(super) fn is_reference(this: &Compared<'_>, shard: i64) -> bool {
     let catalog = &this.seen.catalog;
-    let table = catalog.shards.iter().find(|one| one.id == shard).map(|one| one.table.as_str());
+    let table = catalog.shards.iter().find(|row| row.id == shard).map(|row| row.table.as_str());
     catalog.tables.iter().any(|row| Some(row.name.as_str()) == table && row.is_reference())
 }

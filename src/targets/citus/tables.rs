@@ -174,7 +174,9 @@ fn size_of(this: &Compared<'_>, table: &str) -> String {
     let ids: BTreeSet<i64> =
         this.seen.catalog.shards.iter().filter(|shard| shard.table == table).map(|shard| shard.id).collect();
     let placements = this.seen.catalog.placements.iter();
-    crate::domain::message::layout::size(placements.filter(|one| ids.contains(&one.shard)).map(|one| one.bytes).sum())
+    crate::domain::message::layout::size(
+        placements.filter(|placement| ids.contains(&placement.shard)).map(|placement| placement.bytes).sum(),
+    )
 }
 
 /// Adds a step if a reference table is not on every node.
@@ -187,8 +189,12 @@ pub(super) fn reference_tables(this: &Compared<'_>, found: &mut Found) {
     let mut without: BTreeSet<&str> = BTreeSet::new();
     for table in catalog.tables.iter().filter(|table| table.is_reference()) {
         for shard in catalog.shards.iter().filter(|shard| shard.table == table.name) {
-            let on: BTreeSet<i32> =
-                catalog.placements.iter().filter(|one| one.shard == shard.id).map(|one| one.group).collect();
+            let on: BTreeSet<i32> = catalog
+                .placements
+                .iter()
+                .filter(|placement| placement.shard == shard.id)
+                .map(|placement| placement.group)
+                .collect();
             without.extend(nodes.iter().filter(|(group, _)| !on.contains(group)).map(|(_, name)| *name));
         }
     }

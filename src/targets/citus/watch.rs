@@ -26,14 +26,14 @@ const EVERY: Duration = Duration::from_secs(5);
 /// The watches by instance, and their changes.
 pub(super) struct Watches {
     running: Mutex<HashMap<InstanceId, (String, JoinHandle<()>)>>,
-    say: UnboundedSender<InstanceId>,
-    heard: tokio::sync::Mutex<UnboundedReceiver<InstanceId>>,
+    sender: UnboundedSender<InstanceId>,
+    changes: tokio::sync::Mutex<UnboundedReceiver<InstanceId>>,
 }
 
 impl Default for Watches {
     fn default() -> Self {
-        let (say, heard) = unbounded_channel();
-        Self { running: Mutex::default(), say, heard: tokio::sync::Mutex::new(heard) }
+        let (sender, changes) = unbounded_channel();
+        Self { running: Mutex::default(), sender, changes: tokio::sync::Mutex::new(changes) }
     }
 }
 
@@ -53,15 +53,15 @@ impl Watches {
         if running.get(id).is_some_and(|(known, task)| *known == who && !task.is_finished()) {
             return;
         }
-        let (say, id_for_task, redactor) = (self.say.clone(), id.clone(), redactor.clone());
+        let (sender, id_for_task, redactor) = (self.sender.clone(), id.clone(), redactor.clone());
         let task = tokio::spawn(async move {
             let mut known: Option<String> = None;
             loop {
                 if let Ok(session) = Session::open(&login, "evenkeel watch", &redactor).await {
                     while !session.is_closed() {
-                        let Ok(now) = observe::fingerprint(&session).await else { break };
-                        if known.replace(now.clone()).is_some_and(|known| known != now)
-                            && say.send(id_for_task.clone()).is_err()
+                        let Ok(fingerprint) = observe::fingerprint(&session).await else { break };
+                        if known.replace(fingerprint.clone()).is_some_and(|known| known != fingerprint)
+                            && sender.send(id_for_task.clone()).is_err()
                         {
                             return;
                         }
@@ -78,7 +78,7 @@ impl Watches {
 
     /// Waits for an instance that may have changed.
     pub(super) async fn changed(&self) -> InstanceId {
-        match self.heard.lock().await.recv().await {
+        match self.changes.lock().await.recv().await {
             Some(id) => id,
             None => std::future::pending().await,
         }

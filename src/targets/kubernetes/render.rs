@@ -58,8 +58,8 @@ impl Kubernetes {
             .await
             .map_err(|error| TargetError::new(TargetErrorKind::Render, error.to_string()))??;
         let rendered = Arc::new(rendered);
-        let mut kept = self.rendered.lock();
-        kept.put(&job.instance, name, Arc::clone(&rendered));
+        let mut cache = self.rendered.lock();
+        cache.put(&job.instance, name, Arc::clone(&rendered));
         Ok(rendered)
     }
 
@@ -207,10 +207,10 @@ impl Kubernetes {
             .map_err(|error| failed(error.to_string()))?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let done = tokio::time::timeout(RENDER_TIME_MAX, async {
-            let (text, said) = tokio::join!(bounded(stdout), bounded(stderr));
-            Ok::<_, std::io::Error>((text?, said?, child.wait().await?))
+            let (text, errors) = tokio::join!(bounded(stdout), bounded(stderr));
+            Ok::<_, std::io::Error>((text?, errors?, child.wait().await?))
         });
-        let (text, said, status) = match done.await {
+        let (text, errors, status) = match done.await {
             Ok(done) => done.map_err(|error| failed(error.to_string()))?,
             Err(_) => return Err(failed(format!("it took longer than {} s", RENDER_TIME_MAX.as_secs()))),
         };
@@ -218,9 +218,9 @@ impl Kubernetes {
             return Err(failed(format!("it printed more than {RENDER_BYTES_MAX} bytes")));
         }
         if !status.success() {
-            let said = String::from_utf8_lossy(&said).replace(&format!("{}/", tree.display()), "");
-            let said = said.trim().trim_start_matches("Error: ").to_owned();
-            return Err(wrong(&job.instance, vec![format!("`{name}` says: {}", self.redactor.redact(&said))]));
+            let errors = String::from_utf8_lossy(&errors).replace(&format!("{}/", tree.display()), "");
+            let errors = errors.trim().trim_start_matches("Error: ").to_owned();
+            return Err(wrong(&job.instance, vec![format!("`{name}` says: {}", self.redactor.redact(&errors))]));
         }
         Ok(String::from_utf8_lossy(&text).into_owned())
     }

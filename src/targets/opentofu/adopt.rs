@@ -49,13 +49,13 @@ pub(super) fn adopted(
             _ => return Err(format!("`{name}` is not in the declaration; write it into the module")),
         }
         for field in change.fields.iter().filter(|field| !field.unknown) {
-            let one = of_field(name, field, origins)?;
-            match found.iter().find(|other| other.variable == one.variable && other.keys == one.keys) {
-                Some(other) if other.value == one.value => {}
+            let edit = of_field(name, field, origins)?;
+            match found.iter().find(|other| other.variable == edit.variable && other.keys == edit.keys) {
+                Some(other) if other.value == edit.value => {}
                 Some(_) => {
-                    return Err(format!("`{}` is used twice, and was changed to two different values", one.variable));
+                    return Err(format!("`{}` is used twice, and was changed to two different values", edit.variable));
                 }
-                None => found.push(one),
+                None => found.push(edit),
             }
         }
     }
@@ -228,13 +228,13 @@ fn hcl(value: &Value) -> String {
 
 /// Parses a literal HCL expression: texts, numbers, booleans, and lists and maps of them.
 fn json(text: &str) -> Option<Value> {
-    fn of(expression: &Expression) -> Option<Value> {
+    fn literal(expression: &Expression) -> Option<Value> {
         Some(match expression {
             Expression::Null(_) => Value::Null,
             Expression::Bool(flag) => Value::from(**flag),
             Expression::Number(number) => serde_json::from_str(&number.to_string()).ok()?,
             Expression::String(text) => Value::from(text.as_str()),
-            Expression::Array(items) => items.iter().map(of).collect::<Option<Vec<_>>>()?.into(),
+            Expression::Array(items) => items.iter().map(literal).collect::<Option<Vec<_>>>()?.into(),
             Expression::Object(map) => {
                 let entry = |(key, value): (&hcl_edit::expr::ObjectKey, &hcl_edit::expr::ObjectValue)| {
                     let key = match key {
@@ -242,14 +242,14 @@ fn json(text: &str) -> Option<Value> {
                         hcl_edit::expr::ObjectKey::Expression(Expression::String(text)) => text.to_string(),
                         hcl_edit::expr::ObjectKey::Expression(_) => return None,
                     };
-                    Some((key, of(value.expr())?))
+                    Some((key, literal(value.expr())?))
                 };
                 Value::Object(map.iter().map(entry).collect::<Option<serde_json::Map<_, _>>>()?)
             }
             _ => return None,
         })
     }
-    of(&Expression::from_str(text).ok()?)
+    literal(&Expression::from_str(text).ok()?)
 }
 
 #[cfg(test)]

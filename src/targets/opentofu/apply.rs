@@ -16,7 +16,7 @@ use super::{
     Tofu,
     observe::{PREPARED, Private},
     plan::Details,
-    program::{Read, Said, failure},
+    program::{ProcessResult, Read, failure},
 };
 use crate::{
     model::{Digester, InstanceId, Retry},
@@ -34,12 +34,12 @@ struct StateHead {
 }
 
 /// Returns the outcome of an apply that ended.
-pub(super) fn applied(id: &InstanceId, said: Said) -> Result<(), TargetError> {
-    if said.code == Some(0) {
+pub(super) fn applied(id: &InstanceId, result: ProcessResult) -> Result<(), TargetError> {
+    if result.code == Some(0) {
         return Ok(());
     }
-    let stale = said.errors.iter().any(|d| d.summary.contains("Saved plan is stale"));
-    let mut error = failure(id, "apply", said);
+    let stale = result.errors.iter().any(|d| d.summary.contains("Saved plan is stale"));
+    let mut error = failure(id, "apply", result);
     if stale {
         error.kind = TargetErrorKind::PlanStale;
         error.message = format!("the state of `{id}` changed between plan and apply; nothing was applied");
@@ -60,7 +60,7 @@ impl Tofu {
         if observation.changes.is_empty() {
             return Ok(Prepared { observation, ticket: Box::new(()) });
         }
-        let serial = self.keep_state(job, &ready.root).await?;
+        let serial = self.back_up_state(job, &ready.root).await?;
         let origins = observation.own::<Details>().map(|details| details.origins.clone()).unwrap_or_default();
         observation.own = Some(Arc::new(Details { serial, origins }));
         let failed = |error: std::io::Error| {
@@ -93,7 +93,7 @@ impl Tofu {
             ));
         };
         let ready = self.ready(job, work, true).await?;
-        self.keep_state_place(job, work)?;
+        self.record_state_location(job, work)?;
         // The plan file belongs to the supervised program: the file outlives the daemon, and is removed when the
         // program ends.
         let input = self.spool(&job.instance).input();
@@ -105,20 +105,20 @@ impl Tofu {
             format!("-lock-timeout={}s", self.settings.lock_timeout.as_secs()),
             input.display().to_string(),
         ];
-        let said = self.supervised(job, &ready.root, &arguments, Some(fence), Some(&plan.0), Some(progress)).await?;
-        applied(&job.instance, said)
+        let result = self.supervised(job, &ready.root, &arguments, Some(fence), Some(&plan.0), Some(progress)).await?;
+        applied(&job.instance, result)
     }
 
     /// Backs up the state by its content and returns its serial; `None` if no state exists yet.
-    async fn keep_state(&self, job: &Job, root: &Path) -> Result<Option<u64>, TargetError> {
-        let said = self.run(job, root, &["state".to_owned(), "pull".into()], true, Read::Answer).await?;
-        if said.code != Some(0) {
-            return Err(failure(&job.instance, "state pull", said));
+    async fn back_up_state(&self, job: &Job, root: &Path) -> Result<Option<u64>, TargetError> {
+        let result = self.run(job, root, &["state".to_owned(), "pull".into()], true, Read::Answer).await?;
+        if result.code != Some(0) {
+            return Err(failure(&job.instance, "state pull", result));
         }
-        if said.stdout.trim_ascii().is_empty() {
+        if result.stdout.trim_ascii().is_empty() {
             return Ok(None);
         }
-        let head: StateHead = serde_json::from_slice(&said.stdout).map_err(|error| {
+        let head: StateHead = serde_json::from_slice(&result.stdout).map_err(|error| {
             TargetError::new(
                 TargetErrorKind::StateUnreadable,
                 format!("the state of `{}` could not be read before the apply: {error}", job.instance),
@@ -130,12 +130,12 @@ impl Tofu {
             .join("state-copies")
             .join(job.instance.environment.as_str())
             .join(job.instance.component.as_str());
-        let digest = Digester::new("state").field(&said.stdout).finish();
+        let digest = Digester::new("state").field(&result.stdout).finish();
         let place = folder.join(format!("{:08}-{}.tfstate", head.serial, digest.short()));
-        let kept = || -> std::io::Result<()> {
+        let write_copy = || -> std::io::Result<()> {
             worktree::private_folder(&folder)?;
             if !place.exists() {
-                worktree::write(&place, &said.stdout, 0o600)?;
+                worktree::write(&place, &result.stdout, 0o600)?;
             }
             let mut copies: Vec<_> = std::fs::read_dir(&folder)?.flatten().map(|entry| entry.path()).collect();
             copies.sort();
@@ -144,7 +144,7 @@ impl Tofu {
             }
             Ok(())
         };
-        kept().map_err(|error| {
+        write_copy().map_err(|error| {
             TargetError::new(
                 TargetErrorKind::StateCopy,
                 format!("could not keep a copy of the state of `{}`: {error}; nothing was applied", job.instance),

@@ -65,8 +65,8 @@ impl Walk<'_> {
                 keys.dedup();
                 keys
             }
-            (Value::Array(one), Value::Array(two), _) => {
-                (0..one.len().max(two.len())).map(|at| at.to_string()).collect()
+            (Value::Array(before), Value::Array(after), _) => {
+                (0..before.len().max(after.len())).map(|at| at.to_string()).collect()
             }
             _ => vec![],
         };

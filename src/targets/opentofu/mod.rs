@@ -50,7 +50,7 @@ use crate::{
 
 /// The duration after which a job stops counting towards the concurrency limit, so that it does not delay others. A
 /// plan of a few hundred resources takes about as long.
-const LONG: Duration = Duration::from_secs(60);
+const SLOW_AFTER: Duration = Duration::from_secs(60);
 
 /// Resolves the environment variables of a connection, by (instance, connection, whether for apply).
 pub type Credentials =
@@ -89,7 +89,7 @@ pub struct Tofu {
     settings: Settings,
     seal: Arc<Seal>,
     redactor: Redactor,
-    lanes: ConcurrencyLimit,
+    concurrency: ConcurrencyLimit,
     /// The work trees by path. A task locks a tree before it writes files or runs tofu in the tree.
     trees: Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<WorkTree>>>>,
     /// The instance that owns each backend location.
@@ -100,7 +100,7 @@ impl Tofu {
     /// Creates the target from its settings.
     pub fn new(settings: Settings, seal: Arc<Seal>, redactor: Redactor) -> Self {
         Self {
-            lanes: ConcurrencyLimit::new(settings.parallel, LONG),
+            concurrency: ConcurrencyLimit::new(settings.parallel, SLOW_AFTER),
             settings,
             seal,
             redactor,

@@ -15,7 +15,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::{
     super::{concurrency::Slot, worktree},
     Tofu, WorkTree, drift, plan,
-    program::{Read, Said, failure},
+    program::{ProcessResult, Read, failure},
 };
 use crate::targets::opentofu::plan_json::PlanJson;
 use crate::{
@@ -44,7 +44,7 @@ pub(super) const FILES_WITH_VALUES: [&str; 4] = [VARIABLES, BACKEND, PLAN, PREPA
 pub(super) struct Ready {
     pub(super) root: PathBuf,
     pub(super) plan: PathBuf,
-    _held: OwnedMutexGuard<WorkTree>,
+    _tree_lock: OwnedMutexGuard<WorkTree>,
     /// One slot covers all processes of an observation, so that it completes before others start.
     _slot: Slot,
 }
@@ -74,8 +74,8 @@ impl Tofu {
 
     /// Lays out the content, and initialises it if necessary.
     pub(super) async fn ready(&self, job: &Job, work: &TofuWork, apply: bool) -> Result<Ready, TargetError> {
-        let held = self.work_tree(job).lock_owned().await;
-        let tree = held.path.clone();
+        let tree_lock = self.work_tree(job).lock_owned().await;
+        let tree = tree_lock.path.clone();
         let disk = |error: std::io::Error| {
             TargetError::new(
                 TargetErrorKind::WorkTree,
@@ -86,7 +86,7 @@ impl Tofu {
             // The files stay unchanged until an apply of an earlier daemon ends.
             self.spool(&job.instance).ended().await.map_err(disk)?;
         }
-        let slot = self.lanes.take(&job.instance).await;
+        let slot = self.concurrency.take(&job.instance).await;
         let slot = slot.ok_or_else(|| TargetError::new(TargetErrorKind::Stopping, "the daemon is stopping"))?;
         let (laid_out, for_task, tree_for_task) = (self.data_path(job), job.clone(), tree.clone());
         tokio::task::spawn_blocking(move || {
@@ -100,7 +100,7 @@ impl Tofu {
         .map_err(|_| TargetError::new(TargetErrorKind::Stopping, "the daemon is stopping"))??;
         let root = tree.join(&work.root);
         let data = self.data_path(job);
-        let ready = Ready { plan: data.join(PLAN), root, _held: held, _slot: slot };
+        let ready = Ready { plan: data.join(PLAN), root, _tree_lock: tree_lock, _slot: slot };
         if work.declares_backend {
             drop(std::fs::remove_file(ready.root.join(OWN_BACKEND)));
         } else {
@@ -117,8 +117,8 @@ impl Tofu {
             .settings
             .data
             .join("states")
-            .join(kept_as(job).environment.as_str())
-            .join(kept_as(job).component.as_str());
+            .join(stored_name(job).environment.as_str())
+            .join(stored_name(job).component.as_str());
         worktree::private_folder(&folder)?;
         let quoted = |path: PathBuf| serde_json::Value::String(path.display().to_string()).to_string();
         let text = format!(
@@ -170,10 +170,10 @@ impl Tofu {
         worktree::private_folder(cache).map_err(|error| {
             TargetError::new(TargetErrorKind::ProviderCache, format!("could not make `{}`: {error}", cache.display()))
         })?;
-        let said = self.run(job, &ready.root, &arguments, apply, Read::Lines).await?;
+        let result = self.run(job, &ready.root, &arguments, apply, Read::Lines).await?;
         drop(settings);
-        if said.code != Some(0) {
-            return Err(failure(&job.instance, "init", said));
+        if result.code != Some(0) {
+            return Err(failure(&job.instance, "init", result));
         }
         let key = self.init_key(job, work, &lock_file);
         worktree::write(&mark, key.as_bytes(), 0o600).map_err(|error| {
@@ -205,7 +205,7 @@ impl Tofu {
     fn claim(&self, job: &Job, work: &TofuWork) -> Result<(), TargetError> {
         let place = self.state_place(job, work)?;
         if job.r#use != crate::ports::Use::Applied
-            && let Ok(before) = std::fs::read_to_string(self.instance_path(kept_as(job)).join(STATE_PLACE))
+            && let Ok(before) = std::fs::read_to_string(self.instance_path(stored_name(job)).join(STATE_PLACE))
             && before != place
         {
             let message = format!(
@@ -217,11 +217,11 @@ impl Tofu {
                 ..TargetError::new(TargetErrorKind::StateMoved, message)
             });
         }
-        if work.declares_backend { self.claim_backend(&place, kept_as(job)) } else { Ok(()) }
+        if work.declares_backend { self.claim_backend(&place, stored_name(job)) } else { Ok(()) }
     }
 
     /// Records the backend location of an apply.
-    pub(super) fn keep_state_place(&self, job: &Job, work: &TofuWork) -> Result<(), TargetError> {
+    pub(super) fn record_state_location(&self, job: &Job, work: &TofuWork) -> Result<(), TargetError> {
         let (place, path) = (self.state_place(job, work)?, self.instance_path(&job.instance).join(STATE_PLACE));
         worktree::write(&path, place.as_bytes(), 0o600).map_err(|error| {
             TargetError::new(TargetErrorKind::WorkTree, format!("could not write `{}`: {error}", path.display()))
@@ -268,17 +268,17 @@ impl Tofu {
         apply: bool,
     ) -> Result<Observation, TargetError> {
         let variables = self.variables(job, work)?;
-        let mut said = self.plan_once(job, work, ready, apply).await?;
-        if said.code != Some(0) && said.code != Some(2) && said.errors.iter().any(needs_init) {
+        let mut result = self.plan_once(job, work, ready, apply).await?;
+        if result.code != Some(0) && result.code != Some(2) && result.errors.iter().any(needs_init) {
             self.init(job, work, ready, apply, true).await?;
-            said = self.plan_once(job, work, ready, apply).await?;
+            result = self.plan_once(job, work, ready, apply).await?;
         }
         drop(variables);
-        let found = match said.code {
+        let found = match result.code {
             // At head even an empty plan is read, to determine whether the target manages any resource yet (R1.6).
-            Some(0) => said.drift || job.r#use != crate::ports::Use::Applied,
+            Some(0) => result.drift || job.r#use != crate::ports::Use::Applied,
             Some(2) => true,
-            _ => return Err(failure(&job.instance, "plan", said)),
+            _ => return Err(failure(&job.instance, "plan", result)),
         };
         let mut observation = if found {
             self.show(job, ready, apply).await?
@@ -288,7 +288,7 @@ impl Tofu {
         if work.refresh {
             observation.changes = drift::refreshes(&std::mem::take(&mut observation.adopt_only));
         }
-        observation.warnings = said.warnings;
+        observation.warnings = result.warnings;
         observation.identity = lineage(&ready.plan).map_err(|why| {
             TargetError::new(
                 TargetErrorKind::PlanUnreadable,
@@ -314,7 +314,13 @@ impl Tofu {
         Ok(Some(file))
     }
 
-    async fn plan_once(&self, job: &Job, work: &TofuWork, ready: &Ready, apply: bool) -> Result<Said, TargetError> {
+    async fn plan_once(
+        &self,
+        job: &Job,
+        work: &TofuWork,
+        ready: &Ready,
+        apply: bool,
+    ) -> Result<ProcessResult, TargetError> {
         let mut arguments: Vec<String> =
             ["plan", "-json", "-input=false", "-detailed-exitcode", "-concise"].map(str::to_owned).into();
         arguments.push(format!("-out={}", ready.plan.display()));
@@ -339,18 +345,18 @@ impl Tofu {
             return self.run(job, &ready.root, &arguments, false, Read::Lines).await;
         }
         // The process takes the state lock and must release it even if the daemon stops.
-        let mut said = self.supervised(job, &ready.root, &arguments, None, None, None).await?;
-        if self.release_of_the_dead(job, &ready.root, &said).await? {
-            said = self.supervised(job, &ready.root, &arguments, None, None, None).await?;
+        let mut result = self.supervised(job, &ready.root, &arguments, None, None, None).await?;
+        if self.release_dead_lock(job, &ready.root, &result).await? {
+            result = self.supervised(job, &ready.root, &arguments, None, None, None).await?;
         }
-        Ok(said)
+        Ok(result)
     }
 
     async fn show(&self, job: &Job, ready: &Ready, apply: bool) -> Result<Observation, TargetError> {
         let arguments = ["show".to_owned(), "-json".into(), ready.plan.display().to_string()];
-        let said = self.run(job, &ready.root, &arguments, apply, Read::Answer).await?;
-        if said.code != Some(0) {
-            return Err(failure(&job.instance, "show", said));
+        let result = self.run(job, &ready.root, &arguments, apply, Read::Answer).await?;
+        if result.code != Some(0) {
+            return Err(failure(&job.instance, "show", result));
         }
         let unreadable = |why: String| TargetError {
             retry: Retry::Never,
@@ -359,13 +365,13 @@ impl Tofu {
                 format!("the plan of `{}` could not be read: {why}", job.instance),
             )
         };
-        let json: PlanJson = serde_json::from_slice(&said.stdout).map_err(|error| unreadable(error.to_string()))?;
+        let json: PlanJson = serde_json::from_slice(&result.stdout).map_err(|error| unreadable(error.to_string()))?;
         plan::observation(&json, &self.seal, &self.redactor).map_err(unreadable)
     }
 }
 
 /// Returns the name under which the daemon stores data of an instance.
-fn kept_as(job: &Job) -> &InstanceId {
+fn stored_name(job: &Job) -> &InstanceId {
     job.formerly.as_ref().unwrap_or(&job.instance)
 }
 

@@ -10,7 +10,10 @@ use serde_json::Value;
 use crate::model::{Change, ResourceChange};
 
 /// Returns the variables of the root module that changed attributes are set from, by resource and attribute.
-pub(super) fn of(configuration: &Value, changes: &[ResourceChange]) -> BTreeMap<String, BTreeMap<String, String>> {
+pub(super) fn variables_of(
+    configuration: &Value,
+    changes: &[ResourceChange],
+) -> BTreeMap<String, BTreeMap<String, String>> {
     let mut origins = BTreeMap::new();
     for change in changes.iter().filter(|change| matches!(change.change, Change::Update | Change::Replace)) {
         let attributes = change.fields.iter().filter_map(|field| field.path.split('/').nth(1));
@@ -46,7 +49,7 @@ fn origin(configuration: &Value, address: &str, attribute: &str) -> Option<Strin
 /// Returns the variable that an expression refers to, if the expression is nothing else.
 fn variable(expression: &Value) -> Option<String> {
     match &expression["references"].as_array()?[..] {
-        [one] => one.as_str()?.strip_prefix("var.").filter(|name| !name.contains('.')).map(str::to_owned),
+        [reference] => reference.as_str()?.strip_prefix("var.").filter(|name| !name.contains('.')).map(str::to_owned),
         _ => None,
     }
 }
@@ -86,10 +89,10 @@ mod tests {
             "module_calls": {"net": {"expressions": {"cidr": {"references": ["var.range"]}, "x": {"constant_value": 1}},
                 "module": {"resources": [{"address": "thing.b", "expressions": {"cidr": {"references": ["var.cidr"]}, "x": {"references": ["var.x"]}}}]}}}
         }});
-        let of = |address: &str, attribute: &str| origin(&configuration, address, attribute);
-        assert_eq!(of("thing.a", "size").as_deref(), Some("size"));
-        assert_eq!(of("thing.a[\"x.y]\"]", "size").as_deref(), Some("size"));
-        assert_eq!(of("module.net[0].thing.b", "cidr").as_deref(), Some("range"));
+        let origin_of = |address: &str, attribute: &str| origin(&configuration, address, attribute);
+        assert_eq!(origin_of("thing.a", "size").as_deref(), Some("size"));
+        assert_eq!(origin_of("thing.a[\"x.y]\"]", "size").as_deref(), Some("size"));
+        assert_eq!(origin_of("module.net[0].thing.b", "cidr").as_deref(), Some("range"));
         for (address, attribute) in [
             ("thing.a", "name"),
             ("thing.a", "zone"),
@@ -98,7 +101,7 @@ mod tests {
             ("thing.c", "size"),
             ("module.gone.thing.b", "cidr"),
         ] {
-            assert_eq!(of(address, attribute), None, "{address} {attribute}");
+            assert_eq!(origin_of(address, attribute), None, "{address} {attribute}");
         }
     }
 }

@@ -66,7 +66,7 @@ pub fn observation(plan: &PlanJson, seal: &Seal, redactor: &Redactor) -> Result<
             outputs.insert(name.clone(), Output { value: (!unknown).then(|| raw.after.clone()), sensitive });
         }
     }
-    changes.sort_by(|one, two| (one.r#type == "output", &one.resource).cmp(&(two.r#type == "output", &two.resource)));
+    changes.sort_by(|a, b| (a.r#type == "output", &a.resource).cmp(&(b.r#type == "output", &b.resource)));
     // A resource of the state that no longer exists is in the drift and not in the state as read.
     let holds_anything = !plan.resource_drift.is_empty()
         || plan
@@ -77,7 +77,7 @@ pub fn observation(plan: &PlanJson, seal: &Seal, redactor: &Redactor) -> Result<
             .is_some_and(Module::holds_anything);
     Ok(Observation {
         adopt_only: drift::adopt_only(plan, &changes, seal, redactor),
-        own: Some(Arc::new(Details { serial: None, origins: origin::of(&plan.configuration, &changes) })),
+        own: Some(Arc::new(Details { serial: None, origins: origin::variables_of(&plan.configuration, &changes) })),
         changes,
         outputs,
         holds_anything,
@@ -191,13 +191,13 @@ mod tests {
                 "actions": ["update"], "before": {"x": 1, "s": "old-canary"}, "after": {"x": 2, "s": secret},
                 "after_unknown": {"id": true}, "before_sensitive": {"s": true}, "after_sensitive": {"s": true}}}]})
         };
-        let one = read(plan("new-canary"));
-        let text = serde_json::to_string(&one.changes).unwrap();
+        let observed = read(plan("new-canary"));
+        let text = serde_json::to_string(&observed.changes).unwrap();
         assert!(!text.contains("canary"), "{text}");
         let id = "dev/a".parse().unwrap();
         let digest = |o: &Observation| actions(&id, o)[0].digest;
-        assert_ne!(digest(&one), digest(&read(plan("other-canary"))));
-        let paths: Vec<&str> = one.changes[0].fields.iter().map(|f| f.path.as_str()).collect();
+        assert_ne!(digest(&observed), digest(&read(plan("other-canary"))));
+        let paths: Vec<&str> = observed.changes[0].fields.iter().map(|f| f.path.as_str()).collect();
         assert_eq!(paths, ["/id", "/s", "/x"]);
     }
 

@@ -57,7 +57,7 @@ const UNDER_THE_LOCK: [&str; 9] = [
 
 /// The output of one process.
 #[derive(Default, Debug)]
-pub(super) struct Said {
+pub(super) struct ProcessResult {
     pub(super) code: Option<i32>,
     pub(super) errors: Vec<Diagnostic>,
     pub(super) warnings: Vec<String>,
@@ -118,7 +118,7 @@ impl Tofu {
         arguments: &[String],
         apply: bool,
         read: Read,
-    ) -> Result<Said, TargetError> {
+    ) -> Result<ProcessResult, TargetError> {
         let environment = self.environment(job, folder, apply)?;
         let mut command = Command::new(located(&self.settings.binary));
         command.args(arguments).current_dir(folder).env_clear();
@@ -146,12 +146,12 @@ impl Tofu {
         // The command also has the lock that the program inherited.
         drop(command);
         busy.of(child.id()).map_err(disk)?;
-        let said = self.wait(child, output, complaints, &read).await;
-        let said = said.map_err(|why| {
+        let result = self.wait(child, output, complaints, &read).await;
+        let result = result.map_err(|why| {
             TargetError::new(TargetErrorKind::TofuInterrupted, format!("`tofu {what}` of `{}` {why}", job.instance))
         })?;
-        tracing::debug!(instance = %job.instance, what, code = said.code, ms = started.elapsed().as_millis(), "tofu ended");
-        Ok(said)
+        tracing::debug!(instance = %job.instance, what, code = result.code, ms = started.elapsed().as_millis(), "tofu ended");
+        Ok(result)
     }
 
     pub(super) fn not_started(&self, error: &dyn std::fmt::Display) -> TargetError {
@@ -198,7 +198,13 @@ impl Tofu {
         Ok(environment)
     }
 
-    async fn wait(&self, mut child: Child, output: File, complaints: File, read: &Read) -> Result<Said, String> {
+    async fn wait(
+        &self,
+        mut child: Child,
+        output: File,
+        complaints: File,
+        read: &Read,
+    ) -> Result<ProcessResult, String> {
         let limit = self.settings.timeout;
         let status: ExitStatus = match tokio::time::timeout(limit, child.wait()).await {
             Ok(status) => status.map_err(|error| format!("could not be waited for: {error}"))?,
@@ -208,20 +214,20 @@ impl Tofu {
             }
         };
         let unreadable = |error: std::io::Error| format!("could not be read: {error}");
-        let mut said = match read {
+        let mut result = match read {
             Read::Lines => {
-                let mut heard = Heard::new(self.redactor.clone(), None);
-                heard.take(rewound(output).map_err(unreadable)?).map_err(unreadable)?;
-                heard.said
+                let mut reader = OutputReader::new(self.redactor.clone(), None);
+                reader.take(rewound(output).map_err(unreadable)?).map_err(unreadable)?;
+                reader.result
             }
             Read::Answer => answer(rewound(output).map_err(unreadable)?)?,
         };
-        said.code = status.code();
-        said.stderr = self.redactor.redact(&tail(complaints).map_err(unreadable)?);
-        if said.code.is_none() {
+        result.code = status.code();
+        result.stderr = self.redactor.redact(&tail(complaints).map_err(unreadable)?);
+        if result.code.is_none() {
             return Err(format!("was killed ({status})"));
         }
-        Ok(said)
+        Ok(result)
     }
 }
 
@@ -245,17 +251,17 @@ async fn stop(child: &mut Child) {
 }
 
 /// The parsed part of the JSON lines that a process has printed.
-pub(super) struct Heard {
-    pub(super) said: Said,
+pub(super) struct OutputReader {
+    pub(super) result: ProcessResult,
     redactor: Redactor,
     progress: Option<Progress>,
     /// The beginning of an incomplete line.
     begun: Vec<u8>,
 }
 
-impl Heard {
+impl OutputReader {
     pub(super) fn new(redactor: Redactor, progress: Option<Progress>) -> Self {
-        Self { said: Said::default(), redactor, progress, begun: vec![] }
+        Self { result: ProcessResult::default(), redactor, progress, begun: vec![] }
     }
 
     /// Reads the output since the last call.
@@ -280,7 +286,7 @@ impl Heard {
 
     fn line(&mut self, line: &[u8]) {
         let Ok(line) = serde_json::from_slice::<Line>(line) else { return };
-        let said = &mut self.said;
+        let result = &mut self.result;
         match (line.sort.as_deref(), line.diagnostic) {
             (Some("diagnostic"), Some(raw)) => {
                 let diagnostic = Diagnostic {
@@ -289,15 +295,15 @@ impl Heard {
                     address: raw.address,
                     place: raw.range.map(|range| format!("{}:{}", range.filename, range.start.line)),
                 };
-                if raw.severity == "error" && said.errors.len() < DIAGNOSTICS_MAX {
-                    said.errors.push(diagnostic);
-                } else if raw.severity == "warning" && said.warnings.len() < DIAGNOSTICS_MAX {
-                    said.warnings.push(diagnostic.summary);
+                if raw.severity == "error" && result.errors.len() < DIAGNOSTICS_MAX {
+                    result.errors.push(diagnostic);
+                } else if raw.severity == "warning" && result.warnings.len() < DIAGNOSTICS_MAX {
+                    result.warnings.push(diagnostic.summary);
                 }
             }
             (Some(sort), _) if UNDER_THE_LOCK.contains(&sort) => {
-                said.locked_at = said.locked_at.or(line.at);
-                said.drift |= sort == "resource_drift";
+                result.locked_at = result.locked_at.or(line.at);
+                result.drift |= sort == "resource_drift";
                 if let (Some(progress), Some(message), true) =
                     (&self.progress, line.message, sort.starts_with("apply_"))
                 {
@@ -309,25 +315,25 @@ impl Heard {
     }
 }
 
-fn answer(output: File) -> Result<Said, String> {
-    let mut said = Said::default();
+fn answer(output: File) -> Result<ProcessResult, String> {
+    let mut result = ProcessResult::default();
     output
         .take(ANSWER_BYTES_MAX + 1)
-        .read_to_end(&mut said.stdout)
+        .read_to_end(&mut result.stdout)
         .map_err(|error| format!("could not be read: {error}"))?;
-    if said.stdout.len() as u64 > ANSWER_BYTES_MAX {
+    if result.stdout.len() as u64 > ANSWER_BYTES_MAX {
         return Err(format!("printed more than {ANSWER_BYTES_MAX} bytes"));
     }
-    Ok(said)
+    Ok(result)
 }
 
 /// Returns the end of a process's stderr.
 pub(super) fn tail(mut complaints: File) -> std::io::Result<String> {
     let length = complaints.metadata()?.len();
     complaints.seek(SeekFrom::Start(length.saturating_sub(STDERR_BYTES_MAX)))?;
-    let mut kept = vec![];
-    complaints.take(STDERR_BYTES_MAX).read_to_end(&mut kept)?;
-    Ok(String::from_utf8_lossy(&kept).into_owned())
+    let mut bytes = vec![];
+    complaints.take(STDERR_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// A state lock, as OpenTofu reports it.
@@ -340,8 +346,8 @@ pub(super) struct Lock {
 
 impl Lock {
     /// Returns the lock that blocked a process, if any.
-    pub(super) fn of(said: &Said) -> Option<Self> {
-        let found = said.errors.iter().find(|d| d.summary.contains("acquiring the state lock"))?;
+    pub(super) fn reported_in(result: &ProcessResult) -> Option<Self> {
+        let found = result.errors.iter().find(|d| d.summary.contains("acquiring the state lock"))?;
         let part = |name: &str| {
             found.detail.lines().find_map(|line| line.trim().strip_prefix(name)).map_or("unknown", str::trim).to_owned()
         };
@@ -356,18 +362,18 @@ impl Lock {
 }
 
 /// Returns the error of a failed process.
-pub(super) fn failure(id: &InstanceId, what: &str, said: Said) -> TargetError {
-    if let Some(Lock { id: lock, who, created, operation }) = Lock::of(&said) {
+pub(super) fn failure(id: &InstanceId, what: &str, result: ProcessResult) -> TargetError {
+    if let Some(Lock { id: lock, who, created, operation }) = Lock::reported_in(&result) {
         let message = format!("the state of `{id}` is locked by {who} since {created} ({operation}, lock {lock})");
         return TargetError::new(TargetErrorKind::StateLocked, message);
     }
-    let mut diagnostics = said.errors;
-    if diagnostics.is_empty() && !said.stderr.trim().is_empty() {
+    let mut diagnostics = result.errors;
+    if diagnostics.is_empty() && !result.stderr.trim().is_empty() {
         let summary =
-            said.stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned();
+            result.stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned();
         diagnostics.push(Diagnostic { summary, detail: String::new(), address: None, place: None });
     }
-    let code = said.code.unwrap_or(-1);
+    let code = result.code.unwrap_or(-1);
     let message = if diagnostics.is_empty() {
         format!("`tofu {what}` of `{}` ended with {code}", id)
     } else {

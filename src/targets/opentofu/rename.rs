@@ -12,31 +12,31 @@ use crate::{
 };
 
 /// The folders below the daemon's data that contain data of each instance.
-const KEPT: [&str; 3] = ["states", "state-copies", "work"];
+const INSTANCE_FOLDERS: [&str; 3] = ["states", "state-copies", "work"];
 
 impl Tofu {
     /// Moves the local state, the state backups and the work tree to another name.
     pub(super) fn rename_folders(&self, from: &InstanceId, to: &InstanceId) -> Result<(), TargetError> {
-        let below = |kept: &str, id: &InstanceId| {
-            self.settings.data.join(kept).join(id.environment.as_str()).join(id.component.as_str())
+        let below = |folder: &str, id: &InstanceId| {
+            self.settings.data.join(folder).join(id.environment.as_str()).join(id.component.as_str())
         };
-        for kept in KEPT {
-            let (old, new) = (below(kept, from), below(kept, to));
+        for folder in INSTANCE_FOLDERS {
+            let (old, new) = (below(folder, from), below(folder, to));
             if !old.exists() {
                 continue;
             }
             // A work tree is created again when it is missing, and a folder without a state has no owner. An existing
             // state has an owner and is not removed.
-            if kept == "work" || kept == "states" && !holds_files(&new) {
+            if folder == "work" || folder == "states" && !holds_files(&new) {
                 drop(std::fs::remove_dir_all(&new));
             }
             // Backups of an earlier component of that name stay beside the moved ones.
-            if kept == "state-copies" && new.exists() {
+            if folder == "state-copies" && new.exists() {
                 move_files(&old, &new).map_err(|error| TargetError::new(TargetErrorKind::Rename, error.to_string()))?;
                 continue;
             }
             rename(&old, &new).map_err(|why| {
-                let message = format!("could not move what is kept of `{from}` to `{to}` ({kept}): {why}");
+                let message = format!("could not move what is kept of `{from}` to `{to}` ({folder}): {why}");
                 TargetError::new(TargetErrorKind::Rename, message)
             })?;
         }

@@ -14,7 +14,7 @@ use chrono::{DateTime, Utc};
 use super::{
     Tofu,
     apply::applied,
-    program::{Heard, Lock, Read, Said, failure, located, tail},
+    program::{Lock, OutputReader, ProcessResult, Read, failure, located, tail},
 };
 use crate::{
     adapters::supervisor::{self, Begun, End, Order, Spool, Standing},
@@ -43,7 +43,7 @@ impl Tofu {
         fence: Option<Fence>,
         input: Option<&Path>,
         progress: Option<Progress>,
-    ) -> Result<Said, TargetError> {
+    ) -> Result<ProcessResult, TargetError> {
         let environment = self.environment(job, folder, true)?;
         let what = arguments.first().cloned().unwrap_or_default();
         let order = Order {
@@ -68,26 +68,26 @@ impl Tofu {
                 format!("could not start a supervisor for `{}`: {error}", job.instance),
             )
         })?;
-        let said = self.heard(&job.instance, &what, &spool, progress, async { drop(child.wait().await) }).await?;
-        tracing::debug!(instance = %job.instance, what, code = said.code, ms = started.elapsed().as_millis(), "tofu ended");
-        Ok(said)
+        let result = self.follow(&job.instance, &what, &spool, progress, async { drop(child.wait().await) }).await?;
+        tracing::debug!(instance = %job.instance, what, code = result.code, ms = started.elapsed().as_millis(), "tofu ended");
+        Ok(result)
     }
 
     /// Follows the output in a spool until the process ends.
-    async fn heard(
+    async fn follow(
         &self,
         id: &InstanceId,
         what: &str,
         spool: &Spool,
         progress: Option<Progress>,
         ended: impl Future<Output = ()>,
-    ) -> Result<Said, TargetError> {
+    ) -> Result<ProcessResult, TargetError> {
         let failed = |why: String| TargetError {
             effect_may_have_begun: what == "apply",
             ..TargetError::new(TargetErrorKind::TofuInterrupted, format!("`tofu {what}` of `{id}` {why}"))
         };
         let unreadable = |error: std::io::Error| failed(format!("could not be read: {error}"));
-        let mut heard = Heard::new(self.redactor.clone(), progress);
+        let mut reader = OutputReader::new(self.redactor.clone(), progress);
         let output = File::open(spool.output()).map_err(unreadable)?;
         tokio::pin!(ended);
         let mut over = false;
@@ -98,18 +98,18 @@ impl Tofu {
                 () = tokio::time::sleep(PROGRESS_EVERY) => {}
             }
             let standing = spool.look().map_err(unreadable)?;
-            heard.take(&output).map_err(unreadable)?;
+            reader.take(&output).map_err(unreadable)?;
             if !matches!(standing, Standing::Alive(_)) {
                 break standing;
             }
         };
-        let mut said = heard.said;
-        said.stderr =
+        let mut result = reader.result;
+        result.stderr =
             self.redactor.redact(&tail(File::open(spool.complaints()).map_err(unreadable)?).map_err(unreadable)?);
         match standing {
             Standing::Ended(_, End::Exited { code }) => {
-                said.code = Some(code);
-                Ok(said)
+                result.code = Some(code);
+                Ok(result)
             }
             Standing::Ended(_, End::Killed { message }) => Err(failed(message)),
             Standing::Ended(_, End::Stopped { message }) => {
@@ -148,7 +148,7 @@ impl Tofu {
         let ended = match spool.look().map_err(unreadable)? {
             Standing::Alive(order) | Standing::Ended(order, _) if is_ours(&order) => {
                 tracing::info!(instance = %id, run = fence.run.0, "attached to what went on without the daemon");
-                self.heard(id, "apply", &spool, Some(progress), async { drop(spool.ended().await) }).await
+                self.follow(id, "apply", &spool, Some(progress), async { drop(spool.ended().await) }).await
             }
             Standing::Alive(_) => {
                 // A plan that took the state lock; it ends by itself.
@@ -158,7 +158,7 @@ impl Tofu {
             _ => return Ok(Attached::Gone),
         };
         Ok(match ended {
-            Ok(said) => Attached::Ended(applied(id, said)),
+            Ok(result) => Attached::Ended(applied(id, result)),
             // A process over its time limit failed, whichever daemon waits for it (R3.1).
             Err(error) if error.kind == TargetErrorKind::TofuTimeout => Attached::Ended(Err(error)),
             // The process was killed or never started: an observation tells more than the incomplete output.
@@ -175,7 +175,12 @@ impl Tofu {
     }
 
     /// Releases the state lock that blocked a process, with proof that a supervised process took it and is dead.
-    pub(super) async fn release_of_the_dead(&self, job: &Job, root: &Path, said: &Said) -> Result<bool, TargetError> {
+    pub(super) async fn release_dead_lock(
+        &self,
+        job: &Job,
+        root: &Path,
+        result: &ProcessResult,
+    ) -> Result<bool, TargetError> {
         let spool = self.spool(&job.instance);
         let unreadable = |error: std::io::Error| {
             TargetError::new(
@@ -183,17 +188,17 @@ impl Tofu {
                 format!("could not read what became of `{}`: {error}", job.instance),
             )
         };
-        let Some(lock) = Lock::of(said) else {
-            if said.locked_at.is_some() {
+        let Some(lock) = Lock::reported_in(result) else {
+            if result.locked_at.is_some() {
                 // This process had the lock itself, so no dead process left it behind.
                 spool.forget_died().map_err(unreadable)?;
             }
             return Ok(false);
         };
         let Some((order, begun, output)) = spool.died().map_err(unreadable)? else { return Ok(false) };
-        let mut heard = Heard::new(self.redactor.clone(), None);
-        heard.take(output).map_err(unreadable)?;
-        if !is_of_the_dead(&begun, heard.said.locked_at, &lock) {
+        let mut reader = OutputReader::new(self.redactor.clone(), None);
+        reader.take(output).map_err(unreadable)?;
+        if !is_lock_of_dead_process(&begun, reader.result.locked_at, &lock) {
             return Ok(false);
         }
         let token = order.fence.map_or(0, |fence| fence.token);
@@ -208,22 +213,22 @@ impl Tofu {
         let ready = self.ready(job, work, true).await?;
         // A plan reports the owner of the lock and writes nothing.
         let arguments = ["plan", "-json", "-input=false", "-refresh=false", "-lock-timeout=0s"].map(str::to_owned);
-        let said = self.supervised(job, &ready.root, &arguments, None, None, None).await?;
-        let Some(lock) = Lock::of(&said) else { return Ok(None) };
+        let result = self.supervised(job, &ready.root, &arguments, None, None, None).await?;
+        let Some(lock) = Lock::reported_in(&result) else { return Ok(None) };
         self.force_unlock(job, &ready.root, &lock).await?;
         Ok(Some(format!("{} since {} ({}, lock {})", lock.who, lock.created, lock.operation, lock.id)))
     }
 
     async fn force_unlock(&self, job: &Job, root: &Path, lock: &Lock) -> Result<(), TargetError> {
         let arguments = ["force-unlock".to_owned(), "-force".into(), lock.id.clone()];
-        let said = self.run(job, root, &arguments, true, Read::Lines).await?;
-        if said.code == Some(0) { Ok(()) } else { Err(failure(&job.instance, "force-unlock", said)) }
+        let result = self.run(job, root, &arguments, true, Read::Lines).await?;
+        if result.code == Some(0) { Ok(()) } else { Err(failure(&job.instance, "force-unlock", result)) }
     }
 }
 
 /// Whether a killed process of this daemon took a lock. The process ran on this machine and ended with its supervisor,
 /// and at a time when it had the lock of this state, the given lock had already been taken.
-fn is_of_the_dead(begun: &Begun, had_it_at: Option<DateTime<Utc>>, lock: &Lock) -> bool {
+fn is_lock_of_dead_process(begun: &Begun, had_it_at: Option<DateTime<Utc>>, lock: &Lock) -> bool {
     let (Some(had_it_at), Some(created)) = (had_it_at, lock.created_at()) else { return false };
     lock.who.rsplit_once('@').is_some_and(|(_, host)| host == begun.program.host)
         && begun.supervisor.is_dead()
@@ -250,14 +255,23 @@ mod tests {
         };
         let host = &dead.host;
         let ours = lock(&format!("root@{host}"), 3);
-        assert!(is_of_the_dead(&begun, Some(at(5)), &ours));
-        assert!(!is_of_the_dead(&begun, None, &ours), "it never had the lock");
-        assert!(!is_of_the_dead(&begun, Some(at(5)), &lock(&format!("root@{host}"), 60)), "taken after it had one");
-        assert!(!is_of_the_dead(&begun, Some(at(5)), &lock(&format!("root@{host}"), -60)), "taken before it began");
-        assert!(!is_of_the_dead(&begun, Some(at(5)), &lock("root@elsewhere", 3)), "another machine's");
+        assert!(is_lock_of_dead_process(&begun, Some(at(5)), &ours));
+        assert!(!is_lock_of_dead_process(&begun, None, &ours), "it never had the lock");
+        assert!(
+            !is_lock_of_dead_process(&begun, Some(at(5)), &lock(&format!("root@{host}"), 60)),
+            "taken after it had one"
+        );
+        assert!(
+            !is_lock_of_dead_process(&begun, Some(at(5)), &lock(&format!("root@{host}"), -60)),
+            "taken before it began"
+        );
+        assert!(!is_lock_of_dead_process(&begun, Some(at(5)), &lock("root@elsewhere", 3)), "another machine's");
         let alive = Begun { program: Who::me(), ..begun.clone() };
-        assert!(!is_of_the_dead(&alive, Some(at(5)), &ours), "it lives");
+        assert!(!is_lock_of_dead_process(&alive, Some(at(5)), &ours), "it lives");
         let away = Who { host: "elsewhere".into(), ..dead };
-        assert!(!is_of_the_dead(&Begun { program: away, ..begun }, Some(at(5)), &ours), "nothing is known of it");
+        assert!(
+            !is_lock_of_dead_process(&Begun { program: away, ..begun }, Some(at(5)), &ours),
+            "nothing is known of it"
+        );
     }
 }

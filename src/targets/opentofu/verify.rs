@@ -37,11 +37,11 @@ impl Tofu {
         ready: &Ready,
         apply: bool,
     ) -> Result<BTreeMap<String, Output>, TargetError> {
-        let said = self.run(job, &ready.root, &["output".to_owned(), "-json".into()], apply, Read::Answer).await?;
-        if said.code != Some(0) {
-            return Err(failure(&job.instance, "output", said));
+        let result = self.run(job, &ready.root, &["output".to_owned(), "-json".into()], apply, Read::Answer).await?;
+        if result.code != Some(0) {
+            return Err(failure(&job.instance, "output", result));
         }
-        let raw: BTreeMap<String, RawOutput> = serde_json::from_slice(&said.stdout).map_err(|error| {
+        let raw: BTreeMap<String, RawOutput> = serde_json::from_slice(&result.stdout).map_err(|error| {
             TargetError::new(
                 TargetErrorKind::OutputsUnreadable,
                 format!("the outputs of `{}` could not be read: {error}", job.instance),

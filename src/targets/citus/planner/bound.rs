@@ -11,7 +11,7 @@ use super::{
 pub(super) fn at_least(layout: &Layout, home: &[usize], stuck: &[usize], bands: Option<Vec<Band>>) -> u64 {
     let mut loads = vec![0_u64; layout.nodes.len()];
     let (mut bytes, mut loose) = (0, 0);
-    let mut stays: Vec<Vec<&Placement>> = vec![vec![]; layout.nodes.len()];
+    let mut movable: Vec<Vec<&Placement>> = vec![vec![]; layout.nodes.len()];
     for (index, (placement, node)) in layout.placements.iter().zip(home).enumerate() {
         match placement.pin {
             _ if stuck.binary_search(&index).is_ok() => loads[*node] += placement.weight,
@@ -25,21 +25,21 @@ pub(super) fn at_least(layout: &Layout, home: &[usize], stuck: &[usize], bands: 
             }
             None => {
                 loads[*node] += placement.weight;
-                stays[*node].push(placement);
+                movable[*node].push(placement);
             }
         }
     }
     let Some(bands) = bands else { return bytes };
     let nodes = || (0..layout.nodes.len()).filter(|node| layout.nodes[*node].holds);
     // The excess of a node leaves it in whole placements; a deficit is filled with whole placements.
-    let whole = stays.iter().flatten().map(|placement| placement.weight).fold(loose, gcd).max(1);
+    let whole = movable.iter().flatten().map(|placement| placement.weight).fold(loose, gcd).max(1);
     let mut leaves = 0;
     for node in nodes().filter(|node| loads[*node] > bands[*node].high) {
-        let smallest = stays[node].iter().map(|placement| placement.bytes).min().unwrap_or(0);
-        leaves += cheapest(&stays[node], (loads[node] - bands[node].high).next_multiple_of(whole)).max(smallest);
+        let smallest = movable[node].iter().map(|placement| placement.bytes).min().unwrap_or(0);
+        leaves += cheapest(&movable[node], (loads[node] - bands[node].high).next_multiple_of(whole)).max(smallest);
     }
     let lacking: u64 = nodes().map(|node| bands[node].low.saturating_sub(loads[node]).next_multiple_of(whole)).sum();
-    let all: Vec<&Placement> = stays.concat();
+    let all: Vec<&Placement> = movable.concat();
     bytes + leaves.max(cheapest(&all, lacking.saturating_sub(loose)))
 }
 
@@ -49,14 +49,14 @@ pub(super) fn whole(number: f64) -> u64 {
     number.max(0.0) as u64
 }
 
-fn gcd(one: u64, two: u64) -> u64 {
-    if two == 0 { one } else { gcd(two, one % two) }
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// Returns the fewest bytes that have a weight, as if placements could be divided.
 fn cheapest(from: &[&Placement], mut weight: u64) -> u64 {
     let mut from: Vec<&&Placement> = from.iter().filter(|placement| placement.weight > 0).collect();
-    from.sort_by(|one, two| (one.bytes as f64 / one.weight as f64).total_cmp(&(two.bytes as f64 / two.weight as f64)));
+    from.sort_by(|a, b| (a.bytes as f64 / a.weight as f64).total_cmp(&(b.bytes as f64 / b.weight as f64)));
     let mut bytes = 0;
     for placement in from {
         if placement.weight >= weight {

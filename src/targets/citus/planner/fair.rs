@@ -25,24 +25,24 @@ impl Fair {
         let weight = |index: usize| layout.placements[index].weight;
         let mut order: Vec<usize> = (0..at.len()).collect();
         order.sort_by_key(|index| (std::cmp::Reverse(weight(*index)), *index));
-        let mut left: u64 = order.iter().map(|index| weight(*index)).sum();
+        let mut remaining: u64 = order.iter().map(|index| weight(*index)).sum();
         let mut fair = Self { nodes, mean: 0.0, giants: vec![] };
         let loads = balance(layout, at).loads;
         for index in order {
             let owned = fair.nodes.iter().filter(|node| fair.giants.iter().any(|(_, own)| own == *node)).count();
             let others = fair.nodes.len() - owned;
-            fair.mean = left as f64 / others.max(1) as f64;
+            fair.mean = remaining as f64 / others.max(1) as f64;
             if others < 2 || weight(index) as f64 <= fair.mean * (1.0 + limit) {
                 break;
             }
             let is_taken = |node: usize| fair.giants.iter().any(|(_, own)| *own == node);
             let free = || fair.nodes.iter().copied().filter(|node| !is_taken(*node));
             let may = |node: &usize| state.may(index, *node);
-            let stays = free().find(|node| *node == at[index]);
+            let current = free().find(|node| *node == at[index]);
             // Another giant occupies the node: this one moves to the emptiest possible node, or stays.
-            let own = stays.or_else(|| free().filter(may).min_by_key(|node| (loads[*node], *node)));
+            let own = current.or_else(|| free().filter(may).min_by_key(|node| (loads[*node], *node)));
             fair.giants.push((index, own.unwrap_or(at[index])));
-            left -= weight(index);
+            remaining -= weight(index);
         }
         fair
     }

@@ -74,35 +74,35 @@ impl Wanted {
 pub fn plan(layout: &Layout, wanted: Option<Wanted>) -> Rebalance {
     let first = once(layout, wanted);
     let home: Vec<usize> = layout.placements.iter().map(|placement| placement.node).collect();
-    let mut now = moved(layout, &first.moves);
+    let mut current = moved(layout, &first.moves);
     let mut last = None;
     for _ in 0..PLANS_MAX {
-        let more = once(&now, wanted);
+        let more = once(&current, wanted);
         if more.moves.is_empty() {
             break;
         }
-        now = moved(&now, &more.moves);
+        current = moved(&current, &more.moves);
         last = Some(more);
     }
     // Usually the first plan leaves nothing to do.
     let Some(last) = last else { return first };
-    let at: Vec<usize> = now.placements.iter().map(|placement| placement.node).collect();
+    let at: Vec<usize> = current.placements.iter().map(|placement| placement.node).collect();
     let moves = ordered(layout, &home, &at, &first.before);
-    let bytes = moves.iter().map(|one| layout.placements[one.placement].bytes).sum();
+    let bytes = moves.iter().map(|step| layout.placements[step.placement].bytes).sum();
     let bytes_at_least = first.bytes_at_least.min(bytes);
     Rebalance { moves, bytes, bytes_at_least, before: first.before, ..last }
 }
 
 /// Returns the layout after moves; moved placements use the available space.
 fn moved(layout: &Layout, moves: &[Move]) -> Layout {
-    let mut now = layout.clone();
-    for one in moves {
-        now.placements[one.placement].node = one.to;
-        if let Some(room) = &mut now.nodes[one.to].room {
-            *room = room.saturating_sub(layout.placements[one.placement].bytes);
+    let mut current = layout.clone();
+    for step in moves {
+        current.placements[step.placement].node = step.to;
+        if let Some(room) = &mut current.nodes[step.to].room {
+            *room = room.saturating_sub(layout.placements[step.placement].bytes);
         }
     }
-    now
+    current
 }
 
 /// Makes one plan. If the limit is out of reach, another plan may improve the result.
@@ -115,9 +115,9 @@ fn once(layout: &Layout, wanted: Option<Wanted>) -> Rebalance {
         let (next, reached, why) = balanced(layout, &home, &at, *wanted);
         short = why;
         // A move may have unblocked a pinned placement.
-        let (mut next, left) = forced(layout, &home, next);
+        let (mut next, unplaced) = forced(layout, &home, next);
         untwined(layout, &home, &mut next);
-        stuck = left;
+        stuck = unplaced;
         if next == at {
             break;
         }
@@ -129,7 +129,7 @@ fn once(layout: &Layout, wanted: Option<Wanted>) -> Rebalance {
         |node: usize, band: &Band| (band.low..=band.high).contains(&after.loads[node]) || !layout.nodes[node].holds;
     let aim = aim.filter(|bands: &Vec<Band>| bands.iter().enumerate().all(|(node, band)| is_in(node, band)));
     let moves = ordered(layout, &home, &at, &before);
-    let bytes = moves.iter().map(|one| layout.placements[one.placement].bytes).sum();
+    let bytes = moves.iter().map(|step| layout.placements[step.placement].bytes).sum();
     let bytes_at_least = at_least(layout, &home, &stuck, aim);
     Rebalance { moves, bytes, bytes_at_least, before, after, short, stuck }
 }
@@ -142,12 +142,12 @@ fn untwined(layout: &Layout, home: &[usize], at: &mut [usize]) {
         of_group.entry(placement.group).or_default().push(index);
     }
     for twins in of_group.into_values().filter(|twins| twins.len() > 1) {
-        for one in &twins {
-            let comes = twins.iter().find(|other| *other != one && at[**other] == home[*one]);
-            let Some(other) = comes.copied().filter(|_| at[*one] != home[*one]) else { continue };
+        for index in &twins {
+            let comes = twins.iter().find(|other| *other != index && at[**other] == home[*index]);
+            let Some(other) = comes.copied().filter(|_| at[*index] != home[*index]) else { continue };
             let may = |index: usize, node: usize| layout.placements[index].pin.is_none_or(|pin| pin == node);
-            if may(*one, home[*one]) && may(other, at[*one]) {
-                at.swap(*one, other);
+            if may(*index, home[*index]) && may(other, at[*index]) {
+                at.swap(*index, other);
             }
         }
     }
@@ -159,29 +159,29 @@ fn ordered(layout: &Layout, home: &[usize], at: &[usize], before: &Balance) -> V
     let mut moves: Vec<Move> = moved
         .map(|(placement, (from, to))| {
             let because = match &layout.placements[placement] {
-                one if one.pin == Some(*to) => Because::Pin,
+                placement if placement.pin == Some(*to) => Because::Pin,
                 _ if !layout.nodes[*from].holds => Because::Drain,
                 _ => Because::Balance,
             };
             Move { placement, from: *from, to: *to, because }
         })
         .collect();
-    let fullest = |one: &Move| std::cmp::Reverse(before.loads[one.from]);
-    let largest = |one: &Move| std::cmp::Reverse(layout.placements[one.placement].weight);
-    moves.sort_by_key(|one| (one.because, fullest(one), largest(one), one.placement));
+    let fullest = |step: &Move| std::cmp::Reverse(before.loads[step.from]);
+    let largest = |step: &Move| std::cmp::Reverse(layout.placements[step.placement].weight);
+    moves.sort_by_key(|step| (step.because, fullest(step), largest(step), step.placement));
     // A placement leaves a node before another placement of its group arrives.
-    let group = |one: &Move| layout.placements[one.placement].group;
+    let group = |step: &Move| layout.placements[step.placement].group;
     let mut there: BTreeSet<(usize, usize)> =
         layout.placements.iter().zip(home).map(|(placement, node)| (placement.group, *node)).collect();
     let mut order = vec![];
     loop {
         let before = order.len();
-        moves.retain(|one| {
-            let is_free = !there.contains(&(group(one), one.to));
+        moves.retain(|step| {
+            let is_free = !there.contains(&(group(step), step.to));
             if is_free {
-                there.remove(&(group(one), one.from));
-                there.insert((group(one), one.to));
-                order.push(*one);
+                there.remove(&(group(step), step.from));
+                there.insert((group(step), step.to));
+                order.push(*step);
             }
             !is_free
         });
@@ -241,12 +241,12 @@ fn balanced(
 ) -> (Vec<usize>, Option<Vec<Band>>, Option<Short>) {
     let limit = wanted.limit;
     let fair = Fair::new(layout, home, at, limit);
-    let now = fair.skew(layout, at);
+    let skew = fair.skew(layout, at);
     let mean = balance(layout, at).mean;
     let above = |placement: usize| layout.placements[placement].weight as f64 / mean - 1.0;
     let giant = fair.giants.first().map(|(placement, _)| *placement);
     let too_large = giant.map(|placement| Short::TooLarge { placement, above: above(placement) });
-    if now <= limit || fair.nodes.len() < 2 {
+    if skew <= limit || fair.nodes.len() < 2 {
         return (at.to_vec(), None, too_large);
     }
     for step in 0..=STEPS {
@@ -257,7 +257,7 @@ fn balanced(
         }
     }
     // The limit is out of reach: search for the narrowest band that is worth the moves.
-    let (mut low, mut high, mut best) = (limit, now, None);
+    let (mut low, mut high, mut best) = (limit, skew, None);
     for _ in 0..6 {
         let middle = (low + high) / 2.0;
         let bands = fair.bands(layout, middle);
@@ -269,9 +269,9 @@ fn balanced(
             None => low = middle,
         }
     }
-    let reached = best.as_ref().map_or(now, |(found, _)| fair.skew(layout, found));
-    let short = too_large.or_else(|| fair.too_few(layout, limit)).unwrap_or(Short::Bound { best: reached.min(now) });
-    match best.filter(|_| now - reached > limit / 2.0) {
+    let reached = best.as_ref().map_or(skew, |(found, _)| fair.skew(layout, found));
+    let short = too_large.or_else(|| fair.too_few(layout, limit)).unwrap_or(Short::Bound { best: reached.min(skew) });
+    match best.filter(|_| skew - reached > limit / 2.0) {
         Some((found, bands)) => (found, Some(bands), Some(short)),
         None => (at.to_vec(), None, Some(short)),
     }

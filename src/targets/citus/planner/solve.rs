@@ -125,27 +125,27 @@ fn choose(state: &State<'_>, from: &[usize], need: u64, most: u64) -> Vec<usize>
     let bytes = |chosen: &[usize]| chosen.iter().map(|index| state.bytes(*index)).sum::<u64>();
     let weight = |chosen: &[usize]| chosen.iter().map(|index| state.weight(*index)).sum::<u64>();
     let mut cheapest: Vec<usize> = from.to_vec();
-    cheapest.sort_by(|one, two| {
+    cheapest.sort_by(|a, b| {
         let ratio = |index: &usize| state.bytes(*index) as f64 / state.weight(*index) as f64;
-        ratio(one).total_cmp(&ratio(two)).then(state.weight(*two).cmp(&state.weight(*one))).then(one.cmp(two))
+        ratio(a).total_cmp(&ratio(b)).then(state.weight(*b).cmp(&state.weight(*a))).then(a.cmp(b))
     });
     let mut best: Option<Vec<usize>> = None;
     for order in [&cheapest[..], from] {
         for begin in 0..order.len().min(BEGINNINGS) {
-            let (mut chosen, mut left) = (vec![], need);
+            let (mut chosen, mut remaining) = (vec![], need);
             let mut rest = vec![];
             for index in &order[begin..] {
                 let weight = state.weight(*index);
-                if weight <= left {
-                    left -= weight;
+                if weight <= remaining {
+                    remaining -= weight;
                     chosen.push(*index);
                 } else {
                     rest.push(*index);
                 }
             }
-            if left > 0 {
+            if remaining > 0 {
                 // The last placement may weigh more than the remaining need.
-                let closing = rest.iter().chain(&order[..begin]).filter(|index| state.weight(**index) >= left);
+                let closing = rest.iter().chain(&order[..begin]).filter(|index| state.weight(**index) >= remaining);
                 match closing.min_by_key(|index| (state.bytes(**index), state.weight(**index), **index)) {
                     Some(index) => chosen.push(*index),
                     None => continue,
@@ -209,21 +209,21 @@ fn take(state: &mut State<'_>, nodes: &[usize], bands: &[Band]) {
         let ratio = |index: &usize| state.cost(*index, node) as f64 / state.weight(*index) as f64;
         let enough = could.iter().filter(|index| state.weight(**index) >= need);
         let closing = enough.min_by_key(|index| (state.cost(**index, node), state.weight(**index), **index));
-        let part = could.iter().filter(|index| state.weight(**index) < need).max_by(|one, two| {
-            ratio(two)
-                .total_cmp(&ratio(one))
-                .then(state.weight(**one).cmp(&state.weight(**two)))
-                .then(state.loads[state.at[**one]].cmp(&state.loads[state.at[**two]]))
-                .then(two.cmp(one))
+        let part = could.iter().filter(|index| state.weight(**index) < need).max_by(|a, b| {
+            ratio(b)
+                .total_cmp(&ratio(a))
+                .then(state.weight(**a).cmp(&state.weight(**b)))
+                .then(state.loads[state.at[**a]].cmp(&state.loads[state.at[**b]]))
+                .then(b.cmp(a))
         });
         let chosen = match (closing, part) {
             // One placement slightly over the need is better than several small ones.
-            (Some(one), Some(two)) => {
+            (Some(full), Some(part)) => {
                 let exact = |index: usize| state.weight(index) as f64 <= need as f64 * 1.02;
-                if exact(*one) || state.cost(*one, node) <= state.cost(*two, node) { *one } else { *two }
+                if exact(*full) || state.cost(*full, node) <= state.cost(*part, node) { *full } else { *part }
             }
-            (Some(one), None) => *one,
-            (None, Some(two)) => *two,
+            (Some(full), None) => *full,
+            (None, Some(part)) => *part,
             (None, None) => return,
         };
         state.put(chosen, node);
@@ -303,9 +303,9 @@ fn give_back(state: &mut State<'_>, bands: &[Band]) -> bool {
             continue;
         }
         // Replace the move by one of another placement of the same node with fewer bytes.
-        let stays = |other: usize| state.at[other] == home && state.home[other] == home;
+        let is_at_home = |other: usize| state.at[other] == home && state.home[other] == home;
         let cheaper =
-            on[home].iter().copied().filter(|other| stays(*other) && state.bytes(*other) < state.bytes(index));
+            on[home].iter().copied().filter(|other| is_at_home(*other) && state.bytes(*other) < state.bytes(index));
         let instead = cheaper.filter(|other| {
             let other_weight = state.weight(*other);
             fits(here, there + other_weight) && fits(home, back - other_weight) && state.may(*other, here)

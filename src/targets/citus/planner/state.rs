@@ -45,8 +45,8 @@ impl<'l> State<'l> {
         let is_home = self.home[index] == node;
         let twin = self.others.get(&placement.group);
         let is_free = twin.is_none_or(|all| all.iter().all(|other| *other == index || self.at[*other] != node));
-        let is_meant = self.layout.nodes[node].holds && placement.pin.is_none_or(|pin| pin == node);
-        is_meant && is_free && (is_home || self.room[node] >= i128::from(placement.bytes))
+        let is_allowed = self.layout.nodes[node].holds && placement.pin.is_none_or(|pin| pin == node);
+        is_allowed && is_free && (is_home || self.room[node] >= i128::from(placement.bytes))
     }
 
     /// Whether a placement may move for balance.
