@@ -37,7 +37,7 @@ pub(super) async fn run(global: &Global, args: Serve) -> Done {
             _ = term.recv() => {}
             _ = int.recv() => {}
         }
-        tracing::info!("stopping: nothing new is started, and what is under way ends");
+        tracing::info!(kind = "stopping", "stopping: no new work starts, and work in progress ends");
         stopper.context.stop();
     });
     // A second daemon on the same data waits until the first process ends or its lease expires.
@@ -78,7 +78,7 @@ pub(super) async fn run(global: &Global, args: Serve) -> Done {
                 }
             },
         };
-        tracing::info!(address = %listener.local_addr()?, repository = url, "evenkeel listens");
+        tracing::info!(kind = "listening", address = %listener.local_addr()?, repository = url, "evenkeel listens");
         server::serve(listener, door).await
     });
     daemon.serve().await;

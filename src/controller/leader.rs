@@ -66,12 +66,20 @@ impl Leader {
                 _ => Instant::now(),
             };
             if since.elapsed() >= self.context.settings.lease {
-                tracing::warn!(holder = lease.holder, "took over from a daemon that renews its lease no more");
+                tracing::warn!(
+                    kind = "lease-taken",
+                    holder = lease.holder,
+                    "took the lease of a daemon that does not renew it any more"
+                );
                 self.take_lease().await?;
                 return Ok(true);
             }
             if !said {
-                tracing::info!(holder = lease.holder, "another daemon has the lease; waiting until it ends");
+                tracing::info!(
+                    kind = "lease-waits",
+                    holder = lease.holder,
+                    "another daemon has the lease; waiting until it ends"
+                );
                 said = true;
             }
             watched = Some((lease, since));
@@ -101,7 +109,8 @@ impl Leader {
             && !self.fenced.swap(true, Ordering::Relaxed)
         {
             tracing::error!(
-                "another daemon has taken over, so this one stops; nothing of what it does is recorded any more"
+                kind = "lease-lost",
+                "another daemon took the lease, so this one stops; the store refuses its writes"
             );
             self.context.stop();
         }

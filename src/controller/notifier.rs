@@ -71,7 +71,7 @@ impl Notifier {
                             self.context.now() + Duration::seconds(i64::try_from(wait.as_seconds()).unwrap_or(300))
                         });
                         let at = at.map(|at| error.not_before.map_or(at, |not_before| at.max(not_before)));
-                        tracing::warn!(error = error.to_string(), next = ?at, "could not say something to the forge");
+                        tracing::warn!(kind = "forge-write-failed", error = error.to_string(), next = ?at, "a write to the forge failed; it is tried again");
                         self.context
                             .store
                             .mark_undeliverable(id, &outgoing, &error.to_string(), at, self.context.now())

@@ -129,7 +129,7 @@ async fn receive(
     }
     let done = run(&shared, &["receive-pack", "--stateless-rpc"], &body).await;
     if let Err(refusal) = shared.lock().await.look(&user.login) {
-        tracing::warn!(why = refusal.1, "could not look at the branches after a push");
+        tracing::warn!(kind = "branches-not-read", why = refusal.1, "the branches could not be read after a push");
     }
     answer("receive-pack", done)
 }

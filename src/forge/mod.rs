@@ -57,7 +57,7 @@ impl Forge {
             .with_state(shared);
         let task = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!(%error, "the forge stopped");
+                tracing::error!(kind = "forge-stopped", %error, "the forge stopped");
             }
         });
         Ok(Self { address, task })

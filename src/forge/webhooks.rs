@@ -36,7 +36,7 @@ impl Sender {
         let text = hex::encode(id);
         let delivery = format!("{}-{}-{}-{}-{}", &text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..]);
         if sender.try_send((event.to_owned(), delivery, payload.to_string().into_bytes())).is_err() {
-            tracing::warn!(event, "an event was dropped: too many wait");
+            tracing::warn!(kind = "event-dropped", event, "an event was dropped: too many wait");
         }
     }
 }
@@ -66,7 +66,7 @@ async fn deliver(webhook: Webhook, mut receiver: mpsc::Receiver<(String, String,
             match request.send().await {
                 Ok(response) if response.status().is_success() => break,
                 Ok(response) if response.status().is_client_error() => {
-                    tracing::warn!(event, status = %response.status(), "an event was refused");
+                    tracing::warn!(kind = "event-refused", event, status = %response.status(), "an event was refused");
                     break;
                 }
                 _ => tokio::time::sleep(Duration::from_millis(200 << attempt)).await,

@@ -102,7 +102,11 @@ async fn receive(State(door): State<Shared>, request: Request) -> (StatusCode, &
         .into_iter()
         .for_each(|wake| door.daemon.context.queue.enqueue(wake, crate::controller::Reason::Webhook));
     if let Err(error) = door.daemon.context.store.handled(&format!("delivery/{id}"), door.daemon.context.now()).await {
-        tracing::warn!(error = crate::error_chain(&error), "could not mark a delivery");
+        tracing::warn!(
+            kind = "webhook-not-recorded",
+            error = crate::error_chain(&error),
+            "a delivery could not be recorded"
+        );
     }
     (StatusCode::OK, "ok\n")
 }

@@ -271,7 +271,7 @@ async fn a_rebalance_is_made_by_a_word_and_by_the_clock() {
     stage.verdict("dev/shards", Verdict::InSync).await;
     let (code, out, _) = stage.run(&["rebalance", "dev"]);
     assert_eq!(code, 0, "{out}");
-    assert!(out.contains("No move was to be made"), "{out}");
+    assert!(out.contains("No move was needed"), "{out}");
     cluster.fill("tasks", &nodes[0], 300, 2000).await;
     let (code, out, _) = stage.drift("dev");
     assert_eq!(code, 0, "what waits for its time is no drift: {out}");
@@ -514,7 +514,7 @@ async fn a_rebalance_is_a_word_of_those_who_may() {
     stage.say("lin", pull, "/rebalance kind:tofu or component:nothing").await;
     stage.comment(pull, "matches no instance").await;
     stage.say("lin", pull, "/rebalance dev").await;
-    let run = stage.comment(pull, "The moves are made").await;
+    let run = stage.comment(pull, "All moves of this run completed").await;
     assert!(run.contains("`/rebalance` of @lin"), "{run}");
     let (code, out, _) = stage.drift("dev");
     assert_eq!(code, 0, "{out}");

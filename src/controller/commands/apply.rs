@@ -4,6 +4,7 @@
 //! (R6.10).
 
 use crate::domain::message::Refusal;
+use crate::domain::message::answer::Answer;
 use crate::domain::message::run::RunCause;
 use crate::domain::plan::validation::Violation;
 use std::{
@@ -115,9 +116,7 @@ impl Commands {
             self.refuse_unknown(&selected).await?;
             return Err(Error::Refused(Refusal::NothingPending(environments(&selected).into_iter().collect())));
         }
-        let said: Vec<String> =
-            started.iter().map(|(environment, run)| format!("Run {run} applies `{environment}`.")).collect();
-        Ok(said.join(" "))
+        Ok(Answer::Applies(started).to_string())
     }
 
     /// Refuses to call what could not be observed applied (R2.9).

@@ -6,7 +6,7 @@
 //! planned: it is refused until the plan stands, because there is nothing yet that it could mean.
 
 use crate::domain::message::Refusal;
-use crate::domain::message::list;
+use crate::domain::message::answer::Answer;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -76,18 +76,12 @@ impl Commands {
         let head = &newest;
         if written.created_at < store_created_at {
             if tracked.pull.open {
-                self.answer(tracked, written, "This comment is older than what Evenkeel remembers, so it was not obeyed; say it again if it still holds.").await?;
+                self.answer(tracked, written, &Answer::OlderThanStore.to_string()).await?;
             }
             return Ok(());
         }
         if written.updated_at > written.created_at {
-            return self
-                .answer(
-                    tracked,
-                    written,
-                    "This comment was edited before it was read, so it was not obeyed; say it again in a new one.",
-                )
-                .await;
+            return self.answer(tracked, written, &Answer::Edited.to_string()).await;
         }
         let before_merge = self.was_before_merge(tracked, written).await?;
         let mut answers = vec![];
@@ -97,7 +91,7 @@ impl Commands {
             let message = match command {
                 Err(command::Unclear(message)) => message,
                 Ok(command) if before_merge && command.verb == Verb::Apply => Refusal::WrittenBeforeMerge.to_string(),
-                Ok(command) => match self.obey(head, tracked, written, &command, &word).await {
+                Ok(command) => match self.execute_comment(head, tracked, written, &command, &word).await {
                     Ok(message) => message,
                     // It refuses now because the command was executed before the crash.
                     Err(Error::Refused(_)) if begun.is_some() => begun.unwrap_or_default(),
@@ -142,7 +136,7 @@ impl Commands {
         }
         let (who, verb) = (format!("user:{}", written.author), command.verb.name());
         let done = self.context.store.audited(&format!("comment/{}", written.id), &who, &verb).await?;
-        Ok((!done.is_empty()).then(|| format!("`/{verb}` was obeyed: {}.", list::names(done.into_iter()))))
+        Ok((!done.is_empty()).then(|| Answer::Executed(verb, done.into_iter().collect()).to_string()))
     }
 
     /// A pull request as it is when something said there is read: it may have been merged since it was looked at.
@@ -183,7 +177,7 @@ impl Commands {
             .await
     }
 
-    async fn obey(
+    async fn execute_comment(
         self: &Arc<Self>,
         head: &Arc<Head>,
         tracked: &TrackedPullRequest,

@@ -1,7 +1,7 @@
 //! `/confirm`: accepts another identity of a target (R1.8).
 
 use crate::domain::message::Refusal;
-use crate::domain::message::list;
+use crate::domain::message::answer::Answer;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -38,12 +38,12 @@ impl Commands {
                 self.context
                     .queue
                     .enqueue(ReconcileRequest::Merges(id.environment.clone()), Reason::Command(Verb::Confirm));
-                confirmed.push(id.to_string());
+                confirmed.push(id.clone());
             }
         }
         if confirmed.is_empty() {
             return Err(Error::Refused(Refusal::NothingToConfirm));
         }
-        Ok(format!("Confirmed: {}.", list::names(confirmed.into_iter())))
+        Ok(Answer::Confirmed(confirmed).to_string())
     }
 }

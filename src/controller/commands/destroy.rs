@@ -1,6 +1,7 @@
 //! `/destroy`: shows the plan that destroys orphans, and runs it once its digest is named (R1.9).
 
 use crate::domain::message::Refusal;
+use crate::domain::message::answer::Answer;
 use crate::domain::message::run::RunCause;
 use crate::domain::plan::validation::Violation;
 use std::{collections::BTreeSet, sync::Arc};
@@ -9,7 +10,7 @@ use crate::{
     controller::{
         commands::{Commands, DIGEST_LENGTH_MIN},
         context::Error,
-        planning::{environments, list},
+        planning::environments,
         runs::Authorised,
         source::Head,
     },
@@ -55,7 +56,7 @@ impl Commands {
             };
             if digests.iter().any(names) {
                 let run = self.start_destroy(head, &plan, who, pull).await?;
-                message.push(format!("Run {run} destroys what is left of {}.", list(&ids)));
+                message.push(Answer::Destroys(run, ids.clone()).to_string());
                 runs.push(run);
                 continue;
             }
@@ -71,11 +72,9 @@ impl Commands {
             if let Some(number) = pull {
                 self.pull_requests.comment_plan(number, &plan, vec![]).await?;
             }
-            message.push(format!(
-                "Nothing was destroyed yet: look at the plan of `{environment}`, and comment `/destroy {} {}` to do that and no more.",
-                selector.short(),
-                plan.digest.short()
-            ));
+            message.push(
+                Answer::DestroyShown { environment, selector: selector.short(), digest: plan.digest }.to_string(),
+            );
             plans.push(plan);
         }
         Ok((message.join(" "), plans, runs))

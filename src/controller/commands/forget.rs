@@ -2,10 +2,11 @@
 
 use crate::domain::declaration::schema::Verb;
 use crate::domain::message::Refusal;
+use crate::domain::message::answer::Answer;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
-    controller::{commands::Commands, context::Error, planning::list, source::Head},
+    controller::{commands::Commands, context::Error, source::Head},
     domain::authorization::Principal,
     model::InstanceId,
 };
@@ -27,9 +28,15 @@ impl Commands {
             self.planner.let_go(id).await?;
             self.context
                 .store
-                .audit(self.context.now(), &who.name(), "forget", &id.to_string(), "let go; what it made stays")
+                .audit(
+                    self.context.now(),
+                    &who.name(),
+                    "forget",
+                    &id.to_string(),
+                    "forgotten; its resources still exist",
+                )
                 .await?;
         }
-        Ok(format!("Forgotten: {}. What was made is still there, and nobody here looks after it.", list(meant)))
+        Ok(Answer::Forgotten(meant.clone()).to_string())
     }
 }

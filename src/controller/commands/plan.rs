@@ -1,6 +1,7 @@
 //! `/plan` and `evenkeel plan`.
 
 use crate::domain::message::Refusal;
+use crate::domain::message::answer::Answer;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -47,7 +48,7 @@ impl Commands {
             self.pull_requests.record(&TrackedPullRequest { replan: true, ..now }).await?;
         }
         self.context.queue.enqueue(ReconcileRequest::PullRequest(tracked.pull.number), Reason::Command(Verb::Plan));
-        Ok("Planning again; a plan with another digest is a new comment, and the same one stays.".into())
+        Ok(Answer::PlanningAgain.to_string())
     }
 
     /// What would be done now, for the API: by environment, of what a selector means and is pending.

@@ -2,7 +2,7 @@
 
 use crate::domain::declaration::schema::Verb;
 use crate::domain::message::Refusal;
-use crate::domain::message::list;
+use crate::domain::message::answer::Answer;
 use crate::domain::message::run::RunCause;
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -44,8 +44,6 @@ impl Commands {
             };
             runs.push(self.runs.start_rebalance(head, &environment, &clusters, word).await?);
         }
-        let named: Vec<String> = runs.iter().map(ToString::to_string).collect();
-        let names = list::names(clusters.iter().map(ToString::to_string));
-        Ok((format!("Run {} rebalances {names}.", named.join(" and ")), runs))
+        Ok((Answer::Rebalances(runs.clone(), clusters).to_string(), runs))
     }
 }

@@ -1,6 +1,7 @@
 //! `/apply` on the pull request of a remediation, and `evenkeel apply --remediation` (R4.2).
 
 use crate::domain::message::Refusal;
+use crate::domain::message::answer::Answer;
 use crate::domain::message::run::RunCause;
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -48,7 +49,7 @@ impl Commands {
                     return Err(Error::Refused(Refusal::NotApproved { verb: Verb::Apply, missing }));
                 }
                 let run = self.resume_remediation(head, &name, &remediation, who, merged).await?;
-                return Ok(format!("Run {run} does what was merged here."));
+                return Ok(Answer::AppliesRemediation(run).to_string());
             }
         }
         Err(Error::Refused(Refusal::NothingLeftHere))

@@ -1,7 +1,7 @@
 //! `/snooze`: leaves the drift that is observed alone (R4.5).
 
 use crate::domain::message::Refusal;
-use crate::domain::message::list;
+use crate::domain::message::answer::Answer;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -49,10 +49,6 @@ impl Commands {
         for environment in environments(meant) {
             self.context.queue.enqueue(ReconcileRequest::Proposals(environment), Reason::Command(Verb::Snooze));
         }
-        Ok(format!(
-            "Snoozed until {}, or until something else is observed: {}.",
-            until.format("%Y-%m-%d %H:%M UTC"),
-            list::names(snoozed.into_iter())
-        ))
+        Ok(Answer::Snoozed(until, snoozed).to_string())
     }
 }

@@ -3,6 +3,7 @@
 //! A word for a whole environment holds for instances that are declared later as well.
 
 use crate::domain::message::Refusal;
+use crate::domain::message::answer::Answer;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -48,9 +49,7 @@ impl Commands {
                 .audit(self.context.now(), &who.name(), "suspend", name, "observed, and not acted on")
                 .await?;
         }
-        let them = if names.len() == 1 { "it" } else { "them" };
-        Ok(format!("Suspended {}: {them} is observed and not acted on until `/resume`.", list(&names))
-            .replace("them is", "they are"))
+        Ok(Answer::Suspended(names).to_string())
     }
 
     /// `/resume`: ends what was said; what is declared has to be changed in its declaration.

@@ -1,6 +1,7 @@
 //! `/unlock`: releases the lock of a target that no run works on (R5.5).
 
 use crate::domain::message::Refusal;
+use crate::domain::message::answer::Answer;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -57,7 +58,7 @@ impl Commands {
                     self.context
                         .queue
                         .enqueue(ReconcileRequest::Merges(id.environment.clone()), Reason::Command(Verb::Unlock));
-                    released.push(format!("`{id}` was locked by {whose}, and is not any more."));
+                    released.push(Answer::Unlocked(id.clone(), whose).to_string());
                 }
                 None => free.push(id.clone()),
             }

@@ -1,5 +1,6 @@
 //! Which nodes of applied clusters run on an instance, and the drains that have to precede its actions.
 
+use crate::domain::message::observation::NotObservable;
 use std::{collections::BTreeSet, sync::Arc};
 
 use serde_json::Value;
@@ -52,10 +53,8 @@ impl Observer {
         if hosts::may_remove_hosts(&actions)
             && let Some(cluster) = self.unapplied_cluster(head, id, observation).await?
         {
-            let why = format!(
-                "`{cluster}` may run on what `{id}` would take away, and what its nodes run on was never applied, so that none would be drained first; apply `{cluster}` before, and take away in a pull request that comes after"
-            );
-            return Err(refused(why).into());
+            let reason = NotObservable::HostsUnknown { cluster, id: id.clone() };
+            return Err(refused(reason.to_string()).into());
         }
         let carried = self.carried(head, id, observation).await?;
         if carried.is_empty() {
@@ -121,7 +120,10 @@ impl Observer {
                 let Some(listed) = kind.nodes(&job.target.declared) else { continue };
                 let listed = kind.read_nodes(listed).map_err(|why| TargetError {
                     retry: crate::model::Retry::WhenInputChanges,
-                    ..TargetError::new(TargetErrorKind::InputWrong, format!("`{cluster}`: {why}"))
+                    ..TargetError::new(
+                        TargetErrorKind::InputWrong,
+                        NotObservable::Nodes(cluster.clone(), why).to_string(),
+                    )
                 })?;
                 // The list after the plan, if it is known.
                 let planned = reference.and_then(|reference| {

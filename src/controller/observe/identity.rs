@@ -5,6 +5,7 @@
 //! create everything again, or change what belongs to somebody else.
 
 use crate::domain::message::Refusal;
+use crate::domain::message::observation::NotObservable;
 use std::sync::Arc;
 
 use crate::{
@@ -86,9 +87,8 @@ impl Observer {
         is_applied: bool,
         remembers: bool,
     ) -> Result<(), Error> {
-        let short = |identity: &str| identity.chars().take(8).collect::<String>();
-        let refused = |kind: TargetErrorKind, message: String| -> Error {
-            TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(kind, message) }.into()
+        let refused = |kind: TargetErrorKind, reason: NotObservable| -> Error {
+            TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(kind, reason.to_string()) }.into()
         };
         let now = observation.identity.as_ref();
         let holder: Option<InstanceId> = match (now, &observation.shared_with) {
@@ -97,44 +97,27 @@ impl Observer {
             (None, _) => None,
         };
         if let (Some(other), Some(_)) = (&holder, &observation.shared_with) {
-            let (mine, theirs) = (&id.environment, &other.environment);
-            return Err(refused(
-                TargetErrorKind::IdentityShared,
-                format!(
-                    "the cluster of `{id}` is that of `{theirs}` (`{other}`), and one cluster belongs to one environment; if both are meant to use it, say `sharedWith: [{theirs}]` for the connection of `{mine}` in the configuration (R1.8)"
-                ),
-            ));
+            let reason = NotObservable::SharedEnvironment { id: id.clone(), other: other.clone() };
+            return Err(refused(TargetErrorKind::IdentityShared, reason));
         }
         if let Some(other) = holder.filter(|other| other != id) {
-            return Err(refused(
-                TargetErrorKind::IdentityShared,
-                format!(
-                    "the state of `{id}` is that of `{other}`, or a copy of it: both would change the same things; give `{id}` a state of its own, or remove one of them (R1.8)"
-                ),
-            ));
+            let reason = NotObservable::SharedState { id: id.clone(), other };
+            return Err(refused(TargetErrorKind::IdentityShared, reason));
         }
         let known = self.identity(id).await?;
         match (&known.pinned, now) {
             (Some(pinned), now) if Some(pinned) != now => {
-                let found = now.map_or_else(|| "there is none".into(), |now| format!("it is `{}`", short(now)));
                 let seen = Identity { seen: Some(OtherIdentity { identity: now.cloned() }), ..known.clone() };
                 if seen != known && remembers {
                     self.context.store.collection::<Identity>().put(id, self.context.now(), &seen).await?;
                 }
-                let what = match &observation.shared_with {
-                    None => format!(
-                        "the state of `{id}` is not the one that was applied: its lineage was `{}`, and now {found}; bring the state back",
-                        short(pinned)
-                    ),
-                    Some(_) => format!(
-                        "the cluster of `{id}` is not the one that was applied to: its uid was `{}`, and now {found}; mend the connection",
-                        short(pinned)
-                    ),
+                let reason = NotObservable::OtherIdentity {
+                    id: id.clone(),
+                    is_shared: observation.shared_with.is_some(),
+                    recorded: pinned.clone(),
+                    observed: now.cloned(),
                 };
-                Err(refused(
-                    TargetErrorKind::Identity,
-                    format!("{what}, or comment `/confirm {id}` if this is right (R1.8)"),
-                ))
+                Err(refused(TargetErrorKind::Identity, reason))
             }
             (Some(_), _) if known.seen.is_some() && remembers => {
                 self.context

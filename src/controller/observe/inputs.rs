@@ -4,6 +4,7 @@
 //! value that the upstream's state holds now; without a match the input counts as changed.
 
 use crate::domain::message::Refusal;
+use crate::domain::message::observation::NotObservable;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -93,13 +94,11 @@ impl Inputs {
 }
 
 fn no_output(id: &InstanceId, reference: &Reference) -> Error {
-    let message = format!(
-        "`{id}` uses `{}.outputs.{}`, and `{}/{}` has no such output",
-        reference.component, reference.key, id.environment, reference.component
-    );
+    let upstream = InstanceId::new(&id.environment, &reference.component);
+    let reason = NotObservable::NoOutput { id: id.clone(), upstream, key: reference.key.clone() };
     TargetError {
         retry: crate::model::Retry::WhenInputChanges,
-        ..TargetError::new(TargetErrorKind::InputMissing, message)
+        ..TargetError::new(TargetErrorKind::InputMissing, reason.to_string())
     }
     .into()
 }
@@ -113,7 +112,7 @@ pub(crate) fn declared_job(
     consumed: bool,
 ) -> Result<Job, TargetError> {
     let spec = instance.spec.as_ref().ok_or_else(|| {
-        TargetError::new(TargetErrorKind::Stalled, format!("`{}` has problems in its declaration", instance.id))
+        TargetError::new(TargetErrorKind::Stalled, NotObservable::Problems(instance.id.clone()).to_string())
     })?;
     Ok(Job {
         r#use,
@@ -209,7 +208,10 @@ impl Observer {
         let value = live.get(name).and_then(|output| output.value.clone());
         match value {
             Some(value) if recorded.sealed.as_deref() == Some(&self.context.seal.seal(&value)) => Ok(value),
-            _ => Err(TargetError::new(TargetErrorKind::InputChanged, format!("the sensitive output `{name}` of `{upstream}` is not the one that its last run recorded; `{upstream}` has drifted, or was applied elsewhere")).into()),
+            _ => {
+                let reason = NotObservable::OutputChanged { upstream: upstream.clone(), name: name.to_owned() };
+                Err(TargetError::new(TargetErrorKind::InputChanged, reason.to_string()).into())
+            }
         }
     }
 
@@ -232,7 +234,8 @@ impl Observer {
                     None => {
                         return Err(TargetError::new(
                             TargetErrorKind::InputMissing,
-                            format!("`{upstream}`, whose sensitive output `{id}` uses, is not applied any more"),
+                            NotObservable::UpstreamNotApplied { id: id.clone(), upstream: upstream.clone() }
+                                .to_string(),
                         )
                         .into());
                     }

@@ -58,7 +58,7 @@ impl Observer {
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(instance = %instance.id, error = crate::error_chain(&error), "what it declares is not known");
+                    tracing::debug!(kind = "owners-unknown", instance = %instance.id, error = crate::error_chain(&error), "the declared resources of an instance are not known");
                     owners.unknown = Some(instance.id.clone());
                 }
             }

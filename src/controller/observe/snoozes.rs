@@ -23,7 +23,7 @@ impl Observer {
         let snooze = &snooze;
         self.context.store.collection::<Snooze>().put(id, now, snooze).await?;
         self.context.store.audit(now, &snooze.by, "snooze", &id.to_string(), &snooze.because).await?;
-        tracing::info!(instance = %id, until = %snooze.until, because = snooze.because, "drift snoozed");
+        tracing::info!(kind = "drift-snoozed", instance = %id, until = %snooze.until, because = snooze.because, "drift snoozed");
         Ok(())
     }
 

@@ -16,7 +16,6 @@ use std::{
 use parking_lot::Mutex;
 
 pub(crate) use environment_plan::Scope;
-pub(crate) use orphans::list;
 pub(crate) use pending::{environments, matched_nothing, undeclared};
 
 use super::{
@@ -175,7 +174,7 @@ impl Planner {
                     .store
                     .audit(self.context.now(), "evenkeel", "advance", &instance.id.to_string(), "nothing to do")
                     .await?;
-                tracing::info!(instance = %instance.id, revision = head.revision.short(), "nothing to do: applied advances to head");
+                tracing::info!(kind = "applied-advances", instance = %instance.id, revision = head.revision.short(), "applied advances to head without an apply");
                 advanced = true;
             }
         }

@@ -4,7 +4,6 @@
 //! be destroyed: the run stops before its first effect.
 
 use crate::domain::message::Refusal;
-use crate::domain::message::list;
 use crate::domain::message::run::RunReason;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,10 +32,6 @@ fn is_orphan(head: &Head) -> impl Fn(&InstanceId) -> bool + '_ {
 pub(super) fn to_destroy(head: &Head, applied: &BTreeMap<InstanceId, Applied>) -> BTreeSet<InstanceId> {
     let (is_orphan, goes) = (is_orphan(head), |record: &Applied| record.spec.on_delete == OnDelete::Destroy);
     applied.iter().filter(|(id, record)| goes(record) && is_orphan(id)).map(|(id, _)| id.clone()).collect()
-}
-
-pub(crate) fn list(ids: &BTreeSet<InstanceId>) -> String {
-    list::names(ids.iter().map(ToString::to_string))
 }
 
 impl Planner {

@@ -6,6 +6,8 @@
 //! says where it conflicts.
 
 use crate::domain::message::Refusal;
+use crate::domain::message::adoption::NotAdoptable;
+use crate::domain::message::answer::Answer;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -138,11 +140,10 @@ impl Remediations {
             }
             self.context.store.audit(self.context.now(), &who.name(), &verb.name(), &key, "").await?;
             self.context.queue.enqueue(ReconcileRequest::Proposals(environment.clone()), Reason::DirectionChanged);
-            turned.push(proposal.pull.to_string());
+            turned.push(proposal.pull);
         }
-        let what =
-            if verb == Verb::Adopt { "declare what was observed" } else { "return the world to what was applied" };
-        Ok(format!("From now on merging {} would {what}.", turned.join(", ")))
+        let answer = if verb == Verb::Adopt { Answer::Adopts(turned) } else { Answer::Reverts(turned) };
+        Ok(answer.to_string())
     }
 
     /// The edits by which the declarations say what was observed of a group, proved; or why there are none.
@@ -150,7 +151,7 @@ impl Remediations {
         self: &Arc<Self>,
         head: &Arc<Head>,
         group: &Group,
-    ) -> Result<Result<Edits, String>, Error> {
+    ) -> Result<Result<Edits, NotAdoptable>, Error> {
         let mut edits = Edits::new();
         for one in &group.drifted {
             if let Err(why) = self.adopt_one(head, &one.id, &mut edits).await? {
@@ -167,22 +168,23 @@ impl Remediations {
         head: &Arc<Head>,
         id: &InstanceId,
         edits: &mut Edits,
-    ) -> Result<Result<(), String>, Error> {
+    ) -> Result<Result<(), NotAdoptable>, Error> {
         let applied = self.context.store.applied_in(&id.environment).await?;
         let (Some(record), Some(instance)) = (applied.get(id), head.instance(id)) else {
-            return Ok(Err(format!("`{id}` is not declared and applied")));
+            return Ok(Err(NotAdoptable::NotApplied(id.clone())));
         };
         if is_pending(instance, &applied) {
-            return Ok(Err(format!("`{id}` is pending; apply that first")));
+            return Ok(Err(NotAdoptable::Pending(id.clone())));
         }
         let job = self.observer.applied_job(id, record, head).await?;
         let observation = self.observer.observe_job(head, &job).await?;
         let (Some(spec), Ok(kind)) = (&instance.spec, targets::kind(&job.target)) else {
-            return Ok(Err(format!("the declaration of `{id}` has problems")));
+            return Ok(Err(NotAdoptable::Problems(id.clone())));
         };
         let files: Vec<String> = instance.closure.files.keys().cloned().collect();
         let adoption = Adoption { instance: id, declared: &spec.target.declared, files: &files };
-        Ok(kind.adopt(&adoption, &observation, &mut HeadEdits { remediations: self, head, id, edits }))
+        let edited = kind.adopt(&adoption, &observation, &mut HeadEdits { remediations: self, head, id, edits });
+        Ok(edited.map_err(NotAdoptable::Value))
     }
 
     /// Edits the declaration so that a variable has another value.
@@ -231,26 +233,23 @@ impl Remediations {
         head: &Arc<Head>,
         ids: &BTreeSet<InstanceId>,
         edits: &Edits,
-    ) -> Result<Result<(), String>, Error> {
+    ) -> Result<Result<(), NotAdoptable>, Error> {
         let edited = self.with_edits(head, edits);
         if edited.desired.problems.len() > head.desired.problems.len() {
-            let first = edited.desired.problems.first().map(ToString::to_string).unwrap_or_default();
-            return Ok(Err(format!("the edited declaration has a problem: {first}")));
+            let first = edited.desired.problems[0].clone();
+            return Ok(Err(NotAdoptable::EditedProblem(first)));
         }
         if let Some(other) = self.touched(head, edits).difference(ids).next() {
-            return Ok(Err(format!("`{other}` would be made from something else as well")));
+            return Ok(Err(NotAdoptable::OtherInstance(other.clone())));
         }
         for id in ids {
-            let Some(instance) = edited.instance(id) else { return Ok(Err(format!("`{id}` would be gone"))) };
+            let Some(instance) = edited.instance(id) else { return Ok(Err(NotAdoptable::Removed(id.clone()))) };
             let inputs = self.observer.inputs(&edited, id, &instance.references, &BTreeMap::new()).await?;
             let job = declared_job(instance, Use::Head, Arc::clone(&edited.content), &inputs, edited.consumed(id))?;
             let left = self.observer.observe_job(&edited, &job).await?.changes;
             if let Some(left) = left.iter().find(|change| change.r#type != "output") {
-                return Ok(Err(format!(
-                    "with the value that was observed, a plan of `{id}` would still {} `{}`; its module makes something else of it",
-                    left.change.verb(),
-                    left.resource
-                )));
+                let (change, resource) = (left.change, left.resource.clone());
+                return Ok(Err(NotAdoptable::NotEmpty { id: id.clone(), change, resource }));
             }
         }
         Ok(Ok(()))

@@ -4,6 +4,7 @@
 //! *Never:* it is an authority: it is merged, or it is not.
 //! *Race:* the daemon dies between the branch and the pull request: the next look opens it.
 
+use crate::domain::message::capacity::Raise;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -48,7 +49,7 @@ impl Remediations {
                 continue;
             }
             let (Some(instance), Some(now)) = (head.instance(&id), now) else {
-                tracing::warn!(instance = %cluster, "more nodes are wanted, and `{}` has no number in `{}`", id, more.variable);
+                tracing::warn!(kind = "capacity-no-number", instance = %cluster, of = %id, variable = more.variable, "more capacity is needed, and the variable has no number");
                 continue;
             };
             let value = (now + more.by).min(more.max);
@@ -60,14 +61,19 @@ impl Remediations {
             let mut edits = Edits::new();
             let wanted = Value::from(value);
             if let Err(why) = self.set_variable(head, instance, (&more.variable, &wanted), &mut edits) {
-                tracing::warn!(instance = %id, why, "more nodes are wanted, and the declaration can't be edited");
+                tracing::warn!(kind = "capacity-not-declared", instance = %id, why, "more capacity is needed, and the declaration can't be edited");
                 continue;
             }
-            let title = format!("Raise {} of {id} to {value}", more.variable);
-            let body = format!(
-                "`{cluster}` wants more nodes: {}\n\nMerging this raises `{}` of `{id}` from {now} to {value}; the rule allows {} at most. Closing it unmerged is a no to this value.\n",
-                more.message, more.variable, more.max
-            );
+            let raise = Raise {
+                target: cluster,
+                figures: &more.message,
+                id: &id,
+                variable: &more.variable,
+                from: now,
+                to: value,
+                max: more.max,
+            };
+            let (title, body) = (raise.title(), raise.body());
             let branch = format!("{BRANCH}/{}-{}-{}-{value}", id.environment, id.component, more.variable);
             self.source.use_git_token().await?;
             let there = self.context.repository.fetch(&format!("refs/heads/{branch}")).await?;
@@ -88,7 +94,7 @@ impl Remediations {
                 .store
                 .audit(self.context.now(), "evenkeel", "capacity", &format!("pull/{}", pull.0), &title)
                 .await?;
-            tracing::info!(instance = %id, pull = pull.0, value, "more nodes are asked for");
+            tracing::info!(kind = "capacity-proposed", instance = %id, pull = pull.0, value, "more capacity is proposed");
         }
         Ok(())
     }

@@ -81,7 +81,7 @@ impl Remediations {
                 continue;
             }
             if let Err(error) = self.take_remediation(head, name, remediation, &commit, merged).await {
-                tracing::warn!(%name, error = crate::error_chain(&error), "could not take a merged remediation up; it is tried again");
+                tracing::warn!(kind = "remediation-failed", %name, error = crate::error_chain(&error), "a merged remediation could not start; it is tried again");
             }
         }
         Ok(())

@@ -69,16 +69,21 @@ impl Remediations {
             return Ok(if known.shared { on_top } else { Stand::Ours });
         }
         if known.adopts {
-            tracing::info!(pull = pull.number.0, "the proposal's branch has somebody's commits and is left alone");
+            tracing::info!(
+                kind = "proposal-branch-shared",
+                pull = pull.number.0,
+                "the branch of the proposal has commits of another author and is not changed"
+            );
             return Ok(Stand::Settled);
         }
         match self.cuts(&pull, known).await? {
             Ok(cuts) => Ok(Stand::CrashPoint { cuts, onto: pull.head }),
             Err(reason) => {
                 tracing::info!(
+                    kind = "proposal-branch-shared",
                     pull = pull.number.0,
                     %reason,
-                    "the proposal's branch has somebody's commits and is left alone"
+                    "the branch of the proposal has commits of another author and is not changed"
                 );
                 Ok(Stand::Settled)
             }

@@ -1,5 +1,6 @@
 //! Brings the proposals of an environment in line with its drift: one for each root cause (R4.4).
 
+use crate::domain::message;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -205,7 +206,7 @@ impl Remediations {
                 Err(why) => {
                     self.context.store.collection::<ProposalDirection>().remove(&group.key()).await?;
                     if let Some(known) = known {
-                        let message = format!("Not adopted any more: {why}. Merging this reverts the drift.");
+                        let message = message::adoption::not_adopted(&why);
                         self.notifier.comment_on(known.pull, "not-adopted", &message, None).await?;
                     }
                 }

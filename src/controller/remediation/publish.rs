@@ -101,7 +101,7 @@ impl Remediations {
         self.context.store.collection::<Proposal>().put(&key, now, &proposal).await?;
         self.context.store.collection::<PendingPush>().remove(&branch).await?;
         self.context.store.audit(now, "evenkeel", "propose", &format!("pull/{}", pull.0), &title).await?;
-        tracing::info!(%key, pull = pull.0, "drift proposed");
+        tracing::info!(kind = "drift-proposed", %key, pull = pull.0, "drift proposed");
         self.context.queue.enqueue(ReconcileRequest::PullRequest(pull), Reason::Proposed);
         Ok(())
     }

@@ -6,7 +6,7 @@
 //! after the word: it stands in the store, and the run that is taken up again finds it.
 
 use crate::domain::message::Refusal;
-use crate::domain::message::list;
+use crate::domain::message::answer::Answer;
 use crate::domain::message::run::RunReason;
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -59,20 +59,13 @@ impl Runs {
                     .await?;
                 if run.instances[id].status == Status::Running {
                     let (daemon, id, run) = (Arc::clone(self), id.clone(), run.id);
-                    asked.push(id.to_string());
+                    asked.push(id.clone());
                     self.context.tasks.spawn(async move { daemon.interrupt(run, &id).await });
                 }
             }
             self.changed.notify_waiters();
             self.context.queue.enqueue(ReconcileRequest::Run(run.id), Reason::Command(Verb::Cancel));
-            said.push(match asked.is_empty() {
-                true => format!("Run {} ends at its next safe point.", run.id),
-                false => format!(
-                    "Run {} ends at its next safe point; {} was asked to stop and writes down what it did.",
-                    run.id,
-                    list::names(asked.into_iter())
-                ),
-            });
+            said.push(Answer::Cancels(run.id, asked).to_string());
         }
         if said.is_empty() {
             return Err(Error::Refused(Refusal::NoRun));
@@ -92,7 +85,9 @@ impl Runs {
                         drop(self.context.target.interrupt(&cluster).await);
                     }
                 }
-                Err(error) => tracing::warn!(instance = %id, error = error.line(), "could not interrupt"),
+                Err(error) => {
+                    tracing::warn!(kind = "interrupt-failed", instance = %id, error = error.line(), "the effect could not be interrupted")
+                }
             }
             tokio::time::sleep(ASK_EVERY).await;
         }

@@ -127,7 +127,7 @@ impl Runs {
                 &format!("{} instances of {environment} at {}", run.instances.len(), run.revision.short()),
             )
             .await?;
-        tracing::info!(run = run.id.0, %environment, because = run.because, instances = run.instances.len(), "run authorised");
+        tracing::info!(kind = "run-authorised", run = run.id.0, %environment, because = run.because, instances = run.instances.len(), "run authorised");
         self.supersede(&run).await?;
         self.context.metrics.runs_started.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         self.context.queue.enqueue(ReconcileRequest::Run(run.id), Reason::RunAuthorised);

@@ -123,7 +123,7 @@ impl Runs {
             Ok(status) => status,
             Err(error) => {
                 self.leader.check(&error);
-                tracing::error!(instance = %id, error = crate::error_chain(&error), "a run could not go on; it is taken up again");
+                tracing::error!(kind = "run-interrupted", instance = %id, error = crate::error_chain(&error), "a run was interrupted; it is resumed");
                 driven.run.lock().await.instances.get(id).map_or(Status::Waiting, |instance| instance.status)
             }
         }

@@ -53,7 +53,7 @@ impl Runs {
         let fence = Fence { run: run.id, token: self.context.store.token(&run.environment).await? };
         let digest = InstancePlan::digest_of(&actions);
         self.record(driven, id, Event::Started { digest }, None).await?;
-        tracing::info!(instance = %id, actions = actions.len(), digest = digest.short(), "actions started");
+        tracing::info!(kind = "actions-started", instance = %id, actions = actions.len(), digest = digest.short(), "actions started");
         let (progress, told) = Self::progress();
         let doing = async {
             self.vacate(driven, &run, id, (&actions, &carried), fence, &progress).await?;
@@ -166,16 +166,16 @@ impl Runs {
     async fn handle_progress(self: &Arc<Self>, driven: &Driven, id: &InstanceId, told: ProgressEvent) {
         let written = match told {
             ProgressEvent::Step(message) => {
-                tracing::info!(instance = %id, line = message, "step");
+                tracing::info!(kind = "step", instance = %id, line = message, "step");
                 self.record(driven, id, Event::Step { message }, None).await.map(drop)
             }
             ProgressEvent::Now(message) => {
-                tracing::info!(instance = %id, line = message, "progress");
+                tracing::info!(kind = "progress", instance = %id, line = message, "progress");
                 self.record_progress(driven, id, message).await
             }
         };
         if let Err(error) = written {
-            tracing::warn!(instance = %id, error = crate::error_chain(&error), "could not write down what is done");
+            tracing::warn!(kind = "progress-not-recorded", instance = %id, error = crate::error_chain(&error), "the progress of an effect could not be recorded");
         }
     }
 

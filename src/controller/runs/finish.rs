@@ -14,72 +14,16 @@ use crate::{
     },
     domain::{
         journal::{Run, RunState, Status},
-        message::comment,
+        message::{self, comment},
     },
     model::InstanceId,
 };
-
-/// How a run ended, in a sentence.
-fn ended(run: &Run) -> String {
-    let of = |status: Status| {
-        run.instances
-            .iter()
-            .filter(|(_, i)| i.status == status)
-            .map(|(id, _)| format!("`{}`", id.component))
-            .collect::<Vec<_>>()
-    };
-    let failed = of(Status::Failed);
-    if !failed.is_empty() && run.reverts() {
-        return format!(
-            "{} failed. The drift is still there; the next look at the world proposes what would revert it now.",
-            failed.join(", ")
-        );
-    }
-    if !failed.is_empty() && run.kind.destroys() {
-        return format!(
-            "{} failed. What is left of it is still an orphan; comment `/destroy` again.",
-            failed.join(", ")
-        );
-    }
-    if !failed.is_empty() {
-        return format!(
-            "{} failed. Mend it with another pull request, go back with `git revert`, or comment `/apply {}` to try again.",
-            failed.join(", "),
-            run.environment
-        );
-    }
-    let cancelled = of(Status::Cancelled);
-    if !cancelled.is_empty() {
-        let by = run.instances.values().find(|i| i.status == Status::Cancelled).map_or("", |i| i.message.as_str());
-        let done = of(Status::Applied);
-        let done = if done.is_empty() {
-            "Nothing else was begun".to_owned()
-        } else {
-            format!("{} stays applied", done.join(", "))
-        };
-        return format!("{} {by}. {done}; comment `/apply {}` to go on.", cancelled.join(", "), run.environment);
-    }
-    let superseded = of(Status::Superseded);
-    if !superseded.is_empty() {
-        return "A newer run took its place.".into();
-    }
-    if run.kind.rebalance().is_some() {
-        let moved = run.instances.values().any(|instance| instance.changed);
-        let said = if moved {
-            "The moves are made; what is left of the balance waits for the next rebalance."
-        } else {
-            "No move was to be made."
-        };
-        return said.into();
-    }
-    "Everything it was to do is done, and a fresh plan is empty.".into()
-}
 
 impl Runs {
     /// Ends a run whose instances have all ended, and says where it stands.
     pub(super) async fn conclude(self: &Arc<Self>, run: &mut Run) -> Result<(), Error> {
         if run.instances.values().all(|instance| instance.status.ended()) && matches!(run.state, RunState::Open) {
-            run.state = RunState::Ended { message: ended(run) };
+            run.state = RunState::Ended { message: message::run::ended(run) };
             run.ended_at = Some(self.context.now());
             if let Some(name) = run.kind.remediation() {
                 // First, so that a daemon that dies here leaves no drift held by a run that has ended.
@@ -95,7 +39,7 @@ impl Runs {
             self.remove_cancellations(run).await?;
             self.context.store.set_run(run).await?;
             self.context.metrics.runs_ended.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(run = run.id.0, environment = %run.environment, "run ended");
+            tracing::info!(kind = "run-ended", run = run.id.0, environment = %run.environment, "run ended");
             if run.reverts() {
                 // The plan of head is stale after the run.
                 self.planner.invalidate(&run.environment);
@@ -127,7 +71,7 @@ impl Runs {
             let stalled = Stalled { run: run.id, message: message.to_owned(), digest, cancelled };
             self.context.store.collection::<Stalled>().put(id, self.context.now(), &stalled).await?;
         }
-        tracing::warn!(instance = %id, run = run.id.0, message, "stalled");
+        tracing::warn!(kind = "instance-stalled", instance = %id, run = run.id.0, message, "instance stalled");
         Ok(())
     }
 

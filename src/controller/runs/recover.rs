@@ -62,7 +62,7 @@ impl Runs {
         status: Status,
     ) -> Result<Effect, Error> {
         let run = driven.run.lock().await.clone();
-        tracing::warn!(run = run.id.0, instance = %id, "was under way when it was left; looking at it again");
+        tracing::warn!(kind = "run-recovered", run = run.id.0, instance = %id, "an effect was in progress when the daemon stopped; it is observed again");
         if run.kind.destroys() && self.context.store.applied(id).await?.is_none() {
             // It was destroyed and forgotten; only that was not said any more.
             if status == Status::Running {

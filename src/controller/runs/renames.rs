@@ -40,11 +40,11 @@ impl Runs {
                 self.end_waiting(run, vec![old.clone()], &RunReason::Renamed(id.component.clone())).await?;
             }
             if self.context.store.open_runs().await?.iter().any(|run| run.holds(old)) {
-                tracing::info!(from = %old, to = %id, "is renamed when the run of it has ended");
+                tracing::info!(kind = "rename-waits", from = %old, to = %id, "the rename waits for a run in progress");
                 continue;
             }
             if let Err(error) = self.context.target.rename(old, id).await {
-                tracing::error!(from = %old, to = %id, error = error.line(), "could not be renamed");
+                tracing::error!(kind = "rename-failed", from = %old, to = %id, error = error.line(), "the rename failed");
                 self.context
                     .store
                     .collection::<FailedRename>()
@@ -58,7 +58,7 @@ impl Runs {
                 .store
                 .audit(self.context.now(), "evenkeel", "rename", &id.to_string(), &format!("renamed from {old}"))
                 .await?;
-            tracing::info!(from = %old, to = %id, "renamed");
+            tracing::info!(kind = "renamed", from = %old, to = %id, "renamed");
         }
         Ok(())
     }

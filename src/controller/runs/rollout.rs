@@ -149,7 +149,7 @@ impl Runs {
                 Ok(Some(Status::Waiting))
             }
             Err(error) if self.context.now() < until => {
-                tracing::warn!(instance = %id, error = error.line(), "a rollout could not be looked at");
+                tracing::warn!(kind = "rollout-not-observed", instance = %id, error = error.line(), "a rollout could not be observed");
                 self.check_rollout_soon(run.id);
                 Ok(Some(Status::Waiting))
             }

@@ -51,7 +51,7 @@ impl Source {
             let (desired, _) = self.load(&revision).await?;
             let (next, refused) = now.after(Some(&before), &desired, &revision);
             for message in refused {
-                tracing::warn!(revision = revision.short(), message, "a guard was not loosened");
+                tracing::warn!(kind = "guard-kept", revision = revision.short(), message, "a guard was not loosened");
             }
             (now, before) = (next, desired);
         }

@@ -34,7 +34,8 @@ impl Source {
         let lost = !knows && self.repository_was_managed(head).await?;
         if lost {
             tracing::error!(
-                "this store knows nothing of a repository that Evenkeel worked on before: restore the store, or read each plan and comment `/apply`"
+                kind = "no-history",
+                "this store has no history of a repository that Evenkeel worked on before: restore the store, or read each plan and comment `/apply`"
             );
             for (name, (remediation, file)) in &head.desired.remediations {
                 let path = format!("{}/{file}", self.context.settings.root);

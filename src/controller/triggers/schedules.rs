@@ -58,7 +58,9 @@ impl Triggers {
                 Ok(Some(at)) => next = Some(next.map_or(at, |next| next.min(at))),
                 Ok(None) => {}
                 // It is begun again with the next timer, and keeps the others from nothing.
-                Err(error) => tracing::warn!(schedule = %name, error = crate::error_chain(&error), "could not begin"),
+                Err(error) => {
+                    tracing::warn!(kind = "schedule-failed", schedule = %name, error = crate::error_chain(&error), "a schedule could not begin")
+                }
             }
         }
         Ok(next)
@@ -119,7 +121,7 @@ impl Triggers {
             .map(|duration| at + duration);
         let is_missed = now - begins > LATE;
         if until.is_some_and(|until| now >= until) || is_missed && schedule.missed == Missed::Skip {
-            tracing::warn!(schedule = %name, %at, "a time passed while nobody was there, and is left out");
+            tracing::warn!(kind = "schedule-missed", schedule = %name, %at, "a time of a schedule passed while no daemon ran, and is skipped");
             return Ok(());
         }
         let selector = match schedule.select.as_deref().map(str::parse) {
@@ -133,7 +135,7 @@ impl Triggers {
         let acts = schedule.run != ScheduledRun::Drift;
         let may = |id: &&InstanceId| applied.contains(*id) && !(acts && suspended.instance(id).is_some());
         let selected: BTreeSet<InstanceId> = selected.iter().filter(may).cloned().collect();
-        tracing::info!(schedule = %name, %at, run = ?schedule.run, instances = selected.len(), "a schedule is due");
+        tracing::info!(kind = "schedule-due", schedule = %name, %at, run = ?schedule.run, instances = selected.len(), "a schedule is due");
         let cause = RunCause::Schedule(name.clone(), at);
         self.context.store.audit(now, "schedule", "begin", name.as_str(), &cause.to_string()).await?;
         match schedule.run {
@@ -179,17 +181,17 @@ impl Triggers {
             let job = match self.observer.applied_job(id, &record, head).await {
                 Ok(job) => job,
                 Err(error) => {
-                    tracing::error!(instance = %id, error = crate::error_chain(&error), "no restore point could be made");
+                    tracing::error!(kind = "restore-point-failed", instance = %id, error = crate::error_chain(&error), "a restore point could not be created");
                     continue;
                 }
             };
             let said = match self.context.target.restore_point(&job, &name).await {
                 Ok(place) => {
-                    tracing::info!(instance = %id, name, place, "a restore point was made");
+                    tracing::info!(kind = "restore-point", instance = %id, name, place, "a restore point was created");
                     format!("`{name}` at {place}, {because}")
                 }
                 Err(error) => {
-                    tracing::error!(instance = %id, error = error.line(), "no restore point could be made");
+                    tracing::error!(kind = "restore-point-failed", instance = %id, error = error.line(), "a restore point could not be created");
                     format!("none could be made, {because}: {}", error.line())
                 }
             };

@@ -3,11 +3,15 @@
 //! Decides wording and layout alone. Every text has a limit, and what is left out is counted.
 //! *Invariant:* a value can't break out of its fence, and a hidden marker stands alone on its line at the end.
 
+pub mod adoption;
+pub mod answer;
 pub mod approvals;
+pub mod capacity;
 pub mod comment;
 pub mod explanation;
 pub mod layout;
 pub mod list;
+pub mod observation;
 mod plan;
 pub mod plan_status;
 mod refusal;

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, fmt};
 
-use super::{list::names, run::RunReason, suspension::SuspensionReason};
+use super::{adoption::NotAdoptable, list::names, run::RunReason, suspension::SuspensionReason};
 use crate::{
     domain::{
         authorization::{MissingApprovals, Principal, Rights, allowed},
@@ -292,7 +292,7 @@ pub enum Refusal {
     /// The drift can't be written into the declarations.
     NotAdoptable {
         /// The reason.
-        reason: String,
+        reason: NotAdoptable,
     },
     /// The remediation is applied by merging its pull request.
     MergeApplies,

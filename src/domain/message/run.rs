@@ -10,6 +10,7 @@ use super::{comment, suspension::SuspensionReason};
 use crate::{
     domain::{
         declaration::schema::Verb,
+        journal::{Run, Status},
         plan::{Gap, validation::Violation},
         remediation::Unusable,
     },
@@ -237,4 +238,60 @@ impl fmt::Display for RunCause {
             Self::Schedule(name, at) => write!(f, "the Schedule `{name}` of {}", at.format("%Y-%m-%d %H:%M UTC")),
         }
     }
+}
+
+/// The result of a run that has ended.
+pub fn ended(run: &Run) -> String {
+    let with = |status: Status| {
+        run.instances
+            .iter()
+            .filter(|(_, i)| i.status == status)
+            .map(|(id, _)| format!("`{}`", id.component))
+            .collect::<Vec<_>>()
+    };
+    let failed = with(Status::Failed);
+    if !failed.is_empty() && run.reverts() {
+        return format!(
+            "{} failed. The drift remains; the next drift check proposes what would revert it now.",
+            failed.join(", ")
+        );
+    }
+    if !failed.is_empty() && run.kind.destroys() {
+        return format!(
+            "{} failed. The remaining resources are still an orphan; comment `/destroy` again.",
+            failed.join(", ")
+        );
+    }
+    if !failed.is_empty() {
+        return format!(
+            "{} failed. Fix it with another pull request, go back with `git revert`, or comment `/apply {}` to try again.",
+            failed.join(", "),
+            run.environment
+        );
+    }
+    let cancelled = with(Status::Cancelled);
+    if !cancelled.is_empty() {
+        let by = run.instances.values().find(|i| i.status == Status::Cancelled).map_or("", |i| i.message.as_str());
+        let done = with(Status::Applied);
+        let done = if done.is_empty() {
+            "No other instance was started".to_owned()
+        } else {
+            format!("{} stays applied", done.join(", "))
+        };
+        return format!("{} {by}. {done}; comment `/apply {}` to go on.", cancelled.join(", "), run.environment);
+    }
+    let superseded = with(Status::Superseded);
+    if !superseded.is_empty() {
+        return "A newer run superseded it.".into();
+    }
+    if run.kind.rebalance().is_some() {
+        let moved = run.instances.values().any(|instance| instance.changed);
+        let text = if moved {
+            "All moves of this run completed; the rest of the balance waits for the next rebalance."
+        } else {
+            "No move was needed."
+        };
+        return text.into();
+    }
+    "All actions applied. A new plan shows no changes.".into()
 }
