@@ -237,7 +237,7 @@ impl Remediations {
         let edited = self.with_edits(head, edits);
         if edited.desired.problems.len() > head.desired.problems.len() {
             let first = edited.desired.problems[0].clone();
-            return Ok(Err(NotAdoptable::EditedProblem(first)));
+            return Ok(Err(NotAdoptable::EditedProblem(Box::new(first))));
         }
         if let Some(other) = self.touched(head, edits).difference(ids).next() {
             return Ok(Err(NotAdoptable::OtherInstance(other.clone())));

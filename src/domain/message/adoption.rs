@@ -16,7 +16,7 @@ pub enum NotAdoptable {
     /// No file can declare a value; the text of the kind of target.
     Value(String),
     /// The edited declaration has a problem.
-    EditedProblem(Problem),
+    EditedProblem(Box<Problem>),
     /// The edit would change another instance.
     OtherInstance(InstanceId),
     /// The edit would remove the instance.

@@ -37,7 +37,7 @@ impl TargetAdapter for Citus {
     async fn release(&self, id: &InstanceId) {
         self.watches.forget(id);
         if let Err(error) = self.store.keep(id, None).await {
-            tracing::warn!(instance = %id, %error, "the records of a cluster could not be removed");
+            tracing::warn!(kind = "records-not-removed", instance = %id, %error, "the records of a cluster could not be removed");
         }
     }
 }

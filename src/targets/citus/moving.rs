@@ -177,7 +177,7 @@ impl Applying<'_> {
             let is_lost = error.kind == TargetErrorKind::Unreachable;
             if is_lost && tries < TRIES_MAX {
                 self.check_cancelled(true)?;
-                tracing::warn!(instance = %self.job.instance, error = error.line(), "a move was lost; looking what became of it");
+                tracing::warn!(kind = "move-lost", instance = %self.job.instance, error = error.line(), "the connection was lost during a move; the cluster is observed again");
                 continue;
             }
             if !is_lost {

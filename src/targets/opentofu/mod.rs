@@ -174,7 +174,7 @@ impl Tofu {
                         if path.exists()
                             && let Err(error) = std::fs::remove_dir_all(&path)
                         {
-                            tracing::warn!(%error, path = %path.display(), "could not remove a work tree");
+                            tracing::warn!(kind = "work-tree-not-removed", %error, path = %path.display(), "a work tree could not be removed");
                         }
                     }
                 }

@@ -140,7 +140,7 @@ impl Tofu {
         command.stdin(busy.lock(self.settings.timeout).await.map_err(disk)?);
         command.stdout(output.try_clone().map_err(disk)?).stderr(complaints.try_clone().map_err(disk)?);
         command.process_group(0).kill_on_drop(false);
-        tracing::debug!(instance = %job.instance, what, "tofu starts");
+        tracing::debug!(kind = "tofu-started", instance = %job.instance, what, "tofu starts");
         let started = std::time::Instant::now();
         let child = command.spawn().map_err(|error| self.not_started(&error))?;
         // The command also has the lock that the program inherited.
@@ -150,7 +150,7 @@ impl Tofu {
         let result = result.map_err(|why| {
             TargetError::new(TargetErrorKind::TofuInterrupted, format!("`tofu {what}` of `{}` {why}", job.instance))
         })?;
-        tracing::debug!(instance = %job.instance, what, code = result.code, ms = started.elapsed().as_millis(), "tofu ended");
+        tracing::debug!(kind = "tofu-ended", instance = %job.instance, what, code = result.code, ms = started.elapsed().as_millis(), "tofu ended");
         Ok(result)
     }
 

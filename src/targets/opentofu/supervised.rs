@@ -60,7 +60,7 @@ impl Tofu {
             seconds: self.settings.timeout.as_secs(),
         };
         let spool = self.spool(&job.instance);
-        tracing::debug!(instance = %job.instance, what, "tofu starts under a supervisor");
+        tracing::debug!(kind = "tofu-started", instance = %job.instance, what, "tofu starts under a supervisor");
         let started = std::time::Instant::now();
         let mut child = spool.begin(&order, input, &self.settings.supervisor, &environment).await.map_err(|error| {
             TargetError::new(
@@ -69,7 +69,7 @@ impl Tofu {
             )
         })?;
         let result = self.follow(&job.instance, &what, &spool, progress, async { drop(child.wait().await) }).await?;
-        tracing::debug!(instance = %job.instance, what, code = result.code, ms = started.elapsed().as_millis(), "tofu ended");
+        tracing::debug!(kind = "tofu-ended", instance = %job.instance, what, code = result.code, ms = started.elapsed().as_millis(), "tofu ended");
         Ok(result)
     }
 
@@ -147,7 +147,7 @@ impl Tofu {
         };
         let ended = match spool.look().map_err(unreadable)? {
             Standing::Alive(order) | Standing::Ended(order, _) if is_ours(&order) => {
-                tracing::info!(instance = %id, run = fence.run.0, "attached to what went on without the daemon");
+                tracing::info!(kind = "tofu-attached", instance = %id, run = fence.run.0, "attached to a process that outlived the daemon");
                 self.follow(id, "apply", &spool, Some(progress), async { drop(spool.ended().await) }).await
             }
             Standing::Alive(_) => {
@@ -202,7 +202,7 @@ impl Tofu {
             return Ok(false);
         }
         let token = order.fence.map_or(0, |fence| fence.token);
-        tracing::warn!(instance = %job.instance, lock = lock.id, created = lock.created, process = %begun.program, token, "the state lock is that of a process of ours that was killed; releasing it");
+        tracing::warn!(kind = "state-lock-released", instance = %job.instance, lock = lock.id, created = lock.created, process = %begun.program, token, "the state lock is that of a process of ours that was killed; releasing it");
         self.force_unlock(job, root, &lock).await?;
         spool.forget_died().map_err(unreadable)?;
         Ok(true)
