@@ -244,7 +244,7 @@ END$$;
 CREATE EVENT TRIGGER tables_gone ON sql_drop WHEN TAG IN ('DROP TABLE') EXECUTE FUNCTION tables_gone();
 
 CREATE FUNCTION citus_move_shard_placement(shard_id bigint, source_node_name text, source_node_port int, target_node_name text, target_node_port int, shard_transfer_mode text DEFAULT 'auto') RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = citus, public AS $$
-DECLARE of regclass; colocation int; range text; source pg_dist_node; target pg_dist_node; one record; columns text; name text;
+DECLARE of regclass; colocation int; range text; source pg_dist_node; target pg_dist_node; one record; columns text; name text; ends timestamptz;
 BEGIN
   SELECT logicalrelid, shardminvalue INTO of, range FROM pg_dist_shard WHERE shardid = shard_id;
   IF of IS NULL THEN RAISE 'could not find valid entry for shard %', shard_id USING ERRCODE = 'XX000'; END IF;
@@ -274,7 +274,9 @@ BEGIN
     SELECT string_agg(format('%I %s', attname, format_type(atttypid, atttypmod)), ', ' ORDER BY attnum) INTO columns FROM pg_attribute WHERE attrelid = one.logicalrelid AND attnum > 0 AND NOT attisdropped;
     PERFORM dblink_exec(at_node(target.nodename, target.nodeport), format('INSERT INTO %s SELECT * FROM public.dblink(%L, %L) AS t(%s)', name, at_node(source.nodename, source.nodeport), 'SELECT * FROM ' || name, columns));
   END LOOP;
-  PERFORM pg_sleep((SELECT move_seconds FROM stand_in));
+  ends := clock_timestamp() + make_interval(secs => (SELECT move_seconds FROM stand_in));
+  -- A test ends moves in progress by `move_seconds = 0`.
+  WHILE clock_timestamp() < ends AND (SELECT move_seconds FROM stand_in) > 0 LOOP PERFORM pg_sleep(0.02); END LOOP;
   IF EXISTS (SELECT FROM stand_in WHERE move_fails = called(of)) THEN
     INSERT INTO pg_dist_cleanup (object_name, node_group_id) VALUES (called(of) || '_' || shard_id, target.groupid);
     RAISE 'could not start logical decoding' USING ERRCODE = 'XX000';

@@ -22,7 +22,7 @@ use futures::future::FutureExt;
 /// The number of blocking objects that a message names.
 const NAMED: usize = 3;
 
-/// Whether an object belongs to a namespace, or is an instance of a definition.
+/// Whether an object is in the given namespace, or is a custom resource of the given definition.
 pub(super) fn lives_in(kinds: &Kinds, container: &Key, key: &Key) -> bool {
     match &*container.kind {
         "Namespace" => key.namespace.as_ref() == Some(&container.name),
@@ -180,7 +180,8 @@ fn list_failed(mut refusal: Refusal, kind: &Kind) -> Refusal {
 /// Whether the cluster created an object, for the namespace or for another object in it.
 fn is_cluster_created(kinds: &Kinds, key: &Key, object: &Value) -> bool {
     let owners = object.pointer("/metadata/ownerReferences").and_then(Value::as_array);
-    // An owner in the namespace is checked itself; a cluster-scoped owner would survive.
+    // An owner in the namespace is checked as an object of its own. A cluster-scoped owner outlives the namespace, so
+    // the owned object counts.
     let is_in_namespace = |owner: &Value| {
         let named = owner["apiVersion"].as_str().zip(owner["kind"].as_str());
         named.and_then(|(version, kind)| kinds.scope(version, kind)) == Some(true)

@@ -221,7 +221,8 @@ impl Kubernetes {
         Ok((cluster, shared_with))
     }
 
-    /// Returns the cache key of a cluster and a user. A replaced credential file changes the key.
+    /// Returns the cache key of a cluster and a user. A new client is created
+    /// when the credentials change, because they are part of the key.
     fn cluster_key(&self, access: &Access, work: &KubernetesWork) -> String {
         use secrecy::ExposeSecret;
         let who = match access {
@@ -334,7 +335,7 @@ impl Kubernetes {
         }
         let mut keys = self.watches.differing(&job.instance);
         keys.extend(suspects.keys().cloned());
-        // An object that is no longer declared and not deleted is reported in every observation.
+        // An object that was removed from the declaration and still exists is reported in every observation.
         keys.extend(inventory.keys().filter(|key| rendered.get(key).is_none()).cloned());
         let observed = self
             .observe_objects(

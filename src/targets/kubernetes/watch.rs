@@ -53,7 +53,7 @@ pub(super) struct Watches {
 pub(super) type Suspects = BTreeMap<Key, u64>;
 
 struct Watch {
-    /// The user of the watch; other credentials replace the watch.
+    /// The Kubernetes user of the watch. After a change of the credentials another watch replaces this one.
     who: String,
     alive: Arc<AtomicBool>,
     task: JoinHandle<()>,

@@ -53,7 +53,7 @@ fn finish(mut state: State<'_>, nodes: &[usize], bands: &[Band]) -> Option<(u64,
 /// its band: the rules of Citus's own rebalancer, over all groups at once.
 fn downhill(state: &mut State<'_>, nodes: &[usize], bands: &[Band]) {
     let mut on = by_node(state);
-    // Each move brings two nodes closer; the number of moves is limited to guarantee termination.
+    // Each move reduces the difference in load of two nodes. The number of moves is limited, so that the loop ends.
     for _ in 0..state.at.len() {
         let Some((index, to)) = down(state, nodes, bands, &on) else { return };
         let from = state.at[index];
