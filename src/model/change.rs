@@ -1,4 +1,4 @@
-//! What differs, and what would be done about it: the shapes of drift and of actions.
+//! Defines the differences of resources: planned changes, actions and drift.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -6,33 +6,33 @@ use serde_json::Value;
 
 use super::Digest;
 
-/// The word that stands where a secret would.
+/// The text that replaces a secret value.
 pub const MASKED: &str = "(masked)";
-/// The word that stands where a value is not known yet.
+/// The text that replaces a value that is not known before the apply.
 pub const KNOWN_AFTER_APPLY: &str = "(known after apply)";
 
 /// The kind of change of a resource.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Change {
-    /// It is made.
+    /// The resource is created.
     Create,
-    /// It is changed in place.
+    /// The resource is changed in place.
     Update,
-    /// It is destroyed and made again.
+    /// The resource is destroyed and created again.
     Replace,
-    /// It is destroyed.
+    /// The resource is destroyed.
     Destroy,
-    /// It is no longer ours; the thing itself stays.
+    /// The resource is no longer managed. The resource itself stays.
     Forget,
-    /// It gets another address.
+    /// The resource gets another address.
     Move,
-    /// Something is run.
+    /// An operation runs, such as a query.
     Run,
 }
 
 impl Change {
-    /// The word in a sentence: "1 to update".
+    /// Returns the verb for messages, as in "1 to update".
     pub fn verb(self) -> &'static str {
         match self {
             Self::Create => "create",
@@ -46,21 +46,21 @@ impl Change {
     }
 }
 
-/// One field of a resource, before and after. Sensitive values are already masked, and sealed in `sealed`.
+/// One field of a resource, before and after the change. Sensitive values are masked, and `sealed` has their HMACs.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Field {
     /// A JSON pointer inside the resource.
     pub path: String,
-    /// The present value; absent if there is none.
+    /// The present value; `None` if there is none.
     pub before: Option<Value>,
-    /// The value after the change; absent if there is none.
+    /// The value after the change; `None` if there is none.
     pub after: Option<Value>,
     /// Whether the values are masked.
     pub sensitive: bool,
-    /// Whether `after` is known only after the apply.
+    /// Whether the value of `after` is not known before the apply.
     pub unknown: bool,
-    /// HMACs of before and after where they are masked (R2.3), so that digests tell secrets apart.
+    /// The HMACs of masked values, before and after (R2.3), so that digests distinguish secrets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealed: Option<(String, String)>,
 }
@@ -69,15 +69,15 @@ pub struct Field {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResourceChange {
-    /// The address, as its own tool names it.
+    /// The address of the resource, in the notation of its tool.
     pub resource: String,
     /// The type, such as `google_compute_network`; `output` for an output of a root module.
     pub r#type: String,
     /// The kind of change.
     pub change: Change,
-    /// Whether this line undoes drift (R3.7).
+    /// Whether the change reverts drift (R3.7).
     pub reverts_drift: bool,
-    /// Whether `protect` covers it.
+    /// Whether an entry of `protect` covers the resource.
     pub protected: bool,
     /// The fields that differ.
     pub fields: Vec<Field>,
@@ -123,11 +123,12 @@ impl Effect {
     pub const NONE: Self = Self { atomic: false, rewrites_data: false, relocates: false, deferrable: false };
 }
 
-/// One operation on a target, done at once (R2.2).
+/// One operation on a target, executed as a unit (R2.2).
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", from = "StoredAction")]
 pub struct Action {
-    /// Over target, canonical arguments and what it overwrites; without times, ids, revisions and sizes.
+    /// The hash of the target, the canonical arguments and the overwritten state. Times, ids, revisions and sizes are
+    /// not part of it.
     pub digest: Digest,
     /// The operation, such as `tofu.apply`.
     pub r#do: String,
@@ -139,7 +140,7 @@ pub struct Action {
     pub resources: Vec<ResourceChange>,
 }
 
-/// An action as the store holds it: actions of older versions have no `effect`.
+/// The stored form of an action. Actions of older versions have no `effect`.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct StoredAction {
@@ -153,7 +154,7 @@ struct StoredAction {
 impl From<StoredAction> for Action {
     fn from(stored: StoredAction) -> Self {
         let StoredAction { digest, r#do, precondition, effect, resources } = stored;
-        // The operations that existed before actions carried their effect; no operation is added here.
+        // Actions of these operations may be stored without an effect. New operations always have one; add none here.
         let effect = effect.unwrap_or_else(|| match r#do.as_str() {
             "tofu.apply" | "tofu.refresh" => Effect::ATOMIC,
             "citus.move" => Effect { relocates: true, ..Effect::NONE },
@@ -168,19 +169,19 @@ impl From<StoredAction> for Action {
     }
 }
 
-/// How the world differs from what was applied.
+/// The kind of difference between the live resource and the applied one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum DriftKind {
-    /// It is gone.
+    /// The resource does not exist.
     Missing,
-    /// It differs.
+    /// The resource differs.
     Changed,
-    /// It is there and should not be.
+    /// The resource exists and is not declared.
     Extra,
 }
 
-/// One field that drifted. Sensitive values are already masked.
+/// One field that drifted. Sensitive values are masked.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DriftField {
@@ -196,22 +197,22 @@ pub struct DriftField {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Drift {
-    /// The address, as its own tool names it.
+    /// The address of the resource, in the notation of its tool.
     pub resource: String,
-    /// How it differs.
+    /// The kind of difference.
     pub drift: DriftKind,
-    /// Whether an apply would change it back; otherwise it can only be adopted.
+    /// Whether an apply would revert the drift. If not, the drift can only be adopted.
     pub revertible: bool,
     /// The fields that differ.
     pub fields: Vec<DriftField>,
     /// The author of the change, if it is known.
     pub changed_by: Option<String>,
-    /// When, where that is known.
+    /// The time of the change, if it is known.
     pub changed_at: Option<DateTime<Utc>>,
 }
 
 impl Drift {
-    /// The author of the change, if it is known.
+    /// Returns the author and time of the change, if the author is known.
     pub fn by(&self) -> Option<ChangedBy> {
         Some(ChangedBy { manager: self.changed_by.clone()?, at: self.changed_at })
     }
@@ -221,9 +222,9 @@ impl Drift {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ChangedBy {
-    /// By the name under which it writes.
+    /// The name under which the author writes, such as a field manager of Kubernetes.
     pub manager: String,
-    /// When.
+    /// The time of the change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<DateTime<Utc>>,
 }

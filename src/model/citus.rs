@@ -1,4 +1,4 @@
-//! What may be declared of a Citus cluster, as both declarations and targets say it.
+//! Defines the declaration of a Citus cluster, shared by declarations and targets.
 
 use std::{fmt, str::FromStr};
 
@@ -7,18 +7,18 @@ use serde::{Deserialize, Serialize};
 
 use super::{Duration, Percent, Size, ids::Malformed};
 
-/// How far from the mean a node may be where nothing says so.
+/// The default of `placement.skew`.
 const SKEW: Percent = Percent(10);
-/// How long after a rebalance the next may begin where nothing says so.
+/// The default of `moves.cooldown`.
 const COOLDOWN: Duration = Duration::seconds(24 * 3600);
-/// The port of PostgreSQL.
+/// The default port of PostgreSQL.
 const PORT: u16 = 5432;
 
-/// Where a node listens: `host:port`.
+/// The address of a node: `host:port`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Address {
-    /// A name or an address.
+    /// A host name or an IP address.
     pub host: String,
     /// The port.
     pub port: u16,
@@ -32,7 +32,7 @@ impl FromStr for Address {
             expected: "the address of a node (such as `10.0.3.9:5432`)",
         };
         let (host, port) = match text.rsplit_once(':') {
-            // An IPv6 address has colons of its own and stands in brackets where a port follows.
+            // An IPv6 address contains colons and is in brackets if a port follows.
             Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
                 (host, port.parse().map_err(|_| malformed())?)
             }
@@ -67,37 +67,37 @@ impl From<Address> for String {
     }
 }
 
-/// A table: distributed by a column, or on every node.
+/// A table: distributed by a column, or copied to every node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Table {
     /// `schema.table`.
     #[schemars(extend("format" = "evenkeel-table"))]
     pub name: String,
-    /// The column that says on which shard a row is.
+    /// The column that determines the shard of a row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distribution_column: Option<String>,
-    /// How many shards; the cluster's `citus.shard_count` where it is not set.
+    /// The number of shards. Default: the cluster's `citus.shard_count`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 64000))]
     pub shard_count: Option<u32>,
-    /// A name of your own: tables of the same name lie on the same nodes, shard by shard.
+    /// A name of your choice. Tables with the same name are colocated: matching shards are on the same node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub colocation: Option<String>,
-    /// Whether the whole table is on every node.
+    /// Whether every node has a copy of the whole table.
     #[serde(default)]
     pub reference: bool,
 }
 
-/// A schema whose tables lie together on one node.
+/// A distributed schema. All of its tables are on one node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Schema {
-    /// Its name.
+    /// The name of the schema.
     pub name: String,
 }
 
-/// How shards are laid out.
+/// The placement of shards on nodes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Placement {
@@ -105,11 +105,11 @@ pub struct Placement {
     pub rebalance: RebalanceMode,
     /// The quantity that is balanced.
     pub balance: BalanceBy,
-    /// How far a node may be from the mean, on both sides.
+    /// The allowed deviation of a node from the mean, in both directions.
     pub skew: Percent,
-    /// Tenants that have their node.
+    /// Tenants that are pinned to a node.
     pub pins: Vec<Pin>,
-    /// Nodes that are to hold nothing, `host:port`.
+    /// Nodes that must have no shards, as `host:port`.
     pub drain: Vec<String>,
 }
 
@@ -129,12 +129,12 @@ impl Default for Placement {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum RebalanceMode {
-    /// It is shown.
+    /// Only shows the imbalance.
     Report,
-    /// It is drift: a pull request proposes the moves.
+    /// Treats the imbalance as drift: a pull request proposes the moves.
     #[default]
     Propose,
-    /// A Schedule of `rebalance`, or `/rebalance`, makes the moves.
+    /// Moves shards when a Schedule of `rebalance` is due, or on `/rebalance`.
     Scheduled,
 }
 
@@ -142,7 +142,7 @@ pub enum RebalanceMode {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum BalanceBy {
-    /// A word.
+    /// A predefined quantity.
     Word(BalanceWord),
     /// The result of a query.
     Query(BalanceQuery),
@@ -158,11 +158,11 @@ impl Default for BalanceBy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum BalanceWord {
-    /// Bytes, with indexes.
+    /// The size in bytes, with indexes.
     Bytes,
-    /// Shard groups.
+    /// The number of shard groups.
     Shards,
-    /// Tenants: the rows of the table whose primary key is its distribution column.
+    /// The number of tenants: the rows of the table whose primary key is its distribution column.
     Tenants,
 }
 
@@ -170,11 +170,11 @@ pub enum BalanceWord {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BalanceQuery {
-    /// Two columns: a shard's id, and what it costs.
+    /// A query with two columns: the id of a shard and its cost.
     pub query: String,
 }
 
-/// A tenant that has its node.
+/// A tenant that is pinned to a node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Pin {
@@ -183,36 +183,36 @@ pub struct Pin {
     pub table: String,
     /// The value of its distribution column.
     pub tenant: String,
-    /// `host:port`.
+    /// The node, as `host:port`.
     pub node: String,
 }
 
-/// How shards are moved.
+/// The rules for shard moves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Moves {
-    /// Whether writes go on while a shard moves.
+    /// The handling of writes while a shard moves.
     pub transfer_mode: TransferMode,
-    /// How many moves at once, where the version can.
+    /// The number of concurrent moves, if the Citus version supports more than one.
     #[schemars(range(min = 1, max = 16))]
     pub parallel: u32,
-    /// No move begins while a replica is further behind.
+    /// No move starts while the lag of a replica exceeds this size.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_replication_lag: Option<Size>,
-    /// How much of a node's disk a move has to leave free, as far as `diskSize` tells how large it is.
+    /// The share of a node's disk that a move must leave free. Needs `diskSize`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_headroom: Option<Percent>,
-    /// How large the disk of each node is.
+    /// The size of each node's disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_size: Option<Size>,
-    /// No move begins while one of these is over its limit.
+    /// No move starts while one of these queries exceeds its limit.
     pub pause_while: Vec<PauseWhile>,
-    /// How long after a rebalance the next may begin.
+    /// The minimum time between two rebalances.
     pub cooldown: Duration,
 }
 
 impl Moves {
-    /// How many bytes of a node's disk may be used; nothing where that is not said.
+    /// Returns the usable bytes of a node's disk; `None` if the size or the headroom is not declared.
     pub fn usable(&self) -> Option<u64> {
         let (disk, free) = self.disk_size.zip(self.disk_headroom)?;
         Some(disk.0 / 100 * u64::from(100_u32.saturating_sub(free.0)))
@@ -233,31 +233,31 @@ impl Default for Moves {
     }
 }
 
-/// A query on the coordinator that says when no move may begin.
+/// A query on the coordinator that pauses moves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PauseWhile {
-    /// One number.
+    /// A query that returns one number.
     pub query: String,
-    /// No move begins while it is more than this.
+    /// No move starts while the number exceeds this limit.
     pub over: f64,
 }
 
-/// Whether writes go on while a shard moves.
+/// The handling of writes while a shard moves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum TransferMode {
-    /// They do; a table without a replica identity is refused.
+    /// Writes continue. A move of a table without a replica identity is refused.
     #[default]
     Auto,
-    /// They do, but UPDATE and DELETE fail on a table without a replica identity.
+    /// Writes continue, but UPDATE and DELETE fail on a table without a replica identity.
     ForceLogical,
-    /// They wait until the shard has moved.
+    /// Writes wait until the shard is moved.
     BlockWrites,
 }
 
 impl TransferMode {
-    /// The word that Citus has for it.
+    /// Returns the Citus name of the mode.
     pub fn word(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -267,7 +267,7 @@ impl TransferMode {
     }
 }
 
-/// When a pull request raises a variable of what carries the nodes.
+/// The rule by which a pull request raises the number of hosts of the cluster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Capacity {
@@ -277,20 +277,20 @@ pub struct Capacity {
     pub raise: CapacityRaise,
 }
 
-/// The condition and its duration: exactly one of the limits.
+/// The condition and its duration. Exactly one limit is set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CapacityWhen {
-    /// More tenants than this on a node in the mean.
+    /// The mean number of tenants per node exceeds this limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenants_per_worker: Option<u64>,
-    /// More bytes than this on a node in the mean.
+    /// The mean number of bytes per node exceeds this limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_per_worker: Option<Size>,
-    /// More than this of the fullest node's disk, which `moves.diskSize` tells.
+    /// The used share of the fullest node's disk exceeds this limit. Needs `moves.diskSize`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_used: Option<Percent>,
-    /// For how long.
+    /// The time for which the condition must be true.
     pub r#for: Duration,
 }
 
@@ -300,12 +300,12 @@ pub struct CapacityWhen {
 pub struct CapacityRaise {
     /// A component of kind tofu, in the same environment.
     pub component: super::ComponentName,
-    /// A variable of it, a number.
+    /// A numeric variable of the component.
     pub variable: String,
-    /// By how much.
+    /// The amount of one raise.
     #[schemars(range(min = 1))]
     pub by: u64,
-    /// Never over this.
+    /// The highest allowed value.
     pub max: u64,
 }
 
@@ -315,29 +315,29 @@ pub struct CapacityRaise {
 pub struct LayoutPlan {
     /// The balanced quantity: `bytes`, `shards`, `tenants` or `query`.
     pub balance: String,
-    /// How far a node may be from the mean: 0.1 is a tenth.
+    /// The allowed deviation of a node from the mean, as a share: 0.1 is a tenth.
     pub limit: f64,
     /// The nodes, by name.
     pub nodes: Vec<NodeLoad>,
-    /// The moves, in the order in which they are made.
+    /// The moves, in order of execution.
     pub moves: Vec<MoveFigures>,
-    /// The bytes that they move.
+    /// The total size of the moves, in bytes.
     pub bytes: u64,
-    /// So many at least any plan would have to move that comes as close.
+    /// The lower bound of the total size for any plan with an equal or better balance, in bytes.
     pub bytes_at_least: u64,
 }
 
-/// The load of a node, before and after.
+/// The load of a node, before and after the moves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeLoad {
     /// `host:port`.
     pub node: String,
-    /// Whether it is to hold shards.
+    /// Whether the node may have shards.
     pub holds: bool,
-    /// Before.
+    /// The load before the moves.
     pub before: Load,
-    /// After.
+    /// The load after the moves.
     pub after: Load,
 }
 
@@ -345,9 +345,9 @@ pub struct NodeLoad {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Load {
-    /// In the unit that is balanced.
+    /// The load in the balanced unit.
     pub load: u64,
-    /// In bytes.
+    /// The load in bytes.
     pub bytes: u64,
 }
 
@@ -355,18 +355,18 @@ pub struct Load {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MoveFigures {
-    /// The resource of its action.
+    /// The resource of the move's action.
     pub resource: String,
-    /// To where.
+    /// The destination node.
     pub to: String,
-    /// The bytes that move.
+    /// The size of the move, in bytes.
     pub bytes: u64,
-    /// How long it takes, as far as this cluster's throughput tells.
+    /// The estimated duration in seconds, from the measured throughput of this cluster.
     pub seconds: u64,
 }
 
 impl LayoutPlan {
-    /// How far the fullest node is above the mean and the emptiest below it, as shares: before, or after.
+    /// Returns the deviation of the fullest node above the mean and of the emptiest node below it, as shares.
     pub fn spread(&self, after: bool) -> (f64, f64) {
         let load = |node: &NodeLoad| if after { node.after.load } else { node.before.load };
         let total: u64 = self.nodes.iter().map(load).sum();
@@ -382,15 +382,15 @@ impl LayoutPlan {
     }
 }
 
-/// A table's name with its schema; as it is where it is no name.
+/// Returns a table's name with its schema. An invalid name is returned unchanged.
 pub fn whole_name(name: &str) -> String {
     table_name(name).map_or_else(|_| name.to_owned(), |(schema, table)| format!("{schema}.{table}"))
 }
 
-/// The two parts of a table's name; a schema of `public` where there is only one.
+/// Splits a table's name into schema and table. The default schema is `public`.
 ///
 /// # Errors
-/// When it is no name, or one that needs quotes.
+/// When the text is not a valid name, or the name needs quotes.
 pub fn table_name(text: &str) -> Result<(&str, &str), Malformed> {
     let (schema, table) = text.split_once('.').unwrap_or(("public", text));
     let is_name = |name: &str| {

@@ -1,4 +1,4 @@
-//! Content hashes, and the seal under which secrets enter them.
+//! Computes content hashes, and the HMACs by which secrets enter them.
 //!
 //! *Invariant:* an unsalted hash of a secret exists nowhere (R2.3); a secret enters a digest only through [`Seal`].
 
@@ -17,11 +17,11 @@ use super::ids::Malformed;
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    /// Hashes a JSON value in its canonical form: keys sorted, no spaces.
+    /// Hashes a JSON value in its canonical form: sorted keys, no spaces.
     pub fn of_json(value: &serde_json::Value) -> Self {
         Digester::new("json").field(value.to_string().as_bytes()).finish()
     }
-    /// The first six digits, as people quote it in `/apply staging 9c1e0f`.
+    /// Returns the first six digits, the form that users write in `/apply staging 9c1e0f`.
     pub fn short(&self) -> String {
         hex::encode(&self.0[..3])
     }
@@ -70,11 +70,11 @@ impl schemars::JsonSchema for Digest {
     }
 }
 
-/// Builds a digest from fields; each is preceded by its length, so that no two sequences of fields run together.
+/// Builds a digest from fields. The length of a field precedes it, so that different sequences of fields never collide.
 pub struct Digester(Sha256);
 
 impl Digester {
-    /// Starts a digest of one sort of thing; equal fields of different sorts differ.
+    /// Starts a digest for one kind of content. Equal fields of different kinds have different digests.
     pub fn new(sort: &str) -> Self {
         Self(Sha256::new()).field(sort.as_bytes())
     }
@@ -91,19 +91,19 @@ impl Digester {
     }
 }
 
-/// The key under which secret-bearing leaves enter a digest; it never leaves the store.
+/// The HMAC key for secret values in digests. The key never leaves the store.
 pub struct Seal(SecretSlice<u8>);
 
 impl Seal {
-    /// Takes the key from the store.
+    /// Creates the seal from the key in the store.
     pub fn new(key: Vec<u8>) -> Self {
         Self(key.into())
     }
-    /// HMAC-SHA-256 of a value's canonical JSON, as hex.
+    /// Returns the HMAC-SHA-256 of a value's canonical JSON, as hex.
     pub fn seal(&self, value: &serde_json::Value) -> String {
         hex::encode(self.hmac(value.to_string().as_bytes()))
     }
-    /// The first half of the HMAC-SHA-256 of bytes: enough to tell contents apart, in little space.
+    /// Returns the first half of the HMAC-SHA-256 of bytes. Half the length is enough to distinguish contents.
     pub fn mark(&self, bytes: &[u8]) -> [u8; 16] {
         let mut mark = [0; 16];
         mark.copy_from_slice(&self.hmac(bytes)[..16]);

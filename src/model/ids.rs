@@ -1,19 +1,19 @@
-//! Names and ids, checked once where they enter.
+//! Defines names and ids, which are validated when they are parsed.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-/// The longest name of an environment or component: it becomes part of branch names, labels and paths.
+/// The longest name of an environment or component. The name becomes part of branch names, labels and paths.
 pub const NAME_LENGTH_MAX: usize = 63;
 
-/// Says why a text is not an id.
+/// The error of a text that is not a valid id.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 #[error("`{found}` is not {expected}")]
 pub struct Malformed {
     /// The text that was found.
     pub found: String,
-    /// The expected thing, with its article.
+    /// A description of the expected format, with its article.
     pub expected: &'static str,
 }
 
@@ -35,7 +35,7 @@ macro_rules! name {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// The name as text.
+            /// Returns the name as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -150,11 +150,11 @@ impl fmt::Debug for InstanceId {
 pub struct Revision(Arc<str>);
 
 impl Revision {
-    /// The whole id.
+    /// Returns the full id.
     pub fn as_str(&self) -> &str {
         &self.0
     }
-    /// The first seven digits, as people quote it.
+    /// Returns the first seven digits, for display.
     pub fn short(&self) -> &str {
         &self.0[..7]
     }

@@ -1,7 +1,7 @@
-//! The words: what every other room speaks in.
+//! Defines the types that all layers share: ids, digests, changes, verdicts, units and problems.
 //!
-//! Decides nothing and touches nothing: ids, digests, changes, verdicts, units, problems.
-//! *Invariant:* no type here knows a clock, a file, a network or a third party's client.
+//! Decides nothing and has no effects.
+//! *Invariant:* no type of this module depends on a clock, a file, a network or a third-party client.
 
 pub mod change;
 pub mod citus;

@@ -1,32 +1,32 @@
-//! Verdicts, what an instance waits on, and when to try again.
+//! Defines verdicts, the conditions that an instance waits for, and retry rules.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{Digest, Duration, InstanceId};
 
-/// The verdict of an instance. The order is that of urgency: of several verdicts the first counts.
+/// The verdict of an instance, in order of urgency. If several verdicts apply, the first one counts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Verdict {
-    /// It could not be observed completely.
+    /// The last observation is not complete.
     Unknown,
-    /// It can't go on without a person.
+    /// The instance can't continue without an operator.
     Stalled,
-    /// The world differs from what was applied.
+    /// The live objects differ from the applied ones.
     Drifted,
-    /// Head differs from applied, or a run is in progress or waits.
+    /// Head differs from the applied revision, or a run is in progress or waits.
     Pending,
-    /// Applied and no longer declared.
+    /// The instance is applied and no longer declared.
     Orphaned,
-    /// Observed, never acted on.
+    /// The instance is observed and never changed.
     Suspended,
-    /// Everything was observed, and nothing differs.
+    /// The observation is complete and shows no difference.
     InSync,
 }
 
 impl Verdict {
-    /// The words for people: "in sync".
+    /// Returns the display text, such as "in sync".
     pub fn words(self) -> &'static str {
         match self {
             Self::Unknown => "unknown",
@@ -38,7 +38,7 @@ impl Verdict {
             Self::InSync => "in sync",
         }
     }
-    /// The exit code that a command with this result ends with.
+    /// Returns the exit code of a command with this result.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Unknown | Self::Stalled => 3,
@@ -48,47 +48,47 @@ impl Verdict {
     }
 }
 
-/// Why an instance or a run does not go on by itself.
+/// The condition that an instance or a run waits for.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "camelCase")]
 pub enum WaitingOn {
-    /// Its plan is known after an upstream is applied.
+    /// The plan is known only after an upstream is applied.
     KnownAfter {
         /// The upstream.
         instance: InstanceId,
     },
-    /// An upstream has not been applied, or failed.
+    /// An upstream is not applied yet, or its run failed.
     Upstream {
         /// The upstream.
         instance: InstanceId,
     },
-    /// The same component of an earlier environment comes first (R3.5).
+    /// The same component of an earlier environment is not applied yet (R3.5).
     Promotion {
         /// The instance that comes first.
         instance: InstanceId,
     },
-    /// The same component of an earlier environment has to stay healthy for a while (R3.5).
+    /// The same component of an earlier environment must stay healthy until a time (R3.5).
     Soak {
         /// The instance that comes first.
         instance: InstanceId,
-        /// Until when.
+        /// The end of the soak time.
         until: DateTime<Utc>,
     },
-    /// The applied objects to become ready.
+    /// The applied objects must become ready.
     Rollout {
-        /// How long it may take.
+        /// The deadline of the rollout.
         until: DateTime<Utc>,
     },
     /// An `/apply`: the environment has `onMerge: wait`.
     Apply,
     /// An `/apply`: the approved plan does not cover this plan (R2.4).
     Approval {
-        /// The plan that waits.
+        /// The digest of the plan that waits.
         digest: Digest,
     },
     /// An `/apply`: the target already holds resources that Evenkeel never applied (R1.6).
     FirstContact,
-    /// A `/resume`, or another declaration.
+    /// A `/resume`, or a declaration without `suspend: true`.
     Suspended,
     /// A `/confirm`: the target is not the one that was applied (R1.8).
     Confirm,
@@ -97,15 +97,15 @@ pub enum WaitingOn {
 /// When the same attempt may succeed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Retry {
-    /// After a while.
+    /// After a backoff.
     After(Backoff),
     /// When the input changes.
     WhenInputChanges,
-    /// Never: this is a bug.
+    /// Never: the error is a bug.
     Never,
 }
 
-/// How the waits between attempts grow.
+/// An exponential backoff between attempts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Backoff {
     /// The first wait.
@@ -115,10 +115,10 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// For what another machine may mend by itself within minutes.
+    /// The backoff for failures of remote systems that usually recover within minutes.
     pub const REMOTE: Self = Self { first: Duration::seconds(2), longest: Duration::seconds(300) };
 
-    /// The wait before attempt `attempt`, counted from 0.
+    /// Returns the wait before attempt `attempt`, counted from 0.
     pub fn wait(self, attempt: u32) -> Duration {
         let factor = 1_u64.checked_shl(attempt.min(32)).unwrap_or(u64::MAX);
         Duration::seconds(self.first.as_seconds().saturating_mul(factor).min(self.longest.as_seconds()))

@@ -1,21 +1,21 @@
-//! What is wrong with a declaration, and where.
+//! Defines problems of declarations, with their source locations.
 
 use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-/// A place in a file. Line and column count from 1; a length of 0 points at no word.
+/// A place in a file. Line and column count from 1. A length of 0 marks no text.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Place {
     /// The line.
     pub line: u32,
     /// The column, in characters.
     pub column: u32,
-    /// How many characters are marked.
+    /// The number of marked characters.
     pub length: u32,
 }
 
-/// One thing that is wrong: where, what was found, what was expected, and what to do.
+/// One problem of a declaration: its place, the finding, the expectation and a hint.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
@@ -25,28 +25,28 @@ pub struct Problem {
     pub line: u32,
     /// The column, from 1.
     pub column: u32,
-    /// A stable word for the sort of problem, kebab-case.
+    /// A stable name for the kind of problem, in kebab-case.
     pub kind: String,
     /// The finding, in one line.
     pub message: String,
-    /// The expectation, shown under the mark.
+    /// The expectation, shown under the marked text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<String>,
-    /// The remedy.
+    /// The suggested solution.
     pub hint: Option<String>,
-    /// The line of the file, without its end.
+    /// The line of the file, without the line break.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// How many characters are marked.
+    /// The number of marked characters.
     #[serde(default, skip)]
     pub length: u32,
 }
 
-/// The longest part of a source line that is shown.
+/// The longest part of a source line that is stored, in characters.
 const SOURCE_LENGTH_MAX: usize = 160;
 
 impl Problem {
-    /// A problem at a place; expected, hint and source line are added by the methods below.
+    /// Creates a problem at a place. The methods below add expectation, hint and source line.
     pub fn new(kind: &str, file: &Arc<str>, at: Place, message: impl Into<String>) -> Self {
         Self {
             file: Arc::clone(file),
@@ -60,19 +60,19 @@ impl Problem {
             length: at.length,
         }
     }
-    /// Says what was expected.
+    /// Sets the expectation.
     #[must_use]
     pub fn expected(mut self, text: impl Into<String>) -> Self {
         self.expected = Some(text.into());
         self
     }
-    /// Says what to do.
+    /// Sets the hint.
     #[must_use]
     pub fn hint(mut self, text: impl Into<String>) -> Self {
         self.hint = Some(text.into());
         self
     }
-    /// Adds the line of the file that it is about.
+    /// Adds the source line of the problem's place.
     #[must_use]
     pub fn quote(mut self, text: &str) -> Self {
         if self.line > 0 && self.source.is_none() {
@@ -96,31 +96,31 @@ impl fmt::Display for Problem {
     }
 }
 
-/// A list of problems, in the order of files and lines, each once.
+/// A collection of problems.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problems(Vec<Problem>);
 
 impl Problems {
-    /// Adds one.
+    /// Adds one problem.
     pub fn push(&mut self, problem: Problem) {
         self.0.push(problem);
     }
-    /// Adds several.
+    /// Adds several problems.
     pub fn extend(&mut self, problems: impl IntoIterator<Item = Problem>) {
         self.0.extend(problems);
     }
-    /// Sorts them and drops repetitions.
+    /// Returns the problems sorted by file and line, without duplicates.
     #[must_use]
     pub fn finish(mut self) -> Vec<Problem> {
         self.0.sort();
         self.0.dedup();
         self.0
     }
-    /// Whether there is none.
+    /// Returns whether there are no problems.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
-    /// How many there are.
+    /// Returns the number of problems.
     pub fn len(&self) -> usize {
         self.0.len()
     }

@@ -1,8 +1,9 @@
-//! The one sink through which text leaves: every known secret in it is masked.
+//! Masks known secrets in all text that leaves the process.
 //!
-//! Decides which texts are secrets by being told of each the moment it is read. Never prints or stores one.
-//! *Race:* a secret that is learnt after a text was redacted is not in it, because texts about an observation are
-//! redacted after all of that observation's values have been learnt.
+//! Decides which texts are secrets: readers register each secret value when they read it.
+//! *Invariant:* never prints or stores a secret.
+//! *Race:* a secret that is registered after a text was redacted can't be in that text. Texts about an observation are
+//! redacted after all values of the observation are registered.
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
@@ -11,17 +12,18 @@ use serde_json::Value;
 
 use super::change::MASKED;
 
-/// Shorter texts are not masked: `1` or `no` would blacken everything, and are masked by their place in the plan.
+/// Shorter texts are not masked. Masking `1` or `no` would hide most of a text; the plan masks such values by their
+/// place.
 const SECRET_LENGTH_MIN: usize = 6;
-/// A bound on memory; the oldest sort of secrets would be those of instances long gone.
+/// The bound on memory. Further secrets are not registered.
 const SECRETS_MAX: usize = 100_000;
 
-/// Masks known secrets; clones share what they know.
+/// Masks known secrets. Clones share the set of secrets.
 #[derive(Clone, Default)]
 pub struct Redactor(Arc<RwLock<BTreeSet<String>>>);
 
 impl Redactor {
-    /// Learns every text inside a secret value.
+    /// Registers every text inside a secret value.
     pub fn learn(&self, value: &Value) {
         match value {
             Value::String(text) => self.learn_text(text),
@@ -33,14 +35,14 @@ impl Redactor {
     }
     fn learn_text(&self, text: &str) {
         let mut known = self.0.write();
-        // A tool may print a long secret line by line, so each line counts by itself.
+        // A tool may print a long secret line by line, so each line is registered on its own.
         for line in text.lines().map(str::trim).filter(|line| line.len() >= SECRET_LENGTH_MIN) {
             if known.len() < SECRETS_MAX && !known.contains(line) {
                 known.insert(line.to_owned());
             }
         }
     }
-    /// Whether a known secret stands anywhere in a value.
+    /// Returns whether a value contains a known secret.
     pub fn touches(&self, value: &Value) -> bool {
         let known = self.0.read();
         fn any(known: &BTreeSet<String>, value: &Value) -> bool {
@@ -55,7 +57,7 @@ impl Redactor {
         }
         any(&known, value)
     }
-    /// The text with every known secret masked, longest first.
+    /// Returns the text with every known secret masked, the longest secret first.
     pub fn redact(&self, text: &str) -> String {
         let known = self.0.read();
         let mut found: Vec<&String> = known.iter().filter(|secret| text.contains(secret.as_str())).collect();

@@ -1,4 +1,4 @@
-//! The declared target of an instance, whatever its kind.
+//! Defines the declared target of an instance, independent of its kind.
 
 use std::fmt;
 
@@ -9,9 +9,9 @@ use serde::{
 };
 use serde_json::Value;
 
-/// The declared target of an instance: the name of its kind, and its declaration as that kind normalizes it.
+/// The declared target of an instance: the name of its kind, and the declaration in the kind's normalized form.
 ///
-/// Serialized as one field that the kind names: `{"tofu": {…}}`.
+/// Serialized as one field, named after the kind: `{"tofu": {…}}`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TargetSpec {
     /// The name of the kind, such as `tofu`.

@@ -1,4 +1,4 @@
-//! Durations, sizes and percentages as people write them: `1h30m`, `64MiB`, `10%`.
+//! Parses durations, sizes and percentages in their text forms: `1h30m`, `64MiB`, `10%`.
 
 use std::{fmt, str::FromStr, time};
 
@@ -42,15 +42,15 @@ text_unit!(Duration, "evenkeel-duration");
 const UNITS: [(&str, u64); 5] = [("w", 604_800), ("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)];
 
 impl Duration {
-    /// That many seconds.
+    /// Creates a duration from seconds.
     pub const fn seconds(seconds: u64) -> Self {
         Self(seconds)
     }
-    /// For timers.
+    /// Returns the duration as a standard duration, for timers.
     pub const fn std(self) -> time::Duration {
         time::Duration::from_secs(self.0)
     }
-    /// In whole seconds.
+    /// Returns the duration in whole seconds.
     pub const fn as_seconds(self) -> u64 {
         self.0
     }
@@ -132,7 +132,7 @@ impl fmt::Display for Size {
     }
 }
 
-/// A share of a hundred: `10%`.
+/// A percentage from 0 to 1000: `10%`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Percent(pub u32);

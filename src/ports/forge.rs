@@ -1,4 +1,6 @@
-//! The forge, as conductors ask for it.
+//! Defines the port to the forge: pull requests, comments, reviews and commit statuses.
+//!
+//! *Invariant:* a write is idempotent. An adapter finds its own earlier result by a marker.
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -7,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{PullNumber, Retry, Revision};
 
-/// A pull request, as far as anybody asks.
+/// A pull request, with the fields that controllers use.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Pull {
@@ -23,19 +25,19 @@ pub struct Pull {
     pub body: String,
     /// The login of its author.
     pub author: String,
-    /// The branch that it is to be merged into.
+    /// The branch that the pull request targets.
     pub base: String,
-    /// Its own branch.
+    /// The branch that the pull request comes from.
     pub branch: String,
-    /// The head of its own branch.
+    /// The head commit of `branch`.
     pub head: Revision,
-    /// Whether its branch lies in another repository.
+    /// Whether `branch` is in another repository.
     pub fork: bool,
-    /// The commit that it was merged as.
+    /// The merge commit; `None` if the pull request is not merged.
     pub merged_as: Option<Revision>,
-    /// The login that merged it.
+    /// The login of the user who merged the pull request.
     pub merged_by: Option<String>,
-    /// When it last changed in any way.
+    /// The time of the last change of any kind.
     pub updated_at: DateTime<Utc>,
 }
 
@@ -45,7 +47,7 @@ pub struct Pull {
 pub struct Comment {
     /// Its id.
     pub id: u64,
-    /// Its id for GraphQL.
+    /// The GraphQL node id.
     pub node_id: String,
     /// The login of its author.
     pub author: String,
@@ -62,66 +64,66 @@ pub struct Comment {
 pub struct Review {
     /// The login of the reviewer.
     pub author: String,
-    /// Whether it approves.
+    /// Whether the review approves the pull request.
     pub approves: bool,
-    /// Whether it approves or takes that back; a mere comment does neither.
+    /// Whether the review approves, requests changes or is dismissed. A plain comment does none of these.
     pub says_something: bool,
-    /// The head that it is about.
+    /// The head commit that was reviewed.
     pub head: Revision,
-    /// When it was given.
+    /// The time at which the review was submitted.
     pub at: DateTime<Utc>,
 }
 
-/// A forge that did not do what it was asked.
+/// The error of a request to the forge.
 #[derive(Debug, thiserror::Error)]
 #[error("could not {attempt}: {why}")]
 pub struct ForgeError {
-    /// "list pull requests".
+    /// The attempted operation, such as "list pull requests".
     pub attempt: String,
-    /// The HTTP status of the forge's answer; `None` where there was no answer.
+    /// The HTTP status of the forge's response; `None` if there was no response.
     pub status: Option<u16>,
     /// The forge's message, or the error of the connection.
     pub why: String,
     /// When the same attempt may succeed.
     pub retry: Retry,
-    /// When the forge says that it may be asked again.
+    /// The earliest time at which the forge accepts another request, if the forge reports one.
     pub not_before: Option<DateTime<Utc>>,
 }
 
-/// The operations of a forge. Reads are retried; a write looks for its marker first, so that it can be repeated.
+/// The operations of a forge. Reads are retried. A write first searches for its marker and can be repeated.
 #[async_trait]
 pub trait Forge: Send + Sync {
-    /// The login that our comments carry.
+    /// Returns the login under which the daemon writes comments.
     ///
     /// # Errors
     /// When the forge does not answer.
     async fn own_login(&self) -> Result<String, ForgeError>;
-    /// The newest pull requests, open or not, those that changed last first.
+    /// Returns the newest pull requests, open or closed, most recently updated first.
     ///
     /// # Errors
     /// When the forge does not answer.
     async fn list_pulls(&self) -> Result<Vec<Pull>, ForgeError>;
-    /// One pull request.
+    /// Returns one pull request.
     ///
     /// # Errors
     /// When the forge does not answer.
     async fn get_pull(&self, number: PullNumber) -> Result<Pull, ForgeError>;
-    /// The comments of a pull request, oldest first.
+    /// Returns the comments of a pull request, oldest first.
     ///
     /// # Errors
     /// When the forge does not answer.
     async fn list_comments(&self, number: PullNumber) -> Result<Vec<Comment>, ForgeError>;
-    /// The reviews of a pull request, oldest first.
+    /// Returns the reviews of a pull request, oldest first.
     ///
     /// # Errors
     /// When the forge does not answer.
     async fn list_reviews(&self, number: PullNumber) -> Result<Vec<Review>, ForgeError>;
-    /// Makes the comment with this marker say this: edits ours if it is there, writes it else.
+    /// Creates the daemon's comment with this marker, or updates its body; returns the comment's id.
     ///
     /// # Errors
     /// When the forge does not answer.
     async fn ensure_comment(&self, number: PullNumber, marker: &str, body: &str) -> Result<u64, ForgeError>;
-    /// Folds our comments with this marker away as outdated, except one.
+    /// Minimizes the daemon's comments with this marker as outdated, except the one with the id `except`.
     ///
     /// # Errors
     /// When the forge does not answer.
@@ -137,32 +139,32 @@ pub trait Forge: Send + Sync {
         state: &str,
         description: &str,
     ) -> Result<(), ForgeError>;
-    /// Whether a commit carries a status of ours.
+    /// Returns whether a commit has a status that the daemon set.
     ///
     /// # Errors
     /// When the forge does not answer.
     async fn has_own_status(&self, revision: &Revision) -> Result<bool, ForgeError>;
-    /// Opens a pull request from a branch, or makes the open one say this.
+    /// Opens a pull request from a branch, or updates the title and body of the open one.
     ///
     /// # Errors
     /// When the forge does not answer.
     async fn ensure_pull(&self, branch: &str, base: &str, title: &str, body: &str) -> Result<PullNumber, ForgeError>;
-    /// Closes a pull request unmerged, if it is open.
+    /// Closes a pull request without a merge, if it is open.
     ///
     /// # Errors
     /// When the forge does not answer.
     async fn close_pull(&self, number: PullNumber) -> Result<(), ForgeError>;
-    /// Returns the permission of a login on the repository, as the forge names it.
+    /// Returns the permission of a login on the repository, by the forge's name for the permission.
     ///
     /// # Errors
     /// When the forge does not answer.
     async fn get_permission(&self, login: &str) -> Result<String, ForgeError>;
-    /// Whether somebody is in a team, `organisation/team`.
+    /// Returns whether a login is a member of a team, `organisation/team`.
     ///
     /// # Errors
     /// When the forge does not answer.
     async fn is_member(&self, team: &str, login: &str) -> Result<bool, ForgeError>;
-    /// A fresh token for git, where the forge gives one out.
+    /// Returns a valid token for git; `None` if the forge issues none.
     ///
     /// # Errors
     /// When the forge does not answer.

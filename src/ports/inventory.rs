@@ -1,21 +1,21 @@
-//! What a target asks to be remembered for it.
+//! Defines the port through which a target stores its inventory.
 
 use async_trait::async_trait;
 
 use crate::model::InstanceId;
 
-/// Remembers one text for each instance, for the target alone; what is there is replaced as a whole.
+/// Stores one text per instance for its target. A write replaces the whole text.
 #[async_trait]
 pub trait InventoryStore: Send + Sync {
     /// Returns the stored inventory, if there is one.
     ///
     /// # Errors
-    /// When it can't be read.
+    /// When the inventory can't be read.
     async fn kept(&self, id: &InstanceId) -> Result<Option<String>, InventoryStoreError>;
-    /// Keeps a text, durably; nothing in its place lets go of it.
+    /// Stores a text durably; `None` deletes the stored text.
     ///
     /// # Errors
-    /// When it can't be written, or somebody else is responsible for the instance now.
+    /// When the text can't be written, or another daemon owns the lease of the instance.
     async fn keep(&self, id: &InstanceId, text: Option<&str>) -> Result<(), InventoryStoreError>;
 }
 

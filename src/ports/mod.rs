@@ -1,7 +1,7 @@
-//! What conductors and minds ask of hands.
+//! Defines the traits that adapters and targets implement, and their argument and result types.
 //!
-//! Decides nothing. The traits speak in the words of the house, so that a simulated world can stand behind them.
-//! *Invariant:* no third party's type appears in a signature here.
+//! Decides nothing. The traits use model types alone, so that tests can replace every external system by a simulation.
+//! *Invariant:* no type of a third-party crate for an external system appears in a signature of this module.
 
 mod forge;
 mod inventory;
@@ -33,33 +33,33 @@ use crate::model::{
     citus::LayoutPlan,
 };
 
-/// The content of one revision or of a working tree; it never changes under its reader.
+/// The content of one revision or of a working tree. The content is immutable while it is read.
 pub trait Files: Send + Sync {
-    /// Returns the entries of a folder, sorted by name; none if there is no such folder.
+    /// Returns the entries of a folder, sorted by name; an empty list if the folder does not exist.
     ///
     /// # Errors
-    /// When the store of the content can't be read.
+    /// When the content store can't be read.
     fn list(&self, folder: &str) -> Result<Vec<Entry>, FilesError>;
-    /// Returns the entry at a path, if there is one.
+    /// Returns the entry at a path; `None` if the path does not exist.
     ///
     /// # Errors
-    /// When the store of the content can't be read.
+    /// When the content store can't be read.
     fn entry(&self, path: &str) -> Result<Option<Entry>, FilesError>;
-    /// The bytes of a file, or the target of a link.
+    /// Returns the bytes of a file, or the target of a symbolic link.
     ///
     /// # Errors
-    /// When the file is not there or can't be read.
+    /// When the file does not exist or can't be read.
     fn read(&self, path: &str) -> Result<Arc<[u8]>, FilesError>;
 }
 
-/// Something in a folder.
+/// An entry of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// The name in its folder.
     pub name: String,
     /// The kind of the entry.
     pub sort: EntryKind,
-    /// git's id of its content: equal ids, equal content. Empty for folders of a working tree.
+    /// The git object id of the content: equal ids mean equal content. Empty for folders of a working tree.
     pub id: String,
 }
 
@@ -68,7 +68,7 @@ pub struct Entry {
 pub enum EntryKind {
     /// A file.
     File,
-    /// A file that may be run.
+    /// An executable file.
     Program,
     /// A folder.
     Folder,
@@ -84,11 +84,11 @@ pub enum EntryKind {
 pub struct FilesError {
     /// The path, relative to the root of the repository.
     pub path: String,
-    /// The error.
+    /// The error of the content store.
     pub why: String,
 }
 
-/// Joins a relative path to a folder, and answers nothing where the result leaves the root.
+/// Joins a relative path to a folder; returns `None` if the result is outside of the root.
 pub fn join(folder: &str, relative: &str) -> Option<String> {
     let mut parts: Vec<&str> = folder.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     for part in relative.split('/') {
@@ -110,91 +110,91 @@ pub struct Observation {
     pub changes: Vec<ResourceChange>,
     /// Differences from the last apply that an apply would not change: they can only be adopted.
     pub adopt_only: Vec<Drift>,
-    /// The outputs as they would be after an apply.
+    /// The outputs after an apply.
     pub outputs: BTreeMap<String, Output>,
-    /// Whether the target holds anything already.
+    /// Whether the target contains any resource.
     pub holds_anything: bool,
-    /// Which target it is, as far as it says: the lineage of a state, the uid of a cluster (R1.8). Nothing where there
-    /// is none yet.
+    /// The identity of the target, such as the lineage of a state or the uid of a cluster (R1.8). `None` if the target
+    /// does not exist yet or reports no identity.
     pub identity: Option<String>,
-    /// Where the target is that of a whole environment: the other environments that may use it too. Nothing where it
+    /// For a target of a whole environment: the other environments that may use the target. `None` if the target
     /// belongs to one instance.
     pub shared_with: Option<Vec<String>>,
-    /// The author and time of the change of each resource, if they are known.
+    /// The author and time of the last change of each resource, if they are known.
     pub changed_by: BTreeMap<String, ChangedBy>,
-    /// Details that only the kind of the target reads.
+    /// Details that only the target's own kind reads.
     pub own: Option<Arc<dyn Any + Send + Sync>>,
-    /// Whether it has to be known which other instances declare the same resources, and is not.
+    /// Whether the observation depends on the resources that other instances declare, and these are not known.
     pub contested: bool,
-    /// Why an apply would be refused as it stands, in a sentence.
+    /// The reason for which the target would refuse an apply, as a sentence.
     pub refused: Option<String>,
-    /// The resources that are no longer declared and stay, each with the reason; they are warnings as well.
+    /// The resources that are no longer declared and stay, each with the reason. `warnings` contains them too.
     pub left: Vec<String>,
-    /// Warnings of the tool.
+    /// Warnings of the target's tool.
     pub warnings: Vec<String>,
     /// The figures of the shard moves.
     pub layout: Option<LayoutPlan>,
-    /// More of what carries a cluster, where it wants that.
+    /// Requests for more capacity of the cluster's hosts.
     pub capacity: Vec<MoreCapacity>,
 }
 
 impl Observation {
-    /// The details that the kind of the target added.
+    /// Returns the details that the target's kind added, if they have the type `T`.
     pub fn own<T: 'static>(&self) -> Option<&T> {
         self.own.as_ref()?.downcast_ref()
     }
 }
 
-/// More of what carries a cluster.
+/// A request for more capacity of a cluster's hosts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoreCapacity {
-    /// The component of the same environment that says how much there is.
+    /// The component of the same environment whose variable sets the capacity.
     pub component: ComponentName,
-    /// The variable that says it.
+    /// The variable that sets the capacity.
     pub variable: String,
-    /// By how much it is to be raised.
+    /// The amount by which the variable is raised.
     pub by: u64,
-    /// Never over this.
+    /// The highest allowed value of the variable.
     pub max: u64,
-    /// The figures, in sentences.
+    /// The figures, as sentences.
     #[serde(rename = "says")]
     pub message: String,
 }
 
-/// Whether what was applied came up, or what was destroyed is gone.
+/// The health of applied resources, or the progress of a deletion.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// It is as it should be.
+    /// The resources are ready, or deleted.
     Current,
-    /// It is on its way, in a sentence.
+    /// The rollout is in progress; the text is one sentence.
     InProgress(String),
-    /// It won't be, in a sentence with the reason.
+    /// The rollout can't succeed; the text is one sentence with the reason.
     Failed(String),
 }
 
 /// An output of an instance.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {
-    /// Its value; absent while it is not known.
+    /// The value; `None` while it is not known.
     pub value: Option<Value>,
-    /// Whether it may be shown.
+    /// Whether the value is secret and must not be shown.
     pub sensitive: bool,
 }
 
-/// An output as it is recorded: a sensitive one as an HMAC (R1.3).
+/// A recorded output. A sensitive value is recorded as an HMAC (R1.3).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RecordedOutput {
-    /// The value of an output that may be shown.
+    /// The value of an output that is not sensitive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<Value>,
-    /// The HMAC of a sensitive one.
+    /// The HMAC of a sensitive value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealed: Option<String>,
 }
 
 impl Output {
-    /// As it is recorded; nothing while it is not known.
+    /// Returns the recorded form of the output; `None` while its value is not known.
     pub fn record(&self, seal: &Seal) -> Option<RecordedOutput> {
         let value = self.value.as_ref()?;
         Some(if self.sensitive {
@@ -205,19 +205,19 @@ impl Output {
     }
 }
 
-/// A diagnostic of a tool, with the place in the module if it has one.
+/// A diagnostic of a tool, with its source location if the tool reports one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Diagnostic {
-    /// One line.
+    /// The summary, one line.
     pub summary: String,
-    /// More.
+    /// The details.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
-    /// The resource that it is about.
+    /// The address of the affected resource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
-    /// `file:line`, relative to the root module.
+    /// The source location `file:line`, relative to the root module.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub place: Option<String>,
 }
@@ -248,7 +248,7 @@ macro_rules! error_kinds {
         }
 
         impl TargetErrorKind {
-            /// The name, in kebab-case.
+            /// Returns the name, in kebab-case.
             pub fn name(self) -> &'static str {
                 match self {
                     $(Self::$kind => $name,)*
@@ -331,24 +331,25 @@ impl fmt::Display for TargetErrorKind {
     }
 }
 
-/// A target that could not be looked at or changed. Everything in it is already redacted.
+/// The error of a target operation. All texts are redacted.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct TargetError {
-    /// A stable word for metrics, status and JSON.
+    /// A stable name for metrics, status and JSON.
     pub kind: TargetErrorKind,
-    /// The attempt and its object, in one line.
+    /// The attempted operation and its object, in one line.
     pub message: String,
-    /// The message of the tool.
+    /// The diagnostics of the target's tool.
     pub diagnostics: Vec<Diagnostic>,
     /// When the same attempt may succeed.
     pub retry: Retry,
-    /// Whether the target refused or failed, so that a person has to look before anything else is tried.
+    /// Whether the target refused the effect or failed during it. An operator must then check the target before a
+    /// retry.
     pub effect_may_have_begun: bool,
 }
 
 impl TargetError {
-    /// An error before any effect.
+    /// Creates an error that occurred before any effect.
     pub fn new(kind: TargetErrorKind, message: impl Into<String>) -> Self {
         Self {
             kind,
@@ -358,12 +359,12 @@ impl TargetError {
             effect_may_have_begun: false,
         }
     }
-    /// The message and all diagnostics, a line each.
+    /// Returns the message and all diagnostics, one per line.
     pub fn whole(&self) -> String {
         let lines = self.diagnostics.iter().map(|diagnostic| format!("\n{diagnostic}"));
         std::iter::once(self.message.clone()).chain(lines).collect()
     }
-    /// The message and the first diagnostics, in one line.
+    /// Returns the message and the first diagnostics, in one line.
     pub fn line(&self) -> String {
         match self.diagnostics.first() {
             Some(first) => format!("{}: {first}", self.message),
@@ -372,7 +373,8 @@ impl TargetError {
     }
 }
 
-/// Under whose order an effect is done: what recovery finds it by, and what a newer holder of the lease takes away.
+/// Identifies the run and the lease of an effect. Recovery finds the effect by its fence; a newer lease invalidates the
+/// fence.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fence {
     /// The run.
@@ -384,154 +386,156 @@ pub struct Fence {
 /// The outcome of an effect that began before the daemon died.
 #[derive(Debug)]
 pub enum Attached {
-    /// It went on without the daemon, and ended so.
+    /// The effect continued without the daemon and ended with this result.
     Ended(Result<(), TargetError>),
-    /// No process is left that knows the outcome: the target has to be observed.
+    /// No running process knows the outcome. The target must be observed.
     Gone,
 }
 
-/// Where a simulated crash may come.
+/// A point at which a simulation can crash the daemon.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CrashPoint {
-    /// After something was made durable in the store.
+    /// After a durable write to the store.
     AfterWrite,
-    /// Before something is changed in the world.
+    /// Before an effect on a target.
     BeforeEffect,
-    /// In the middle, where what runs it is lost as well.
+    /// During an effect, when the process that runs the effect crashes too.
     InEffect,
-    /// After it was.
+    /// After an effect on a target.
     AfterEffect,
 }
 
-/// Hears of each place where a crash may come, and may let nothing come after it.
+/// Receives every crash point. A simulation stops the daemon at the chosen one.
 #[async_trait]
 pub trait Boundary: Send + Sync {
-    /// A place is reached; does not return where the crash is to come here.
+    /// Is called at each crash point. Does not return if the simulation crashes the daemon here.
     async fn pass(&self, cut: CrashPoint, what: &str);
 }
 
-/// A plan that stands ready on this machine, made under the lock with the credentials of apply.
+/// A plan that is ready to apply on this machine. The plan was made under the target's lock with the credentials of
+/// apply.
 pub struct Prepared {
     /// The planned changes.
     pub observation: Observation,
-    /// The target's own data for the apply; it is cleaned up when it is dropped.
+    /// The target's own data for the apply. Dropping the ticket cleans up.
     pub ticket: Box<dyn Any + Send>,
 }
 
 /// The progress of an effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProgressEvent {
-    /// How far it is.
+    /// The current progress, for display.
     Now(String),
-    /// A step of it begins, or is over: it stands in the journal.
+    /// A step of the effect started or finished. The journal records the step.
     Step(String),
 }
 
-/// Hears what a target does while it does it.
+/// Receives the progress events of an effect.
 pub type Progress = Arc<dyn Fn(ProgressEvent) + Send + Sync>;
 
-/// A kind of target that can be observed and changed. Each method with a default describes what not every kind has.
+/// A kind of target that can be observed and changed. A default method covers a feature that not every kind has.
 #[async_trait]
 pub trait TargetAdapter: Send + Sync {
-    /// Looks at an instance with the credentials of plan, without a lock. Changes nothing.
+    /// Observes an instance with the credentials of plan and without a lock. Changes nothing.
     ///
     /// # Errors
-    /// When it could not be observed completely: the answer is then *unknown*, never *nothing*.
+    /// When the observation is not complete. The verdict of the instance is then *unknown*, never *in sync*.
     async fn observe(&self, job: &Job) -> Result<Observation, TargetError>;
     /// Plans an instance with the credentials of apply, under the target's lock.
     ///
     /// # Errors
-    /// When it could not be planned completely.
+    /// When the plan is not complete.
     async fn prepare(&self, job: &Job) -> Result<Prepared, TargetError>;
-    /// Does what was prepared, if its precondition and its fence still hold.
+    /// Executes a prepared plan if its precondition holds and its fence is valid.
     ///
     /// # Errors
-    /// The message of the target; a part may be done.
+    /// When the target reports an error. A part of the plan may be applied.
     async fn apply(&self, job: &Job, prepared: Prepared, fence: Fence, progress: Progress) -> Result<(), TargetError>;
-    /// Whether what was applied came up; what nobody waits for is current.
+    /// Returns the health of applied resources. A target that has no rollout is always current.
     ///
     /// # Errors
-    /// When it could not be looked at.
+    /// When the health can't be observed.
     async fn health(&self, _job: &Job) -> Result<Health, TargetError> {
         Ok(Health::Current)
     }
-    /// Waits until the world says that an instance may have changed.
+    /// Waits for an event that an instance may have changed, and returns the instance.
     async fn changed(&self) -> InstanceId {
         std::future::pending().await
     }
-    /// Whether the world said that an instance may have changed, and nobody has looked since.
+    /// Returns whether an event reported a possible change and no observation followed.
     fn is_suspect(&self, _id: &InstanceId) -> bool {
         false
     }
-    /// The resources that an instance declares, as far as they are known without looking at the world.
+    /// Returns the resources that an instance declares, as far as they are known without an observation.
     ///
     /// # Errors
-    /// When they can't be made.
+    /// When the declared resources can't be rendered.
     async fn declares(&self, _job: &Job) -> Result<BTreeSet<String>, TargetError> {
         Ok(BTreeSet::new())
     }
-    /// Waits for an effect that was begun under a fence before the daemon died.
+    /// Waits for an effect that was started under a fence before the daemon stopped.
     ///
     /// # Errors
-    /// When it can't be told what became of it.
+    /// When the outcome can't be determined.
     async fn attach(&self, _job: &Job, _fence: Fence, _progress: Progress) -> Result<Attached, TargetError> {
         Ok(Attached::Gone)
     }
-    /// Asks an effect that is in flight to end as soon as it safely can; answers whether there was one.
+    /// Requests a running effect to stop as soon as this is safe; returns whether an effect was running.
     ///
     /// # Errors
-    /// When it can't be asked.
+    /// When the request can't be delivered.
     async fn interrupt(&self, _id: &InstanceId) -> Result<bool, TargetError> {
         Ok(false)
     }
-    /// Removes what a daemon before left lying about; called when nobody else may work here any more.
+    /// Removes the remains of an earlier daemon process. The caller guarantees that no other process works on the
+    /// target.
     async fn take_over(&self) {}
-    /// Releases the target's own lock, whoever has it; answers whose it was, or nothing where there was none.
+    /// Releases the target's own lock, regardless of its owner. Returns the former owner; `None` if there was no lock.
     ///
     /// # Errors
-    /// When it can't be released.
+    /// When the lock can't be released.
     async fn unlock(&self, _job: &Job) -> Result<Option<String>, TargetError> {
         Ok(None)
     }
-    /// The live outputs.
+    /// Returns the live outputs.
     ///
     /// # Errors
-    /// When they could not be read.
+    /// When the outputs can't be read.
     async fn outputs(&self, _job: &Job) -> Result<BTreeMap<String, Output>, TargetError> {
         Ok(BTreeMap::new())
     }
-    /// Makes a point that everything of a target can be restored to, by a name; answers where it is.
+    /// Creates a named restore point for the whole target; returns its location.
     ///
     /// # Errors
-    /// When the target has none, or it can't be made.
+    /// When the target does not support restore points, or the restore point can't be created.
     async fn restore_point(&self, job: &Job, _name: &str) -> Result<String, TargetError> {
         Err(TargetError::new(TargetErrorKind::Unsupported, format!("`{}` has no restore points", job.instance)))
     }
-    /// Forgets the work trees of a pull request that is over.
+    /// Removes the work trees of a closed pull request.
     async fn forget_pull(&self, _pull: PullNumber) {}
-    /// Moves what the daemon keeps for an instance to another name; nothing happens where that was done before.
+    /// Moves the stored data of an instance to another name. Does nothing if the data was moved before.
     ///
     /// # Errors
-    /// When it can't be moved.
+    /// When the data can't be moved.
     async fn rename(&self, _from: &InstanceId, _to: &InstanceId) -> Result<(), TargetError> {
         Ok(())
     }
-    /// Forgets where an instance kept its state; the state itself stays where it is.
+    /// Removes the record of where an instance keeps its state. The state itself does not change.
     async fn release(&self, _id: &InstanceId) {}
 }
 
-/// Asks addresses whether they answer.
+/// Sends health probes to addresses.
 #[async_trait]
 pub trait Probe: Send + Sync {
-    /// Asks `host:port` or an address whether it answers.
+    /// Probes a URL by HTTP or `host:port` by TCP.
     ///
     /// # Errors
-    /// In one line, why it does not.
+    /// When there is no valid response within the timeout; the text is the reason, in one line.
     async fn probe(&self, http: Option<&str>, tcp: Option<&str>, timeout: Duration) -> Result<(), String>;
 }
 
-/// Returns the present time.
+/// The source of the current time.
 pub trait Clock: Send + Sync {
-    /// Now.
+    /// Returns the current time.
     fn now(&self) -> DateTime<Utc>;
 }

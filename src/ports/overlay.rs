@@ -1,24 +1,27 @@
-//! The content of a revision with some files edited, before anybody commits it.
+//! Presents the content of a revision with edits that are not committed.
+//!
+//! *Invariant:* the id of an edited file, and of a folder above one, differs from the id in the revision.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Entry, EntryKind, Files, FilesError};
 use crate::model::Digester;
 
-/// A revision with some of its files edited; files are neither added nor removed.
+/// A revision with edited files. An overlay neither adds nor removes files.
 pub struct Overlay {
     base: Arc<dyn Files>,
     edits: BTreeMap<String, Arc<[u8]>>,
 }
 
 impl Overlay {
-    /// A revision with these files in place of its own, by path.
+    /// Creates an overlay from a revision and the new texts of files, by path.
     pub fn new(base: Arc<dyn Files>, edits: &BTreeMap<String, String>) -> Self {
         let edits = edits.iter().map(|(path, text)| (path.clone(), text.as_bytes().into())).collect();
         Self { base, edits }
     }
 
-    /// An entry as it is with the edits: what stands above an edited file has no id that says what it holds.
+    /// Returns an entry with the edits applied. A folder above an edited file has an empty id, because git has no id
+    /// for its new content.
     fn seen(&self, path: &str, entry: Entry) -> Entry {
         let below = format!("{path}/");
         let id = match (self.edits.get(path), entry.sort) {

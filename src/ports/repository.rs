@@ -1,4 +1,6 @@
-//! The state repo, as conductors ask for it.
+//! Defines the port to the git repository of the declarations.
+//!
+//! *Invariant:* a push never overwrites a commit that the caller did not expect.
 
 use std::sync::Arc;
 
@@ -8,14 +10,14 @@ use chrono::{DateTime, Utc};
 use super::Files;
 use crate::model::{Retry, Revision};
 
-/// A commit, as far as anybody asks.
+/// A commit, with the fields that controllers use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Commit {
     /// Its id.
     pub revision: Revision,
     /// The first line of its message.
     pub subject: String,
-    /// The name of its author.
+    /// The author's name.
     pub author: String,
     /// When it was committed.
     pub at: DateTime<Utc>,
@@ -24,9 +26,9 @@ pub struct Commit {
 /// The result of a merge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Merged {
-    /// A commit that nobody else has, with the merged content.
+    /// A local commit with the merged content. The remote does not have the commit.
     Clean(Revision),
-    /// The paths that differ on both sides.
+    /// The paths with conflicting changes.
     Conflict(Vec<String>),
 }
 
@@ -34,54 +36,54 @@ pub enum Merged {
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct RepositoryError {
-    /// A stable word for metrics and JSON.
+    /// A stable name for metrics and JSON.
     pub kind: &'static str,
-    /// In a line.
+    /// The message, one line.
     pub message: String,
     /// When the same attempt may succeed.
     pub retry: Retry,
 }
 
-/// The state repo: what is fetched, merged, committed and pushed.
+/// The operations on the state repo: fetch, read, merge, commit and push.
 #[async_trait]
 pub trait Repository: Send + Sync {
-    /// The address of the remote, without credentials.
+    /// Returns the URL of the remote, without credentials.
     fn url(&self) -> &str;
-    /// Fetches one ref, and answers the commit that it names; nothing where the remote has no such ref.
+    /// Fetches one ref and returns its commit; `None` if the remote has no such ref.
     ///
     /// # Errors
-    /// When the remote can't be reached or refuses.
+    /// When the remote can't be reached or refuses the request.
     async fn fetch(&self, name: &str) -> Result<Option<Revision>, RepositoryError>;
-    /// The content of a revision that was fetched.
+    /// Returns the content of a fetched revision.
     ///
     /// # Errors
-    /// When it is not there.
+    /// When the revision does not exist locally.
     async fn files(&self, of: &Revision) -> Result<Arc<dyn Files>, RepositoryError>;
-    /// The merge of two revisions, as a commit that nobody else has.
+    /// Merges two revisions into a local commit that is not pushed.
     ///
     /// # Errors
-    /// When one of them is not there.
+    /// When one of the revisions does not exist locally.
     async fn merge(&self, base: &Revision, head: &Revision) -> Result<Merged, RepositoryError>;
-    /// The commits from `after` (exclusive) to `to`, newest first, along first parents.
+    /// Returns the commits from `after` (exclusive) to `to`, newest first, along first parents.
     ///
     /// # Errors
-    /// When they are not there.
+    /// When a revision does not exist locally.
     async fn first_parents(&self, after: Option<&Revision>, to: &Revision) -> Result<Vec<Commit>, RepositoryError>;
-    /// The commit along first parents that added a file, if the revision has it.
+    /// Returns the commit along first parents that added a file; `None` if the revision does not have the file.
     ///
     /// # Errors
-    /// When the revision is not there.
+    /// When the revision does not exist locally.
     async fn added_by(&self, of: &Revision, path: &str) -> Result<Option<Revision>, RepositoryError>;
-    /// Whether one revision is among the ancestors of another, or the same.
+    /// Returns whether `ancestor` is an ancestor of `descendant` or equal to it.
     ///
     /// # Errors
-    /// When they can't be read.
+    /// When the history can't be read.
     async fn contains(&self, descendant: &Revision, ancestor: &Revision) -> Result<bool, RepositoryError>;
-    /// Makes a commit on top of `base` and pushes it as the head of `branch`, which is expected at `expected` (nothing:
-    /// it does not exist); files without content are removed.
+    /// Creates a commit on top of `base` and pushes it as the head of `branch`. The present head of `branch` must be
+    /// `expected`; `None` means that the branch does not exist. A file with the content `None` is removed.
     ///
     /// # Errors
-    /// When the branch is elsewhere, or the remote can't be reached or refuses.
+    /// When the head of the branch is not `expected`, or the remote can't be reached or refuses the push.
     async fn push(
         &self,
         branch: &str,
@@ -90,9 +92,9 @@ pub trait Repository: Send + Sync {
         files: Vec<(String, Option<String>)>,
         message: &str,
     ) -> Result<Revision, RepositoryError>;
-    /// Removes a branch of the remote, if it is there.
+    /// Deletes a branch of the remote, if it exists.
     ///
     /// # Errors
-    /// When the remote can't be reached or refuses.
+    /// When the remote can't be reached or refuses the request.
     async fn delete_branch(&self, branch: &str) -> Result<(), RepositoryError>;
 }

@@ -1,4 +1,4 @@
-//! What is to be looked at or applied: one instance at one revision, with everything filled in.
+//! Defines the work order of a target: one instance at one revision, with all references resolved.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,14 +11,14 @@ use chrono::{DateTime, Utc};
 use super::Files;
 use crate::model::{Action, InstanceId, PullNumber, TargetSpec};
 
-/// Which content a work tree holds: each has its own tool data, and merged content one path (R2.2).
+/// The purpose of a work tree. Each purpose has its own tool data, and merged content has one path (R2.2).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Use {
     /// The applied revision.
     Applied,
     /// The head of the branch.
     Head,
-    /// A pull request; never used to apply.
+    /// The merged content of a pull request; never used to apply.
     Pull(PullNumber),
 }
 
@@ -32,49 +32,49 @@ impl fmt::Display for Use {
     }
 }
 
-/// One instance at one revision, with everything that looking at it or applying it needs.
+/// One instance at one revision, with all data that an observation or an apply needs.
 #[derive(Clone)]
 pub struct Job {
     /// The instance.
     pub instance: InstanceId,
-    /// Which content.
+    /// The purpose of the work tree.
     pub r#use: Use,
     /// The content of the revision.
     pub content: Arc<dyn Files>,
-    /// The files of its closure: path, git's id, whether it may be run.
+    /// The files of the closure: path, git object id, and whether the file is executable.
     pub files: BTreeMap<String, (String, bool)>,
-    /// The connection, if one is named.
+    /// The name of the connection, if the declaration names one.
     pub connection: Option<String>,
     /// Whether another instance consumes its outputs.
     pub consumed: bool,
-    /// The name that it had until this is merged, under which the daemon keeps what it keeps for it (R1.10).
+    /// The former name of the instance until its rename is merged; the daemon stores data under this name (R1.10).
     pub formerly: Option<InstanceId>,
-    /// The declared target, with all references filled in.
+    /// The declared target, with all references resolved.
     pub target: TargetSpec,
-    /// Whether the closure says where the target keeps its state.
+    /// Whether the closure configures the location of the target's state.
     pub declares_backend: bool,
-    /// Whether everything is to be removed (R1.9).
+    /// Whether the job destroys all resources of the instance (R1.9).
     pub destroy: bool,
-    /// Whether the target's own records take over observed values, and no resource changes.
+    /// Whether the job writes observed values into the target's own records and changes no resource.
     pub refresh: bool,
-    /// Which instances of the environment declare a resource in the same place, where the target asked for that.
+    /// The instances of the environment that declare the same resources, if the target asked for them.
     pub owners: Option<Arc<Owners>>,
-    /// How data is moved.
+    /// The rules for moves of data.
     pub relocation: Relocation,
 }
 
 /// How a run moves the data of a target.
 #[derive(Clone, Debug, Default)]
 pub struct Relocation {
-    /// Whether data is moved and nothing else changes.
+    /// Whether the run moves data and changes nothing else.
     pub only: bool,
-    /// Whether a comment asked for the moves.
+    /// Whether a command requested the moves.
     pub by_command: bool,
-    /// Nodes that have to be empty and removed, whatever else is declared.
+    /// Nodes that must be drained and removed, regardless of the declaration.
     pub vacate: Vec<String>,
-    /// Actions that were approved: they are done as far as they still can be, in place of others.
+    /// Approved actions. The target executes those that are still possible, and plans no others.
     pub approved: Vec<Action>,
-    /// No move begins that would not end by then.
+    /// A move starts only if it is estimated to end by this time.
     pub until: Option<DateTime<Utc>>,
 }
 
@@ -87,8 +87,8 @@ impl fmt::Debug for Job {
 /// The objects that the instances of an environment declare in one cluster.
 #[derive(Clone, Debug, Default)]
 pub struct Owners {
-    /// Instances by the resource that they declare.
+    /// The declaring instances, by resource.
     pub declared: BTreeMap<String, BTreeSet<InstanceId>>,
-    /// An instance of which that is not known.
+    /// An instance whose declared resources are not known.
     pub unknown: Option<InstanceId>,
 }
