@@ -1,7 +1,8 @@
-//! Questions about a kind of target that pure code asks: its declaration, its drift, its plan.
+//! Defines the pure part of a kind of target: its declaration, drift and plan.
 //!
-//! Each kind answers them in its folder under `src/targets`; `targets::KINDS` lists all kinds. The domain sees this trait
-//! alone and knows no kind by name. *Invariant:* no answer depends on anything but its arguments.
+//! Each kind implements the trait in its folder under `src/targets`; `targets::KINDS` lists all kinds. The domain uses
+//! this trait alone and knows no kind by name.
+//! *Invariant:* every result depends on the arguments alone.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,72 +20,72 @@ use crate::{
     ports::{Files, Observation},
 };
 
-/// The instance whose declaration takes over observed values.
+/// The instance whose declaration adopts observed values.
 #[derive(Clone, Copy, Debug)]
 pub struct Adoption<'a> {
     /// The instance.
     pub instance: &'a InstanceId,
-    /// Its declaration at head.
+    /// The declaration at head.
     pub declared: &'a Value,
-    /// The paths of its closure.
+    /// The paths of the instance's closure.
     pub files: &'a [String],
 }
 
-/// The files of a revision while they are edited.
+/// The files of a revision during edits.
 pub trait Edits {
-    /// The files as they were before any edit.
+    /// Returns the files without any edit.
     fn content(&self) -> &dyn Files;
-    /// The text of a file with the edits so far.
+    /// Returns the text of a file with the edits so far.
     ///
     /// # Errors
     /// When the file can't be read.
     fn read(&self, path: &str) -> Result<String, String>;
-    /// The path of the file that declares the component.
+    /// Returns the path of the file that declares the component.
     ///
     /// # Errors
-    /// When it can't be found.
+    /// When the file can't be found.
     fn declaration(&self) -> Result<String, String>;
     /// Replaces the text of a file.
     fn write(&mut self, path: &str, text: String);
-    /// Replaces the text of a file unless other instances are made from it as well; returns whether it did.
+    /// Replaces the text of a file that no other instance uses; returns whether the text was replaced.
     fn write_own(&mut self, path: &str, text: String) -> bool;
 }
 
-/// A node that a target lists.
+/// A node in the node list of a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeclaredNode {
-    /// `host:port`.
+    /// The address of the node, as `host:port`.
     pub address: String,
-    /// Its host: the address of a resource of another instance.
+    /// The host of the node: the address of a resource of another instance.
     pub runs_on: Option<String>,
 }
 
-/// One kind of target.
+/// The pure functions of one kind of target.
 pub trait TargetKind: Send + Sync {
-    /// The key under which a Component declares it, such as `tofu`.
+    /// Returns the key under which a Component declares the target, such as `tofu`.
     fn name(&self) -> &'static str;
 
-    /// The JSON Schema of its declaration.
+    /// Returns the JSON Schema of the declaration.
     fn schema(&self, generator: &mut SchemaGenerator) -> Schema;
 
-    /// The line that describes its declaration in the schema of a Component.
+    /// Returns the description of the declaration in the schema of a Component.
     fn summary(&self) -> &'static str;
 
-    /// The fields in which only `${environment}` may stand, by their dotted paths: the content of an instance can't
-    /// depend on outputs.
+    /// Returns the dotted paths of the fields that may contain `${environment}` and no other reference. These fields
+    /// determine the content of an instance, which can't depend on outputs.
     fn fixed_fields(&self) -> &'static [&'static str];
 
-    /// Validates a text against a `format` of its schema; nothing where the format belongs to another kind.
+    /// Validates a text against a `format` of the kind's schema; `None` if the format belongs to another kind.
     fn format(&self, _format: &str, _text: &str) -> Option<Result<(), Malformed>> {
         None
     }
 
-    /// Validates a declaration beyond its schema, before anything is filled in.
+    /// Validates a declaration beyond its schema, before references are resolved.
     fn check(&self, _file: &Arc<str>, _declared: &Node) -> Vec<Problem> {
         vec![]
     }
 
-    /// Whether records of an instance move to its new name; else the reason and the way out (R1.10).
+    /// Checks whether the records of an instance can move to a new name (R1.10).
     ///
     /// # Errors
     /// The message and the hint of the problem.
@@ -92,13 +93,13 @@ pub trait TargetKind: Send + Sync {
         Ok(())
     }
 
-    /// The declaration with all of its own defaults written out.
+    /// Returns the declaration with all defaults of the kind.
     ///
     /// # Errors
-    /// The contradiction that no schema shows.
+    /// A contradiction that the schema does not express.
     fn normalize(&self, declared: &Value) -> Result<Value, String>;
 
-    /// The declaration with the defaults of an environment; nothing where none applies.
+    /// Returns the declaration with the defaults of an environment; `None` if no default applies.
     fn with_defaults(&self, _declared: &Value, _environment: &Environment) -> Option<Value> {
         None
     }
@@ -111,88 +112,89 @@ pub trait TargetKind: Send + Sync {
         Ok(())
     }
 
-    /// The files that an instance is made from; nothing where the declaration names none.
+    /// Returns the source files of an instance; `None` if the declaration names none.
     fn source(&self, declared: &Value) -> Option<Source>;
 
-    /// Collects the closure of a source, and records every path that was read to find it.
+    /// Collects the closure of a source, and records every path that was read.
     ///
     /// # Errors
-    /// The path that can't be used, and why.
+    /// The path that can't be used, and the reason.
     fn closure(&self, files: &dyn Files, source: &Source, looked: &mut Looked) -> Result<Closure, WalkError>;
 
-    /// The part of the declaration that the component digest covers (R1.2).
+    /// Returns the part of the declaration that the component digest covers (R1.2).
     fn content(&self, declared: &Value) -> Value;
 
-    /// An applied declaration with those fields of a newer one that are not content.
+    /// Returns an applied declaration with the non-content fields of a newer one.
     fn with_settings(&self, applied: &Value, _newer: &Value) -> Value {
         applied.clone()
     }
 
-    /// The connection that a declaration names.
+    /// Returns the connection that a declaration names.
     fn connection(&self, declared: &Value) -> Option<String>;
 
-    /// Whether a declaration allows that stored data is rewritten; nothing where the kind has no such data.
+    /// Returns whether a declaration allows stored data to be rewritten; `None` if the kind has no such data.
     fn allows_rewrites(&self, _declared: &Value) -> Option<bool> {
         None
     }
 
-    /// Whether runs can move the data of such a target, as a rebalance does.
+    /// Returns whether runs can move the data of this kind, as a rebalance does.
     fn relocates(&self) -> bool {
         false
     }
 
-    /// Whether such a target lists nodes that run on resources of other instances.
+    /// Returns whether this kind lists nodes that run on resources of other instances.
     fn lists_nodes(&self) -> bool {
         false
     }
 
-    /// The part of a declaration that lists its nodes, with references as they are written.
+    /// Returns the part of a declaration that lists its nodes, with unresolved references.
     fn nodes<'d>(&self, _declared: &'d Value) -> Option<&'d Value> {
         None
     }
 
-    /// The nodes of such a list once references are filled in.
+    /// Reads the nodes of such a list after references are resolved.
     ///
     /// # Errors
-    /// When the value is no list of nodes.
+    /// When the value is not a list of nodes.
     fn read_nodes(&self, _nodes: &Value) -> Result<Vec<DeclaredNode>, String> {
         Ok(vec![])
     }
 
-    /// The node that a change removes from such a target.
+    /// Returns the node that a change removes from the target.
     fn removed_node<'c>(&self, _change: &'c ResourceChange) -> Option<&'c str> {
         None
     }
 
-    /// Whether a change belongs to the removal of a node.
+    /// Returns whether a change belongs to the removal of a node.
     fn concerns_node(&self, _change: &ResourceChange, _node: &str) -> bool {
         false
     }
 
-    /// The time that applied resources may take to become ready.
+    /// Returns the time limit for applied resources to become ready.
     fn wait(&self, _declared: &Value) -> Duration {
         Duration::ZERO
     }
 
-    /// The drift that an observation at the applied revision shows (R1.4).
+    /// Returns the drift in an observation at the applied revision (R1.4).
     fn drift(&self, observation: &Observation) -> Vec<Drift>;
 
-    /// The actions that an apply would do, in their order.
+    /// Returns the actions of an apply, in order.
     fn actions(&self, id: &InstanceId, observation: &Observation) -> Vec<Action>;
 
-    /// The operation of an action that writes observed values into the target's own records; nothing where the kind keeps
-    /// none.
+    /// Returns the operation that writes observed values into the target's own records; `None` if the kind has no such
+    /// records.
     fn refresh_operation(&self) -> Option<&'static str> {
         None
     }
 
-    /// Edits files so that they declare what was observed (R4.3). The caller proves the edits afterwards.
+    /// Edits files so that they declare the observed values (R4.3). The caller verifies the edits.
     ///
     /// # Errors
-    /// The value that no file can declare, and the way out.
+    /// The value that no file can declare, and the suggested solution.
     fn adopt(&self, adoption: &Adoption<'_>, observation: &Observation, edits: &mut dyn Edits) -> Result<(), String>;
 
-    /// The value that a declaration gives to a variable; nothing where the kind has no variables or no such one.
+    /// Returns the value of a variable in a declaration; `None` if the kind has no variables or the variable is not
+    /// set.
     fn variable<'d>(&self, _declared: &'d Value, _name: &str) -> Option<&'d Value> {
         None
     }
@@ -200,7 +202,7 @@ pub trait TargetKind: Send + Sync {
     /// Edits files so that a variable has another value.
     ///
     /// # Errors
-    /// Why no file can declare it.
+    /// The reason for which no file can declare the value.
     fn set_variable(
         &self,
         adoption: &Adoption<'_>,
@@ -211,16 +213,16 @@ pub trait TargetKind: Send + Sync {
         Err(format!("`{}` has no variables", adoption.instance))
     }
 
-    /// The actions that write observed values into the target's own records and change no resource.
+    /// Returns the actions that write observed values into the target's own records and change no resource.
     fn refresh(&self, _id: &InstanceId, _observation: &Observation) -> Vec<Action> {
         vec![]
     }
 }
 
-/// A declaration as its type.
+/// Deserializes a declaration.
 ///
 /// # Errors
-/// The field that does not fit.
+/// The field that does not match the type.
 pub fn typed<T: DeserializeOwned>(declared: &Value) -> Result<T, String> {
     T::deserialize(declared).map_err(|error| error.to_string())
 }

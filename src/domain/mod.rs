@@ -1,7 +1,7 @@
-//! The decisions: pure, synchronous functions from observations, declarations and `now` to plans and verdicts.
+//! Decides what to do: pure functions from observations, declarations and `now` to plans and verdicts.
 //!
-//! *Architecture invariant:* no tokio, clock, randomness, file or network in here; `now` is an argument. `tests/tidy.rs`
-//! checks this.
+//! *Architecture invariant:* no tokio, clock, randomness, file or network in this layer; `now` is an argument.
+//! `tests/tidy.rs` checks this invariant.
 
 pub mod authorization;
 pub mod calendar;

@@ -1,7 +1,9 @@
-//! Which step of a run may follow which: one table, live and in replay (R7.1).
+//! Validates the order of journal records with one table, live and in replay (R7.1).
 //!
-//! Decides whether a journal record is legal after the ones before it, and what a `started` without its `finished`
-//! means. Never records anything, and never assumes: what was started and not finished is to be observed.
+//! Decides whether a record may follow the records before it, and how a `started` record without a `finished` record is
+//! recovered.
+//! *Invariant:* never writes a record, and never assumes the outcome of an effect. A started effect that did not finish
+//! must be observed.
 
 mod run;
 
@@ -13,144 +15,144 @@ pub use run::{Approved, JournalRecord, Rebalance, Run, RunInstance, RunKind, Run
 
 use crate::model::{Digest, InstanceId, WaitingOn};
 
-/// One record of the journal, about one instance of a run.
+/// The content of a journal record, about one instance of a run.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "camelCase")]
 pub enum Event {
     /// The instance was planned with the credentials of apply.
     Planned {
-        /// The action's digest; absent where nothing is to do.
+        /// The digest of the instance's plan; `None` if there is nothing to do.
         digest: Option<Digest>,
     },
-    /// It does not go on by itself.
+    /// The instance waits for a condition.
     Waits {
         /// The reason.
         on: WaitingOn,
-        /// In a sentence.
+        /// The reason, as a sentence.
         #[serde(rename = "says")]
         message: String,
     },
-    /// The effect begins.
+    /// The effect starts.
     Started {
         /// The action.
         digest: Digest,
     },
-    /// A step of the effect begins, or is over.
+    /// A step of the effect started or finished.
     Step {
-        /// In a sentence.
+        /// The step, as a sentence.
         #[serde(rename = "says")]
         message: String,
     },
-    /// The effect is over.
+    /// The effect ended.
     Finished {
-        /// How.
+        /// The outcome of the effect.
         outcome: Outcome,
     },
-    /// The instance is done: what it was to do is done, and a fresh plan shows it.
+    /// The instance is applied, and a new plan shows no changes.
     Applied {
-        /// Whether there was anything to do.
+        /// Whether the run changed anything.
         changed: bool,
     },
-    /// The instance can't go on.
+    /// The instance failed.
     Failed {
-        /// In a sentence.
+        /// The failure, as a sentence.
         #[serde(rename = "says")]
         message: String,
     },
-    /// An upstream failed or waits, so nothing was tried.
+    /// An upstream failed or waits, so the instance was not tried.
     Skipped {
-        /// In a sentence.
+        /// The reason, as a sentence.
         #[serde(rename = "says")]
         message: String,
     },
-    /// A newer run takes its place (R5.3).
+    /// A newer run supersedes this one for the instance (R5.3).
     Superseded {
-        /// In a sentence.
+        /// The reason, as a sentence.
         #[serde(rename = "says")]
         message: String,
     },
-    /// A principal commanded it (R5.5).
+    /// A principal cancelled the instance (R5.5).
     Cancelled {
-        /// In a sentence.
+        /// The reason, as a sentence.
         #[serde(rename = "says")]
         message: String,
     },
 }
 
-/// How an effect ended.
+/// The outcome of an effect.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "how", rename_all = "camelCase")]
 pub enum Outcome {
-    /// As planned.
+    /// The effect was executed as planned.
     Done,
-    /// With an error; a part may be done.
+    /// The effect failed. A part of it may be executed.
     Failed {
-        /// In a sentence.
+        /// The failure, as a sentence.
         #[serde(rename = "says")]
         message: String,
     },
-    /// The daemon stopped in the middle, and what is left goes on.
+    /// The daemon stopped during the effect. The rest is covered by the approval and continues.
     Interrupted {
-        /// In a sentence.
+        /// The reason, as a sentence.
         #[serde(rename = "says")]
         message: String,
     },
-    /// Nothing was done: its precondition no longer held.
+    /// The effect was refused before any change, because its precondition was no longer true.
     Refused {
-        /// In a sentence.
+        /// The reason, as a sentence.
         #[serde(rename = "says")]
         message: String,
     },
 }
 
-/// Where an instance of a run stands.
+/// The status of an instance in a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, Default)]
 #[serde(rename_all = "camelCase")]
 pub enum Status {
-    /// Nothing happened yet.
+    /// No record exists yet.
     #[default]
     New,
-    /// It was planned.
+    /// The instance was planned.
     Planned,
-    /// It waits.
+    /// The instance waits for a condition.
     Waiting,
-    /// An effect is in flight.
+    /// An effect is running.
     Running,
-    /// The effect is over and has to be verified.
+    /// The effect ended and must be verified.
     Effected,
-    /// It is done.
+    /// The instance is applied.
     Applied,
-    /// It failed.
+    /// The instance failed.
     Failed,
-    /// It was not tried.
+    /// The instance was not tried.
     Skipped,
-    /// A newer run took its place.
+    /// A newer run superseded this one for the instance.
     Superseded,
-    /// A principal cancelled it.
+    /// A principal cancelled the instance.
     Cancelled,
 }
 
 impl Status {
-    /// Whether nothing follows.
+    /// Returns whether the status is final.
     pub fn ended(self) -> bool {
         matches!(self, Self::Applied | Self::Failed | Self::Skipped | Self::Superseded | Self::Cancelled)
     }
 }
 
-/// A record that can't follow what stands before it.
+/// The error of a record that can't follow the records before it.
 #[derive(Clone, Debug, thiserror::Error, PartialEq)]
 #[error("`{event}` can't follow where `{instance}` is {status:?}")]
 pub struct Illegal {
     /// The instance.
     pub instance: InstanceId,
-    /// Where it stood.
+    /// The status before the record.
     pub status: Status,
-    /// The event's name.
+    /// The name of the event.
     pub event: String,
 }
 
 impl Event {
-    /// As it stands in JSON.
+    /// Returns the name of the event in JSON.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Planned { .. } => "planned",
@@ -167,10 +169,10 @@ impl Event {
     }
 }
 
-/// The legality table.
+/// Returns the status after an event. This function is the only legality table of the journal.
 ///
 /// # Errors
-/// When the event can't follow.
+/// When the event can't follow the status.
 pub fn next_status(instance: &InstanceId, status: Status, event: &Event) -> Result<Status, Illegal> {
     use Status::{Applied, Cancelled, Effected, Failed, New, Planned, Running, Skipped, Superseded, Waiting};
     let next = match (status, event) {
@@ -180,14 +182,14 @@ pub fn next_status(instance: &InstanceId, status: Status, event: &Event) -> Resu
         (Running, Event::Step { .. }) => Running,
         (Running, Event::Finished { outcome: Outcome::Done }) => Effected,
         (Running, Event::Finished { outcome: Outcome::Failed { .. } | Outcome::Interrupted { .. } }) => Effected,
-        // Nothing was done, so the instance may be planned again.
+        // A refused effect changed nothing, so the instance may be planned again.
         (Running, Event::Finished { outcome: Outcome::Refused { .. } }) => Planned,
         (Planned, Event::Applied { changed: false }) | (Effected, Event::Applied { .. }) => Applied,
         (New | Planned | Waiting | Effected, Event::Failed { .. }) => Failed,
-        // After an interruption what is left may turn out to wait for a word.
+        // After an interruption, the remaining changes may need an approval.
         (Effected, Event::Waits { .. }) => Waiting,
         (New | Waiting | Planned, Event::Skipped { .. }) => Skipped,
-        // What is left after an interruption may be a newer run's.
+        // After an interruption, a newer run may supersede the remaining changes.
         (New | Waiting | Planned | Effected, Event::Superseded { .. }) => Superseded,
         (New | Waiting | Planned | Effected, Event::Cancelled { .. }) => Cancelled,
         _ => return Err(Illegal { instance: instance.clone(), status, event: event.name().to_owned() }),
@@ -195,29 +197,29 @@ pub fn next_status(instance: &InstanceId, status: Status, event: &Event) -> Resu
     Ok(next)
 }
 
-/// Where an instance stands after a sequence of records.
+/// Returns the status of an instance after a sequence of events.
 ///
 /// # Errors
-/// When one of them can't follow: the journal is corrupt, or this is a bug.
+/// When an event can't follow the events before it. The journal is then corrupt, or the daemon has a bug.
 pub fn replay<'e>(instance: &InstanceId, events: impl IntoIterator<Item = &'e Event>) -> Result<Status, Illegal> {
     events.into_iter().try_fold(Status::New, |status, event| next_status(instance, status, event))
 }
 
-/// The recovery of an effect that was started and not finished, after a new observation.
+/// The recovery of a started effect without a `finished` record, after a new observation.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Recovery {
-    /// A fresh plan is empty: it was done.
+    /// A new plan shows no changes: the effect was executed.
     Done,
-    /// A fresh plan is covered by what was approved: it goes on.
+    /// The approval covers the new plan: the run continues.
     Redo,
-    /// Neither: a person has to look.
+    /// The approval does not cover the new plan: an operator must decide.
     Stalled {
-        /// In a sentence.
+        /// The reason, as a sentence.
         message: String,
     },
 }
 
-/// Decides a `started` without its `finished` from a fresh plan.
+/// Decides the recovery of a started effect from the digest and the coverage of a new plan.
 pub fn recovery(fresh: Option<&Digest>, covered: Result<(), String>) -> Recovery {
     match (fresh, covered) {
         (None, _) => Recovery::Done,
@@ -248,7 +250,7 @@ impl fmt::Display for Event {
             Self::Applied { changed: false } => f.write_str("nothing to do"),
             Self::Failed { message } => write!(f, "failed: {message}"),
             Self::Skipped { message } => write!(f, "was not tried: {message}"),
-            // It says itself by what, or by whom.
+            // The message names the newer run or the principal.
             Self::Superseded { message } | Self::Cancelled { message } => f.write_str(message),
         }
     }

@@ -1,4 +1,4 @@
-//! A run and where it stands (R5), and the journal's record.
+//! Defines a run with its instances (R5), and the stored journal record.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,49 +9,50 @@ use super::{Event, Status};
 use crate::domain::plan::Summary;
 use crate::model::{Action, Digest, EnvironmentName, InstanceId, PullNumber, Revision, RunId, WaitingOn};
 
-/// Where a run stands.
+/// The state of a run.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "camelCase")]
 pub enum RunState {
-    /// It is under way or waits.
+    /// The run is in progress or waits.
     Open,
-    /// It ended.
+    /// The run ended.
     Ended {
-        /// In a sentence.
+        /// The result, as a sentence.
         #[serde(rename = "says")]
         message: String,
     },
 }
 
-/// Something that is applied, instance by instance.
+/// A run: the apply, destruction, revert or rebalance of instances, one by one.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Run {
-    /// Its number.
+    /// The number of the run.
     pub id: RunId,
     /// The environment.
     pub environment: EnvironmentName,
     /// The revision that it applies.
     pub revision: Revision,
-    /// Where it stands.
+    /// The state of the run.
     pub state: RunState,
-    /// The authorisation, as text.
+    /// The cause of the run, as text.
     pub because: String,
     /// The principal, as in the audit log.
     pub principal: String,
-    /// The command that created it, which is executed once: a comment, the merge of a remediation, a time of a Schedule.
+    /// The id of the command that created the run: a comment, the merge of a remediation, a due time of a Schedule. A
+    /// command is executed once.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "word")]
     pub command_id: Option<String>,
     /// The kind of the run.
     #[serde(flatten)]
     pub kind: RunKind,
-    /// The pull request that its comment stands on.
+    /// The pull request that has the comment of the run.
     pub pull: Option<PullNumber>,
-    /// Its instances.
+    /// The instances of the run.
     pub instances: BTreeMap<InstanceId, RunInstance>,
-    /// When it was authorised.
+    /// The time of the authorization.
     pub created_at: DateTime<Utc>,
-    /// When it ended.
+    /// The end of the run.
     pub ended_at: Option<DateTime<Utc>>,
 }
 
@@ -64,39 +65,39 @@ pub enum RunKind {
         /// Whether the merge itself is the authorization (`onMerge: apply`).
         by_merge: bool,
     },
-    /// Destroys what is no longer declared (R1.9).
+    /// Destroys instances that are no longer declared (R1.9).
     Destroy {
         /// Whether the merge itself is the authorization (`onDelete: destroy`).
         by_merge: bool,
     },
-    /// Reverts drift because the declaration says so (`drift.mode: revert`, R3.1).
+    /// Reverts drift by declaration (`drift.mode: revert`, R3.1).
     Revert,
     /// Runs a merged remediation, which filters its actions (R4.1).
     Remediation {
         /// The name of the remediation.
         name: String,
     },
-    /// Moves shards.
+    /// Moves shards of Citus clusters.
     Rebalance(Rebalance),
 }
 
 impl RunKind {
-    /// Whether it returns to what is applied, and leaves head alone.
+    /// Returns whether the run restores the applied revision and does not apply head.
     pub fn reverts(&self) -> bool {
         matches!(self, Self::Revert | Self::Remediation { .. } | Self::Rebalance(_))
     }
 
-    /// Whether it destroys what is no longer declared.
+    /// Returns whether the run destroys instances that are no longer declared.
     pub fn destroys(&self) -> bool {
         matches!(self, Self::Destroy { .. })
     }
 
-    /// Whether a merge alone is its authorization.
+    /// Returns whether a merge alone authorizes the run.
     pub fn by_merge(&self) -> bool {
         matches!(self, Self::Apply { by_merge: true } | Self::Destroy { by_merge: true })
     }
 
-    /// The name of the remediation that it runs.
+    /// Returns the name of the remediation that the run executes.
     pub fn remediation(&self) -> Option<&str> {
         match self {
             Self::Remediation { name } => Some(name),
@@ -104,7 +105,7 @@ impl RunKind {
         }
     }
 
-    /// How it moves shards.
+    /// Returns the parameters of a rebalance.
     pub fn rebalance(&self) -> Option<Rebalance> {
         match self {
             Self::Rebalance(rebalance) => Some(*rebalance),
@@ -113,7 +114,8 @@ impl RunKind {
     }
 }
 
-/// The stored form of [`RunKind`]: fields of the run's document, as every version since the first reads and writes them.
+/// The stored form of [`RunKind`]: fields of the run's document, as every version since the first one reads and writes
+/// them.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct StoredRunKind {
@@ -151,46 +153,46 @@ impl From<RunKind> for StoredRunKind {
     }
 }
 
-/// A run that moves shards.
+/// The parameters of a run that moves shards.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rebalance {
     /// A move starts only if it is estimated to end by this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<DateTime<Utc>>,
-    /// Whether a Schedule started it, and not a command.
+    /// Whether a Schedule started the run; otherwise a command did.
     #[serde(default, rename = "byClock")]
     pub by_schedule: bool,
 }
 
-/// Where an instance of a run stands.
+/// The record of an instance in a run.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RunInstance {
-    /// Where it stands.
+    /// The status of the instance.
     pub status: Status,
-    /// Its component digest, as the run applies it.
+    /// The component digest that the run applies.
     #[serde(default)]
     pub digest: Option<Digest>,
-    /// Its step.
+    /// The step at which the instance may start, counted from 1.
     pub order: usize,
     /// The upstreams among the instances of the run.
     #[serde(default)]
     pub after: BTreeSet<InstanceId>,
-    /// In a sentence, where there is something to say.
+    /// The reason for the status, as a sentence; empty if there is none.
     #[serde(rename = "says")]
     pub message: String,
-    /// Whether anything was changed.
+    /// Whether the run changed anything.
     pub changed: bool,
-    /// The condition that it waits for.
+    /// The condition that the instance waits for.
     pub waiting_on: Option<WaitingOn>,
-    /// When it was last found that it waits.
+    /// The time at which the wait was last observed.
     #[serde(default)]
     pub waiting_since: Option<DateTime<Utc>>,
-    /// How long what was applied may take to come up, while that is not known.
+    /// The deadline of the rollout, while the health of the applied resources is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout_until: Option<DateTime<Utc>>,
-    /// Its use of the limits of the run.
+    /// The instance's use of the limits of the run.
     #[serde(default)]
     pub spent: Option<Summary>,
 }
@@ -199,17 +201,17 @@ pub struct RunInstance {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct JournalRecord {
-    /// Its number.
+    /// The sequence number.
     pub seq: i64,
     /// The run.
     pub run: RunId,
     /// The instance.
     pub instance: InstanceId,
-    /// When.
+    /// The time of the record.
     pub at: DateTime<Utc>,
-    /// The fencing token of who wrote it.
+    /// The fencing token of the writer.
     pub token: i64,
-    /// What.
+    /// The event.
     #[serde(flatten)]
     pub event: Event,
 }
@@ -218,32 +220,33 @@ pub struct JournalRecord {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(tag = "approved", rename_all = "camelCase")]
 pub enum Approved {
-    /// Whatever the declaration says: it came by a merge that nobody was shown a plan of.
+    /// Any plan of the declaration. The change was merged without a shown plan.
     Declaration,
-    /// A part that was wholly unknown when the rest was approved; `deferred` decides.
+    /// A plan that was not known when the rest was approved. `deferred` of the environment decides whether the plan
+    /// runs.
     Unknown,
     /// These actions.
     Actions {
-        /// As they were shown.
+        /// The actions, as the pull request showed them.
         actions: Vec<Action>,
     },
     /// The actions that a merged remediation allows.
     Remediation,
     /// Moves of shards.
     Moves {
-        /// Those that the planner made of what it saw first; nothing before that.
+        /// The moves that the planner chose at the first observation; `None` before that.
         #[serde(default)]
         chosen: Option<Vec<Action>>,
     },
 }
 
 impl Run {
-    /// Whether it returns to what is applied, and leaves head alone.
+    /// Returns whether the run restores the applied revision and does not apply head.
     pub fn reverts(&self) -> bool {
         self.kind.reverts()
     }
 
-    /// Whether an instance of it has not ended.
+    /// Returns whether the run has an instance that has not ended.
     pub fn holds(&self, id: &InstanceId) -> bool {
         matches!(self.state, RunState::Open) && self.instances.get(id).is_some_and(|instance| !instance.status.ended())
     }

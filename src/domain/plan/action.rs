@@ -1,10 +1,10 @@
-//! What actions of every kind have in common: their digest, and what `protect` says of them.
+//! Computes the digest and the `protect` marks of actions of every kind.
 
 use serde_json::Value;
 
 use crate::model::{Action, Digest, InstanceId, ResourceChange};
 
-/// Over the target, the arguments and what they overwrite (R2.2).
+/// Hashes the target, the arguments and the overwritten state of an action (R2.2).
 pub fn action_digest(id: &InstanceId, r#do: &str, resources: &[ResourceChange]) -> Digest {
     let canonical: Vec<Value> = resources
         .iter()
@@ -16,7 +16,8 @@ pub fn action_digest(id: &InstanceId, r#do: &str, resources: &[ResourceChange]) 
     Digest::of_json(&serde_json::json!({"instance": id, "do": r#do, "resources": canonical}))
 }
 
-/// Whether an address is covered by an entry of `protect`: itself, something inside it, or by `*` for any text.
+/// Returns whether an entry of `protect` covers an address: the address itself, an address inside the entry, or a match
+/// of `*` for any text.
 pub fn protects(entry: &str, address: &str) -> bool {
     fn fits(pattern: &[u8], text: &[u8]) -> bool {
         match pattern.split_first() {
@@ -28,7 +29,7 @@ pub fn protects(entry: &str, address: &str) -> bool {
     fits(entry.as_bytes(), address.as_bytes())
 }
 
-/// Whether a change concerns what is protected, by the address that it has or had.
+/// Returns whether a change affects a protected resource, by its present or former address.
 pub fn is_protected(protect: &[String], resource: &ResourceChange) -> bool {
     let now = resource.resource.split(" (deposed ").next().unwrap_or_default();
     let moved = resource.fields.iter().find(|field| field.path.is_empty());
@@ -36,7 +37,7 @@ pub fn is_protected(protect: &[String], resource: &ResourceChange) -> bool {
     protect.iter().any(|entry| protects(entry, now) || (!before.is_empty() && protects(entry, before)))
 }
 
-/// What no run may change of an instance.
+/// The protections of one instance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Protection {
     /// The addresses that no run may destroy, replace, forget or move.
@@ -45,7 +46,7 @@ pub struct Protection {
     pub data: bool,
 }
 
-/// Marks what is protected now, whenever the actions were planned.
+/// Marks protected resources by the present protections, regardless of the time at which the actions were planned.
 pub fn mark_protected<'a>(protection: &Protection, actions: impl IntoIterator<Item = &'a mut Action>) {
     for action in actions {
         let is_data = protection.data && action.effect.rewrites_data;
@@ -55,7 +56,7 @@ pub fn mark_protected<'a>(protection: &Protection, actions: impl IntoIterator<It
     }
 }
 
-/// Marks what undoes drift (R3.7).
+/// Marks changes that revert drift (R3.7).
 pub fn mark_drifted<'a>(drifted: &[String], actions: impl IntoIterator<Item = &'a mut Action>) {
     for resource in actions.into_iter().flat_map(|action| &mut action.resources) {
         resource.reverts_drift = drifted.contains(&resource.resource);

@@ -1,4 +1,6 @@
-//! What approval means (R2.4): a fresh plan runs as far as it does nothing that was not shown.
+//! Decides whether an approved plan covers a new plan (R2.4).
+//!
+//! *Invariant:* a covered plan makes no change that the approved plan did not show.
 
 use crate::model::{Action, Change, Field, ResourceChange};
 
@@ -44,10 +46,10 @@ pub enum Gap {
     },
 }
 
-/// Whether a fresh plan is covered by an approved one.
+/// Checks that an approved plan covers a new one.
 ///
 /// # Errors
-/// The first thing that is not.
+/// The first change of the new plan that is not covered.
 pub fn covers(approved: &[Action], fresh: &[Action]) -> Result<(), Gap> {
     for action in fresh {
         if approved.iter().any(|known| known.digest == action.digest) {
@@ -58,16 +60,16 @@ pub fn covers(approved: &[Action], fresh: &[Action]) -> Result<(), Gap> {
                 let same = approved.iter().filter(|known| known.r#do == action.r#do).flat_map(|known| &known.resources);
                 same.filter(|known| known.resource == resource.resource)
             };
-            // Two things may be done to one: what is to be done now comes first.
+            // The approved plan may have two changes of one resource. The same kind of change is compared first.
             let known = same().find(|known| known.change == resource.change).or_else(|| same().next());
             match known {
-                // What was to be deleted and made again, and was deleted when it was cut off.
+                // An interrupted replacement: the resource is deleted and not yet created.
                 Some(known)
                     if !action.effect.atomic
                         && known.change == Change::Replace
                         && resource.change == Change::Create => {}
                 Some(known) => covers_resource(known, resource)?,
-                // An output follows from resources; those that were approved bring theirs with them.
+                // Outputs follow from resources. Approved resources therefore cover the change of outputs.
                 None if resource.r#type == "output"
                     && (brings_outputs(action) || approved.iter().any(brings_outputs)) => {}
                 None => {
@@ -79,7 +81,8 @@ pub fn covers(approved: &[Action], fresh: &[Action]) -> Result<(), Gap> {
     Ok(())
 }
 
-/// Whether an action changes resources, from which outputs follow; also those that were made before it was cut off.
+/// Returns whether an action changes resources, and therefore outputs; also resources that an interrupted run changed
+/// already.
 fn brings_outputs(action: &Action) -> bool {
     action.resources.iter().any(|resource| resource.r#type != "output")
 }
@@ -97,7 +100,7 @@ fn covers_resource(approved: &ResourceChange, fresh: &ResourceChange) -> Result<
             Some(known) => {
                 covers_field(&fresh.resource, known, field)?;
             }
-            // A part of what was wholly unknown, now that it is known.
+            // The approved plan had an unknown value here, and the new plan knows a part of it.
             None if approved.fields.iter().any(|known| known.unknown && inside(&field.path, &known.path)) => {}
             None if field.unknown => {}
             None => {

@@ -1,4 +1,4 @@
-//! The plan as a stored document (R2.1), in the shape of `plan --output json`.
+//! Defines the plan as a stored document (R2.1), in the format of `plan --output json`.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,19 +11,19 @@ use crate::model::{
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Plan {
-    /// The hash of the sorted digests of its instances.
+    /// The hash of the sorted digests of the plan's instances.
     pub digest: Digest,
     /// The environment.
     pub environment: EnvironmentName,
-    /// The revision that it was made for.
+    /// The revision that the plan applies.
     pub revision: Revision,
-    /// The revision that it was made against, for a pull request.
+    /// The base revision of a pull request's plan.
     pub base: Option<Revision>,
-    /// What it was made for: `pullRequest/12`, `head`.
+    /// The reason for the plan: `pullRequest/12`, `head`.
     pub because: String,
     /// The instances, in order.
     pub instances: Vec<InstancePlan>,
-    /// How many of what.
+    /// The number of changes by kind.
     pub summary: Summary,
 }
 
@@ -33,19 +33,19 @@ pub struct Plan {
 pub struct InstancePlan {
     /// The instance.
     pub id: InstanceId,
-    /// Its kind.
+    /// The kind of the component.
     pub kind: String,
-    /// The hash of its sorted action digests; absent while it is not known.
+    /// The hash of the sorted action digests; `None` while the plan is not known.
     pub digest: Option<Digest>,
-    /// The step at which it may start.
+    /// The step at which the instance may start, counted from 1.
     pub order: usize,
     /// The upstreams among the instances of this plan.
     pub after: Vec<InstanceId>,
-    /// The condition that it waits for.
+    /// The conditions that the instance waits for.
     pub waiting_on: Vec<WaitingOn>,
     /// The actions.
     pub actions: Vec<Action>,
-    /// Why there is no plan of it, where there is none.
+    /// The reason for which the instance has no plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
     /// Warnings.
@@ -54,12 +54,12 @@ pub struct InstancePlan {
     /// The figures of the shard moves; not part of any digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layout: Option<LayoutPlan>,
-    /// The nodes of clusters that it may carry, for the checker; not part of any digest.
+    /// The nodes of clusters that the instance may host, for the validation; not part of any digest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub carried: Vec<HostedNode>,
 }
 
-/// How many of what.
+/// The number of changes by kind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[expect(missing_docs, reason = "each counts resources of the change of that name")]
@@ -73,7 +73,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Counts resources; outputs are not among them.
+    /// Counts the changes of resources. Outputs are not counted.
     pub fn of(actions: &[Action]) -> Self {
         let mut summary = Self::default();
         let resources = actions.iter().flat_map(|action| action.resources.iter().map(move |one| (action.effect, one)));
@@ -88,11 +88,11 @@ impl Summary {
         }
         summary
     }
-    /// All changes.
+    /// Returns the number of all changes.
     pub fn changes(&self) -> u64 {
         self.create + self.update + self.destroy + self.replace + self.moves
     }
-    /// Adds another.
+    /// Returns the sum of two summaries.
     #[must_use]
     pub fn plus(self, other: &Self) -> Self {
         Self {
@@ -107,12 +107,12 @@ impl Summary {
 }
 
 impl InstancePlan {
-    /// How many of what, of this instance.
+    /// Returns the number of changes of this instance.
     pub fn summary(&self) -> Summary {
         let move_bytes = self.layout.as_ref().map_or(0, |layout| layout.bytes);
         Summary { move_bytes, ..Summary::of(&self.actions) }
     }
-    /// The instance's digest from its actions.
+    /// Computes the digest of an instance from its actions.
     pub fn digest_of(actions: &[Action]) -> Digest {
         let mut digests: Vec<String> = actions.iter().map(|action| action.digest.to_string()).collect();
         digests.sort();
@@ -121,8 +121,8 @@ impl InstancePlan {
 }
 
 impl Plan {
-    /// Puts the instances of an environment together. What an instance waits on is not in the digest, nor is an instance
-    /// of which nothing would change: it may be settled while somebody reads the plan.
+    /// Creates the plan of an environment. The plan's digest covers neither the conditions that instances wait for nor
+    /// instances without changes, because both may change while a reviewer reads the plan.
     pub fn new(
         environment: EnvironmentName,
         revision: Revision,
@@ -141,11 +141,11 @@ impl Plan {
         let summary = instances.iter().fold(Summary::default(), |sum, instance| sum.plus(&instance.summary()));
         Self { digest, environment, revision, base, because, instances, summary }
     }
-    /// Whether there is an action, or something that is not known yet.
+    /// Returns whether the instance has an action or a plan that is not known yet.
     pub fn has_work(&self) -> bool {
         self.instances.iter().any(|instance| !instance.actions.is_empty() || instance.digest.is_none())
     }
-    /// The plan of one instance.
+    /// Returns the plan of one instance.
     pub fn instance(&self, id: &InstanceId) -> Option<&InstancePlan> {
         self.instances.iter().find(|instance| instance.id == *id)
     }

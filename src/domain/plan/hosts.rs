@@ -1,8 +1,8 @@
-//! Nodes of a database, and what they run on: nothing takes a machine away before the node on it is drained, empty and out of
-//! its cluster. Pure.
+//! Orders drains before the removal of hosts that run database nodes.
 //!
-//! Decides which actions take a carrier away, and which steps have to come before them. What carries a node and is not known
-//! is refused: a guess would take data away.
+//! Decides which actions remove a host, and which drains must precede them: a node is drained and removed from its
+//! cluster before its host is removed.
+//! *Invariant:* a plan that may remove a host of unknown nodes is refused, because a wrong guess loses data.
 
 use std::collections::BTreeSet;
 
@@ -12,54 +12,54 @@ use serde_json::Value;
 use super::{action::protects, action_digest};
 use crate::model::{Action, Change, InstanceId, ResourceChange};
 
-/// The operation of an action that drains a node and removes it from its cluster.
+/// The operation of an action that drains a node and removes the node from its cluster.
 pub const VACATE: &str = "citus.vacate";
-/// How the address of a set of pods begins.
+/// The prefix of a StatefulSet's address in a declaration.
 const SET: &str = "StatefulSet/";
-/// The type of what it does that to.
+/// The resource type of a drained node.
 const NODE: &str = "citus_vacate";
 
-/// A node of a cluster that an instance may carry.
+/// A node of a cluster that an instance may host.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HostedNode {
-    /// `host:port`.
+    /// The address of the node, as `host:port`.
     pub node: String,
     /// The instance that declares the cluster.
     pub cluster: InstanceId,
-    /// Its host, if it is declared.
+    /// The address of the node's host, if it is declared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    /// Whether it is known to be gone from the cluster's list once the plan is done.
+    /// Whether the plan removes the node from the cluster's node list.
     #[serde(default)]
     pub vanishes: bool,
 }
 
 impl HostedNode {
-    /// The resource of the action that vacates it.
+    /// Returns the resource name of the action that drains the node.
     pub fn resource(&self) -> String {
         format!("drain of node {} in {}", self.node, self.cluster)
     }
 }
 
-/// What stands for an object in a declaration: without the group of its kind.
+/// Returns the address of an object as a declaration writes it: without the API group.
 fn address(resource: &str) -> String {
     resource.replacen("StatefulSet.apps/", SET, 1)
 }
 
-/// How many replicas of a set are left, where an action says so.
+/// Returns the replicas of a StatefulSet after the change, if the change sets them.
 fn replicas_left(resource: &ResourceChange) -> Option<u64> {
     let field = resource.fields.iter().find(|field| field.path == "/spec/replicas")?;
     field.after.as_ref().and_then(Value::as_u64)
 }
 
-/// The number of a pod in its set, by the name of its host: `worker-3.workers.data.svc` is 3.
+/// Returns the ordinal of a pod in its StatefulSet, from its host name: `worker-3.workers.data.svc` is 3.
 fn ordinal(node: &str, set: &str) -> Option<u64> {
     let host = node.split([':', '.']).next()?;
     host.strip_prefix(set.rsplit('/').next()?)?.strip_prefix('-')?.parse().ok()
 }
 
-/// Whether a change takes the carrier of a node away.
+/// Returns whether a change removes the host of a node.
 fn takes_away(resource: &ResourceChange, by: &str, node: &str) -> bool {
     let (by, resource_address) = (&address(by)[..], address(&resource.resource));
     if !protects(by, &resource_address) {
@@ -78,7 +78,7 @@ fn destroys(resource: &ResourceChange) -> bool {
     resource.r#type != "output" && matches!(resource.change, Change::Destroy | Change::Replace)
 }
 
-/// Whether actions may take the carrier of some node away.
+/// Returns whether actions may remove the host of any node.
 pub fn may_remove_hosts(actions: &[Action]) -> bool {
     let shrinks =
         |resource: &ResourceChange| address(&resource.resource).starts_with(SET) && replicas_left(resource).is_some();
@@ -88,11 +88,11 @@ pub fn may_remove_hosts(actions: &[Action]) -> bool {
 /// A host that would be removed while its nodes hold data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostViolation {
-    /// A resource would be removed, and nothing declares which nodes run on it.
+    /// A resource would be removed, and no declaration lists the nodes that run on it.
     HostsUndeclared {
         /// The resource.
         resource: String,
-        /// Whether it is replaced; else it is destroyed.
+        /// Whether the resource is replaced; otherwise it is destroyed.
         is_replaced: bool,
         /// The cluster whose nodes have no declared host.
         cluster: InstanceId,
@@ -106,7 +106,7 @@ pub enum HostViolation {
     },
 }
 
-/// The nodes that have to be vacated before actions are done.
+/// Returns the nodes that must be drained before the actions are executed.
 ///
 /// # Errors
 /// When it is not known which hosts would be removed.
@@ -122,7 +122,8 @@ pub fn removed_hosts<'c>(carried: &'c [HostedNode], actions: &[Action]) -> Resul
             taken.push(one);
         }
     }
-    // Without a word on what carries what, only nodes that leave the list explain what is destroyed, one for one.
+    // If hosts are not declared, a destroyed resource is accepted only if a node leaves the node list for it, one for
+    // one.
     let blind: Vec<&HostedNode> = carried.iter().filter(|one| one.by.is_none()).collect();
     let is_said = |resource: &ResourceChange| {
         let resource = address(&resource.resource);
@@ -145,7 +146,7 @@ pub fn removed_hosts<'c>(carried: &'c [HostedNode], actions: &[Action]) -> Resul
     Ok(taken)
 }
 
-/// The actions that vacate nodes, to be done before those of an instance.
+/// Returns the actions that drain nodes. They run before the other actions of an instance.
 pub fn drain_actions(id: &InstanceId, taken: &[&HostedNode]) -> Vec<Action> {
     let action = |one: &&HostedNode| {
         let resources = vec![ResourceChange {
@@ -167,7 +168,7 @@ pub fn drain_actions(id: &InstanceId, taken: &[&HostedNode]) -> Vec<Action> {
     taken.iter().map(action).collect()
 }
 
-/// Returns the first host that a finished plan would remove under a node that is not drained before.
+/// Returns the first host that a complete plan would remove under a node that is not drained before.
 pub fn violation(carried: &[HostedNode], actions: &[Action]) -> Option<HostViolation> {
     let own: Vec<Action> = actions.iter().filter(|action| action.r#do != VACATE).cloned().collect();
     let taken = match removed_hosts(carried, &own) {
@@ -237,7 +238,7 @@ mod tests {
         assert_eq!(check(&[change("google_compute_instance.worker[1]", Change::Replace, None)]), ["10.0.0.1:5432"]);
         assert!(check(&[change("google_compute_instance.worker[1]", Change::Update, None)]).is_empty());
         assert!(check(&[change("google_compute_disk.worker[1]", Change::Destroy, None)]).is_empty());
-        // The checker works it out again: without the drain, or after the effect, it is refused.
+        // The validation repeats the check: a plan without the drain, or with the drain after the effect, is refused.
         let apply = change("google_compute_instance.worker[2]", Change::Destroy, None);
         let drain = drain_actions(&id, &removed_hosts(&nodes, std::slice::from_ref(&apply)).unwrap()).remove(0);
         assert_eq!(violation(&nodes, &[drain.clone(), apply.clone()]), None);

@@ -1,8 +1,8 @@
-//! Plans: which actions, in which order, under which digest, and what covers what.
+//! Defines plans: their actions, order, digests and coverage.
 //!
-//! Decides the order of instances, the digests that approval means, and whether a fresh plan is covered by an approved
-//! one (R2). Never looks at the world: observations come in, a document goes out.
-//! *Invariant:* equal input gives an equal document; nothing here depends on time or on the order of arrival.
+//! Decides the order of instances, the digests that users approve, and whether an approved plan covers a new plan (R2).
+//! Never observes a target: observations are arguments, and a document is the result.
+//! *Invariant:* equal input gives an equal document. Nothing in this module depends on time or on the order of arrival.
 
 pub mod action;
 pub mod coverage;

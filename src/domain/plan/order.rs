@@ -1,14 +1,15 @@
-//! The order of instances: by their edges, and by name where those leave it open.
+//! Orders instances by their dependencies, and by name within a step.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::InstanceId;
 
-/// Instances in an order in which each comes after everything that it depends on, with the step at which each may
-/// start when those of one step run side by side, from 1.
+/// Instances in execution order, each with its step, counted from 1. An instance comes after all of its dependencies.
+/// Instances of one step may run concurrently.
 pub type Order = Vec<(InstanceId, usize)>;
 
-/// Orders instances. Edges to instances that are not among them don't count; rings, which loading refuses, come last.
+/// Orders instances. Edges to other instances are ignored. Members of dependency cycles, which loading refuses, come
+/// last.
 pub fn order(edges: &BTreeMap<InstanceId, BTreeSet<InstanceId>>) -> Order {
     let mut steps: BTreeMap<&InstanceId, usize> = BTreeMap::new();
     let mut left: BTreeMap<&InstanceId, usize> = edges

@@ -1,4 +1,4 @@
-//! What differs between head and what is applied, and who depends on what is applied (R1.4, R1.9, R1.10).
+//! Compares head with the applied records, and finds dependents of applied instances (R1.4, R1.9, R1.10).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,12 +15,12 @@ pub fn input_source<'k>(id: &InstanceId, key: &'k str) -> Option<(InstanceId, &'
     Some((InstanceId::new(&id.environment, &component.parse::<ComponentName>().ok()?), name))
 }
 
-/// The upstreams that the recorded inputs of an instance come from.
+/// Returns the upstreams of an instance's recorded inputs.
 pub fn sources(id: &InstanceId, inputs: &BTreeMap<String, RecordedOutput>) -> BTreeSet<InstanceId> {
     inputs.keys().filter_map(|key| Some(input_source(id, key)?.0)).collect()
 }
 
-/// Whether the digest or the inputs at head differ from what is applied (R1.4).
+/// Returns whether the digest or the inputs at head differ from the applied ones (R1.4).
 pub fn is_pending(instance: &Instance, applied: &BTreeMap<InstanceId, Applied>) -> bool {
     let Some(record) = applied.get(&instance.id) else { return true };
     if Some(record.digest) != instance.digest {
@@ -32,13 +32,13 @@ pub fn is_pending(instance: &Instance, applied: &BTreeMap<InstanceId, Applied>) 
     })
 }
 
-/// The name under which the records of a renamed instance still stand (R1.10).
+/// Returns the former name of a renamed instance while its records still have that name (R1.10).
 pub fn former_name<'i>(instance: &'i Instance, applied: &BTreeMap<InstanceId, Applied>) -> Option<&'i InstanceId> {
     let old = instance.renamed_from.as_ref()?;
     (applied.contains_key(old) && !applied.contains_key(&instance.id)).then_some(old)
 }
 
-/// The instances that use the outputs of an instance or depend on it, as they are applied.
+/// Returns the applied instances that use outputs of an instance or depend on it.
 pub fn dependents(id: &InstanceId, applied: &BTreeMap<InstanceId, Applied>) -> BTreeSet<InstanceId> {
     let uses = |record: &Applied| {
         let outputs = format!("{}.outputs.", id.component);

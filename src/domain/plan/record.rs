@@ -1,4 +1,4 @@
-//! What is recorded of an instance: what is applied (R1.1), and what was observed last.
+//! Defines the stored records of an instance: the applied record (R1.1) and the last observation.
 
 use std::collections::BTreeMap;
 
@@ -11,27 +11,27 @@ use crate::{
     ports::RecordedOutput,
 };
 
-/// The applied record (R1.1), with everything that a drift check needs.
+/// The applied record (R1.1), with all data that a drift check needs.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Applied {
-    /// The revision.
+    /// The applied revision.
     pub revision: Revision,
     /// The component digest.
     pub digest: Digest,
     /// The resolved declaration.
     pub spec: Component,
-    /// The files of the closure.
+    /// The files of the closure: path, git object id, and whether the file is executable.
     pub files: BTreeMap<String, (String, bool)>,
-    /// Whether the root module says where its state is kept.
+    /// Whether the root module configures the location of its state.
     pub declares_backend: bool,
     /// The recorded inputs, by `component.outputs.key`.
     pub inputs: BTreeMap<String, RecordedOutput>,
     /// The recorded outputs.
     pub outputs: BTreeMap<String, RecordedOutput>,
-    /// The run that applied it; none where there was nothing to do.
+    /// The run that applied the instance; `None` if there was nothing to do.
     pub run: Option<RunId>,
-    /// When.
+    /// The time of the apply.
     pub at: DateTime<Utc>,
 }
 
@@ -39,33 +39,33 @@ pub struct Applied {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Observed {
-    /// When it began.
+    /// The start of the observation.
     pub at: DateTime<Utc>,
-    /// How long it took.
+    /// The duration of the observation, in milliseconds.
     pub duration_ms: u64,
-    /// The applied revision that it was compared with, if there is one.
+    /// The applied revision that the live objects were compared with; `None` if nothing is applied.
     pub against: Option<Revision>,
-    /// How the world differs from what was applied.
+    /// The differences of the live objects from the applied revision.
     pub drift: Vec<Drift>,
-    /// The actions that would revert it.
+    /// The actions that would revert the drift.
     pub revert: Vec<Action>,
     /// The head that the pending changes belong to.
     pub head: Option<Revision>,
     /// The changes that an apply of head would make.
     pub pending: Vec<ResourceChange>,
-    /// The condition that head waits for.
+    /// The conditions that the pending changes wait for.
     pub waiting_on: Vec<WaitingOn>,
-    /// When head was planned with the world as it was observed; absent where that has to be done again.
+    /// The time at which head was planned against this observation; `None` if head must be planned again.
     #[serde(default)]
     pub planned_at: Option<DateTime<Utc>>,
-    /// Why head could not be planned, while something is applied.
+    /// The reason for which head could not be planned, if an applied revision exists.
     #[serde(default)]
     pub head_problem: Option<String>,
-    /// Why it could not be observed completely.
+    /// The reason for which the observation is not complete.
     pub error: Option<ObservedError>,
-    /// Checks that did not answer.
+    /// The health checks that failed.
     pub failed_checks: Vec<String>,
-    /// Warnings that are no drift.
+    /// Warnings that are not drift.
     #[serde(default)]
     pub warnings: Vec<String>,
     /// The figures of the shard moves of a revert.
@@ -73,28 +73,28 @@ pub struct Observed {
     pub layout: Option<LayoutPlan>,
 }
 
-/// Why an instance could not be observed completely.
+/// The reason for which an observation is not complete.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ObservedError {
-    /// A stable word.
+    /// A stable name of the error.
     pub kind: String,
-    /// In a line.
+    /// The message, one line.
     #[serde(rename = "says")]
     pub message: String,
-    /// Whether it may pass by itself, so that it is looked again before the usual time.
+    /// Whether the error may disappear without a change. The observation is then repeated before its regular time.
     #[serde(default)]
     #[serde(rename = "passes")]
     pub transient: bool,
 }
 
 impl Observed {
-    /// The actions that revert the drift; empty where nothing drifted.
+    /// Returns the actions that revert the drift; empty if there is no drift.
     pub fn revert_actions(&self) -> &[Action] {
         if self.drift.is_empty() { &[] } else { &self.revert }
     }
 
-    /// An observation of which nothing is known yet but when it began.
+    /// Creates an observation that has a start time and no results yet.
     pub fn new(at: DateTime<Utc>, against: Option<Revision>) -> Self {
         Self {
             at,

@@ -1,7 +1,7 @@
-//! The independent checker (R2.6): looks at a finished plan as somebody who did not make it.
+//! Validates a complete plan, independently of the planner (R2.6).
 //!
-//! Decides whether a plan may be shown and applied. Never trusts the planner: order, edges, counts and digests are
-//! worked out again from the document alone. A fatal note blocks the proposal and the apply.
+//! Decides whether a plan may be shown and applied. A fatal violation blocks the proposal and the apply.
+//! *Invariant:* never trusts the planner. Order, edges, counts and digests are computed again from the document alone.
 
 use std::collections::BTreeMap;
 
@@ -16,9 +16,9 @@ use crate::{
 /// A rule that a plan violates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Violation {
-    /// Two entries of one instance.
+    /// Two entries are of one instance.
     DuplicateInstance,
-    /// An instance of another environment.
+    /// An instance belongs to another environment.
     OtherEnvironment(InstanceId, EnvironmentName),
     /// The summary differs from the actions.
     Summary,
@@ -26,13 +26,13 @@ pub enum Violation {
     PlanDigest,
     /// The digest of an instance differs from its actions.
     InstanceDigest(InstanceId),
-    /// An instance comes before its upstream.
+    /// An instance comes before one of its upstreams.
     Order(InstanceId, InstanceId),
     /// An upstream is not in the plan.
     UpstreamMissing(InstanceId, InstanceId),
-    /// A host would be removed under a node.
+    /// A host would be removed while a node runs on it.
     Host(HostViolation),
-    /// Stored data would be rewritten where the declaration does not allow it.
+    /// Stored data would be rewritten, and the declaration does not allow it.
     Rewrite {
         /// The resource.
         resource: String,
@@ -61,21 +61,21 @@ pub enum Violation {
         verb: &'static str,
         /// The field of `limits`.
         limit: &'static str,
-        /// How many the plan makes.
+        /// The number of changes in the plan.
         found: u64,
-        /// How many one run may make.
+        /// The number of changes that one run may make.
         allowed: u64,
     },
 }
 
 impl Violation {
-    /// Whether the plan is wrong in itself, and not only larger than one run may be.
+    /// Returns whether the plan itself is invalid, and not only larger than a run may be.
     pub fn is_fatal(&self) -> bool {
         !matches!(self, Self::OverLimit { .. })
     }
 }
 
-/// Checks a plan, with the limits that hold for one run of its environment.
+/// Validates a plan against the limits of one run of its environment.
 pub fn plan(plan: &Plan, limits: &Limits) -> Vec<Violation> {
     let mut found = vec![];
     let orders: BTreeMap<&InstanceId, usize> =
@@ -139,7 +139,7 @@ fn check_instance(instance: &InstancePlan, orders: &BTreeMap<&InstanceId, usize>
     }
 }
 
-/// The limits of one run that a summary exceeds.
+/// Returns the limits of one run that a summary exceeds.
 pub fn within(summary: &Summary, limits: &Limits) -> Vec<Violation> {
     let counts = [
         ("destroy", "destroys", summary.destroy, Some(limits.destroys)),
