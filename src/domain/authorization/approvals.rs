@@ -1,7 +1,8 @@
-//! Whether the reviews of a pull request are the approvals that a command needs (R3.6).
+//! Decides whether the reviews of a pull request are the approvals that a command needs (R3.6).
 //!
-//! Decides which reviews count: of somebody who is asked, never of the author, the newest word of each, on the present
-//! head, given after a plan that covers the present one stood for a while. Never asks the forge.
+//! A review counts if all of these are true: the reviewer is one of the required subjects and not the author, the
+//! review is the reviewer's latest one, it is on the present head, and it followed a plan that covers the present plan.
+//! Never queries the forge.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,7 @@ use crate::{
     ports::{Pull, Review},
 };
 
-/// A word of each person: whoever approves and takes it back does not approve.
+/// Returns the latest review of each reviewer, if it approves. A dismissed or changed approval does not count.
 pub fn standing(pull: &Pull, reviews: Vec<Review>) -> Vec<Review> {
     let mut newest: BTreeMap<String, Review> = BTreeMap::new();
     for review in reviews {
@@ -25,33 +26,34 @@ pub fn standing(pull: &Pull, reviews: Vec<Review>) -> Vec<Review> {
     newest.into_values().filter(|review| review.approves).collect()
 }
 
-/// A review that may count, with who gave it.
+/// An approval that may count, with its reviewer.
 pub struct Given {
-    /// Who.
+    /// The reviewer.
     pub by: Principal,
-    /// The head that they looked at.
+    /// The reviewed head.
     pub head: Revision,
-    /// When.
+    /// The time of the review.
     pub at: DateTime<Utc>,
-    /// Whether the plan that stood then covers the present one.
+    /// Whether the plan at the time of the review covers the present plan.
     pub covers: bool,
 }
 
-/// The approvals that a command needs and does not have.
+/// The approvals that a command needs and that are missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MissingApprovals {
     /// Reviews are missing on a pull request.
     Reviews {
         /// The pull request.
         pull: PullNumber,
-        /// The approvals that are needed.
+        /// The required approvals.
         needs: Approvals,
-        /// How many reviews count.
+        /// The number of reviews that count.
         count: usize,
-        /// The principals whose reviews don't count, and whether they are of an older head; else of an older plan.
+        /// The reviewers whose reviews don't count. The flag is true for a review of an older head and false for an
+        /// older plan.
         stale: Vec<(String, bool)>,
     },
-    /// Approvals are needed, and no forge is configured.
+    /// Approvals are required, and no forge is configured.
     NoForge,
     /// No pull request that removed the instance showed the plan.
     RemovedWithoutPullRequest(InstanceId),

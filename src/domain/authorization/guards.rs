@@ -1,8 +1,10 @@
-//! The guards in force (R3.4): what protects, as it counts, which is not always as it is declared.
+//! Computes the guards in force (R3.4): limits, `protect`, `allowRewrite` and permissions.
 //!
-//! Decides at each commit along the branch, alone: what tightens counts at once; what loosens counts if the commit
-//! changes nothing else of what it guards, and not otherwise. Never looks at what is applied.
-//! *Invariant:* two commits that loosen and use what was loosened are judged one by one, in their order.
+//! The guards in force may differ from the declared ones. Each commit of the branch is judged alone: a tighter guard is
+//! in force at once. A looser guard is in force only if its commit changes nothing else that the guard protects. Never
+//! reads the applied records.
+//! *Invariant:* commits are judged one by one, in order. A commit that loosens a guard and a later one that uses the
+//! looser guard are two decisions.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -17,7 +19,7 @@ use crate::{
     model::{EnvironmentName, InstanceId, Revision},
 };
 
-/// A guard, and the commit since which it holds.
+/// A guard, and the commit since which it is in force.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Held<T> {
@@ -31,7 +33,7 @@ pub struct Held<T> {
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InForce {
-    /// The last commit that was judged.
+    /// The last judged commit.
     pub revision: Option<Revision>,
     /// The limits of each environment.
     pub limits: BTreeMap<EnvironmentName, Held<Limits>>,
@@ -40,19 +42,19 @@ pub struct InForce {
     /// Whether tables of each instance may be rewritten.
     #[serde(default)]
     pub rewrites: BTreeMap<InstanceId, Held<bool>>,
-    /// Who may do what in each environment: as it is declared, and as it was before where that was changed together with
-    /// what it guards; all of it holds.
+    /// The permissions in each environment: the declared ones, and the earlier ones if a commit changed permissions
+    /// together with instances that they guard. All of them are in force.
     #[serde(default)]
     pub rights: BTreeMap<EnvironmentName, Vec<Held<Rights>>>,
 }
 
 impl InForce {
-    /// The limits of one run of an environment.
+    /// Returns the limits of one run in an environment.
     pub fn limits(&self, environment: &EnvironmentName) -> Limits {
         self.limits.get(environment).map(|held| held.guard.clone()).unwrap_or_default()
     }
 
-    /// The addresses of an instance that no run may destroy, replace, forget or move.
+    /// Returns the protected addresses of an instance, and whether its stored data is protected.
     pub fn protect(&self, id: &InstanceId) -> Protection {
         Protection {
             addresses: self.protect.get(id).map(|held| held.guard.clone()).unwrap_or_default(),
@@ -65,8 +67,8 @@ impl InForce {
         self.rights.get(environment).into_iter().flatten().map(|held| held.guard.clone()).collect()
     }
 
-    /// The guards after one more commit, and each loosening in it that does not count, in a sentence. Without a commit
-    /// before, everything counts as it is declared.
+    /// Returns the guards after one more commit, and one sentence for each refused loosening. Without an earlier
+    /// commit, every declared guard is in force.
     pub fn after(&self, before: Option<&Desired>, commit: &Desired, revision: &Revision) -> (Self, Vec<String>) {
         let mut next = Self { revision: Some(revision.clone()), ..self.clone() };
         let mut refused = vec![];
@@ -74,7 +76,7 @@ impl InForce {
             let declared = &environment.limits;
             let known = before.and_then(|_| self.limits.get(name)).map(|held| &held.guard);
             let guard = match known {
-                // A loosening that was refused is not accepted with a later commit.
+                // A refused loosening stays refused in later commits.
                 Some(known) if before.and_then(|b| b.environments.get(name)).is_some_and(|b| b.limits == *declared) => {
                     known.clone()
                 }
@@ -94,7 +96,7 @@ impl InForce {
         refused.extend(next.judge_rights(before, commit, revision));
         for (id, instance) in &commit.instances {
             let Some(spec) = &instance.spec else { continue };
-            // Under a new name it keeps what protected it under the old one.
+            // A renamed instance keeps the protection of its former name.
             let was_declared = before.is_some_and(|before| before.instances.contains_key(id));
             let former = instance.renamed_from.as_ref().filter(|_| !was_declared);
             let of = |id: &InstanceId| before.and_then(|_| self.protect.get(id)).map(|held| held.guard.clone());
@@ -121,7 +123,7 @@ impl InForce {
             }
             let known = known.as_ref();
             let name = former.unwrap_or(id);
-            // An instance that was never protected is not recorded.
+            // An instance that was never protected has no record.
             if (known != Some(&guard) || name != id) && (known.is_some() || !guard.is_empty()) {
                 next.protect.insert(id.clone(), Held { guard, since: revision.clone() });
             }
@@ -131,7 +133,7 @@ impl InForce {
 }
 
 impl InForce {
-    /// Takes over whether tables of an instance may be rewritten, as a commit says it.
+    /// Updates the rewrite guard of an instance from a commit; returns the refusal of a loosening.
     fn judge_rewrites(
         &mut self,
         held: Option<&Held<bool>>,
@@ -144,7 +146,7 @@ impl InForce {
         let said_before = before.and_then(|before| before.allows_rewrites);
         let held = held.map(|held| held.guard);
         let (guard, refused) = match held {
-            // A loosening that was refused is not accepted with a later commit.
+            // A refused loosening stays refused in later commits.
             Some(held) if said_before == Some(declared) => (held, None),
             Some(false) if declared && changed => {
                 let message = "is said together with a change of it: split in two pull requests";
@@ -158,7 +160,7 @@ impl InForce {
         refused
     }
 
-    /// Takes over who may do what, as a commit says it.
+    /// Updates the permissions from a commit; returns the refusals.
     fn judge_rights(&mut self, before: Option<&Desired>, commit: &Desired, revision: &Revision) -> Vec<String> {
         let Some(state_repo) = &commit.state_repo else { return vec![] };
         let mut refused = vec![];
@@ -184,7 +186,7 @@ impl InForce {
     }
 }
 
-/// Whether a commit leaves every instance of an environment what it was.
+/// Returns whether a commit changes no instance of an environment.
 fn alone(before: Option<&Desired>, commit: &Desired, environment: &EnvironmentName) -> bool {
     let digests = |desired: &Desired| -> BTreeMap<InstanceId, _> {
         let own = desired.instances.iter().filter(|(id, _)| id.environment == *environment);

@@ -1,7 +1,7 @@
-//! Who may do what (R3).
+//! Decides which principal may give which command (R3).
 //!
-//! Decides by the permissions of the base branch that are in force: the first line that matches wins, and nothing is
-//! allowed by default. Never asks the forge; what is known of a person comes in.
+//! Uses the permissions of the base branch that are in force. The first matching line decides, and the default is to
+//! refuse. Never queries the forge: the facts about a user are arguments.
 
 pub mod approvals;
 pub mod guards;
@@ -32,7 +32,7 @@ pub enum Level {
 }
 
 impl Level {
-    /// Reads the forge's word.
+    /// Parses the forge's name of a level.
     pub fn parse(word: &str) -> Self {
         match word {
             "admin" => Self::Admin,
@@ -49,29 +49,29 @@ impl Level {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "who", rename_all = "camelCase")]
 pub enum Principal {
-    /// A person on the forge.
+    /// A user of the forge.
     User {
         /// The login.
         login: String,
-        /// Their permission on the repository.
+        /// The user's permission on the repository.
         level: Level,
-        /// The teams of the state repo that they are in.
+        /// The user's teams, among the teams of the state repo.
         teams: BTreeSet<String>,
-        /// By what they say it, where that has a name: a comment, a merge. It is obeyed once.
+        /// The id of the command's source, if it has one: a comment or a merge. A command is executed once.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         command_id: Option<String>,
     },
-    /// A token of the API.
+    /// A token of Evenkeel's API.
     Token {
-        /// Its name.
+        /// The name of the token.
         name: String,
     },
-    /// A merge, by the merged declaration.
+    /// A merge, authorized by the merged declaration.
     Merge,
 }
 
 impl Principal {
-    /// As it stands in the audit: `user:lin`, `token:local`.
+    /// Returns the name in the audit log: `user:lin`, `token:local`.
     pub fn name(&self) -> String {
         match self {
             Self::User { login, .. } => format!("user:{login}"),
@@ -80,7 +80,7 @@ impl Principal {
         }
     }
 
-    /// The same, speaking by something that is obeyed once.
+    /// Returns the principal with the id of the command's source. A command is executed once.
     pub fn by(self, command_id: String) -> Self {
         match self {
             Self::User { login, level, teams, .. } => Self::User { login, level, teams, command_id: Some(command_id) },
@@ -88,7 +88,7 @@ impl Principal {
         }
     }
 
-    /// What it speaks by, where that has a name.
+    /// Returns the id of the command's source, if it has one.
     pub fn command_id(&self) -> Option<&str> {
         match self {
             Self::User { command_id, .. } => command_id.as_deref(),
@@ -96,7 +96,7 @@ impl Principal {
         }
     }
 
-    /// As people are spoken of: `@lin`, `token:local`.
+    /// Returns the name in messages: `@lin`, `token:local`.
     pub fn mention(&self) -> String {
         match self {
             Self::User { login, .. } => format!("@{login}"),
@@ -104,12 +104,13 @@ impl Principal {
         }
     }
 
-    /// Whether it is the owner of the daemon's data directory.
+    /// Returns whether the principal is the owner of the daemon's data directory.
     fn is_local(&self) -> bool {
         matches!(self, Self::Token { name } if name == LOCAL_TOKEN)
     }
 
-    /// Whether a word of the permissions means them: `team:platform`, `user:lin`, `permission:write`, `token:ops`.
+    /// Returns whether a subject of the permissions matches: `team:platform`, `user:lin`, `permission:write`,
+    /// `token:ops`.
     pub fn is(&self, to: &str) -> bool {
         match (self, to.split_once(':')) {
             (Self::User { login, .. }, Some(("user", name))) => login.eq_ignore_ascii_case(name),
@@ -123,22 +124,22 @@ impl Principal {
     }
 }
 
-/// The name of the token that the daemon makes for the owner of its data directory: who can read that file can read
-/// and change everything that the daemon keeps, so it may do what any person may.
+/// The name of the token of the data directory's owner. The owner can read and change all data of the daemon, so this
+/// token may do everything that any user may do.
 pub const LOCAL_TOKEN: &str = "local";
 
 /// The permissions in one environment at one revision.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rights {
-    /// The teams that the lines name.
+    /// The teams that the permissions name.
     pub teams: BTreeMap<String, Team>,
-    /// The lines that concern the environment, in their order.
+    /// The permissions for the environment, in order.
     pub lines: Vec<Permission>,
 }
 
 impl Rights {
-    /// The permissions of a state repo for an environment.
+    /// Selects the permissions of a state repo for an environment.
     pub fn of(state_repo: &StateRepo, environment: &EnvironmentName) -> Self {
         let concerns = |line: &&Permission| line.environments.as_ref().is_none_or(|names| names.contains(environment));
         let lines: Vec<Permission> = state_repo
@@ -156,27 +157,27 @@ impl Rights {
         Self { teams: teams.map(|(name, team)| (name.clone(), team.clone())).collect(), lines }
     }
 
-    /// The first line that allows a command to somebody. The owner of the data directory is held to the first line that
-    /// allows it to anybody, for what it needs.
+    /// Returns the first permission of a principal for a command. For the owner of the data directory, the first
+    /// permission of any subject counts, because it determines the required approvals.
     fn line(&self, who: &Principal, verb: Verb) -> Option<&Permission> {
         let mut lines = self.lines.iter().filter(|line| line.allow.contains(&verb));
         lines.find(|line| who.is_local() || line.to.iter().any(|to| who.is(to)))
     }
 
-    /// To whom a command is allowed.
+    /// Returns the subjects that may give a command.
     pub fn allowed(&self, verb: Verb) -> BTreeSet<&str> {
         let lines = self.lines.iter().filter(|line| line.allow.contains(&verb));
         lines.flat_map(|line| line.to.iter().map(String::as_str)).collect()
     }
 
-    /// The approvals that a command needs, by the first line that asks for any.
+    /// Returns the approvals of a command, from the first permission that requires any.
     pub fn approvals(&self, verb: Verb) -> Option<&Approvals> {
         self.lines.iter().filter(|line| line.allow.contains(&verb)).find_map(|line| line.approvals.as_ref())
     }
 }
 
-/// Whether somebody may give a command, and the approvals that it needs: all of what is in force has to allow it. Nothing
-/// where it is not allowed.
+/// Returns the approvals that a command of a principal needs; `None` if the principal may not give the command. Every
+/// definition of the permissions that is in force must allow the command.
 pub fn permit<'r>(rights: &'r [Rights], who: &Principal, verb: Verb) -> Option<Vec<&'r Approvals>> {
     let allowed = !rights.is_empty() && rights.iter().all(|rights| rights.line(who, verb).is_some());
     if !allowed && !who.is_local() {
@@ -186,8 +187,8 @@ pub fn permit<'r>(rights: &'r [Rights], who: &Principal, verb: Verb) -> Option<V
     Some(lines.filter_map(|line| line.approvals.as_ref()).collect())
 }
 
-/// The subjects that have a permission by all of its definitions that are in force, such as `team:platform`; nothing
-/// where no definition is in force.
+/// Returns the subjects that every definition in force allows a command, such as `team:platform`; `None` if no
+/// definition is in force.
 pub fn allowed(rights: &[Rights], verb: Verb) -> Option<BTreeSet<String>> {
     let (last, before) = rights.split_last()?;
     let mut allowed = last.allowed(verb);
@@ -235,7 +236,7 @@ mod tests {
         assert!(!may(&[], &lin, Verb::Apply));
         assert!(may(&staging, &Principal::Token { name: "ops".into() }, Verb::Apply));
         assert!(!may(&staging, &Principal::Token { name: "other".into() }, Verb::Apply));
-        // What is in force besides, because it was loosened together with what it guards, holds as well.
+        // Former permissions that are still in force must allow the command too.
         assert!(!may(&[staging[0].clone(), production[0].clone()], &lin, Verb::Apply));
         insta::assert_snapshot!(crate::domain::message::Refusal::not_permitted(&staging, &eve, Verb::Apply, &"staging".parse().unwrap()), @"@eve is not allowed to `/apply` in `staging`: `team:platform`, `token:ops` may.");
     }

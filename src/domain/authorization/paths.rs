@@ -1,6 +1,6 @@
-//! Paths that need approvals whatever they change (`protectedPaths`).
+//! Matches changed paths against patterns of `protectedPaths`.
 
-/// Whether a path is meant by a pattern: `*` stands for any text without a slash, `**` for any text.
+/// Returns whether a path matches a pattern: `*` matches any text without a slash, `**` matches any text.
 pub fn matches(pattern: &str, path: &str) -> bool {
     fn from(pattern: &[u8], path: &[u8]) -> bool {
         match pattern {
@@ -14,7 +14,7 @@ pub fn matches(pattern: &str, path: &str) -> bool {
             [byte, rest @ ..] => path.first() == Some(byte) && from(rest, &path[1..]),
         }
     }
-    // A pattern with many stars on a long path would take for ever.
+    // A pattern with many stars takes exponential time on a long path.
     pattern.len() <= 200
         && pattern.matches('*').count() <= 6
         && path.len() <= 1000

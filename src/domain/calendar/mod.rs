@@ -1,39 +1,39 @@
-//! Times by the calendar: five-field cron in a time zone.
+//! Computes the due times of five-field cron expressions in a time zone.
 //!
-//! Decides what a cron line means. Never reads the clock: `now` is handed in.
-//! Race: none; a clock that is set back can't fire a time again, because the caller hands in the last fire as `after`.
+//! Decides the meaning of a cron expression. Never reads the clock: the time is an argument.
+//! *Race:* none. A clock that is set back can't repeat a due time, because the caller passes the last one as `after`.
 //!
-//! The `cron` crate counts days of the week from Sunday = 1 and joins day of month and day of week with *and*; people
-//! write 0 or 7 for Sunday and expect *or*. Numbers are rewritten to names, and two restricted day fields become two
-//! schedules whose earliest counts.
+//! The `cron` crate numbers the days of the week from Sunday = 1 and combines day of month and day of week with *and*.
+//! Cron users write 0 or 7 for Sunday and expect *or*. This module therefore rewrites numbers to names, and splits two
+//! restricted day fields into two schedules; the earlier due time counts.
 
 use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 
-/// When something is due.
+/// The due times of a cron expression.
 #[derive(Clone, Debug)]
 pub struct Calendar {
     schedules: Vec<cron::Schedule>,
     zone: Tz,
 }
 
-/// Why a line is not a calendar.
+/// The error of an invalid cron expression.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
-    /// Not five fields, or a field that means nothing.
+    /// The expression does not have five valid fields.
     #[error("`{line}` is not a cron line: {why}")]
     Cron {
-        /// The line.
+        /// The expression.
         line: String,
-        /// Its problems.
+        /// The reason.
         why: String,
     },
-    /// Not an IANA time zone.
+    /// The time zone is not an IANA time zone.
     #[error("`{zone}` is not a time zone")]
     Zone {
-        /// The name.
+        /// The name of the time zone.
         zone: String,
     },
 }
@@ -41,10 +41,10 @@ pub enum Error {
 const DAYS: [&str; 8] = ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN"];
 
 impl Calendar {
-    /// Reads `minute hour day-of-month month day-of-week` in a zone; UTC where none is given.
+    /// Parses `minute hour day-of-month month day-of-week` in a time zone. The default zone is UTC.
     ///
     /// # Errors
-    /// When a field means nothing, no time ever fits, or the zone is not known.
+    /// When a field is not valid, no time ever matches, or the time zone is not known.
     pub fn new(line: &str, zone: Option<&str>) -> Result<Self, Error> {
         let zone_name = zone.unwrap_or("UTC");
         let zone = Tz::from_str(zone_name).map_err(|_| Error::Zone { zone: zone_name.to_owned() })?;
@@ -70,7 +70,7 @@ impl Calendar {
         Ok(calendar)
     }
 
-    /// The first time after `after`, strictly later even where the clock is set back.
+    /// Returns the first due time strictly later than `after`, also if the clock was set back.
     pub fn next(&self, after: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let local = after.with_timezone(&self.zone);
         self.schedules
@@ -89,7 +89,7 @@ fn names(field: &str) -> Result<String, String> {
         if !written.is_empty() {
             written.push(',');
         }
-        // A range such as 5-7 or FRI-SUN passes the week's end, which the crate does not know.
+        // The crate does not support a range across the end of the week, such as 5-7 or FRI-SUN.
         let index = |name: &str| DAYS.iter().position(|day| *day == name);
         if let [from, to] = &ends[..]
             && let (Some(first), Some(last)) = (index(from), index(to))

@@ -1,7 +1,8 @@
-//! Comments to commands (R6.5): one on each line, not in quotes or code.
+//! Parses comments to commands (R6.5): one per line, outside of quotes and code.
 //!
-//! Decides what somebody asked for. Never decides whether they may, and never reads a comment that is larger than the
-//! forge allows. *Invariant:* any text is read in bounded time, and a text without a command is silence, not an error.
+//! Decides which commands a comment contains. Never decides whether the author may give them, and never parses a
+//! comment that is larger than the forge allows.
+//! *Invariant:* any text is parsed in bounded time. A text without a command is not an error.
 
 use std::ops::Range;
 
@@ -12,12 +13,12 @@ use crate::{
     model::Duration,
 };
 
-/// GitHub's limit for a comment; a longer one did not come from a person.
+/// GitHub's limit for a comment, in bytes. A longer comment was not written on GitHub.
 pub const COMMENT_BYTES_MAX: usize = 65_536;
-/// The most commands that one comment may hold.
+/// The most commands that one comment may contain.
 const COMMANDS_MAX: usize = 20;
 
-/// The commands that are there.
+/// The available commands.
 pub const VERBS: [Verb; 15] = [
     Verb::Plan,
     Verb::Apply,
@@ -35,27 +36,27 @@ pub const VERBS: [Verb; 15] = [
     Verb::Unlock,
     Verb::Help,
 ];
-/// The commands that a later version brings.
+/// The commands of a later version.
 const LATER: [Verb; 3] = [Verb::Rotate, Verb::ApprovePolicy, Verb::Release];
 
-/// Something that somebody asked for.
+/// A command of a principal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
-    /// What.
+    /// The verb.
     pub verb: Verb,
-    /// Of which instances; everything that the place stands for where it is not said.
+    /// The selected instances; `None` selects every instance of the place of the command, such as a pull request.
     pub selector: Option<Selector>,
-    /// The digest of the plan that is meant, or its beginning.
+    /// The digest of the requested plan, or its first digits.
     pub digest: Option<String>,
-    /// For how long, of `/snooze`.
+    /// The duration of `/snooze`.
     pub lasting: Option<Duration>,
 }
 
-/// A line that begins like a command and is none, with the sentence that answers it.
+/// A line that starts like a command and is not valid; the text is the reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unclear(pub String);
 
-/// The commands of a comment, in order.
+/// Returns the commands of a comment, in order.
 pub fn parse(comment: &str) -> Vec<Result<Command, Unclear>> {
     let too_long = comment.len() > COMMENT_BYTES_MAX;
     let end = comment.char_indices().map(|(at, _)| at).take_while(|at| *at <= COMMENT_BYTES_MAX).last().unwrap_or(0);
@@ -93,7 +94,7 @@ pub fn parse(comment: &str) -> Vec<Result<Command, Unclear>> {
     found
 }
 
-/// The ranges of a text that are quotes, code or HTML.
+/// Returns the ranges of a text that are quotes, code or HTML.
 fn quoted(text: &str) -> Vec<Range<usize>> {
     let mut ranges = vec![];
     for (event, range) in Parser::new_ext(text, Options::empty()).into_offset_iter() {
@@ -109,7 +110,7 @@ fn quoted(text: &str) -> Vec<Range<usize>> {
     ranges
 }
 
-/// One line after its slash; nothing where it is no command of ours.
+/// Parses one line after its slash; `None` if the line is not a command of Evenkeel.
 fn one(rest: &str) -> Option<Result<Command, Unclear>> {
     if rest.starts_with(char::is_whitespace) {
         return None;
@@ -143,7 +144,7 @@ fn one(rest: &str) -> Option<Result<Command, Unclear>> {
             "`{word}` is not a duration; write one such as `14d` or `12h`, of one second to ten years."
         ))));
     }
-    // Behind a selector nothing else can stand, so there a digest needs no digit in it.
+    // After a selector only a digest is possible, so a digest without a decimal digit is accepted there.
     let digest = words.last().copied().filter(|word| is_digest(word) || words.len() == 2 && is_hex(word));
     let digest = digest.map(str::to_owned);
     if digest.is_some() {
@@ -168,17 +169,17 @@ fn one(rest: &str) -> Option<Result<Command, Unclear>> {
     Some(Ok(Command { verb, selector, digest, lasting }))
 }
 
-/// Six or more hex digits.
+/// Returns whether a text is six or more hex digits.
 fn is_hex(word: &str) -> bool {
     (6..=64).contains(&word.len()) && word.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Hex digits, one of them a digit, so that it is no name.
+/// Returns whether a text is a digest: hex digits with at least one decimal digit, which excludes names.
 fn is_digest(word: &str) -> bool {
     is_hex(word) && word.bytes().any(|c| c.is_ascii_digit())
 }
 
-/// The answer of `/help`.
+/// Returns the reply to `/help`.
 pub fn help() -> String {
     let line = |verb: Verb| match verb {
         Verb::Plan => "| `/plan [SELECTOR]` | plan again and show what would be done |",

@@ -1,6 +1,7 @@
-//! Documents that belong together: what each name means, and what is wrong between files.
+//! Combines the documents of a revision: resolves names, builds edges, and finds problems between files.
 //!
-//! Decides which documents stand for their name, and turns names into edges. Never drops a problem.
+//! Decides which of several documents with one name counts, and converts names to edges. *Invariant:* never drops a
+//! problem.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -18,25 +19,25 @@ use super::{
 };
 use crate::model::{ComponentName, EnvironmentName, InstanceId, Place, Problem, Problems};
 
-/// Names that are not reliable because a file can't be read.
+/// Names that are incomplete because a file can't be read.
 #[derive(Default)]
 pub(super) struct Broken {
-    /// Declared, readable or not.
+    /// The declared environments, readable or not.
     pub(super) environments: BTreeSet<EnvironmentName>,
     pub(super) unreadable: BTreeSet<EnvironmentName>,
     pub(super) components: BTreeSet<ComponentName>,
     pub(super) state_repo: bool,
 }
 
-/// The instances that there are, for edges.
+/// The known instances and components, for edges.
 pub(super) trait Known {
-    /// Whether an instance is declared.
+    /// Returns whether an instance is declared.
     fn has(&self, id: &InstanceId) -> bool;
-    /// The names of all components.
+    /// Returns the names of all components.
     fn components(&self) -> Vec<&ComponentName>;
 }
 
-/// A revision that is being put together.
+/// A revision during its assembly.
 pub(super) struct Assembly {
     pub(super) problems: Problems,
     pub(super) desired: Desired,
@@ -53,7 +54,7 @@ impl Assembly {
         self.problems.push(problem);
     }
 
-    /// Puts the documents that are no components in their places, and finds doubles.
+    /// Adds the documents that are not components to the result, and finds duplicate names.
     pub(super) fn sort_out<'d>(&mut self, documents: impl Iterator<Item = &'d Arc<Document>> + Clone) -> Broken {
         let mut broken = Broken::default();
         let mut first: HashMap<(&str, &str), &Arc<Document>> = HashMap::new();
@@ -133,7 +134,7 @@ impl Assembly {
         }
     }
 
-    /// Every `after` names an environment, and they form no ring.
+    /// Checks that every `after` names an environment, and that environments form no cycle.
     fn check_after<'d>(&mut self, documents: impl Iterator<Item = &'d Arc<Document>>, broken: &mut Broken) {
         for document in documents.filter(|document| document.kind == "Environment") {
             let Ok(name) = document.name.as_str().parse::<EnvironmentName>() else { continue };
@@ -178,7 +179,7 @@ impl Assembly {
         }
     }
 
-    /// Turns names into edges: `dependsOn`, references, and the environment that comes first.
+    /// Converts names to edges: `dependsOn`, references, and the earlier environment.
     pub(super) fn edges(&mut self, instance: &mut Instance, document: &Document, known: &dyn Known) {
         let environment = instance.id.environment.clone();
         let at = document.spec.get("dependsOn").map_or(document.name_at, |node| node.at);
@@ -247,7 +248,7 @@ impl Assembly {
         self.problems.extend(instance.problems.iter().filter(|p| p.kind != "stalled").cloned());
     }
 
-    /// Finds rings of instances that can be reached from these.
+    /// Finds the cycles of instances that are reachable from `starts`.
     pub(super) fn rings<'i>(&'i self, starts: impl Iterator<Item = &'i InstanceId>) -> Vec<Vec<InstanceId>> {
         let mut state: HashMap<&InstanceId, bool> = HashMap::new(); // false: on the way; true: done
         let mut rings: Vec<Vec<InstanceId>> = vec![];
@@ -291,7 +292,7 @@ impl Assembly {
         rings
     }
 
-    /// Names each ring of instances whole, and stalls its members.
+    /// Adds a problem for each cycle, and stalls its members.
     pub(super) fn cycles(&mut self) {
         for ring in self.rings(self.desired.instances.keys()) {
             let names: Vec<String> = ring.iter().map(ToString::to_string).collect();
@@ -309,7 +310,7 @@ impl Assembly {
         }
     }
 
-    /// What is wrong, in order, with the lines of the files that it stands in.
+    /// Returns the result. Problems are sorted and have their source lines.
     pub(super) fn finish(mut self, files: &[&Arc<File>]) -> Desired {
         let problems = std::mem::take(&mut self.problems).finish();
         if !problems.is_empty() {

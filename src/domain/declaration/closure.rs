@@ -1,13 +1,15 @@
-//! Everything that an instance is made from (R1.2): its root module, the local modules and files that this names
-//! transitively, its variable files; its manifests, what its kustomization names transitively, its chart and values.
+//! Computes the closures of instances, and reuses them across revisions (R1.2).
 //!
-//! Decides which files those are. What a file names is read from its literal texts, so the closure is never smaller
-//! than what tofu reads by literal path; it may be larger. A work tree holds exactly the closure and nothing else, so
-//! that nothing can be used that the digest does not cover.
-//! Never follows a link out of the repository, or into a folder. Paths enter the digest relative to the root module:
-//! a folder that moves as a whole is the same content.
-//! *Invariant:* a closure that is kept from an earlier revision is the one that would be found anew: everything that was
-//! looked at to find it is what it was.
+//! A closure contains all files that an instance is made from: the root module, the local modules and files that it
+//! names transitively, and variable files; manifests, the files that a kustomization names transitively, a chart and
+//! its values.
+//!
+//! Decides which files belong to a closure. References are read from literal texts, so the closure contains at least
+//! the files that tofu reads by literal path, and may contain more. A work tree contains exactly the closure, so that a
+//! tool can't use a file that the digest does not cover. Never follows a link out of the repository or to a folder.
+//! Paths enter the digest relative to the root module: moving a folder as a whole does not change its content.
+//! *Invariant:* a reused closure equals a newly computed one. A closure is reused only if no path that was read for it
+//! changed.
 
 use super::{
     kinds::Kinds,
@@ -19,10 +21,10 @@ use std::{
     sync::Arc,
 };
 
-/// Closures by what names them, kept from one revision to the next.
+/// The closures of a revision, by their source.
 pub struct Closures {
     kinds: &'static Kinds,
-    /// The ids of what stands in the root of the repository.
+    /// The object ids of the entries in the root of the repository.
     tops: BTreeMap<String, String>,
     kept: HashMap<Source, Kept>,
 }
@@ -34,12 +36,12 @@ struct Kept {
 }
 
 impl Closures {
-    /// No closures yet.
+    /// Creates an empty cache.
     pub fn new(kinds: &'static Kinds) -> Self {
         Self { kinds, tops: BTreeMap::new(), kept: HashMap::new() }
     }
 
-    /// Turns to another revision: forgets the closures that may be others there, and names them.
+    /// Switches to another revision. Removes the closures that may differ there, and returns their sources.
     ///
     /// # Errors
     /// When the content can't be read.
@@ -67,7 +69,7 @@ impl Closures {
                             }
                             _ => false,
                         };
-                        // Whether only the sort counts differs from closure to closure.
+                        // A check of the entry kind alone must not be reused for closures that depend on the content.
                         if !matches!(stood, Some((_, None))) {
                             known.insert(path.clone(), same);
                         }
@@ -87,10 +89,10 @@ impl Closures {
         Ok(others)
     }
 
-    /// A closure at the revision that was turned to.
+    /// Returns the closure of a source at the present revision.
     ///
     /// # Errors
-    /// Why there is none.
+    /// The reason for which the source has no closure.
     pub fn of(&mut self, files: &dyn Files, source: &Source) -> Result<Arc<Closure>, String> {
         let kept = self.kept.entry(source.clone()).or_insert_with(|| {
             let mut looked = Looked::new();
@@ -105,7 +107,7 @@ impl Closures {
         kept.closure.clone()
     }
 
-    /// Forgets what nobody asked for since the last time.
+    /// Removes the closures that were not used since the last call.
     pub fn tidy(&mut self) {
         self.kept.retain(|_, kept| std::mem::take(&mut kept.asked));
     }

@@ -1,4 +1,4 @@
-//! The declarations of a revision, resolved to instances.
+//! Defines the result of loading a revision: its declarations, resolved to instances.
 
 use super::{
     instance::Instance,
@@ -10,24 +10,24 @@ use std::{collections::BTreeMap, sync::Arc};
 /// The declarations of a revision.
 #[derive(Clone, Debug, Default)]
 pub struct Desired {
-    /// Permissions and defaults; absent where they can't be read, and then nobody may do anything.
+    /// Permissions and defaults; `None` if they can't be read, and then every command is refused.
     pub state_repo: Option<Arc<StateRepo>>,
-    /// The environments that could be read.
+    /// The readable environments.
     pub environments: BTreeMap<EnvironmentName, Arc<Environment>>,
-    /// The instances, stalled ones too.
+    /// The instances, including stalled ones.
     pub instances: BTreeMap<InstanceId, Arc<Instance>>,
     /// The remediations by name, with the path of their file in the repository.
     pub remediations: BTreeMap<ComponentName, (Arc<Remediation>, String)>,
     /// The schedules by name.
     pub schedules: BTreeMap<ComponentName, Arc<Schedule>>,
-    /// Everything that is wrong, in the order of files and lines.
+    /// All problems, sorted by file and line.
     pub problems: Vec<Problem>,
     /// Warnings.
     pub notes: Vec<String>,
-    /// How many files were read.
+    /// The number of files.
     pub files: usize,
-    /// How many components are declared.
+    /// The number of declared components.
     pub components: usize,
-    /// Whether every file parsed, so that what is not here was removed.
+    /// Whether every file was parsed. Only then is an instance that is not declared here a removed one.
     pub complete: bool,
 }

@@ -1,7 +1,7 @@
-//! One file to its documents: the envelope, the schema of its kind, and what a schema can't say.
+//! Parses a file to documents, and validates each document on its own.
 //!
-//! Decides what is wrong with a document by itself; what it refers to is `load.rs`'s question.
-//! Never follows a link out of the repository.
+//! Checks the envelope, the schema of the document's kind, and rules that no schema expresses. `assemble.rs` and
+//! `load.rs` check names of other documents. Never follows a link out of the repository.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,26 +31,26 @@ pub(super) struct Document {
     pub(super) name: ComponentName,
     pub(super) name_at: Place,
     pub(super) labels: Arc<BTreeMap<String, String>>,
-    /// The name that it had before, with its place.
+    /// The former name, with its place.
     pub(super) renamed_from: Option<(ComponentName, Place)>,
     pub(super) spec: Node,
     /// The problems of this document.
     pub(super) problems: Vec<Problem>,
 }
 
-/// One file: its documents, and what is wrong outside of them.
+/// One file: its documents, and problems outside of them.
 #[derive(Debug)]
 pub(super) struct File {
     /// Its path below the root of the declarations.
     pub(super) name: Arc<str>,
     pub(super) documents: Vec<Arc<Document>>,
     pub(super) problems: Vec<Problem>,
-    /// Whether everything in it was read as it stands, so that what is not here was removed.
+    /// Whether the whole file was parsed. Only then is a document that is not here a removed one.
     pub(super) whole: bool,
     pub(super) text: Arc<[u8]>,
 }
 
-/// Reads a file and what is wrong with it.
+/// Reads a file and its problems.
 pub(super) fn read_file(kinds: &'static Kinds, files: &dyn Files, root: &str, path: &str) -> File {
     let name: Arc<str> = path.into();
     let whole = join(root, path).unwrap_or_default();
@@ -67,7 +67,7 @@ pub(super) fn read_file(kinds: &'static Kinds, files: &dyn Files, root: &str, pa
     let text = String::from_utf8_lossy(&bytes);
     let mut documents = vec![];
     for (index, node) in nodes.into_iter().enumerate() {
-        // A key that stands twice makes its own document doubtful, and not the others of the file.
+        // A duplicate key invalidates its own document and no other document of the file.
         let ends = starts.get(index + 1).copied().unwrap_or(u32::MAX);
         let within = |problem: &mut Problem| {
             ["duplicate-key", "yaml-trap", "key", "tag"].contains(&&*problem.kind)
@@ -92,7 +92,7 @@ pub(super) fn read_file(kinds: &'static Kinds, files: &dyn Files, root: &str, pa
     File { name, documents, whole: whole && problems.is_empty(), problems, text: bytes }
 }
 
-/// The bytes of a file, through links that stay inside the repository.
+/// Reads the bytes of a file. Links inside of the repository are followed.
 fn follow(files: &dyn Files, path: &str) -> Result<Arc<[u8]>, (&'static str, String)> {
     let mut target = path.to_owned();
     for _ in 0..8 {
@@ -114,7 +114,7 @@ fn follow(files: &dyn Files, path: &str) -> Result<Arc<[u8]>, (&'static str, Str
     Err(("link-dangling", "the link leads to links without end".into()))
 }
 
-/// Reads the envelope and checks the whole document against the schema of its kind.
+/// Parses the envelope and validates the whole document against the schema of its kind.
 fn document(kinds: &'static Kinds, file: &Arc<str>, node: Node) -> Result<Document, Vec<Problem>> {
     if !matches!(node.value, node::Kind::Map(_)) {
         let message = format!("a document is {} and has to be a mapping", node.sort());
@@ -197,7 +197,7 @@ fn check_target(kind: &dyn TargetKind, document: &Document) -> Vec<Problem> {
     problems
 }
 
-/// `a`, `b` and `c`, each in backticks.
+/// Formats names in backticks: `a`, `b` and `c`.
 fn one_of(names: &[&str]) -> String {
     let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
     match quoted.split_last() {
@@ -266,7 +266,7 @@ fn check_component(kinds: &'static Kinds, document: &mut Document, schema: &Valu
     document.problems.extend(problems);
 }
 
-/// Options of commands that no command has yet: a permission for one would be accepted and never enforced.
+/// Options that no command supports yet. A permission for one would be accepted and never enforced.
 const OPTIONS_NOT_SUPPORTED: [&str; 2] = ["now", "emergency"];
 
 fn check_schedule(document: &mut Document) {

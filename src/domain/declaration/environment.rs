@@ -1,11 +1,11 @@
-//! An environment as a type: what comes before it, what a merge means there, what one run may do.
+//! Defines the declaration of an environment: its predecessor, its merge policy and its limits.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Duration, EnvironmentName, Size};
 
-/// A stage of the world, such as `staging`.
+/// A deployment stage, such as `staging`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-not-supported-yet" = {
@@ -16,10 +16,10 @@ use crate::model::{Duration, EnvironmentName, Size};
     "budget": "budgets come with policies"
 }))]
 pub struct Environment {
-    /// The environment whose instances have to be applied first.
+    /// The environment in which each component must be applied first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<After>,
-    /// Whether a merge is applied by itself.
+    /// The effect of a merge.
     #[serde(default)]
     pub on_merge: OnMerge,
     /// The handling of a part of a plan that was unknown at the time of its approval.
@@ -31,7 +31,7 @@ pub struct Environment {
     /// Defaults for Kubernetes components.
     #[serde(default)]
     pub kubernetes: KubernetesDefaults,
-    /// Observed and never acted on.
+    /// Whether the environment is suspended: observed and never changed.
     #[serde(default)]
     pub suspend: bool,
 }
@@ -43,34 +43,34 @@ pub struct KubernetesDefaults {
     /// The connection to the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection: Option<String>,
-    /// The namespace of objects that name none.
+    /// The namespace of objects that set none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
 }
 
-/// `staging`, or `{environment: staging}`.
+/// The earlier environment: `staging`, or `{environment: staging}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum After {
-    /// The name alone.
+    /// The name of the earlier environment.
     Name(EnvironmentName),
-    /// With conditions.
+    /// The earlier environment with conditions.
     With(AfterWith),
 }
 
-/// The environment that comes first, with conditions.
+/// The earlier environment, with conditions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AfterWith {
-    /// The environment that comes first.
+    /// The name of the earlier environment.
     pub environment: EnvironmentName,
-    /// How long an instance has to stay healthy there.
+    /// The time for which an instance must stay healthy there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub soak: Option<Duration>,
 }
 
 impl After {
-    /// The environment that comes first.
+    /// Returns the earlier environment.
     pub fn environment(&self) -> &EnvironmentName {
         match self {
             Self::Name(name) => name,
@@ -78,7 +78,7 @@ impl After {
         }
     }
 
-    /// How long an instance has to stay healthy there.
+    /// Returns the time for which an instance must stay healthy there.
     pub fn soak(&self) -> std::time::Duration {
         match self {
             Self::Name(_) => std::time::Duration::ZERO,
@@ -87,13 +87,13 @@ impl After {
     }
 }
 
-/// Whether a merge is applied by itself.
+/// The effect of a merge.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum OnMerge {
-    /// The merge is the authority.
+    /// The merge authorizes the apply.
     Apply,
-    /// A principal comments `/apply`.
+    /// The apply needs a comment `/apply`.
     #[default]
     Wait,
 }
@@ -102,29 +102,29 @@ pub enum OnMerge {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Deferred {
-    /// It waits for `/apply` once it is known.
+    /// The part waits for `/apply` once its plan is known.
     #[default]
     Wait,
-    /// It goes on.
+    /// The part is applied.
     Apply,
 }
 
-/// The limits of one run; a run that exceeds them is stopped before its first effect.
+/// The limits of one run. A run that exceeds a limit is stopped before its first effect.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[derive(Default)]
 pub struct Limits {
-    /// Resources destroyed.
+    /// The number of destroyed resources.
     pub destroys: u64,
-    /// Resources replaced.
+    /// The number of replaced resources.
     pub replaces: u64,
-    /// Resources changed in any way.
+    /// The number of changed resources, by any kind of change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub changes: Option<u64>,
-    /// Shard groups moved for the balance; what is more waits for the next run.
+    /// The number of shard groups that a rebalance moves. Further moves wait for the next run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub moves: Option<u64>,
-    /// Bytes moved for the balance; what is more waits for the next run.
+    /// The number of bytes that a rebalance moves. Further moves wait for the next run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub move_bytes: Option<Size>,
 }

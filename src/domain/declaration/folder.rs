@@ -1,9 +1,9 @@
-//! The declarations' folder, read: each file with its documents, each folder with what stands below it.
+//! Reads the files and folders of the declarations, and reuses unchanged ones.
 //!
-//! Decides which files are read. A folder or file whose content id was seen before is the one that was read before, so
-//! that a revision costs what it changed.
-//! *Invariant:* a folder from which anything was left out, or that holds a link, is read anew each time: its id does not
-//! say what it leads to.
+//! Decides which files are read. A file or folder with the same object id as in the earlier revision is reused, so that
+//! the cost of a load depends on the size of the change.
+//! *Invariant:* a folder with an omitted entry or a link is always read again, because its object id does not cover the
+//! omitted entry or the link's target.
 
 use std::{cmp::Ordering, sync::Arc};
 
@@ -21,20 +21,20 @@ pub const FILES_MAX: usize = 50_000;
 /// The deepest folder below the root of the declarations.
 const FOLDER_DEPTH_MAX: usize = 16;
 
-/// A folder that was read.
+/// A folder of the declarations.
 #[derive(Debug, Default)]
 pub(super) struct Folder {
-    /// The id of its content; empty where that does not say everything.
+    /// The object id of the content; empty if the id does not cover everything that was read.
     id: String,
     files: Vec<Kept>,
     below: Vec<(String, Arc<Folder>)>,
-    /// How many files there are, with those below.
+    /// The number of files in this folder and below.
     pub(super) count: usize,
-    /// The entries that were left out, here and below.
+    /// The problems of omitted entries, in this folder and below.
     pub(super) problems: Vec<Problem>,
 }
 
-/// A file that was read.
+/// A file with its object id.
 #[derive(Debug, Clone)]
 struct Kept {
     name: String,
@@ -43,7 +43,7 @@ struct Kept {
 }
 
 impl Folder {
-    /// Reads the declarations, with what is the same from an earlier reading.
+    /// Reads the declarations. Unchanged parts of `before` are reused.
     pub(super) fn read(
         kinds: &'static Kinds,
         files: &dyn Files,
@@ -54,7 +54,7 @@ impl Folder {
         Reading { kinds, files, root, count: 0 }.folder("", id, 0, before)
     }
 
-    /// All files, by path.
+    /// Returns all files, sorted by path.
     pub(super) fn files(&self) -> Vec<&Arc<File>> {
         let mut found = Vec::with_capacity(self.count);
         self.collect(&mut found);
@@ -78,7 +78,7 @@ impl Folder {
         }
     }
 
-    /// The files that are here and not there, and those that are there and not here.
+    /// Collects the files that only `self` has, and those that only `other` has.
     pub(super) fn differences<'f>(
         &'f self,
         other: &'f Self,
@@ -105,7 +105,7 @@ impl Folder {
     }
 }
 
-/// Two sorted lists side by side.
+/// Merges two sorted lists to pairs of equal entries.
 fn pairs<'l, T>(one: &'l [T], two: &'l [T], order: impl Fn(&T, &T) -> Ordering) -> Vec<(Option<&'l T>, Option<&'l T>)> {
     let (mut left, mut right) = (one.iter().peekable(), two.iter().peekable());
     let mut found = Vec::with_capacity(one.len().max(two.len()));

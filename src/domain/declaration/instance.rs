@@ -1,7 +1,7 @@
-//! One component in one environment, as far as its own document says.
+//! Resolves one component in one environment, from its own document alone.
 //!
-//! Decides what overrides and interpolation make of a declaration, and its component digest (R1.2).
-//! Never looks at other documents: what a name means is `assemble.rs`'s question.
+//! Decides the result of overrides and interpolation, and the component digest (R1.2). Never reads other documents;
+//! `assemble.rs` resolves names.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,34 +24,34 @@ use crate::model::{Digest, Digester, EnvironmentName, InstanceId, Place, Problem
 /// A component in an environment, as a revision declares it.
 #[derive(Clone, Debug)]
 pub struct Instance {
-    /// Its name.
+    /// The environment and the component.
     pub id: InstanceId,
-    /// Its kind; `unknown` where its declaration can't be read.
+    /// The kind of the component; `unknown` if the declaration can't be read.
     pub kind: &'static str,
-    /// The resolved declaration; absent where it can't be read.
+    /// The resolved declaration; `None` if the declaration can't be read.
     pub spec: Option<Arc<Component>>,
-    /// Whether its declaration allows that stored data is rewritten; nothing where its kind has no such data.
+    /// Whether the declaration allows stored data to be rewritten; `None` if the kind has no such data.
     pub allows_rewrites: Option<bool>,
-    /// For selectors.
+    /// The labels, for selectors.
     pub labels: Arc<BTreeMap<String, String>>,
-    /// The name that it had before (R1.10).
+    /// The former name (R1.10).
     pub renamed_from: Option<InstanceId>,
-    /// The outputs that it uses, of other components.
+    /// The outputs of other components that the declaration uses.
     pub references: BTreeSet<Reference>,
-    /// The instances that have to be applied before it.
+    /// The instances that must be applied first.
     pub upstreams: BTreeSet<InstanceId>,
-    /// The same component of the environment that comes first (R3.5).
+    /// The same component in the earlier environment (R3.5).
     pub after: Option<InstanceId>,
-    /// Everything that it is made from.
+    /// The files that the instance is made from.
     pub closure: Arc<Closure>,
-    /// The component digest (R1.2); absent where there is a problem.
+    /// The component digest (R1.2); `None` if the instance has a problem.
     pub digest: Option<Digest>,
-    /// Its problems; it is stalled while there are any.
+    /// The problems. An instance with a problem is stalled.
     pub problems: Vec<Problem>,
 }
 
-/// The component digest (R1.2): the content of a declaration with references as they are written, and its closure. Guards,
-/// labels, drift policy, checks and paths are not part of it.
+/// Computes the component digest (R1.2) of the declaration's content, with unresolved references, and the closure.
+/// Guards, labels, drift policy, checks and paths are not part of the digest.
 pub(super) fn digest(kind: &dyn TargetKind, spec: &Component, closure: &Closure) -> Digest {
     let content = closure.digest.map(|digest| digest.to_string()).unwrap_or_default();
     let declared = kind.content(&spec.target.declared).to_string();
@@ -59,7 +59,7 @@ pub(super) fn digest(kind: &dyn TargetKind, spec: &Component, closure: &Closure)
     digester.field(declared.as_bytes()).field(content.as_bytes()).finish()
 }
 
-/// The environments that a component lists, with their places.
+/// Returns the environments that a component lists, with their places.
 pub(super) fn environments_of(document: &Document) -> Vec<(EnvironmentName, Place)> {
     match document.spec.get("environments").map(|node| &node.value) {
         Some(node::Kind::List(items)) => {
@@ -69,7 +69,7 @@ pub(super) fn environments_of(document: &Document) -> Vec<(EnvironmentName, Plac
     }
 }
 
-/// One component in one environment, as far as its own document says.
+/// Resolves one component in one environment, from its own document alone.
 pub(super) fn resolve_instance(
     kinds: &'static Kinds,
     document: &Arc<Document>,
@@ -136,7 +136,8 @@ pub(super) fn resolve_instance(
     instance
 }
 
-/// Fills `${environment}` in, and finds the references to outputs, which may stand where they are allowed.
+/// Resolves `${environment}`, and collects the references to outputs. A reference in a field that must not contain one
+/// is a problem.
 fn interpolated(kinds: &Kinds, spec: &mut Node, document: &Document, environment: &EnvironmentName) -> resolve::Found {
     let mut found = resolve::Found::default();
     let node::Kind::Map(entries) = &mut spec.value else { return found };
@@ -177,13 +178,13 @@ fn wrong_check(document: &Document, check: &Check) -> Option<Problem> {
     })
 }
 
-/// A document that passed its schema; what fails here still is a problem with a place, never a crash.
+/// Deserializes a document that passed its schema. A failure is a problem with a place, and never a panic.
 pub(super) fn decode<T: DeserializeOwned>(document: &Document, spec: &Node) -> Result<T, Box<Problem>> {
     serde_json::from_value(spec.to_json())
         .map_err(|error| Box::new(Problem::new("wrong-value", &document.file, spec.at, error.to_string())))
 }
 
-/// Where a reference stands in a declaration.
+/// Returns the place of a reference in a declaration.
 pub(super) fn find_reference(node: &Node, reference: &Reference) -> Option<Place> {
     match &node.value {
         node::Kind::Text(text) => {

@@ -1,4 +1,4 @@
-//! All kinds of target, and the JSON Schemas of documents that follow from them.
+//! Collects all kinds of target, and derives the JSON Schemas of documents.
 
 use std::{collections::BTreeMap, fmt, sync::OnceLock};
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::schema::{Component, DOCUMENTS, Document, Environment, Remediation, Schedule, StateRepo};
 use crate::{domain::kind::TargetKind, model::TargetSpec};
 
-/// All kinds of target, with the schemas of documents that follow from them.
+/// All kinds of target, with the derived schemas of documents.
 pub struct Kinds {
     all: Vec<&'static dyn TargetKind>,
     schemas: OnceLock<BTreeMap<&'static str, Value>>,
@@ -21,37 +21,37 @@ impl fmt::Debug for Kinds {
 }
 
 impl Kinds {
-    /// The kinds, in the order in which messages list them.
+    /// Creates the collection. Messages list the kinds in this order.
     pub fn new(all: Vec<&'static dyn TargetKind>) -> Self {
         Self { all, schemas: OnceLock::new() }
     }
 
-    /// The names of all kinds.
+    /// Returns the names of all kinds.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
         self.all.iter().map(|kind| kind.name())
     }
 
-    /// All kinds.
+    /// Returns all kinds.
     pub fn iter(&self) -> impl Iterator<Item = &'static dyn TargetKind> {
         self.all.iter().copied()
     }
 
-    /// The kind of a name.
+    /// Returns the kind with a name.
     pub fn get(&self, name: &str) -> Option<&'static dyn TargetKind> {
         self.iter().find(|kind| kind.name() == name)
     }
 
-    /// The kind of a declared target.
+    /// Returns the kind of a declared target.
     pub fn of(&self, target: &TargetSpec) -> Option<&'static dyn TargetKind> {
         self.get(&target.kind)
     }
 
-    /// The JSON Schemas of all documents, by their kind.
+    /// Returns the JSON Schemas of all documents, by document kind.
     pub fn schemas(&self) -> &BTreeMap<&'static str, Value> {
         self.schemas.get_or_init(|| DOCUMENTS.iter().filter_map(|kind| Some((*kind, self.schema(kind)?))).collect())
     }
 
-    /// The JSON Schema of one document, by its kind in [`DOCUMENTS`].
+    /// Returns the JSON Schema of one document, by its kind in [`DOCUMENTS`].
     pub fn schema(&self, document: &str) -> Option<Value> {
         let mut generator = SchemaSettings::draft2020_12().into_generator();
         let schema = match document {

@@ -1,10 +1,9 @@
-//! All files of a revision to all instances and all problems.
+//! Loads all files of a revision to instances and problems.
 //!
-//! Decides what of the revision that was loaded before still holds. Where that was without any problem, and what changed
-//! brings none, only what changed is made anew; else everything is put together again, from files as they were read.
-//! Never drops a problem, and never lets a broken file look like a deletion: `complete` says whether every file parsed
-//! (R1.9).
-//! *Invariant:* a load after others gives what a first load gives.
+//! Decides which results of the earlier load are reused. If neither the earlier load nor the change has a problem, only
+//! changed documents are resolved again; otherwise all documents are assembled again from parsed files.
+//! A file that can't be parsed is never read as a deletion: `complete` reports whether every file was parsed (R1.9).
+//! *Invariant:* never drops a problem. A load after other loads gives the same result as a first load.
 
 use super::{
     assemble::{Assembly, Broken, Known},
@@ -28,11 +27,12 @@ use std::{
     sync::Arc,
 };
 
-/// Loads revisions, and remembers what it read and put together.
+/// Loads revisions, and caches parsed files and resolved instances.
 pub struct Loader {
     kinds: &'static Kinds,
     closures: Closures,
-    /// Instances as far as their own document says. The document is kept, so that its address stays its own.
+    /// Instances resolved from their own document, by the document's address. The map owns the document, so that its
+    /// address stays unique.
     resolved: HashMap<(usize, EnvironmentName), (Arc<Document>, Arc<Instance>)>,
     last: Option<Last>,
 }
@@ -42,12 +42,12 @@ struct Last {
     root: String,
     folder: Arc<Folder>,
     components: HashMap<ComponentName, Arc<Document>>,
-    /// The documents that are no components.
+    /// The documents that are not components.
     others: Vec<Arc<Document>>,
     desired: Arc<Desired>,
 }
 
-/// Loads one revision once.
+/// Loads one revision without a cache.
 pub fn load(kinds: &'static Kinds, files: &dyn Files, root: &str) -> Arc<Desired> {
     Loader::new(kinds).load(files, root)
 }
@@ -66,7 +66,7 @@ impl Known for Ids<'_> {
     }
 }
 
-/// The instances of a revision that is changed where it stands; a name that is missing there ends that way.
+/// The instances of a revision that is updated in place. A missing name makes the caller assemble all documents again.
 impl Known for BTreeMap<InstanceId, Arc<Instance>> {
     fn has(&self, id: &InstanceId) -> bool {
         self.contains_key(id)
@@ -77,12 +77,12 @@ impl Known for BTreeMap<InstanceId, Arc<Instance>> {
 }
 
 impl Loader {
-    /// A loader that has read nothing yet.
+    /// Creates a loader with an empty cache.
     pub fn new(kinds: &'static Kinds) -> Self {
         Self { kinds, closures: Closures::new(kinds), resolved: HashMap::new(), last: None }
     }
 
-    /// Loads what stands below `root` in a revision.
+    /// Loads the declarations below `root` in a revision.
     pub fn load(&mut self, files: &dyn Files, root: &str) -> Arc<Desired> {
         let last = self.last.take().filter(|last| last.root == root);
         let turned = Folder::read(self.kinds, files, root, last.as_ref().map(|last| &last.folder))
@@ -109,7 +109,7 @@ impl Loader {
         desired
     }
 
-    /// Puts everything together.
+    /// Assembles all documents.
     fn whole(&mut self, files: &dyn Files, root: &str, folder: Arc<Folder>) -> Last {
         let mut assembly = Assembly::new(Desired { complete: true, files: folder.count, ..Desired::default() });
         let read = folder.files();
@@ -150,7 +150,7 @@ impl Loader {
                 Some(node::Kind::List(items)) => items.len(),
                 _ => usize::MAX,
             };
-            // An instance whose environment can't be read is not removed.
+            // An instance of an unreadable environment is not a removed instance.
             assembly.desired.complete &= environments_of(document).len() == listed;
             for (environment, at) in environments_of(document) {
                 if !broken.environments.contains(&environment) {
@@ -165,7 +165,7 @@ impl Loader {
                         || "declare it in `environments/`".to_owned(),
                         |name| format!("did you mean `{name}`?"),
                     );
-                    // What it was meant for may look removed where it is not.
+                    // The instances of this document may look removed and are not.
                     assembly.desired.complete = false;
                     assembly.problems.push(problem.hint(hint));
                     continue;
@@ -206,7 +206,7 @@ impl Loader {
         assembly.cycles();
     }
 
-    /// Finds what an instance is made from.
+    /// Computes the closure and the digest of an instance.
     fn close(&mut self, files: &dyn Files, document: &Document, instance: &mut Instance, assembly: &mut Assembly) {
         let Some(spec) = &mut instance.spec else { return };
         let Some(kind) = self.kinds.of(&spec.target) else { return };
@@ -238,7 +238,7 @@ impl Loader {
         instance.digest = instance.problems.is_empty().then(|| digest(kind, spec, &instance.closure));
     }
 
-    /// Makes anew what changed since the last load; nothing where that, or what changed, is not without any problem.
+    /// Resolves the changed documents again; `None` if the earlier load or the change has a problem.
     fn changed(
         &mut self,
         files: &dyn Files,
@@ -292,8 +292,8 @@ impl Loader {
         Some(Last { folder: Arc::clone(folder), desired: Arc::new(assembly.finish(&[])), ..last })
     }
 
-    /// Puts components in the place of others, as far as their own documents say; answers which, or nothing where a name
-    /// is taken, an environment is missing, or something depends on what is gone.
+    /// Replaces components, resolved from their own documents; returns the new instances. Returns `None` if a name is a
+    /// duplicate, an environment does not exist, or an instance depends on a removed one.
     fn replace_components(
         &mut self,
         components: &mut HashMap<ComponentName, Arc<Document>>,
@@ -337,7 +337,7 @@ impl Loader {
         Some(touched)
     }
 
-    /// Finds anew what instances are made from, where it may be something else.
+    /// Computes the closures of `others` again.
     fn close_again(&mut self, files: &dyn Files, others: &HashSet<Source>, assembly: &mut Assembly) -> Option<()> {
         for instance in assembly.desired.instances.values_mut() {
             let Some(spec) = instance.spec.as_ref() else { continue };
@@ -354,7 +354,7 @@ impl Loader {
     }
 }
 
-/// Puts the documents that are no components in their places anew; nothing where that changes more than themselves.
+/// Replaces the documents that are not components; `None` if the change affects instances.
 fn replace_others(assembly: &mut Assembly, others: &[Arc<Document>]) -> Option<()> {
     let desired = &mut assembly.desired;
     let before = std::mem::take(&mut desired.environments);

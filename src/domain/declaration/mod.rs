@@ -1,9 +1,9 @@
-//! A revision to instances: what the state repo says.
+//! Loads the declarations of a revision and resolves them to instances.
 //!
-//! Decides which instances there are, what each is made from, what it depends on, and what is wrong with any file.
-//! Never hides one file behind another: loading returns everything that parsed and every problem found, and an
-//! instance with a problem is stalled while the others go on. Never reads a clock or the world.
-//! *Invariant:* the same content gives the same instances and digests, wherever it stands.
+//! Decides which instances are declared, the content and dependencies of each, and the problems of every file. Loading
+//! returns everything that was parsed and all problems. An instance with a problem is stalled, and the others continue.
+//! Never reads a clock or a target.
+//! *Invariant:* equal content gives equal instances and digests, independent of its location.
 
 mod assemble;
 pub mod closure;

@@ -1,8 +1,8 @@
-//! YAML text to a tree of nodes that know their place.
+//! Parses YAML text to a tree of nodes with source places.
 //!
-//! Decides what a scalar is (YAML 1.2 core, with the traps of YAML 1.1 marked) and which texts are refused unread.
-//! Never stops a file at its first document: what parsed is kept, and every problem is said.
-//! *Invariant:* reading is bounded in bytes, nodes and depth, whatever the text is.
+//! Decides the type of a scalar (YAML 1.2 core, with the traps of YAML 1.1 marked) and which texts are refused unread.
+//! A problem in one document does not stop the others: the parsed documents and all problems are returned.
+//! *Invariant:* parsing is bounded in bytes, nodes and depth for any text.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -11,19 +11,19 @@ use serde_json::{Map, Number, Value};
 
 use crate::model::{Place, Problem};
 
-/// The largest file that is read: a declaration of a thousand components is below 1 MiB.
+/// The largest file that is read, in bytes. A declaration of a thousand components is smaller than 1 MiB.
 pub const FILE_BYTES_MAX: usize = 4 << 20;
-/// The most nodes that one file may have after its aliases are written out; an alias bomb has billions.
+/// The most nodes of one file after its aliases are expanded. An alias bomb has billions.
 pub const NODES_MAX: usize = 250_000;
-/// The deepest nesting; declarations need about ten.
+/// The deepest nesting. Declarations need about ten levels.
 pub const DEPTH_MAX: usize = 64;
 
-/// A value and where it stands.
+/// A value with its place.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     /// The value.
     pub value: Kind,
-    /// Where it stands.
+    /// The place of the value.
     pub at: Place,
 }
 
@@ -46,45 +46,45 @@ pub enum Kind {
     Map(Vec<(Key, Node)>),
 }
 
-/// A key of a mapping and where it stands.
+/// A key of a mapping with its place.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Key {
     /// The key.
     pub name: Arc<str>,
-    /// Where it stands.
+    /// The place of the key.
     pub at: Place,
 }
 
 impl Node {
-    /// The value of a key, where this is a mapping that has it.
+    /// Returns the value of a key, if this node is a mapping that has the key.
     pub fn get(&self, name: &str) -> Option<&Node> {
         match &self.value {
             Kind::Map(entries) => entries.iter().find(|(key, _)| &*key.name == name).map(|(_, node)| node),
             _ => None,
         }
     }
-    /// The text, where this is one.
+    /// Returns the text, if this node is one.
     pub fn text(&self) -> Option<&str> {
         match &self.value {
             Kind::Text(text) => Some(text),
             _ => None,
         }
     }
-    /// The items of a list; empty for any other node.
+    /// Returns the items of a list; empty for any other node.
     pub fn items(&self) -> &[Node] {
         match &self.value {
             Kind::List(items) => items,
             _ => &[],
         }
     }
-    /// The entries, where this is a mapping.
+    /// Returns the entries, if this node is a mapping.
     pub fn entries(&self) -> &[(Key, Node)] {
         match &self.value {
             Kind::Map(entries) => entries,
             _ => &[],
         }
     }
-    /// The word for the sort of value in a message.
+    /// Returns the name of the value's type, for messages.
     pub fn sort(&self) -> &'static str {
         match &self.value {
             Kind::Null => "nothing",
@@ -95,7 +95,7 @@ impl Node {
             Kind::Map(_) => "a mapping",
         }
     }
-    /// The JSON value, without places.
+    /// Returns the JSON value, without places.
     pub fn to_json(&self) -> Value {
         match &self.value {
             Kind::Null => Value::Null,
@@ -108,7 +108,7 @@ impl Node {
             ),
         }
     }
-    /// The node at a JSON pointer, or the deepest one on the way to it.
+    /// Returns the node at a JSON pointer, or its deepest existing ancestor.
     pub fn nearest(&self, pointer: &[String]) -> &Node {
         let next = pointer.first().and_then(|name| match &self.value {
             Kind::List(items) => name.parse::<usize>().ok().and_then(|index| items.get(index)),
@@ -121,7 +121,7 @@ impl Node {
     }
 }
 
-/// The documents of a file, and what is wrong with its text.
+/// Parses the documents of a file; returns them with the problems of the text.
 pub fn read(file: &Arc<str>, bytes: &[u8]) -> (Vec<Node>, Vec<Problem>) {
     let whole =
         |kind: &str, message: String, hint: &str| Problem::new(kind, file, Place::default(), message).hint(hint);
@@ -298,7 +298,7 @@ fn size(node: &Node) -> usize {
     }
 }
 
-/// What a scalar is: YAML 1.2 core, and the traps of YAML 1.1 marked as such.
+/// Returns the type of a scalar: YAML 1.2 core, with the traps of YAML 1.1 marked.
 fn scalar(text: &str, plain: bool) -> Kind {
     if !plain {
         return Kind::Text(text.into());

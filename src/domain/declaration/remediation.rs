@@ -1,4 +1,4 @@
-//! A remediation as a type.
+//! Defines the document of a remediation.
 
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::model::{Change, ChangedBy, Digest, EnvironmentName};
 
-/// A plan that a person can read and cut: it filters, and the daemon plans afresh (R4.1).
+/// A plan that reviewers can read and shorten. The file filters a new plan of the daemon (R4.1).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Remediation {
@@ -15,13 +15,13 @@ pub struct Remediation {
     pub environment: EnvironmentName,
     /// The effect of its merge.
     pub direction: Direction,
-    /// The drift that it was written for.
+    /// The drift or the pending change that the remediation is for.
     pub because: String,
-    /// When the world was observed.
+    /// The time of the observation.
     pub observed_at: DateTime<Utc>,
-    /// When it stops being an authority.
+    /// The time after which a merge authorizes nothing.
     pub expires_at: DateTime<Utc>,
-    /// The only actions that its merge runs.
+    /// The actions that a merge runs. No other action runs.
     pub actions: Vec<RemediationAction>,
 }
 
@@ -29,7 +29,7 @@ pub struct Remediation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Direction {
-    /// The world returns to what was applied.
+    /// Reverts the live objects to the applied revision.
     Revert,
     /// Applies the pending changes.
     Apply,
@@ -42,15 +42,15 @@ pub struct RemediationAction {
     /// The digest of the action.
     #[serde(serialize_with = "prefixed")]
     pub digest: Digest,
-    /// The actions that come first.
+    /// The digests of the actions that run first.
     #[serde(default, skip_serializing_if = "Vec::is_empty", serialize_with = "all_prefixed")]
     pub after: Vec<Digest>,
     /// The instance.
     #[schemars(with = "String", extend("format" = "evenkeel-instance"))]
     pub instance: crate::model::InstanceId,
-    /// The action.
+    /// The operation, such as `tofu.apply`.
     pub r#do: String,
-    /// For the reader.
+    /// The changed resources, for the reviewer.
     #[serde(default)]
     pub resources: Vec<RemediationResource>,
 }
@@ -63,11 +63,11 @@ fn all_prefixed<S: serde::Serializer>(digests: &[Digest], serializer: S) -> Resu
     serializer.collect_seq(digests.iter().map(|digest| format!("sha256:{digest}")))
 }
 
-/// One resource of an action, for the reader.
+/// One resource of an action, for the reviewer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RemediationResource {
-    /// The address.
+    /// The address of the resource.
     pub resource: String,
     /// The kind of change.
     pub change: Change,
@@ -79,7 +79,7 @@ pub struct RemediationResource {
     pub changed_by: Option<ChangedBy>,
 }
 
-/// One field of a resource, for the reader.
+/// One field of a resource, for the reviewer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RemediationField {

@@ -1,8 +1,8 @@
-//! A component in an environment: overrides merged, `${…}` read, edges found.
+//! Merges overrides, resolves `${…}`, and collects references to outputs.
 //!
-//! Decides what a declaration says for one environment. References to outputs stay as they are written: they are
-//! filled in when the upstream's outputs are known (R1.2, R1.3).
-//! Never looks at another component; whether a reference leads anywhere is `load.rs`'s question.
+//! Decides the declaration of a component in one environment. References to outputs are resolved later, when the
+//! outputs of the upstream are known (R1.2, R1.3). Never reads another component; `load.rs` checks that a referenced
+//! component exists.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -14,16 +14,16 @@ use crate::model::{ComponentName, EnvironmentName, Place, Problem};
 /// An output of another component that a declaration uses.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Reference {
-    /// The component, in the same environment.
+    /// The component in the same environment.
     pub component: ComponentName,
-    /// The output, with dots for what lies inside it.
+    /// The key of the output. Dots select a nested value.
     pub key: String,
 }
 
-/// A piece of a text with `${…}` in it.
+/// A piece of a text with `${…}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Piece {
-    /// As it stands.
+    /// Literal text.
     Literal(String),
     /// `${environment}`.
     Environment,
@@ -31,7 +31,7 @@ pub enum Piece {
     Output(Reference),
 }
 
-/// Takes a text apart; `$${` stands for a literal `${`.
+/// Splits a text into pieces; `$${` is a literal `${`.
 ///
 /// # Errors
 /// The unknown name between the braces, or a missing closing brace.
@@ -73,16 +73,16 @@ pub fn pieces(text: &str) -> Result<Vec<Piece>, String> {
     Ok(pieces)
 }
 
-/// The references and problems of an instance's declaration.
+/// The references and problems of a declaration.
 #[derive(Default)]
 pub struct Found {
-    /// The outputs that it uses, and where.
+    /// The used outputs, with their places.
     pub references: Vec<(Reference, Place)>,
-    /// The problem.
+    /// The problems.
     pub problems: Vec<Problem>,
 }
 
-/// Writes `${environment}` out everywhere below a node, and collects the references to outputs.
+/// Resolves `${environment}` everywhere below a node, and collects the references to outputs.
 pub fn interpolate(
     node: &mut Node,
     environment: &EnvironmentName,
@@ -135,10 +135,10 @@ pub fn interpolate(
     }
 }
 
-/// Fills references in, once the outputs are known. A text that is exactly one reference takes the output's type.
+/// Resolves references to known outputs. A text that is exactly one reference gets the type of the output.
 ///
 /// # Errors
-/// Which reference stands inside a text and is not a scalar.
+/// The reference that is a part of a longer text and is not a scalar.
 pub fn fill(value: &Value, output: &dyn Fn(&Reference) -> Option<Value>) -> Result<Value, String> {
     Ok(match value {
         Value::Array(items) => Value::Array(items.iter().map(|item| fill(item, output)).collect::<Result<_, _>>()?),
@@ -178,7 +178,7 @@ fn missing(reference: &Reference) -> String {
     format!("`{}` has no output `{}`", reference.component, reference.key)
 }
 
-/// An output by its key; dots lead into it.
+/// Returns an output by its key. Dots select a nested value.
 pub fn lookup(outputs: &Value, key: &str) -> Option<Value> {
     if let Some(value) = outputs.get(key) {
         return Some(value.clone());
@@ -191,7 +191,7 @@ pub fn lookup(outputs: &Value, key: &str) -> Option<Value> {
         .cloned()
 }
 
-/// The component that each reference below a value names.
+/// Collects the references below a value.
 pub fn references(value: &Value, found: &mut BTreeSet<Reference>) {
     match value {
         Value::Array(items) => items.iter().for_each(|item| references(item, found)),
@@ -207,7 +207,7 @@ pub fn references(value: &Value, found: &mut BTreeSet<Reference>) {
     }
 }
 
-/// Merges a patch into a node: RFC 7396, and lists whose items all have a `name` merge by name.
+/// Merges a patch into a node by RFC 7396. Lists whose items all have a `name` merge by name.
 pub fn merge(target: &mut Node, patch: &Node) {
     let Kind::Map(changes) = &patch.value else {
         *target = patch.clone();

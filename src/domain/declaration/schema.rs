@@ -1,8 +1,8 @@
-//! The declarations as types: what a state repo may say.
+//! Defines the documents of a state repo as types.
 //!
-//! The JSON Schemas of `docs/schemas/` are generated from these types, and documents are checked against the same
-//! schemas before they are deserialised, so that editor, `validate` and daemon agree.
-//! *Invariant:* a field that stands here is enforced; one that a later version will enforce is listed under
+//! The JSON Schemas of `docs/schemas/` are generated from these types. Documents are validated against the same schemas
+//! before they are deserialized, so that editor, `validate` and daemon agree.
+//! *Invariant:* every field is enforced. A field that a later version will enforce is listed under
 //! `x-not-supported-yet` and refused until then.
 
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ pub use super::{
 };
 use crate::model::{ComponentName, Duration, EnvironmentName, TargetSpec};
 
-/// The version that each document names.
+/// The `apiVersion` of each document.
 pub const API_VERSION: &str = "evenkeel.dev/v1alpha1";
 
 /// The kinds of document, in the order of their schemas.
@@ -31,16 +31,16 @@ pub const DOCUMENTS: [&str; 5] = ["StateRepo", "Environment", "Component", "Sche
     "notifications": "notifications come later"
 }))]
 pub struct StateRepo {
-    /// Groups of people by name.
+    /// Groups of users, by name.
     #[serde(default)]
     pub teams: BTreeMap<String, Team>,
-    /// Permissions for commands; the first match wins, and nothing is allowed by default.
+    /// Permissions for commands. The first match counts, and the default is to refuse.
     #[serde(default)]
     pub permissions: Vec<Permission>,
     /// Defaults for components.
     #[serde(default)]
     pub defaults: Defaults,
-    /// Paths whose change needs approvals, whatever it does.
+    /// Paths whose changes need approvals, regardless of their effect.
     #[serde(default)]
     pub protected_paths: Vec<ProtectedPaths>,
     /// Whether pull requests from forks are planned.
@@ -48,34 +48,34 @@ pub struct StateRepo {
     pub forks: Forks,
 }
 
-/// Paths whose change needs approvals, whatever it does.
+/// Paths whose changes need approvals, regardless of their effect.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ProtectedPaths {
-    /// Relative to the root of the repository; `*` stands for any text without a slash, `**` for any text.
+    /// Patterns relative to the root of the repository; `*` matches any text without a slash, `**` matches any text.
     #[schemars(length(min = 1))]
     pub paths: Vec<String>,
-    /// How many approvals.
+    /// The number of required approvals.
     #[schemars(range(min = 1))]
     pub approvals: u32,
-    /// Of whom, any of; of anybody where it is not set.
+    /// The subjects whose approvals count, such as `team:platform`. Default: every user.
     #[serde(default)]
     pub from: Vec<String>,
 }
 
-/// A group of people.
+/// A group of users.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Team {
     /// A GitHub team, `organisation/team`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub github: Option<String>,
-    /// Logins.
+    /// GitHub logins.
     #[serde(default)]
     pub users: Vec<String>,
 }
 
-/// A command that somebody may give.
+/// A command of a principal.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "each is the comment command of the same name")]
@@ -103,7 +103,7 @@ pub enum Verb {
 }
 
 impl Verb {
-    /// The words of all commands.
+    /// Returns the names of all commands.
     pub fn names() -> impl Iterator<Item = &'static str> {
         [
             "plan",
@@ -128,36 +128,36 @@ impl Verb {
         .into_iter()
     }
 
-    /// The word after the slash.
+    /// Returns the name after the slash.
     pub fn name(self) -> String {
         serde_json::to_value(self).ok().and_then(|v| v.as_str().map(str::to_owned)).expect("a unit variant is a string")
     }
 }
 
-/// One line of the permissions.
+/// One permission.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Permission {
-    /// Which commands.
+    /// The allowed commands.
     pub allow: Vec<Verb>,
-    /// To whom, any of: `team:NAME`, `user:LOGIN`, `permission:read|triage|write|maintain|admin`, `token:NAME`.
+    /// The subjects, any of: `team:NAME`, `user:LOGIN`, `permission:read|triage|write|maintain|admin`, `token:NAME`.
     pub to: Vec<String>,
-    /// In which environments; in all where it is not set.
+    /// The environments of the permission. Default: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environments: Option<Vec<EnvironmentName>>,
-    /// The reviews that have to stand on the pull request first.
+    /// The approving reviews that the pull request must have first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approvals: Option<Approvals>,
 }
 
-/// Reviews of a pull request that a command needs (R3.6).
+/// Approving reviews of a pull request that a command needs (R3.6).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Approvals {
-    /// How many, never the author's.
+    /// The number of approvals. The author's review never counts.
     #[schemars(range(min = 1))]
     pub count: u32,
-    /// Of whom, any of; of anybody where it is not set.
+    /// The subjects whose approvals count, such as `team:platform`. Default: every user.
     #[serde(default)]
     pub from: Vec<String>,
 }
@@ -166,7 +166,7 @@ pub struct Approvals {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Defaults {
-    /// How drift is looked for.
+    /// The detection of drift, and the reaction to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drift: Option<DriftPolicy>,
 }
@@ -175,24 +175,24 @@ pub struct Defaults {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Forks {
-    /// They are not: planning runs code of whoever wrote it.
+    /// They are not planned, because a plan runs code of the pull request.
     #[default]
     Ignore,
-    /// They are.
+    /// They are planned.
     Plan,
 }
 
-/// How drift is looked for, and what is done about it.
+/// The detection of drift, and the reaction to it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DriftPolicy {
-    /// How often each instance is observed.
+    /// The interval between two observations of an instance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub every: Option<Duration>,
     /// The reaction to drift.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<DriftMode>,
-    /// Whether drift that no apply would change counts.
+    /// Whether differences that no apply would change are drift too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub strict: Option<bool>,
 }
@@ -201,43 +201,43 @@ pub struct DriftPolicy {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum DriftMode {
-    /// It is shown.
+    /// Only shows the drift.
     Report,
-    /// A pull request proposes to revert it.
+    /// Opens a pull request that proposes to revert the drift.
     #[default]
     Propose,
-    /// It is reverted by itself where nothing has to be destroyed or replaced, and proposed else; what drifts for the
-    /// third time within an hour is proposed as well.
+    /// Reverts the drift without a review. Drift whose revert destroys or replaces a resource is proposed instead, and
+    /// so is drift that occurs for the third time within an hour.
     Revert,
 }
 
-/// A part of the world, written once and instantiated in each of its environments.
+/// A part of the infrastructure that is declared once and instantiated in each of its environments.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(deny_unknown_fields, extend("x-not-supported-yet" = {
     "secret": "this kind of component comes later", "hooks": "hooks come later"
 }))]
 pub struct Component {
-    /// Where it is instantiated.
+    /// The environments in which the component is instantiated.
     #[schemars(length(min = 1))]
     pub environments: Vec<EnvironmentName>,
-    /// Components that have to be applied before it, in the same environment.
+    /// Components that must be applied first, in the same environment.
     #[serde(default)]
     pub depends_on: Vec<ComponentName>,
     /// The target, under the name of its kind.
     #[serde(flatten)]
     #[schemars(skip)]
     pub target: TargetSpec,
-    /// Addresses that no run may destroy or replace; `*` stands for any text.
+    /// Addresses that no run may destroy or replace; `*` matches any text.
     #[serde(default)]
     pub protect: Vec<String>,
-    /// Health checks, after an apply and on every drift check.
+    /// Health checks, after an apply and at every drift check.
     #[serde(default)]
     pub checks: Vec<Check>,
-    /// How drift is looked for.
+    /// The detection of drift, and the reaction to it.
     #[serde(default)]
     pub drift: DriftPolicy,
-    /// The handling of applied resources once the component is no longer declared.
+    /// The handling of applied resources after the component is removed from the declarations.
     #[serde(default)]
     pub on_delete: OnDelete,
     /// Merge patches (RFC 7396) on this spec, by environment; lists whose items have a `name` merge by name.
@@ -245,56 +245,56 @@ pub struct Component {
     pub overrides: BTreeMap<EnvironmentName, Value>,
 }
 
-/// The handling of applied resources once the component is no longer declared.
+/// The handling of applied resources after the component is removed from the declarations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum OnDelete {
-    /// It stays, until somebody destroys or forgets it.
+    /// Keeps the resources until a `/destroy` or `/forget` command.
     #[default]
     Orphan,
-    /// It is destroyed, dependents first.
+    /// Destroys the resources, dependents first.
     Destroy,
 }
 
-/// Something that must answer.
+/// A health check of an address.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-not-supported-yet" = {"sql": "checks by SQL come with Citus"}))]
 pub struct Check {
-    /// Its name.
+    /// The name of the check.
     pub name: String,
-    /// An address that must answer with a status of 200 to 399.
+    /// An HTTP URL that must respond with a status of 200 to 399.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<String>,
-    /// `host:port` that must accept a connection.
+    /// `host:port` that must accept a TCP connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp: Option<String>,
-    /// How long it may take, 30 s where it is not set.
+    /// The timeout. Default: 30 s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Duration>,
 }
 
-/// Something that is done by the clock.
+/// An action that runs at scheduled times.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Schedule {
-    /// Five fields: minute, hour, day of month, month, day of week.
+    /// A cron expression of five fields: minute, hour, day of month, month, day of week.
     pub cron: String,
-    /// An IANA time zone; UTC where it is not set.
+    /// An IANA time zone. Default: UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_zone: Option<String>,
     /// The action.
     pub run: ScheduledRun,
-    /// On which instances; on all where it is not set.
+    /// A selector of the instances. Default: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub select: Option<String>,
-    /// Work that has not started by then waits for the next time.
+    /// The length of the time window. Work that has not started by its end waits for the next scheduled time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration: Option<Duration>,
-    /// A random delay of at most this.
+    /// The maximum random delay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jitter: Option<Duration>,
-    /// The handling of times that passed while the daemon was not running.
+    /// The handling of scheduled times that passed while the daemon was not running.
     #[serde(default)]
     pub missed: Missed,
 }
@@ -311,34 +311,34 @@ pub enum ScheduledRun {
     Report,
 }
 
-/// The handling of times that passed while the daemon was not running.
+/// The handling of scheduled times that passed while the daemon was not running.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Missed {
-    /// They are made up for once.
+    /// Runs once for all missed times.
     #[default]
     RunOnce,
-    /// They are left out.
+    /// Skips missed times.
     Skip,
 }
 
-/// The fields of every document.
+/// The metadata of every document.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Metadata {
-    /// The name, unique among its kind.
+    /// The name, unique among documents of its kind.
     #[schemars(with = "String", extend("format" = "evenkeel-name"))]
     pub name: ComponentName,
-    /// For selectors.
+    /// Labels, for selectors.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// The name that a component had before: its records move to the new one when this is merged.
+    /// The former name of a component. Its records move to the new name when this is merged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", extend("format" = "evenkeel-name"))]
     pub renamed_from: Option<ComponentName>,
 }
 
-/// A document of one kind; only its schema is used.
+/// A document of one kind, used for its schema alone.
 #[derive(JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[expect(dead_code, reason = "the type stands for its schema")]

@@ -1,73 +1,73 @@
-//! The selector grammar: one for comments, schedules and the command line.
+//! Parses and evaluates selectors of instances, for comments, schedules and the command line.
 //!
 //! `staging` = `env:staging`; `staging/network` = `env:staging and component:network`; `kind:`, `label:tier=app`,
 //! `changed`, `drifted`, `pending`; `and`, `or`, `not`, parentheses.
-//! Decides which instances are meant; what is done with none is the caller's to say (R2.9).
+//! Decides which instances a selector matches. The caller decides what an empty selection means (R2.9).
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use crate::model::{ComponentName, EnvironmentName, InstanceId};
 
-/// The longest selector that is read.
+/// The longest accepted selector, in bytes.
 pub const SELECTOR_LENGTH_MAX: usize = 1000;
 const DEPTH_MAX: usize = 16;
 
-/// Which instances are meant.
+/// A condition on instances.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Selector {
-    /// All.
+    /// Every instance.
     All,
-    /// Those of an environment.
+    /// The instances of an environment.
     Environment(EnvironmentName),
-    /// Those of a component.
+    /// The instances of a component.
     Component(ComponentName),
-    /// Those of a kind.
+    /// The instances of a kind.
     Kind(String),
-    /// Those with a label, of a value where one is given.
+    /// The instances with a label, and with its value if one is given.
     Label(String, Option<String>),
-    /// Those that the pull request changes.
+    /// The instances that the pull request changes.
     Changed,
-    /// Those that drifted.
+    /// The drifted instances.
     Drifted,
-    /// Those that are pending.
+    /// The pending instances.
     Pending,
-    /// Those of both.
+    /// The instances that match both selectors.
     And(Box<Selector>, Box<Selector>),
-    /// Those of either.
+    /// The instances that match either selector.
     Or(Box<Selector>, Box<Selector>),
-    /// All others.
+    /// The instances that do not match the selector.
     Not(Box<Selector>),
 }
 
 /// The facts that a selector is evaluated on.
 #[derive(Clone, Debug)]
 pub struct Candidate<'a> {
-    /// The instance.
+    /// The environment and component.
     pub id: &'a InstanceId,
-    /// Its kind, such as `tofu`.
+    /// The kind, such as `tofu`.
     pub kind: &'a str,
-    /// Its labels.
+    /// The labels.
     pub labels: &'a BTreeMap<String, String>,
-    /// Whether the pull request changes it.
+    /// Whether the pull request changes the instance.
     pub changed: bool,
-    /// Whether it drifted.
+    /// Whether the instance drifted.
     pub drifted: bool,
-    /// Whether it is pending.
+    /// Whether the instance is pending.
     pub pending: bool,
 }
 
-/// Why a text is not a selector.
+/// The error of a text that is not a selector.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("`{text}` is not a selector: {why}")]
 pub struct Error {
     /// The text.
     pub text: String,
-    /// Its problems.
+    /// The reason.
     pub why: String,
 }
 
 impl Selector {
-    /// Whether an instance is meant.
+    /// Returns whether the selector matches an instance.
     pub fn selects(&self, candidate: &Candidate<'_>) -> bool {
         match self {
             Self::All => true,
@@ -88,7 +88,7 @@ impl Selector {
 }
 
 impl Selector {
-    /// As people write it: `staging/network` where it is that.
+    /// Returns the short form that users write, such as `staging/network`, if there is one.
     pub fn short(&self) -> String {
         match self {
             Self::Environment(name) => name.to_string(),

@@ -1,8 +1,8 @@
-//! A node against a JSON Schema: every problem with its place.
+//! Validates a node against a JSON Schema, and reports every problem with its place.
 //!
-//! Decides whether a document has the shape that the Rust types say, so that deserialising it afterwards can't fail.
-//! Never stops at the first problem, and never knows a kind by name: the schemas are generated from `schema.rs`.
-//! Only the keywords that those schemas use are understood; an unknown one is a bug that a test finds.
+//! Decides whether a document has the structure of its Rust type, so that a later deserialization can't fail. Never
+//! stops at the first problem, and knows no kind by name: the schemas are generated from `schema.rs`. Supports only the
+//! keywords of those schemas; a test finds an unsupported keyword.
 
 use std::sync::Arc;
 
@@ -14,24 +14,24 @@ use super::{
 };
 use crate::model::{Digest, Duration, Percent, Place, Problem, Size};
 
-/// Whether required fields must be there: an override is a patch and need not have them.
+/// Whether required fields must exist. An override is a patch and may omit them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Whole {
-    /// A whole document.
+    /// A whole document: required fields must exist.
     Yes,
-    /// A merge patch: nothing is required, and `null` removes.
+    /// A merge patch: no field is required, and `null` removes a field.
     Patch,
 }
 
-/// Checks documents of one file against schemas.
+/// Validates documents of one file.
 pub struct Validator<'a> {
-    /// The file that the problems name.
+    /// The file, for problems.
     pub file: &'a Arc<str>,
     /// The kinds of target, for their formats.
     pub kinds: &'static Kinds,
     /// The root of the schema, for `$defs`.
     pub root: &'a Value,
-    /// Whether required fields must be there.
+    /// Whether required fields must exist.
     pub whole: Whole,
     /// The problems so far.
     pub problems: Vec<Problem>,
@@ -46,7 +46,7 @@ impl Validator<'_> {
         &mut self.problems[last]
     }
 
-    /// Checks one node.
+    /// Validates one node.
     pub fn check(&mut self, schema: &Value, node: &Node) {
         let root = self.root;
         if let Some(reference) = schema.get("$ref").and_then(Value::as_str) {
@@ -103,7 +103,7 @@ impl Validator<'_> {
         }
     }
 
-    /// A place where any JSON may stand: only traps are wrong there.
+    /// Validates a value that may be any JSON. Only the traps of YAML 1.1 are problems.
     fn check_free(&mut self, node: &Node) {
         match &node.value {
             Kind::Trap(text) => self.trap(node, text),
@@ -185,7 +185,7 @@ impl Validator<'_> {
         }
     }
 
-    /// The one variant that a node of this sort can be, and else all of them as what was expected.
+    /// Validates against the one variant that allows the node's type. If there is none, the problem lists all variants.
     fn check_variants(&mut self, variants: &[Value], node: &Node) {
         let root = self.root;
         let target = |variant: &Value| -> Value {
@@ -215,13 +215,13 @@ impl Validator<'_> {
         let fits = |v: &&Value| match v.get("type") {
             Some(Value::String(name)) => found.contains(&name.as_str()),
             Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).any(|name| found.contains(&name)),
-            // An enum of its own, told by the type of its words.
+            // A variant that is an enum matches by the type of its values.
             _ => v.get("oneOf").and_then(Value::as_array).is_none_or(|words| {
                 words.iter().filter_map(|word| word.get("type")?.as_str()).any(|name| found.contains(&name))
             }),
         };
         let fitting: Vec<&Value> = variants.iter().filter(fits).collect();
-        // Of several mappings, the one whose required key is there.
+        // Of several mappings, the variant whose required key exists is chosen.
         let chosen = fitting.iter().copied().find(|v| {
             let required = v.get("required").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
             required.iter().filter_map(Value::as_str).all(|name| node.get(name).is_some())
@@ -297,14 +297,14 @@ fn one_of(names: &[&str]) -> String {
     }
 }
 
-/// The name nearest to what was written, if any is near enough to be meant.
+/// Returns the name that is most similar to the given one, if any is similar enough for a suggestion.
 pub fn nearest<'n>(found: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     let folded = found.to_ascii_lowercase().replace(['_', '-'], "");
     names
         .map(|name| {
             let plain = name.to_ascii_lowercase().replace(['_', '-'], "");
             let score = strsim::normalized_damerau_levenshtein(&folded, &plain);
-            // `root_dir` means `root`, far as it is in letters.
+            // A prefix counts as similar: `root_dir` suggests `root`, although many letters differ.
             let prefix =
                 plain.len() >= 3 && (folded.starts_with(&plain) || (folded.len() >= 3 && plain.starts_with(&folded)));
             (if prefix { score.max(0.75) } else { score }, name)
@@ -339,7 +339,7 @@ fn type_words(name: &str) -> &str {
     }
 }
 
-/// The longest value that a message quotes.
+/// The longest value that a message quotes, in characters.
 const SHOWN_MAX: usize = 60;
 
 fn shown(node: &Node) -> String {

@@ -1,4 +1,4 @@
-//! Edits of declarations that keep comments, order and everything else of a file (R4.3).
+//! Edits declarations and keeps comments, order and all other text of a file (R4.3).
 
 use std::borrow::Cow;
 
@@ -8,7 +8,7 @@ use yamlpath::{Component as Step, Route};
 
 use crate::{domain::declaration::node, model::EnvironmentName};
 
-/// A step into a declaration.
+/// A step of a path into a declaration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Way {
     /// A key of a mapping.
@@ -17,10 +17,10 @@ pub enum Way {
     Item(usize),
 }
 
-/// The file of a component's declaration with another value of a field that it declares for one environment alone.
+/// Returns the file of a component with a new value of a field that the component declares for one environment alone.
 ///
 /// # Errors
-/// Why it can't be edited, in a sentence.
+/// The reason for which the file can't be edited, as a sentence.
 pub fn edit_component(
     text: &str,
     component: &str,
@@ -53,7 +53,7 @@ pub fn edit_component(
     Ok(format!("{before}{edited}{after}"))
 }
 
-/// A value as a declaration says it: `${` begins a reference there.
+/// Returns a value with every `${` escaped, because `${` starts a reference in a declaration.
 pub fn escaped(value: &Value) -> Value {
     match value {
         Value::String(text) => text.replace("${", "$${").into(),
@@ -63,11 +63,11 @@ pub fn escaped(value: &Value) -> Value {
     }
 }
 
-/// The text before a document, the document, and the text behind it; `---` belongs to neither.
+/// Splits a text into the text before a document, the document and the text after it. No part contains the `---` lines.
 pub fn document<'t>(text: &'t str, starts: &[usize], at: usize) -> (&'t str, &'t str, &'t str) {
     let lines: Vec<usize> = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
     let line = |number: usize| text[lines[number]..].lines().next().unwrap_or_default();
-    // A separator ends one document and begins the next.
+    // A separator ends one document and starts the next.
     let separators: Vec<usize> = (0..lines.len()).filter(|number| line(*number).starts_with("---")).collect();
     let first = starts.get(at).map_or(0, |line| line - 1);
     let begin = separators
@@ -79,10 +79,10 @@ pub fn document<'t>(text: &'t str, starts: &[usize], at: usize) -> (&'t str, &'t
     (&text[..begin], &text[begin..end], &text[end..])
 }
 
-/// Sets a key at the end of a way of keys, which is made as far as it is missing.
+/// Sets a key in the mapping at a path. Missing mappings of the path are created.
 ///
 /// # Errors
-/// Why it can't be edited, in a sentence.
+/// The reason for which the text can't be edited, as a sentence.
 pub fn set(text: &str, way: &[Way], key: &str, value: &Value) -> Result<String, String> {
     let failed = |error: &dyn std::fmt::Display| format!("its file can't be edited by a program: {error}");
     let document = yamlpath::Document::new(text).map_err(|error| failed(&error))?;
@@ -97,7 +97,7 @@ pub fn set(text: &str, way: &[Way], key: &str, value: &Value) -> Result<String, 
     let there = (0..=whole.len()).rev().find(|length| *length == 0 || document.query_exists(&steps(&whole[..*length])));
     let there = there.unwrap_or(0);
     let empty = serde_yaml::Value::Mapping(serde_yaml::Mapping::new());
-    // The mappings that are missing are made one within the other, and the value in the last of them.
+    // Missing mappings are nested, and the innermost one has the value.
     let mut patches = vec![];
     for at in there..whole.len() {
         let value = if at + 1 == whole.len() { serde_yaml::Value::from(0) } else { empty.clone() };
@@ -108,7 +108,7 @@ pub fn set(text: &str, way: &[Way], key: &str, value: &Value) -> Result<String, 
         [] => document,
         patches => apply_yaml_patches(&document, patches).map_err(|error| failed(&error))?,
     };
-    // JSON is YAML in every style, and a text stays a text in it.
+    // JSON is valid YAML in every style and keeps texts quoted.
     let place = made.query_exact(&steps(&whole)).map_err(|error| failed(&error))?;
     let Some((from, to)) = place.map(|place| place.location.byte_span) else {
         return Err(failed(&format!("`{key}` has no value")));

@@ -1,8 +1,8 @@
-//! Revert (R4.1, R4.4): drift to remediation files, and merged files to filters.
+//! Converts drift to remediation files, and merged files to filters of a plan (R4.1, R4.4).
 //!
-//! Decides which drifted instances are one cause, what the file of a remediation says, and which actions a merged one
-//! lets through. The file is a filter, never a source of arguments.
-//! Never proposes what no apply would change.
+//! Decides which drifted instances have one cause, the content of a remediation file, and the actions that a merged
+//! file allows. The file is a filter and never a source of arguments.
+//! *Invariant:* never proposes a change that no apply would make.
 
 pub mod edit;
 
@@ -22,41 +22,41 @@ use crate::{
     },
 };
 
-/// How long a merged remediation is an authority (R4.1).
+/// The number of days for which a merged remediation authorizes its actions (R4.1).
 pub const EXPIRES_AFTER_DAYS: i64 = 7;
 
-/// The first line of a file; people read it before they cut.
+/// The first line of a file. Reviewers read it before they remove actions.
 const HEADER: &str = "# Written by evenkeel. Merging this runs the actions below, and no others. Delete a whole action to leave that drift alone.\n";
 
-/// A drifted instance with what would revert it.
+/// A drifted instance with the actions that would revert its drift.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Drifted {
     /// The instance.
     pub id: InstanceId,
     /// The actions that revert it.
     pub actions: Vec<Action>,
-    /// Its dependencies, drifted or not.
+    /// The dependencies of the instance, drifted or not.
     pub upstreams: BTreeSet<InstanceId>,
     /// The author of the change of each resource, if it is known.
     pub changed_by: BTreeMap<String, ChangedBy>,
-    /// The figures of its shard moves.
+    /// The figures of the instance's shard moves.
     pub layout: Option<LayoutPlan>,
 }
 
-/// Drifted instances of one cause: a drifted instance with the drifted instances that depend on it.
+/// Drifted instances with one cause: a drifted instance with the drifted instances that depend on it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Group {
     /// The environment.
     pub environment: EnvironmentName,
-    /// The instance that the others depend on; it gives the name.
+    /// The component that the others depend on. It names the group.
     pub root: ComponentName,
-    /// All of them, in order.
+    /// All drifted instances, in execution order.
     pub drifted: Vec<Drifted>,
-    /// The hash of their actions, so that the same drift is the same proposal.
+    /// The hash of the group's actions. Equal drift has an equal digest and one proposal.
     pub digest: Digest,
 }
 
-/// Groups the drift of one environment by cause.
+/// Groups the drifted instances of one environment by cause.
 pub fn groups(environment: &EnvironmentName, drifted: Vec<Drifted>) -> Vec<Group> {
     let mut by_id: BTreeMap<InstanceId, Drifted> = drifted.into_iter().map(|d| (d.id.clone(), d)).collect();
     let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> =
@@ -66,7 +66,7 @@ pub fn groups(environment: &EnvironmentName, drifted: Vec<Drifted>) -> Vec<Group
     for (id, _) in &ordered {
         let roots: BTreeSet<InstanceId> = edges[id].iter().filter_map(|up| root_of.get(up).cloned()).collect();
         let root = roots.first().cloned().unwrap_or_else(|| id.clone());
-        // Two causes that meet in one instance are one.
+        // An instance that depends on two causes joins their groups.
         for known in root_of.values_mut().filter(|known| roots.contains(known)) {
             *known = root.clone();
         }
@@ -91,11 +91,11 @@ pub fn groups(environment: &EnvironmentName, drifted: Vec<Drifted>) -> Vec<Group
 }
 
 impl Group {
-    /// What its proposal is kept under: one for each cause.
+    /// Returns the key of the group's proposal: one for each cause.
     pub fn key(&self) -> String {
         format!("{}/{}", self.environment, self.root)
     }
-    /// Returns the group without some actions and their dependents.
+    /// Returns the group without some actions and without the dependents of their instances.
     pub fn without(&self, cut: &BTreeSet<Digest>) -> Self {
         let is_cut = |one: &Drifted| one.actions.iter().any(|action| cut.contains(&action.digest));
         let touched: BTreeSet<InstanceId> =
@@ -107,25 +107,26 @@ impl Group {
         left.drifted.retain(|one| !one.actions.is_empty() && one.upstreams.is_disjoint(&touched));
         left
     }
-    /// Its actions by instance.
+    /// Returns the digests of the group's actions, by instance.
     pub fn digests(&self) -> BTreeMap<InstanceId, BTreeSet<Digest>> {
         let of = |one: &Drifted| one.actions.iter().map(|action| action.digest).collect();
         self.drifted.iter().map(|one| (one.id.clone(), of(one))).collect()
     }
-    /// Whether an action stands in it.
+    /// Returns whether the group contains an action.
     pub fn has(&self, digest: &Digest) -> bool {
         self.drifted.iter().flat_map(|one| &one.actions).any(|action| action.digest == *digest)
     }
-    /// The branch of its pull request: one for each cause.
+    /// Returns the branch of the group's pull request: one for each cause.
     pub fn branch(&self) -> String {
         branch(&self.environment, &self.root)
     }
-    /// The name of its remediation: by day and drift, so that the same drift in another week is another file.
+    /// Returns the name of the group's remediation. The name contains date and drift, so that the same drift in another
+    /// week gets another file.
     pub fn name(&self, now: DateTime<Utc>) -> String {
         let root: String = self.root.as_str().chars().take(40).collect();
         format!("{}-{}-{}", root.trim_end_matches('-'), now.format("%Y%m%d"), self.digest.short())
     }
-    /// The document.
+    /// Returns the remediation document.
     pub fn remediation(&self, because: &str, observed_at: DateTime<Utc>, now: DateTime<Utc>) -> Remediation {
         let actions =
             self.drifted.iter().flat_map(|one| one.actions.iter().map(move |action| (&one.id, action, &one.upstreams)));
@@ -141,20 +142,20 @@ impl Group {
     }
 }
 
-/// How a remediation is written.
+/// The parameters of a remediation document, besides its actions.
 #[derive(Clone, Copy)]
 pub struct Written<'w> {
-    /// The effect of its merge.
+    /// The effect of merging the remediation.
     pub direction: Direction,
-    /// The environment and reason that it is written for.
+    /// The environment and the reason of the remediation.
     pub because: &'w str,
-    /// When the world was observed.
+    /// The time of the observation.
     pub observed_at: DateTime<Utc>,
-    /// When it is written.
+    /// The time at which the document is written.
     pub now: DateTime<Utc>,
 }
 
-/// The document of actions, each with its instance and what that comes after.
+/// Creates the remediation document of actions, each with its instance and the instance's upstreams.
 pub fn remediation<'a>(
     environment: &EnvironmentName,
     written: Written<'_>,
@@ -184,27 +185,27 @@ pub fn remediation<'a>(
 /// The reason for which a merged remediation does not run as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unusable {
-    /// The daemon did not write it.
+    /// The daemon did not write the file.
     NotWritten,
     /// An action of an instance differs from what the daemon wrote.
     ActionEdited(InstanceId),
     /// The environment, the direction or the dates differ from what the daemon wrote.
     FieldsEdited,
-    /// It was edited after it was merged.
+    /// The file was edited after its merge.
     EditedAfterMerge,
-    /// It has no actions.
+    /// The file has no actions.
     Empty,
-    /// It expired.
+    /// The remediation expired.
     Expired(DateTime<Utc>),
-    /// The instance has no action in it.
+    /// The instance has no action in the file.
     InstanceCut(InstanceId),
-    /// An upstream of the instance has no action in it.
+    /// An upstream of the instance has no action in the file.
     UpstreamCut(InstanceId),
     /// The file of the proposal can't be read.
     Unreadable(String),
-    /// It did not come by a pull request.
+    /// The file was not merged by a pull request.
     NotByPullRequest(EnvironmentName, ComponentName),
-    /// The principal who merged it may not apply.
+    /// The principal who merged the file may not apply.
     NotAllowed(String),
     /// Approvals are missing.
     NotApproved(String),
@@ -212,7 +213,7 @@ pub enum Unusable {
     NotCovered(crate::domain::plan::Gap),
 }
 
-/// Returns the edits of a remediation's file beyond removed actions, as text.
+/// Returns a description of the first edit beyond removed actions; `None` if there is none.
 pub fn edited(remediation: &Remediation, written: &Remediation) -> Option<Unusable> {
     let is_edited = |action: &&RemediationAction| !written.actions.contains(action);
     if let Some(action) = remediation.actions.iter().find(is_edited) {
@@ -223,12 +224,12 @@ pub fn edited(remediation: &Remediation, written: &Remediation) -> Option<Unusab
     (!same).then_some(Unusable::FieldsEdited)
 }
 
-/// The branch of the pull request for a cause.
+/// Returns the branch of the pull request for a cause.
 pub fn branch(environment: &EnvironmentName, root: &ComponentName) -> String {
     format!("evenkeel/drift/{environment}/{root}")
 }
 
-/// The path of a remediation's file below the root of the declarations.
+/// Returns the path of a remediation's file below the root of the declarations.
 pub fn path(environment: &EnvironmentName, name: &str) -> String {
     format!("remediations/{environment}/{name}.yaml")
 }
@@ -237,7 +238,7 @@ fn trim(at: DateTime<Utc>) -> DateTime<Utc> {
     DateTime::from_timestamp(at.timestamp(), 0).unwrap_or(at)
 }
 
-/// The resources of an action as a remediation shows them.
+/// Returns the resources of an action in the form of a remediation.
 pub fn shown(action: &Action) -> Vec<RemediationResource> {
     action.resources.iter().filter(|r| r.r#type != "output").map(resource).collect()
 }
@@ -250,7 +251,7 @@ fn resource(resource: &crate::model::ResourceChange) -> RemediationResource {
         changed_by: None,
         fields: fields
             .map(|f| match resource.change {
-                // A refresh takes over what was observed.
+                // A refresh adopts the observed value: the action's `after` is observed.
                 Change::Run => (&f.path, &f.after, &f.before),
                 _ => (&f.path, &f.before, &f.after),
             })
@@ -263,11 +264,10 @@ fn resource(resource: &crate::model::ResourceChange) -> RemediationResource {
     }
 }
 
-/// The text of a remediation's file. It is written with every text quoted that another YAML reader would take for
-/// something else.
+/// Returns the text of a remediation's file. A text is quoted if another YAML reader would read it as another type.
 ///
 /// # Errors
-/// When the writer refuses a value, which is a bug.
+/// When the YAML writer refuses a value, which is a bug.
 pub fn write(name: &str, remediation: &Remediation) -> Result<String, String> {
     #[derive(serde::Serialize)]
     #[serde(rename_all = "camelCase")]
@@ -286,11 +286,12 @@ pub fn write(name: &str, remediation: &Remediation) -> Result<String, String> {
     serde_saphyr::to_string(&document).map(|text| format!("{HEADER}{text}")).map_err(|error| error.to_string())
 }
 
-/// What a merged remediation lets through of a fresh plan: an action whose digest stands in it, or one that is covered
-/// by the stored action of a digest that stands in it. What was cut is left out of the rest.
+/// Returns the actions of a new plan that a merged remediation allows. An action is allowed if the remediation lists
+/// its digest, or if the stored action of a listed digest covers it. Actions that the reviewer removed are filtered
+/// out.
 ///
 /// # Errors
-/// Why nothing of it may run, in a sentence.
+/// The reason for which no action may run.
 pub fn lets_through(
     remediation: &Remediation,
     id: &InstanceId,
@@ -316,7 +317,7 @@ pub fn lets_through(
             through.push(action.clone());
             continue;
         }
-        // One of several actions that was cut; an instance that is one action runs as a whole or not at all.
+        // The reviewer removed this action. An atomic action runs as a whole or not at all.
         let is_cut =
             !action.effect.atomic && !action.resources.iter().any(|r| known.iter().any(|k| names(k, &r.resource)));
         if !is_cut {
