@@ -165,7 +165,7 @@ impl Loader {
                         || "declare it in `environments/`".to_owned(),
                         |name| format!("did you mean `{name}`?"),
                     );
-                    // The instances of this document may look removed and are not.
+                    // The instances of this document are not removed ones, although no instance lists them here.
                     assembly.desired.complete = false;
                     assembly.problems.push(problem.hint(hint));
                     continue;

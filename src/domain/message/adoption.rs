@@ -1,4 +1,4 @@
-//! The reasons for which drift can't be adopted (R4.3), and their text.
+//! Defines the reasons for which drift can't be adopted (R4.3), and their text.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ pub enum NotAdoptable {
     Pending(InstanceId),
     /// The declaration of the instance has problems.
     Problems(InstanceId),
-    /// No file can declare a value; the text of the kind of target.
+    /// No file can declare a value; the text comes from the kind of target.
     Value(String),
     /// The edited declaration has a problem.
     EditedProblem(Box<Problem>),
@@ -51,7 +51,7 @@ impl fmt::Display for NotAdoptable {
     }
 }
 
-/// The comment on a proposal that adopted and now reverts.
+/// Returns the comment on a proposal that could not adopt and now reverts.
 pub fn not_adopted(reason: &NotAdoptable) -> String {
     format!("Not adopted any more: {reason}. Merging this reverts the drift.")
 }

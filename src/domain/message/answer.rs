@@ -1,4 +1,4 @@
-//! The answers to commands that were executed.
+//! Defines the replies to executed commands.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -12,9 +12,9 @@ use crate::model::{Digest, EnvironmentName, InstanceId, PullNumber, RunId};
 pub enum Answer {
     /// The comment is older than the store, so the command was not executed.
     OlderThanStore,
-    /// The comment was edited before it was read, so the command was not executed.
+    /// The comment was edited before the daemon read it, so the command was not executed.
     Edited,
-    /// The command, without the slash, was executed before a restart; the subjects of its records.
+    /// The command, without the slash, was executed before a restart. The list names the subjects of its records.
     Executed(String, Vec<String>),
     /// `/plan`: the plan is made again.
     PlanningAgain,
@@ -22,7 +22,7 @@ pub enum Answer {
     Applies(Vec<(EnvironmentName, RunId)>),
     /// `/apply` on a merged remediation.
     AppliesRemediation(RunId),
-    /// `/rebalance`.
+    /// `/rebalance`: the runs, and the instances.
     Rebalances(Vec<RunId>, BTreeSet<InstanceId>),
     /// `/destroy`: the run of these instances.
     Destroys(RunId, BTreeSet<InstanceId>),
@@ -43,9 +43,9 @@ pub enum Answer {
     Suspended(BTreeSet<String>),
     /// `/snooze`.
     Snoozed(DateTime<Utc>, Vec<String>),
-    /// `/unlock`: an instance, and the holder of its lock.
+    /// `/unlock`: an instance, and the former owner of its lock.
     Unlocked(InstanceId, String),
-    /// `/cancel`: the run, and the instances whose effect was asked to stop.
+    /// `/cancel`: the run, and the instances whose running effect was requested to stop.
     Cancels(RunId, Vec<InstanceId>),
     /// `/adopt`: the pull requests that adopt from now on.
     Adopts(Vec<PullNumber>),
@@ -53,7 +53,7 @@ pub enum Answer {
     Reverts(Vec<PullNumber>),
 }
 
-/// Names in backticks.
+/// Formats names in backticks.
 fn quoted(names: &BTreeSet<String>) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }

@@ -1,10 +1,10 @@
-//! The text of approvals that a command needs, and of those that are missing (R3.6).
+//! Formats the approvals that a command needs, and the missing ones (R3.6).
 
 use std::fmt;
 
 use crate::domain::{authorization::MissingApprovals, declaration::schema::Approvals};
 
-/// The approvals that are needed: "2 approving reviews by `team:platform`".
+/// Returns the required approvals: "2 approving reviews by `team:platform`".
 pub fn needed(needs: &Approvals) -> String {
     let s = if needs.count == 1 { "" } else { "s" };
     let from: Vec<String> = needs.from.iter().map(|to| format!("`{to}`")).collect();

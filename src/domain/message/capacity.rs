@@ -1,11 +1,11 @@
-//! The pull request that raises a variable of another component, because a target needs more capacity.
+//! Formats the pull request that raises a component's variable for a target that needs more capacity.
 
 use crate::model::InstanceId;
 
-/// A raise of a variable.
+/// The raise of a variable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Raise<'r> {
-    /// The target that needs more.
+    /// The target that needs more capacity.
     pub target: &'r InstanceId,
     /// The figures, from the kind of target.
     pub figures: &'r str,
@@ -22,11 +22,11 @@ pub struct Raise<'r> {
 }
 
 impl Raise<'_> {
-    /// The title of the pull request and of its commit.
+    /// Returns the title of the pull request and of its commit.
     pub fn title(&self) -> String {
         format!("Raise {} of {} to {}", self.variable, self.id, self.to)
     }
-    /// The description of the pull request.
+    /// Returns the description of the pull request.
     pub fn body(&self) -> String {
         let Self { target, figures, id, variable, from, to, max } = self;
         format!(

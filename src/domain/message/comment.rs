@@ -1,4 +1,4 @@
-//! Everything that is said on pull requests: one named function for each text.
+//! Formats all comments and descriptions on pull requests: one named function for each text.
 
 use super::approvals;
 use super::list::names;
@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// Returns the answer to a command that began runs.
+/// Returns the reply to a command that created runs.
 pub fn begun(runs: &[Run]) -> String {
     let said = runs.iter().map(|run| {
         if run.kind.destroys() {
@@ -30,12 +30,12 @@ pub fn begun(runs: &[Run]) -> String {
     said.collect::<Vec<_>>().join(" ")
 }
 
-/// GitHub refuses a body of more than 65,536 characters; the rest is for the marker.
+/// The longest body, in characters. GitHub's limit is 65,536; the difference is reserved for the marker.
 const BODY_LENGTH_MAX: usize = 64_000;
 /// The most lines of one instance's diff.
 const DIFF_LINES_MAX: usize = 400;
 
-/// The hidden line by which a comment is found again.
+/// Returns the hidden line that identifies a comment.
 pub fn marker(what: &str) -> String {
     format!("<!-- evenkeel:{what} -->")
 }
@@ -54,7 +54,7 @@ fn close(mut body: String, what: &str) -> String {
     format!("{}\n{}", body.trim_end(), marker(what))
 }
 
-/// The reason of a plan that destroys orphans.
+/// The `because` of a plan that destroys orphans.
 pub const DESTROY: &str = "destroy";
 
 fn title(plan: &Plan) -> String {
@@ -117,7 +117,7 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
 }
 
-/// How many warnings of one instance are shown.
+/// The most warnings of one instance that are shown.
 const WARNINGS_MAX: usize = 10;
 
 fn details(instance: &InstancePlan) -> String {
@@ -136,12 +136,12 @@ fn details(instance: &InstancePlan) -> String {
     )
 }
 
-/// A pull request that can't be merged, and so not planned.
+/// Returns the comment on a pull request that can't be merged and therefore not planned.
 pub fn conflict(message: &str, what: &str) -> String {
     close(format!("Not planned: {message}. Rebase it on the branch, or merge the branch into it."), what)
 }
 
-/// A remark above the plan in a comment.
+/// A note above the plan in a comment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
     /// Whether the plan can't run as it is.
@@ -156,7 +156,7 @@ impl From<Violation> for Note {
     }
 }
 
-/// The plan of one environment.
+/// Returns the plan of one environment.
 pub fn plan(plan: &Plan, notes: &[Note], what: &str) -> String {
     let mut body = plan_table(plan);
     for note in notes {
@@ -176,19 +176,19 @@ pub fn plan(plan: &Plan, notes: &[Note], what: &str) -> String {
     close(body, what)
 }
 
-/// A commit along the branch that is part of what is pending.
+/// A commit of the branch that is part of the pending changes.
 pub struct Concerned {
-    /// The pull request that it is the merge of.
+    /// The pull request of which the commit is the merge.
     pub pull: Option<PullNumber>,
     /// The commit.
     pub commit: Revision,
-    /// Its first line.
+    /// The first line of the commit message.
     pub subject: String,
-    /// Whether a plan stands on its pull request.
+    /// Whether the pull request has a plan.
     pub shown: bool,
 }
 
-/// What a plan of all that is pending is about, where that is more than its own pull request.
+/// Returns a note with the other pull requests and commits of a plan of all pending changes; `None` if there are none.
 pub fn concerns(all: &[Concerned], carrier: PullNumber) -> Option<Note> {
     let others = all.iter().filter(|one| one.pull != Some(carrier));
     let named: Vec<String> = others
@@ -209,13 +209,13 @@ pub fn superseded(environment: &EnvironmentName, carrier: PullNumber, what: &str
     close(message, what)
 }
 
-/// The approvals that an apply needs, as a note of its plan.
+/// Returns a note with the approvals that an apply needs.
 pub fn needs(environment: &EnvironmentName, needs: &Approvals) -> Note {
     let message = format!("`/apply {environment}` needs {}, given to this plan", approvals::needed(needs));
     Note { fatal: false, message }
 }
 
-/// The description of a pull request that puts what is pending to review.
+/// Returns the description of a pull request that proposes pending changes for review.
 pub fn proposed_apply(plan: &Plan, path: &str) -> String {
     let mut body = format!(
         "This is pending and came by no pull request. Merging this applies it: the actions in `{path}` are planned afresh and run as far as they are covered by what stands here. Reviews of this pull request are the approvals. Delete a whole action from the file to leave it pending.\n\n"
@@ -305,7 +305,7 @@ pub fn problems(problems: &[Problem], what: &str) -> String {
     close(body, what)
 }
 
-/// An answer to a comment, in a sentence.
+/// Returns the reply to a comment.
 pub fn answer(to: u64, message: &str) -> String {
     close(message.to_owned(), &format!("answer to={to}"))
 }
@@ -328,7 +328,7 @@ fn run_title(run: &Run) -> String {
     }
 }
 
-/// The comment of a run, while it runs and when it ended.
+/// Returns the comment of a run, in progress or ended.
 pub fn run(run: &Run) -> String {
     let mut body = run_title(run);
     body.push_str(&format!(
@@ -363,7 +363,7 @@ pub fn run(run: &Run) -> String {
     close(body, &format!("run id={}", run.id))
 }
 
-/// The title of a remediation pull request.
+/// Returns the title of a remediation pull request.
 pub fn proposal_title(group: &Group, adopts: bool) -> String {
     let count = group.drifted.len();
     let more = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
@@ -371,13 +371,13 @@ pub fn proposal_title(group: &Group, adopts: bool) -> String {
     format!("{what} drift in {}/{}{more}", group.environment, group.root)
 }
 
-/// Whether a group is of nothing but what no apply would change.
+/// Returns whether no apply would change any drift of the group.
 fn is_refresh(group: &Group) -> bool {
     let mut resources = group.drifted.iter().flat_map(|one| &one.actions).flat_map(|action| &action.resources);
     resources.all(|resource| resource.change == Change::Run)
 }
 
-/// The description of a remediation pull request.
+/// Returns the description of a remediation pull request.
 pub fn proposal(group: &Group, path: &str, observed: &str) -> String {
     let environment = &group.environment;
     let (what, end) = if is_refresh(group) {
@@ -399,7 +399,7 @@ pub fn proposal(group: &Group, path: &str, observed: &str) -> String {
     close(body, &proposal_marker(environment, group.root.as_str(), &group.digest))
 }
 
-/// The description of a pull request that declares what was observed.
+/// Returns the description of a pull request that adopts drift.
 pub fn adoption(group: &Group, files: &[String], observed: &str) -> String {
     let files = names(files.iter().cloned());
     let mut body = format!(
@@ -411,7 +411,7 @@ pub fn adoption(group: &Group, files: &[String], observed: &str) -> String {
     close(body, &proposal_marker(&group.environment, group.root.as_str(), &group.digest))
 }
 
-/// A group with what was applied before what was observed.
+/// Returns a group in which `before` is the applied value and `after` the observed one.
 fn turned(group: &Group) -> Group {
     let mut turned = group.clone();
     let actions = turned.drifted.iter_mut().flat_map(|one| &mut one.actions);
@@ -428,7 +428,7 @@ fn drift_diffs(group: &Group) -> String {
     for one in &group.drifted {
         let resources: Vec<&ResourceChange> = one.actions.iter().flat_map(|action| &action.resources).collect();
         body.push_str(&format!("**`{}`**: {}\n\n````diff\n", one.id, drift_counts(&resources)));
-        // What is computed follows from the rest and tells nothing about what somebody changed.
+        // An unknown value is computed from other fields and shows no change by a user.
         let known = |resource: &&ResourceChange| ResourceChange {
             fields: resource.fields.iter().filter(|field| !field.unknown).cloned().collect(),
             ..(*resource).clone()
@@ -464,24 +464,24 @@ fn drift_counts(resources: &[&ResourceChange]) -> String {
     if parts.is_empty() { "outputs differ".into() } else { parts.join(", ") }
 }
 
-/// The hidden line of a remediation pull request.
+/// Returns the name of the marker of a remediation pull request.
 pub fn proposal_marker(environment: &EnvironmentName, root: &str, drift: &Digest) -> String {
     format!("remediation env={environment} root={root} drift={drift}")
 }
 
-/// Why a remediation pull request closes itself.
+/// Returns the closing comment of a proposal whose drift no longer exists.
 pub fn healed(environment: &EnvironmentName, root: &str) -> String {
     let message = format!("The drift in `{environment}/{root}` is gone, so there is nothing to revert.");
     close(message, "withdrawn")
 }
 
-/// Why a remediation pull request closes itself while its drift is there.
+/// Returns the closing comment of a proposal whose drift is snoozed.
 pub fn snoozed(environment: &EnvironmentName, root: &str) -> String {
     let message = format!("The drift in `{environment}/{root}` is snoozed, so nothing is proposed.");
     close(message, "withdrawn")
 }
 
-/// Why a remediation pull request closes itself in favour of another.
+/// Returns the closing comment of a proposal that another one replaces.
 pub fn regrouped(environment: &EnvironmentName, root: &str, group: &Group, other: PullNumber) -> String {
     let message = format!(
         "The drift in `{environment}/{root}` has another cause now, `{environment}/{}`: one pull request is about all of it, {other}.",
@@ -490,7 +490,7 @@ pub fn regrouped(environment: &EnvironmentName, root: &str, group: &Group, other
     close(message, "withdrawn")
 }
 
-/// The answer of `/drift`.
+/// Returns the reply to `/drift`.
 pub fn drift(rows: &[(InstanceId, Verdict, String)]) -> String {
     let mut body = "| instance | verdict | |\n|---|---|---|\n".to_owned();
     for (id, verdict, message) in rows {

@@ -1,4 +1,4 @@
-//! The reason for which nothing happens with an instance, as `evenkeel explain` prints it, with the number of its rule.
+//! Defines the reasons for which an instance does not change, for `evenkeel explain`, each with its rule.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::{
     model::{EnvironmentName, InstanceId, PullNumber, WaitingOn},
 };
 
-/// The reason for which nothing happens with an instance.
+/// The reason for which no run changes an instance.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Explanation {
     /// The state repo was never loaded.
@@ -19,7 +19,7 @@ pub enum Explanation {
     InSync,
     /// The instance is suspended; the text of the verdict.
     Suspended(String),
-    /// The identity of the target is another one; the text of the verdict.
+    /// The target has another identity; the text of the verdict.
     OtherIdentity(String),
     /// The last observation was not complete; the text of the verdict.
     Unknown(InstanceId, String),

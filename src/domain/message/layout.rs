@@ -1,15 +1,15 @@
-//! A plan of shard moves for people: bars for each node, before and after.
+//! Formats a plan of shard moves: bars for each node, before and after.
 
 use std::fmt::Write as _;
 
 use crate::model::citus::{LayoutPlan, Load};
 
-/// How wide a bar is where a node carries twice the mean or more.
+/// The width of a bar, in characters, for a node with twice the mean load or more.
 const BAR: usize = 20;
-/// How many nodes are shown; of more, the fullest and the emptiest.
+/// The most nodes that are shown. Of more nodes, the fullest and the emptiest are shown.
 const NODES_MAX: usize = 40;
 
-/// A node for each line, with what it carries before and after, in a table of fixed width.
+/// Returns a table of fixed width with one line per node: its load before and after the moves.
 pub fn bars(plan: &LayoutPlan) -> String {
     let mut nodes: Vec<usize> = (0..plan.nodes.len()).collect();
     nodes.sort_by_key(|node| (std::cmp::Reverse(plan.nodes[*node].before.load), *node));
@@ -34,7 +34,7 @@ pub fn bars(plan: &LayoutPlan) -> String {
     text
 }
 
-/// What one node carries: a bar, the bytes, and how far it is from the mean.
+/// Returns the load of one node: a bar, the bytes, and the deviation from the mean.
 fn bar(load: Load, mean: f64) -> String {
     let share = if mean > 0.0 { load.load as f64 / mean } else { 0.0 };
     let eighths = eighths(share);
@@ -48,12 +48,12 @@ fn eighths(share: f64) -> usize {
     (share * (BAR * 8) as f64 / 2.0).round().clamp(0.0, (BAR * 8) as f64) as usize
 }
 
-/// A share for people: `+12 %`.
+/// Formats a share as a percentage: `+12 %`.
 pub fn percent(share: f64) -> String {
     if share.abs() < 0.005 { "0 %".into() } else { format!("{:+.0} %", share * 100.0) }
 }
 
-/// Bytes for people.
+/// Formats a number of bytes.
 pub fn size(bytes: u64) -> String {
     let (mut size, mut unit) = (bytes as f64, 0);
     while size >= 1000.0 && unit < 5 {
@@ -63,7 +63,7 @@ pub fn size(bytes: u64) -> String {
     if unit == 0 || size >= 100.0 { format!("{size:.0} {unit_name}") } else { format!("{size:.1} {unit_name}") }
 }
 
-/// A length of time for people.
+/// Formats a duration in seconds.
 pub fn time(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
@@ -93,7 +93,7 @@ pub fn summary(plan: &LayoutPlan) -> String {
     )
 }
 
-/// A whole plan in Markdown: the sentence, the bars and the moves.
+/// Returns a whole plan in Markdown: the summary, the bars and the moves.
 pub fn drawn(plan: &LayoutPlan) -> String {
     format!("{}\n\n````text\n{}````\n\n{}", summary(plan), bars(plan), moves(plan))
 }
@@ -101,7 +101,7 @@ pub fn drawn(plan: &LayoutPlan) -> String {
 /// The most moves that a table shows.
 const MOVES_MAX: usize = 30;
 
-/// The moves of a plan with what they cost, as a table of Markdown; empty where there is none.
+/// Returns the moves of a plan with their cost, as a Markdown table; empty if there are no moves.
 pub fn moves(plan: &LayoutPlan) -> String {
     if plan.moves.is_empty() {
         return String::new();

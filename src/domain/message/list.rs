@@ -1,6 +1,6 @@
-//! Lists of names as text.
+//! Formats lists of names.
 
-/// Returns the first five names in code marks, and the number of the others.
+/// Returns the first five names in backticks, and the number of the others.
 pub fn names(names: impl Iterator<Item = String>) -> String {
     const SHOWN: usize = 5;
     let all: Vec<String> = names.map(|name| format!("`{name}`")).collect();

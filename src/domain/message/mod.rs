@@ -1,7 +1,7 @@
-//! What people read: comments, tables, diffs. Pure.
+//! Formats all texts for users: comments, tables and diffs.
 //!
-//! Decides wording and layout alone. Every text has a limit, and what is left out is counted.
-//! *Invariant:* a value can't break out of its fence, and a hidden marker stands alone on its line at the end.
+//! Decides wording and layout alone. Every text has a limit, and omitted parts are counted.
+//! *Invariant:* a value can't end its code fence, and a hidden marker is alone on the last line.
 
 pub mod adoption;
 pub mod answer;
@@ -27,10 +27,10 @@ pub use suspension::SuspensionReason;
 
 use crate::model::{Change, Field, ResourceChange};
 
-/// The longest value that is shown on one line.
+/// The longest value that is shown on one line, in characters.
 const VALUE_LENGTH_MAX: usize = 400;
 
-/// A value on one line, as JSON, without control characters.
+/// Formats a value on one line, as JSON, without control characters.
 pub fn value(value: Option<&Value>) -> String {
     let Some(value) = value else { return "(nothing)".into() };
     let text = match value {
@@ -49,7 +49,7 @@ pub fn value(value: Option<&Value>) -> String {
     }
 }
 
-/// `1 to create, 2 to update`; `nothing to change` where there is nothing.
+/// Returns the number of changes by kind: `1 to create, 2 to update`, or `nothing to change`.
 pub fn counts(resources: &[&ResourceChange]) -> String {
     let count = |change: Change| resources.iter().filter(|r| r.change == change && r.r#type != "output").count();
     let mut parts: Vec<String> =
@@ -67,7 +67,7 @@ pub fn counts(resources: &[&ResourceChange]) -> String {
     if parts.is_empty() { "nothing to change".into() } else { parts.join(", ") }
 }
 
-/// How a field differs, in a line; of what is masked no more than that (R2.3).
+/// Returns the difference of a field, in one line. The values of masked fields are not shown (R2.3).
 pub fn differs(desired: Option<&Value>, observed: Option<&Value>) -> String {
     let masked = |value: Option<&Value>| value.and_then(Value::as_str) == Some(crate::model::change::MASKED);
     if masked(desired) && masked(observed) {
@@ -76,7 +76,7 @@ pub fn differs(desired: Option<&Value>, observed: Option<&Value>) -> String {
     format!("{} → {}", value(desired), value(observed))
 }
 
-/// The lines of a diff for one resource, for a ```diff fence.
+/// Returns the lines of a diff for one resource, for a ```diff fence.
 pub fn diff(resource: &ResourceChange) -> Vec<String> {
     let sign = match resource.change {
         Change::Create => "+",
@@ -102,7 +102,7 @@ pub fn diff(resource: &ResourceChange) -> Vec<String> {
     lines
 }
 
-/// What is said on pull requests, for a terminal: without code marks, and links by their words alone.
+/// Converts the text of a comment for a terminal: removes backticks, and replaces links by their texts.
 pub fn plain(text: &str) -> String {
     let mut rest = text;
     let mut plain = String::new();
@@ -118,7 +118,7 @@ pub fn plain(text: &str) -> String {
     plain.replace('`', "")
 }
 
-/// `in 5 s`, `3 h ago`: a length of time in its largest unit.
+/// Formats a duration in its largest unit: `in 5 s`, `3 h ago`.
 pub fn ago(seconds: i64) -> String {
     match seconds.max(0) {
         s @ 0..=59 => format!("{s} s"),

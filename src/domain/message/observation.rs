@@ -1,4 +1,4 @@
-//! The reasons for which an instance can't be observed or planned, found by the daemon and not by a target.
+//! Defines the reasons for which the daemon can't observe or plan an instance, and their text.
 
 use std::fmt;
 
@@ -48,7 +48,7 @@ pub enum NotObservable {
     },
     /// The target is another one than the one that was applied to (R1.8).
     OtherIdentity {
-        /// The instance.
+        /// The identity of the target differs from the one at the last apply (R1.8).
         id: InstanceId,
         /// Whether the target belongs to a whole environment, as a cluster does; else it is a state.
         is_shared: bool,
@@ -68,7 +68,7 @@ pub enum NotObservable {
     Nodes(InstanceId, String),
 }
 
-/// The beginning of an identity, enough to recognize it.
+/// Returns the first part of an identity, enough to recognize it.
 fn short(identity: &str) -> String {
     identity.chars().take(8).collect()
 }

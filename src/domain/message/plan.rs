@@ -1,4 +1,4 @@
-//! The text of what is wrong with a plan, and of the difference between two plans.
+//! Formats violations of a plan, and the difference between two plans.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use crate::{
     model::Change,
 };
 
-/// The participle of a change: `created`.
+/// Returns the participle of a change, such as `created`.
 fn past(change: Change) -> &'static str {
     match change {
         Change::Create => "created",

@@ -1,4 +1,4 @@
-//! The commit status `evenkeel/plan` of a pull request, and its text.
+//! Defines the commit status `evenkeel/plan` of a pull request, and its text.
 
 use std::fmt;
 
@@ -18,15 +18,15 @@ pub enum PlanStatus {
     Planning,
     /// The description of a proposal is its plan.
     InDescription,
-    /// Some actions of a proposal were cut; the others run.
+    /// A reviewer removed some actions of a proposal; the others run.
     RestOfDescription,
     /// The proposal was edited.
     Unusable(Unusable),
     /// Pull requests from forks are not planned.
     Fork,
-    /// The author may not write, and planning runs code (R3.8).
+    /// The author may not write, and a plan runs code (R3.8).
     AuthorMayNotWrite(String),
-    /// The branch can't be merged: these paths differ on both sides.
+    /// The branch can't be merged: these paths have conflicting changes.
     Conflict(Vec<String>),
     /// The plan is complete and can't run as it is.
     Blocked(Blocked),
@@ -37,9 +37,9 @@ pub enum PlanStatus {
 /// The reason for which a planned pull request can't run as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Blocked {
-    /// The declarations have problems: how many, and the first.
+    /// The declarations have problems: their number, and the first one.
     Problems(usize, Problem),
-    /// A guard is loosened together with a change that it guards; the text of the guard.
+    /// A guard is loosened together with a change that it protects against; the text of the guard.
     Guard(String),
     /// Approvals of protected paths are missing.
     Approvals(MissingApprovals),
@@ -66,7 +66,7 @@ pub enum PlanLine {
 const PATHS_MAX: usize = 3;
 
 impl PlanStatus {
-    /// The state of the commit status.
+    /// Returns the state of the commit status.
     pub fn state(&self) -> &'static str {
         match self {
             Self::Planning => "pending",
@@ -77,7 +77,7 @@ impl PlanStatus {
     }
 }
 
-/// The counts of a plan: `1 to change, 2 to create`.
+/// Returns the counts of a plan: `1 to change, 2 to create`.
 fn counts(plan: &Plan) -> String {
     let found = &plan.summary;
     let unknown =

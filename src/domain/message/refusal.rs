@@ -1,7 +1,8 @@
-//! The reasons for which a request is refused, and their text for comments, the API, the command line and the audit log.
+//! Defines the reasons for which a request is refused, and their text.
 //!
-//! Each text says what was not done, why, and what the user can do (R6.10). A refusal changes nothing.
-//! Code matches on the variant and never on the text.
+//! The texts appear in comments, the API, the command line and the audit log. Each text names the refused effect, the
+//! reason, and an action for the user (R6.10). A refusal changes nothing. Code matches on the variant and never on the
+//! text.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -57,7 +58,7 @@ impl fmt::Display for EmptySelection {
 
 /// The reason for which a request is refused.
 ///
-/// A field named `reason` holds the text of an error or of a check that was made elsewhere.
+/// A field named `reason` contains the text of an error or of a check that was made elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     // The state repo and the process.
@@ -104,7 +105,7 @@ pub enum Refusal {
         allowed: BTreeSet<String>,
     },
 
-    // Any command that changes the world. `verb` says which.
+    // All commands that change a target. `verb` is the command.
     /// A selected environment or instance is suspended.
     Suspended {
         /// The command.
@@ -132,7 +133,7 @@ pub enum Refusal {
     InvalidPlan {
         /// The command.
         verb: Verb,
-        /// The rule that it breaks.
+        /// The violated rule.
         violation: Violation,
     },
     /// The plan exceeds a limit (R3.8).
@@ -186,7 +187,7 @@ pub enum Refusal {
     ),
     /// The comment was written before the merge and read after it.
     WrittenBeforeMerge,
-    /// The plan of all that is pending is on another pull request (R6.6).
+    /// The plan of all pending changes is on another pull request (R6.6).
     Superseded {
         /// The newer pull request.
         by: PullNumber,
@@ -298,7 +299,7 @@ pub enum Refusal {
     MergeApplies,
     /// The remediation of this pull request was used, or its run is in progress.
     NothingLeftHere,
-    /// The branch has no such remediation.
+    /// The branch has no remediation of this name.
     NoRemediation(String),
     /// The remediation reached the branch without a pull request, and approvals are needed.
     RemediationNotReviewed {
@@ -324,7 +325,7 @@ pub enum Refusal {
     ClusterOfAnother {
         /// The instance.
         id: InstanceId,
-        /// The instance that has the cluster.
+        /// The instance that owns the cluster.
         owner: InstanceId,
     },
     /// The objects that another instance declares are not known.
@@ -335,7 +336,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The refusal of a command that a principal may not give.
+    /// Returns the refusal of a command that a principal may not give.
     pub fn not_permitted(rights: &[Rights], who: &Principal, verb: Verb, environment: &EnvironmentName) -> Self {
         match allowed(rights, verb) {
             None => Self::NoPermissions(verb),
@@ -346,7 +347,7 @@ impl Refusal {
     }
 }
 
-/// The start of a refusal: `Nothing was applied`.
+/// Returns the start of a refusal: `Nothing was applied`.
 fn nothing(verb: Verb) -> String {
     let done = match verb {
         Verb::Apply => "applied",

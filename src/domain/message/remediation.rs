@@ -1,15 +1,15 @@
-//! The reasons for which a remediation does not run, and their text.
+//! Formats the reasons for which a remediation does not run.
 
 use std::fmt;
 
 use crate::domain::remediation::Unusable;
 
-/// The comment on a remediation that never runs.
+/// Returns the comment on a remediation that never runs.
 pub fn spent(reason: &Unusable) -> String {
     format!("Nothing was run: {reason}.")
 }
 
-/// The comment on a remediation that is merged and waits.
+/// Returns the comment on a remediation that is merged and waits.
 pub fn waiting(reason: &Unusable) -> String {
     format!("Merged and waiting: {reason}")
 }

@@ -1,6 +1,6 @@
-//! The reasons for which an instance of a run waits, fails or ends, and their text.
+//! Defines the reasons for which an instance of a run waits, fails or ends, and their text.
 //!
-//! The text follows the name of the instance in comments, so that a reason begins in lower case.
+//! The text follows the name of the instance in comments, so it starts in lower case.
 
 use std::{fmt, time::Duration};
 
@@ -22,11 +22,11 @@ use crate::{
 pub enum RunReason {
     /// The text of a target, a check or a store; already redacted.
     Reported(String),
-    /// The instance waits for a condition that needs no more words.
+    /// The instance waits for a condition that needs no further text.
     Waits(WaitingOn),
     /// The instance or its environment is suspended.
     Suspended(SuspensionReason),
-    /// The target holds resources that no run of this store applied.
+    /// The target contains resources that no run of this store applied.
     FirstContact,
     /// The store has no history of a repository that was applied before.
     NoHistory,
@@ -45,7 +45,7 @@ pub enum RunReason {
     DeclarationProblem(String),
     /// An upstream is not applied as the branch declares it.
     UpstreamPending(InstanceId),
-    /// An upstream of the same run comes first.
+    /// An upstream of the same run must be applied first.
     UpstreamFirst(InstanceId),
     /// An upstream of the same run was not applied.
     UpstreamNotApplied(InstanceId),
@@ -62,7 +62,7 @@ pub enum RunReason {
     },
     /// The drift is not the one that was approved.
     DriftChanged(Gap),
-    /// The plan does more than what was approved (R2.4).
+    /// The approval does not cover the plan (R2.4).
     NotCovered(Gap),
     /// The plan was not known when the run was approved.
     WasUnknown,
@@ -74,21 +74,21 @@ pub enum RunReason {
     Invalid(Violation),
     /// A newer run applies the instance.
     SupersededByRun(RunId),
-    /// The branch declares another content by now.
+    /// The branch now declares another content.
     SupersededByBranch,
-    /// The component has another name by now.
+    /// The component now has another name.
     Renamed(ComponentName),
     /// A principal cancelled the run.
     Cancelled(String),
-    /// The state changed between each plan and its apply.
+    /// The state changed between every plan and its apply.
     StateKeepsChanging,
-    /// The instance was applied, and an observation of it failed.
+    /// The instance was applied, and the following observation failed.
     NotObservedAfter(String),
-    /// The instance was applied, and a check of its identity or its checks fail.
+    /// The instance was applied, and its identity or a health check is wrong.
     AppliedBut(String),
-    /// Nothing had to be applied, and its checks fail.
+    /// No change was necessary, and the health checks fail.
     UnchangedBut(String),
-    /// The instance was applied, and a new plan is not empty.
+    /// The instance was applied, and a new plan still shows a change.
     NotEmptyAfter {
         /// The change that remains.
         change: Change,
@@ -97,13 +97,13 @@ pub enum RunReason {
     },
     /// The applied resources can't become ready, or destroyed ones remain.
     Unhealthy(Rollout, String),
-    /// The time for the rollout is over.
+    /// The deadline of the rollout passed.
     TimedOut(Rollout, Duration, String),
     /// The rollout is in progress.
     InProgress(Rollout, String),
     /// The rollout can't be observed.
     NotObserved(Rollout, String),
-    /// The effect was interrupted, and the rest of it is covered.
+    /// The effect was interrupted, and the approval covers the remaining changes.
     Killed,
 }
 
@@ -116,7 +116,7 @@ pub enum Rollout {
     Destroy,
 }
 
-/// A duration in minutes, or in seconds where it is no whole number of minutes.
+/// Formats a duration in minutes, or in seconds if it is not a whole number of minutes.
 fn wait(wait: Duration) -> String {
     let seconds = wait.as_secs();
     if seconds.is_multiple_of(60) { format!("{} min", seconds / 60) } else { format!("{seconds} s") }
@@ -205,7 +205,7 @@ impl fmt::Display for RunReason {
 /// The reason for which a run exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RunCause {
-    /// A merge, by `onMerge: apply`: of a pull request, or of a revision that came without one.
+    /// A merge, by `onMerge: apply`: of a pull request, or of a revision without one.
     Merge(Option<PullNumber>, Revision),
     /// A merged remediation, and the principal who merged it.
     MergedRemediation(Option<PullNumber>, String),
@@ -215,11 +215,11 @@ pub enum RunCause {
     Command(Verb, String),
     /// The command `evenkeel apply` of a principal.
     CommandLine(String),
-    /// A remediation that a principal commanded to run.
+    /// A command of a principal that runs a remediation.
     Remediation(String),
     /// `drift.mode: revert`.
     AutomaticRevert,
-    /// A Schedule, with the time at which it was due.
+    /// A Schedule, with the due time.
     Schedule(ComponentName, DateTime<Utc>),
 }
 
@@ -240,7 +240,7 @@ impl fmt::Display for RunCause {
     }
 }
 
-/// The result of a run that has ended.
+/// Returns the result of an ended run.
 pub fn ended(run: &Run) -> String {
     let with = |status: Status| {
         run.instances

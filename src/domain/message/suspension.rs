@@ -1,4 +1,4 @@
-//! The reason for which an environment or an instance is suspended, and its text.
+//! Defines the reasons for which an environment or an instance is suspended, and their text.
 
 use std::fmt;
 

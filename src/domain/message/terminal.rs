@@ -1,13 +1,13 @@
-//! What people read in a terminal: problems with their source line.
+//! Formats problems with their source line for a terminal.
 
 use crate::model::Problem;
 
-/// Whether text may be coloured.
+/// Whether colours are used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Colour {
-    /// It may.
+    /// Colours are used.
     Yes,
-    /// It is piped, or `NO_COLOR` is set.
+    /// No colours: the output is not a terminal, or `NO_COLOR` is set.
     No,
 }
 
@@ -18,25 +18,25 @@ impl Colour {
             Self::No => text.to_owned(),
         }
     }
-    /// Red, for what is wrong.
+    /// Formats an error, in red.
     pub fn bad(self, text: &str) -> String {
         self.paint("31;1", text)
     }
-    /// Yellow, for what waits or differs.
+    /// Formats a warning or a difference, in yellow.
     pub fn warn(self, text: &str) -> String {
         self.paint("33", text)
     }
-    /// Green, for what is well.
+    /// Formats a success, in green.
     pub fn good(self, text: &str) -> String {
         self.paint("32", text)
     }
-    /// Grey, for what matters less.
+    /// Formats secondary text, in grey.
     pub fn dim(self, text: &str) -> String {
         self.paint("2", text)
     }
 }
 
-/// One problem: where, what, the line, what was expected, what to do.
+/// Formats one problem: place, finding, source line, expectation and hint.
 pub fn problem(problem: &Problem, colour: Colour) -> String {
     let mut text = format!("{} {problem}\n", colour.bad("Error:"));
     match (&problem.source, problem.line) {

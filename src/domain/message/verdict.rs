@@ -1,4 +1,4 @@
-//! Why an instance has its verdict, where the verdict alone does not tell.
+//! Defines the reasons of verdicts, and their text.
 
 use std::fmt;
 
@@ -8,29 +8,29 @@ use crate::model::{EnvironmentName, InstanceId, RunId};
 /// The reason of a verdict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VerdictReason {
-    /// Stalled: its declaration has a problem.
+    /// Stalled: the declaration has a problem.
     DeclarationProblem(String),
-    /// Stalled: its records could not be moved to its new name (R1.10).
+    /// Stalled: the records could not be moved to the new name (R1.10).
     RenameFailed(String),
-    /// Stalled: its last run failed (R5.1).
+    /// Stalled: the last run failed (R5.1).
     RunFailed {
         /// The run.
         run: RunId,
         /// The failure.
         message: String,
     },
-    /// Stalled: its last run was cancelled (R5.5).
+    /// Stalled: the last run was cancelled (R5.5).
     RunCancelled {
         /// The run.
         run: RunId,
-        /// By whom.
+        /// The principal, as a sentence.
         message: String,
     },
     /// Stalled: a check of the declaration fails (R3.5).
     CheckFailed(String),
-    /// Stalled: a file that may declare it can't be read (R1.9).
+    /// Stalled: a file that may declare the instance can't be read (R1.9).
     MayBeRemoved,
-    /// Stalled: a run began to change it and failed, and it is no longer declared.
+    /// Stalled: a run started to change the instance and failed, and the instance is no longer declared.
     StartedAndUndeclared {
         /// The run.
         run: RunId,
@@ -45,21 +45,21 @@ pub enum VerdictReason {
     SourceNotRead,
     /// Suspended, by declaration or by command.
     Suspended(String),
-    /// Pending: a run holds it.
+    /// Pending: a run of the instance is in progress or waits.
     Run {
         /// The run.
         run: RunId,
-        /// The work of the run, or the condition that it waits for; empty if it has just begun.
+        /// The work of the run, or the condition that it waits for; empty if the run has just started.
         message: String,
     },
-    /// Pending: what head declares can't be planned.
+    /// Pending: head can't be planned.
     HeadNotPlanned(String),
     /// Orphaned: `onDelete: destroy` waits for `/apply`.
     DestroyWaits {
         /// The environment to apply.
         environment: EnvironmentName,
     },
-    /// Orphaned: it stays until a command.
+    /// Orphaned: the resources stay until a command.
     Orphan {
         /// The instance.
         id: InstanceId,

@@ -85,7 +85,7 @@ pub fn may_remove_hosts(actions: &[Action]) -> bool {
     actions.iter().flat_map(|action| &action.resources).any(|resource| destroys(resource) || shrinks(resource))
 }
 
-/// A host that would be removed while its nodes hold data.
+/// A host that would be removed while its nodes have data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostViolation {
     /// A resource would be removed, and no declaration lists the nodes that run on it.

@@ -213,7 +213,7 @@ pub enum Unusable {
     NotCovered(crate::domain::plan::Gap),
 }
 
-/// Returns a description of the first edit beyond removed actions; `None` if there is none.
+/// Returns the first edit of a remediation's file other than a removed action; `None` if there is none.
 pub fn edited(remediation: &Remediation, written: &Remediation) -> Option<Unusable> {
     let is_edited = |action: &&RemediationAction| !written.actions.contains(action);
     if let Some(action) = remediation.actions.iter().find(is_edited) {
