@@ -119,7 +119,7 @@ pub trait TargetKind: Send + Sync {
     ///
     /// # Errors
     /// The path that can't be used, and the reason.
-    fn closure(&self, files: &dyn Files, source: &Source, looked: &mut Looked) -> Result<Closure, WalkError>;
+    fn closure(&self, files: &dyn Files, source: &Source, entries_read: &mut Looked) -> Result<Closure, WalkError>;
 
     /// Returns the part of the declaration that the component digest covers (R1.2).
     fn content(&self, declared: &Value) -> Value;

@@ -122,10 +122,10 @@ mod tests {
 
     #[test]
     fn fields_do_not_run_together() {
-        let one = Digester::new("x").field(b"ab").field(b"c").finish();
-        let two = Digester::new("x").field(b"a").field(b"bc").finish();
-        assert_ne!(one, two);
-        assert_eq!(format!("sha256:{one}").parse::<Digest>(), Ok(one));
+        let first = Digester::new("x").field(b"ab").field(b"c").finish();
+        let second = Digester::new("x").field(b"a").field(b"bc").finish();
+        assert_ne!(first, second);
+        assert_eq!(format!("sha256:{first}").parse::<Digest>(), Ok(first));
     }
 
     #[test]

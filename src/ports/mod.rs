@@ -409,7 +409,7 @@ pub enum CrashPoint {
 #[async_trait]
 pub trait Boundary: Send + Sync {
     /// Is called at each crash point. Does not return if the simulation crashes the daemon here.
-    async fn pass(&self, cut: CrashPoint, what: &str);
+    async fn pass(&self, point: CrashPoint, subject: &str);
 }
 
 /// A plan that is ready to apply on this machine. The plan was made under the target's lock with the credentials of

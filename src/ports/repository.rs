@@ -58,7 +58,7 @@ pub trait Repository: Send + Sync {
     ///
     /// # Errors
     /// When the revision does not exist locally.
-    async fn files(&self, of: &Revision) -> Result<Arc<dyn Files>, RepositoryError>;
+    async fn files(&self, revision: &Revision) -> Result<Arc<dyn Files>, RepositoryError>;
     /// Merges two revisions into a local commit that is not pushed.
     ///
     /// # Errors
@@ -73,7 +73,7 @@ pub trait Repository: Send + Sync {
     ///
     /// # Errors
     /// When the revision does not exist locally.
-    async fn added_by(&self, of: &Revision, path: &str) -> Result<Option<Revision>, RepositoryError>;
+    async fn added_by(&self, revision: &Revision, path: &str) -> Result<Option<Revision>, RepositoryError>;
     /// Returns whether `ancestor` is an ancestor of `descendant` or equal to it.
     ///
     /// # Errors

@@ -51,20 +51,20 @@ pub struct InForce {
 impl InForce {
     /// Returns the limits of one run in an environment.
     pub fn limits(&self, environment: &EnvironmentName) -> Limits {
-        self.limits.get(environment).map(|held| held.guard.clone()).unwrap_or_default()
+        self.limits.get(environment).map(|entry| entry.guard.clone()).unwrap_or_default()
     }
 
     /// Returns the protected addresses of an instance, and whether its stored data is protected.
     pub fn protect(&self, id: &InstanceId) -> Protection {
         Protection {
-            addresses: self.protect.get(id).map(|held| held.guard.clone()).unwrap_or_default(),
-            data: self.rewrites.get(id).is_some_and(|held| !held.guard),
+            addresses: self.protect.get(id).map(|entry| entry.guard.clone()).unwrap_or_default(),
+            data: self.rewrites.get(id).is_some_and(|entry| !entry.guard),
         }
     }
 
     /// Returns the permissions in an environment.
     pub fn rights(&self, environment: &EnvironmentName) -> Vec<Rights> {
-        self.rights.get(environment).into_iter().flatten().map(|held| held.guard.clone()).collect()
+        self.rights.get(environment).into_iter().flatten().map(|entry| entry.guard.clone()).collect()
     }
 
     /// Returns the guards after one more commit, and one sentence for each refused loosening. Without an earlier
@@ -74,7 +74,7 @@ impl InForce {
         let mut refused = vec![];
         for (name, environment) in &commit.environments {
             let declared = &environment.limits;
-            let known = before.and_then(|_| self.limits.get(name)).map(|held| &held.guard);
+            let known = before.and_then(|_| self.limits.get(name)).map(|entry| &entry.guard);
             let guard = match known {
                 // A refused loosening stays refused in later commits.
                 Some(known) if before.and_then(|b| b.environments.get(name)).is_some_and(|b| b.limits == *declared) => {
@@ -99,24 +99,25 @@ impl InForce {
             // A renamed instance keeps the protection of its former name.
             let was_declared = before.is_some_and(|before| before.instances.contains_key(id));
             let former = instance.renamed_from.as_ref().filter(|_| !was_declared);
-            let of = |id: &InstanceId| before.and_then(|_| self.protect.get(id)).map(|held| held.guard.clone());
-            let mut known = of(id);
-            if let Some(old) = former.and_then(of) {
+            let protect_of =
+                |id: &InstanceId| before.and_then(|_| self.protect.get(id)).map(|entry| entry.guard.clone());
+            let mut known = protect_of(id);
+            if let Some(old) = former.and_then(protect_of) {
                 known.get_or_insert_default().extend(old);
             }
             let declared_before = before.and_then(|before| before.instances.get(former.unwrap_or(id)));
             let same =
                 declared_before.is_some_and(|before| before.digest.is_some() && before.digest == instance.digest);
-            let says_the_same = declared_before
+            let is_same_protect = declared_before
                 .and_then(|before| before.spec.as_ref())
                 .is_some_and(|before| before.protect == spec.protect);
-            let held = |id: &InstanceId| before.and(self.rewrites.get(id));
-            let held = held(id).or_else(|| former.and_then(held));
-            refused.extend(next.judge_rewrites(held, declared_before, instance, !same, revision));
+            let recorded = |id: &InstanceId| before.and(self.rewrites.get(id));
+            let recorded = recorded(id).or_else(|| former.and_then(recorded));
+            refused.extend(next.judge_rewrites(recorded, declared_before, instance, !same, revision));
             let mut guard = spec.protect.clone();
-            if let Some(known) = known.as_ref().filter(|_| !same || says_the_same) {
+            if let Some(known) = known.as_ref().filter(|_| !same || is_same_protect) {
                 let lifted: Vec<String> = known.iter().filter(|entry| !guard.contains(entry)).cloned().collect();
-                if let Some(first) = lifted.first().filter(|_| !says_the_same) {
+                if let Some(first) = lifted.first().filter(|_| !is_same_protect) {
                     refused.push(format!("`protect` of `{id}` is lifted from `{first}` together with a change of it: split in two pull requests"));
                 }
                 guard.extend(lifted);
@@ -136,25 +137,25 @@ impl InForce {
     /// Updates the rewrite guard of an instance from a commit; returns the refusal of a loosening.
     fn judge_rewrites(
         &mut self,
-        held: Option<&Held<bool>>,
+        recorded: Option<&Held<bool>>,
         before: Option<&Arc<Instance>>,
         instance: &Instance,
         changed: bool,
         revision: &Revision,
     ) -> Option<String> {
         let declared = instance.allows_rewrites?;
-        let said_before = before.and_then(|before| before.allows_rewrites);
-        let held = held.map(|held| held.guard);
-        let (guard, refused) = match held {
+        let declared_before = before.and_then(|before| before.allows_rewrites);
+        let recorded = recorded.map(|recorded| recorded.guard);
+        let (guard, refused) = match recorded {
             // A refused loosening stays refused in later commits.
-            Some(held) if said_before == Some(declared) => (held, None),
+            Some(recorded) if declared_before == Some(declared) => (recorded, None),
             Some(false) if declared && changed => {
                 let message = "is said together with a change of it: split in two pull requests";
                 (false, Some(format!("`allowRewrite` of `{}` {message}", instance.id)))
             }
             _ => (declared, None),
         };
-        if held != Some(guard) {
+        if recorded != Some(guard) {
             self.rewrites.insert(instance.id.clone(), Held { guard, since: revision.clone() });
         }
         refused
@@ -168,8 +169,9 @@ impl InForce {
             let declared = Held { guard: Rights::of(state_repo, name), since: revision.clone() };
             let known = self.rights.entry(name.clone()).or_default();
             let is_same = known.last().is_some_and(|last| last.guard == declared.guard);
-            let said_before = before.and_then(|before| before.state_repo.as_ref()).map(|repo| Rights::of(repo, name));
-            if said_before.as_ref() == Some(&declared.guard) && !known.is_empty() {
+            let declared_before =
+                before.and_then(|before| before.state_repo.as_ref()).map(|repo| Rights::of(repo, name));
+            if declared_before.as_ref() == Some(&declared.guard) && !known.is_empty() {
                 continue;
             }
             if known.is_empty() || before.is_none() || alone(before, commit, name) {
@@ -193,21 +195,21 @@ fn alone(before: Option<&Desired>, commit: &Desired, environment: &EnvironmentNa
         own.map(|(id, instance)| (id.clone(), instance.digest)).collect()
     };
     before.is_some_and(|before| {
-        let now = digests(commit);
-        now.values().all(Option::is_some) && digests(before) == now
+        let after = digests(commit);
+        after.values().all(Option::is_some) && digests(before) == after
     })
 }
 
-fn tighter(one: &Limits, two: &Limits) -> Limits {
-    let Limits { destroys, replaces, changes, moves, move_bytes } = two;
-    fn both<T: Ord>(one: Option<T>, two: Option<T>) -> Option<T> {
-        one.into_iter().chain(two).min()
+fn tighter(a: &Limits, b: &Limits) -> Limits {
+    let Limits { destroys, replaces, changes, moves, move_bytes } = b;
+    fn both<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
+        a.into_iter().chain(b).min()
     }
     Limits {
-        destroys: one.destroys.min(*destroys),
-        replaces: one.replaces.min(*replaces),
-        changes: both(one.changes, *changes),
-        moves: both(one.moves, *moves),
-        move_bytes: both(one.move_bytes, *move_bytes),
+        destroys: a.destroys.min(*destroys),
+        replaces: a.replaces.min(*replaces),
+        changes: both(a.changes, *changes),
+        moves: both(a.moves, *moves),
+        move_bytes: both(a.move_bytes, *move_bytes),
     }
 }

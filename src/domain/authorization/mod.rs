@@ -33,8 +33,8 @@ pub enum Level {
 
 impl Level {
     /// Parses the forge's name of a level.
-    pub fn parse(word: &str) -> Self {
-        match word {
+    pub fn parse(name: &str) -> Self {
+        match name {
             "admin" => Self::Admin,
             "maintain" => Self::Maintain,
             "write" | "push" => Self::Write,
@@ -115,8 +115,8 @@ impl Principal {
         match (self, to.split_once(':')) {
             (Self::User { login, .. }, Some(("user", name))) => login.eq_ignore_ascii_case(name),
             (Self::User { teams, .. }, Some(("team", name))) => teams.contains(name),
-            (Self::User { level, .. }, Some(("permission", word))) => {
-                *level >= Level::parse(word) && *level > Level::None
+            (Self::User { level, .. }, Some(("permission", name))) => {
+                *level >= Level::parse(name) && *level > Level::None
             }
             (Self::Token { name }, Some(("token", other))) => name == other,
             _ => false,
@@ -149,9 +149,9 @@ impl Rights {
             .map(|line| Permission { environments: None, ..line.clone() })
             .collect();
         let named = |name: &String| {
-            let mut words =
+            let mut subjects =
                 lines.iter().flat_map(|line| line.to.iter().chain(line.approvals.iter().flat_map(|a| &a.from)));
-            words.any(|to| to.strip_prefix("team:") == Some(name))
+            subjects.any(|to| to.strip_prefix("team:") == Some(name))
         };
         let teams = state_repo.teams.iter().filter(|(name, _)| named(name));
         Self { teams: teams.map(|(name, team)| (name.clone(), team.clone())).collect(), lines }

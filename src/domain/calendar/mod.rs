@@ -108,18 +108,18 @@ fn names(field: &str) -> Result<String, String> {
     Ok(written)
 }
 
-fn day(word: &str) -> Result<String, String> {
-    match word.parse::<usize>() {
+fn day(text: &str) -> Result<String, String> {
+    match text.parse::<usize>() {
         Ok(number) => DAYS
             .get(number)
             .map(|name| (*name).to_owned())
             .ok_or_else(|| format!("`{number}` is not a day of the week (0 to 7)")),
         Err(_) => {
-            let upper = word.to_ascii_uppercase();
-            if word == "*" || DAYS.contains(&upper.as_str()) {
+            let upper = text.to_ascii_uppercase();
+            if text == "*" || DAYS.contains(&upper.as_str()) {
                 Ok(upper)
             } else {
-                Err(format!("`{word}` is not a day of the week"))
+                Err(format!("`{text}` is not a day of the week"))
             }
         }
     }

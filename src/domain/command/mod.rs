@@ -74,7 +74,7 @@ pub fn parse(comment: &str) -> Vec<Result<Command, Unclear>> {
         if indent > 3 || quoted.iter().any(|range| range.contains(&place)) {
             continue;
         }
-        match one(rest) {
+        match parse_line(rest) {
             None => {}
             Some(_) if too_long => {
                 let message = format!(
@@ -111,51 +111,51 @@ fn quoted(text: &str) -> Vec<Range<usize>> {
 }
 
 /// Parses one line after its slash; `None` if the line is not a command of Evenkeel.
-fn one(rest: &str) -> Option<Result<Command, Unclear>> {
+fn parse_line(rest: &str) -> Option<Result<Command, Unclear>> {
     if rest.starts_with(char::is_whitespace) {
         return None;
     }
-    let mut words: Vec<&str> = rest.split_whitespace().collect();
-    let name = words.first().copied()?;
+    let mut tokens: Vec<&str> = rest.split_whitespace().collect();
+    let name = tokens.first().copied()?;
     if !name.bytes().all(|c| c.is_ascii_alphabetic() || matches!(c, b'-' | b',' | b';' | b':' | b'.')) {
         return None;
     }
-    words.remove(0);
+    tokens.remove(0);
     let Some(verb) = VERBS.into_iter().chain(LATER).find(|verb| verb.name() == name) else {
         let names: Vec<String> = VERBS.into_iter().chain(LATER).map(Verb::name).collect();
-        let meant = nearest(name, names.iter().map(String::as_str))?;
+        let suggestion = nearest(name, names.iter().map(String::as_str))?;
         return Some(Err(Unclear(format!(
-            "`/{name}` is not a command; did you mean `/{meant}`? `/help` lists the commands."
+            "`/{name}` is not a command; did you mean `/{suggestion}`? `/help` lists the commands."
         ))));
     };
     if LATER.contains(&verb) {
         return Some(Err(Unclear(format!("`/{name}` is not available in this version; `/help` lists the commands."))));
     }
-    if let Some(option) = words.iter().find(|word| word.starts_with("--")) {
+    if let Some(option) = tokens.iter().find(|token| token.starts_with("--")) {
         return Some(Err(Unclear(format!("`{option}` is not an option of `/{name}`; leave it out."))));
     }
-    let lasting = words.last().filter(|_| verb == Verb::Snooze).and_then(|word| word.parse::<Duration>().ok());
+    let lasting = tokens.last().filter(|_| verb == Verb::Snooze).and_then(|token| token.parse::<Duration>().ok());
     if lasting.is_some() {
-        words.pop();
+        tokens.pop();
     }
-    let looks = |word: &&&str| verb == Verb::Snooze && word.starts_with(|c: char| c.is_ascii_digit());
-    if let Some(word) = words.last().filter(looks) {
+    let starts_with_digit = |token: &&&str| verb == Verb::Snooze && token.starts_with(|c: char| c.is_ascii_digit());
+    if let Some(token) = tokens.last().filter(starts_with_digit) {
         return Some(Err(Unclear(format!(
-            "`{word}` is not a duration; write one such as `14d` or `12h`, of one second to ten years."
+            "`{token}` is not a duration; write one such as `14d` or `12h`, of one second to ten years."
         ))));
     }
     // After a selector only a digest is possible, so a digest without a decimal digit is accepted there.
-    let digest = words.last().copied().filter(|word| is_digest(word) || words.len() == 2 && is_hex(word));
+    let digest = tokens.last().copied().filter(|token| is_digest(token) || tokens.len() == 2 && is_hex(token));
     let digest = digest.map(str::to_owned);
     if digest.is_some() {
-        words.pop();
+        tokens.pop();
     }
     if digest.is_some() && !matches!(verb, Verb::Apply | Verb::Destroy) {
         return Some(Err(Unclear(format!(
             "a digest belongs to `/apply` and `/destroy`; `/{name}` takes a selector alone."
         ))));
     }
-    let selector = match words.join(" ") {
+    let selector = match tokens.join(" ") {
         text if text.is_empty() => None,
         text => match text.parse::<Selector>() {
             Ok(selector) => Some(selector),
@@ -170,13 +170,13 @@ fn one(rest: &str) -> Option<Result<Command, Unclear>> {
 }
 
 /// Returns whether a text is six or more hex digits.
-fn is_hex(word: &str) -> bool {
-    (6..=64).contains(&word.len()) && word.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+fn is_hex(text: &str) -> bool {
+    (6..=64).contains(&text.len()) && text.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Returns whether a text is a digest: hex digits with at least one decimal digit, which excludes names.
-fn is_digest(word: &str) -> bool {
-    is_hex(word) && word.bytes().any(|c| c.is_ascii_digit())
+fn is_digest(text: &str) -> bool {
+    is_hex(text) && text.bytes().any(|c| c.is_ascii_digit())
 }
 
 /// Returns the reply to `/help`.

@@ -320,8 +320,8 @@ impl Assembly {
                 _ => problem,
             };
             self.desired.problems = problems.into_iter().map(quote).collect();
-            self.desired.problems.dedup_by(|one, two| {
-                one.file == two.file && one.line == two.line && one.column == two.column && one.message == two.message
+            self.desired.problems.dedup_by(|a, b| {
+                a.file == b.file && a.line == b.line && a.column == b.column && a.message == b.message
             });
         }
         self.desired.notes.sort();

@@ -26,19 +26,19 @@ pub struct Closures {
     kinds: &'static Kinds,
     /// The object ids of the entries in the root of the repository.
     tops: BTreeMap<String, String>,
-    kept: HashMap<Source, Kept>,
+    cached: HashMap<Source, Cached>,
 }
 
-struct Kept {
+struct Cached {
     closure: Result<Arc<Closure>, String>,
-    looked: Looked,
-    asked: bool,
+    entries_read: Looked,
+    used: bool,
 }
 
 impl Closures {
     /// Creates an empty cache.
     pub fn new(kinds: &'static Kinds) -> Self {
-        Self { kinds, tops: BTreeMap::new(), kept: HashMap::new() }
+        Self { kinds, tops: BTreeMap::new(), cached: HashMap::new() }
     }
 
     /// Switches to another revision. Removes the closures that may differ there, and returns their sources.
@@ -54,14 +54,14 @@ impl Closures {
         };
         let mut known: HashMap<String, bool> = HashMap::new();
         let mut others = HashSet::new();
-        for (key, kept) in &self.kept {
-            let mut is_same = kept.closure.is_ok();
-            for (path, stood) in kept.looked.iter().filter(|(path, _)| !same(path)) {
+        for (key, cached) in &self.cached {
+            let mut is_same = cached.closure.is_ok();
+            for (path, entry_before) in cached.entries_read.iter().filter(|(path, _)| !same(path)) {
                 is_same &= match known.get(path) {
                     Some(same) => *same,
                     None => {
                         let entry = files.entry(path)?;
-                        let same = match (&entry, stood) {
+                        let same = match (&entry, entry_before) {
                             (None, None) => true,
                             (Some(entry), Some((sort, None))) => entry.sort == *sort,
                             (Some(entry), Some((sort, Some(id)))) => {
@@ -70,7 +70,7 @@ impl Closures {
                             _ => false,
                         };
                         // A check of the entry kind alone must not be reused for closures that depend on the content.
-                        if !matches!(stood, Some((_, None))) {
+                        if !matches!(entry_before, Some((_, None))) {
                             known.insert(path.clone(), same);
                         }
                         same
@@ -84,7 +84,7 @@ impl Closures {
                 others.insert(key.clone());
             }
         }
-        self.kept.retain(|key, _| !others.contains(key));
+        self.cached.retain(|key, _| !others.contains(key));
         self.tops = tops;
         Ok(others)
     }
@@ -94,21 +94,21 @@ impl Closures {
     /// # Errors
     /// The reason for which the source has no closure.
     pub fn of(&mut self, files: &dyn Files, source: &Source) -> Result<Arc<Closure>, String> {
-        let kept = self.kept.entry(source.clone()).or_insert_with(|| {
-            let mut looked = Looked::new();
+        let cached = self.cached.entry(source.clone()).or_insert_with(|| {
+            let mut entries_read = Looked::new();
             let found = match self.kinds.get(source.kind) {
-                Some(kind) => kind.closure(files, source, &mut looked).map_err(|error| error.to_string()),
+                Some(kind) => kind.closure(files, source, &mut entries_read).map_err(|error| error.to_string()),
                 None => Err(format!("`{}` is not a kind of target", source.kind)),
             };
             let closure = found.map(Arc::new);
-            Kept { closure, looked, asked: true }
+            Cached { closure, entries_read, used: true }
         });
-        kept.asked = true;
-        kept.closure.clone()
+        cached.used = true;
+        cached.closure.clone()
     }
 
     /// Removes the closures that were not used since the last call.
     pub fn tidy(&mut self) {
-        self.kept.retain(|_, kept| std::mem::take(&mut kept.asked));
+        self.cached.retain(|_, cached| std::mem::take(&mut cached.used));
     }
 }

@@ -26,7 +26,7 @@ const FOLDER_DEPTH_MAX: usize = 16;
 pub(super) struct Folder {
     /// The object id of the content; empty if the id does not cover everything that was read.
     id: String,
-    files: Vec<Kept>,
+    files: Vec<FileEntry>,
     below: Vec<(String, Arc<Folder>)>,
     /// The number of files in this folder and below.
     pub(super) count: usize,
@@ -36,7 +36,7 @@ pub(super) struct Folder {
 
 /// A file with its object id.
 #[derive(Debug, Clone)]
-struct Kept {
+struct FileEntry {
     name: String,
     id: String,
     file: Arc<File>,
@@ -67,12 +67,12 @@ impl Folder {
     }
 
     fn file_before(&self, name: &str, id: &str) -> Option<&Arc<File>> {
-        let at = self.files.binary_search_by(|kept| kept.name.as_str().cmp(name)).ok()?;
-        Some(&self.files[at]).filter(|kept| !id.is_empty() && kept.id == id).map(|kept| &kept.file)
+        let at = self.files.binary_search_by(|entry| entry.name.as_str().cmp(name)).ok()?;
+        Some(&self.files[at]).filter(|entry| !id.is_empty() && entry.id == id).map(|entry| &entry.file)
     }
 
     fn collect<'f>(&'f self, found: &mut Vec<&'f Arc<File>>) {
-        found.extend(self.files.iter().map(|kept| &kept.file));
+        found.extend(self.files.iter().map(|entry| &entry.file));
         for (_, folder) in &self.below {
             folder.collect(found);
         }
@@ -82,23 +82,23 @@ impl Folder {
     pub(super) fn differences<'f>(
         &'f self,
         other: &'f Self,
-        gone: &mut Vec<&'f Arc<File>>,
-        fresh: &mut Vec<&'f Arc<File>>,
+        removed: &mut Vec<&'f Arc<File>>,
+        added: &mut Vec<&'f Arc<File>>,
     ) {
-        for (one, two) in pairs(&self.files, &other.files, |one, two| one.name.cmp(&two.name)) {
-            if one.zip(two).is_some_and(|(one, two)| Arc::ptr_eq(&one.file, &two.file)) {
+        for (a, b) in pairs(&self.files, &other.files, |a, b| a.name.cmp(&b.name)) {
+            if a.zip(b).is_some_and(|(a, b)| Arc::ptr_eq(&a.file, &b.file)) {
                 continue;
             }
-            gone.extend(one.map(|kept| &kept.file));
-            fresh.extend(two.map(|kept| &kept.file));
+            removed.extend(a.map(|entry| &entry.file));
+            added.extend(b.map(|entry| &entry.file));
         }
-        for (one, two) in pairs(&self.below, &other.below, |one, two| one.0.cmp(&two.0)) {
-            match (one, two) {
-                (Some((_, one)), Some((_, two))) if Arc::ptr_eq(one, two) => {}
-                (Some((_, one)), Some((_, two))) => one.differences(two, gone, fresh),
-                (one, two) => {
-                    one.iter().for_each(|(_, one)| one.collect(gone));
-                    two.iter().for_each(|(_, two)| two.collect(fresh));
+        for (a, b) in pairs(&self.below, &other.below, |a, b| a.0.cmp(&b.0)) {
+            match (a, b) {
+                (Some((_, a)), Some((_, b))) if Arc::ptr_eq(a, b) => {}
+                (Some((_, a)), Some((_, b))) => a.differences(b, removed, added),
+                (a, b) => {
+                    a.iter().for_each(|(_, a)| a.collect(removed));
+                    b.iter().for_each(|(_, b)| b.collect(added));
                 }
             }
         }
@@ -106,19 +106,23 @@ impl Folder {
 }
 
 /// Merges two sorted lists to pairs of equal entries.
-fn pairs<'l, T>(one: &'l [T], two: &'l [T], order: impl Fn(&T, &T) -> Ordering) -> Vec<(Option<&'l T>, Option<&'l T>)> {
-    let (mut left, mut right) = (one.iter().peekable(), two.iter().peekable());
-    let mut found = Vec::with_capacity(one.len().max(two.len()));
+fn pairs<'l, T>(
+    first: &'l [T],
+    second: &'l [T],
+    order: impl Fn(&T, &T) -> Ordering,
+) -> Vec<(Option<&'l T>, Option<&'l T>)> {
+    let (mut left, mut right) = (first.iter().peekable(), second.iter().peekable());
+    let mut found = Vec::with_capacity(first.len().max(second.len()));
     loop {
         let order = match (left.peek(), right.peek()) {
             (None, None) => return found,
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
-            (Some(one), Some(two)) => order(one, two),
+            (Some(first), Some(second)) => order(first, second),
         };
-        let one = if order == Ordering::Greater { None } else { left.next() };
-        let two = if order == Ordering::Less { None } else { right.next() };
-        found.push((one, two));
+        let first = if order == Ordering::Greater { None } else { left.next() };
+        let second = if order == Ordering::Less { None } else { right.next() };
+        found.push((first, second));
     }
 }
 
@@ -181,7 +185,7 @@ impl Reading<'_> {
                         .unwrap_or_else(|| Arc::new(read_file(self.kinds, self.files, self.root, &place)));
                     self.count += 1;
                     folder.count += 1;
-                    folder.files.push(Kept { name: entry.name, id, file });
+                    folder.files.push(FileEntry { name: entry.name, id, file });
                 }
                 _ => {}
             }

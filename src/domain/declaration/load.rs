@@ -102,15 +102,15 @@ impl Loader {
             }
         };
         let next = last
-            .and_then(|last| self.changed(files, last, &folder, &others))
-            .unwrap_or_else(|| self.whole(files, root, folder));
+            .and_then(|last| self.load_changes(files, last, &folder, &others))
+            .unwrap_or_else(|| self.load_all(files, root, folder));
         let desired = Arc::clone(&next.desired);
         self.last = Some(next);
         desired
     }
 
     /// Assembles all documents.
-    fn whole(&mut self, files: &dyn Files, root: &str, folder: Arc<Folder>) -> Last {
+    fn load_all(&mut self, files: &dyn Files, root: &str, folder: Arc<Folder>) -> Last {
         let mut assembly = Assembly::new(Desired { complete: true, files: folder.count, ..Desired::default() });
         let read = folder.files();
         assembly.problems.extend(folder.problems.iter().cloned());
@@ -165,7 +165,7 @@ impl Loader {
                         || "declare it in `environments/`".to_owned(),
                         |name| format!("did you mean `{name}`?"),
                     );
-                    // The instances of this document are not removed ones, although no instance lists them here.
+                    // The name may be misspelled. The intended instance is then not a removed one.
                     assembly.desired.complete = false;
                     assembly.problems.push(problem.hint(hint));
                     continue;
@@ -200,14 +200,20 @@ impl Loader {
                 ));
             }
             assembly.edges(&mut instance, &document, &ids);
-            self.close(files, &document, &mut instance, assembly);
+            self.resolve_closure(files, &document, &mut instance, assembly);
             assembly.desired.instances.insert(instance.id.clone(), Arc::new(instance));
         }
         assembly.cycles();
     }
 
     /// Computes the closure and the digest of an instance.
-    fn close(&mut self, files: &dyn Files, document: &Document, instance: &mut Instance, assembly: &mut Assembly) {
+    fn resolve_closure(
+        &mut self,
+        files: &dyn Files,
+        document: &Document,
+        instance: &mut Instance,
+        assembly: &mut Assembly,
+    ) {
         let Some(spec) = &mut instance.spec else { return };
         let Some(kind) = self.kinds.of(&spec.target) else { return };
         if let Some(environment) = assembly.desired.environments.get(&instance.id.environment)
@@ -239,7 +245,7 @@ impl Loader {
     }
 
     /// Resolves the changed documents again; `None` if the earlier load or the change has a problem.
-    fn changed(
+    fn load_changes(
         &mut self,
         files: &dyn Files,
         mut last: Last,
@@ -248,12 +254,12 @@ impl Loader {
     ) -> Option<Last> {
         let clean = last.desired.complete && last.desired.problems.is_empty() && last.desired.notes.is_empty();
         let before = Arc::clone(&last.folder);
-        let (mut gone, mut fresh): (Vec<&Arc<File>>, Vec<&Arc<File>>) = (vec![], vec![]);
-        before.differences(folder, &mut gone, &mut fresh);
+        let (mut outdated, mut updated): (Vec<&Arc<File>>, Vec<&Arc<File>>) = (vec![], vec![]);
+        before.differences(folder, &mut outdated, &mut updated);
         let sound = |file: &&Arc<File>| {
             file.problems.is_empty() && file.documents.iter().all(|document| document.problems.is_empty())
         };
-        if !clean || !folder.problems.is_empty() || !fresh.iter().all(sound) {
+        if !clean || !folder.problems.is_empty() || !updated.iter().all(sound) {
             return None;
         }
         let mut assembly = Assembly::new((*last.desired).clone());
@@ -264,24 +270,24 @@ impl Loader {
                 .flat_map(|file| file.documents.iter().cloned())
                 .partition::<Vec<_>, _>(|document| document.kind == "Component")
         };
-        let ((gone, other_gone), (fresh, other_fresh)) = (documents(&gone), documents(&fresh));
-        if !(other_gone.is_empty() && other_fresh.is_empty()) {
-            last.others.retain(|document| !other_gone.iter().any(|gone| Arc::ptr_eq(gone, document)));
-            last.others.extend(other_fresh);
+        let ((outdated, other_outdated), (updated, other_updated)) = (documents(&outdated), documents(&updated));
+        if !(other_outdated.is_empty() && other_updated.is_empty()) {
+            last.others.retain(|document| !other_outdated.iter().any(|outdated| Arc::ptr_eq(outdated, document)));
+            last.others.extend(other_updated);
             replace_others(&mut assembly, &last.others)?;
         }
-        let touched = self.replace_components(&mut last.components, &mut assembly, &gone, &fresh)?;
+        let touched = self.replace_components(&mut last.components, &mut assembly, &outdated, &updated)?;
         assembly.desired.components = last.components.len();
         for (document, id) in &touched {
             let mut instance = (*assembly.desired.instances[id]).clone();
             let known = std::mem::take(&mut assembly.desired.instances);
             assembly.edges(&mut instance, document, &known);
             assembly.desired.instances = known;
-            self.close(files, document, &mut instance, &mut assembly);
+            self.resolve_closure(files, document, &mut instance, &mut assembly);
             assembly.desired.instances.insert(id.clone(), Arc::new(instance));
         }
         if !others.is_empty() {
-            self.close_again(files, others, &mut assembly)?;
+            self.refresh_closures(files, others, &mut assembly)?;
         }
         if !assembly.problems.is_empty()
             || !assembly.desired.notes.is_empty()
@@ -298,11 +304,11 @@ impl Loader {
         &mut self,
         components: &mut HashMap<ComponentName, Arc<Document>>,
         assembly: &mut Assembly,
-        gone: &[Arc<Document>],
-        fresh: &[Arc<Document>],
+        outdated: &[Arc<Document>],
+        updated: &[Arc<Document>],
     ) -> Option<Vec<(Arc<Document>, InstanceId)>> {
         let mut removed = HashSet::new();
-        for document in gone {
+        for document in outdated {
             components.remove(&document.name);
             for (environment, _) in environments_of(document) {
                 let id = InstanceId::new(&environment, &document.name);
@@ -312,7 +318,7 @@ impl Loader {
             }
         }
         let mut touched = vec![];
-        for document in fresh {
+        for document in updated {
             if components.insert(document.name.clone(), Arc::clone(document)).is_some() {
                 return None;
             }
@@ -338,7 +344,7 @@ impl Loader {
     }
 
     /// Computes the closures of `others` again.
-    fn close_again(&mut self, files: &dyn Files, others: &HashSet<Source>, assembly: &mut Assembly) -> Option<()> {
+    fn refresh_closures(&mut self, files: &dyn Files, others: &HashSet<Source>, assembly: &mut Assembly) -> Option<()> {
         for instance in assembly.desired.instances.values_mut() {
             let Some(spec) = instance.spec.as_ref() else { continue };
             let Some(kind) = self.kinds.of(&spec.target) else { continue };
@@ -360,10 +366,10 @@ fn replace_others(assembly: &mut Assembly, others: &[Arc<Document>]) -> Option<(
     let before = std::mem::take(&mut desired.environments);
     (desired.state_repo, desired.remediations, desired.schedules) = Default::default();
     assembly.sort_out(others.iter());
-    let now = &assembly.desired.environments;
+    let after = &assembly.desired.environments;
     let edges = |environments: &BTreeMap<EnvironmentName, Arc<Environment>>| {
         let part = |environment: &Environment| (environment.after.clone(), environment.kubernetes.clone());
         environments.iter().map(|(name, environment)| (name.clone(), part(environment))).collect::<Vec<_>>()
     };
-    (assembly.problems.is_empty() && edges(&before) == edges(now)).then_some(())
+    (assembly.problems.is_empty() && edges(&before) == edges(after)).then_some(())
 }

@@ -49,15 +49,15 @@ pub fn pieces(text: &str) -> Result<Vec<Piece>, String> {
         literal.push_str(&rest[..at]);
         let inner = &rest[at + 2..];
         let end = inner.find('}').ok_or_else(|| "`${` without its `}`".to_owned())?;
-        let word = inner[..end].trim();
+        let name = inner[..end].trim();
         if !literal.is_empty() {
             pieces.push(Piece::Literal(std::mem::take(&mut literal)));
         }
-        pieces.push(match word {
+        pieces.push(match name {
             "environment" => Piece::Environment,
-            word => {
-                let unknown = || format!("`${{{word}}}` is not known");
-                let (component, key) = word.split_once(".outputs.").ok_or_else(unknown)?;
+            name => {
+                let unknown = || format!("`${{{name}}}` is not known");
+                let (component, key) = name.split_once(".outputs.").ok_or_else(unknown)?;
                 if key.is_empty() {
                     return Err(unknown());
                 }

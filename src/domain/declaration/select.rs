@@ -80,9 +80,9 @@ impl Selector {
             Self::Changed => candidate.changed,
             Self::Drifted => candidate.drifted,
             Self::Pending => candidate.pending,
-            Self::And(one, two) => one.selects(candidate) && two.selects(candidate),
-            Self::Or(one, two) => one.selects(candidate) || two.selects(candidate),
-            Self::Not(one) => !one.selects(candidate),
+            Self::And(a, b) => a.selects(candidate) && b.selects(candidate),
+            Self::Or(a, b) => a.selects(candidate) || b.selects(candidate),
+            Self::Not(operand) => !operand.selects(candidate),
         }
     }
 }
@@ -92,7 +92,7 @@ impl Selector {
     pub fn short(&self) -> String {
         match self {
             Self::Environment(name) => name.to_string(),
-            Self::And(one, two) => match (&**one, &**two) {
+            Self::And(a, b) => match (&**a, &**b) {
                 (Self::Environment(environment), Self::Component(component)) => format!("{environment}/{component}"),
                 _ => self.to_string(),
             },
@@ -117,7 +117,7 @@ impl FromStr for Selector {
         let selector = reader.any().map_err(|why| fail(&why))?;
         match reader.peek() {
             None => Ok(selector),
-            Some(word) => Err(fail(&format!("`{word}` stands after its end; join parts with `and` or `or`"))),
+            Some(token) => Err(fail(&format!("`{token}` stands after its end; join parts with `and` or `or`"))),
         }
     }
 }
@@ -141,23 +141,23 @@ impl Reader<'_> {
         Ok(selector)
     }
     fn all(&mut self) -> Result<Selector, String> {
-        let mut selector = self.one()?;
+        let mut selector = self.operand()?;
         while self.peek() == Some("and") {
             self.at += 1;
-            selector = Selector::And(Box::new(selector), Box::new(self.one()?));
+            selector = Selector::And(Box::new(selector), Box::new(self.operand()?));
         }
         Ok(selector)
     }
-    fn one(&mut self) -> Result<Selector, String> {
+    fn operand(&mut self) -> Result<Selector, String> {
         self.depth += 1;
         if self.depth > DEPTH_MAX {
             return Err("it is nested too deep".into());
         }
-        let word =
+        let token =
             self.peek().ok_or("it ends where an environment, a component or a condition is expected")?.to_owned();
         self.at += 1;
-        let selector = match word.as_str() {
-            "not" => Selector::Not(Box::new(self.one()?)),
+        let selector = match token.as_str() {
+            "not" => Selector::Not(Box::new(self.operand()?)),
             "(" => {
                 let inner = self.any()?;
                 if self.peek() != Some(")") {
@@ -166,17 +166,17 @@ impl Reader<'_> {
                 self.at += 1;
                 inner
             }
-            ")" | "and" | "or" => return Err(format!("`{word}` stands where a condition is expected")),
-            word => term(word)?,
+            ")" | "and" | "or" => return Err(format!("`{token}` stands where a condition is expected")),
+            token => term(token)?,
         };
         self.depth -= 1;
         Ok(selector)
     }
 }
 
-fn term(word: &str) -> Result<Selector, String> {
+fn term(token: &str) -> Result<Selector, String> {
     let name = |text: &str| text.parse().map_err(|e: crate::model::ids::Malformed| e.to_string());
-    match word.split_once(':') {
+    match token.split_once(':') {
         Some(("env", text)) => Ok(Selector::Environment(name(text)?)),
         Some(("component", text)) => {
             Ok(Selector::Component(text.parse().map_err(|e: crate::model::ids::Malformed| e.to_string())?))
@@ -190,19 +190,19 @@ fn term(word: &str) -> Result<Selector, String> {
             None => Selector::Label(text.to_owned(), None),
         }),
         Some((other, _)) => Err(format!("`{other}:` is not known; expected `env:`, `component:`, `kind:` or `label:`")),
-        None => match word {
+        None => match token {
             "all" => Ok(Selector::All),
             "changed" => Ok(Selector::Changed),
             "drifted" => Ok(Selector::Drifted),
             "pending" => Ok(Selector::Pending),
-            _ => match word.split_once('/') {
+            _ => match token.split_once('/') {
                 Some((environment, component)) => Ok(Selector::And(
                     Box::new(Selector::Environment(name(environment)?)),
                     Box::new(Selector::Component(
                         component.parse().map_err(|e: crate::model::ids::Malformed| e.to_string())?,
                     )),
                 )),
-                None => Ok(Selector::Environment(name(word)?)),
+                None => Ok(Selector::Environment(name(token)?)),
             },
         },
     }
@@ -220,9 +220,9 @@ impl fmt::Display for Selector {
             Self::Changed => f.write_str("changed"),
             Self::Drifted => f.write_str("drifted"),
             Self::Pending => f.write_str("pending"),
-            Self::And(one, two) => write!(f, "({one} and {two})"),
-            Self::Or(one, two) => write!(f, "({one} or {two})"),
-            Self::Not(one) => write!(f, "not {one}"),
+            Self::And(a, b) => write!(f, "({a} and {b})"),
+            Self::Or(a, b) => write!(f, "({a} or {b})"),
+            Self::Not(operand) => write!(f, "not {operand}"),
         }
     }
 }

@@ -310,7 +310,7 @@ pub fn nearest<'n>(found: &str, names: impl Iterator<Item = &'n str>) -> Option<
             (if prefix { score.max(0.75) } else { score }, name)
         })
         .filter(|(score, _)| *score >= 0.6)
-        .max_by(|one, two| one.0.total_cmp(&two.0))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, name)| name)
 }
 

@@ -20,8 +20,8 @@ impl fmt::Display for MissingApprovals {
                 let stale: Vec<String> = stale
                     .iter()
                     .map(|(name, is_older_head)| {
-                        let of = if *is_older_head { "an older head" } else { "an older plan" };
-                        format!("that of {name} is of {of}")
+                        let basis = if *is_older_head { "an older head" } else { "an older plan" };
+                        format!("that of {name} is of {basis}")
                     })
                     .collect();
                 if stale.is_empty() { Ok(()) } else { write!(f, " ({})", stale.join(", ")) }

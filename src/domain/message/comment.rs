@@ -17,7 +17,7 @@ use crate::{
 
 /// Returns the reply to a command that created runs.
 pub fn begun(runs: &[Run]) -> String {
-    let said = runs.iter().map(|run| {
+    let messages = runs.iter().map(|run| {
         if run.kind.destroys() {
             let gone = names(run.instances.keys().map(ToString::to_string));
             format!("Run {} destroys what is left of {gone}.", run.id)
@@ -27,7 +27,7 @@ pub fn begun(runs: &[Run]) -> String {
             format!("Run {} applies `{}`.", run.id, run.environment)
         }
     });
-    said.collect::<Vec<_>>().join(" ")
+    messages.collect::<Vec<_>>().join(" ")
 }
 
 /// The longest body, in characters. GitHub's limit is 65,536; the difference is reserved for the marker.
@@ -126,8 +126,8 @@ fn details(instance: &InstancePlan) -> String {
         return String::new();
     }
     let lines: Vec<String> = resources.iter().flat_map(|resource| diff(resource)).collect();
-    let left = lines.len().saturating_sub(DIFF_LINES_MAX);
-    let more = if left > 0 { format!("\n… {left} more lines") } else { String::new() };
+    let omitted = lines.len().saturating_sub(DIFF_LINES_MAX);
+    let more = if omitted > 0 { format!("\n… {omitted} more lines") } else { String::new() };
     let shown = lines.into_iter().take(DIFF_LINES_MAX).collect::<Vec<_>>().join("\n").replace("````", "'''");
     format!(
         "<details><summary><code>{}</code>: {}</summary>\n\n````diff\n{shown}{more}\n````\n\n</details>\n\n",
@@ -189,12 +189,12 @@ pub struct Concerned {
 }
 
 /// Returns a note with the other pull requests and commits of a plan of all pending changes; `None` if there are none.
-pub fn concerns(all: &[Concerned], carrier: PullNumber) -> Option<Note> {
-    let others = all.iter().filter(|one| one.pull != Some(carrier));
+pub fn concerns(all: &[Concerned], own: PullNumber) -> Option<Note> {
+    let others = all.iter().filter(|concerned| concerned.pull != Some(own));
     let named: Vec<String> = others
-        .map(|one| match one.pull {
+        .map(|concerned| match concerned.pull {
             Some(number) => number.to_string(),
-            None => format!("`{}` ({})", one.commit.short(), one_line(&one.subject)),
+            None => format!("`{}` ({})", concerned.commit.short(), one_line(&concerned.subject)),
         })
         .collect();
     let message = format!("this is all that is pending, and also concerns {}", named.join(", "));
@@ -202,9 +202,9 @@ pub fn concerns(all: &[Concerned], carrier: PullNumber) -> Option<Note> {
 }
 
 /// Returns the comment on a pull request whose plan is on a newer one.
-pub fn superseded(environment: &EnvironmentName, carrier: PullNumber, what: &str) -> String {
+pub fn superseded(environment: &EnvironmentName, newer: PullNumber, what: &str) -> String {
     let message = format!(
-        "The plan of `{environment}` is superseded by {carrier}, which carries all that is pending there; comment `/apply {environment}` there."
+        "The plan of `{environment}` is superseded by {newer}, which carries all that is pending there; comment `/apply {environment}` there."
     );
     close(message, what)
 }
@@ -317,13 +317,13 @@ fn run_title(run: &Run) -> String {
         RunState::Ended { .. } => {
             let applied = run.instances.values().filter(|i| i.status == Status::Applied).count();
             let changed = run.instances.values().any(|i| i.changed);
-            let word = match (applied == run.instances.len(), changed) {
+            let result = match (applied == run.instances.len(), changed) {
                 (true, true) => "Applied",
                 (true, false) => "Nothing to do",
                 (false, true) => "Applied in part",
                 (false, false) => "Stopped before the first change",
             };
-            format!("### {word} · `{}` at `{}` · run {}", run.environment, run.revision.short(), run.id)
+            format!("### {result} · `{}` at `{}` · run {}", run.environment, run.revision.short(), run.id)
         }
     }
 }
@@ -373,7 +373,8 @@ pub fn proposal_title(group: &Group, adopts: bool) -> String {
 
 /// Returns whether no apply would change any drift of the group.
 fn is_refresh(group: &Group) -> bool {
-    let mut resources = group.drifted.iter().flat_map(|one| &one.actions).flat_map(|action| &action.resources);
+    let mut resources =
+        group.drifted.iter().flat_map(|instance| &instance.actions).flat_map(|action| &action.resources);
     resources.all(|resource| resource.change == Change::Run)
 }
 
@@ -406,45 +407,46 @@ pub fn adoption(group: &Group, files: &[String], observed: &str) -> String {
         "The world no longer is what was applied in `{}`. Merging this declares what was observed, in {files}. No other instance is changed by it, and no resource.\n\nSeen {observed}.\n\n",
         group.environment
     );
-    body.push_str(&drift_diffs(&turned(group)));
+    body.push_str(&drift_diffs(&swapped(group)));
     body.push_str("`-` is what was applied, `+` is what was observed and would be declared. `/revert` makes this return the world instead.\n");
     close(body, &proposal_marker(&group.environment, group.root.as_str(), &group.digest))
 }
 
 /// Returns a group in which `before` is the applied value and `after` the observed one.
-fn turned(group: &Group) -> Group {
-    let mut turned = group.clone();
-    let actions = turned.drifted.iter_mut().flat_map(|one| &mut one.actions);
+fn swapped(group: &Group) -> Group {
+    let mut swapped = group.clone();
+    let actions = swapped.drifted.iter_mut().flat_map(|instance| &mut instance.actions);
     let resources = actions.flat_map(|action| &mut action.resources);
     for field in resources.flat_map(|resource| &mut resource.fields) {
         std::mem::swap(&mut field.before, &mut field.after);
     }
-    turned
+    swapped
 }
 
 /// Returns the drift by instance.
 fn drift_diffs(group: &Group) -> String {
     let mut body = String::new();
-    for one in &group.drifted {
-        let resources: Vec<&ResourceChange> = one.actions.iter().flat_map(|action| &action.resources).collect();
-        body.push_str(&format!("**`{}`**: {}\n\n````diff\n", one.id, drift_counts(&resources)));
+    for instance in &group.drifted {
+        let resources: Vec<&ResourceChange> = instance.actions.iter().flat_map(|action| &action.resources).collect();
+        body.push_str(&format!("**`{}`**: {}\n\n````diff\n", instance.id, drift_counts(&resources)));
         // An unknown value is computed from other fields and shows no change by a user.
         let known = |resource: &&ResourceChange| ResourceChange {
             fields: resource.fields.iter().filter(|field| !field.unknown).cloned().collect(),
             ..(*resource).clone()
         };
-        let told = |resource: ResourceChange| {
-            let by = one.changed_by.get(&resource.resource).map(|by| format!("# changed {by}").replace('`', ""));
+        let with_author = |resource: ResourceChange| {
+            let by = instance.changed_by.get(&resource.resource).map(|by| format!("# changed {by}").replace('`', ""));
             diff(&resource).into_iter().chain(by)
         };
-        let lines: Vec<String> = resources.iter().filter(|r| r.r#type != "output").map(known).flat_map(told).collect();
-        let left = lines.len().saturating_sub(DIFF_LINES_MAX);
+        let lines: Vec<String> =
+            resources.iter().filter(|r| r.r#type != "output").map(known).flat_map(with_author).collect();
+        let omitted = lines.len().saturating_sub(DIFF_LINES_MAX);
         body.push_str(&lines.into_iter().take(DIFF_LINES_MAX).collect::<Vec<_>>().join("\n").replace("````", "'''"));
-        if left > 0 {
-            body.push_str(&format!("\n… {left} more lines"));
+        if omitted > 0 {
+            body.push_str(&format!("\n… {omitted} more lines"));
         }
         body.push_str("\n````\n\n");
-        body.push_str(&one.layout.as_ref().map(layout::drawn).unwrap_or_default());
+        body.push_str(&instance.layout.as_ref().map(layout::drawn).unwrap_or_default());
     }
     body
 }
@@ -459,7 +461,7 @@ fn drift_counts(resources: &[&ResourceChange]) -> String {
     ]
     .into_iter()
     .filter(|(_, n)| *n > 0)
-    .map(|(word, n)| format!("{n} {word}"))
+    .map(|(name, n)| format!("{n} {name}"))
     .collect();
     if parts.is_empty() { "outputs differ".into() } else { parts.join(", ") }
 }

@@ -82,7 +82,7 @@ pub fn summary(plan: &LayoutPlan) -> String {
         return format!("Nothing moves: the nodes are at {} of the mean.", spread(false));
     }
     let moves = if plan.moves.len() == 1 { "1 move".into() } else { format!("{} moves", plan.moves.len()) };
-    let seconds = plan.moves.iter().map(|one| one.seconds).sum();
+    let seconds = plan.moves.iter().map(|shard_move| shard_move.seconds).sum();
     format!(
         "{moves} of {} (at least {}), about {}: from {} to {} of the mean.",
         size(plan.bytes),
@@ -107,14 +107,20 @@ pub fn moves(plan: &LayoutPlan) -> String {
         return String::new();
     }
     let mut text = String::from("| move | bytes | about |\n|---|--:|--:|\n");
-    for one in plan.moves.iter().take(MOVES_MAX) {
-        let to = one.to.as_str();
-        let _ = writeln!(text, "| `{}` → `{to}` | {} | {} |", one.resource, size(one.bytes), time(one.seconds));
+    for shard_move in plan.moves.iter().take(MOVES_MAX) {
+        let to = shard_move.to.as_str();
+        let _ = writeln!(
+            text,
+            "| `{}` → `{to}` | {} | {} |",
+            shard_move.resource,
+            size(shard_move.bytes),
+            time(shard_move.seconds)
+        );
     }
     if plan.moves.len() > MOVES_MAX {
         let rest = &plan.moves[MOVES_MAX..];
-        let bytes = rest.iter().map(|one| one.bytes).sum();
-        let seconds = rest.iter().map(|one| one.seconds).sum();
+        let bytes = rest.iter().map(|shard_move| shard_move.bytes).sum();
+        let seconds = rest.iter().map(|shard_move| shard_move.seconds).sum();
         let _ = writeln!(text, "| {} more | {} | {} |", rest.len(), size(bytes), time(seconds));
     }
     text.push('\n');
@@ -135,12 +141,13 @@ mod tests {
             before: gib(before),
             after: gib(after),
         };
-        let one = MoveFigures { resource: "shards a on b".into(), to: "c".into(), bytes: 10 << 30, seconds: 3000 };
+        let shard_move =
+            MoveFigures { resource: "shards a on b".into(), to: "c".into(), bytes: 10 << 30, seconds: 3000 };
         let plan = LayoutPlan {
             balance: "bytes".into(),
             limit: 0.1,
             nodes: vec![node(1, 18, 8), node(2, 6, 8), node(3, 0, 8), node(9, 0, 0)],
-            moves: vec![one],
+            moves: vec![shard_move],
             bytes: 10 << 30,
             bytes_at_least: 10 << 30,
         };

@@ -31,10 +31,10 @@ pub fn protects(entry: &str, address: &str) -> bool {
 
 /// Returns whether a change affects a protected resource, by its present or former address.
 pub fn is_protected(protect: &[String], resource: &ResourceChange) -> bool {
-    let now = resource.resource.split(" (deposed ").next().unwrap_or_default();
+    let address = resource.resource.split(" (deposed ").next().unwrap_or_default();
     let moved = resource.fields.iter().find(|field| field.path.is_empty());
-    let before = moved.and_then(|field| field.before.as_ref()).and_then(Value::as_str).unwrap_or_default();
-    protect.iter().any(|entry| protects(entry, now) || (!before.is_empty() && protects(entry, before)))
+    let former = moved.and_then(|field| field.before.as_ref()).and_then(Value::as_str).unwrap_or_default();
+    protect.iter().any(|entry| protects(entry, address) || (!former.is_empty() && protects(entry, former)))
 }
 
 /// The protections of one instance.

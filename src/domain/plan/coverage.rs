@@ -188,13 +188,18 @@ mod tests {
 
     #[test]
     fn r2_4_what_was_deleted_to_be_made_again_may_be_made() {
-        let of = |r#do: &str, change: &str| Action {
+        let action_of = |r#do: &str, change: &str| Action {
             r#do: r#do.into(),
             effect: crate::model::Effect { atomic: r#do == "tofu.apply", ..Default::default() },
             ..action(change, &[("/x", json!(change), json!(2))])
         };
-        assert_eq!(covers(&[of("kubernetes.apply", "replace")], &[of("kubernetes.apply", "create")]), Ok(()));
-        assert!(covers(&[of("kubernetes.apply", "update")], &[of("kubernetes.apply", "create")]).is_err());
-        assert!(covers(&[of("tofu.apply", "replace")], &[of("tofu.apply", "create")]).is_err());
+        assert_eq!(
+            covers(&[action_of("kubernetes.apply", "replace")], &[action_of("kubernetes.apply", "create")]),
+            Ok(())
+        );
+        assert!(
+            covers(&[action_of("kubernetes.apply", "update")], &[action_of("kubernetes.apply", "create")]).is_err()
+        );
+        assert!(covers(&[action_of("tofu.apply", "replace")], &[action_of("tofu.apply", "create")]).is_err());
     }
 }

@@ -76,7 +76,8 @@ impl Summary {
     /// Counts the changes of resources. Outputs are not counted.
     pub fn of(actions: &[Action]) -> Self {
         let mut summary = Self::default();
-        let resources = actions.iter().flat_map(|action| action.resources.iter().map(move |one| (action.effect, one)));
+        let resources =
+            actions.iter().flat_map(|action| action.resources.iter().map(move |resource| (action.effect, resource)));
         for (effect, resource) in resources.filter(|(_, resource)| resource.r#type != "output") {
             match resource.change {
                 Change::Create => summary.create += 1,

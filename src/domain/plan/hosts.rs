@@ -48,7 +48,7 @@ fn address(resource: &str) -> String {
 }
 
 /// Returns the replicas of a StatefulSet after the change, if the change sets them.
-fn replicas_left(resource: &ResourceChange) -> Option<u64> {
+fn replicas_after(resource: &ResourceChange) -> Option<u64> {
     let field = resource.fields.iter().find(|field| field.path == "/spec/replicas")?;
     field.after.as_ref().and_then(Value::as_u64)
 }
@@ -60,7 +60,7 @@ fn ordinal(node: &str, set: &str) -> Option<u64> {
 }
 
 /// Returns whether a change removes the host of a node.
-fn takes_away(resource: &ResourceChange, by: &str, node: &str) -> bool {
+fn removes_host(resource: &ResourceChange, by: &str, node: &str) -> bool {
     let (by, resource_address) = (&address(by)[..], address(&resource.resource));
     if !protects(by, &resource_address) {
         return false;
@@ -68,7 +68,7 @@ fn takes_away(resource: &ResourceChange, by: &str, node: &str) -> bool {
     match resource.change {
         Change::Destroy | Change::Replace => true,
         Change::Update if resource_address.starts_with(SET) => {
-            replicas_left(resource).is_some_and(|left| ordinal(node, by).is_none_or(|number| number >= left))
+            replicas_after(resource).is_some_and(|replicas| ordinal(node, by).is_none_or(|number| number >= replicas))
         }
         _ => false,
     }
@@ -81,7 +81,7 @@ fn destroys(resource: &ResourceChange) -> bool {
 /// Returns whether actions may remove the host of any node.
 pub fn may_remove_hosts(actions: &[Action]) -> bool {
     let shrinks =
-        |resource: &ResourceChange| address(&resource.resource).starts_with(SET) && replicas_left(resource).is_some();
+        |resource: &ResourceChange| address(&resource.resource).starts_with(SET) && replicas_after(resource).is_some();
     actions.iter().flat_map(|action| &action.resources).any(|resource| destroys(resource) || shrinks(resource))
 }
 
@@ -112,45 +112,45 @@ pub enum HostViolation {
 /// When it is not known which hosts would be removed.
 pub fn removed_hosts<'c>(carried: &'c [HostedNode], actions: &[Action]) -> Result<Vec<&'c HostedNode>, HostViolation> {
     let resources: Vec<&ResourceChange> = actions.iter().flat_map(|action| &action.resources).collect();
-    let mut taken: Vec<&HostedNode> = vec![];
-    for one in carried {
-        let goes = match &one.by {
-            Some(by) => resources.iter().any(|resource| takes_away(resource, by, &one.node)),
-            None => one.vanishes,
+    let mut removed: Vec<&HostedNode> = vec![];
+    for hosted in carried {
+        let is_removed = match &hosted.by {
+            Some(by) => resources.iter().any(|resource| removes_host(resource, by, &hosted.node)),
+            None => hosted.vanishes,
         };
-        if goes {
-            taken.push(one);
+        if is_removed {
+            removed.push(hosted);
         }
     }
     // If hosts are not declared, a destroyed resource is accepted only if a node leaves the node list for it, one for
     // one.
-    let blind: Vec<&HostedNode> = carried.iter().filter(|one| one.by.is_none()).collect();
-    let is_said = |resource: &ResourceChange| {
+    let without_host: Vec<&HostedNode> = carried.iter().filter(|hosted| hosted.by.is_none()).collect();
+    let has_nodes = |resource: &ResourceChange| {
         let resource = address(&resource.resource);
-        carried.iter().any(|one| one.by.as_ref().is_some_and(|by| protects(&address(by), &resource)))
+        carried.iter().any(|hosted| hosted.by.as_ref().is_some_and(|by| protects(&address(by), &resource)))
     };
-    let undelivered: Vec<&&ResourceChange> =
-        resources.iter().filter(|resource| destroys(resource) && !is_said(resource)).collect();
-    let vanish = blind.iter().filter(|one| one.vanishes).count();
-    let replaced = undelivered.iter().find(|resource| resource.change == Change::Replace);
-    let unexplained = replaced.or_else(|| undelivered.first().filter(|_| undelivered.len() > vanish));
-    if let (Some(first), Some(resource)) = (blind.first(), unexplained) {
+    let unmatched: Vec<&&ResourceChange> =
+        resources.iter().filter(|resource| destroys(resource) && !has_nodes(resource)).collect();
+    let vanish = without_host.iter().filter(|hosted| hosted.vanishes).count();
+    let replaced = unmatched.iter().find(|resource| resource.change == Change::Replace);
+    let unexplained = replaced.or_else(|| unmatched.first().filter(|_| unmatched.len() > vanish));
+    if let (Some(first), Some(resource)) = (without_host.first(), unexplained) {
         return Err(HostViolation::HostsUndeclared {
             resource: resource.resource.clone(),
             is_replaced: resource.change == Change::Replace,
             cluster: first.cluster.clone(),
         });
     }
-    taken.sort();
-    taken.dedup();
-    Ok(taken)
+    removed.sort();
+    removed.dedup();
+    Ok(removed)
 }
 
 /// Returns the actions that drain nodes. They run before the other actions of an instance.
-pub fn drain_actions(id: &InstanceId, taken: &[&HostedNode]) -> Vec<Action> {
-    let action = |one: &&HostedNode| {
+pub fn drain_actions(id: &InstanceId, removed: &[&HostedNode]) -> Vec<Action> {
+    let action = |hosted: &&HostedNode| {
         let resources = vec![ResourceChange {
-            resource: one.resource(),
+            resource: hosted.resource(),
             r#type: NODE.into(),
             change: Change::Run,
             reverts_drift: false,
@@ -165,14 +165,14 @@ pub fn drain_actions(id: &InstanceId, taken: &[&HostedNode]) -> Vec<Action> {
             resources,
         }
     };
-    taken.iter().map(action).collect()
+    removed.iter().map(action).collect()
 }
 
 /// Returns the first host that a complete plan would remove under a node that is not drained before.
 pub fn violation(carried: &[HostedNode], actions: &[Action]) -> Option<HostViolation> {
     let own: Vec<Action> = actions.iter().filter(|action| action.r#do != VACATE).cloned().collect();
-    let taken = match removed_hosts(carried, &own) {
-        Ok(taken) => taken,
+    let removed = match removed_hosts(carried, &own) {
+        Ok(removed) => removed,
         Err(violation) => return Some(violation),
     };
     let mut vacated = BTreeSet::new();
@@ -183,7 +183,7 @@ pub fn violation(carried: &[HostedNode], actions: &[Action]) -> Option<HostViola
         }
         others |= action.r#do != VACATE;
     }
-    let missing = taken.into_iter().find(|one| !vacated.contains(&one.resource()))?;
+    let missing = removed.into_iter().find(|hosted| !vacated.contains(&hosted.resource()))?;
     Some(HostViolation::NotDrained { node: missing.node.clone(), cluster: missing.cluster.clone() })
 }
 
@@ -231,8 +231,8 @@ mod tests {
         let nodes = [vm(1), vm(2)];
         let id: InstanceId = "dev/vm".parse().unwrap();
         let check = |actions: &[Action]| {
-            let taken = removed_hosts(&nodes, actions).unwrap();
-            taken.iter().map(|one| one.node.clone()).collect::<Vec<_>>()
+            let removed = removed_hosts(&nodes, actions).unwrap();
+            removed.iter().map(|hosted| hosted.node.clone()).collect::<Vec<_>>()
         };
         assert_eq!(check(&[change("google_compute_instance.worker[2]", Change::Destroy, None)]), ["10.0.0.2:5432"]);
         assert_eq!(check(&[change("google_compute_instance.worker[1]", Change::Replace, None)]), ["10.0.0.1:5432"]);
@@ -254,8 +254,9 @@ mod tests {
             |at: usize| carried(&format!("worker-{at}.workers.data.svc:5432"), Some("StatefulSet/data/worker"), false);
         let nodes = [pod(0), pod(1), pod(2)];
         let shrinks = change("StatefulSet.apps/data/worker", Change::Update, Some((3, 1)));
-        let taken: Vec<&str> = removed_hosts(&nodes, &[shrinks]).unwrap().iter().map(|one| one.node.as_str()).collect();
-        assert_eq!(taken, ["worker-1.workers.data.svc:5432", "worker-2.workers.data.svc:5432"]);
+        let removed: Vec<&str> =
+            removed_hosts(&nodes, &[shrinks]).unwrap().iter().map(|hosted| hosted.node.as_str()).collect();
+        assert_eq!(removed, ["worker-1.workers.data.svc:5432", "worker-2.workers.data.svc:5432"]);
         let grows = change("StatefulSet.apps/data/worker", Change::Update, Some((3, 5)));
         assert!(removed_hosts(&nodes, &[grows]).unwrap().is_empty());
         assert_eq!(
@@ -268,8 +269,8 @@ mod tests {
     fn what_is_not_known_is_refused_or_told_by_the_list() {
         let nodes = [carried("10.0.0.1:5432", None, false), carried("10.0.0.2:5432", None, true)];
         let destroy = change("vm[1]", Change::Destroy, None);
-        let taken = removed_hosts(&nodes, std::slice::from_ref(&destroy)).unwrap();
-        assert_eq!(taken.iter().map(|one| one.node.as_str()).collect::<Vec<_>>(), ["10.0.0.2:5432"]);
+        let removed = removed_hosts(&nodes, std::slice::from_ref(&destroy)).unwrap();
+        assert_eq!(removed.iter().map(|hosted| hosted.node.as_str()).collect::<Vec<_>>(), ["10.0.0.2:5432"]);
         assert!(
             removed_hosts(&nodes, &[change("vm[0]", Change::Replace, None)])
                 .unwrap_err()

@@ -12,7 +12,7 @@ pub type Order = Vec<(InstanceId, usize)>;
 /// last.
 pub fn order(edges: &BTreeMap<InstanceId, BTreeSet<InstanceId>>) -> Order {
     let mut steps: BTreeMap<&InstanceId, usize> = BTreeMap::new();
-    let mut left: BTreeMap<&InstanceId, usize> = edges
+    let mut remaining: BTreeMap<&InstanceId, usize> = edges
         .iter()
         .map(|(id, upstreams)| (id, upstreams.iter().filter(|up| edges.contains_key(*up)).count()))
         .collect();
@@ -22,14 +22,14 @@ pub fn order(edges: &BTreeMap<InstanceId, BTreeSet<InstanceId>>) -> Order {
             dependents.entry(upstream).or_default().push(id);
         }
     }
-    let mut ready: Vec<&InstanceId> = left.iter().filter(|(_, count)| **count == 0).map(|(id, _)| *id).collect();
+    let mut ready: Vec<&InstanceId> = remaining.iter().filter(|(_, count)| **count == 0).map(|(id, _)| *id).collect();
     let mut step = 1;
     while !ready.is_empty() {
         let mut next = vec![];
         for id in ready {
             steps.insert(id, step);
             for dependent in dependents.get(id).into_iter().flatten() {
-                let count = left.get_mut(dependent).expect("every dependent is among the edges");
+                let count = remaining.get_mut(dependent).expect("every dependent is among the edges");
                 *count -= 1;
                 if *count == 0 {
                     next.push(*dependent);
@@ -40,7 +40,7 @@ pub fn order(edges: &BTreeMap<InstanceId, BTreeSet<InstanceId>>) -> Order {
         step += 1;
     }
     let mut ordered: Order = edges.keys().map(|id| (id.clone(), steps.get(id).copied().unwrap_or(step))).collect();
-    ordered.sort_by(|one, two| (one.1, &one.0).cmp(&(two.1, &two.0)));
+    ordered.sort_by(|a, b| (a.1, &a.0).cmp(&(b.1, &b.0)));
     ordered
 }
 
@@ -59,9 +59,9 @@ mod tests {
         #[test]
         fn every_instance_comes_after_what_it_depends_on(pairs in proptest::collection::vec((0_usize..40, 0_usize..40), 0..120)) {
             let mut edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> = (0..40).map(|n| (id(n), BTreeSet::new())).collect();
-            for (one, two) in pairs {
-                if one != two {
-                    edges.get_mut(&id(one.max(two))).unwrap().insert(id(one.min(two)));
+            for (a, b) in pairs {
+                if a != b {
+                    edges.get_mut(&id(a.max(b))).unwrap().insert(id(a.min(b)));
                 }
             }
             let ordered = order(&edges);

@@ -28,7 +28,7 @@ pub fn is_pending(instance: &Instance, applied: &BTreeMap<InstanceId, Applied>) 
     }
     record.inputs.iter().any(|(key, value)| {
         let Some((upstream, name)) = input_source(&instance.id, key) else { return false };
-        applied.get(&upstream).and_then(|upstream| upstream.outputs.get(name)).is_some_and(|now| now != value)
+        applied.get(&upstream).and_then(|upstream| upstream.outputs.get(name)).is_some_and(|output| output != value)
     })
 }
 

@@ -82,7 +82,7 @@ pub fn groups(environment: &EnvironmentName, drifted: Vec<Drifted>) -> Vec<Group
         .map(|(root, drifted)| {
             let digest = drifted
                 .iter()
-                .flat_map(|one| &one.actions)
+                .flat_map(|instance| &instance.actions)
                 .fold(Digester::new("drift"), |d, action| d.field(action.digest.to_string().as_bytes()))
                 .finish();
             Group { environment: environment.clone(), root: root.component, drifted, digest }
@@ -97,24 +97,24 @@ impl Group {
     }
     /// Returns the group without some actions and without the dependents of their instances.
     pub fn without(&self, cut: &BTreeSet<Digest>) -> Self {
-        let is_cut = |one: &Drifted| one.actions.iter().any(|action| cut.contains(&action.digest));
+        let is_cut = |instance: &Drifted| instance.actions.iter().any(|action| cut.contains(&action.digest));
         let touched: BTreeSet<InstanceId> =
-            self.drifted.iter().filter(|one| is_cut(one)).map(|one| one.id.clone()).collect();
-        let mut left = self.clone();
-        for one in &mut left.drifted {
-            one.actions.retain(|action| !cut.contains(&action.digest));
+            self.drifted.iter().filter(|instance| is_cut(instance)).map(|instance| instance.id.clone()).collect();
+        let mut remaining = self.clone();
+        for instance in &mut remaining.drifted {
+            instance.actions.retain(|action| !cut.contains(&action.digest));
         }
-        left.drifted.retain(|one| !one.actions.is_empty() && one.upstreams.is_disjoint(&touched));
-        left
+        remaining.drifted.retain(|instance| !instance.actions.is_empty() && instance.upstreams.is_disjoint(&touched));
+        remaining
     }
     /// Returns the digests of the group's actions, by instance.
     pub fn digests(&self) -> BTreeMap<InstanceId, BTreeSet<Digest>> {
-        let of = |one: &Drifted| one.actions.iter().map(|action| action.digest).collect();
-        self.drifted.iter().map(|one| (one.id.clone(), of(one))).collect()
+        let digests_of = |instance: &Drifted| instance.actions.iter().map(|action| action.digest).collect();
+        self.drifted.iter().map(|instance| (instance.id.clone(), digests_of(instance))).collect()
     }
     /// Returns whether the group contains an action.
     pub fn has(&self, digest: &Digest) -> bool {
-        self.drifted.iter().flat_map(|one| &one.actions).any(|action| action.digest == *digest)
+        self.drifted.iter().flat_map(|instance| &instance.actions).any(|action| action.digest == *digest)
     }
     /// Returns the branch of the group's pull request: one for each cause.
     pub fn branch(&self) -> String {
@@ -128,14 +128,15 @@ impl Group {
     }
     /// Returns the remediation document.
     pub fn remediation(&self, because: &str, observed_at: DateTime<Utc>, now: DateTime<Utc>) -> Remediation {
-        let actions =
-            self.drifted.iter().flat_map(|one| one.actions.iter().map(move |action| (&one.id, action, &one.upstreams)));
+        let actions = self.drifted.iter().flat_map(|instance| {
+            instance.actions.iter().map(move |action| (&instance.id, action, &instance.upstreams))
+        });
         let written = Written { direction: Direction::Revert, because, observed_at, now };
         let mut remediation = remediation(&self.environment, written, actions);
         for action in &mut remediation.actions {
-            let of = self.drifted.iter().find(|one| one.id == action.instance);
+            let source = self.drifted.iter().find(|instance| instance.id == action.instance);
             for resource in &mut action.resources {
-                resource.changed_by = of.and_then(|one| one.changed_by.get(&resource.resource)).cloned();
+                resource.changed_by = source.and_then(|instance| instance.changed_by.get(&resource.resource)).cloned();
             }
         }
         remediation
@@ -375,10 +376,10 @@ mod tests {
 
     #[test]
     fn r4_4_one_cause_is_one_group() {
-        let one =
+        let joined =
             found(vec![drifted("dev/backend", &["dev/network"]), drifted("dev/network", &[]), drifted("dev/dns", &[])]);
         assert_eq!(
-            one,
+            joined,
             [
                 ("dns".to_owned(), vec!["dev/dns".to_owned()]),
                 ("network".into(), vec!["dev/network".into(), "dev/backend".into()])
@@ -430,24 +431,24 @@ mod tests {
 
     #[test]
     fn r4_1_objects_are_cut_one_by_one() {
-        let mut one = drifted("dev/web", &[]);
+        let mut web = drifted("dev/web", &[]);
         let object = |name: &str| {
-            let mut action = one.actions[0].clone();
+            let mut action = web.actions[0].clone();
             action.r#do = "kubernetes.apply".into();
             action.effect = crate::model::Effect::NONE;
             action.resources[0].resource = name.into();
             action.digest = Digest::of_json(&json!(name));
             action
         };
-        one.actions = vec![object("ConfigMap/a/kept"), object("ConfigMap/a/cut")];
-        let (kept, cut) = (one.actions[0].clone(), one.actions[1].clone());
-        let group = &groups(&"dev".parse().unwrap(), vec![one.clone()])[0];
+        web.actions = vec![object("ConfigMap/a/kept"), object("ConfigMap/a/cut")];
+        let (kept, cut) = (web.actions[0].clone(), web.actions[1].clone());
+        let group = &groups(&"dev".parse().unwrap(), vec![web.clone()])[0];
         let at = "2026-11-20T02:00:14Z".parse().unwrap();
         let mut file = group.remediation("drift", at, at);
         file.actions.retain(|action| action.digest == kept.digest);
         let stored = |digest: &Digest| (*digest == kept.digest).then(|| kept.clone());
-        assert_eq!(lets_through(&file, &one.id, &stored, &one.actions), Ok(vec![kept.clone()]));
-        assert_eq!(lets_through(&file, &one.id, &stored, std::slice::from_ref(&cut)), Ok(vec![]));
+        assert_eq!(lets_through(&file, &web.id, &stored, &web.actions), Ok(vec![kept.clone()]));
+        assert_eq!(lets_through(&file, &web.id, &stored, std::slice::from_ref(&cut)), Ok(vec![]));
         assert_eq!(group.without(&[cut.digest].into()).drifted[0].actions, [kept]);
     }
 }
