@@ -1,9 +1,10 @@
-//! Whether what is to be done has the approvals that it needs (R3.6), and the paths that need some whatever they change.
+//! Checks permissions and approvals of commands, remediations and protected paths (R3.6).
 //!
-//! Per instance the reviews that count are those of the newest merged pull request that changed it. Where there is none,
-//! nothing can be approved, and the answer says how to get one.
+//! For each instance, the reviews of the newest merged pull request that changed it count. Without such a pull request there
+//! are no approvals, and the refusal contains a hint how to get them.
+//! *Invariant:* while the `StateRepo` can't be read, no principal has permissions.
+//! *Race:* a plan changes after a review: the review counts only where the reviewed plan covers the current actions.
 
-use crate::domain::message::Refusal;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -22,29 +23,33 @@ use crate::{
             paths, permit,
         },
         declaration::schema::{Approvals, Team, Verb},
+        message::Refusal,
         plan::{InstancePlan, Plan, covers},
     },
     model::{EnvironmentName, InstanceId, PullNumber},
     ports::{EntryKind, Files, FilesError, Pull},
 };
 
-/// The paths that differ between two contents.
+/// Returns the paths that differ between two contents.
+///
+/// # Errors
+/// When a folder can't be listed.
 pub(crate) fn changed_paths(before: &dyn Files, after: &dyn Files, folder: &str) -> Result<Vec<String>, FilesError> {
-    let of = |files: &dyn Files| -> Result<BTreeMap<String, (EntryKind, String)>, FilesError> {
+    let entries = |files: &dyn Files| -> Result<BTreeMap<String, (EntryKind, String)>, FilesError> {
         Ok(files.list(folder)?.into_iter().map(|entry| (entry.name, (entry.sort, entry.id))).collect())
     };
-    let (old, new) = (of(before)?, of(after)?);
+    let (old, new) = (entries(before)?, entries(after)?);
     let mut paths = vec![];
     for name in old.keys().chain(new.keys()).collect::<BTreeSet<_>>() {
-        let (was, is) = (old.get(name), new.get(name));
-        if was == is {
+        let (old_entry, new_entry) = (old.get(name), new.get(name));
+        if old_entry == new_entry {
             continue;
         }
         let path = crate::ports::join(folder, name).unwrap_or_default();
-        if [was, is].into_iter().flatten().any(|(sort, _)| *sort == EntryKind::Folder) {
+        if [old_entry, new_entry].into_iter().flatten().any(|(sort, _)| *sort == EntryKind::Folder) {
             paths.extend(changed_paths(before, after, &path)?);
         }
-        if [was, is].into_iter().flatten().any(|(sort, _)| *sort != EntryKind::Folder) {
+        if [old_entry, new_entry].into_iter().flatten().any(|(sort, _)| *sort != EntryKind::Folder) {
             paths.push(path);
         }
     }
@@ -62,7 +67,10 @@ impl Authorization {
         Arc::new(Self { context, source })
     }
 
-    /// Who may do what in an environment; nobody may anything while the StateRepo can't be read.
+    /// Returns the rights in an environment; none while the `StateRepo` can't be read.
+    ///
+    /// # Errors
+    /// When the store or the repository can't be read.
     pub(crate) async fn rights(
         self: &Arc<Self>,
         head: &Head,
@@ -74,7 +82,10 @@ impl Authorization {
         Ok(self.source.guards(head).await?.rights(environment))
     }
 
-    /// Returns the approvals that are missing for a command on instances of a plan.
+    /// Returns the missing approvals of a command on instances of a plan.
+    ///
+    /// # Errors
+    /// When the forge, the repository or the store does not answer.
     pub(crate) async fn missing_approvals(
         self: &Arc<Self>,
         head: &Head,
@@ -88,7 +99,7 @@ impl Authorization {
         if needs.is_empty() {
             return Ok(None);
         }
-        let mut carriers: BTreeMap<PullNumber, Vec<&InstancePlan>> = BTreeMap::new();
+        let mut by_pull: BTreeMap<PullNumber, Vec<&InstancePlan>> = BTreeMap::new();
         let has_work = |instance: &&InstancePlan| instance.digest.is_none() || !instance.actions.is_empty();
         for instance in plan.instances.iter().filter(|i| instances.contains(&i.id)).filter(has_work) {
             let Some(number) = self.changed_by_pull(head, &instance.id).await? else {
@@ -97,9 +108,9 @@ impl Authorization {
                 }
                 return Ok(Some(MissingApprovals::ChangedWithoutPullRequest(instance.id.clone())));
             };
-            carriers.entry(number).or_default().push(instance);
+            by_pull.entry(number).or_default().push(instance);
         }
-        for (number, instances) in carriers {
+        for (number, instances) in by_pull {
             if let Some(message) =
                 self.missing_approvals_of(head, number, &needs, &plan.environment, &instances).await?
             {
@@ -121,21 +132,21 @@ impl Authorization {
         let pull = forge.get_pull(number).await?;
         let mut given = vec![];
         for review in standing(&pull, forge.list_reviews(number).await?) {
-            let stood = self
+            let reviewed_plan = self
                 .context
                 .store
                 .last_plan(&pull_request_subject(number, environment), Some(review.at - PLAN_SETTLED))
                 .await?;
-            let covers = instances.iter().all(|now| {
-                let then = stood.as_ref().and_then(|(plan, _)| plan.instance(&now.id));
-                then.is_some_and(|then| match (then.digest, now.digest) {
+            let covers = instances.iter().all(|current| {
+                let reviewed = reviewed_plan.as_ref().and_then(|(plan, _)| plan.instance(&current.id));
+                reviewed.is_some_and(|reviewed| match (reviewed.digest, current.digest) {
                     (None, None) => true,
-                    (Some(_), Some(_)) => covers(&then.actions, &now.actions).is_ok(),
+                    (Some(_), Some(_)) => covers(&reviewed.actions, &current.actions).is_ok(),
                     _ => false,
                 })
             });
             given.push(Given {
-                by: self.person(head, &review.author).await?,
+                by: self.principal_of(head, &review.author).await?,
                 head: review.head,
                 at: review.at,
                 covers,
@@ -144,7 +155,11 @@ impl Authorization {
         Ok(missing(needs, number, &pull.head, &given))
     }
 
-    /// What is missing on the pull request of a remediation: its description is its plan, and stands on its head.
+    /// Returns the missing approvals of the pull request of a remediation. Its description is its plan, so that every review
+    /// of its head covers the plan.
+    ///
+    /// # Errors
+    /// When the forge, the repository or the store does not answer.
     pub(crate) async fn missing_approvals_of_remediation(
         self: &Arc<Self>,
         head: &Head,
@@ -166,13 +181,13 @@ impl Authorization {
         let Some(forge) = self.context.forge.clone().filter(|_| !needs.is_empty()) else { return Ok(None) };
         let mut given = vec![];
         for review in standing(pull, forge.list_reviews(pull.number).await?) {
-            let by = self.person(head, &review.author).await?;
+            let by = self.principal_of(head, &review.author).await?;
             given.push(Given { by, head: review.head, at: review.at, covers: true });
         }
         Ok(missing(needs, pull.number, &pull.head, &given))
     }
 
-    /// The newest merged pull request that changed an instance since it was applied; nothing where something without a
+    /// Returns the newest merged pull request that changed an instance since it was applied; `None` where a commit without a
     /// pull request changed it later.
     async fn changed_by_pull(self: &Arc<Self>, head: &Head, id: &InstanceId) -> Result<Option<PullNumber>, Error> {
         let applied = self.context.store.applied(id).await?;
@@ -191,7 +206,10 @@ impl Authorization {
         Ok(None)
     }
 
-    /// Returns the approvals that a pull request lacks for the protected paths that it changes.
+    /// Returns the missing approvals of a pull request for the protected paths that it changes.
+    ///
+    /// # Errors
+    /// When the forge, the repository or the store does not answer.
     pub(crate) async fn missing_approvals_of_paths(
         self: &Arc<Self>,
         base: &Head,
@@ -206,8 +224,8 @@ impl Authorization {
         let changed = changed.await.map_err(|_| Error::Refused(Refusal::Stopping))?;
         let changed = changed.map_err(|error| Error::Refused(Refusal::Unreadable { reason: error.to_string() }))?;
         for protected in &state_repo.protected_paths {
-            let is_meant = |path: &&String| protected.paths.iter().any(|pattern| paths::matches(pattern, path));
-            let Some(path) = changed.iter().find(is_meant) else { continue };
+            let is_protected = |path: &&String| protected.paths.iter().any(|pattern| paths::matches(pattern, path));
+            let Some(path) = changed.iter().find(is_protected) else { continue };
             let needs = Approvals { count: protected.approvals, from: protected.from.clone() };
             if let Some(message) = self.missing_approvals_of_head(base, pull, &[&needs]).await? {
                 return Ok(Some(MissingApprovals::ProtectedPath(path.clone(), Box::new(message))));
@@ -216,12 +234,13 @@ impl Authorization {
         Ok(None)
     }
 
-    /// Each team, by all of its definitions that are in force.
+    /// Returns every team with all its definitions in force.
     async fn teams(self: &Arc<Self>, head: &Head) -> Result<BTreeMap<String, Vec<Team>>, Error> {
         let mut teams: BTreeMap<String, Vec<Team>> = BTreeMap::new();
         let declared = head.desired.state_repo.iter().flat_map(|repo| repo.teams.clone());
-        let held = self.source.guards(head).await?.rights.into_values().flatten().flat_map(|held| held.guard.teams);
-        for (name, team) in declared.chain(held) {
+        let in_force =
+            self.source.guards(head).await?.rights.into_values().flatten().flat_map(|rights| rights.guard.teams);
+        for (name, team) in declared.chain(in_force) {
             let known = teams.entry(name).or_default();
             if !known.contains(&team) {
                 known.push(team);
@@ -230,8 +249,11 @@ impl Authorization {
         Ok(teams)
     }
 
-    /// Somebody on the forge, as far as permissions ask.
-    pub(crate) async fn person(self: &Arc<Self>, head: &Head, login: &str) -> Result<Principal, Error> {
+    /// Returns the principal of a login, with its level and teams on the forge.
+    ///
+    /// # Errors
+    /// When the forge, the repository or the store does not answer.
+    pub(crate) async fn principal_of(self: &Arc<Self>, head: &Head, login: &str) -> Result<Principal, Error> {
         let Some(forge) = &self.context.forge else {
             return Err(Error::Refused(Refusal::NoForge));
         };
@@ -254,6 +276,10 @@ impl Authorization {
         Ok(Principal::User { login: login.to_owned(), level, teams, command_id: None })
     }
 
+    /// Checks that a principal may use a command in environments.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the first environment where the principal may not; else when the store can't be read.
     pub(crate) async fn allow(
         self: &Arc<Self>,
         head: &Head,

@@ -1,8 +1,7 @@
-//! What every controller needs: settings, ports, clock, HMAC key, redactor, metrics and the work queue.
+//! Provides the settings, ports, clock, HMAC key, redactor, metrics and work queue of all controllers.
 //!
-//! *Architecture invariant:* no controller is reachable from here. Nothing in here is a copy of what the store knows.
+//! *Invariant:* no controller is reachable from the context, and the context contains no copy of stored state.
 
-use crate::domain::message::Refusal;
 use std::{
     path::PathBuf,
     sync::{Arc, atomic::AtomicU64},
@@ -15,13 +14,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::work_queue::WorkQueue;
 use crate::{
     adapters::store::{self, Store},
+    domain::message::Refusal,
     model::{Redactor, Seal},
     ports::{
         Clock, Forge, ForgeError, Probe, Repository, RepositoryError, TargetAdapter, TargetError, TargetErrorKind,
     },
 };
 
-/// How the daemon works.
+/// The settings of the daemon.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The branch that is applied.
@@ -34,7 +34,7 @@ pub struct Settings {
     pub watch: Option<PathBuf>,
     /// The name under which the lease is held, unique per process.
     pub holder: String,
-    /// How long a lease lasts that is not renewed.
+    /// The length of a lease without a renewal.
     pub lease: Duration,
 }
 
@@ -53,13 +53,13 @@ pub enum Error {
     /// A target failed.
     #[error(transparent)]
     Target(#[from] TargetError),
-    /// A request is refused, with the reason and what to do.
+    /// A request is refused, with the reason and a hint.
     #[error("{0}")]
     Refused(Refusal),
 }
 
 impl Error {
-    /// Converts into a target's error: its own, or a new one of the given kind.
+    /// Converts into an error of a target: the contained error, or a new error of a kind.
     pub(crate) fn into_target(self, kind: TargetErrorKind) -> TargetError {
         match self {
             Self::Target(error) => error,
@@ -89,7 +89,7 @@ pub struct Metrics {
     pub webhooks_refused: AtomicU64,
 }
 
-/// The adapters that the daemon works with.
+/// The adapters of the daemon.
 pub struct Ports {
     /// The store.
     pub store: Store,
@@ -111,7 +111,7 @@ pub struct Ports {
 
 /// The context that all controllers share.
 pub struct Context {
-    /// How the daemon works.
+    /// The settings of the daemon.
     pub settings: Settings,
     /// The store.
     pub store: Store,
@@ -131,7 +131,7 @@ pub struct Context {
     pub queue: WorkQueue,
     /// Counters for `/metrics`.
     pub metrics: Metrics,
-    /// Wakes the timers when the time of the next thing that is due may have changed.
+    /// Notifies the timers that the next due time may have changed.
     pub(crate) due_changed: Notify,
     /// The tasks that a shutdown waits for.
     pub(crate) tasks: TaskTracker,
@@ -140,7 +140,7 @@ pub struct Context {
 }
 
 impl Context {
-    /// A context with an empty queue.
+    /// Returns a context with an empty queue.
     pub(crate) fn new(settings: Settings, ports: Ports) -> Arc<Self> {
         let Ports { store, repository, target, probe, forge, clock, seal, redactor } = ports;
         Arc::new(Self {
@@ -161,12 +161,12 @@ impl Context {
         })
     }
 
-    /// The time now.
+    /// Returns the current time.
     pub fn now(&self) -> chrono::DateTime<chrono::Utc> {
         self.clock.now()
     }
 
-    /// Asks the daemon to start nothing new and to end what is in progress.
+    /// Asks the daemon to start no new work and to end the work in progress.
     pub fn stop(&self) {
         self.stop.cancel();
     }

@@ -1,9 +1,10 @@
-//! The lease: one daemon acts on a store at a time, and the next takes over when the holder died or stopped answering (R7.3).
+//! Acquires and renews the lease, so that one daemon at a time acts on a store (R7.3).
 //!
-//! *Invariant:* no decision depends on what clocks say. A holder that is not proved dead has to have renewed nothing for
-//! the length of a lease while this process watched, so that neither a clock that jumps nor a machine that slept makes two
-//! holders. If there are two all the same, the store refuses the writes of the older one.
-//! *Race:* a holder that was stopped goes on after another took over: its next write is refused, and it stops.
+//! Another daemon acquires the lease when the holder died or does not renew it.
+//! *Invariant:* no decision depends on the clocks of two machines. A holder that is not proved dead loses the lease only
+//! after this process observed no renewal for the length of a lease, so that neither a clock that jumps nor a machine that
+//! slept creates two holders. If two holders exist, the store refuses the writes of the older one.
+//! *Race:* a suspended holder resumes after another daemon acquired the lease: its next write is refused, and it stops.
 
 use std::{
     sync::{
@@ -16,16 +17,16 @@ use std::{
 use super::context::{Context, Error};
 use crate::adapters::{store, supervisor::Who};
 
-/// How often a lease is renewed while it lasts.
+/// The number of renewals within the length of a lease.
 const RENEWALS: u32 = 6;
 
-/// How often whoever waits looks whether the lease is free.
+/// The interval at which a waiting daemon checks the lease.
 const POLL_EVERY: Duration = Duration::from_millis(200);
 
 /// The controller of the lease.
 pub struct Leader {
     context: Arc<Context>,
-    /// Another daemon has taken over; never reset.
+    /// Whether another daemon acquired the lease; never reset.
     fenced: AtomicBool,
 }
 
@@ -34,28 +35,28 @@ impl Leader {
         Arc::new(Self { context, fenced: AtomicBool::new(false) })
     }
 
-    /// Takes the lease of whoever had it, who is dead.
+    /// Acquires the lease of a holder that is dead.
     ///
     /// # Errors
     /// When the store can't be written.
     pub async fn take_lease(&self) -> Result<(), Error> {
         let until = self.lease_until();
         self.context.store.take(&self.context.settings.holder, self.context.now(), until, true).await?;
-        // Only now nobody else works with what lies there.
+        // No other daemon uses the work folders from here on.
         self.context.target.take_over().await;
         Ok(())
     }
 
-    /// Waits until the lease is this daemon's, or it is asked to stop; answers whether it is.
+    /// Waits until this daemon has the lease or is asked to stop. Returns whether it has the lease.
     ///
     /// # Errors
     /// When the store can't be read or written.
     pub async fn wait_for_lease(&self, mut holder_is_dead: impl FnMut() -> bool) -> Result<bool, Error> {
         let mut watched = None;
-        let mut said = false;
+        let mut is_reported = false;
         while !self.context.stopping() {
             let lease = self.context.store.lease().await?;
-            // Whoever has the folder's lock knows that nobody else has it, and not that the holder never took over without.
+            // The lock of the folder excludes another owner of the lock, and not a holder without the lock.
             let mut is_free = |lease: &store::Lease| !Who::names_living(&lease.holder) && holder_is_dead();
             let Some(lease) = lease.filter(|lease| !is_free(lease)) else {
                 self.take_lease().await?;
@@ -74,13 +75,13 @@ impl Leader {
                 self.take_lease().await?;
                 return Ok(true);
             }
-            if !said {
+            if !is_reported {
                 tracing::info!(
                     kind = "lease-waits",
                     holder = lease.holder,
                     "another daemon has the lease; waiting until it ends"
                 );
-                said = true;
+                is_reported = true;
             }
             watched = Some((lease, since));
             tokio::select! {
@@ -91,7 +92,7 @@ impl Leader {
         Ok(false)
     }
 
-    /// Renews the lease for as long as it is this daemon's.
+    /// Renews the lease in an endless loop.
     pub(crate) async fn renew(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(self.context.settings.lease / RENEWALS);
         loop {
@@ -103,7 +104,7 @@ impl Leader {
         }
     }
 
-    /// Stops where an error says that another daemon has taken over.
+    /// Stops the daemon where an error reports that another daemon acquired the lease.
     pub(crate) fn check(&self, error: &Error) {
         if let Error::Store(store::Error::Fenced { .. }) = error
             && !self.fenced.swap(true, Ordering::Relaxed)
@@ -116,7 +117,7 @@ impl Leader {
         }
     }
 
-    /// Whether another daemon has taken over.
+    /// Whether another daemon acquired the lease.
     pub fn is_fenced(&self) -> bool {
         self.fenced.load(Ordering::Relaxed)
     }

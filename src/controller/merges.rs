@@ -1,8 +1,9 @@
-//! What an environment does by itself once its branch moved: merges that are the authorization, merged remediations, and
-//! the plan of what waits (R1.5, R3.1).
+//! Starts the work that a merge authorises in an environment (R1.5, R3.1).
 //!
-//! Decides by what is recorded; the run observes the target. The queue runs this once at a time for each environment, so
-//! that one merge makes one run.
+//! Starts runs by merge and merged remediations, and enqueues the plan of the pending instances.
+//! *Invariant:* decides by records only; the runs observe the targets.
+//! *Race:* two merges arrive at the same time: the queue runs one request of an environment at a time, so that one merge
+//! creates one run.
 
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ pub(super) struct Merges {
 }
 
 impl Merges {
-    /// Starts what needs no command in an environment, and plans what waits for one.
+    /// Starts the authorised work of an environment, and enqueues the plan of instances that wait for a command.
     ///
     /// # Errors
     /// When the forge, the repository or the store does not answer; the timers enqueue the request again.
@@ -36,13 +37,13 @@ impl Merges {
         let Some(head) = self.source.head() else { return Ok(()) };
         let Some(declared) = head.desired.environments.get(environment).cloned() else { return Ok(()) };
         self.runs.rename_instances(&head, environment).await?;
-        self.planner.take_over_policy(&head, environment).await?;
+        self.planner.record_settings(&head, environment).await?;
         self.pull_requests.ensure_listed(&head).await?;
         let suspended = self.source.suspensions(Some(&head)).await?.environment(environment).is_some();
         if suspended || self.context.stopping() {
             return Ok(());
         }
-        self.remediations.take_merged(&head, environment).await?;
+        self.remediations.start_merged(&head, environment).await?;
         self.runs.end_outdated(&head, environment).await?;
         let pending = self.planner.pending(&head, environment).await?;
         let open = self.context.store.open_runs().await?;

@@ -1,12 +1,12 @@
-//! The controllers, and the daemon that composes them.
+//! Composes the controllers into the daemon.
 //!
-//! A controller observes through ports, hands everything to the domain, and acts on its answer. Each is a struct that owns
-//! its state. Calls go down this order only: `source` → `authorization` → `observe` → `planning` → `runs` → `remediation` →
+//! A controller observes through ports, passes its observations to the domain, and executes the decisions of the domain. Each
+//! controller is a struct that owns its state. Calls go down this order only: `source` → `authorization` → `observe` → `planning` → `runs` → `remediation` →
 //! `pull_requests` → `merges` → `status` → `commands` → `triggers`. Upward, a controller enqueues a [`ReconcileRequest`].
-//! The system converges with every event source dead, at the pace of its timers.
+//! Without any event, the system converges at the interval of its timers.
 //!
 //! Each request is a task of its own, so that a slow or hanging instance does not delay another. Processes are bounded
-//! where they run (`tofu.parallel`), so that a task that waits costs nothing.
+//! where they run (`tofu.parallel`), so that a waiting task occupies no process.
 
 mod authorization;
 mod commands;
@@ -147,7 +147,7 @@ impl Daemon {
         })
     }
 
-    /// Works until the daemon is asked to stop, and then waits for what is in progress.
+    /// Runs until the daemon is asked to stop, and then waits for the tasks in progress.
     pub async fn serve(self: &Arc<Self>) {
         self.start().await;
         let timers = tokio::spawn(Arc::clone(&self.triggers).run_timers());
@@ -162,7 +162,7 @@ impl Daemon {
         renewals.abort();
     }
 
-    /// Works until nothing is left to do, and stops.
+    /// Runs until the queue is idle, and stops.
     pub async fn once(self: &Arc<Self>) {
         self.start().await;
         let renewals = tokio::spawn(Arc::clone(&self.leader).renew());
@@ -179,7 +179,7 @@ impl Daemon {
         renewals.abort();
     }
 
-    /// Resumes the runs that were in progress, and enqueues what a start has to reconcile.
+    /// Resumes the runs in progress, and enqueues the requests of a start.
     pub async fn start(self: &Arc<Self>) {
         if let Err(error) = self.runs.enqueue_open(Reason::RunInProgress).await {
             tracing::error!(
@@ -201,7 +201,7 @@ impl Daemon {
         }
     }
 
-    /// Enqueues everything that the timers would at this moment, for tests.
+    /// Enqueues all requests of the timers, for tests.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -213,11 +213,11 @@ impl Daemon {
     /// tests. With `repeats`, a request is handled once more where the next index is a multiple of four.
     pub async fn drain_queue(self: &Arc<Self>, mut index: impl FnMut() -> usize + Send, repeats: bool) {
         while let Some((request, reason)) = self.context.queue.any_now(index()) {
-            let again = repeats && index().is_multiple_of(4);
+            let is_repeated = repeats && index().is_multiple_of(4);
             let running = RunningRequest { queue: &self.context.queue, request: request.clone() };
             self.handle_logged(&request, reason).await;
             drop(running);
-            if again {
+            if is_repeated {
                 self.handle_logged(&request, Reason::Duplicate).await;
             }
         }
@@ -263,7 +263,7 @@ impl Daemon {
         }
     }
 
-    /// Waits for the tasks in progress, unless another daemon has taken over: then their results no longer count.
+    /// Waits for the tasks in progress, unless another daemon acquired the lease: then the store refuses their results.
     async fn shut_down(&self) {
         self.context.tasks.close();
         if !self.leader.is_fenced() {

@@ -1,5 +1,7 @@
 //! Delivers comments and commit statuses to the forge through the outbox (R7.2).
 //!
+//! *Owns:* the outbox.
+//! *Invariant:* a message is stored before it is sent.
 //! *Race:* a text is replaced while it is being sent: the newer text stays undelivered and is sent next.
 
 use std::sync::Arc;
@@ -17,10 +19,10 @@ use crate::{
     ports::{Forge, ForgeError},
 };
 
-/// How many messages are taken at once.
+/// The number of messages that are read at once.
 const BATCH: u32 = 50;
 
-/// How often a message is tried before it is given up; the waits grow to five minutes, so this is most of a day.
+/// The number of attempts to deliver a message. The delays grow to five minutes, so that the attempts last most of a day.
 const ATTEMPTS_MAX: u32 = 200;
 
 async fn deliver(forge: &dyn Forge, outgoing: &Outgoing) -> Result<(), ForgeError> {
@@ -48,7 +50,10 @@ impl Notifier {
         Arc::new(Self { context })
     }
 
-    /// Says what is due.
+    /// Delivers the due messages.
+    ///
+    /// # Errors
+    /// When the store does not answer. A failure of the forge is recorded, and the message is sent again later.
     pub(crate) async fn deliver(self: &Arc<Self>) -> Result<(), Error> {
         let Some(forge) = self.context.forge.clone() else { return Ok(()) };
         loop {
@@ -82,7 +87,7 @@ impl Notifier {
         }
     }
 
-    async fn say(self: &Arc<Self>, name: &str, outgoing: &Outgoing) -> Result<(), Error> {
+    async fn enqueue(self: &Arc<Self>, name: &str, outgoing: &Outgoing) -> Result<(), Error> {
         if self.context.forge.is_none() {
             return Ok(());
         }
@@ -91,7 +96,10 @@ impl Notifier {
         Ok(())
     }
 
-    /// Says something on a pull request under a marker, in place of what was said under it.
+    /// Queues a comment on a pull request under a marker. Replaces an earlier comment with the same marker.
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(crate) async fn comment_on(
         self: &Arc<Self>,
         pull: PullNumber,
@@ -103,10 +111,13 @@ impl Notifier {
         let body = self.context.redactor.redact(body);
         let body = if body.trim_end().ends_with(&hidden) { body } else { format!("{}\n{hidden}", body.trim_end()) };
         let outgoing = Outgoing::Comment { pull, marker: hidden, body, outdates };
-        self.say(&format!("comment/{}/{marker}", pull.0), &outgoing).await
+        self.enqueue(&format!("comment/{}/{marker}", pull.0), &outgoing).await
     }
 
-    /// Sets a status of a commit.
+    /// Queues a status of a commit.
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(crate) async fn set_status(
         self: &Arc<Self>,
         revision: &Revision,
@@ -121,6 +132,6 @@ impl Notifier {
             state: state.to_owned(),
             description,
         };
-        self.say(&format!("status/{revision}/{context}"), &outgoing).await
+        self.enqueue(&format!("status/{revision}/{context}"), &outgoing).await
     }
 }

@@ -1,6 +1,6 @@
-//! Documents that controllers keep in the store, one type for each kind of record.
+//! Defines the documents that controllers store, one type for each kind of record.
 //!
-//! The kinds, keys and serialised names are stored by every version since the first; they never change.
+//! *Invariant:* the kinds, keys and serialised names never change, because every version since the first stores them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,10 +14,10 @@ use crate::{
     ports::Pull,
 };
 
-/// How long a plan has to stand before it may be answered without its digest (R6.3).
+/// The minimal age of a plan that a command may refer to without its digest (R6.3).
 pub(crate) const PLAN_SETTLED: Duration = Duration::seconds(30);
 
-/// How long a snooze lasts where no duration is given (R4.5).
+/// The default duration of a snooze (R4.5).
 pub(crate) const SNOOZE: Duration = Duration::days(30);
 
 /// The prefix of branches that the daemon opens pull requests from.
@@ -61,7 +61,7 @@ record!(CapacityExceeded, "capacity-exceeded", InstanceId);
 pub(crate) struct Stalled {
     /// The run.
     pub(crate) run: RunId,
-    /// Why it ended.
+    /// The reason of the failure or cancellation.
     #[serde(rename = "says")]
     pub(crate) message: String,
     /// The component digest that the run could not apply.
@@ -112,21 +112,21 @@ pub(crate) struct Proposal {
     pub(crate) name: String,
     /// The head that the daemon pushed.
     pub(crate) pushed: Revision,
-    /// The instances whose drift it is.
+    /// The instances with the drift.
     pub(crate) instances: BTreeSet<InstanceId>,
     /// The actions that it proposes.
     #[serde(default)]
     pub(crate) actions: BTreeMap<InstanceId, BTreeSet<Digest>>,
-    /// The actions that people cut from it. A cut holds for one observation.
+    /// The actions that reviewers removed. A removal is valid for one observation.
     #[serde(default)]
     pub(crate) cuts: BTreeSet<Digest>,
-    /// Whether the branch has commits of other people: updates are written on top of them.
+    /// Whether the branch has commits of other authors: updates are based on these commits.
     #[serde(default)]
     pub(crate) shared: bool,
-    /// Whether the daemon is about to close it: that is no rejection.
+    /// Whether the daemon closes the pull request, which is not a rejection by a reviewer.
     #[serde(default)]
     pub(crate) withdrawn: bool,
-    /// Whether it edits the declarations (R4.3).
+    /// Whether the proposal edits the declarations (R4.3).
     #[serde(default)]
     pub(crate) adopts: bool,
 }
@@ -135,7 +135,7 @@ pub(crate) struct Proposal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum ProposalDirection {
-    /// The declaration takes over what was observed.
+    /// The declaration adopts the observed drift.
     Adopt,
 }
 
@@ -158,13 +158,13 @@ pub(crate) struct PendingPush {
 pub(crate) struct MergedRemediation {
     /// The commit that added the file.
     pub(crate) commit: Option<Revision>,
-    /// Its run.
+    /// The run of the remediation.
     pub(crate) run: Option<RunId>,
-    /// Why it waits.
+    /// The reason why the remediation waits.
     pub(crate) waits: Option<String>,
-    /// Whether it is spent (R4.1).
+    /// Whether the remediation is spent (R4.1).
     pub(crate) spent: bool,
-    /// The pull request that brought it.
+    /// The pull request that added the file.
     pub(crate) pull: Option<PullNumber>,
 }
 
@@ -195,24 +195,24 @@ pub(crate) struct IdentityOwner(pub(crate) InstanceId);
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Snooze {
-    /// The actions that would revert it. Another observation has other actions.
+    /// The actions that would revert the drift. Another observation has other actions.
     pub actions: BTreeSet<Digest>,
     /// The end of the snooze.
     pub until: DateTime<Utc>,
-    /// The principal, as far as it is known.
+    /// The principal, if it is known.
     pub by: String,
     /// The cause, such as "closed #12".
     pub because: String,
 }
 
 impl Snooze {
-    /// Whether it covers everything that is observed, and has not ended.
+    /// Whether the snooze covers all observed drift, and has not ended.
     pub(crate) fn holds(&self, observed: &Observed, now: DateTime<Utc>) -> bool {
         let actions = observed.revert_actions();
         !actions.is_empty() && actions.iter().all(|action| self.covers(action, now))
     }
 
-    /// Whether it covers an action, and has not ended.
+    /// Whether the snooze covers an action, and has not ended.
     pub(crate) fn covers(&self, action: &Action, now: DateTime<Utc>) -> bool {
         self.until > now && self.actions.contains(&action.digest)
     }
@@ -228,7 +228,7 @@ pub(crate) struct Suspension {
     pub(crate) at: DateTime<Utc>,
 }
 
-/// The last time of a Schedule that was begun, and the calendar that it belongs to.
+/// The time of a `Schedule` that was started last, and its calendar.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ScheduleState {
     /// The time.
@@ -239,10 +239,10 @@ pub(crate) struct ScheduleState {
     pub(crate) zone: Option<String>,
 }
 
-/// A pull request that asks for more nodes, by instance and variable.
+/// A pull request that raises the number of nodes, by instance and variable.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct CapacityRequest {
-    /// The value that it asks for.
+    /// The proposed value.
     pub(crate) value: u64,
     /// The pull request, once it is opened.
     pub(crate) pull: Option<PullNumber>,
@@ -253,34 +253,34 @@ pub(crate) struct CapacityRequest {
 #[serde(transparent)]
 pub(crate) struct CapacityExceeded(pub(crate) Vec<crate::ports::MoreCapacity>);
 
-/// When the fields of an instance were reverted automatically, by resource and path.
+/// The times of automatic reverts of the fields of an instance, by resource and path.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct RevertHistory(pub(crate) BTreeMap<String, Vec<DateTime<Utc>>>);
 
-/// Whether the store knows the past of its repository (R1.7).
+/// Whether the store has the history of its repository (R1.7).
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct StoreHistory {
-    /// Whether the repository has a past that this store does not know.
+    /// Whether the repository has a history that this store does not have.
     pub(crate) lost: bool,
 }
 
-/// By whom an instance's part of a run is cancelled, by run and instance.
+/// The reason of the cancellation of an instance of a run, by run and instance.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Cancellation(pub(crate) String);
 
-/// Why an instance could not be renamed.
+/// The error of a rename of an instance.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct FailedRename(pub(crate) String);
 
-/// The subject under which the plans of an environment on a pull request are kept.
+/// Returns the subject of the plans of an environment on a pull request.
 pub(crate) fn pull_request_subject(number: PullNumber, environment: &EnvironmentName) -> String {
     format!("pull/{}/{environment}", number.0)
 }
 
-/// The subject under which the plans of an environment at head are kept.
+/// Returns the subject of the plans of an environment at head.
 pub(crate) fn head_subject(environment: &EnvironmentName) -> String {
     format!("head/{environment}")
 }

@@ -1,8 +1,9 @@
-//! The work queue: requests to reconcile, from every source alike (R7.5).
+//! Queues the requests to reconcile, from all sources (R7.5).
 //!
-//! Equal requests are one. A request for something that is being reconciled is kept and starts when that ends, so that
-//! no change after the start is missed. A request carries no facts; the queue holds as many requests as there are things
-//! to reconcile.
+//! Equal requests are merged. A request for a subject that is being reconciled starts when that reconciliation ends, so that
+//! no change after the start is missed.
+//! *Owns:* the waiting and the running requests.
+//! *Invariant:* a request carries no facts. The queue has at most one waiting and one running request for each subject.
 //!
 //! *Race:* a request arrives while its subject is being reconciled: the subject is reconciled once more.
 
@@ -19,28 +20,28 @@ use crate::{
     model::{EnvironmentName, InstanceId, PullNumber, RunId},
 };
 
-/// Something to reconcile. The queue serves requests in the order of the variants.
+/// A subject to reconcile. The queue serves requests in the order of the variants.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum ReconcileRequest {
     /// Fetch the branch of the state repo.
     Source,
-    /// Drive a run on.
+    /// Drive a run.
     Run(RunId),
-    /// Do what merges authorise in an environment.
+    /// Start the work that merges authorise in an environment.
     Merges(EnvironmentName),
     /// List the pull requests.
     PullRequests,
     /// Plan a pull request and read its comments.
     PullRequest(PullNumber),
-    /// Plan what is pending in an environment at head.
+    /// Plan the pending instances of an environment at head.
     HeadPlan(EnvironmentName),
     /// Check an instance for drift.
     Instance(InstanceId),
     /// Propose more capacity for a cluster.
     Capacity(InstanceId),
-    /// Bring the proposals of an environment in line with its drift.
+    /// Update the proposals of an environment.
     Proposals(EnvironmentName),
-    /// Deliver what waits in the outbox.
+    /// Deliver the messages in the outbox.
     Outbox,
 }
 
@@ -67,9 +68,9 @@ pub enum Reason {
     AppliedDuringCheck,
     /// The instance is not applied yet.
     NotApplied,
-    /// A check found drift, or that drift healed.
+    /// A check found drift, or that drift ended.
     Drift,
-    /// Something is pending.
+    /// Instances are pending.
     Pending,
     /// Head was planned.
     HeadPlanned,
@@ -85,7 +86,7 @@ pub enum Reason {
     RunEnded,
     /// A rollout is in progress.
     Rollout,
-    /// Something changed in the environment of the run.
+    /// The environment of the run changed.
     EnvironmentChanged,
     /// A node of the cluster was drained for another instance.
     NodeDrained,
@@ -156,9 +157,9 @@ impl fmt::Display for Reason {
 struct State {
     waiting: BTreeMap<ReconcileRequest, Reason>,
     running: BTreeSet<ReconcileRequest>,
-    /// Requests for what is running, to be started when it ends.
+    /// Requests for running subjects, which start when the running request ends.
     again: BTreeMap<ReconcileRequest, Reason>,
-    /// Why each instance was requested last.
+    /// The reason of the last request of each instance.
     last: BTreeMap<InstanceId, Reason>,
 }
 
@@ -171,7 +172,7 @@ pub struct WorkQueue {
 }
 
 impl WorkQueue {
-    /// Adds a request, unless an equal one waits already.
+    /// Adds a request, unless an equal request waits.
     pub fn enqueue(&self, request: ReconcileRequest, reason: Reason) {
         {
             let mut state = self.state.lock();
@@ -187,7 +188,7 @@ impl WorkQueue {
         self.changed.notify_waiters();
     }
 
-    /// Takes the next request, if there is one; it counts as running until [`WorkQueue::done`].
+    /// Removes the next request, if there is one. The request runs until [`WorkQueue::done`].
     pub fn next_now(&self) -> Option<(ReconcileRequest, Reason)> {
         let mut state = self.state.lock();
         let (request, reason) = state.waiting.pop_first()?;
@@ -195,7 +196,7 @@ impl WorkQueue {
         Some((request, reason))
     }
 
-    /// Takes the waiting request at an index modulo the length: for tests that deliver events in another order.
+    /// Removes the waiting request at an index modulo the length, for tests that deliver events in another order.
     pub fn any_now(&self, index: usize) -> Option<(ReconcileRequest, Reason)> {
         let mut state = self.state.lock();
         let request = state.waiting.keys().nth(index.checked_rem(state.waiting.len())?)?.clone();
@@ -204,9 +205,9 @@ impl WorkQueue {
         Some((request, reason))
     }
 
-    /// Waits for the next request and takes it; it counts as running until [`WorkQueue::done`].
+    /// Waits for the next request and removes it. The request runs until [`WorkQueue::done`].
     ///
-    /// *Cancel safety:* safe; a request is taken only when it is returned.
+    /// *Cancel safety:* safe; a request is removed only when it is returned.
     pub async fn next(&self) -> (ReconcileRequest, Reason) {
         loop {
             let changed = self.changed.notified();
@@ -219,8 +220,8 @@ impl WorkQueue {
         }
     }
 
-    /// Waits until a request does not run, and takes it, whether or not it waits. It runs until the result is dropped:
-    /// for a caller that needs the answer, under the exclusion that the queue gives.
+    /// Waits until a request does not run, and marks it as running, whether or not it waits. The request runs until the
+    /// result is dropped. For a caller that needs the result of the work under the exclusion of the queue.
     ///
     /// *Cancel safety:* safe.
     pub async fn take(&self, request: ReconcileRequest) -> RunningRequest<'_> {
@@ -279,7 +280,7 @@ impl WorkQueue {
         self.state.lock().last.get(id).copied()
     }
 
-    /// How many requests wait and how many run.
+    /// Returns the number of waiting and of running requests.
     pub fn depth(&self) -> (usize, usize) {
         let state = self.state.lock();
         (state.waiting.len() + state.again.len(), state.running.len())

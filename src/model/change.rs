@@ -209,6 +209,9 @@ pub struct Drift {
     pub changed_by: Option<String>,
     /// The time of the change, if it is known.
     pub changed_at: Option<DateTime<Utc>>,
+    /// Whether an output of the instance drifted, and no resource.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_output: bool,
 }
 
 impl Drift {

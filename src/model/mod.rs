@@ -4,10 +4,10 @@
 //! *Invariant:* no type of this module depends on a clock, a file, a network or a third-party client.
 
 pub mod change;
-pub mod citus;
 pub mod digest;
 pub mod ids;
-pub mod outcome;
+pub mod layout;
+mod outcome;
 pub mod problem;
 pub mod secret;
 mod target_spec;

@@ -30,7 +30,7 @@ pub use work::{Job, Owners, Relocation, Use};
 
 use crate::model::{
     Backoff, ChangedBy, ComponentName, Drift, InstanceId, PullNumber, ResourceChange, Retry, RunId, Seal,
-    citus::LayoutPlan,
+    layout::LayoutPlan,
 };
 
 /// The content of one revision or of a working tree. The content is immutable while it is read.

@@ -13,10 +13,10 @@
 //! left 2                                                the number of remains of moves without a clean-up
 //! ```
 
+use crate::targets::citus::placement::{Table, TransferMode, whole_name};
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    model::citus::{Table, TransferMode, whole_name},
     ports::{TargetError, TargetErrorKind},
     targets::citus::{
         catalog::{Catalog, NodeRow, PlacementRow, ShardRow, TableRow},

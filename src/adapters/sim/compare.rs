@@ -122,6 +122,7 @@ pub(super) fn meddled(
         fields,
         changed_by: None,
         changed_at: None,
+        is_output: false,
     })
 }
 

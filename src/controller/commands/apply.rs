@@ -1,12 +1,9 @@
-//! What commands do, whether they stand in a comment or come through the API (R6.9).
+//! Executes `/apply` from comments and the API (R6.9).
 //!
-//! Decides nothing about who may: that was asked before. Every refusal is one sentence that says why and what to do
-//! (R6.10).
+//! *Invariant:* an apply executes only actions of the plan that its comment or digest refers to (R6.4).
+//! *Race:* the plan of the pull request changes shortly before the comment: the command is refused, because the author may
+//! not have read the new plan.
 
-use crate::domain::message::Refusal;
-use crate::domain::message::answer::Answer;
-use crate::domain::message::run::RunCause;
-use crate::domain::plan::validation::Violation;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -25,15 +22,18 @@ use crate::{
         authorization::Principal,
         command::Command,
         declaration::{Selector, schema::Verb},
-        journal::Approved,
-        journal::RunKind,
-        plan::{self, InstancePlan, Plan, validation},
+        journal::{Approved, RunKind},
+        message::{Refusal, answer::Answer, run::RunCause},
+        plan::{
+            self, InstancePlan, Plan,
+            validation::{self, Violation},
+        },
     },
     model::{ComponentName, EnvironmentName, InstanceId, PullNumber, RunId},
     ports::Comment,
 };
 
-/// What the plan changes downstream of what is pending, and is selected as well.
+/// Returns the selected instances of a plan that are declared, such as the downstreams of pending instances.
 fn downstream(head: &Head, plan: &Plan, selected: &BTreeSet<InstanceId>) -> BTreeSet<InstanceId> {
     plan.instances
         .iter()
@@ -42,7 +42,7 @@ fn downstream(head: &Head, plan: &Plan, selected: &BTreeSet<InstanceId>) -> BTre
         .collect()
 }
 
-fn pinned(plan: &Plan, digest: Option<&str>) -> Result<(), Error> {
+fn check_digest(plan: &Plan, digest: Option<&str>) -> Result<(), Error> {
     match digest {
         Some(digest) if !plan.digest.to_string().starts_with(digest) => Err(Error::Refused(Refusal::OtherDigest {
             verb: Verb::Apply,
@@ -56,6 +56,9 @@ fn pinned(plan: &Plan, digest: Option<&str>) -> Result<(), Error> {
 
 impl Commands {
     /// `/apply` on a pull request.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the reason; else when the forge, the repository or the store does not answer.
     pub(super) async fn apply_pull(
         self: &Arc<Self>,
         head: &Arc<Head>,
@@ -89,9 +92,12 @@ impl Commands {
             if pending.is_empty() {
                 continue;
             }
-            self.upstreams_selected(head, &environment, &pending).await?;
-            if let Some(number) =
-                self.pull_requests.carrier(head, &environment, &pending).await?.filter(|n| *n != tracked.pull.number)
+            self.ensure_upstreams_selected(head, &environment, &pending).await?;
+            if let Some(number) = self
+                .pull_requests
+                .pull_with_plan(head, &environment, &pending)
+                .await?
+                .filter(|n| *n != tracked.pull.number)
             {
                 return Err(Error::Refused(Refusal::Superseded { by: number, environment }));
             }
@@ -101,7 +107,7 @@ impl Commands {
                 .last_plan(&pull_request_subject(tracked.pull.number, &environment), Some(written.created_at))
                 .await?;
             let Some((plan, at)) = shown else { return Err(self.missing_plan(head, tracked, &environment).await?) };
-            pinned(&plan, command.digest.as_deref())?;
+            check_digest(&plan, command.digest.as_deref())?;
             if command.digest.is_none() && written.created_at - at < PLAN_SETTLED {
                 return Err(Error::Refused(Refusal::PlanChanged { environment, digest: plan.digest }));
             }
@@ -119,7 +125,7 @@ impl Commands {
         Ok(Answer::Applies(started).to_string())
     }
 
-    /// Refuses to call what could not be observed applied (R2.9).
+    /// Refuses to report an instance as applied that could not be observed (R2.9).
     async fn refuse_unknown(&self, selected: &BTreeSet<InstanceId>) -> Result<(), Error> {
         for id in selected {
             if let Some(error) = self.context.store.observed(id).await?.and_then(|observed| observed.error) {
@@ -129,7 +135,8 @@ impl Commands {
         Ok(())
     }
 
-    /// Why a command on a pull request without a plan of an environment is refused: another one carries it (R6.6).
+    /// Returns the refusal of a command on a pull request without a plan of an environment, such as that another pull request
+    /// has the plan (R6.6).
     async fn missing_plan(
         &self,
         head: &Head,
@@ -137,16 +144,16 @@ impl Commands {
         environment: &EnvironmentName,
     ) -> Result<Error, Error> {
         for (number, _) in self.source.merged_pull_requests(head).await? {
-            let carries =
+            let has_plan =
                 self.context.store.last_plan(&pull_request_subject(number, environment), None).await?.is_some();
-            if carries && number != tracked.pull.number {
+            if has_plan && number != tracked.pull.number {
                 return Ok(Error::Refused(Refusal::PlanElsewhere { environment: environment.clone(), on: number }));
             }
         }
         Ok(Error::Refused(Refusal::NoPlanHere(environment.clone())))
     }
 
-    /// Why nothing is applied from a pull request that is still open.
+    /// Returns the refusal of `/apply` on an open pull request.
     async fn not_merged(
         self: &Arc<Self>,
         head: &Head,
@@ -156,21 +163,21 @@ impl Commands {
     ) -> Error {
         let refusal = async {
             let selected = self.planner.select(head, command.selector.as_ref(), changed).await?;
-            let meant: BTreeSet<InstanceId> = selected.intersection(changed).cloned().collect();
-            if let Some(selector) = command.selector.as_ref().filter(|_| meant.is_empty()) {
+            let selected_here: BTreeSet<InstanceId> = selected.intersection(changed).cloned().collect();
+            if let Some(selector) = command.selector.as_ref().filter(|_| selected_here.is_empty()) {
                 return Ok(if selected.is_empty() {
                     Refusal::Empty(matched_nothing(head, Some(selector)))
                 } else {
                     Refusal::UnchangedHere(selector.to_string())
                 });
             }
-            self.authorization.allow(head, who, Verb::Apply, &environments(&meant)).await?;
+            self.authorization.allow(head, who, Verb::Apply, &environments(&selected_here)).await?;
             Ok(Refusal::NotMerged)
         };
         refusal.await.map_or_else(|error| error, Error::Refused)
     }
 
-    /// The part of a plan that is about some instances, if it is complete and nothing that holds now forbids it.
+    /// Returns the plans of instances out of a plan, if they are complete, valid, and within the current limits and guards.
     async fn select_from_plan(
         self: &Arc<Self>,
         head: &Arc<Head>,
@@ -178,22 +185,24 @@ impl Commands {
         instances: &BTreeSet<InstanceId>,
     ) -> Result<Vec<InstancePlan>, Error> {
         let guards = self.source.guards(head).await?;
-        let mut chosen: Vec<_> =
+        let mut selected_plans: Vec<_> =
             plan.instances.iter().filter(|instance| instances.contains(&instance.id)).cloned().collect();
         // The present protection counts, not that at the time of the plan.
-        for instance in &mut chosen {
+        for instance in &mut selected_plans {
             plan::mark_protected(&guards.protect(&instance.id), &mut instance.actions);
         }
-        if let Some((id, reason)) = chosen.iter().find_map(|i| Some((i.id.clone(), i.problem.as_ref()?.to_string()))) {
+        if let Some((id, reason)) =
+            selected_plans.iter().find_map(|i| Some((i.id.clone(), i.problem.as_ref()?.to_string())))
+        {
             return Err(Error::Refused(Refusal::NotPlanned { verb: Verb::Apply, id, reason }));
         }
         let limits = guards.limits(&plan.environment);
-        let part = Plan::new(
+        let partial_plan = Plan::new(
             plan.environment.clone(),
             plan.revision.clone(),
             plan.base.clone(),
             plan.because.clone(),
-            chosen
+            selected_plans
                 .iter()
                 .cloned()
                 .map(|mut i| {
@@ -202,10 +211,10 @@ impl Commands {
                 })
                 .collect(),
         );
-        if let Some(violation) = validation::plan(&part, &limits).into_iter().find(Violation::is_fatal) {
+        if let Some(violation) = validation::plan(&partial_plan, &limits).into_iter().find(Violation::is_fatal) {
             return Err(Error::Refused(Refusal::InvalidPlan { verb: Verb::Apply, violation }));
         }
-        if let Some(violation) = validation::within(&part.summary, &limits).into_iter().next() {
+        if let Some(violation) = validation::within(&partial_plan.summary, &limits).into_iter().next() {
             return Err(Error::Refused(Refusal::OverLimit {
                 verb: Verb::Apply,
                 declared: Some(plan.environment.clone()),
@@ -213,7 +222,7 @@ impl Commands {
                 violation,
             }));
         }
-        Ok(chosen)
+        Ok(selected_plans)
     }
 
     async fn start(
@@ -229,20 +238,20 @@ impl Commands {
         if let Some(suspension) = instances.iter().find_map(|id| suspensions.instance(id)) {
             return Err(Error::Refused(Refusal::Suspended { verb: Verb::Apply, suspension }));
         }
-        let chosen = self.select_from_plan(head, plan, &instances).await?;
+        let selected_plans = self.select_from_plan(head, plan, &instances).await?;
         if let Some(missing) = self.authorization.missing_approvals(head, who, Verb::Apply, plan, &instances).await? {
             return Err(Error::Refused(Refusal::NotApproved { verb: Verb::Apply, missing }));
         }
         let approved: BTreeMap<InstanceId, Approved> = instances
             .iter()
             .map(|id| {
-                let what = match chosen.iter().find(|shown| shown.id == *id) {
+                let approval = match selected_plans.iter().find(|shown| shown.id == *id) {
                     Some(shown) if shown.digest.is_none() => Approved::Unknown,
                     Some(shown) => Approved::Actions { actions: shown.actions.clone() },
                     // An action that the plan does not show is not approved.
                     None => Approved::Actions { actions: vec![] },
                 };
-                (id.clone(), what)
+                (id.clone(), approval)
             })
             .collect();
         let authorised = Authorised {
@@ -258,7 +267,10 @@ impl Commands {
         self.runs.create_runs(head, authorised).await
     }
 
-    /// Applies what a selector means, for the API. A digest pins the plan that was shown.
+    /// Applies the pending instances that a selector matches, for the API. The digest names the plan that the principal read.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the reason; else when the forge, the repository or the store does not answer.
     pub async fn apply_now(
         self: &Arc<Self>,
         selector: Option<&Selector>,
@@ -270,7 +282,7 @@ impl Commands {
         if let Some(name) = remediation {
             return self.apply_named_remediation(&head, name, who).await.map(|run| vec![run]);
         }
-        let (head, selected) = self.chosen(selector, Verb::Apply, who).await?;
+        let (head, selected) = self.resolve_allowed(selector, Verb::Apply, who).await?;
         let mut runs = vec![];
         for environment in environments(&selected) {
             let mut pending: BTreeSet<InstanceId> =
@@ -278,7 +290,7 @@ impl Commands {
             if pending.is_empty() {
                 continue;
             }
-            self.upstreams_selected(&head, &environment, &pending).await?;
+            self.ensure_upstreams_selected(&head, &environment, &pending).await?;
             let Some((plan, _)) = self.context.store.last_plan(&format!("head/{environment}"), None).await? else {
                 return Err(Error::Refused(Refusal::NoPlan(environment)));
             };

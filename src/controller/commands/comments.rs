@@ -1,12 +1,12 @@
-//! Comments in, answers out; and the same commands from the command line (R6).
+//! Executes the commands in comments and replies to them (R6).
 //!
-//! Decides who may (R3), what a command means where it stands, and which plan it binds to (R6.4). Every refusal is one
-//! sentence that says why and what to do, and is never a success (R6.10).
-//! *Race:* a comment is delivered twice: it is received once, by its id. *Race:* a command while its pull request is
-//! planned: it is refused until the plan stands, because there is nothing yet that it could mean.
+//! *Owns:* which comments were received and handled.
+//! *Invariant:* a comment that was edited, or that is older than the store, executes no command. A refusal is replied with
+//! its reason, and is never reported as a success (R6.10).
+//! *Race:* a comment is delivered twice: it is received once, by its ID. *Race:* a command arrives while its pull request is
+//! planned: the command is refused until the plan is recorded, because a command refers to a recorded plan (R6.4). *Race:*
+//! the daemon dies while it handles a comment: the next sync reads the comment again, and replies to executed commands.
 
-use crate::domain::message::Refusal;
-use crate::domain::message::answer::Answer;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
     domain::{
         command::{self, Command},
         declaration::schema::Verb,
-        message::comment,
+        message::{Refusal, answer::Answer, comment},
     },
     model::PullNumber,
     ports::Comment,
@@ -31,13 +31,16 @@ impl Commands {
         self.pull_requests.finish_sync(&synced).await
     }
 
-    /// When the store was made: older comments are history.
+    /// Returns the time at which the store was created. Commands in older comments are not executed.
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(crate) async fn store_created_at(&self) -> Result<chrono::DateTime<chrono::Utc>, Error> {
         let bytes = self.context.store.meta("born", || self.context.now().to_rfc3339().into_bytes()).await?;
         Ok(String::from_utf8_lossy(&bytes).parse().unwrap_or_else(|_| self.context.now()))
     }
 
-    /// Reads the comments that were not read yet.
+    /// Reads the comments that were not handled yet.
     async fn read_comments(self: &Arc<Self>, head: &Arc<Head>, tracked: &TrackedPullRequest) -> Result<(), Error> {
         let Some(forge) = &self.context.forge else { return Ok(()) };
         let own = forge.own_login().await?;
@@ -48,11 +51,11 @@ impl Commands {
             }
             let id = format!("comment/{}", written.id);
             // A comment that was received and not handled was interrupted by a crash or an error, and is read again.
-            let again = !self.context.store.receive(&id, self.context.now(), &written.author).await?;
-            if again && self.context.store.is_handled(&id).await? {
+            let is_retry = !self.context.store.receive(&id, self.context.now(), &written.author).await?;
+            if is_retry && self.context.store.is_handled(&id).await? {
                 continue;
             }
-            self.read_comment(head, tracked, &written, store_created_at, again).await?;
+            self.read_comment(head, tracked, &written, store_created_at, is_retry).await?;
             self.context.store.handled(&id, self.context.now()).await?;
         }
         Ok(())
@@ -64,13 +67,13 @@ impl Commands {
         tracked: &TrackedPullRequest,
         written: &Comment,
         store_created_at: chrono::DateTime<chrono::Utc>,
-        again: bool,
+        is_retry: bool,
     ) -> Result<(), Error> {
         let commands = command::parse(&written.body);
         if commands.is_empty() {
             return Ok(());
         }
-        let tracked = &self.as_it_is_now(tracked).await?;
+        let tracked = &self.refetch(tracked).await?;
         // A merge before the comment counts, even if its event has not arrived.
         let newest = self.head_with(head, tracked).await?;
         let head = &newest;
@@ -86,15 +89,16 @@ impl Commands {
         let before_merge = self.was_before_merge(tracked, written).await?;
         let mut answers = vec![];
         for (at, command) in commands.into_iter().enumerate() {
-            let word = format!("comment/{}/{at}", written.id);
-            let begun = if again { self.begun_by(written, &word, &command).await? } else { None };
+            let command_id = format!("comment/{}/{at}", written.id);
+            let executed =
+                if is_retry { self.executed_before_crash(written, &command_id, &command).await? } else { None };
             let message = match command {
                 Err(command::Unclear(message)) => message,
                 Ok(command) if before_merge && command.verb == Verb::Apply => Refusal::WrittenBeforeMerge.to_string(),
-                Ok(command) => match self.execute_comment(head, tracked, written, &command, &word).await {
+                Ok(command) => match self.execute_comment(head, tracked, written, &command, &command_id).await {
                     Ok(message) => message,
-                    // It refuses now because the command was executed before the crash.
-                    Err(Error::Refused(_)) if begun.is_some() => begun.unwrap_or_default(),
+                    // The refusal is caused by the execution before the crash.
+                    Err(Error::Refused(_)) if executed.is_some() => executed.unwrap_or_default(),
                     Err(Error::Refused(refusal)) => {
                         let message = refusal.to_string();
                         self.context
@@ -123,14 +127,14 @@ impl Commands {
     }
 
     /// Returns the answer of a command that was executed and not answered before a crash; `None` if it had no effect.
-    async fn begun_by(
+    async fn executed_before_crash(
         &self,
         written: &Comment,
-        word: &str,
+        command_id: &str,
         command: &Result<Command, command::Unclear>,
     ) -> Result<Option<String>, Error> {
         let Ok(command) = command else { return Ok(None) };
-        let runs = self.context.store.runs_by_command(word).await?;
+        let runs = self.context.store.runs_by_command(command_id).await?;
         if !runs.is_empty() {
             return Ok(Some(comment::begun(&runs)));
         }
@@ -139,20 +143,20 @@ impl Commands {
         Ok((!done.is_empty()).then(|| Answer::Executed(verb, done.into_iter().collect()).to_string()))
     }
 
-    /// A pull request as it is when something said there is read: it may have been merged since it was looked at.
-    async fn as_it_is_now(&self, tracked: &TrackedPullRequest) -> Result<TrackedPullRequest, Error> {
+    /// Fetches a pull request again, because it may have been merged since the beginning of the sync.
+    async fn refetch(&self, tracked: &TrackedPullRequest) -> Result<TrackedPullRequest, Error> {
         let Some(forge) = self.context.forge.as_ref().filter(|_| tracked.pull.merged_as.is_none()) else {
             return Ok(tracked.clone());
         };
         let pull = forge.get_pull(tracked.pull.number).await?;
-        // The request of an earlier command stays.
-        let known = self.source.tracked(pull.number).await?.unwrap_or_else(|| tracked.clone());
-        let now = TrackedPullRequest { pull, ..known };
-        self.pull_requests.record(&now).await?;
-        Ok(now)
+        // The record keeps the `replan` request of an earlier command.
+        let recorded = self.source.tracked(pull.number).await?.unwrap_or_else(|| tracked.clone());
+        let refetched = TrackedPullRequest { pull, ..recorded };
+        self.pull_requests.record(&refetched).await?;
+        Ok(refetched)
     }
 
-    /// The head, fetched anew where the merge of a pull request is not in it yet.
+    /// Returns the head, fetched again where the head does not contain the merge of a pull request.
     async fn head_with(self: &Arc<Self>, head: &Arc<Head>, tracked: &TrackedPullRequest) -> Result<Arc<Head>, Error> {
         let Some(merged) = &tracked.pull.merged_as else { return Ok(Arc::clone(head)) };
         let head = self.source.head().unwrap_or_else(|| Arc::clone(head));
@@ -163,8 +167,7 @@ impl Commands {
         Ok(self.source.head().unwrap_or(head))
     }
 
-    /// Whether something was said on a pull request before it was merged, and is read only now: it may have meant what
-    /// was not merged then.
+    /// Whether a comment was written before its pull request was merged: its command may refer to unmerged declarations.
     async fn was_before_merge(&self, tracked: &TrackedPullRequest, written: &Comment) -> Result<bool, Error> {
         let Some(merged) = &tracked.pull.merged_as else { return Ok(false) };
         let commit = self.context.repository.first_parents(None, merged).await?.into_iter().next();
@@ -183,9 +186,9 @@ impl Commands {
         tracked: &TrackedPullRequest,
         written: &Comment,
         command: &Command,
-        word: &str,
+        command_id: &str,
     ) -> Result<String, Error> {
-        let who = self.authorization.person(head, &written.author).await?.by(word.to_owned());
+        let who = self.authorization.principal_of(head, &written.author).await?.by(command_id.to_owned());
         match command.verb {
             Verb::Help => {
                 let mut refused = None;
@@ -202,7 +205,7 @@ impl Commands {
             Verb::Plan => self.replan(head, tracked, &who, command).await,
             Verb::Drift => self.check_drift(head, tracked, &who, command).await,
             Verb::Apply => self.apply_pull(head, tracked, written, &who, command).await,
-            _ => self.execute_on(head, command, &who, Some(tracked)).await.map(|said| said.message),
+            _ => self.execute_on(head, command, &who, Some(tracked)).await.map(|outcome| outcome.message),
         }
     }
 }

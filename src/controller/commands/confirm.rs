@@ -1,7 +1,7 @@
-//! `/confirm`: accepts another identity of a target (R1.8).
+//! Executes `/confirm`: accepts the observed identity of a target (R1.8).
+//!
+//! *Invariant:* only an identity that was observed before the command is accepted.
 
-use crate::domain::message::Refusal;
-use crate::domain::message::answer::Answer;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -10,19 +10,26 @@ use crate::{
         context::Error,
         work_queue::{Reason, ReconcileRequest},
     },
-    domain::{authorization::Principal, declaration::schema::Verb},
+    domain::{
+        authorization::Principal,
+        declaration::schema::Verb,
+        message::{Refusal, answer::Answer},
+    },
     model::InstanceId,
 };
 
 impl Commands {
-    /// `/confirm`: another target than the one that was applied is the right one (R1.8).
+    /// `/confirm`: pins the observed identity of the selected instances instead of the recorded identity.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where no selected instance has another identity; else when the store does not answer.
     pub(super) async fn confirm(
         self: &Arc<Self>,
-        meant: &BTreeSet<InstanceId>,
+        selected: &BTreeSet<InstanceId>,
         who: &Principal,
     ) -> Result<String, Error> {
         let mut confirmed = vec![];
-        for id in meant {
+        for id in selected {
             if self.observer.confirm_identity(id).await? {
                 self.context
                     .store

@@ -1,9 +1,8 @@
-//! `/destroy`: shows the plan that destroys orphans, and runs it once its digest is named (R1.9).
+//! Executes `/destroy`: publishes the plan that destroys orphans, and runs a plan that the command names by digest (R1.9).
+//!
+//! *Invariant:* a declared instance is never destroyed.
+//! *Race:* an orphan is declared again after the command: the run fails before its first effect.
 
-use crate::domain::message::Refusal;
-use crate::domain::message::answer::Answer;
-use crate::domain::message::run::RunCause;
-use crate::domain::plan::validation::Violation;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -17,27 +16,34 @@ use crate::{
     domain::{
         authorization::Principal,
         declaration::{Selector, schema::Verb},
-        journal::Approved,
-        journal::RunKind,
-        plan::{Plan, validation},
+        journal::{Approved, RunKind},
+        message::{Refusal, answer::Answer, run::RunCause},
+        plan::{
+            Plan,
+            validation::{self, Violation},
+        },
     },
     model::{InstanceId, PullNumber, RunId},
 };
 
 impl Commands {
-    /// `/destroy`: shows what would be destroyed, and does it once its digest is named.
+    /// `/destroy`: returns the plans without a named digest, and starts the runs of the plans with one.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the reason; else when the repository or the store does not answer.
     pub(super) async fn destroy(
         self: &Arc<Self>,
         head: &Arc<Head>,
-        meant: &BTreeSet<InstanceId>,
+        selected: &BTreeSet<InstanceId>,
         digests: &[String],
         who: &Principal,
         (selector, pull): (&Selector, Option<PullNumber>),
     ) -> Result<(String, Vec<Plan>, Vec<RunId>), Error> {
-        self.planner.only_orphans(head, meant).await?;
+        self.planner.ensure_orphans(head, selected).await?;
         let (mut message, mut plans, mut runs) = (vec![], vec![], vec![]);
-        for environment in environments(meant) {
-            let ids: BTreeSet<InstanceId> = meant.iter().filter(|id| id.environment == environment).cloned().collect();
+        for environment in environments(selected) {
+            let ids: BTreeSet<InstanceId> =
+                selected.iter().filter(|id| id.environment == environment).cloned().collect();
             for id in &ids {
                 if let Some((_, why)) = self.planner.in_use(head, id, &ids).await? {
                     return Err(Error::Refused(Refusal::InUse { reason: why }));
@@ -51,10 +57,10 @@ impl Commands {
                     reason: why.clone(),
                 }));
             }
-            let names = |digest: &String| {
+            let is_named = |digest: &String| {
                 digest.len() >= DIGEST_LENGTH_MIN && plan.digest.to_string().starts_with(digest.as_str())
             };
-            if digests.iter().any(names) {
+            if digests.iter().any(is_named) {
                 let run = self.start_destroy(head, &plan, who, pull).await?;
                 message.push(Answer::Destroys(run, ids.clone()).to_string());
                 runs.push(run);
@@ -80,7 +86,7 @@ impl Commands {
         Ok((message.join(" "), plans, runs))
     }
 
-    /// Whether a plan of destroying is within what holds now.
+    /// Checks a destroy plan against the current guards, limits and approvals.
     async fn may_destroy(self: &Arc<Self>, head: &Arc<Head>, plan: &Plan, who: &Principal) -> Result<(), Error> {
         let environment = &plan.environment;
         let limits = self.source.guards(head).await?.limits(environment);

@@ -1,6 +1,7 @@
-//! `/drift` and `evenkeel drift`.
+//! Executes `/drift` and `evenkeel drift`: checks the selected instances for drift.
+//!
+//! *Invariant:* a drift check changes no target.
 
-use crate::domain::message::Refusal;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use crate::{
@@ -16,7 +17,7 @@ use crate::{
         authorization::Principal,
         command::Command,
         declaration::{Selector, schema::Verb},
-        message::comment,
+        message::{Refusal, comment},
     },
     model::InstanceId,
 };
@@ -25,6 +26,10 @@ use crate::{
 const PROPOSE_WAIT: Duration = Duration::from_secs(60);
 
 impl Commands {
+    /// `/drift`: checks the selected instances and returns their verdicts.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the reason; else when the store does not answer.
     pub(super) async fn check_drift(
         self: &Arc<Self>,
         head: &Arc<Head>,
@@ -49,13 +54,16 @@ impl Commands {
         Ok(comment::drift(&rows))
     }
 
-    /// Looks at instances now, for the API.
+    /// Checks the selected instances for drift, and plans their environments, for the API.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the reason; else when the repository or the store does not answer.
     pub async fn check_drift_of(
         self: &Arc<Self>,
         selector: Option<&Selector>,
         who: &Principal,
     ) -> Result<BTreeSet<InstanceId>, Error> {
-        let (_, selected) = self.chosen(selector, Verb::Drift, who).await?;
+        let (_, selected) = self.resolve_allowed(selector, Verb::Drift, who).await?;
         self.check_all(&selected).await?;
         for environment in environments(&selected) {
             self.pull_requests.plan_head(&environment).await?;
@@ -63,8 +71,8 @@ impl Commands {
         Ok(selected)
     }
 
-    /// Brings the proposals of the environments of instances in line with their drift, and returns when that is done or a
-    /// drift check of a possible cause takes too long.
+    /// Updates the proposals of the environments of instances. Returns when the proposals are updated, or when a drift check
+    /// of a possible cause takes longer than `PROPOSE_WAIT`.
     ///
     /// # Errors
     /// When the forge or the store does not answer.

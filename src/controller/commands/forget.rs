@@ -1,31 +1,38 @@
-//! `/forget`: drops the records of orphans and leaves what they made in place (R1.9).
+//! Executes `/forget`: removes the records of orphans and keeps their resources (R1.9).
+//!
+//! *Invariant:* a declared instance is never forgotten.
 
-use crate::domain::declaration::schema::Verb;
-use crate::domain::message::Refusal;
-use crate::domain::message::answer::Answer;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
     controller::{commands::Commands, context::Error, source::Head},
-    domain::authorization::Principal,
+    domain::{
+        authorization::Principal,
+        declaration::schema::Verb,
+        message::{Refusal, answer::Answer},
+    },
     model::InstanceId,
 };
 
 impl Commands {
-    /// `/forget`: what is applied stays in the world, and nobody here looks after it any more.
+    /// `/forget`: removes the records of the selected orphans. Their resources still exist and are no longer managed.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where an instance is declared or in an open run; else when the store does not answer.
     pub(super) async fn forget(
         self: &Arc<Self>,
         head: &Arc<Head>,
-        meant: &BTreeSet<InstanceId>,
+        selected: &BTreeSet<InstanceId>,
         who: &Principal,
     ) -> Result<String, Error> {
-        self.planner.only_orphans(head, meant).await?;
-        if let Some(run) = self.context.store.open_runs().await?.iter().find(|run| meant.iter().any(|id| run.holds(id)))
+        self.planner.ensure_orphans(head, selected).await?;
+        if let Some(run) =
+            self.context.store.open_runs().await?.iter().find(|run| selected.iter().any(|id| run.holds(id)))
         {
             return Err(Error::Refused(Refusal::RunInProgress { verb: Verb::Forget, run: run.id, id: None }));
         }
-        for id in meant {
-            self.planner.let_go(id).await?;
+        for id in selected {
+            self.planner.forget(id).await?;
             self.context
                 .store
                 .audit(
@@ -37,6 +44,6 @@ impl Commands {
                 )
                 .await?;
         }
-        Ok(Answer::Forgotten(meant.clone()).to_string())
+        Ok(Answer::Forgotten(selected.clone()).to_string())
     }
 }

@@ -1,7 +1,10 @@
-//! Commands, from comments, the command line and the API alike (R6.9). One file for each command.
+//! Executes commands from comments, the command line and the API (R6.9). One file for each command.
 //!
-//! A command resolves its selector, asks the authorization, and calls a controller. Every refusal says why and what to do,
-//! and is never a success (R6.10).
+//! A command resolves its selector, asks the authorization controller, and calls another controller.
+//!
+//! *Invariant:* no command acts before the authorization controller allows it. Every refusal contains a reason and a hint,
+//! and is never reported as a success (R6.10).
+//! *Race:* the daemon dies after it executed a command: the command ID finds its runs and its audit records.
 
 mod apply;
 mod comments;
@@ -17,7 +20,6 @@ mod snooze;
 mod suspend;
 mod unlock;
 
-use crate::domain::message::Refusal;
 use std::{collections::BTreeSet, sync::Arc};
 
 use serde::{Deserialize, Serialize};
@@ -40,6 +42,7 @@ use crate::{
         authorization::Principal,
         command::Command,
         declaration::{Selector, schema::Verb},
+        message::Refusal,
         plan::Plan,
     },
     model::{EnvironmentName, InstanceId, RunId},
@@ -52,13 +55,13 @@ const DIGEST_LENGTH_MIN: usize = 6;
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CommandOutcome {
-    /// In a sentence.
+    /// The message to the principal.
     #[serde(rename = "says")]
     pub message: String,
     /// The plans that are executed once the command names their digest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub plans: Vec<Plan>,
-    /// The runs that it began.
+    /// The runs that the command created.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub runs: Vec<RunId>,
 }
@@ -97,7 +100,7 @@ impl Commands {
     /// Executes a command, for the API.
     ///
     /// # Errors
-    /// When it is refused, in a sentence.
+    /// [`Error::Refused`] with the reason; else when the forge, the repository or the store does not answer.
     pub async fn execute(self: &Arc<Self>, command: &Command, who: &Principal) -> Result<CommandOutcome, Error> {
         let head = self.source.loaded_head()?;
         self.execute_on(&head, command, who, None).await
@@ -110,27 +113,27 @@ impl Commands {
         who: &Principal,
         tracked: Option<&TrackedPullRequest>,
     ) -> Result<CommandOutcome, Error> {
-        let meant = self.meant(head, command, tracked).await?;
-        self.authorization.allow(head, who, command.verb, &environments(&meant)).await?;
+        let selected = self.resolve(head, command, tracked).await?;
+        self.authorization.allow(head, who, command.verb, &environments(&selected)).await?;
         let selector = command.selector.as_ref();
         let pull = tracked.map(|tracked| tracked.pull.number);
         let message = match command.verb {
-            Verb::Suspend => self.suspend(&meant, selector, who).await?,
-            Verb::Resume => self.resume(head, &meant, selector, who).await?,
-            Verb::Snooze => self.snooze_drift(&meant, command, who).await?,
-            Verb::Confirm => self.confirm(&meant, who).await?,
-            Verb::Adopt | Verb::Revert => self.remediations.turn(head, &meant, command.verb, who).await?,
-            Verb::Forget => self.forget(head, &meant, who).await?,
-            Verb::Cancel => self.runs.cancel(&meant, who).await?,
-            Verb::Unlock => self.unlock(head, &meant, who).await?,
+            Verb::Suspend => self.suspend(&selected, selector, who).await?,
+            Verb::Resume => self.resume(head, &selected, selector, who).await?,
+            Verb::Snooze => self.snooze_drift(&selected, command, who).await?,
+            Verb::Confirm => self.confirm(&selected, who).await?,
+            Verb::Adopt | Verb::Revert => self.remediations.set_direction(head, &selected, command.verb, who).await?,
+            Verb::Forget => self.forget(head, &selected, who).await?,
+            Verb::Cancel => self.runs.cancel(&selected, who).await?,
+            Verb::Unlock => self.unlock(head, &selected, who).await?,
             Verb::Rebalance => {
-                let (message, runs) = self.rebalance(head, &meant, who, pull).await?;
+                let (message, runs) = self.rebalance(head, &selected, who, pull).await?;
                 return Ok(CommandOutcome { message, runs, ..CommandOutcome::default() });
             }
             Verb::Destroy => {
                 let digests: Vec<String> = command.digest.iter().cloned().collect();
                 let Some(selector) = selector else { return Err(missing_selector(command)) };
-                let (message, plans, runs) = self.destroy(head, &meant, &digests, who, (selector, pull)).await?;
+                let (message, plans, runs) = self.destroy(head, &selected, &digests, who, (selector, pull)).await?;
                 return Ok(CommandOutcome { message, plans, runs });
             }
             other => return Err(Error::Refused(Refusal::NotImplemented(other))),
@@ -138,14 +141,15 @@ impl Commands {
         Ok(CommandOutcome { message, ..CommandOutcome::default() })
     }
 
-    /// The instances that a command means: declared or not, and by itself those that its place is about.
-    async fn meant(
+    /// Resolves the selector of a command to declared instances and orphans. Without a selector, a command on a pull request
+    /// selects the instances of that pull request.
+    async fn resolve(
         self: &Arc<Self>,
         head: &Head,
         command: &Command,
         tracked: Option<&TrackedPullRequest>,
     ) -> Result<BTreeSet<InstanceId>, Error> {
-        let about = match tracked {
+        let of_pull_request = match tracked {
             Some(tracked) => match self.remediations.proposal_of(tracked.pull.number).await? {
                 Some(proposal) => proposal.instances,
                 None => self.source.changed_by(tracked).await?,
@@ -153,30 +157,32 @@ impl Commands {
             None => BTreeSet::new(),
         };
         let Some(selector) = &command.selector else {
-            if about.is_empty() {
+            if of_pull_request.is_empty() {
                 return Err(missing_selector(command));
             }
-            return Ok(about);
+            return Ok(of_pull_request);
         };
-        let mut meant = self.planner.select(head, Some(selector), &about).await?;
+        let mut selected = self.planner.select(head, Some(selector), &of_pull_request).await?;
         let applied = self.context.store.all_applied().await?;
-        let gone = applied.iter().filter(|(id, _)| head.instance(id).is_none());
-        let gone =
-            gone.filter(|(id, applied)| selector.selects(&undeclared(id, Some(applied), about.contains(*id), false)));
-        meant.extend(gone.map(|(id, _)| id.clone()));
-        // What is declared is not meant by what only concerns the rest, where the rest is meant as well.
-        if matches!(command.verb, Verb::Destroy | Verb::Forget) && meant.iter().any(|id| head.instance(id).is_none()) {
-            meant.retain(|id| head.instance(id).is_none());
+        let orphans = applied.iter().filter(|(id, _)| head.instance(id).is_none());
+        let orphans = orphans.filter(|(id, applied)| {
+            selector.selects(&undeclared(id, Some(applied), of_pull_request.contains(*id), false))
+        });
+        selected.extend(orphans.map(|(id, _)| id.clone()));
+        // These commands apply to orphans: where the selector matches an orphan, declared instances are excluded.
+        if matches!(command.verb, Verb::Destroy | Verb::Forget) && selected.iter().any(|id| head.instance(id).is_none())
+        {
+            selected.retain(|id| head.instance(id).is_none());
         }
-        if meant.is_empty() {
+        if selected.is_empty() {
             Err(Error::Refused(Refusal::Empty(matched_nothing(head, Some(selector)))))
         } else {
-            Ok(meant)
+            Ok(selected)
         }
     }
 
-    /// The head, and what a selector means there, if it means anything and the command is allowed on all of it.
-    async fn chosen(
+    /// Resolves a selector at head, and checks that the principal may use a command on every selected instance.
+    async fn resolve_allowed(
         self: &Arc<Self>,
         selector: Option<&Selector>,
         verb: Verb,
@@ -191,14 +197,17 @@ impl Commands {
         Ok((head, selected))
     }
 
-    /// Looks at instances, and lets nothing be proposed before the last look has ended.
+    /// Checks instances for drift. Proposals are postponed until the last check has ended.
     async fn check_all(self: &Arc<Self>, ids: &BTreeSet<InstanceId>) -> Result<(), Error> {
         let _checks: Vec<CheckInProgress> = ids.iter().map(|id| self.observer.begin_check(id)).collect();
         let checks = futures::future::join_all(ids.iter().map(|id| self.observer.check_drift(id))).await;
         checks.into_iter().find_map(Result::err).map_or(Ok(()), Err)
     }
 
-    /// The instances that a selector means, for the API.
+    /// Resolves a selector at head, for the API.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where no instance matches.
     pub async fn selected(&self, selector: Option<&Selector>) -> Result<BTreeSet<InstanceId>, Error> {
         let head = self.source.loaded_head()?;
         let selected = self.planner.select(&head, selector, &BTreeSet::new()).await?;
@@ -209,8 +218,8 @@ impl Commands {
         }
     }
 
-    /// A selection that leaves out a pending upstream is refused (R6.1).
-    async fn upstreams_selected(
+    /// Refuses a selection without a pending upstream of a selected instance (R6.1).
+    async fn ensure_upstreams_selected(
         &self,
         head: &Head,
         environment: &EnvironmentName,

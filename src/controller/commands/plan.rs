@@ -1,7 +1,7 @@
-//! `/plan` and `evenkeel plan`.
+//! Executes `/plan` and `evenkeel plan`: plans pull requests and environments again.
+//!
+//! *Invariant:* a plan changes no target.
 
-use crate::domain::message::Refusal;
-use crate::domain::message::answer::Answer;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
         authorization::Principal,
         command::Command,
         declaration::{Selector, schema::Verb},
+        message::{Refusal, answer::Answer},
         plan::Plan,
     },
     model::InstanceId,
@@ -24,6 +25,10 @@ use crate::{
 };
 
 impl Commands {
+    /// `/plan`: enqueues a new plan of a pull request.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the reason; else when the store does not answer.
     pub(super) async fn replan(
         self: &Arc<Self>,
         head: &Arc<Head>,
@@ -36,29 +41,32 @@ impl Commands {
         if selected.is_empty() && command.selector.is_some() {
             return Err(Error::Refused(Refusal::Empty(matched_nothing(head, command.selector.as_ref()))));
         }
-        let mut asked = environments(&selected);
+        let mut selected_environments = environments(&selected);
         if command.selector.is_none() && !tracked.environments.is_empty() {
-            asked.retain(|environment| tracked.environments.contains(environment));
+            selected_environments.retain(|environment| tracked.environments.contains(environment));
         }
-        self.authorization.allow(head, who, Verb::Plan, &asked).await?;
+        self.authorization.allow(head, who, Verb::Plan, &selected_environments).await?;
         if !tracked.pull.open {
             return Err(Error::Refused(Refusal::PullRequestClosed));
         }
-        if let Some(now) = self.source.tracked(tracked.pull.number).await? {
-            self.pull_requests.record(&TrackedPullRequest { replan: true, ..now }).await?;
+        if let Some(recorded) = self.source.tracked(tracked.pull.number).await? {
+            self.pull_requests.record(&TrackedPullRequest { replan: true, ..recorded }).await?;
         }
         self.context.queue.enqueue(ReconcileRequest::PullRequest(tracked.pull.number), Reason::Command(Verb::Plan));
         Ok(Answer::PlanningAgain.to_string())
     }
 
-    /// What would be done now, for the API: by environment, of what a selector means and is pending.
+    /// Plans the pending instances that a selector matches, by environment, for the API.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the reason; else when the repository or the store does not answer.
     pub async fn plan_now(self: &Arc<Self>, selector: Option<&Selector>, who: &Principal) -> Result<Vec<Plan>, Error> {
-        let (head, selected) = self.chosen(selector, Verb::Plan, who).await?;
+        let (head, selected) = self.resolve_allowed(selector, Verb::Plan, who).await?;
         let mut plans = vec![];
         for environment in environments(&selected) {
             let mut instances: BTreeSet<InstanceId> =
                 self.planner.pending(&head, &environment).await?.intersection(&selected).cloned().collect();
-            // What could not be observed is looked at as well: that nothing is pending says nothing of it (R2.9).
+            // Instances that could not be observed are planned as well, because their drift is unknown (R2.9).
             let observed = self.context.store.observed_in(&environment).await?;
             let is_unknown = |id: &&InstanceId| observed.get(*id).is_some_and(|observed| observed.error.is_some());
             instances.extend(selected.iter().filter(|id| id.environment == environment).filter(is_unknown).cloned());

@@ -1,9 +1,12 @@
-//! What is pending and came by no pull request, put on one, so that it can be reviewed and merged (R3.6).
+//! Proposes pending changes without a pull request as a pull request, for review and merge (R3.6).
 //!
-//! The file lists the actions of the plan that is shown; its reviews are the approvals, its merge is the `/apply`. It is
-//! a filter like that of any remediation: what runs is planned afresh, and covered by what stands in it.
+//! The proposed file lists the actions of the plan. Its reviews are the approvals, and its merge is the `/apply`. The file is
+//! a filter like every remediation: the run plans again, and executes only actions that the file covers.
+//!
+//! *Invariant:* a branch that this daemon did not push is never overwritten.
+//! *Race:* the daemon dies between the push and the pull request: the same command finds the pushed branch, and opens the
+//! pull request.
 
-use crate::domain::message::Refusal;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -22,7 +25,7 @@ use crate::{
             Selector,
             schema::{Direction, Remediation, Verb},
         },
-        message::comment,
+        message::{Refusal, comment},
         plan::Plan,
         remediation::{self, Written},
     },
@@ -31,16 +34,16 @@ use crate::{
 };
 
 impl Commands {
-    /// Opens a pull request for each environment in which a selector means something that is pending.
+    /// Opens a pull request for each environment in which a selector matches pending instances.
     ///
     /// # Errors
-    /// When nothing is meant or pending, the plan is not complete, or the forge does not answer.
+    /// When no instance matches or is pending, the plan is not complete, or the forge does not answer.
     pub async fn propose_apply(
         self: &Arc<Self>,
         selector: Option<&Selector>,
         who: &Principal,
     ) -> Result<Vec<PullNumber>, Error> {
-        let (head, selected) = self.chosen(selector, Verb::Plan, who).await?;
+        let (head, selected) = self.resolve_allowed(selector, Verb::Plan, who).await?;
         let mut pulls = vec![];
         for environment in environments(&selected) {
             let pending = self.planner.pending(&head, &environment).await?;
@@ -48,14 +51,14 @@ impl Commands {
             if instances.is_empty() {
                 continue;
             }
-            self.upstreams_selected(&head, &environment, &instances).await?;
-            if let Some(number) = self.pull_requests.carrier(&head, &environment, &instances).await? {
+            self.ensure_upstreams_selected(&head, &environment, &instances).await?;
+            if let Some(number) = self.pull_requests.pull_with_plan(&head, &environment, &instances).await? {
                 return Err(Error::Refused(Refusal::ProposedAlready { on: number, environment }));
             }
             let scope = Scope { instances, r#use: Use::Head, because: "propose".into(), base: None, guards: None };
             let (plan, _) = self.planner.plan_environment(&environment, &head, &scope).await?;
-            if let Some((id, why)) = plan.instances.iter().find_map(|i| Some((&i.id, i.problem.as_ref()?))) {
-                return Err(Error::Refused(Refusal::NotProposed { id: id.clone(), reason: why.to_string() }));
+            if let Some((id, problem)) = plan.instances.iter().find_map(|i| Some((&i.id, i.problem.as_ref()?))) {
+                return Err(Error::Refused(Refusal::NotProposed { id: id.clone(), reason: problem.to_string() }));
             }
             if plan.has_work() {
                 pulls.push(self.open_apply(&head, &plan, who).await?);
@@ -85,7 +88,7 @@ impl Commands {
         let because = format!("propose by {}", who.name());
         let written = Written { direction: Direction::Apply, because: &because, observed_at: now, now };
         let remediation = remediation::remediation(&plan.environment, written, actions);
-        // The name is that of what is proposed, so that the same is proposed once.
+        // The digest in the name makes a repeated proposal of the same plan find the first one.
         let name = format!("apply-{}-{}", now.format("%Y%m%d"), plan.digest.short());
         let text =
             remediation::write(&name, &remediation).map_err(|reason| Error::Refused(Refusal::Unwritable { reason }))?;
@@ -93,10 +96,10 @@ impl Commands {
         let title = format!("Apply what is pending in {}", plan.environment);
         let branch = format!("{}apply/{}/{}", OWN_BRANCHES, plan.environment, plan.digest.short());
         self.source.use_git_token().await?;
-        let there = self.context.repository.fetch(&format!("refs/heads/{branch}")).await?;
-        if there.is_none() {
+        let existing = self.context.repository.fetch(&format!("refs/heads/{branch}")).await?;
+        if existing.is_none() {
             let files = vec![(path.clone(), Some(text))];
-            // First, so that a branch that a killed daemon pushed is known as ours.
+            // Before the push, so that the next daemon recognises a branch that a killed daemon pushed.
             self.runs.record_proposed(&name, &remediation).await?;
             self.context.repository.push(&branch, &head.revision, None, files, &title).await?;
         } else if self.context.store.collection::<Remediation>().get(&name).await?.is_none() {

@@ -1,29 +1,34 @@
-//! `/rebalance`: moves shards now.
+//! Executes `/rebalance`: creates runs that move shards.
+//!
+//! *Invariant:* a suspended environment is not rebalanced.
 
-use crate::domain::declaration::schema::Verb;
-use crate::domain::message::Refusal;
-use crate::domain::message::answer::Answer;
-use crate::domain::message::run::RunCause;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
     controller::{
         commands::Commands, context::Error, planning::environments, runs::RebalanceAuthorization, source::Head,
     },
-    domain::authorization::Principal,
+    domain::{
+        authorization::Principal,
+        declaration::schema::Verb,
+        message::{Refusal, answer::Answer, run::RunCause},
+    },
     model::{InstanceId, PullNumber, RunId},
 };
 
 impl Commands {
-    /// `/rebalance`: makes the moves now.
+    /// `/rebalance`: creates one run for each environment of the selected clusters.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where no cluster is selected or an environment is suspended; else when the store does not answer.
     pub(super) async fn rebalance(
         self: &Arc<Self>,
         head: &Arc<Head>,
-        meant: &BTreeSet<InstanceId>,
+        selected: &BTreeSet<InstanceId>,
         who: &Principal,
         pull: Option<PullNumber>,
     ) -> Result<(String, Vec<RunId>), Error> {
-        let clusters = self.runs.clusters(meant).await?;
+        let clusters = self.runs.clusters(selected).await?;
         if clusters.is_empty() {
             return Err(Error::Refused(Refusal::NoCluster));
         }
@@ -34,7 +39,7 @@ impl Commands {
         }
         let mut runs = vec![];
         for environment in environments(&clusters) {
-            let word = RebalanceAuthorization {
+            let authorization = RebalanceAuthorization {
                 because: RunCause::Command(Verb::Rebalance, who.mention()),
                 principal: who.name(),
                 command_id: who.command_id().map(str::to_owned),
@@ -42,7 +47,7 @@ impl Commands {
                 until: None,
                 by_schedule: false,
             };
-            runs.push(self.runs.start_rebalance(head, &environment, &clusters, word).await?);
+            runs.push(self.runs.start_rebalance(head, &environment, &clusters, authorization).await?);
         }
         Ok((Answer::Rebalances(runs.clone(), clusters).to_string(), runs))
     }

@@ -1,8 +1,9 @@
-//! `/apply` on the pull request of a remediation, and `evenkeel apply --remediation` (R4.2).
+//! Executes `/apply` on the pull request of a remediation, and `evenkeel apply --remediation` (R4.2).
+//!
+//! *Invariant:* a remediation runs at most once.
+//! *Race:* the merge authorises the remediation during the command: the merge is handled first, and the command finds its
+//! run.
 
-use crate::domain::message::Refusal;
-use crate::domain::message::answer::Answer;
-use crate::domain::message::run::RunCause;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -16,12 +17,16 @@ use crate::{
     domain::{
         authorization::{Principal, permit},
         declaration::schema::{Direction, Remediation, Verb},
+        message::{Refusal, answer::Answer, run::RunCause},
     },
     model::{ComponentName, RunId},
 };
 
 impl Commands {
-    /// `/apply` on the pull request of a remediation means this remediation, never head (R4.2).
+    /// `/apply` on the pull request of a remediation: runs that remediation, never the pending changes of head (R4.2).
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the reason; else when the forge, the repository or the store does not answer.
     pub(super) async fn apply_remediation(
         self: &Arc<Self>,
         head: &Arc<Head>,
@@ -32,7 +37,7 @@ impl Commands {
             return Err(Error::Refused(Refusal::MergeApplies));
         }
         for environment in head.desired.environments.keys() {
-            for (key, merged) in self.remediations.held(environment).await? {
+            for (key, merged) in self.remediations.unspent(environment).await? {
                 let name: Option<ComponentName> = key.rsplit('/').next().and_then(|name| name.parse().ok());
                 let Some((name, (remediation, _))) = name
                     .and_then(|name| head.desired.remediations.get(&name).map(|found| (name.clone(), found.clone())))
@@ -78,6 +83,10 @@ impl Commands {
         Ok(run)
     }
 
+    /// Runs a merged remediation by its name, for the API.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the reason; else when the forge, the repository or the store does not answer.
     pub(super) async fn apply_named_remediation(
         self: &Arc<Self>,
         head: &Arc<Head>,
@@ -90,10 +99,10 @@ impl Commands {
         self.authorization.allow(head, who, Verb::Apply, &BTreeSet::from([remediation.environment.clone()])).await?;
         let environment = &remediation.environment;
         {
-            // What the merge authorises begins by itself; what is lacking is known afterwards.
+            // A remediation that its merge authorises starts here. Otherwise its record contains the missing approvals.
             let _merges = self.context.queue.take(ReconcileRequest::Merges(environment.clone())).await;
             self.pull_requests.ensure_listed(head).await?;
-            self.remediations.take_merged(head, environment).await?;
+            self.remediations.start_merged(head, environment).await?;
         }
         let merged: MergedRemediation = self
             .context

@@ -1,7 +1,7 @@
-//! `/snooze`: leaves the drift that is observed alone (R4.5).
+//! Executes `/snooze`: excludes the observed drift from proposals (R4.5).
+//!
+//! *Invariant:* a snooze covers only the actions that were observed at the time of the command.
 
-use crate::domain::message::Refusal;
-use crate::domain::message::answer::Answer;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -12,22 +12,31 @@ use crate::{
         records::{SNOOZE, Snooze},
         work_queue::{Reason, ReconcileRequest},
     },
-    domain::{authorization::Principal, command::Command, declaration::schema::Verb, plan::Observed},
+    domain::{
+        authorization::Principal,
+        command::Command,
+        declaration::schema::Verb,
+        message::{Refusal, answer::Answer},
+        plan::Observed,
+    },
     model::InstanceId,
 };
 
 impl Commands {
-    /// `/snooze`: leaves the drift that is observed alone.
+    /// `/snooze`: excludes the observed drift of the selected instances from proposals, for a time.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where no selected instance drifts; else when the store does not answer.
     pub(super) async fn snooze_drift(
         self: &Arc<Self>,
-        meant: &BTreeSet<InstanceId>,
+        selected: &BTreeSet<InstanceId>,
         command: &Command,
         who: &Principal,
     ) -> Result<String, Error> {
         let lasting = command.lasting.and_then(|lasting| chrono::Duration::from_std(lasting.std()).ok());
         let until = self.context.now() + lasting.unwrap_or(SNOOZE);
         let mut snoozed = vec![];
-        for id in meant {
+        for id in selected {
             let observed = self.context.store.observed(id).await?;
             let actions: BTreeSet<_> = observed
                 .as_ref()
@@ -46,7 +55,7 @@ impl Commands {
         if snoozed.is_empty() {
             return Err(Error::Refused(Refusal::NothingToSnooze));
         }
-        for environment in environments(meant) {
+        for environment in environments(selected) {
             self.context.queue.enqueue(ReconcileRequest::Proposals(environment), Reason::Command(Verb::Snooze));
         }
         Ok(Answer::Snoozed(until, snoozed).to_string())

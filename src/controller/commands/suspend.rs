@@ -1,9 +1,8 @@
-//! What is observed and never acted on: by its declaration (`suspend: true`), or by a word (`/suspend`).
+//! Executes `/suspend` and `/resume`: suspended instances are observed, and never changed.
 //!
-//! A word for a whole environment holds for instances that are declared later as well.
+//! A suspension of a whole environment includes instances that are declared later.
+//! *Invariant:* `/resume` does not end a suspension by declaration (`suspend: true`).
 
-use crate::domain::message::Refusal;
-use crate::domain::message::answer::Answer;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -17,14 +16,15 @@ use crate::{
     domain::{
         authorization::Principal,
         declaration::{Selector, schema::Verb},
+        message::{Refusal, answer::Answer},
     },
     model::{EnvironmentName, InstanceId},
 };
 
-fn names(meant: &BTreeSet<InstanceId>, selector: Option<&Selector>) -> BTreeSet<String> {
+fn names(selected: &BTreeSet<InstanceId>, selector: Option<&Selector>) -> BTreeSet<String> {
     match selector {
         Some(Selector::Environment(name)) => BTreeSet::from([name.to_string()]),
-        _ => meant.iter().map(ToString::to_string).collect(),
+        _ => selected.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -33,17 +33,20 @@ fn list(names: &BTreeSet<String>) -> String {
 }
 
 impl Commands {
-    /// `/suspend`: of a whole environment where just that is named, of the selected instances else.
+    /// `/suspend`: suspends a whole environment where the selector names an environment, and else the selected instances.
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(super) async fn suspend(
         self: &Arc<Self>,
-        meant: &BTreeSet<InstanceId>,
+        selected: &BTreeSet<InstanceId>,
         selector: Option<&Selector>,
         who: &Principal,
     ) -> Result<String, Error> {
-        let names = names(meant, selector);
+        let names = names(selected, selector);
         for name in &names {
-            let said = Suspension { by: who.name(), at: self.context.now() };
-            self.context.store.collection::<Suspension>().put(name, self.context.now(), &said).await?;
+            let suspension = Suspension { by: who.name(), at: self.context.now() };
+            self.context.store.collection::<Suspension>().put(name, self.context.now(), &suspension).await?;
             self.context
                 .store
                 .audit(self.context.now(), &who.name(), "suspend", name, "observed, and not acted on")
@@ -52,19 +55,22 @@ impl Commands {
         Ok(Answer::Suspended(names).to_string())
     }
 
-    /// `/resume`: ends what was said; what is declared has to be changed in its declaration.
+    /// `/resume`: ends suspensions by command. A suspension by declaration is ended in the declaration.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where no suspension by command exists; else when the store does not answer.
     pub(super) async fn resume(
         self: &Arc<Self>,
         head: &Head,
-        meant: &BTreeSet<InstanceId>,
+        selected: &BTreeSet<InstanceId>,
         selector: Option<&Selector>,
         who: &Principal,
     ) -> Result<String, Error> {
         let before = self.source.suspensions(Some(head)).await?;
-        let mut names = names(meant, selector);
-        names.extend(meant.iter().map(ToString::to_string));
+        let mut names = names(selected, selector);
+        names.extend(selected.iter().map(ToString::to_string));
         names.retain(|name| before.commanded.contains_key(name));
-        let environments: BTreeSet<&EnvironmentName> = meant.iter().map(|id| &id.environment).collect();
+        let environments: BTreeSet<&EnvironmentName> = selected.iter().map(|id| &id.environment).collect();
         if let Some(name) = environments.iter().find(|name| before.declared.contains(**name)) {
             return Err(Error::Refused(Refusal::SuspendedByDeclaration((*name).clone())));
         }
@@ -73,7 +79,7 @@ impl Commands {
             return Err(Error::Refused(whole.map_or(Refusal::NotSuspended, Refusal::ResumeEnvironment)));
         }
         for name in &names {
-            // First, so that whoever says it is answered that it was done, whatever comes between.
+            // Before the removal, so that a retry after a crash finds that the command was executed.
             self.context.store.audit(self.context.now(), &who.name(), "resume", name, "").await?;
             self.context.store.collection::<Suspension>().remove(name).await?;
         }

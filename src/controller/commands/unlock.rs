@@ -1,7 +1,7 @@
-//! `/unlock`: releases the lock of a target that no run works on (R5.5).
+//! Executes `/unlock`: releases the lock of a target that no run uses (R5.5).
+//!
+//! *Invariant:* a lock is not released while a run executes an effect on the instance.
 
-use crate::domain::message::Refusal;
-use crate::domain::message::answer::Answer;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -16,24 +16,29 @@ use crate::{
         authorization::Principal,
         declaration::schema::Verb,
         journal::{Run, Status},
+        message::{Refusal, answer::Answer},
     },
     model::InstanceId,
     ports::Use,
 };
 
 impl Commands {
-    /// `/unlock`: releases the lock of a target that nobody works on any more.
+    /// `/unlock`: releases the locks of the targets of the selected instances.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where a run is in progress, an instance is not declared, or no target is locked; else when the
+    /// store or a target does not answer.
     pub(super) async fn unlock(
         self: &Arc<Self>,
         head: &Arc<Head>,
-        meant: &BTreeSet<InstanceId>,
+        selected: &BTreeSet<InstanceId>,
         who: &Principal,
     ) -> Result<String, Error> {
-        let live = |run: &Run, id: &InstanceId| {
+        let is_in_progress = |run: &Run, id: &InstanceId| {
             run.holds(id) && !matches!(run.instances[id].status, Status::New | Status::Waiting)
         };
         for run in self.context.store.open_runs().await? {
-            if let Some(id) = meant.iter().find(|id| live(&run, id)) {
+            if let Some(id) = selected.iter().find(|id| is_in_progress(&run, id)) {
                 return Err(Error::Refused(Refusal::RunInProgress {
                     verb: Verb::Unlock,
                     run: run.id,
@@ -41,8 +46,8 @@ impl Commands {
                 }));
             }
         }
-        let (mut released, mut free) = (vec![], vec![]);
-        for id in meant {
+        let (mut released, mut unlocked) = (vec![], vec![]);
+        for id in selected {
             let Some(instance) = head.instance(id).filter(|instance| instance.problems.is_empty()) else {
                 return Err(Error::Refused(Refusal::NotDeclared { verb: Verb::Unlock, id: id.clone() }));
             };
@@ -50,21 +55,21 @@ impl Commands {
                 self.observer.inputs(head, id, &instance.references, &std::collections::BTreeMap::new()).await?;
             let job = declared_job(instance, Use::Head, Arc::clone(&head.content), &inputs, head.consumed(id))?;
             match self.context.target.unlock(&job).await? {
-                Some(whose) => {
+                Some(holder) => {
                     self.context
                         .store
-                        .audit(self.context.now(), &who.name(), "unlock", &id.to_string(), &whose)
+                        .audit(self.context.now(), &who.name(), "unlock", &id.to_string(), &holder)
                         .await?;
                     self.context
                         .queue
                         .enqueue(ReconcileRequest::Merges(id.environment.clone()), Reason::Command(Verb::Unlock));
-                    released.push(Answer::Unlocked(id.clone(), whose).to_string());
+                    released.push(Answer::Unlocked(id.clone(), holder).to_string());
                 }
-                None => free.push(id.clone()),
+                None => unlocked.push(id.clone()),
             }
         }
         if released.is_empty() {
-            return Err(Error::Refused(Refusal::NotLocked(free)));
+            return Err(Error::Refused(Refusal::NotLocked(unlocked)));
         }
         Ok(released.join(" "))
     }

@@ -1,4 +1,4 @@
-//! Runs the `checks` of an instance and returns those that fail.
+//! Runs the `checks` of an instance and returns the failed ones.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,11 +8,14 @@ use crate::{
     model::InstanceId,
 };
 
-/// How long a check may take where it does not say.
+/// The default timeout of a check.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Observer {
-    /// The checks that do not answer, each in a sentence.
+    /// Runs the checks of an instance and returns a message for each failed check.
+    ///
+    /// # Errors
+    /// When the store can't be read.
     pub(crate) async fn failed_checks(
         self: &Arc<Self>,
         id: &InstanceId,

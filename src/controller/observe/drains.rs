@@ -1,7 +1,8 @@
-//! Which clusters are being drained for another instance: one cluster for one instance at a time.
+//! Records which clusters are being drained for another instance.
 //!
-//! The nodes of a cluster leave one after the other. A cluster that is being drained is changed by the run of the other
-//! instance, so that its drift is not checked meanwhile.
+//! The run of the other instance changes the drained cluster, so that drift checks of the cluster are skipped meanwhile.
+//! *Invariant:* a cluster is drained for one instance at a time.
+//! *Race:* two instances drain one cluster: the second waits until the drain of the first is dropped.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -13,7 +14,7 @@ use crate::model::InstanceId;
 /// The drains in progress.
 #[derive(Default)]
 pub(super) struct Drains {
-    /// By the cluster: the instance whose host is about to be removed. A cluster is drained for one instance at a time.
+    /// By cluster: the instance that removes a host of the cluster. A cluster is drained for one instance at a time.
     by_cluster: Mutex<BTreeMap<InstanceId, InstanceId>>,
     ended: Notify,
 }
@@ -25,8 +26,8 @@ pub(crate) struct DrainInProgress {
 }
 
 impl Drains {
-    /// Waits until no other instance drains a cluster, and begins to drain it.
-    pub(super) async fn begin(self: &Arc<Self>, cluster: &InstanceId, of: &InstanceId) -> DrainInProgress {
+    /// Waits until no drain of a cluster is in progress, and begins a drain for an instance.
+    pub(super) async fn begin(self: &Arc<Self>, cluster: &InstanceId, host: &InstanceId) -> DrainInProgress {
         loop {
             let ended = self.ended.notified();
             tokio::pin!(ended);
@@ -34,7 +35,7 @@ impl Drains {
             {
                 let mut by_cluster = self.by_cluster.lock();
                 if !by_cluster.contains_key(cluster) {
-                    by_cluster.insert(cluster.clone(), of.clone());
+                    by_cluster.insert(cluster.clone(), host.clone());
                     return DrainInProgress { drains: Arc::clone(self), cluster: cluster.clone() };
                 }
             }
@@ -46,10 +47,10 @@ impl Drains {
         self.by_cluster.lock().contains_key(cluster)
     }
 
-    /// The clusters that are being drained for an instance.
-    pub(super) fn of(&self, id: &InstanceId) -> Vec<InstanceId> {
+    /// Returns the clusters that are being drained for an instance.
+    pub(super) fn clusters_of(&self, id: &InstanceId) -> Vec<InstanceId> {
         let by_cluster = self.by_cluster.lock();
-        by_cluster.iter().filter(|(_, of)| *of == id).map(|(cluster, _)| cluster.clone()).collect()
+        by_cluster.iter().filter(|(_, host)| *host == id).map(|(cluster, _)| cluster.clone()).collect()
     }
 }
 

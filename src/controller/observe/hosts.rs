@@ -1,6 +1,7 @@
-//! Which nodes of applied clusters run on an instance, and the drains that have to precede its actions.
+//! Finds the nodes of clusters that run on an instance, and the drains that precede its actions.
+//!
+//! *Invariant:* an action that may remove a host is refused while the nodes on that host are unknown.
 
-use crate::domain::message::observation::NotObservable;
 use std::{collections::BTreeSet, sync::Arc};
 
 use serde_json::Value;
@@ -10,6 +11,7 @@ use crate::{
     domain::{
         declaration::{Reference, resolve, schema::Component},
         kind::DeclaredNode,
+        message::observation::NotObservable,
         plan::{HostedNode, hosts},
     },
     model::{Action, Change, InstanceId},
@@ -17,7 +19,7 @@ use crate::{
     targets,
 };
 
-/// The output of an instance that a list of nodes is made from, and whether the list names hosts.
+/// Returns the reference of a list of nodes to an output of an instance, and whether the list names hosts.
 fn mentions(nodes: &Value, id: &InstanceId) -> (Option<Reference>, bool) {
     let mut found = BTreeSet::new();
     resolve::references(nodes, &mut found);
@@ -25,16 +27,16 @@ fn mentions(nodes: &Value, id: &InstanceId) -> (Option<Reference>, bool) {
     (reference, nodes.to_string().contains("runsOn"))
 }
 
-/// The list of nodes of a declaration.
+/// Returns the list of nodes of a declaration.
 fn nodes(spec: &Component) -> Option<&Value> {
     targets::kinds().of(&spec.target)?.nodes(&spec.target.declared)
 }
 
 impl Observer {
-    /// The actions of an instance with the drains that have to come before them, and the nodes that it may carry.
+    /// Returns the actions of an instance after the drains that they need, and the nodes that may run on the instance.
     ///
     /// # Errors
-    /// When it is not known what would be taken away: a target's error.
+    /// When the nodes that the actions would remove are unknown, as an error of the target.
     pub(crate) async fn with_drain_actions(
         self: &Arc<Self>,
         head: &Head,
@@ -42,8 +44,8 @@ impl Observer {
         actions: Vec<Action>,
         observation: &Observation,
     ) -> Result<(Vec<Action>, Vec<HostedNode>), Error> {
-        let takes = |change: Change| matches!(change, Change::Destroy | Change::Replace | Change::Update);
-        if !actions.iter().flat_map(|action| &action.resources).any(|resource| takes(resource.change)) {
+        let may_remove = |change: Change| matches!(change, Change::Destroy | Change::Replace | Change::Update);
+        if !actions.iter().flat_map(|action| &action.resources).any(|resource| may_remove(resource.change)) {
             return Ok((actions, vec![]));
         }
         let refused = |why| TargetError {
@@ -56,25 +58,25 @@ impl Observer {
             let reason = NotObservable::HostsUnknown { cluster, id: id.clone() };
             return Err(refused(reason.to_string()).into());
         }
-        let carried = self.carried(head, id, observation).await?;
-        if carried.is_empty() {
-            return Ok((actions, carried));
+        let hosted_nodes = self.hosted_nodes(head, id, observation).await?;
+        if hosted_nodes.is_empty() {
+            return Ok((actions, hosted_nodes));
         }
         let drains = hosts::drain_actions(
             id,
-            &hosts::removed_hosts(&carried, &actions).map_err(|violation| refused(violation.to_string()))?,
+            &hosts::removed_hosts(&hosted_nodes, &actions).map_err(|violation| refused(violation.to_string()))?,
         );
-        Ok((drains.into_iter().chain(actions).collect(), carried))
+        Ok((drains.into_iter().chain(actions).collect(), hosted_nodes))
     }
 
-    /// A declared cluster that an instance may carry, while nothing that was applied says which of its nodes.
+    /// Returns a declared cluster whose nodes may run on an instance, where no applied cluster lists its nodes.
     async fn unapplied_cluster(
         &self,
         head: &Head,
         id: &InstanceId,
         observation: &Observation,
     ) -> Result<Option<InstanceId>, Error> {
-        // What is just being made carries nothing yet, and may have to be made again.
+        // No node runs on an instance that is being created, and it may have to be replaced.
         let is_new = self.context.store.applied(id).await?.is_none();
         if is_new && (!observation.holds_anything || self.context.store.begun(id).await?) {
             return Ok(None);
@@ -86,27 +88,27 @@ impl Observer {
                 names_hosts || reference.is_some()
             };
             let record = self.context.store.applied(&cluster.id).await?;
-            let agreed = record.as_ref().and_then(|record| nodes(&record.spec));
-            let is_never = match agreed {
+            let applied_nodes = record.as_ref().and_then(|record| nodes(&record.spec));
+            let is_unapplied = match applied_nodes {
                 _ if record.is_none() => is_related(declared) || cluster.upstreams.contains(id),
-                agreed => is_related(declared) && !agreed.is_some_and(is_related),
+                applied_nodes => is_related(declared) && !applied_nodes.is_some_and(is_related),
             };
-            if is_never {
+            if is_unapplied {
                 return Ok(Some(cluster.id.clone()));
             }
         }
         Ok(None)
     }
 
-    /// The nodes of applied clusters that an instance may carry.
-    async fn carried(
+    /// Returns the nodes of applied clusters that may run on an instance.
+    async fn hosted_nodes(
         self: &Arc<Self>,
         head: &Head,
         id: &InstanceId,
         observation: &Observation,
     ) -> Result<Vec<HostedNode>, Error> {
-        let mut carried = vec![];
-        // Clusters that are no longer declared included: what runs on them still does.
+        let mut hosted_nodes = vec![];
+        // Includes orphaned clusters, because their nodes still run.
         for kind in targets::kinds().iter().filter(|kind| kind.lists_nodes()) {
             for (cluster, record) in self.context.store.applied_of_kind(&id.environment, kind.name()).await? {
                 let Some(nodes) = nodes(&record.spec) else { continue };
@@ -132,7 +134,7 @@ impl Observer {
                 });
                 for node in listed.iter().filter(|node| direct || node.runs_on.is_some()) {
                     let stays = |nodes: &Vec<DeclaredNode>| nodes.iter().any(|known| known.address == node.address);
-                    carried.push(HostedNode {
+                    hosted_nodes.push(HostedNode {
                         node: node.address.clone(),
                         cluster: cluster.clone(),
                         by: node.runs_on.clone(),
@@ -141,6 +143,6 @@ impl Observer {
                 }
             }
         }
-        Ok(carried)
+        Ok(hosted_nodes)
     }
 }

@@ -1,11 +1,13 @@
-//! Whether a target is the one that was applied (R1.8): the first observation pins it, and another one stops everything
-//! until a person confirms it.
+//! Pins the identity of the target of each instance, and compares each observation with it (R1.8).
 //!
-//! A state that was lost, restored from elsewhere, or copied for another instance is another target: a plan there would
-//! create everything again, or change what belongs to somebody else.
+//! The first observation of an applied instance pins the identity. Another identity stops the instance until a principal
+//! confirms it. A state that was lost, restored from elsewhere, or copied for another instance has another identity: a plan
+//! there would create every resource again, or change resources of another owner.
+//!
+//! *Owns:* the identities, and their owners.
+//! *Invariant:* no effect begins on a target with another identity than the pinned one.
+//! *Race:* two environments at one cluster begin at the same time: the store accepts the first pin, and refuses the second.
 
-use crate::domain::message::Refusal;
-use crate::domain::message::observation::NotObservable;
 use std::sync::Arc;
 
 use crate::{
@@ -14,6 +16,7 @@ use crate::{
         observe::Observer,
         records::{Identity, IdentityOwner, OtherIdentity},
     },
+    domain::message::{Refusal, observation::NotObservable},
     model::{InstanceId, Retry},
     ports::{Observation, TargetError, TargetErrorKind},
 };
@@ -23,20 +26,20 @@ impl Observer {
         Ok(self.context.store.collection::<Identity>().get(id).await?.unwrap_or_default())
     }
 
-    /// Keeps what is pinned, and whose it is.
+    /// Stores a pinned identity and its owner.
     async fn pin(&self, id: &InstanceId, pinned: Option<String>) -> Result<(), Error> {
         let now = self.context.now();
         if let Some(old) = self.identity(id).await?.pinned.filter(|old| Some(old) != pinned.as_ref()) {
-            self.unname(&old, id).await?;
+            self.remove_owner(&old, id).await?;
         }
         if let Some(pinned) = &pinned {
-            self.own(pinned, id).await?;
+            self.record_owner(pinned, id).await?;
         }
         Ok(self.context.store.collection::<Identity>().put(id, now, &Identity { pinned, seen: None }).await?)
     }
 
-    /// Records whose an identity is. Of a cluster that several instances share, the first stays the owner.
-    async fn own(&self, pinned: &String, id: &InstanceId) -> Result<(), Error> {
+    /// Records the owner of an identity. The first owner of a shared cluster stays the owner.
+    async fn record_owner(&self, pinned: &String, id: &InstanceId) -> Result<(), Error> {
         let owners = self.context.store.collection::<IdentityOwner>();
         if owners.get(pinned).await?.is_none() {
             owners.put(pinned, self.context.now(), &IdentityOwner(id.clone())).await?;
@@ -44,7 +47,7 @@ impl Observer {
         Ok(())
     }
 
-    async fn unname(&self, pinned: &str, id: &InstanceId) -> Result<(), Error> {
+    async fn remove_owner(&self, pinned: &str, id: &InstanceId) -> Result<(), Error> {
         if self
             .context
             .store
@@ -58,18 +61,21 @@ impl Observer {
         Ok(())
     }
 
-    /// Lets go of the target of an instance.
+    /// Releases the identity of the target of an instance.
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(crate) async fn release_identity(&self, id: &InstanceId) -> Result<(), Error> {
         match self.identity(id).await?.pinned {
-            Some(pinned) => self.unname(&pinned, id).await,
+            Some(pinned) => self.remove_owner(&pinned, id).await,
             None => Ok(()),
         }
     }
 
-    /// Compares the target that was observed with the one that is pinned, and pins it where none is and it is ours.
+    /// Compares the observed identity with the pinned identity. Pins the identity of an applied instance without a pin.
     ///
     /// # Errors
-    /// When it is another one, or belongs to another instance; in a sentence that says what to do.
+    /// When the identity is another one, or belongs to another instance; with the reason and a hint.
     pub(crate) async fn identify(
         self: &Arc<Self>,
         id: &InstanceId,
@@ -79,21 +85,26 @@ impl Observer {
         self.identify_for(id, observation, is_applied, true).await
     }
 
-    /// The same, where a pull request only asks and nothing of it may be remembered.
+    /// Like [`Observer::identify`]. With `is_recorded` false, nothing is stored, as for the plan of a pull request.
+    ///
+    /// # Errors
+    /// As [`Observer::identify`].
     pub(crate) async fn identify_for(
         self: &Arc<Self>,
         id: &InstanceId,
         observation: &Observation,
         is_applied: bool,
-        remembers: bool,
+        is_recorded: bool,
     ) -> Result<(), Error> {
         let refused = |kind: TargetErrorKind, reason: NotObservable| -> Error {
             TargetError { retry: Retry::WhenInputChanges, ..TargetError::new(kind, reason.to_string()) }.into()
         };
-        let now = observation.identity.as_ref();
-        let holder: Option<InstanceId> = match (now, &observation.shared_with) {
-            (Some(now), None) => self.context.store.collection::<IdentityOwner>().get(now).await?.map(|owner| owner.0),
-            (Some(now), Some(shared)) => self.of_another_environment(id, now, shared).await?,
+        let observed = observation.identity.as_ref();
+        let holder: Option<InstanceId> = match (observed, &observation.shared_with) {
+            (Some(observed), None) => {
+                self.context.store.collection::<IdentityOwner>().get(observed).await?.map(|owner| owner.0)
+            }
+            (Some(observed), Some(shared)) => self.pinned_elsewhere(id, observed, shared).await?,
             (None, _) => None,
         };
         if let (Some(other), Some(_)) = (&holder, &observation.shared_with) {
@@ -105,21 +116,21 @@ impl Observer {
             return Err(refused(TargetErrorKind::IdentityShared, reason));
         }
         let known = self.identity(id).await?;
-        match (&known.pinned, now) {
-            (Some(pinned), now) if Some(pinned) != now => {
-                let seen = Identity { seen: Some(OtherIdentity { identity: now.cloned() }), ..known.clone() };
-                if seen != known && remembers {
+        match (&known.pinned, observed) {
+            (Some(pinned), observed) if Some(pinned) != observed => {
+                let seen = Identity { seen: Some(OtherIdentity { identity: observed.cloned() }), ..known.clone() };
+                if seen != known && is_recorded {
                     self.context.store.collection::<Identity>().put(id, self.context.now(), &seen).await?;
                 }
                 let reason = NotObservable::OtherIdentity {
                     id: id.clone(),
                     is_shared: observation.shared_with.is_some(),
                     recorded: pinned.clone(),
-                    observed: now.cloned(),
+                    observed: observed.cloned(),
                 };
                 Err(refused(TargetErrorKind::Identity, reason))
             }
-            (Some(_), _) if known.seen.is_some() && remembers => {
+            (Some(_), _) if known.seen.is_some() && is_recorded => {
                 self.context
                     .store
                     .collection::<Identity>()
@@ -127,45 +138,51 @@ impl Observer {
                     .await?;
                 Ok(())
             }
-            (None, Some(now)) if is_applied && remembers => self.pin(id, Some(now.clone())).await,
+            (None, Some(observed)) if is_applied && is_recorded => self.pin(id, Some(observed.clone())).await,
             _ => Ok(()),
         }
     }
 
-    /// Pins a target of a whole environment before anything is done to it, so that of two environments that were pointed
-    /// at one cluster only one begins.
+    /// Pins a target of a whole environment before its first effect, so that only one of two environments at one cluster
+    /// begins.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where another environment pinned the identity; else when the store does not answer.
     pub(crate) async fn pin_before_effect(&self, id: &InstanceId, observation: &Observation) -> Result<(), Error> {
-        let (Some(now), Some(shared)) = (&observation.identity, &observation.shared_with) else { return Ok(()) };
+        let (Some(observed), Some(shared)) = (&observation.identity, &observation.shared_with) else { return Ok(()) };
         if self.identity(id).await?.pinned.is_some() {
             return Ok(());
         }
-        // In one transaction: of two environments at one cluster, the second finds the first.
+        // In one transaction, so that the second of two environments at one cluster finds the first.
         let identities = self.context.store.collection::<Identity>();
         let pinned =
-            identities.put_among(id, self.context.now(), |all| match other_environment(id, now, shared, all) {
+            identities.put_among(id, self.context.now(), |all| match other_environment(id, observed, shared, all) {
                 Some(other) => Err(other),
-                None => Ok(Identity { pinned: Some(now.clone()), seen: None }),
+                None => Ok(Identity { pinned: Some(observed.clone()), seen: None }),
             });
         if let Err(other) = pinned.await? {
             return Err(Error::Refused(Refusal::ClusterOfAnother { id: id.clone(), owner: other.clone() }));
         }
-        self.own(now, id).await
+        self.record_owner(observed, id).await
     }
 
-    /// An instance of another environment that has a target, which may not be shared with that.
-    async fn of_another_environment(
+    /// Returns an instance of another environment that pinned an identity and may not share it.
+    async fn pinned_elsewhere(
         &self,
         id: &InstanceId,
-        now: &str,
+        observed: &str,
         shared: &[String],
     ) -> Result<Option<InstanceId>, Error> {
         if self.identity(id).await?.pinned.is_some() {
             return Ok(None);
         }
-        Ok(other_environment(id, now, shared, &self.context.store.collection::<Identity>().all().await?))
+        Ok(other_environment(id, observed, shared, &self.context.store.collection::<Identity>().all().await?))
     }
 
-    /// Takes the target that was seen for the right one; answers whether there was anything to confirm.
+    /// Pins the observed identity. Returns whether another identity was observed.
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(crate) async fn confirm_identity(&self, id: &InstanceId) -> Result<bool, Error> {
         let known: Option<Identity> = self.context.store.collection::<Identity>().get(id).await?;
         let Some(seen) = known.and_then(|known| known.seen) else { return Ok(false) };
@@ -174,7 +191,7 @@ impl Observer {
     }
 }
 
-/// An instance of another environment that an identity is pinned by, and that may not share it.
+/// Returns an instance of another environment that pinned an identity and may not share it.
 fn other_environment(
     id: &InstanceId,
     identity: &str,

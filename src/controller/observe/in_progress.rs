@@ -1,7 +1,7 @@
-//! Which drift checks are in progress, so that a consequence is not proposed before its cause is known (R4.4).
+//! Records the drift checks in progress, so that no consequence is proposed before its cause is known (R4.4).
 //!
-//! *Race:* a proposal is due while its cause is being checked: the proposal is made when that check ends. A check that
-//! hangs delays the proposals of the instances that depend on it, and nothing else.
+//! *Invariant:* a check that hangs delays only the proposals of the instances that depend on it.
+//! *Race:* a proposal is due while its cause is checked: the end of the check enqueues the proposals.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +21,7 @@ use crate::{
 
 #[derive(Default)]
 struct State {
-    /// How many checks of each instance are in progress; never 0.
+    /// The number of checks of each instance in progress; never 0.
     checks: BTreeMap<InstanceId, usize>,
     /// The environments whose proposals wait for the end of a check.
     postponed: BTreeSet<EnvironmentName>,
@@ -50,7 +50,7 @@ impl ChecksInProgress {
         CheckInProgress { checks: Arc::clone(self), id: id.clone() }
     }
 
-    /// Whether one of these instances is being checked or is about to be. If so, the end of the next check in the
+    /// Whether a check of one of the instances is in progress or enqueued. If so, the end of the next check in the
     /// environment enqueues its proposals.
     pub(super) fn postpones(&self, environment: &EnvironmentName, ids: &BTreeSet<InstanceId>) -> bool {
         let mut state = self.state.lock();

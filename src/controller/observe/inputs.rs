@@ -1,10 +1,10 @@
-//! What an instance is given: outputs of its upstreams, recorded (R1.3) or planned (R2.5), filled into its declaration.
+//! Resolves the inputs of instances: recorded (R1.3) or planned (R2.5) outputs of upstreams.
 //!
-//! Never lets a live output flow on that its upstream's last run did not record. A recorded HMAC is matched against the
-//! value that the upstream's state holds now; without a match the input counts as changed.
+//! *Invariant:* an instance never uses a live output that the last run of its upstream did not record. A sensitive output is
+//! recorded as an HMAC, which has to match the value in the state of the upstream; without a match the input counts as
+//! changed.
+//! *Race:* an upstream is applied while its outputs are read: the recorded HMAC does not match, and the caller retries.
 
-use crate::domain::message::Refusal;
-use crate::domain::message::observation::NotObservable;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -17,6 +17,7 @@ use crate::{
     domain::{
         declaration::{Instance, Reference, resolve},
         journal::Run,
+        message::{Refusal, observation::NotObservable},
         plan::Applied,
     },
     model::{InstanceId, TargetSpec, WaitingOn},
@@ -28,26 +29,26 @@ use crate::{
 #[derive(Default, Debug)]
 pub(crate) struct Inputs {
     values: BTreeMap<InstanceId, Value>,
-    /// As they are recorded with what is applied.
+    /// The inputs as they are recorded with the applied instance.
     pub(crate) recorded: BTreeMap<String, RecordedOutput>,
     /// The inputs that are not known yet.
     pub(crate) waiting_on: Vec<WaitingOn>,
 }
 
-/// Outputs that a plan would bring, by instance.
+/// The planned outputs, by instance.
 pub(crate) type Planned = BTreeMap<InstanceId, BTreeMap<String, Output>>;
 
 fn record_key(reference: &Reference, name: &str) -> String {
     format!("{}.outputs.{name}", reference.component)
 }
 
-/// The name of the output that a reference means; the rest of its key leads into the value.
+/// Returns the name of the output in the key of a reference. The other parts of the key select a field of the value.
 fn output_name<'k, T>(outputs: &BTreeMap<String, T>, key: &'k str) -> &'k str {
     if outputs.contains_key(key) { key } else { key.split('.').next().unwrap_or(key) }
 }
 
 impl Inputs {
-    /// Fills a value.
+    /// Fills the references in a value.
     fn fill(&self, id: &InstanceId, value: &Value) -> Result<Value, TargetError> {
         let output = |reference: &Reference| {
             let upstream = InstanceId::new(&id.environment, &reference.component);
@@ -61,7 +62,7 @@ impl Inputs {
 }
 
 impl Inputs {
-    /// Fills a declaration, except the fields that hold no references to outputs.
+    /// Fills a declaration, except the fields without references to outputs.
     fn fill_declaration(&self, id: &InstanceId, fixed: &[&str], declared: &Value) -> Result<Value, TargetError> {
         let Value::Object(fields) = declared else { return self.fill(id, declared) };
         let mut filled = serde_json::Map::new();
@@ -103,7 +104,10 @@ fn no_output(id: &InstanceId, reference: &Reference) -> Error {
     .into()
 }
 
-/// The job of an instance as a revision declares it.
+/// Returns the job of an instance as a revision declares it.
+///
+/// # Errors
+/// When the declaration has problems, or an input is missing.
 pub(crate) fn declared_job(
     instance: &Instance,
     r#use: Use,
@@ -123,7 +127,7 @@ pub(crate) fn declared_job(
     })
 }
 
-/// A job without files, with the inputs filled into its declaration.
+/// Returns a job without files, with the inputs filled into its declaration.
 fn job(id: &InstanceId, content: Arc<dyn Files>, target: &TargetSpec, inputs: &Inputs) -> Result<Job, TargetError> {
     let kind = targets::kind(target)?;
     let declared = inputs.fill_declaration(id, kind.fixed_fields(), &target.declared)?;
@@ -145,7 +149,10 @@ fn job(id: &InstanceId, content: Arc<dyn Files>, target: &TargetSpec, inputs: &I
 }
 
 impl Observer {
-    /// The inputs of an instance, from planned outputs where there are any and from recorded ones else.
+    /// Returns the inputs of an instance, from planned outputs where they exist and else from recorded outputs.
+    ///
+    /// # Errors
+    /// When an upstream has no such output, a sensitive output changed, or the store can't be read.
     pub(crate) async fn inputs(
         self: &Arc<Self>,
         head: &Head,
@@ -193,7 +200,7 @@ impl Observer {
         Ok(inputs)
     }
 
-    /// Reads a sensitive output again from its upstream's state, and proves that it is the recorded one.
+    /// Reads a sensitive output from the state of its upstream, and verifies that its HMAC is the recorded one.
     async fn sealed_output(
         self: &Arc<Self>,
         head: &Head,
@@ -202,7 +209,7 @@ impl Observer {
         name: &str,
         recorded: &RecordedOutput,
     ) -> Result<Value, Error> {
-        // Boxed: the upstream may itself use a sensitive output of its own upstream.
+        // Boxed, because the upstream may use a sensitive output of its own upstream.
         let job = Box::pin(self.applied_job(upstream, record, head)).await?;
         let live = self.context.target.outputs(&job).await?;
         let value = live.get(name).and_then(|output| output.value.clone());
@@ -215,7 +222,10 @@ impl Observer {
         }
     }
 
-    /// The job of an instance as it is applied, with the inputs that were recorded.
+    /// Returns the job of an instance as it is applied, with the recorded inputs.
+    ///
+    /// # Errors
+    /// When a sensitive input changed, or the store or the repository can't be read.
     pub(crate) async fn applied_job(
         self: &Arc<Self>,
         id: &InstanceId,
@@ -246,7 +256,10 @@ impl Observer {
         self.applied_job_with(id, applied, &inputs, head).await
     }
 
-    /// The job of a remediation: what is applied, or the state alone where that takes over what no apply would change.
+    /// Returns the job of a remediation: the applied declaration, or a refresh of the state for drift that no apply changes.
+    ///
+    /// # Errors
+    /// When a sensitive input changed, or the store or the repository can't be read.
     pub(crate) async fn remediation_job(
         self: &Arc<Self>,
         run: &Run,
@@ -267,7 +280,10 @@ impl Observer {
         Ok(job)
     }
 
-    /// The job of destroying what is applied (R1.9): from its own checkout, with the inputs that were recorded.
+    /// Returns the job that destroys an applied instance (R1.9): with the applied files and the recorded inputs.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where the instance is not applied; else as [`Observer::applied_job`].
     pub(crate) async fn destroy_job(self: &Arc<Self>, id: &InstanceId, head: &Head) -> Result<Job, Error> {
         let Some(applied) = self.context.store.applied(id).await? else {
             return Err(Error::Refused(Refusal::NotApplied(id.clone())));

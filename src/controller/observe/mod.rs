@@ -1,8 +1,9 @@
-//! Checks instances for drift: the target against what is applied (R1.4).
+//! Checks instances for drift: compares the target with the applied declaration (R1.4).
 //!
-//! *Flow:* observe, compare, run the checks, record, and enqueue what follows: a proposal, a plan.
-//! *Invariant:* an observation that is not complete is recorded as unknown, never as empty.
-//! *Race:* a run changes the instance during the check: the observation is dropped, and the end of the run enqueues a check.
+//! *Flow:* observe, compare, run the checks, record the observation, and enqueue proposals or a plan.
+//! *Owns:* the observations, the identities of targets, the snoozes, and the drains in progress.
+//! *Invariant:* an incomplete observation is recorded as unknown, never as empty.
+//! *Race:* a run changes the instance during the check: the observation is discarded, and the end of the run enqueues a check.
 
 mod checks;
 mod drains;
@@ -42,7 +43,7 @@ use crate::{
     targets,
 };
 
-/// Returns whether an error may pass without any change.
+/// The kinds of errors that may end without a change of declarations.
 const TRANSIENT_KINDS: [TargetErrorKind; 5] = [
     TargetErrorKind::Unreachable,
     TargetErrorKind::Conflict,
@@ -51,8 +52,8 @@ const TRANSIENT_KINDS: [TargetErrorKind; 5] = [
     TargetErrorKind::Lanes,
 ];
 
-/// An error of a target as it is recorded.
-fn unknown(error: &TargetError) -> ObservedError {
+/// Returns the record of an error of a target.
+fn recorded_error(error: &TargetError) -> ObservedError {
     let transient = TRANSIENT_KINDS.contains(&error.kind);
     ObservedError { kind: error.kind.name().to_owned(), message: error.line(), transient }
 }
@@ -71,12 +72,12 @@ impl Observer {
         Arc::new(Self { context, source, checks, drains: Arc::default() })
     }
 
-    /// Counts an instance as being checked for as long as the result lives.
+    /// Counts an instance as being checked until the result is dropped.
     pub(crate) fn begin_check(&self, id: &InstanceId) -> CheckInProgress {
         self.checks.begin(id)
     }
 
-    /// Whether one of these instances is being checked or is about to be. If so, the end of the next check in the
+    /// Whether a check of one of the instances is in progress or enqueued. If so, the end of the next check in the
     /// environment enqueues its proposals.
     pub(crate) fn postpones_proposals(&self, environment: &EnvironmentName, ids: &BTreeSet<InstanceId>) -> bool {
         self.checks.postpones(environment, ids)
@@ -87,17 +88,17 @@ impl Observer {
         self.checks.ended(environment).await;
     }
 
-    /// Waits until no other instance drains a cluster, and begins to drain it for an instance.
-    pub(crate) async fn begin_drain(&self, cluster: &InstanceId, of: &InstanceId) -> DrainInProgress {
-        self.drains.begin(cluster, of).await
+    /// Waits until no drain of a cluster is in progress, and begins a drain for an instance.
+    pub(crate) async fn begin_drain(&self, cluster: &InstanceId, host: &InstanceId) -> DrainInProgress {
+        self.drains.begin(cluster, host).await
     }
 
-    /// The clusters that are being drained for an instance.
+    /// Returns the clusters that are being drained for an instance.
     pub(crate) fn drained_for(&self, id: &InstanceId) -> Vec<InstanceId> {
-        self.drains.of(id)
+        self.drains.clusters_of(id)
     }
 
-    /// Checks one instance for drift. Returns what was observed; `None` where a run is changing the instance.
+    /// Checks one instance for drift. Returns the observation; `None` where a run changes the instance.
     ///
     /// # Errors
     /// When the store does not answer. A target that does not answer is recorded as unknown.
@@ -116,12 +117,12 @@ impl Observer {
         if observed.error.is_some() {
             self.context.metrics.drift_checks_failed.fetch_add(1, Ordering::Relaxed);
         }
-        // A run may have begun, or begun and ended, while we looked; what it changes is not drift.
+        // A run may have begun, or begun and ended, during the observation. Its changes are not drift.
         if self.is_in_flight(id).await? {
             return Ok(None);
         }
         match self.context.store.applied(id).await? {
-            Some(now) if now.at == applied.at => {}
+            Some(current) if current.at == applied.at => {}
             Some(_) => {
                 self.context.queue.enqueue(ReconcileRequest::Instance(id.clone()), Reason::AppliedDuringCheck);
                 return Ok(None);
@@ -135,7 +136,7 @@ impl Observer {
             observed.pending.clone_from(&before.pending);
             observed.waiting_on.clone_from(&before.waiting_on);
             observed.head_problem.clone_from(&before.head_problem);
-            // In another world head would do something else.
+            // After other drift, a plan of head would have other actions.
             let digest = |observed: &Observed| InstancePlan::digest_of(&observed.revert);
             observed.planned_at = before.planned_at.filter(|_| digest(before) == digest(&observed));
         }
@@ -147,7 +148,7 @@ impl Observer {
         if !observed.failed_checks.is_empty() {
             self.context.store.restart_soak(id, self.context.now()).await?;
         }
-        if drifted && observed.planned_at.is_none() && self.is_pending_now(&head, id).await? {
+        if drifted && observed.planned_at.is_none() && self.is_pending_at_head(&head, id).await? {
             self.context.queue.enqueue(ReconcileRequest::HeadPlan(id.environment.clone()), Reason::Drift);
         }
         if drifted {
@@ -156,12 +157,12 @@ impl Observer {
         Ok(Some(observed))
     }
 
-    async fn is_pending_now(&self, head: &Head, id: &InstanceId) -> Result<bool, Error> {
+    async fn is_pending_at_head(&self, head: &Head, id: &InstanceId) -> Result<bool, Error> {
         let applied = self.context.store.applied_in(&id.environment).await?;
         Ok(head.instance(id).is_some_and(|instance| is_pending(instance, &applied)))
     }
 
-    /// Whether an effect on an instance is under way.
+    /// Whether a run changes an instance.
     async fn is_in_flight(&self, id: &InstanceId) -> Result<bool, Error> {
         // A cluster that is drained for another instance is changed by the run of that instance.
         if self.drains.is_drained(id) {
@@ -179,16 +180,16 @@ impl Observer {
         let at = self.context.now();
         let started = std::time::Instant::now();
         let mut observed = Observed::new(at, Some(applied.revision.clone()));
-        let looked = match self.applied_job(id, applied, head).await {
+        let observation = match self.applied_job(id, applied, head).await {
             Ok(job) => self.observe_job(head, &job).await.map(|observation| (job, observation)),
             Err(Error::Target(error)) => Err(error),
             Err(error) => return Err(error),
         };
-        match looked {
+        match observation {
             Ok((job, observation)) => {
                 if let Err(error) = self.identify(id, &observation, true).await {
                     let Error::Target(error) = error else { return Err(error) };
-                    observed.error = Some(unknown(&error));
+                    observed.error = Some(recorded_error(&error));
                     return Ok(observed);
                 }
                 self.record_capacity(id, &observation).await?;
@@ -197,7 +198,7 @@ impl Observer {
                 let revert = std::mem::take(&mut observed.revert);
                 match self.with_drain_actions(head, id, revert.clone(), &observation).await {
                     Ok((revert, _)) => observed.revert = revert,
-                    // It is proposed all the same, and refused where it is planned.
+                    // The drift is proposed, and the plan of the remediation reports the error.
                     Err(Error::Target(error)) => {
                         observed.revert = revert;
                         observed.warnings.push(error.line());
@@ -205,7 +206,7 @@ impl Observer {
                     Err(error) => return Err(error),
                 }
             }
-            Err(error) => observed.error = Some(unknown(&error)),
+            Err(error) => observed.error = Some(recorded_error(&error)),
         }
         if observed.error.is_none() {
             observed.failed_checks = self.failed_checks(id, &applied.spec).await?;
@@ -244,7 +245,7 @@ impl Observer {
         observed.warnings.clone_from(&observation.warnings);
         observed.layout.clone_from(&observation.layout);
         if observation.changes.is_empty() {
-            // Outputs can change by somebody else's hand, and that is drift of this instance (R1.3).
+            // An output that another writer changed is drift of this instance (R1.3).
             for (name, output) in &observation.outputs {
                 let live = output.record(&self.context.seal);
                 let recorded = applied.outputs.get(name);
@@ -261,6 +262,7 @@ impl Observer {
                         fields: vec![field],
                         changed_by: None,
                         changed_at: None,
+                        is_output: true,
                     });
                 }
             }
@@ -270,16 +272,15 @@ impl Observer {
         plan::mark_protected(protect, &mut observed.revert);
         plan::mark_drifted(&drifted, &mut observed.revert);
         if strict && observed.revert.is_empty() {
-            // No apply would change it, so the state is offered to take it over.
+            // No apply would change the drift: a refresh of the state is proposed.
             observed.revert = kind.refresh(id, observation);
         }
         if !strict && observed.revert.is_empty() {
-            // Adopt-only drift is told in the warnings and does not count.
-            let (output, rest): (Vec<Drift>, Vec<Drift>) = std::mem::take(&mut observed.drift)
-                .into_iter()
-                .partition(|drift| drift.revertible || drift.resource.starts_with("output "));
-            observed.drift = output;
-            observed.warnings.extend(rest.iter().map(|drift| {
+            // Drift that can only be adopted is reported as a warning.
+            let (counted, adopt_only): (Vec<Drift>, Vec<Drift>) =
+                std::mem::take(&mut observed.drift).into_iter().partition(|drift| drift.revertible || drift.is_output);
+            observed.drift = counted;
+            observed.warnings.extend(adopt_only.iter().map(|drift| {
                 format!("`{}` differs from the last apply in what the configuration does not set", drift.resource)
             }));
         }

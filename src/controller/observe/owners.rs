@@ -1,10 +1,9 @@
-//! Looks at the world through the target, with what only the daemon knows: which instance declares what.
+//! Observes targets, and passes the declared owners of contested objects to them.
 //!
-//! An object belongs to one instance (R1.8). Where a target finds one that another instance seems to have, or that this
-//! one is about to delete, it is told which instances of the environment declare it, and looks again: what moves to
-//! another instance is not deleted on the way.
+//! An object belongs to one instance (R1.8). Where a target reports that another instance seems to own an object, or that an
+//! object would be deleted, the observation is repeated with the instances of the environment that declare each object.
+//! *Invariant:* an object that moves to another instance is not deleted.
 
-use crate::domain::message::Refusal;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -16,13 +15,16 @@ use crate::{
         observe::{Observer, declared_job},
         source::Head,
     },
-    domain::declaration::Instance,
+    domain::{declaration::Instance, message::Refusal},
     ports::{Job, Observation, Owners, Prepared, TargetError, Use},
     targets,
 };
 
 impl Observer {
-    /// Looks at an instance with the credentials of plan.
+    /// Observes an instance with the credentials of plan.
+    ///
+    /// # Errors
+    /// When the target can't be observed.
     pub(crate) async fn observe_job(self: &Arc<Self>, head: &Head, job: &Job) -> Result<Observation, TargetError> {
         let observation = self.context.target.observe(job).await?;
         if !observation.contested {
@@ -32,7 +34,10 @@ impl Observer {
         self.context.target.observe(&job).await
     }
 
-    /// Plans an instance with the credentials of apply; answers the job as it was looked at.
+    /// Plans an instance with the credentials of apply. Returns the planned job.
+    ///
+    /// # Errors
+    /// When the target can't be planned.
     pub(crate) async fn prepare_job_with_owners(
         self: &Arc<Self>,
         head: &Head,
@@ -47,11 +52,15 @@ impl Observer {
         Ok((job, prepared))
     }
 
-    /// The job, with what every instance of its environment declares in the same cluster.
+    /// Returns the job with the objects that every instance of its environment declares in the same cluster.
+    ///
+    /// # Errors
+    /// None; unknown declarations are recorded in [`Owners`].
     pub(crate) async fn with_owners(self: &Arc<Self>, head: &Head, job: &Job) -> Result<Job, TargetError> {
         let mut owners = Owners::default();
-        for instance in head.environment(&job.instance.environment).filter(|one| one.kind == job.target.kind) {
-            match self.declares(head, instance, job).await {
+        for instance in head.environment(&job.instance.environment).filter(|instance| instance.kind == job.target.kind)
+        {
+            match self.declared_objects(head, instance, job).await {
                 Ok(resources) => {
                     for resource in resources {
                         owners.declared.entry(resource).or_default().insert(instance.id.clone());
@@ -69,7 +78,7 @@ impl Observer {
     }
 
     /// Returns the objects that an instance declares in the cluster of a job; none if it has another cluster.
-    async fn declares(
+    async fn declared_objects(
         self: &Arc<Self>,
         head: &Head,
         instance: &Instance,
@@ -81,10 +90,11 @@ impl Observer {
             return Ok(BTreeSet::new());
         }
         let inputs = self.inputs(head, &instance.id, &instance.references, &BTreeMap::new()).await?;
-        if let (Some(on), _) | (None, Some(on)) =
-            (inputs.waiting_on.first().map(|on| format!("{on:?}")), instance.problems.first().map(ToString::to_string))
-        {
-            return Err(Error::Refused(Refusal::OwnersUnknown { reason: on }));
+        if let (Some(reason), _) | (None, Some(reason)) = (
+            inputs.waiting_on.first().map(|reason| format!("{reason:?}")),
+            instance.problems.first().map(ToString::to_string),
+        ) {
+            return Err(Error::Refused(Refusal::OwnersUnknown { reason: reason }));
         }
         let other = declared_job(instance, Use::Head, Arc::clone(&head.content), &inputs, false)?;
         Ok(self.context.target.declares(&other).await?)

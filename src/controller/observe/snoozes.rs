@@ -1,21 +1,29 @@
-//! Snoozed drift (R4.5): recorded, extended, and ended when the observation changes.
+//! Records, extends and ends snoozes of drift (R4.5).
+//!
+//! *Invariant:* a snooze covers only actions that are observed. A snooze of other actions is removed.
+//! *Race:* two snoozes of one instance are recorded one after the other: the second extends the first.
 
-use crate::domain::message::run::RunReason;
 use std::collections::BTreeMap;
 
 use crate::{
     controller::{context::Error, observe::Observer, records::Snooze},
-    domain::plan::Observed,
+    domain::{message::run::RunReason, plan::Observed},
     model::{Action, InstanceId},
 };
 
 impl Observer {
-    /// Every no that was said, over or not.
+    /// Returns all recorded snoozes, including those that have ended.
+    ///
+    /// # Errors
+    /// When the store can't be read.
     pub(crate) async fn snoozes(&self) -> Result<BTreeMap<InstanceId, Snooze>, Error> {
         Ok(self.context.store.collection::<Snooze>().all().await?.into_iter().collect())
     }
 
-    /// Remembers a no, beside one that was said before.
+    /// Records a snooze, and adds the actions of a snooze that has not ended.
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(crate) async fn snooze(&self, id: &InstanceId, mut snooze: Snooze) -> Result<(), Error> {
         let now = self.context.now();
         let before: Option<Snooze> = self.context.store.collection::<Snooze>().get(id).await?;
@@ -27,12 +35,15 @@ impl Observer {
         Ok(())
     }
 
-    /// Forgets a no to drift that is not what is observed any more, healed or another one.
+    /// Removes the actions of a snooze that are no longer observed, because the drift ended or changed.
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(crate) async fn end_snooze(&self, id: &InstanceId, observed: &Observed) -> Result<(), Error> {
         let known: Option<Snooze> = self.context.store.collection::<Snooze>().get(id).await?;
         let Some(mut snooze) = known else { return Ok(()) };
-        let (now, before) = (observed.revert_actions(), snooze.actions.len());
-        snooze.actions.retain(|digest| now.iter().any(|action| action.digest == *digest));
+        let (current, before) = (observed.revert_actions(), snooze.actions.len());
+        snooze.actions.retain(|digest| current.iter().any(|action| action.digest == *digest));
         if snooze.actions.is_empty() {
             self.context.store.collection::<Snooze>().remove(id).await?;
         } else if snooze.actions.len() < before {
@@ -41,7 +52,10 @@ impl Observer {
         Ok(())
     }
 
-    /// Whether actions undo drift that somebody said no to: a merge alone is no authority for that (R3.7).
+    /// Returns the reason to wait where actions revert snoozed drift: a merge alone does not authorise the revert (R3.7).
+    ///
+    /// # Errors
+    /// When the store can't be read.
     pub(crate) async fn reverts_snoozed(
         &self,
         id: &InstanceId,
@@ -53,9 +67,9 @@ impl Observer {
         };
         let snoozed = observed.revert.iter().filter(|action| snooze.covers(action, self.context.now()));
         let snoozed: Vec<&str> = snoozed.flat_map(|action| &action.resources).map(|r| r.resource.as_str()).collect();
-        let undone =
+        let reverted =
             actions.iter().flat_map(|action| &action.resources).find(|change| snoozed.contains(&&*change.resource));
-        Ok(undone.map(|change| RunReason::RevertsSnoozed {
+        Ok(reverted.map(|change| RunReason::RevertsSnoozed {
             resource: change.resource.clone(),
             because: snooze.because.clone(),
         }))

@@ -1,8 +1,10 @@
-//! A plan of one environment: what would be done at a revision, in order, with planned outputs flowing on (R2.5).
+//! Plans one environment at a revision, in order, with the planned outputs of upstreams (R2.5).
 //!
-//! *Flow:* each instance is looked at as soon as its upstreams are; what an upstream's plan leaves unknown leaves its
-//! dependents *known after*. *Guarantees:* a slow instance delays its dependents alone; one that can't be planned is in
-//! the plan with the reason, and blocks it. Changes nothing.
+//! *Flow:* each instance is planned as soon as its upstreams are planned. Where the outputs of an upstream are unknown, its
+//! dependents are *known after*.
+//! *Invariant:* a plan changes no target. A slow instance delays only its dependents. An instance that can't be planned is in
+//! the plan with the reason, and blocks the plan.
+//! *Race:* a target changes after its observation: the run plans again, and compares its plan with the approved one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,36 +35,36 @@ use crate::{
 /// The scope of a plan.
 #[derive(Clone, Debug)]
 pub(crate) struct Scope {
-    /// These.
+    /// The instances to plan.
     pub instances: BTreeSet<InstanceId>,
-    /// Which content the work trees hold.
+    /// The content of the work trees.
     pub r#use: Use,
-    /// The use of the plan.
+    /// The cause of the plan.
     pub because: String,
-    /// The revision that it is planned against, for a pull request.
+    /// The base revision, for a pull request.
     pub base: Option<Revision>,
-    /// The guards that hold for it; those in force where it is no pull request.
+    /// The guards for a pull request; `None` for the guards in force.
     pub guards: Option<InForce>,
 }
 
 /// The result of planning one instance.
 #[derive(Clone, Default)]
 pub(crate) struct Outcome {
-    /// Its plan; absent where it is not affected.
+    /// The plan; absent where the instance is not affected.
     pub(crate) plan: Option<InstancePlan>,
-    /// Its outputs as they would be; absent where the recorded ones hold.
+    /// The planned outputs; absent where the recorded outputs do not change.
     pub(crate) outputs: Option<BTreeMap<String, Output>>,
-    /// Its inputs, as they would be recorded.
+    /// The inputs, as they would be recorded.
     pub(crate) inputs: BTreeMap<String, RecordedOutput>,
-    /// How to look at it again.
+    /// The observed job.
     pub(crate) job: Option<Job>,
-    /// Whether the target holds anything that was never applied from here (R1.6).
+    /// Whether the target has objects that this store never applied (R1.6).
     pub(crate) first_contact: bool,
 }
 
 type Planning = Shared<Pin<Box<dyn Future<Output = Arc<Outcome>> + Send>>>;
 
-/// Why there is no plan: it is known after an upstream that brings what is missing, or it can't be made.
+/// Records why an instance has no plan: it is known after an upstream that creates a missing object, or planning failed.
 fn not_planned(plan: &mut InstancePlan, error: &Error, changing: &[InstanceId]) {
     match (error, changing.first()) {
         (Error::Target(error), Some(upstream)) if error.kind == TargetErrorKind::NotThereYet => {
@@ -73,10 +75,12 @@ fn not_planned(plan: &mut InstancePlan, error: &Error, changing: &[InstanceId]) 
     }
 }
 
-struct Asked<'a> {
+/// The request to plan one instance.
+struct PlanRequest<'a> {
     id: &'a InstanceId,
     step: usize,
-    asked: bool,
+    /// Whether the scope contains the instance, and not only its upstream.
+    is_in_scope: bool,
     r#use: Use,
     applied: Option<&'a Applied>,
     drifted: &'a [String],
@@ -84,11 +88,11 @@ struct Asked<'a> {
     blocked: Option<InstanceId>,
     /// The upstreams that the same plan changes.
     changing: Vec<InstanceId>,
-    /// The name that it has until this is merged.
+    /// The applied name of a renamed instance.
     formerly: Option<InstanceId>,
 }
 
-/// The planned outputs of the upstreams, the first upstream with unknown outputs, and the upstreams with work.
+/// Returns the planned outputs of the upstreams, the first upstream with unknown outputs, and the upstreams with work.
 async fn upstream_plans(upstreams: Vec<(InstanceId, Planning)>) -> (Planned, Option<InstanceId>, Vec<InstanceId>) {
     let (mut planned, mut blocked, mut changing) = (Planned::new(), None, vec![]);
     for (upstream, planning) in upstreams {
@@ -109,7 +113,7 @@ async fn upstream_plans(upstreams: Vec<(InstanceId, Planning)>) -> (Planned, Opt
     (planned, blocked, changing)
 }
 
-/// The instances and everything downstream of them by references.
+/// Returns the instances and their transitive downstreams by references.
 pub(crate) fn with_downstream(
     head: &Head,
     environment: &EnvironmentName,
@@ -134,7 +138,7 @@ pub(crate) fn with_downstream(
     }
 }
 
-/// The instances that are in a plan, in order: each after those of the plan alone, with its step from 1.
+/// Returns the instances of a plan in order. The steps start at 1, and only upstreams within the plan count.
 fn in_order(mut instances: Vec<InstancePlan>) -> Vec<InstancePlan> {
     let ids: BTreeSet<InstanceId> = instances.iter().map(|instance| instance.id.clone()).collect();
     for instance in &mut instances {
@@ -146,12 +150,15 @@ fn in_order(mut instances: Vec<InstancePlan>) -> Vec<InstancePlan> {
     for instance in &mut instances {
         instance.order = steps[&instance.id];
     }
-    instances.sort_by(|one, two| (one.order, &one.id).cmp(&(two.order, &two.id)));
+    instances.sort_by(|left, right| (left.order, &left.id).cmp(&(right.order, &right.id)));
     instances
 }
 
 impl Planner {
-    /// Plans instances of an environment as a revision declares them, and what their plans change downstream.
+    /// Plans instances of an environment as a revision declares them, and the downstreams that their plans change.
+    ///
+    /// # Errors
+    /// When the store or the repository does not answer. An instance that can't be planned is in the plan with the reason.
     pub(crate) async fn plan_environment(
         self: &Arc<Self>,
         environment: &EnvironmentName,
@@ -165,19 +172,19 @@ impl Planner {
             None => self.source.guards(head).await?,
         };
         let considered = with_downstream(head, environment, &scope.instances);
-        let first = |id: &InstanceId| match head.instance(id) {
+        let predecessors = |id: &InstanceId| match head.instance(id) {
             Some(instance) => instance.upstreams.clone(),
-            // An instance that is destroyed comes after all of its users.
+            // A destroyed instance follows all its users.
             None => dependents(id, &applied).intersection(&considered).cloned().collect(),
         };
         let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> =
-            considered.iter().map(|id| (id.clone(), first(id))).collect();
+            considered.iter().map(|id| (id.clone(), predecessors(id))).collect();
         let ordered = order(&edges);
         let mut plannings: BTreeMap<InstanceId, Planning> = BTreeMap::new();
         for (id, step) in &ordered {
             let upstreams: Vec<(InstanceId, Planning)> =
                 edges[id].iter().filter_map(|up| Some((up.clone(), plannings.get(up)?.clone()))).collect();
-            let asked = scope.instances.contains(id);
+            let is_in_scope = scope.instances.contains(id);
             let protect = guards.protect(id);
             let drifted: Vec<String> =
                 observed.get(id).map(|o| o.drift.iter().map(|d| d.resource.clone()).collect()).unwrap_or_default();
@@ -193,10 +200,10 @@ impl Planner {
                 let (planned, blocked, changing) = upstream_plans(upstreams).await;
                 let formerly = head.instance(&id_for_task).and_then(|instance| instance.renamed_from.clone());
                 let formerly = formerly.filter(|old| !applied.contains_key(&id_for_task) && applied.contains_key(old));
-                let asked = Asked {
+                let request = PlanRequest {
                     id: &id_for_task,
                     step,
-                    asked,
+                    is_in_scope,
                     r#use,
                     applied: applied.get(&id_for_task).or_else(|| applied.get(formerly.as_ref()?)),
                     formerly,
@@ -205,7 +212,7 @@ impl Planner {
                     blocked,
                     changing,
                 };
-                Arc::new(daemon.plan_instance(&head, asked, &planned).await)
+                Arc::new(daemon.plan_instance(&head, request, &planned).await)
             };
             let planning: Pin<Box<dyn Future<Output = Arc<Outcome>> + Send>> = Box::pin(planning);
             plannings.insert(id.clone(), planning.shared());
@@ -218,15 +225,15 @@ impl Planner {
         Ok((plan, outcomes.into_iter().collect()))
     }
 
-    async fn plan_instance(self: &Arc<Self>, head: &Arc<Head>, asked: Asked<'_>, planned: &Planned) -> Outcome {
-        let id = asked.id;
+    async fn plan_instance(self: &Arc<Self>, head: &Arc<Head>, request: PlanRequest<'_>, planned: &Planned) -> Outcome {
+        let id = request.id;
         let none = Outcome::default();
         let Some(instance) = head.instance(id) else { return none };
         let mut plan = InstancePlan {
             id: id.clone(),
             kind: instance.kind.to_owned(),
             digest: None,
-            order: asked.step,
+            order: request.step,
             after: instance.upstreams.iter().cloned().collect(),
             waiting_on: vec![],
             actions: vec![],
@@ -237,9 +244,9 @@ impl Planner {
         };
         if let Some(problem) = instance.problems.first() {
             plan.problem = Some(problem.to_string());
-            return Outcome { plan: asked.asked.then_some(plan), ..none };
+            return Outcome { plan: request.is_in_scope.then_some(plan), ..none };
         }
-        if let Some(upstream) = asked.blocked {
+        if let Some(upstream) = request.blocked {
             plan.waiting_on.push(WaitingOn::KnownAfter { instance: upstream });
             return Outcome { plan: Some(plan), ..none };
         }
@@ -250,10 +257,10 @@ impl Planner {
                 return Outcome { plan: Some(plan), ..none };
             }
         };
-        let changed = asked
+        let changed = request
             .applied
             .is_none_or(|applied| inputs.recorded.iter().any(|(key, value)| applied.inputs.get(key) != Some(value)));
-        if !asked.asked && inputs.waiting_on.is_empty() && !changed {
+        if !request.is_in_scope && inputs.waiting_on.is_empty() && !changed {
             return none;
         }
         if !inputs.waiting_on.is_empty() {
@@ -267,23 +274,23 @@ impl Planner {
                 return Outcome { plan: Some(plan), ..none };
             }
         }
-        let (job, observation) = match self.observe_declared(head, instance, &asked, &inputs).await {
-            Ok(looked) => looked,
+        let (job, observation) = match self.observe_declared(head, instance, &request, &inputs).await {
+            Ok(observed) => observed,
             Err(error) => {
-                not_planned(&mut plan, &error, &asked.changing);
+                not_planned(&mut plan, &error, &request.changing);
                 return Outcome { plan: Some(plan), ..none };
             }
         };
-        if let Err(error) = self.fill(head, &asked, &mut plan, &job, &observation).await {
+        if let Err(error) = self.fill(head, &request, &mut plan, &job, &observation).await {
             plan.problem = Some(crate::error_chain(&error));
             return Outcome { plan: Some(plan), ..none };
         }
         let first_contact =
-            asked.applied.is_none() && self.is_first_contact(id, observation.holds_anything).await.unwrap_or(true);
+            request.applied.is_none() && self.is_first_contact(id, observation.holds_anything).await.unwrap_or(true);
         if first_contact {
             plan.waiting_on.push(WaitingOn::FirstContact);
         }
-        let outputs = (!observation.changes.is_empty() || asked.applied.is_none()).then_some(observation.outputs);
+        let outputs = (!observation.changes.is_empty() || request.applied.is_none()).then_some(observation.outputs);
         Outcome { plan: Some(plan), outputs, inputs: inputs.recorded, job: Some(job), first_contact }
     }
 
@@ -291,15 +298,15 @@ impl Planner {
     async fn fill(
         self: &Arc<Self>,
         head: &Head,
-        asked: &Asked<'_>,
+        request: &PlanRequest<'_>,
         plan: &mut InstancePlan,
         job: &Job,
         observation: &Observation,
     ) -> Result<(), Error> {
-        let actions = targets::kind(&job.target)?.actions(asked.id, observation);
-        (plan.actions, plan.carried) = self.observer.with_drain_actions(head, asked.id, actions, observation).await?;
-        mark_protected(asked.protect, &mut plan.actions);
-        mark_drifted(asked.drifted, &mut plan.actions);
+        let actions = targets::kind(&job.target)?.actions(request.id, observation);
+        (plan.actions, plan.carried) = self.observer.with_drain_actions(head, request.id, actions, observation).await?;
+        mark_protected(request.protect, &mut plan.actions);
+        mark_drifted(request.drifted, &mut plan.actions);
         plan.digest = Some(InstancePlan::digest_of(&plan.actions));
         plan.problem.clone_from(&observation.refused);
         plan.warnings.clone_from(&observation.warnings);
@@ -311,15 +318,15 @@ impl Planner {
         self: &Arc<Self>,
         head: &Head,
         instance: &Instance,
-        asked: &Asked<'_>,
+        request: &PlanRequest<'_>,
         inputs: &Inputs,
     ) -> Result<(Job, Observation), Error> {
-        let job = declared_job(instance, asked.r#use, Arc::clone(&head.content), inputs, head.consumed(asked.id))?;
-        let job = Job { formerly: asked.formerly.clone(), ..job };
+        let job = declared_job(instance, request.r#use, Arc::clone(&head.content), inputs, head.consumed(request.id))?;
+        let job = Job { formerly: request.formerly.clone(), ..job };
         let observation = self.observer.observe_job(head, &job).await?;
-        let name = asked.formerly.as_ref().unwrap_or(asked.id);
-        let remembers = !matches!(asked.r#use, Use::Pull(_));
-        self.observer.identify_for(name, &observation, asked.applied.is_some(), remembers).await?;
+        let name = request.formerly.as_ref().unwrap_or(request.id);
+        let remembers = !matches!(request.r#use, Use::Pull(_));
+        self.observer.identify_for(name, &observation, request.applied.is_some(), remembers).await?;
         Ok((job, observation))
     }
 }

@@ -1,7 +1,8 @@
-//! Plans of environments: what is pending at head, in order, and how *applied* advances (R1.4, R1.5).
+//! Plans environments, and advances *applied* where a plan is empty (R1.4, R1.5).
 //!
-//! Owns which environments' heads are planned. Changes no target.
-//! *Race:* anything moves while head is planned: then nothing advances by that plan.
+//! *Owns:* which environments are planned at head, and the records of applied instances.
+//! *Invariant:* a plan changes no target.
+//! *Race:* head, an applied record or an input changes while head is planned: that plan advances no instance.
 
 mod environment_plan;
 mod orphans;
@@ -39,7 +40,7 @@ use crate::{
     targets,
 };
 
-/// The plan of what is pending in an environment at head.
+/// The plan of the pending instances of an environment at head.
 pub(crate) struct HeadPlan {
     pub(crate) head: Arc<Head>,
     pub(crate) plan: Plan,
@@ -52,8 +53,8 @@ pub(super) struct Planner {
     context: Arc<Context>,
     source: Arc<Source>,
     observer: Arc<Observer>,
-    /// By environment: what its head plan depended on, where the plan was shown and has no problem. An environment
-    /// without an entry is planned again.
+    /// By environment: the key of its head plan, where the plan was published and has no problem. An environment without an
+    /// entry is planned again.
     planned: Mutex<BTreeMap<EnvironmentName, String>>,
 }
 
@@ -62,29 +63,32 @@ impl Planner {
         Arc::new(Self { context, source, observer, planned: Mutex::default() })
     }
 
-    /// The instances whose last run failed or was cancelled.
+    /// Returns the instances whose last run failed or was cancelled.
+    ///
+    /// # Errors
+    /// When the store can't be read.
     pub(crate) async fn stalled(&self) -> Result<BTreeMap<InstanceId, Stalled>, Error> {
         Ok(self.context.store.collection::<Stalled>().all().await?.into_iter().collect())
     }
 
-    /// Makes the next request plan the head of an environment again, whatever it depends on.
+    /// Makes the next request plan the head of an environment again, also if its key is unchanged.
     pub(crate) fn invalidate(&self, environment: &EnvironmentName) {
         self.planned.lock().remove(environment);
     }
 
-    /// Records that the plan of an environment's head was shown, so that it is not made again while nothing changed.
+    /// Records that the head plan of an environment was published, so that it is not repeated while its key is unchanged.
     pub(crate) fn head_planned(&self, planned: &HeadPlan) {
         if planned.plan.instances.iter().all(|instance| instance.problem.is_none()) {
             self.planned.lock().insert(planned.plan.environment.clone(), planned.key.clone());
         }
     }
 
-    /// Whether a plan of an environment's head was shown since the process started or the environment was invalidated.
+    /// Whether a head plan of an environment was published since the process started or the environment was invalidated.
     pub(crate) fn has_head_plan(&self, environment: &EnvironmentName) -> bool {
         self.planned.lock().contains_key(environment)
     }
 
-    /// What the plan of an environment at head depends on, so that it is not made again while nothing changed.
+    /// Returns the key of the head plan of an environment: the facts that the plan depends on.
     async fn plan_key(
         &self,
         head: &Head,
@@ -93,12 +97,16 @@ impl Planner {
     ) -> Result<String, Error> {
         let applied = self.context.store.applied_in(environment).await?;
         let parts: Vec<String> = applied.iter().map(|(id, record)| format!("{id} {}", record.at)).collect();
-        // A run that failed may have done a part, so that what is left is another plan (R5.1).
+        // A failed run may have applied a part of its actions, so that the remaining plan is another one (R5.1).
         let stalled: Vec<String> =
             self.stalled().await?.iter().map(|(id, stalled)| format!("{id} {}", stalled.run)).collect();
         Ok(format!("{} {pending:?} {parts:?} {stalled:?}", head.revision))
     }
 
+    /// Whether the head plan of an environment was published with the same key.
+    ///
+    /// # Errors
+    /// When the store can't be read.
     pub(crate) async fn is_planned(
         &self,
         head: &Head,
@@ -109,7 +117,10 @@ impl Planner {
         Ok(self.planned.lock().get(environment) == Some(&key))
     }
 
-    /// Plans what waits at head, shows it, and lets *applied* advance where there is nothing to do (R1.5).
+    /// Plans the pending instances at head, records the plan, and advances *applied* where a plan is empty (R1.5).
+    ///
+    /// # Errors
+    /// When the store, the repository or a target does not answer.
     pub(crate) async fn plan_head(self: &Arc<Self>, environment: &EnvironmentName) -> Result<Option<HeadPlan>, Error> {
         self.invalidate(environment);
         let Some(head) = self.source.head() else { return Ok(None) };
@@ -123,10 +134,10 @@ impl Planner {
                     .any(|run| run.holds(id) && run.kind.by_merge() && run.instances[id].status != RunStatus::Waiting)
             })
             .collect();
-        // What somebody's word is about is planned again when that is done.
+        // The end of a run by a command enqueues another plan.
         let in_flight = |run: &Run| {
-            let moves = |id: &InstanceId| run.holds(id) && run.instances[id].status != RunStatus::Waiting;
-            !run.kind.by_merge() && instances.iter().any(moves)
+            let is_in_progress = |id: &InstanceId| run.holds(id) && run.instances[id].status != RunStatus::Waiting;
+            !run.kind.by_merge() && instances.iter().any(is_in_progress)
         };
         if instances.is_empty() || open.iter().any(in_flight) {
             return Ok(None);
@@ -141,10 +152,10 @@ impl Planner {
         for instance in &plan.instances {
             let outcome = &outcomes[&instance.id];
             if head.instance(&instance.id).is_none() {
-                let is_held = self.context.store.open_runs().await?.iter().any(|run| run.holds(&instance.id));
-                let nothing = instance.digest.is_some() && instance.actions.is_empty() && instance.problem.is_none();
-                if nothing && !is_held {
-                    self.let_go(&instance.id).await?;
+                let in_open_run = self.context.store.open_runs().await?.iter().any(|run| run.holds(&instance.id));
+                let is_empty = instance.digest.is_some() && instance.actions.is_empty() && instance.problem.is_none();
+                if is_empty && !in_open_run {
+                    self.forget(&instance.id).await?;
                     self.context
                         .store
                         .audit(
@@ -159,11 +170,11 @@ impl Planner {
                 continue;
             }
             self.record_pending(&head, instance).await?;
-            let nothing = instance.digest.is_some() && instance.actions.is_empty() && instance.problem.is_none();
-            let still = nothing
+            let is_empty = instance.digest.is_some() && instance.actions.is_empty() && instance.problem.is_none();
+            let is_current = is_empty
                 && instances.contains(&instance.id)
                 && self.is_as_planned(&head, &instance.id, &before, &outcome.inputs).await?;
-            if still
+            if is_current
                 && !outcome.first_contact
                 && !stalled.contains_key(&instance.id)
                 && let Some(job) = &outcome.job
@@ -181,7 +192,7 @@ impl Planner {
         if advanced {
             self.context.queue.enqueue(ReconcileRequest::Merges(environment.clone()), Reason::AppliedAdvanced);
         }
-        // What head declares decides whether drift is still to be undone.
+        // The plan of head decides whether drift is proposed.
         self.context.queue.enqueue(ReconcileRequest::Proposals(environment.clone()), Reason::HeadPlanned);
         if plan.has_work() {
             self.context.store.record_plan(&head_subject(environment), &plan, self.context.now()).await?;
@@ -189,8 +200,8 @@ impl Planner {
         Ok(Some(HeadPlan { head, plan, key }))
     }
 
-    /// Whether nothing moved while an instance was planned: head, what is applied, its inputs as they are recorded, and
-    /// no run holds it.
+    /// Whether head, the applied record and the recorded inputs of an instance are unchanged since it was planned, and no
+    /// open run contains the instance.
     async fn is_as_planned(
         &self,
         head: &Head,
@@ -198,23 +209,23 @@ impl Planner {
         before: &BTreeMap<InstanceId, Applied>,
         inputs: &BTreeMap<String, RecordedOutput>,
     ) -> Result<bool, Error> {
-        let mut now = BTreeMap::new();
+        let mut applied = BTreeMap::new();
         for upstream in sources(id, inputs) {
-            now.extend(self.context.store.applied(&upstream).await?.map(|record| (upstream, record)));
+            applied.extend(self.context.store.applied(&upstream).await?.map(|record| (upstream, record)));
         }
-        let same_head = self.source.head().is_some_and(|now| now.revision == head.revision);
+        let same_head = self.source.head().is_some_and(|current| current.revision == head.revision);
         let same_record =
             self.context.store.applied(id).await?.map(|record| record.at) == before.get(id).map(|record| record.at);
         let recorded = inputs.iter().all(|(key, value)| {
             input_source(id, key).is_some_and(|(upstream, name)| {
-                now.get(&upstream).and_then(|record| record.outputs.get(name)) == Some(value)
+                applied.get(&upstream).and_then(|record| record.outputs.get(name)) == Some(value)
             })
         });
-        let held = self.context.store.open_runs().await?.iter().any(|run| run.holds(id));
-        Ok(same_head && same_record && recorded && !held)
+        let in_open_run = self.context.store.open_runs().await?.iter().any(|run| run.holds(id));
+        Ok(same_head && same_record && recorded && !in_open_run)
     }
 
-    /// Records what head would change, for `status` and `explain`.
+    /// Records the changes that an apply of head would make, for `status` and `explain`.
     async fn record_pending(&self, head: &Head, instance: &InstancePlan) -> Result<(), Error> {
         let mut observed =
             self.context.store.observed(&instance.id).await?.unwrap_or_else(|| Observed::new(self.context.now(), None));
@@ -235,7 +246,10 @@ impl Planner {
         Ok(())
     }
 
-    /// Records that an instance is what head says.
+    /// Records that an instance is applied as head declares it.
+    ///
+    /// # Errors
+    /// When the store or the target does not answer.
     pub(crate) async fn record_applied(
         self: &Arc<Self>,
         head: &Head,
@@ -263,16 +277,19 @@ impl Planner {
             run,
             at: self.context.now(),
         };
-        let fresh = Observed { warnings, ..Observed::new(self.context.now(), Some(head.revision.clone())) };
-        self.context.store.advance(id, &applied, &fresh).await?;
-        self.observer.end_snooze(id, &fresh).await?;
+        let observed = Observed { warnings, ..Observed::new(self.context.now(), Some(head.revision.clone())) };
+        self.context.store.advance(id, &applied, &observed).await?;
+        self.observer.end_snooze(id, &observed).await?;
         self.context.due_changed.notify_one();
         Ok(())
     }
 
-    /// Takes over what a merge changed of an applied instance without changing what it is made from: drift policy,
-    /// checks, edges.
-    pub(crate) async fn take_over_policy(&self, head: &Head, environment: &EnvironmentName) -> Result<(), Error> {
+    /// Records the settings of applied instances that a merge changed without a change of their digest: drift policy, checks
+    /// and edges.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub(crate) async fn record_settings(&self, head: &Head, environment: &EnvironmentName) -> Result<(), Error> {
         let applied = self.context.store.applied_in(environment).await?;
         for instance in head.environment(environment) {
             let (Some(mut record), Some(spec), Some(digest)) =
@@ -280,13 +297,13 @@ impl Planner {
             else {
                 continue;
             };
-            // What it is made from stays as it was applied, with the revision that holds it.
+            // The content of the instance stays as it was applied, with the applied revision.
             let Some(kind) = targets::kinds().of(&record.spec.target) else { continue };
             let declared = kind.with_settings(&record.spec.target.declared, &spec.target.declared);
             let target = TargetSpec { kind: record.spec.target.kind.clone(), declared };
-            let loosened = Component { target, ..(**spec).clone() };
-            if record.digest == digest && record.spec != loosened {
-                record.spec = loosened;
+            let with_settings = Component { target, ..(**spec).clone() };
+            if record.digest == digest && record.spec != with_settings {
+                record.spec = with_settings;
                 self.context.store.set_applied(&instance.id, &record).await?;
             }
         }

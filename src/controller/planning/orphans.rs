@@ -1,10 +1,9 @@
-//! What is applied and no longer declared (R1.9): shown, destroyed by a word or by its own declaration, or let go.
+//! Finds and plans orphans: applied instances that are no longer declared (R1.9).
 //!
-//! Never counts as removed what a file that can't be read may declare. *Race:* it is declared again while it is about to
-//! be destroyed: the run stops before its first effect.
+//! An orphan is reported, destroyed by a command or by its own declaration, or forgotten.
+//! *Invariant:* no instance is an orphan while a file that may declare it can't be read.
+//! *Race:* an orphan is declared again before it is destroyed: the run stops before its first effect.
 
-use crate::domain::message::Refusal;
-use crate::domain::message::run::RunReason;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -14,28 +13,31 @@ use crate::{
     controller::{context::Error, planning::Planner, source::Head},
     domain::{
         declaration::schema::OnDelete,
-        message::comment,
+        message::{Refusal, comment, run::RunReason},
         plan::{Applied, InstancePlan, Plan, Protection, mark_protected, order, pending::dependents},
     },
     model::{EnvironmentName, InstanceId},
     targets,
 };
 
-/// Whether what is applied is surely no longer declared.
+/// Returns the predicate that an applied instance is no longer declared.
 fn is_orphan(head: &Head) -> impl Fn(&InstanceId) -> bool + '_ {
     let renamed: BTreeSet<&InstanceId> =
         head.desired.instances.values().filter_map(|instance| instance.renamed_from.as_ref()).collect();
     move |id| head.desired.complete && head.instance(id).is_none() && !renamed.contains(id)
 }
 
-/// The orphans among these that go by their own declaration (`onDelete: destroy`).
+/// Returns the orphans that their own declaration destroys (`onDelete: destroy`).
 pub(super) fn to_destroy(head: &Head, applied: &BTreeMap<InstanceId, Applied>) -> BTreeSet<InstanceId> {
-    let (is_orphan, goes) = (is_orphan(head), |record: &Applied| record.spec.on_delete == OnDelete::Destroy);
-    applied.iter().filter(|(id, record)| goes(record) && is_orphan(id)).map(|(id, _)| id.clone()).collect()
+    let (is_orphan, is_destroyed) = (is_orphan(head), |record: &Applied| record.spec.on_delete == OnDelete::Destroy);
+    applied.iter().filter(|(id, record)| is_destroyed(record) && is_orphan(id)).map(|(id, _)| id.clone()).collect()
 }
 
 impl Planner {
-    /// Returns the instances that are applied and no longer declared, if every file can be read.
+    /// Returns the instances that are applied and no longer declared; none where a file can't be read.
+    ///
+    /// # Errors
+    /// When the store can't be read.
     pub(crate) async fn orphans(&self, head: &Head) -> Result<BTreeMap<InstanceId, Applied>, Error> {
         let mut applied = self.context.store.all_applied().await?;
         let is_orphan = is_orphan(head);
@@ -43,15 +45,18 @@ impl Planner {
         Ok(applied)
     }
 
-    /// Why an instance can't be destroyed now, in a sentence.
+    /// Returns another instance that uses an instance, and the reason why the instance can't be destroyed.
+    ///
+    /// # Errors
+    /// When the store can't be read.
     pub(crate) async fn in_use(
         &self,
         head: &Head,
         id: &InstanceId,
-        together: &BTreeSet<InstanceId>,
+        with: &BTreeSet<InstanceId>,
     ) -> Result<Option<(InstanceId, RunReason)>, Error> {
         let applied = self.context.store.applied_in(&id.environment).await?;
-        let user = dependents(id, &applied).into_iter().find(|user| !together.contains(user));
+        let user = dependents(id, &applied).into_iter().find(|user| !with.contains(user));
         Ok(user.map(|user| {
             let is_declared = head.instance(&user).is_some();
             let reason = RunReason::InUse { id: id.clone(), user: user.clone(), is_declared };
@@ -59,7 +64,7 @@ impl Planner {
         }))
     }
 
-    /// The plan of destroying one instance.
+    /// Plans to destroy one instance.
     pub(super) async fn plan_destroy(
         self: &Arc<Self>,
         head: &Head,
@@ -79,7 +84,7 @@ impl Planner {
             layout: None,
             carried: vec![],
         };
-        let looked = async {
+        let observed = async {
             let job = self.observer.destroy_job(id, head).await?;
             let observation = self.observer.observe_job(head, &job).await?;
             self.observer.identify(id, &observation, true).await?;
@@ -89,12 +94,12 @@ impl Planner {
                 observation,
             ))
         };
-        match looked.await {
+        match observed.await {
             Ok((kind, mut actions, observation)) => {
                 mark_protected(protect, &mut actions);
                 (plan.kind, plan.actions) = (kind, actions);
                 plan.digest = Some(InstancePlan::digest_of(&plan.actions));
-                // Only where nothing at all is left of it, there is nothing to do.
+                // Without actions, a remaining object of the target is a problem.
                 plan.problem = observation.left.first().filter(|_| plan.actions.is_empty()).cloned();
                 plan.warnings = observation.warnings;
             }
@@ -103,7 +108,10 @@ impl Planner {
         plan
     }
 
-    /// The plan of destroying orphans of one environment, dependents first.
+    /// Plans to destroy orphans of one environment, dependents first.
+    ///
+    /// # Errors
+    /// When the store or the repository does not answer.
     pub(crate) async fn plan_destroys(
         self: &Arc<Self>,
         head: &Arc<Head>,
@@ -122,27 +130,33 @@ impl Planner {
         Ok(Plan::new(environment.clone(), head.revision.clone(), None, comment::DESTROY.into(), instances))
     }
 
-    /// Forgets an instance that is destroyed or let go.
-    pub(crate) async fn let_go(self: &Arc<Self>, id: &InstanceId) -> Result<(), Error> {
+    /// Removes the records of an instance that is destroyed or forgotten.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub(crate) async fn forget(self: &Arc<Self>, id: &InstanceId) -> Result<(), Error> {
         self.context.target.release(id).await;
         self.observer.release_identity(id).await?;
         Ok(self.context.store.let_go(id, self.context.now()).await?)
     }
 
-    /// Refuses what is declared, or may be.
-    pub(crate) async fn only_orphans(&self, head: &Head, meant: &BTreeSet<InstanceId>) -> Result<(), Error> {
+    /// Refuses instances that are declared, or may be declared in a file that can't be read.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the first such instance; else when the store can't be read.
+    pub(crate) async fn ensure_orphans(&self, head: &Head, selected: &BTreeSet<InstanceId>) -> Result<(), Error> {
         if !head.desired.complete {
             return Err(Error::Refused(Refusal::OrphansUnknown));
         }
         let orphans = self.orphans(head).await?;
-        match meant.iter().find(|id| !orphans.contains_key(*id)) {
+        match selected.iter().find(|id| !orphans.contains_key(*id)) {
             Some(id) => Err(Error::Refused(Refusal::StillDeclared(id.clone()))),
             None => Ok(()),
         }
     }
 
-    /// Whether `onDelete: destroy` needs somebody's word although merges are the authority: where nothing of the
-    /// environment is left.
+    /// Whether `onDelete: destroy` needs a command although merges authorise runs: where the environment has no declared
+    /// instance.
     pub(crate) fn waits_for_command(&self, head: &Head, environment: &EnvironmentName) -> bool {
         head.environment(environment).next().is_none()
     }

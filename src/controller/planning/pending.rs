@@ -1,6 +1,5 @@
-//! Which instances are pending at head (R1.4), and what a selector resolves to.
+//! Finds the pending instances at head (R1.4), and resolves selectors.
 
-use crate::domain::message::EmptySelection;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
@@ -11,6 +10,7 @@ use crate::{
     },
     domain::{
         declaration::{Candidate, Selector},
+        message::EmptySelection,
         plan::{
             Applied,
             pending::{former_name, is_pending},
@@ -19,7 +19,7 @@ use crate::{
     model::{EnvironmentName, InstanceId},
 };
 
-/// What a selector is asked about where nothing is declared.
+/// Returns the selector candidate of an instance that is not declared.
 pub(crate) fn undeclared<'i>(
     id: &'i InstanceId,
     applied: Option<&'i Applied>,
@@ -52,7 +52,10 @@ pub(crate) fn matched_nothing(head: &Head, selector: Option<&Selector>) -> Empty
 }
 
 impl Planner {
-    /// The instances of an environment whose head is not what is applied.
+    /// Returns the instances of an environment whose declaration at head differs from the applied declaration.
+    ///
+    /// # Errors
+    /// When the store can't be read.
     pub(crate) async fn pending(
         &self,
         head: &Head,
@@ -71,6 +74,9 @@ impl Planner {
     }
 
     /// Resolves a selector among the instances of head.
+    ///
+    /// # Errors
+    /// When the store can't be read.
     pub(crate) async fn select(
         &self,
         head: &Head,
@@ -83,7 +89,7 @@ impl Planner {
         for environment in head.desired.environments.keys() {
             pending.extend(self.pending(head, environment).await?);
         }
-        // Those of an environment that is no longer declared as well.
+        // Includes the instances of environments that are no longer declared.
         pending.extend(to_destroy(head, &applied));
         let selects = |instance: &crate::domain::declaration::Instance| {
             let candidate = Candidate {

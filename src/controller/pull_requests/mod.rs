@@ -1,8 +1,11 @@
-//! Pull requests: which exist, which changed, and the plan of each (R6.1, R6.2).
+//! Tracks and plans pull requests (R6.1, R6.2).
 //!
-//! *Race:* a push while its pull request is planned: the plan is of the older head, and the newer head is planned next.
-//! Statuses belong to commits, so neither hides the other.
-//! *Race:* the forge answers with a state that is older than the recorded one: a recorded merge is kept.
+//! *Owns:* the records of pull requests, and the plans that are recorded for them.
+//!
+//! *Invariant:* a recorded merge is never replaced by an older state of the forge.
+//! *Race:* a push arrives while the pull request is planned: the plan belongs to the older head, and the newer head is
+//! planned next. A status belongs to a commit, so that both statuses are visible.
+//! *Race:* the forge replies with a state that is older than the recorded state: the recorded merge is kept.
 
 mod plan;
 mod plan_comment;
@@ -23,10 +26,10 @@ use super::{
 };
 use crate::model::{EnvironmentName, PullNumber, Revision};
 
-/// How old a change has to be until one sync has surely read all of it: the clocks of two machines differ a little, and a
-/// forge counts in seconds.
+/// The minimal age of a change at which one sync has read all of it: the clocks of two machines differ, and a forge has
+/// timestamps in seconds.
 const SETTLED_AFTER: chrono::Duration = chrono::Duration::seconds(5);
-/// How long a closed pull request is synced again at start, in days.
+/// The time for which a closed pull request is synced again at start, in days.
 const RECENT_DAYS: i64 = 7;
 
 /// A pull request that was synced and planned, and whose comments are read next.
@@ -72,7 +75,7 @@ impl PullRequests {
         })
     }
 
-    /// Records a pull request as the forge described it. A recorded merge is never taken back.
+    /// Records a pull request as the forge described it. A recorded merge is kept.
     ///
     /// # Errors
     /// When the store can't be written.
@@ -87,7 +90,7 @@ impl PullRequests {
             .await?;
         let was_merged = before.is_some_and(|before| before.pull.merged_as.is_some());
         if !was_merged && after.pull.merged_as.is_some() {
-            // Head may have moved before the merge was recorded, with nobody to authorise it.
+            // Head may have moved before the merge was recorded, without an authorization.
             for environment in self.source.head().iter().flat_map(|head| head.desired.environments.keys()) {
                 self.context.queue.enqueue(ReconcileRequest::Merges(environment.clone()), Reason::MergeRecorded);
             }
@@ -109,7 +112,7 @@ impl PullRequests {
             if is_known {
                 continue;
             }
-            // Only the answer about a single pull request names who merged it.
+            // Only the description of a single pull request names the principal who merged it.
             let pull = if listed.merged_as.is_some() { forge.get_pull(listed.number).await? } else { listed };
             changed.push(pull.number);
             let tracked = match tracked {
@@ -121,7 +124,7 @@ impl PullRequests {
         Ok(changed)
     }
 
-    /// Lists the pull requests, and enqueues each that changed, whose base moved, or whose last sync did not end well.
+    /// Lists the pull requests, and enqueues each that changed, whose base moved, or whose last sync failed.
     ///
     /// # Errors
     /// When the forge or the store does not answer.
@@ -133,7 +136,7 @@ impl PullRequests {
         let recent = self.context.now() - chrono::Duration::days(RECENT_DAYS);
         for (number, tracked) in &all {
             let base_moved = tracked.pull.open && tracked.planned.as_ref().map(|(_, base)| base) != base.as_ref();
-            // A comment that was written while no daemon ran, or was being read when it died, is read at start.
+            // Comments that were written while no daemon ran, or not handled before a crash, are read at start.
             let resumed = resumes && (tracked.pull.open || tracked.pull.updated_at > recent);
             if base_moved || resumed || tracked.synced != Some(tracked.pull.updated_at) {
                 numbers.insert(*number);
@@ -145,8 +148,8 @@ impl PullRequests {
         Ok(())
     }
 
-    /// Lists the pull requests unless that was done since a head was loaded: a merge whose pull request is not recorded
-    /// would run as if its plan had not been reviewed.
+    /// Lists the pull requests, unless they were listed since a head was loaded. A merge whose pull request is not recorded
+    /// would run without the approved actions of its plan.
     ///
     /// # Errors
     /// When the forge or the store does not answer.
@@ -162,8 +165,8 @@ impl PullRequests {
         Ok(())
     }
 
-    /// Syncs one pull request with the forge, and plans it where that is due. Returns `None` where its comments are not to
-    /// be read.
+    /// Syncs one pull request with the forge, and plans it where its head or base moved. Returns `None` where its comments
+    /// are not read.
     ///
     /// # Errors
     /// When the forge, the repository or the store does not answer.
@@ -196,15 +199,16 @@ impl PullRequests {
     /// # Errors
     /// When the store can't be written.
     pub(crate) async fn finish_sync(&self, synced: &SyncedPullRequest) -> Result<(), Error> {
-        // What was written in the second of this sync may not have been read.
+        // A change within the second of this sync may not have been read.
         let at = (self.context.now() - synced.updated_at > SETTLED_AFTER).then_some(synced.updated_at);
         match self.source.tracked(synced.tracked.pull.number).await? {
-            Some(now) => self.record(&TrackedPullRequest { synced: at, ..now }).await,
+            Some(recorded) => self.record(&TrackedPullRequest { synced: at, ..recorded }).await,
             None => Ok(()),
         }
     }
 
-    /// Plans the head of an environment, and shows the plan on the pull request that carries it (R6.6).
+    /// Plans the head of an environment, and comments the plan on the newest pull request that changed the pending instances
+    /// (R6.6).
     ///
     /// # Errors
     /// When the repository or the store does not answer.
@@ -212,13 +216,13 @@ impl PullRequests {
         let Some(planned) = self.planner.plan_head(environment).await? else { return Ok(()) };
         let HeadPlan { head, plan, .. } = &planned;
         if plan.has_work() {
-            self.show_head_plan(head, plan).await?;
+            self.comment_head_plan(head, plan).await?;
         }
         self.planner.head_planned(&planned);
         Ok(())
     }
 
-    /// Whether a pull request proposes a remediation, or brought one.
+    /// Whether a pull request proposes a remediation, or added one by its merge.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -226,7 +230,7 @@ impl PullRequests {
         let merged = self.context.store.collection::<MergedRemediation>().all().await?;
         let proposed = self.remediations.proposal_of(number).await?.is_some_and(|proposal| !proposal.adopts);
         let known = proposed || merged.iter().any(|(_, merged)| merged.pull == Some(number));
-        // A pull request of the daemon that was planned like any other edits the declarations.
+        // A pull request of the daemon with planned environments edits the declarations.
         let is_own = |tracked: &TrackedPullRequest| {
             tracked.pull.branch.starts_with(OWN_BRANCHES) && tracked.environments.is_empty()
         };

@@ -1,9 +1,8 @@
-//! Plans the merge of a pull request into the present base (R6.1, R6.2).
+//! Plans the merge of a pull request into the current base (R6.1, R6.2).
+//!
+//! *Invariant:* the code of a pull request runs only where its author or a command may run it (R3.8).
+//! *Race:* the pull request is merged while it is planned: the record keeps the merge.
 
-use crate::domain::authorization::MissingApprovals;
-use crate::domain::message::Refusal;
-use crate::domain::message::plan_status::{Blocked, PlanLine, PlanStatus};
-use crate::domain::plan::InstancePlan;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -19,33 +18,40 @@ use crate::{
         source::Head,
     },
     domain::{
-        authorization::Level,
+        authorization::{Level, MissingApprovals},
         declaration::schema::{Forks, OnDelete},
-        message::comment,
-        plan::{Plan, validation},
+        message::{
+            Refusal, comment,
+            plan_status::{Blocked, PlanLine, PlanStatus},
+        },
+        plan::{InstancePlan, Plan, validation},
     },
     model::{EnvironmentName, InstanceId, Revision},
     ports::{Merged, Pull, Use},
 };
 
 impl PullRequests {
+    /// Plans a pull request, unless its head and base are planned already, and sets its status.
+    ///
+    /// # Errors
+    /// When the forge, the repository or the store does not answer.
     pub(crate) async fn plan_pull(
         self: &Arc<Self>,
         head: &Arc<Head>,
         tracked: &mut TrackedPullRequest,
     ) -> Result<(), Error> {
         let pull = tracked.pull.clone();
-        let now = (pull.head.clone(), head.revision.clone());
-        if (tracked.planned.as_ref() == Some(&now) && !tracked.replan && !tracked.lacks_approvals) || pull.draft {
+        let current = (pull.head.clone(), head.revision.clone());
+        if (tracked.planned.as_ref() == Some(&current) && !tracked.replan && !tracked.lacks_approvals) || pull.draft {
             return Ok(());
         }
         let proposal = self.remediations.proposal_of(pull.number).await?.filter(|proposal| !proposal.adopts);
         let proposal = match proposal {
-            Some(proposal) if self.changes_more(head, &pull, &proposal).await? => None,
+            Some(proposal) if self.changes_other_files(head, &pull, &proposal).await? => None,
             proposal => proposal,
         };
         if let Some(proposal) = proposal {
-            // The description of one with nobody else's commits is its plan.
+            // The description of a proposal without commits of another author is its plan.
             let status = if proposal.pushed == pull.head {
                 PlanStatus::InDescription
             } else {
@@ -61,9 +67,9 @@ impl PullRequests {
             self.set_plan_status(&pull.head, &PlanStatus::Planning).await?;
             (tracked.environments, tracked.lacks_approvals) = self.plan_merge(head, &pull).await?;
         }
-        // Planning takes a while, and the pull request may have been merged meanwhile: what was tracked since stays.
-        let fresh = self.source.tracked(pull.number).await?.map_or(pull, |tracked| tracked.pull);
-        *tracked = TrackedPullRequest { pull: fresh, planned: Some(now), replan: false, ..tracked.clone() };
+        // The pull request may have been merged while it was planned: the recorded description is newer.
+        let recorded = self.source.tracked(pull.number).await?.map_or(pull, |tracked| tracked.pull);
+        *tracked = TrackedPullRequest { pull: recorded, planned: Some(current), replan: false, ..tracked.clone() };
         self.record(tracked).await
     }
 
@@ -71,8 +77,13 @@ impl PullRequests {
         self.notifier.set_status(head, "evenkeel/plan", status.state(), &status.to_string()).await
     }
 
-    /// Whether somebody put more on the branch of a proposal than its remediation: then it is planned like any other.
-    async fn changes_more(self: &Arc<Self>, base: &Head, pull: &Pull, proposal: &Proposal) -> Result<bool, Error> {
+    /// Whether the branch of a proposal changes other files than remediations: then it is planned like any pull request.
+    async fn changes_other_files(
+        self: &Arc<Self>,
+        base: &Head,
+        pull: &Pull,
+        proposal: &Proposal,
+    ) -> Result<bool, Error> {
         if proposal.pushed == pull.head && !proposal.shared {
             return Ok(false);
         }
@@ -91,19 +102,24 @@ impl PullRequests {
         Ok(changed.iter().any(|path| !path.starts_with(&own)))
     }
 
-    /// Why a pull request is not planned: planning runs code of whoever wrote it (R3.8).
-    async fn not_planned(self: &Arc<Self>, head: &Head, pull: &Pull, asked: bool) -> Result<Option<PlanStatus>, Error> {
+    /// Returns the reason why a pull request is not planned: a plan runs code of its author (R3.8).
+    async fn not_planned(
+        self: &Arc<Self>,
+        head: &Head,
+        pull: &Pull,
+        by_command: bool,
+    ) -> Result<Option<PlanStatus>, Error> {
         let forks = head.desired.state_repo.as_ref().map(|repo| repo.forks).unwrap_or_default();
         if pull.fork && forks == Forks::Ignore {
             return Ok(Some(PlanStatus::Fork));
         }
-        let Some(forge) = self.context.forge.as_ref().filter(|_| !asked) else { return Ok(None) };
+        let Some(forge) = self.context.forge.as_ref().filter(|_| !by_command) else { return Ok(None) };
         let level = Level::parse(&forge.get_permission(&pull.author).await?);
         Ok((level < Level::Write && forks != Forks::Plan).then(|| PlanStatus::AuthorMayNotWrite(pull.author.clone())))
     }
 
-    /// Plans the merge of a pull request into the present base; answers the environments that it changes, and whether
-    /// approvals of protected paths are lacking.
+    /// Plans the merge of a pull request into the current base. Returns the environments that it changes, and whether
+    /// approvals of protected paths are missing.
     async fn plan_merge(
         self: &Arc<Self>,
         base: &Arc<Head>,
@@ -119,12 +135,12 @@ impl PullRequests {
             Merged::Conflict(paths) => {
                 let status = PlanStatus::Conflict(paths);
                 self.set_plan_status(&pull.head, &status).await?;
-                let what = "conflict";
+                let topic = "conflict";
                 self.notifier
                     .comment_on(
                         pull.number,
-                        what,
-                        &comment::conflict(&status.to_string(), what),
+                        topic,
+                        &comment::conflict(&status.to_string(), topic),
                         Some("plan env=".into()),
                     )
                     .await?;
@@ -132,13 +148,13 @@ impl PullRequests {
             }
         };
         let (desired, content) = self.source.load(&merged).await?;
-        let lacks = self.authorization.missing_approvals_of_paths(base, &content, pull).await?;
+        let missing = self.authorization.missing_approvals_of_paths(base, &content, pull).await?;
         let merged = Arc::new(Head { revision: merged, desired, content });
         if !merged.desired.problems.is_empty() {
-            // One bad file never hides the others: what can be planned is planned all the same.
-            let what = "problems";
+            // The instances of the other files are planned.
+            let topic = "problems";
             self.notifier
-                .comment_on(pull.number, what, &comment::problems(&merged.desired.problems, what), None)
+                .comment_on(pull.number, topic, &comment::problems(&merged.desired.problems, topic), None)
                 .await?;
         }
         let mut changed: BTreeMap<EnvironmentName, BTreeSet<InstanceId>> = BTreeMap::new();
@@ -147,7 +163,7 @@ impl PullRequests {
                 changed.entry(id.environment.clone()).or_default().insert(id.clone());
             }
         }
-        let lacking = lacks.is_some();
+        let lacks_approvals = missing.is_some();
         for (id, record) in
             self.planner.orphans(&merged).await?.into_iter().filter(|(id, _)| base.instance(id).is_some())
         {
@@ -155,7 +171,7 @@ impl PullRequests {
                 changed.entry(id.environment.clone()).or_default().insert(id);
             }
         }
-        Ok((self.plan_changes(base, &merged, pull, changed, lacks).await?, lacking))
+        Ok((self.plan_changes(base, &merged, pull, changed, missing).await?, lacks_approvals))
     }
 
     async fn plan_changes(
@@ -164,10 +180,10 @@ impl PullRequests {
         merged: &Arc<Head>,
         pull: &Pull,
         changed: BTreeMap<EnvironmentName, BTreeSet<InstanceId>>,
-        lacks: Option<MissingApprovals>,
+        missing: Option<MissingApprovals>,
     ) -> Result<BTreeSet<EnvironmentName>, Error> {
-        // The guards as they would be once this is merged as one commit (R3.4).
-        let (guards, unsplit) =
+        // The guards that would be in force after a merge as one commit (R3.4).
+        let (guards, refused_changes) =
             self.source.guards(base).await?.after(Some(&base.desired), &merged.desired, &merged.revision);
         let scope = |instances: BTreeSet<InstanceId>| Scope {
             instances,
@@ -185,9 +201,9 @@ impl PullRequests {
         if let Some(first) = merged.desired.problems.first() {
             blocked.push(Blocked::Problems(merged.desired.problems.len(), first.clone()));
         }
-        blocked.extend(unsplit.into_iter().map(Blocked::Guard).chain(lacks.map(Blocked::Approvals)));
+        blocked.extend(refused_changes.into_iter().map(Blocked::Guard).chain(missing.map(Blocked::Approvals)));
         for plan in plans {
-            let plan = self.of_pull_head(plan?, &pull.head);
+            let plan = self.with_pull_head(plan?, &pull.head);
             let notes = validation::plan(&plan, &guards.limits(&plan.environment));
             blocked.extend(notes.iter().filter(|violation| violation.is_fatal()).cloned().map(Blocked::Violation));
             let failed = |i: &InstancePlan| Some(Blocked::Instance(i.id.clone(), i.problem.clone()?));
@@ -211,7 +227,7 @@ impl PullRequests {
         Ok(environments)
     }
 
-    /// What becomes of what a pull request removes, where nothing is destroyed.
+    /// Returns the removed instances that are renamed or orphaned, and not destroyed.
     async fn removed(self: &Arc<Self>, base: &Head, merged: &Head) -> Result<Vec<PlanLine>, Error> {
         let renamed: BTreeMap<&InstanceId, &InstanceId> = merged
             .desired
@@ -221,11 +237,12 @@ impl PullRequests {
             .collect();
         let (mut orphans, mut lines) = (vec![], vec![]);
         let applied = self.planner.orphans(merged).await?;
-        let goes = |id: &InstanceId| applied.get(id).is_some_and(|record| record.spec.on_delete == OnDelete::Destroy);
+        let is_destroyed =
+            |id: &InstanceId| applied.get(id).is_some_and(|record| record.spec.on_delete == OnDelete::Destroy);
         for id in base.desired.instances.keys().filter(|id| merged.instance(id).is_none()) {
             match renamed.get(id) {
                 Some(new) => lines.push(PlanLine::Renamed(id.clone(), new.component.clone())),
-                None if goes(id) => {}
+                None if is_destroyed(id) => {}
                 None if merged.desired.complete => orphans.push(id.clone()),
                 None => lines.push(PlanLine::MayBeRemoved(id.clone())),
             }
@@ -236,8 +253,8 @@ impl PullRequests {
         Ok(lines)
     }
 
-    /// People know a pull request by its own head, not by the merge that was planned; the digest is the same.
-    fn of_pull_head(&self, plan: Plan, head: &Revision) -> Plan {
+    /// Returns a plan with the head of the pull request as its revision, and not the planned merge. The digest is the same.
+    fn with_pull_head(&self, plan: Plan, head: &Revision) -> Plan {
         Plan { revision: head.clone(), ..plan }
     }
 }

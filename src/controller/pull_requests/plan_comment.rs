@@ -1,4 +1,8 @@
-//! Plan comments on pull requests, and which pull request carries the pending set (R6.3, R6.6).
+//! Writes plan comments on pull requests, and selects the pull request of the head plan (R6.3, R6.6).
+//!
+//! *Invariant:* the plan of the pending instances is commented on one pull request, the newest merged one that changed them.
+//! *Race:* the daemon dies between the record of a plan and its comment: the next head plan finds no comment in the outbox,
+//! and writes the comment.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,13 +23,16 @@ use crate::{
     model::{EnvironmentName, InstanceId, PullNumber, Revision},
 };
 
-/// How far back what is pending is looked for.
+/// The number of commits that are searched for the changes of pending instances.
 const PENDING_COMMITS_MAX: usize = 50;
 
 impl PullRequests {
-    /// Shows the plan of what waits at head on the newest merged pull request that is part of it (R6.6), unless it shows
-    /// the same already.
-    pub(crate) async fn show_head_plan(
+    /// Comments the plan of the pending instances on the newest merged pull request that changed them (R6.6), unless its last
+    /// plan is the same.
+    ///
+    /// # Errors
+    /// When the repository or the store does not answer.
+    pub(crate) async fn comment_head_plan(
         self: &Arc<Self>,
         head: &Head,
         plan: &crate::domain::plan::Plan,
@@ -34,7 +41,7 @@ impl PullRequests {
         for (number, _) in self.source.merged_pull_requests(head).await? {
             let subject = pull_request_subject(number, environment);
             let Some((shown, _)) = self.context.store.last_plan(&subject, None).await? else {
-                // One that could not be planned before it was merged carries the plan now.
+                // A pull request that could not be planned before its merge gets this plan.
                 let Some(mut tracked) = self.source.tracked(number).await?.filter(|tracked| {
                     tracked.environments.is_empty() && !tracked.pull.branch.starts_with(OWN_BRANCHES)
                 }) else {
@@ -48,7 +55,7 @@ impl PullRequests {
             if !shown.instances.iter().any(|i| plan.instance(&i.id).is_some()) {
                 continue;
             }
-            // One that was kept and not put into the outbox was cut off in between.
+            // A recorded plan without a comment in the outbox was interrupted by a crash.
             if shown.digest == plan.digest && self.is_plan_queued(number, plan).await? {
                 return Ok(());
             }
@@ -61,8 +68,11 @@ impl PullRequests {
         Ok(())
     }
 
-    /// The pull request that carries the plan of what is pending: the newest that changed any of it (R6.6).
-    pub(crate) async fn carrier(
+    /// Returns the pull request with the plan of pending instances: the newest that changed one of them (R6.6).
+    ///
+    /// # Errors
+    /// When the repository or the store does not answer.
+    pub(crate) async fn pull_with_plan(
         self: &Arc<Self>,
         head: &Head,
         environment: &EnvironmentName,
@@ -73,11 +83,11 @@ impl PullRequests {
             let Some((plan, _)) = plan else { continue };
             for id in pending.iter().filter(|id| plan.instance(id).is_some()) {
                 let applied = self.context.store.applied(id).await?;
-                let is_past = match &applied {
+                let is_applied = match &applied {
                     Some(applied) => self.context.repository.contains(&applied.revision, &commit).await?,
                     None => false,
                 };
-                if !is_past {
+                if !is_applied {
                     return Ok(Some(number));
                 }
             }
@@ -85,8 +95,8 @@ impl PullRequests {
         Ok(None)
     }
 
-    /// Everything along the branch that changed what a plan is about and is not applied: pull requests, and commits that
-    /// came by none; the newest first.
+    /// Returns the unapplied changes of the instances of a plan along the branch: pull requests, and commits without a pull
+    /// request. The newest change comes first.
     async fn pending_set(
         self: &Arc<Self>,
         head: &Head,
@@ -106,8 +116,9 @@ impl PullRequests {
         let commits = self.context.repository.first_parents(None, &head.revision).await?;
         let mut after = Arc::clone(&head.desired);
         for (at, commit) in commits.iter().enumerate().take(PENDING_COMMITS_MAX) {
-            let is_past = ids.iter().filter_map(|id| applied.get(*id)).all(|record| record.revision == commit.revision);
-            if is_past && ids.iter().any(|id| applied.contains_key(*id)) {
+            let is_applied =
+                ids.iter().filter_map(|id| applied.get(*id)).all(|record| record.revision == commit.revision);
+            if is_applied && ids.iter().any(|id| applied.contains_key(*id)) {
                 break;
             }
             let before = match commits.get(at + 1) {
@@ -135,16 +146,18 @@ impl PullRequests {
         Ok(concerned)
     }
 
-    /// Says on older pull requests that their plan is part of a newer one's.
+    /// Comments on older pull requests that a newer plan supersedes their plan.
     async fn comment_superseded(
         self: &Arc<Self>,
         environment: &EnvironmentName,
-        carrier: PullNumber,
+        newest: PullNumber,
         concerned: &[Concerned],
     ) -> Result<(), Error> {
-        for older in concerned.iter().filter(|one| one.shown).filter_map(|one| one.pull).filter(|n| *n != carrier) {
+        for older in
+            concerned.iter().filter(|change| change.shown).filter_map(|change| change.pull).filter(|n| *n != newest)
+        {
             let marker = format!("superseded env={environment}");
-            let message = comment::superseded(environment, carrier, &marker);
+            let message = comment::superseded(environment, newest, &marker);
             self.notifier
                 .comment_on(older, &marker, &message, Some(format!("evenkeel:plan env={environment} ")))
                 .await?;
@@ -152,8 +165,8 @@ impl PullRequests {
         Ok(())
     }
 
-    /// What the comment of a plan is about, and its marker. A plan that is what an earlier one was is a new comment all the
-    /// same: the earlier one is folded away.
+    /// Returns the topic and the marker of the comment of a plan. A plan that equals an earlier plan after another one is a
+    /// new comment, and the earlier comment is outdated.
     async fn plan_marker(
         &self,
         number: PullNumber,
@@ -161,19 +174,23 @@ impl PullRequests {
     ) -> Result<(String, String), Error> {
         let destroys = plan.because == comment::DESTROY;
         let topic = format!("{} env={}", if destroys { "destroy" } else { "plan" }, plan.environment);
-        let stood = self.context.store.last_plan(&pull_request_subject(number, &plan.environment), None).await?;
-        let since = stood.filter(|(stood, _)| stood.digest == plan.digest).map(|(_, at)| at.timestamp_millis());
+        let recorded = self.context.store.last_plan(&pull_request_subject(number, &plan.environment), None).await?;
+        let since =
+            recorded.filter(|(recorded, _)| recorded.digest == plan.digest).map(|(_, at)| at.timestamp_millis());
         let marker = format!("{topic} digest={} since={}", plan.digest, since.unwrap_or_default());
         Ok((topic, marker))
     }
 
-    /// Whether the comment of a plan that is kept stands in the outbox, said or not.
+    /// Whether the comment of a recorded plan is in the outbox, delivered or not.
     async fn is_plan_queued(&self, number: PullNumber, plan: &crate::domain::plan::Plan) -> Result<bool, Error> {
         let (_, marker) = self.plan_marker(number, plan).await?;
         Ok(self.context.store.is_in_outbox(&format!("comment/{}/{marker}", number.0)).await?)
     }
 
-    /// Says a plan on a pull request; a plan with another digest is a new comment, and the old one is folded away (R6.3).
+    /// Comments a plan on a pull request. A plan with another digest is a new comment, and the old comment is outdated (R6.3).
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(crate) async fn comment_plan(
         self: &Arc<Self>,
         number: PullNumber,

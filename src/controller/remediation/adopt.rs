@@ -1,13 +1,9 @@
-//! Adopt (R4.3): the declaration takes over what was observed, by a pull request that edits it at head.
+//! Edits declarations so that they declare the observed drift (adoption, R4.3).
 //!
-//! *Guarantees:* the edit is proved before anybody sees it: only what was to be adopted is made from something else, and
-//! a fresh plan of it is empty. Whatever can't be proved is refused, with the reason.
-//! *Race:* head moves while an edit is proved: the proposal is written on the head that it was proved on, and the forge
-//! says where it conflicts.
+//! *Invariant:* an edit is verified before it is published: it changes only the adopted instances, and a new plan of these
+//! instances is empty. An edit that can't be verified is refused with the reason.
+//! *Race:* head moves while an edit is verified: the proposal is based on the verified head, and the forge reports conflicts.
 
-use crate::domain::message::Refusal;
-use crate::domain::message::adoption::NotAdoptable;
-use crate::domain::message::answer::Answer;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -28,6 +24,7 @@ use crate::{
         authorization::Principal,
         declaration::{self, Instance, node, schema::Verb},
         kind::{self, Adoption},
+        message::{Refusal, adoption::NotAdoptable, answer::Answer},
         plan::pending::is_pending,
         remediation::{self, Group},
     },
@@ -36,12 +33,12 @@ use crate::{
     targets,
 };
 
-/// Files by path, as they are edited.
+/// The edited files, by path.
 pub(super) type Edits = BTreeMap<String, String>;
 
-/// The file that declares a component.
+/// Returns the file that declares a component.
 fn component_file(content: &dyn Files, folder: &str, name: &ComponentName) -> Option<String> {
-    let is_it = |document: &node::Node| {
+    let is_declaration = |document: &node::Node| {
         document.get("kind").and_then(node::Node::text) == Some("Component")
             && document.get("metadata").and_then(|m| m.get("name")).and_then(node::Node::text) == Some(name.as_str())
     };
@@ -55,7 +52,7 @@ fn component_file(content: &dyn Files, folder: &str, name: &ComponentName) -> Op
             }
             EntryKind::File if path.ends_with(".yaml") || path.ends_with(".yml") => {
                 let bytes = content.read(&path).ok()?;
-                if node::read(&path.as_str().into(), &bytes).0.iter().any(is_it) {
+                if node::read(&path.as_str().into(), &bytes).0.iter().any(is_declaration) {
                     return Some(path);
                 }
             }
@@ -95,40 +92,44 @@ impl kind::Edits for HeadEdits<'_> {
         self.edits.insert(path.to_owned(), text);
     }
     fn write_own(&mut self, path: &str, text: String) -> bool {
-        let mut more = self.edits.clone();
-        more.insert(path.to_owned(), text);
-        let allowed = self.remediations.touched_with(self.head, self.edits, self.id);
-        let is_own = self.remediations.touched(self.head, &more).is_subset(&allowed);
+        let mut with_file = self.edits.clone();
+        with_file.insert(path.to_owned(), text);
+        let allowed = self.remediations.changed_with(self.head, self.edits, self.id);
+        let is_own = self.remediations.changed_instances(self.head, &with_file).is_subset(&allowed);
         if is_own {
-            *self.edits = more;
+            *self.edits = with_file;
         }
         is_own
     }
 }
 
 impl Remediations {
-    /// `/adopt` and `/revert`: switch the direction of the proposals of what is meant.
-    pub(crate) async fn turn(
+    /// `/adopt` and `/revert`: set the direction of the proposals of the selected instances.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where no proposal exists or the drift can't be adopted; else when the store does not answer.
+    pub(crate) async fn set_direction(
         self: &Arc<Self>,
         head: &Arc<Head>,
-        meant: &BTreeSet<InstanceId>,
+        selected: &BTreeSet<InstanceId>,
         verb: Verb,
         who: &Principal,
     ) -> Result<String, Error> {
         let known: Vec<(String, Proposal)> = self.context.store.collection::<Proposal>().all().await?;
-        let about: Vec<_> = known.into_iter().filter(|(_, proposal)| !proposal.instances.is_disjoint(meant)).collect();
-        if about.is_empty() {
-            return Err(Error::Refused(Refusal::NoProposal(meant.clone())));
+        let affected: Vec<_> =
+            known.into_iter().filter(|(_, proposal)| !proposal.instances.is_disjoint(selected)).collect();
+        if affected.is_empty() {
+            return Err(Error::Refused(Refusal::NoProposal(selected.clone())));
         }
-        let mut turned = vec![];
-        for (key, proposal) in about {
+        let mut changed = vec![];
+        for (key, proposal) in affected {
             let environment = &proposal.instances.iter().next().map(|id| id.environment.clone());
             let Some(environment) = environment else { continue };
             if verb == Verb::Adopt {
                 let groups = remediation::groups(environment, self.drifted(head, environment).await?);
                 let Some(group) = groups.iter().find(|group| group.key() == key) else { continue };
-                if let Err(why) = self.adopt(head, group).await? {
-                    return Err(Error::Refused(Refusal::NotAdoptable { reason: why }));
+                if let Err(reason) = self.adopt(head, group).await? {
+                    return Err(Error::Refused(Refusal::NotAdoptable { reason: reason }));
                 }
                 self.context
                     .store
@@ -140,30 +141,33 @@ impl Remediations {
             }
             self.context.store.audit(self.context.now(), &who.name(), &verb.name(), &key, "").await?;
             self.context.queue.enqueue(ReconcileRequest::Proposals(environment.clone()), Reason::DirectionChanged);
-            turned.push(proposal.pull);
+            changed.push(proposal.pull);
         }
-        let answer = if verb == Verb::Adopt { Answer::Adopts(turned) } else { Answer::Reverts(turned) };
+        let answer = if verb == Verb::Adopt { Answer::Adopts(changed) } else { Answer::Reverts(changed) };
         Ok(answer.to_string())
     }
 
-    /// The edits by which the declarations say what was observed of a group, proved; or why there are none.
+    /// Returns verified edits that declare the observed drift of a group, or the reason why there are none.
+    ///
+    /// # Errors
+    /// When the store or a target does not answer.
     pub(super) async fn adopt(
         self: &Arc<Self>,
         head: &Arc<Head>,
         group: &Group,
     ) -> Result<Result<Edits, NotAdoptable>, Error> {
         let mut edits = Edits::new();
-        for one in &group.drifted {
-            if let Err(why) = self.adopt_one(head, &one.id, &mut edits).await? {
-                return Ok(Err(why));
+        for drift in &group.drifted {
+            if let Err(reason) = self.adopt_instance(head, &drift.id, &mut edits).await? {
+                return Ok(Err(reason));
             }
         }
-        self.prove(head, &group.drifted.iter().map(|one| one.id.clone()).collect(), &edits)
+        self.verify(head, &group.drifted.iter().map(|drift| drift.id.clone()).collect(), &edits)
             .await
-            .map(|proved| proved.map(|()| edits))
+            .map(|verified| verified.map(|()| edits))
     }
 
-    async fn adopt_one(
+    async fn adopt_instance(
         self: &Arc<Self>,
         head: &Arc<Head>,
         id: &InstanceId,
@@ -187,7 +191,10 @@ impl Remediations {
         Ok(edited.map_err(NotAdoptable::Value))
     }
 
-    /// Edits the declaration so that a variable has another value.
+    /// Edits a declaration so that a variable has a value.
+    ///
+    /// # Errors
+    /// The reason why the declaration can't be edited.
     pub(super) fn set_variable(
         &self,
         head: &Head,
@@ -210,8 +217,8 @@ impl Remediations {
         Head { revision: head.revision.clone(), desired, content }
     }
 
-    /// The instances that edits make from something else.
-    fn touched(&self, head: &Head, edits: &Edits) -> BTreeSet<InstanceId> {
+    /// Returns the instances whose digest edits change.
+    fn changed_instances(&self, head: &Head, edits: &Edits) -> BTreeSet<InstanceId> {
         if edits.is_empty() {
             return BTreeSet::new();
         }
@@ -221,14 +228,14 @@ impl Remediations {
         ids.filter(|id| digest(head, id) != digest(&edited, id)).cloned().collect()
     }
 
-    fn touched_with(&self, head: &Head, edits: &Edits, id: &InstanceId) -> BTreeSet<InstanceId> {
-        let mut touched = self.touched(head, edits);
-        touched.insert(id.clone());
-        touched
+    fn changed_with(&self, head: &Head, edits: &Edits, id: &InstanceId) -> BTreeSet<InstanceId> {
+        let mut changed_instances = self.changed_instances(head, edits);
+        changed_instances.insert(id.clone());
+        changed_instances
     }
 
-    /// Whether edits concern what they are for and nothing else, and leave nothing to do there.
-    async fn prove(
+    /// Verifies that edits change only the given instances, and that new plans of these instances are empty.
+    async fn verify(
         self: &Arc<Self>,
         head: &Arc<Head>,
         ids: &BTreeSet<InstanceId>,
@@ -239,16 +246,16 @@ impl Remediations {
             let first = edited.desired.problems[0].clone();
             return Ok(Err(NotAdoptable::EditedProblem(Box::new(first))));
         }
-        if let Some(other) = self.touched(head, edits).difference(ids).next() {
+        if let Some(other) = self.changed_instances(head, edits).difference(ids).next() {
             return Ok(Err(NotAdoptable::OtherInstance(other.clone())));
         }
         for id in ids {
             let Some(instance) = edited.instance(id) else { return Ok(Err(NotAdoptable::Removed(id.clone()))) };
             let inputs = self.observer.inputs(&edited, id, &instance.references, &BTreeMap::new()).await?;
             let job = declared_job(instance, Use::Head, Arc::clone(&edited.content), &inputs, edited.consumed(id))?;
-            let left = self.observer.observe_job(&edited, &job).await?.changes;
-            if let Some(left) = left.iter().find(|change| change.r#type != "output") {
-                let (change, resource) = (left.change, left.resource.clone());
+            let remaining = self.observer.observe_job(&edited, &job).await?.changes;
+            if let Some(remaining) = remaining.iter().find(|change| change.r#type != "output") {
+                let (change, resource) = (remaining.change, remaining.resource.clone());
                 return Ok(Err(NotAdoptable::NotEmpty { id: id.clone(), change, resource }));
             }
         }

@@ -1,10 +1,9 @@
-//! More nodes are asked for by a pull request that raises a variable, with the figures that led to it.
+//! Proposes more nodes by a pull request that raises a variable, with the measured figures.
 //!
-//! Decides when such a pull request is opened: once for each value, whatever became of it, and never over the rule's maximum.
-//! *Never:* it is an authority: it is merged, or it is not.
-//! *Race:* the daemon dies between the branch and the pull request: the next look opens it.
+//! A pull request is opened once for each value, whether or not it was merged.
+//! *Invariant:* the value never exceeds the maximum of the rule. A request authorises nothing without its merge.
+//! *Race:* the daemon dies between the push and the pull request: the next request opens the pull request.
 
-use crate::domain::message::capacity::Raise;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -15,15 +14,15 @@ use crate::{
         records::{CapacityExceeded, CapacityRequest},
         remediation::{Remediations, adopt::Edits},
     },
-    domain::declaration::schema::Component,
+    domain::{declaration::schema::Component, message::capacity::Raise},
     model::InstanceId,
     targets,
 };
 
-/// The prefix of its branches; they are planned like those of users.
+/// The prefix of the branches of capacity requests. They are planned like branches of users.
 const BRANCH: &str = "evenkeel-capacity";
 
-/// The number that a declaration gives to a variable.
+/// Returns the numeric value of a variable in a declaration.
 fn number(spec: &Component, variable: &str) -> Option<u64> {
     targets::kinds().of(&spec.target)?.variable(&spec.target.declared, variable)?.as_u64()
 }
@@ -39,51 +38,51 @@ impl Remediations {
             return Ok(());
         };
         let head = &head;
-        for more in &exceeded.0 {
-            let id = InstanceId::new(&cluster.environment, &more.component);
-            let now = head.instance(&id).and_then(|instance| number(instance.spec.as_deref()?, &more.variable));
+        for rule in &exceeded.0 {
+            let id = InstanceId::new(&cluster.environment, &rule.component);
+            let current = head.instance(&id).and_then(|instance| number(instance.spec.as_deref()?, &rule.variable));
             let applied = self.context.store.applied(&id).await?;
-            let is_applied = applied.is_some_and(|record| number(&record.spec, &more.variable) == now);
-            if !is_applied && now.is_some() {
+            let is_applied = applied.is_some_and(|record| number(&record.spec, &rule.variable) == current);
+            if !is_applied && current.is_some() {
                 // An earlier request is not complete yet.
                 continue;
             }
-            let (Some(instance), Some(now)) = (head.instance(&id), now) else {
-                tracing::warn!(kind = "capacity-no-number", instance = %cluster, of = %id, variable = more.variable, "more capacity is needed, and the variable has no number");
+            let (Some(instance), Some(current)) = (head.instance(&id), current) else {
+                tracing::warn!(kind = "capacity-no-number", instance = %cluster, of = %id, variable = rule.variable, "more capacity is needed, and the variable has no number");
                 continue;
             };
-            let value = (now + more.by).min(more.max);
-            let key = format!("{id}/{}", more.variable);
+            let value = (current + rule.by).min(rule.max);
+            let key = format!("{id}/{}", rule.variable);
             let known: Option<CapacityRequest> = self.context.store.collection::<CapacityRequest>().get(&key).await?;
-            if value <= now || known.is_some_and(|known| known.value == value && known.pull.is_some()) {
+            if value <= current || known.is_some_and(|known| known.value == value && known.pull.is_some()) {
                 continue;
             }
             let mut edits = Edits::new();
-            let wanted = Value::from(value);
-            if let Err(why) = self.set_variable(head, instance, (&more.variable, &wanted), &mut edits) {
+            let requested = Value::from(value);
+            if let Err(why) = self.set_variable(head, instance, (&rule.variable, &requested), &mut edits) {
                 tracing::warn!(kind = "capacity-not-declared", instance = %id, why, "more capacity is needed, and the declaration can't be edited");
                 continue;
             }
             let raise = Raise {
                 target: cluster,
-                figures: &more.message,
+                figures: &rule.message,
                 id: &id,
-                variable: &more.variable,
-                from: now,
+                variable: &rule.variable,
+                from: current,
                 to: value,
-                max: more.max,
+                max: rule.max,
             };
             let (title, body) = (raise.title(), raise.body());
-            let branch = format!("{BRANCH}/{}-{}-{}-{value}", id.environment, id.component, more.variable);
+            let branch = format!("{BRANCH}/{}-{}-{}-{value}", id.environment, id.component, rule.variable);
             self.source.use_git_token().await?;
-            let there = self.context.repository.fetch(&format!("refs/heads/{branch}")).await?;
+            let existing = self.context.repository.fetch(&format!("refs/heads/{branch}")).await?;
             let files = edits.into_iter().map(|(path, text)| (path, Some(text))).collect();
             self.context
                 .store
                 .collection::<CapacityRequest>()
                 .put(&key, self.context.now(), &CapacityRequest { value, pull: None })
                 .await?;
-            self.context.repository.push(&branch, &head.revision, there.as_ref(), files, &title).await?;
+            self.context.repository.push(&branch, &head.revision, existing.as_ref(), files, &title).await?;
             let pull = forge.ensure_pull(&branch, &self.context.settings.branch, &title, &body).await?;
             self.context
                 .store

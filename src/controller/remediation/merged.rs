@@ -1,11 +1,8 @@
-//! Remediations that were merged: which run, which wait and why, which are spent (R4.1, R4.2).
+//! Runs merged remediations, and records which of them wait or are spent (R4.1, R4.2).
 //!
-//! A remediation is a filter, never a source of arguments. *Race:* its branch is edited and merged at once: what counts is
-//! the file at head.
+//! *Invariant:* a remediation is a filter of planned actions, never a source of arguments. A remediation runs at most once.
+//! *Race:* a branch is edited and merged at the same time: only the file at head counts.
 
-use crate::domain::message;
-use crate::domain::message::run::RunCause;
-use crate::domain::remediation::Unusable;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -23,20 +20,24 @@ use crate::{
         authorization::Principal,
         declaration::schema::{Direction, Remediation, RemediationAction, Verb},
         journal::{Approved, RunKind, RunState},
+        message::{self, run::RunCause},
         plan::Observed,
-        remediation,
+        remediation::{self, Unusable},
     },
     model::{Action, ComponentName, EnvironmentName, InstanceId, PullNumber, Revision, RunId},
 };
 
-/// The path of a remediation's file in the repository.
+/// Returns the path of the file of a remediation in the repository.
 pub(crate) fn remediation_path(root: &str, environment: &EnvironmentName, name: &str) -> String {
     format!("{root}/{}", remediation::path(environment, name))
 }
 
 impl Remediations {
-    /// Makes runs of merged remediations that may run, and says why others wait.
-    pub(crate) async fn take_merged(
+    /// Starts the merged remediations of an environment that are authorised, and reports why the others wait.
+    ///
+    /// # Errors
+    /// When the forge, the repository or the store does not answer.
+    pub(crate) async fn start_merged(
         self: &Arc<Self>,
         head: &Arc<Head>,
         environment: &EnvironmentName,
@@ -50,7 +51,7 @@ impl Remediations {
             let key = format!("{environment}/{name}");
             let mut merged: MergedRemediation =
                 self.context.store.collection::<MergedRemediation>().get(&key).await?.unwrap_or_default();
-            // Spent by name and the commit that added it: the same file added again is another remediation.
+            // A file that is added again by another commit is another remediation.
             if merged.commit.as_ref() == Some(&commit) && (merged.spent || merged.run.is_some()) {
                 continue;
             }
@@ -61,12 +62,12 @@ impl Remediations {
                     pull.and_then(|pull| pull.merged_by).map_or_else(|| "somebody".into(), |by| format!("user:{by}"));
                 self.snooze_cuts(name.as_str(), remediation, &by).await?;
             }
-            let not_as_merged = self.not_as_merged(name, remediation, &commit).await?;
+            let unusable_content = self.unusable_content(name, remediation, &commit).await?;
             let expires_at = remediation.expires_at;
             let unusable = if expires_at < now {
                 Some(Unusable::Expired(expires_at))
             } else {
-                not_as_merged.or(remediation.actions.is_empty().then_some(Unusable::Empty))
+                unusable_content.or(remediation.actions.is_empty().then_some(Unusable::Empty))
             };
             if let Some(reason) = unusable {
                 let pull = self.source.pull_request_merged_as(&commit).await?;
@@ -80,14 +81,14 @@ impl Remediations {
                 self.context.store.collection::<MergedRemediation>().put(&key, now, &merged).await?;
                 continue;
             }
-            if let Err(error) = self.take_remediation(head, name, remediation, &commit, merged).await {
+            if let Err(error) = self.start_remediation(head, name, remediation, &commit, merged).await {
                 tracing::warn!(kind = "remediation-failed", %name, error = crate::error_chain(&error), "a merged remediation could not start; it is tried again");
             }
         }
         Ok(())
     }
 
-    async fn take_remediation(
+    async fn start_remediation(
         self: &Arc<Self>,
         head: &Arc<Head>,
         name: &ComponentName,
@@ -100,7 +101,7 @@ impl Remediations {
         let who = match pull.as_ref().and_then(|pull| pull.merged_by.clone()) {
             Some(login) => {
                 let command_id = format!("merge/{environment}/{name}/{commit}");
-                Some(self.authorization.person(head, &login).await?.by(command_id))
+                Some(self.authorization.principal_of(head, &login).await?.by(command_id))
             }
             None => None,
         };
@@ -130,7 +131,7 @@ impl Remediations {
             match self.run_remediation(head, name, remediation, because, &who, merged.pull).await {
                 Ok(id) => {
                     merged.run = Some(id);
-                    // One that was made before the daemon died may have ended meanwhile.
+                    // A run that an earlier daemon created may have ended.
                     let run = self.context.store.run(id).await?;
                     merged.spent = run.is_some_and(|run| matches!(run.state, RunState::Ended { .. }));
                 }
@@ -147,7 +148,10 @@ impl Remediations {
         Ok(())
     }
 
-    /// Makes the run of a merged remediation.
+    /// Creates the run of a merged remediation.
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(crate) async fn run_remediation(
         self: &Arc<Self>,
         head: &Arc<Head>,
@@ -167,7 +171,7 @@ impl Remediations {
             instances.iter().map(|id| (id.clone(), Approved::Remediation)).collect();
         let applies = remediation.direction == Direction::Apply;
         if applies {
-            // Only the reviewed actions may run, as they were proposed.
+            // Only the reviewed actions are approved, as they were proposed.
             let stored = self.runs.stored_actions(remediation).await?;
             let mut by_instance: BTreeMap<InstanceId, Vec<Action>> = BTreeMap::new();
             for action in &remediation.actions {
@@ -191,8 +195,8 @@ impl Remediations {
         self.runs.create_run(head, authorised).await
     }
 
-    /// Why a merged remediation is no authority for anything: it is not what was written, or not what was merged.
-    async fn not_as_merged(
+    /// Returns the reason why a merged remediation authorises nothing: its file differs from the proposal or from its merge.
+    async fn unusable_content(
         self: &Arc<Self>,
         name: &ComponentName,
         remediation: &Remediation,
@@ -201,13 +205,19 @@ impl Remediations {
         if let Some(reason) = self.runs.edited(name.as_str(), remediation).await? {
             return Ok(Some(reason));
         }
-        let (then, _) = self.source.load(commit).await?;
-        let same = then.remediations.get(name).is_some_and(|(merged, _)| **merged == *remediation);
-        Ok((!same).then_some(Unusable::EditedAfterMerge))
+        let (at_merge, _) = self.source.load(commit).await?;
+        let is_unchanged = at_merge.remediations.get(name).is_some_and(|(merged, _)| **merged == *remediation);
+        Ok((!is_unchanged).then_some(Unusable::EditedAfterMerge))
     }
 
-    /// The remediations that are merged and not spent, by environment.
-    pub(crate) async fn held(&self, environment: &EnvironmentName) -> Result<Vec<(String, MergedRemediation)>, Error> {
+    /// Returns the merged remediations of an environment that are not spent.
+    ///
+    /// # Errors
+    /// When the store can't be read.
+    pub(crate) async fn unspent(
+        &self,
+        environment: &EnvironmentName,
+    ) -> Result<Vec<(String, MergedRemediation)>, Error> {
         let all: Vec<(String, MergedRemediation)> = self.context.store.collection::<MergedRemediation>().all().await?;
         Ok(all
             .into_iter()
@@ -215,7 +225,10 @@ impl Remediations {
             .collect())
     }
 
-    /// The instances whose drift is a merged remediation's business: it runs, it waits, or nobody took it up yet.
+    /// Returns the instances whose drift a merged remediation reverts: the remediation runs, waits, or is not handled yet.
+    ///
+    /// # Errors
+    /// When the store or the repository can't be read.
     pub(super) async fn awaited_by_remediations(
         &self,
         head: &Head,
@@ -224,17 +237,17 @@ impl Remediations {
     ) -> Result<BTreeSet<InstanceId>, Error> {
         let reverts = |action: &RemediationAction| {
             let revert = observed.get(&action.instance).map(Observed::revert_actions).unwrap_or_default();
-            revert.iter().any(|one| one.digest == action.digest)
+            revert.iter().any(|revert| revert.digest == action.digest)
         };
-        let taken: Vec<(String, MergedRemediation)> =
+        let recorded: Vec<(String, MergedRemediation)> =
             self.context.store.collection::<MergedRemediation>().all().await?;
-        let taken: BTreeMap<String, MergedRemediation> = taken.into_iter().collect();
-        let mut held = BTreeSet::new();
+        let recorded: BTreeMap<String, MergedRemediation> = recorded.into_iter().collect();
+        let mut awaited = BTreeSet::new();
         for (name, (remediation, file)) in &head.desired.remediations {
             if remediation.environment != *environment || remediation.direction != Direction::Revert {
                 continue;
             }
-            let is_held = match taken.get(&format!("{environment}/{name}")) {
+            let is_awaited = match recorded.get(&format!("{environment}/{name}")) {
                 None => true,
                 Some(merged) if !merged.spent => merged.waits.is_some() || merged.run.is_some(),
                 // The same file added again is another remediation.
@@ -245,19 +258,19 @@ impl Remediations {
                     }
                 }
             };
-            if is_held {
-                held.extend(remediation.actions.iter().map(|action| action.instance.clone()));
+            if is_awaited {
+                awaited.extend(remediation.actions.iter().map(|action| action.instance.clone()));
             }
         }
-        Ok(held)
+        Ok(awaited)
     }
 
-    /// Snoozes the drift whose actions were cut from a remediation before it was merged.
+    /// Snoozes the drift whose actions a reviewer removed from a remediation before its merge.
     async fn snooze_cuts(&self, name: &str, remediation: &Remediation, by: &str) -> Result<(), Error> {
         let written: Option<Remediation> = self.context.store.collection::<Remediation>().get(&name.to_owned()).await?;
         let written = written.filter(|written| written.direction == Direction::Revert);
-        for RemediationAction { instance: id, digest, .. } in written.into_iter().flat_map(|one| one.actions) {
-            if !remediation.actions.iter().any(|left| left.digest == digest) {
+        for RemediationAction { instance: id, digest, .. } in written.into_iter().flat_map(|written| written.actions) {
+            if !remediation.actions.iter().any(|remaining| remaining.digest == digest) {
                 let because = format!("cut from the remediation `{name}`");
                 let actions = BTreeSet::from([digest]);
                 let snooze = Snooze { actions, until: self.context.now() + SNOOZE, by: by.to_owned(), because };

@@ -1,8 +1,11 @@
-//! Remediations: drift becomes pull requests, one for each root cause, updated in place and closed when it heals (R4.4).
+//! Proposes remediations of drift as pull requests, and runs merged remediations (R4.4).
 //!
-//! *Invariants:* a branch with commits of other people is never overwritten; a proposal that was closed is not opened
+//! Each root cause has one proposal. A proposal is updated in place, and closed when its drift ends.
+//! *Owns:* the proposals, the merged remediations, and the capacity requests.
+//!
+//! *Invariant:* a branch with commits of another author is never overwritten. A proposal that a reviewer closed is not opened
 //! again until the observation changes (R4.5).
-//! *Race:* a person merges while the proposal is updated: the push is refused, because the branch moved or is deleted, and
+//! *Race:* a reviewer merges while the proposal is updated: the push is refused, because the branch moved or was deleted, and
 //! the next request finds the merge.
 
 mod adopt;
@@ -17,7 +20,7 @@ mod withdraw;
 use std::sync::Arc;
 
 pub(crate) use merged::remediation_path;
-pub(crate) use propose::takes_over;
+pub(crate) use propose::is_adopted_by_head;
 
 use super::{
     authorization::Authorization,
@@ -54,7 +57,7 @@ impl Remediations {
         Arc::new(Self { context, notifier, source, authorization, observer, planner, runs })
     }
 
-    /// All proposals, by environment and root cause.
+    /// Returns all proposals, by environment and root cause.
     ///
     /// # Errors
     /// When the store can't be read.

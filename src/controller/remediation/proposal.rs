@@ -1,7 +1,8 @@
-//! The state of a proposal: what its branch holds now, and what people cut from it.
+//! Determines the state of a proposal from its pull request and its branch.
+//!
+//! *Invariant:* a branch with edits other than removed actions is left unchanged.
+//! *Race:* the pull request moves while its head is read: the request is refused, and the next request reads the new head.
 
-use crate::domain::message::Refusal;
-use crate::domain::remediation::Unusable;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -12,61 +13,67 @@ use crate::{
         source::Head,
         work_queue::{Reason, ReconcileRequest},
     },
-    domain::remediation::Group,
+    domain::{
+        message::Refusal,
+        remediation::{Group, Unusable},
+    },
     model::{ComponentName, Digest, PullNumber, Revision},
     ports::Pull,
 };
 
-/// How long a merge may take from the forge to the branch that we fetch.
-const MERGE_ARRIVES: chrono::Duration = chrono::Duration::hours(1);
+/// The time in which a merge reported by the forge arrives at the fetched branch.
+const MERGE_ARRIVES_WITHIN: chrono::Duration = chrono::Duration::hours(1);
 
-/// Where the proposal of a group stands.
-pub(super) enum Stand {
-    /// It says what there is to say, is on its way into head, or is somebody's work that is left alone.
-    Settled,
-    /// It is merged and over: what is there now is another proposal.
-    Over,
+/// The state of the proposal of a group.
+pub(super) enum ProposalState {
+    /// The proposal is current, its merge is not at head yet, or another author edited its branch. It is left unchanged.
+    Unchanged,
+    /// The proposal was merged and forgotten: the drift becomes another proposal.
+    Merged,
     /// Its branch has no commit of another author.
-    Ours,
-    /// A reviewer removed actions from it.
-    CrashPoint { cuts: BTreeSet<Digest>, onto: Revision },
+    Own,
+    /// The branch has commits of another author, such as a reviewer who removed actions.
+    Shared { cuts: BTreeSet<Digest>, onto: Revision },
 }
 
 impl Remediations {
-    /// Where the proposal of a group stands: whether there is anything to write, and what somebody cut from it.
-    pub(super) async fn stand(
+    /// Returns the state of the proposal of a group, with the actions that reviewers removed.
+    ///
+    /// # Errors
+    /// When the forge, the repository or the store does not answer.
+    pub(super) async fn proposal_state(
         self: &Arc<Self>,
         head: &Head,
         group: &Group,
         known: &Proposal,
         adopts: bool,
-    ) -> Result<Stand, Error> {
-        let Some(forge) = self.context.forge.clone() else { return Ok(Stand::Settled) };
+    ) -> Result<ProposalState, Error> {
+        let Some(forge) = self.context.forge.clone() else { return Ok(ProposalState::Unchanged) };
         let pull = forge.get_pull(known.pull).await?;
         if let Some(merged) = &pull.merged_as {
-            // MergedRemediation: the remediation decides now, and a later drift is another proposal. This one stands until head has
-            // it, or never will: its branch was rewritten, or it was merged somewhere else.
-            let never =
-                pull.base != self.context.settings.branch || self.context.now() - pull.updated_at > MERGE_ARRIVES;
-            if never || self.context.repository.contains(&head.revision, merged).await? {
-                self.drop_proposal(&group.key()).await?;
-                return Ok(Stand::Over);
+            // The merged remediation is handled on its own, and later drift becomes another proposal. The proposal is kept
+            // until head contains the merge, or can't: the branch was rewritten, or the base is another branch.
+            let is_unreachable = pull.base != self.context.settings.branch
+                || self.context.now() - pull.updated_at > MERGE_ARRIVES_WITHIN;
+            if is_unreachable || self.context.repository.contains(&head.revision, merged).await? {
+                self.remove_proposal(&group.key()).await?;
+                return Ok(ProposalState::Merged);
             }
             self.context.queue.enqueue(ReconcileRequest::Source, Reason::RemediationMerged);
-            return Ok(Stand::Settled);
+            return Ok(ProposalState::Unchanged);
         }
         if known.digest == group.digest && known.adopts == adopts {
             if !pull.open {
                 self.proposal_closed(&pull).await?;
             }
-            return Ok(Stand::Settled);
+            return Ok(ProposalState::Unchanged);
         }
         if !pull.open {
-            return Ok(Stand::Ours);
+            return Ok(ProposalState::Own);
         }
         if pull.head == known.pushed || self.is_interrupted_push(&group.branch(), &pull.head).await? {
-            let on_top = Stand::CrashPoint { cuts: BTreeSet::new(), onto: pull.head };
-            return Ok(if known.shared { on_top } else { Stand::Ours });
+            let shared = ProposalState::Shared { cuts: BTreeSet::new(), onto: pull.head };
+            return Ok(if known.shared { shared } else { ProposalState::Own });
         }
         if known.adopts {
             tracing::info!(
@@ -74,10 +81,10 @@ impl Remediations {
                 pull = pull.number.0,
                 "the branch of the proposal has commits of another author and is not changed"
             );
-            return Ok(Stand::Settled);
+            return Ok(ProposalState::Unchanged);
         }
         match self.cuts(&pull, known).await? {
-            Ok(cuts) => Ok(Stand::CrashPoint { cuts, onto: pull.head }),
+            Ok(cuts) => Ok(ProposalState::Shared { cuts, onto: pull.head }),
             Err(reason) => {
                 tracing::info!(
                     kind = "proposal-branch-shared",
@@ -85,12 +92,15 @@ impl Remediations {
                     %reason,
                     "the branch of the proposal has commits of another author and is not changed"
                 );
-                Ok(Stand::Settled)
+                Ok(ProposalState::Unchanged)
             }
         }
     }
 
-    /// What somebody's commits cut from a proposal; in a sentence, what else they did (R4.1).
+    /// Returns the actions that other authors removed from a proposal, or the reason why its file is unusable (R4.1).
+    ///
+    /// # Errors
+    /// When the forge, the repository or the store does not answer, or the pull request moved meanwhile.
     pub(crate) async fn cuts(
         self: &Arc<Self>,
         pull: &Pull,
@@ -109,8 +119,8 @@ impl Remediations {
         if let Some(reason) = self.runs.edited(&known.name, &remediation).await? {
             return Ok(Err(reason));
         }
-        let left = |digest: &&Digest| remediation.actions.iter().any(|action| action.digest == **digest);
-        Ok(Ok(known.actions.values().flatten().filter(|digest| !left(digest)).copied().collect()))
+        let remains = |digest: &&Digest| remediation.actions.iter().any(|action| action.digest == **digest);
+        Ok(Ok(known.actions.values().flatten().filter(|digest| !remains(digest)).copied().collect()))
     }
 
     /// Returns the actions that were removed from the proposals that this group replaces.
@@ -122,7 +132,7 @@ impl Remediations {
         let Some(forge) = self.context.forge.clone() else { return Ok(BTreeSet::new()) };
         let mut all = BTreeSet::new();
         for (key, before) in known {
-            if *key != group.key() && group.drifted.iter().any(|one| before.instances.contains(&one.id)) {
+            if *key != group.key() && group.drifted.iter().any(|drift| before.instances.contains(&drift.id)) {
                 all.extend(before.cuts.clone());
                 let pull = forge.get_pull(before.pull).await?;
                 if pull.open && pull.head != before.pushed {
@@ -133,24 +143,36 @@ impl Remediations {
         Ok(all)
     }
 
-    /// Whether the proposals of a cause adopt.
+    /// Whether the proposal of a cause adopts the drift.
+    ///
+    /// # Errors
+    /// When the store can't be read.
     pub(super) async fn adopts(&self, key: &str) -> Result<bool, Error> {
         Ok(self.context.store.collection::<ProposalDirection>().get(&key.to_owned()).await?.is_some())
     }
 
-    /// Forgets a proposal that is over, with its direction.
-    pub(super) async fn drop_proposal(&self, key: &str) -> Result<(), Error> {
+    /// Removes a proposal and its direction.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub(super) async fn remove_proposal(&self, key: &str) -> Result<(), Error> {
         self.context.store.collection::<ProposalDirection>().remove(&key.to_owned()).await?;
         Ok(self.context.store.collection::<Proposal>().remove(&key.to_owned()).await?)
     }
 
-    /// The proposal that a pull request of ours is.
+    /// Returns the proposal with a pull request.
+    ///
+    /// # Errors
+    /// When the store can't be read.
     pub(crate) async fn proposal_of(&self, number: PullNumber) -> Result<Option<Proposal>, Error> {
         let known: Vec<(String, Proposal)> = self.context.store.collection::<Proposal>().all().await?;
         Ok(known.into_iter().map(|(_, proposal)| proposal).find(|proposal| proposal.pull == number))
     }
 
-    /// Notes that somebody closed a proposal unmerged: a no is remembered (R4.5).
+    /// Snoozes the drift of a proposal that a reviewer closed unmerged, and removes the proposal (R4.5).
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(crate) async fn proposal_closed(self: &Arc<Self>, pull: &Pull) -> Result<(), Error> {
         if pull.merged_as.is_some() || !pull.branch.starts_with(OWN_BRANCHES) {
             return Ok(());
@@ -162,7 +184,7 @@ impl Remediations {
                 let snooze = Snooze { actions, until: self.context.now() + SNOOZE, by: "somebody".into(), because };
                 self.observer.snooze(&id, snooze).await?;
             }
-            self.drop_proposal(&key).await?;
+            self.remove_proposal(&key).await?;
         }
         Ok(())
     }

@@ -1,12 +1,14 @@
-//! Brings the proposals of an environment in line with its drift: one for each root cause (R4.4).
+//! Creates, updates and withdraws the proposals of an environment, one for each root cause (R4.4).
+//!
+//! *Invariant:* while an instance is checked for drift, no consequence of its drift is proposed.
+//! *Race:* a drift check ends during a request: the end of the check enqueues another request.
 
-use crate::domain::message;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-use super::{Remediations, proposal::Stand, publish::Written};
+use super::{Remediations, proposal::ProposalState, publish::Written};
 use crate::{
     controller::{
         context::Error,
@@ -15,15 +17,16 @@ use crate::{
     },
     domain::{
         declaration::{Instance, schema::DriftMode},
+        message,
         plan::{Applied, Observed, pending::is_pending},
         remediation::{self, Drifted, Group},
     },
     model::{Action, EnvironmentName, InstanceId},
 };
 
-/// Whether what is pending at head declares what was observed, as after a merged adoption: then nothing is to be undone.
-/// Nothing while head was not planned with the world as it was observed.
-pub(crate) fn takes_over(
+/// Whether the pending declaration at head equals the observed drift, as after a merged adoption: then no revert is
+/// proposed. `None` while head was not planned with this observation.
+pub(crate) fn is_adopted_by_head(
     head: &Head,
     instance: &Instance,
     applied: &BTreeMap<InstanceId, Applied>,
@@ -36,11 +39,11 @@ pub(crate) fn takes_over(
         return None;
     }
     let changes = |name: &str| observed.pending.iter().any(|change| change.resource == name);
-    let drifted = observed.drift.iter().filter(|drift| !drift.resource.starts_with("output "));
+    let drifted = observed.drift.iter().filter(|drift| !drift.is_output);
     Some(!drifted.map(|drift| drift.resource.as_str()).any(changes))
 }
 
-/// Everything upstream of an instance.
+/// Returns the transitive upstreams of an instance.
 fn upstreams(head: &Head, id: &InstanceId) -> BTreeSet<InstanceId> {
     let mut all = BTreeSet::new();
     let mut next = vec![id.clone()];
@@ -55,11 +58,11 @@ fn upstreams(head: &Head, id: &InstanceId) -> BTreeSet<InstanceId> {
 }
 
 impl Remediations {
-    /// Brings the proposals of an environment in line with its drift. The queue runs this once at a time for each
-    /// environment. Returns whether it was done; `false` where it is postponed until a drift check ends.
+    /// Updates the proposals of an environment. The queue runs one request of an environment at a time. Returns `false` where
+    /// the update is postponed until a drift check ends.
     ///
     /// # Errors
-    /// When the forge, the repository or the store does not answer; the next request goes on from there.
+    /// When the forge, the repository or the store does not answer; the next request continues.
     pub(crate) async fn propose(self: &Arc<Self>, environment: &EnvironmentName) -> Result<bool, Error> {
         let Some(head) = self.source.head() else { return Ok(true) };
         let suspensions = self.source.suspensions(Some(&head)).await?;
@@ -68,20 +71,20 @@ impl Remediations {
             return Ok(true);
         }
         let mut drifted = self.drifted(&head, environment).await?;
-        // While a cause may just be found, its consequences would be taken for causes.
-        let causes = drifted.iter().flat_map(|one| one.upstreams.iter().chain([&one.id]));
+        // A consequence would be proposed as a cause while the check of its cause is in progress.
+        let causes = drifted.iter().flat_map(|drift| drift.upstreams.iter().chain([&drift.id]));
         if self.observer.postpones_proposals(environment, &causes.cloned().collect()) {
             return Ok(false);
         }
-        let mut repaired = vec![];
-        for one in std::mem::take(&mut drifted) {
-            match self.drift_mode_of(&head, &one.id, &one.actions).await? {
+        let mut reverted = vec![];
+        for drift in std::mem::take(&mut drifted) {
+            match self.drift_mode_of(&head, &drift.id, &drift.actions).await? {
                 DriftMode::Report => {}
-                DriftMode::Propose => drifted.push(one),
-                DriftMode::Revert => repaired.push(one),
+                DriftMode::Propose => drifted.push(drift),
+                DriftMode::Revert => reverted.push(drift),
             }
         }
-        self.repair(&head, environment, repaired).await?;
+        self.start_automatic_reverts(&head, environment, reverted).await?;
         if self.context.forge.is_none() {
             return Ok(true);
         }
@@ -89,9 +92,9 @@ impl Remediations {
         let groups = remediation::groups(environment, drifted);
         let known: Vec<(String, Proposal)> = self.context.store.collection::<Proposal>().all().await?;
         let known: Vec<_> = known.into_iter().filter(|(key, _)| key.starts_with(&format!("{environment}/"))).collect();
-        // One that we were about to close when the daemon died, or its drift came back, is closed first.
-        let (gone, known): (Vec<_>, Vec<_>) = known.into_iter().partition(|(_, proposal)| proposal.withdrawn);
-        for (key, proposal) in gone {
+        // A daemon that died had decided to close these proposals. They are closed first, also where their drift returned.
+        let (withdrawn, known): (Vec<_>, Vec<_>) = known.into_iter().partition(|(_, proposal)| proposal.withdrawn);
+        for (key, proposal) in withdrawn {
             self.close_withdrawn(&key, &proposal).await?;
         }
         for group in &groups {
@@ -104,7 +107,10 @@ impl Remediations {
         Ok(true)
     }
 
-    /// The instances whose drift is to be proposed: observed, revertible, not held by a run or a merged remediation.
+    /// Returns the instances whose drift is proposed: observed, revertible, and in no open run or merged remediation.
+    ///
+    /// # Errors
+    /// When the store or the repository can't be read.
     pub(super) async fn drifted(
         self: &Arc<Self>,
         head: &Head,
@@ -116,14 +122,14 @@ impl Remediations {
         let stalled = self.planner.stalled().await?;
         let snoozes = self.observer.snoozes().await?;
         let suspensions = self.source.suspensions(Some(head)).await?;
-        let held = self.awaited_by_remediations(head, environment, &observed).await?;
+        let awaited = self.awaited_by_remediations(head, environment, &observed).await?;
         let (mut drifted, mut undecided) = (vec![], BTreeSet::new());
         for (id, observed) in observed.iter().filter(|(id, _)| id.environment == *environment) {
             let Some(instance) = head.instance(id) else { continue };
-            // What a failed run left behind is that run's business, not drift to be proposed (R5.1).
+            // The changes of a failed run are reported by that run, and are not proposed as drift (R5.1).
             if suspensions.instance(id).is_some()
                 || stalled.contains_key(id)
-                || held.contains(id)
+                || awaited.contains(id)
                 || open.iter().any(|run| run.holds(id))
                 || observed.error.is_some()
                 || self.mode(head, id) == DriftMode::Report
@@ -137,7 +143,7 @@ impl Remediations {
             if actions.is_empty() {
                 continue;
             }
-            match takes_over(head, instance, &applied, observed) {
+            match is_adopted_by_head(head, instance, &applied, observed) {
                 Some(false) => {}
                 Some(true) => continue,
                 None => {
@@ -156,8 +162,8 @@ impl Remediations {
                 layout,
             });
         }
-        // Whether a cause is proposed decides what its consequences are part of.
-        drifted.retain(|one| one.upstreams.is_disjoint(&undecided));
+        // The group of a consequence depends on whether its cause is proposed.
+        drifted.retain(|drift| drift.upstreams.is_disjoint(&undecided));
         Ok(drifted)
     }
 
@@ -180,39 +186,39 @@ impl Remediations {
         let adopts = self.adopts(&group.key()).await?;
         match known {
             None => cuts.extend(self.cuts_before(group, all).await?),
-            Some(before) => match self.stand(head, group, before, adopts).await? {
-                Stand::Settled => return Ok(()),
-                Stand::Over => known = None,
-                Stand::Ours => {}
-                Stand::CrashPoint { cuts: more, onto: theirs } => {
+            Some(before) => match self.proposal_state(head, group, before, adopts).await? {
+                ProposalState::Unchanged => return Ok(()),
+                ProposalState::Merged => known = None,
+                ProposalState::Own => {}
+                ProposalState::Shared { cuts: more, onto: branch_head } => {
                     cuts.extend(more);
-                    onto = Some(theirs);
+                    onto = Some(branch_head);
                 }
             },
         }
-        for action in group.drifted.iter().flat_map(|one| &one.actions) {
+        for action in group.drifted.iter().flat_map(|drift| &drift.actions) {
             self.context.store.collection::<Action>().put(&action.digest, self.context.now(), action).await?;
         }
-        // A cut holds for the observation that it was made for.
+        // A removed action stays removed only while it is observed.
         cuts.retain(|digest| group.has(digest));
-        let left = group.without(&cuts);
-        if left.drifted.is_empty() {
+        let remaining = group.without(&cuts);
+        if remaining.drifted.is_empty() {
             return Ok(());
         }
         let mut edits = None;
         if adopts {
             match self.adopt(head, group).await? {
                 Ok(found) => edits = Some(found),
-                Err(why) => {
+                Err(reason) => {
                     self.context.store.collection::<ProposalDirection>().remove(&group.key()).await?;
                     if let Some(known) = known {
-                        let message = message::adoption::not_adopted(&why);
+                        let message = message::adoption::not_adopted(&reason);
                         self.notifier.comment_on(known.pull, "not-adopted", &message, None).await?;
                     }
                 }
             }
         }
-        let left = if edits.is_some() { group.clone() } else { left };
-        self.write_proposal(head, group, &left, known, Written { cuts, onto, edits }).await
+        let remaining = if edits.is_some() { group.clone() } else { remaining };
+        self.write_proposal(head, group, &remaining, known, Written { cuts, onto, edits }).await
     }
 }

@@ -1,10 +1,11 @@
-//! Proposals, written to their branches.
+//! Writes proposals to their branches and opens their pull requests.
 //!
-//! *Flow:* what is about to be pushed is noted; pushed; noted with what stands for it; the pull request is opened; remembered.
-//! *Race:* the daemon dies, or the forge's answer is lost, anywhere between: a branch that was pushed is known as ours, and a
-//! pull request that was opened is found by what was pushed, also if somebody has merged it by then.
+//! *Flow:* record the intended push; push; record the pushed revision with the proposal; open the pull request; record the
+//! proposal with its number.
+//! *Invariant:* a file with a secret is never pushed. A branch that another author moved is never overwritten.
+//! *Race:* the daemon dies, or the reply of the forge is lost, between two steps: the recorded push identifies the branch as
+//! a branch of this daemon, and the pushed revision identifies the pull request, also after its merge.
 
-use crate::domain::message::Refusal;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -16,23 +17,26 @@ use crate::{
         work_queue::{Reason, ReconcileRequest},
     },
     domain::{
-        message::comment,
+        message::{Refusal, comment},
         remediation::{self, Group},
     },
     model::{Digest, EnvironmentName, PullNumber, Revision},
 };
 
-/// How a proposal is written.
+/// The content and the base of a proposal.
 pub(super) struct Written {
     pub(crate) cuts: BTreeSet<Digest>,
-    /// On top of somebody's commits.
+    /// The commit of another author that the push is based on.
     pub(crate) onto: Option<Revision>,
-    /// The edits of the declarations, where it adopts.
+    /// The edits of the declarations, where the proposal adopts the drift.
     pub(crate) edits: Option<Edits>,
 }
 
 impl Remediations {
-    /// Writes the branch and the pull request of what is left of a group.
+    /// Pushes the branch and opens the pull request of a group without the removed actions.
+    ///
+    /// # Errors
+    /// When the forge, the repository or the store does not answer, or the file contains a secret.
     pub(super) async fn write_proposal(
         self: &Arc<Self>,
         head: &Arc<Head>,
@@ -45,14 +49,14 @@ impl Remediations {
         let (key, now) = (whole.key(), self.context.now());
         let observed = self.context.store.observed_in(&group.environment).await?;
         let observed_at =
-            group.drifted.iter().filter_map(|one| observed.get(&one.id)).map(|o| o.at).max().unwrap_or(now);
+            group.drifted.iter().filter_map(|drift| observed.get(&drift.id)).map(|o| o.at).max().unwrap_or(now);
         let name = self.fresh_name(head, whole, known, written.onto.is_some()).await?;
         let remediation = group.remediation("drift", observed_at, now);
         let written_whole = whole.remediation("drift", observed_at, now);
         let text =
             remediation::write(&name, &remediation).map_err(|reason| Error::Refused(Refusal::Unwritable { reason }))?;
         let path = remediation_path(&self.context.settings.root, &group.environment, &name);
-        self.without_secrets(&key, &text)?;
+        self.refuse_secrets(&key, &text)?;
         let spent = self.spent_files(head, &group.environment).await?.into_iter().filter(|spent| *spent != path);
         let mut files: Vec<_> =
             std::iter::once((path.clone(), Some(text))).chain(spent.map(|spent| (spent, None))).collect();
@@ -65,9 +69,9 @@ impl Remediations {
         let title = comment::proposal_title(group, adopts);
         self.source.use_git_token().await?;
         let branch = whole.branch();
-        let there = self.context.repository.fetch(&format!("refs/heads/{branch}")).await?;
+        let branch_head = self.context.repository.fetch(&format!("refs/heads/{branch}")).await?;
         let expected = written.onto.clone().or_else(|| known.map(|known| known.pushed.clone()));
-        if let Some(moved) = there.as_ref().filter(|_| there != expected && known.is_some())
+        if let Some(moved) = branch_head.as_ref().filter(|_| branch_head != expected && known.is_some())
             && !self.is_interrupted_push(&branch, moved).await?
         {
             return Ok(());
@@ -75,21 +79,21 @@ impl Remediations {
         let base = written.onto.as_ref().unwrap_or(&head.revision);
         let pushing = PendingPush { onto: base.clone(), title: title.clone(), pushed: None };
         self.context.store.collection::<PendingPush>().put(&branch, now, &pushing).await?;
-        let pushed = self.context.repository.push(&branch, base, there.as_ref(), files, &title).await?;
+        let pushed = self.context.repository.push(&branch, base, branch_head.as_ref(), files, &title).await?;
         let observed = format!("at {}", observed_at.format("%Y-%m-%d %H:%M UTC"));
         let body = match adopts {
             true => comment::adoption(group, &edited, &observed),
             false => comment::proposal(group, &path, &observed),
         };
         let body = self.context.redactor.redact(&body);
-        let instances = whole.drifted.iter().map(|one| one.id.clone()).collect();
+        let instances = whole.drifted.iter().map(|drift| drift.id.clone()).collect();
         let actions = group.digests();
         let shared = written.onto.is_some();
         let (digest, pull) = (whole.digest, PullNumber(0));
         let cuts = written.cuts;
         let mut proposal =
             Proposal { pull, digest, name, pushed, instances, actions, cuts, shared, adopts, withdrawn: false };
-        // From here on somebody may merge it, whether or not we live to record that.
+        // A reviewer may merge the pull request before this daemon records its number.
         self.runs.record_proposed(&proposal.name, &written_whole).await?;
         self.context
             .store
@@ -106,8 +110,11 @@ impl Remediations {
         Ok(())
     }
 
-    /// Records the proposals of an environment whose pull request was opened by a daemon that died, or whose answer was
-    /// lost, before the number was recorded.
+    /// Records the proposals of an environment whose pull request was opened, where a daemon died or a reply was lost before
+    /// the number was recorded.
+    ///
+    /// # Errors
+    /// When the forge or the store does not answer.
     pub(super) async fn recover_pushes(self: &Arc<Self>, environment: &EnvironmentName) -> Result<(), Error> {
         let Some(forge) = &self.context.forge else { return Ok(()) };
         let pushes = self.context.store.collection::<PendingPush>();
@@ -127,7 +134,10 @@ impl Remediations {
         Ok(())
     }
 
-    /// Whether the head of a branch is what we pushed before we died and could not record it.
+    /// Whether the head of a branch is a push that a daemon did not record because it died.
+    ///
+    /// # Errors
+    /// When the repository or the store does not answer.
     pub(super) async fn is_interrupted_push(&self, branch: &str, at: &Revision) -> Result<bool, Error> {
         let Some(pushing) = self.context.store.collection::<PendingPush>().get(&branch.to_owned()).await? else {
             return Ok(false);
@@ -139,24 +149,25 @@ impl Remediations {
             && commits.get(1).is_some_and(|parent| parent.revision == pushing.onto))
     }
 
-    /// Refuses a text with a secret in it: values are masked where they are read, so it stands in a name, and a masked name
-    /// means another thing.
-    fn without_secrets(&self, key: &str, text: &str) -> Result<(), Error> {
+    /// Refuses a file with a secret. Secret values are masked when they are read, so that the secret is in a resource name,
+    /// and a masked name would identify another resource.
+    fn refuse_secrets(&self, key: &str, text: &str) -> Result<(), Error> {
         if self.context.redactor.redact(text) == text {
             return Ok(());
         }
         Err(Error::Refused(Refusal::SecretInAddress { key: key.to_owned() }))
     }
 
-    /// A name that no remediation on the branch or in the store has, so that the same drift twice on one day is two.
+    /// Returns a name that no remediation on the branch or in the store has, so that repeated drift on one day is another
+    /// remediation.
     async fn fresh_name(
         &self,
         head: &Head,
         group: &Group,
         known: Option<&Proposal>,
-        same: bool,
+        keeps_name: bool,
     ) -> Result<String, Error> {
-        if let Some(known) = known.filter(|_| same) {
+        if let Some(known) = known.filter(|_| keeps_name) {
             return Ok(known.name.clone());
         }
         let base = group.name(self.context.now());
@@ -176,7 +187,7 @@ impl Remediations {
         Ok(base)
     }
 
-    /// The files of remediations of an environment that are spent.
+    /// Returns the files of the spent remediations of an environment.
     async fn spent_files(&self, head: &Head, environment: &EnvironmentName) -> Result<Vec<String>, Error> {
         let mut files = vec![];
         for (name, (_, file)) in head.desired.remediations.iter().filter(|(_, (r, _))| r.environment == *environment) {

@@ -1,13 +1,11 @@
-//! `/cancel`: a run ends at its next safe point; `/unlock`: a lock that nobody is behind any more is released (R5.5).
+//! Cancels runs at their next safe point (`/cancel`, R5.5).
 //!
-//! Decides what a word of that sort means for runs that are under way. Never kills: what is in flight is asked to end the
-//! way its tool wants it, and what it did until then is recorded.
-//! *Race:* an effect ends while it is cancelled: what is done is done, and is verified as ever. *Race:* the daemon dies
-//! after the word: it stands in the store, and the run that is taken up again finds it.
+//! *Owns:* the stored cancellations.
+//! *Invariant:* an effect is never killed. The controller asks the tool of the effect for an orderly end, and records the
+//! completed work.
+//! *Race:* an effect ends while it is cancelled: the completed effect is verified. *Race:* the daemon dies after the command:
+//! the cancellation is stored, and the resumed run finds it.
 
-use crate::domain::message::Refusal;
-use crate::domain::message::answer::Answer;
-use crate::domain::message::run::RunReason;
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
@@ -21,33 +19,37 @@ use crate::{
         authorization::Principal,
         declaration::schema::Verb,
         journal::{Event, Run, Status},
+        message::{Refusal, answer::Answer, run::RunReason},
     },
     model::{InstanceId, RunId},
 };
 
-/// How often an effect that does not hear is asked again.
-const ASK_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
+/// The interval between two interrupts of an effect that has not ended.
+const INTERRUPT_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
 
-fn name(run: RunId, id: &InstanceId) -> String {
+fn cancellation_key(run: RunId, id: &InstanceId) -> String {
     format!("{run}/{id}")
 }
 
 impl Runs {
-    /// `/cancel`: ends what runs still have to do with instances.
+    /// `/cancel`: cancels the selected instances in every open run.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where no open run contains a selected instance; else when the store does not answer.
     pub(crate) async fn cancel(
         self: &Arc<Self>,
-        meant: &BTreeSet<InstanceId>,
+        selected: &BTreeSet<InstanceId>,
         who: &Principal,
     ) -> Result<String, Error> {
-        let mut said = vec![];
+        let mut messages = vec![];
         for run in self.context.store.open_runs().await? {
-            let held: Vec<&InstanceId> = meant.iter().filter(|id| run.holds(id)).collect();
-            if held.is_empty() {
+            let instances: Vec<&InstanceId> = selected.iter().filter(|id| run.holds(id)).collect();
+            if instances.is_empty() {
                 continue;
             }
-            let by = RunReason::Cancelled(who.mention()).to_string();
-            let mut asked = vec![];
-            for id in held {
+            let reason = RunReason::Cancelled(who.mention()).to_string();
+            let mut interrupted = vec![];
+            for id in instances {
                 self.context
                     .store
                     .audit(self.context.now(), &who.name(), "cancel", &id.to_string(), &format!("run {}", run.id))
@@ -55,31 +57,31 @@ impl Runs {
                 self.context
                     .store
                     .collection::<Cancellation>()
-                    .put(&name(run.id, id), self.context.now(), &Cancellation(by.clone()))
+                    .put(&cancellation_key(run.id, id), self.context.now(), &Cancellation(reason.clone()))
                     .await?;
                 if run.instances[id].status == Status::Running {
                     let (daemon, id, run) = (Arc::clone(self), id.clone(), run.id);
-                    asked.push(id.clone());
+                    interrupted.push(id.clone());
                     self.context.tasks.spawn(async move { daemon.interrupt(run, &id).await });
                 }
             }
             self.changed.notify_waiters();
             self.context.queue.enqueue(ReconcileRequest::Run(run.id), Reason::Command(Verb::Cancel));
-            said.push(Answer::Cancels(run.id, asked).to_string());
+            messages.push(Answer::Cancels(run.id, interrupted).to_string());
         }
-        if said.is_empty() {
+        if messages.is_empty() {
             return Err(Error::Refused(Refusal::NoRun));
         }
-        Ok(said.join(" "))
+        Ok(messages.join(" "))
     }
 
-    /// Asks an effect to end, also where it is only about to begin, for as long as it is in flight.
+    /// Interrupts the effect of an instance until the instance is no longer running, also before the effect begins.
     async fn interrupt(&self, run: RunId, id: &InstanceId) {
-        let in_flight = |run: Run| run.instances.get(id).is_some_and(|one| one.status == Status::Running);
-        while self.context.store.run(run).await.ok().flatten().is_some_and(in_flight) {
+        let is_running = |run: Run| run.instances.get(id).is_some_and(|instance| instance.status == Status::Running);
+        while self.context.store.run(run).await.ok().flatten().is_some_and(is_running) {
             match self.context.target.interrupt(id).await {
                 Ok(true) => return,
-                // A cluster may be being drained for it.
+                // A drain of a cluster may be in progress for the instance.
                 Ok(false) => {
                     for cluster in self.observer.drained_for(id) {
                         drop(self.context.target.interrupt(&cluster).await);
@@ -89,22 +91,28 @@ impl Runs {
                     tracing::warn!(kind = "interrupt-failed", instance = %id, error = error.line(), "the effect could not be interrupted")
                 }
             }
-            tokio::time::sleep(ASK_EVERY).await;
+            tokio::time::sleep(INTERRUPT_EVERY).await;
         }
     }
 
-    /// By whom an instance's part of a run is cancelled, if it is.
+    /// Returns the reason of the cancellation of an instance of a run, if it is cancelled.
+    ///
+    /// # Errors
+    /// When the store can't be read.
     pub(crate) async fn cancelled(&self, run: RunId, id: &InstanceId) -> Result<Option<RunReason>, Error> {
         Ok(self
             .context
             .store
             .collection::<Cancellation>()
-            .get(&name(run, id))
+            .get(&cancellation_key(run, id))
             .await?
             .map(|cancellation| RunReason::Reported(cancellation.0)))
     }
 
-    /// Ends an instance's part of a run that was cancelled; it stays as it is until somebody's word.
+    /// Ends a cancelled instance of a run. The instance is stalled until a command.
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(super) async fn end_cancelled(
         self: &Arc<Self>,
         driven: &Driven,
@@ -116,11 +124,14 @@ impl Runs {
         self.record(driven, id, Event::Cancelled { message }, None).await
     }
 
-    /// Forgets what was said about a run that has ended.
+    /// Removes the cancellations of a run that has ended.
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(super) async fn remove_cancellations(&self, run: &Run) -> Result<(), Error> {
         for id in run.instances.keys() {
             if self.cancelled(run.id, id).await?.is_some() {
-                self.context.store.collection::<Cancellation>().remove(&name(run.id, id)).await?;
+                self.context.store.collection::<Cancellation>().remove(&cancellation_key(run.id, id)).await?;
             }
         }
         Ok(())

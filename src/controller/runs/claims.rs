@@ -1,4 +1,6 @@
-//! Which runs are claimed: the document of a claimed run is changed by the task that claimed it alone.
+//! Records which runs are claimed.
+//!
+//! *Invariant:* only the task that claimed a run changes the document of that run.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -9,7 +11,7 @@ use crate::model::RunId;
 /// The claimed runs.
 #[derive(Default)]
 pub(super) struct RunClaims {
-    /// A run is in here while a task of this process may change its document.
+    /// Contains a run while a task of this process may change its document.
     claimed: Mutex<BTreeSet<RunId>>,
 }
 

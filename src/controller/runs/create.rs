@@ -1,7 +1,8 @@
-//! Creates runs and ends the waiting part of runs that a newer one supersedes (R5.3).
+//! Creates runs, and ends the waiting instances of runs that a newer run supersedes (R5.3).
+//!
+//! *Invariant:* a command creates at most one run of each kind in an environment.
+//! *Race:* the daemon dies after it created a run: the same command finds the run by its command ID.
 
-use crate::domain::message::Refusal;
-use crate::domain::message::run::{RunCause, RunReason};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -16,6 +17,10 @@ use crate::{
     },
     domain::{
         journal::{Approved, Event, Run, RunInstance, RunKind, RunState, Status as RunStatus},
+        message::{
+            Refusal,
+            run::{RunCause, RunReason},
+        },
         plan::{order, pending::dependents},
     },
     model::{EnvironmentName, InstanceId, PullNumber, RunId},
@@ -29,18 +34,18 @@ pub(crate) struct Authorised {
     pub(crate) instances: BTreeSet<InstanceId>,
     /// The approved actions of each instance.
     pub(crate) approved: BTreeMap<InstanceId, Approved>,
-    /// The authorisation as text.
+    /// The cause of the run.
     pub(crate) because: RunCause,
-    /// The principal, as in the audit.
+    /// The name of the principal in the audit log.
     pub(crate) principal: String,
-    /// The command that creates it, once; `None` where recorded facts authorise it.
+    /// The command that creates the run, at most once; `None` where recorded facts authorise the run.
     pub(crate) command_id: Option<String>,
-    /// The pull request of its comment.
+    /// The pull request on which the run is reported.
     pub(crate) pull: Option<PullNumber>,
 }
 
 impl Authorised {
-    /// The part of it that concerns some of its instances.
+    /// Returns the authorisation restricted to some of its instances.
     fn part(&self, kind: RunKind, instances: BTreeSet<InstanceId>) -> Self {
         let approved = self.approved.iter().filter(|(id, _)| instances.contains(*id));
         let approved = approved.map(|(id, approved)| (id.clone(), approved.clone())).collect();
@@ -49,7 +54,7 @@ impl Authorised {
 }
 
 impl Runs {
-    /// Creates a run of the instances that are declared, and another that destroys those that are not. Returns the first.
+    /// Creates a run that applies the declared instances, and another run that destroys the orphans. Returns the first run.
     ///
     /// # Errors
     /// [`Error::Refused`] where there are no instances; else when the store does not answer.
@@ -79,25 +84,27 @@ impl Runs {
     /// When the store does not answer.
     pub(crate) async fn create_run(self: &Arc<Self>, head: &Arc<Head>, authorised: Authorised) -> Result<RunId, Error> {
         let Authorised { environment, kind, instances, approved, because, principal, command_id, pull } = authorised;
-        let known = match &command_id {
+        let existing = match &command_id {
             Some(command_id) => self.context.store.runs_by_command(command_id).await?,
             None => vec![],
         };
         let is_same = |run: &Run| run.environment == environment && run.kind.destroys() == kind.destroys();
-        if let Some(run) = known.into_iter().find(is_same) {
+        if let Some(run) = existing.into_iter().find(is_same) {
             // The daemon died after it created this run, and before it recorded that the command was executed.
             self.supersede(&run).await?;
             self.context.queue.enqueue(ReconcileRequest::Run(run.id), Reason::RunAuthorised);
             return Ok(run.id);
         }
         let applied = self.context.store.applied_in(&environment).await?;
-        let first = |id: &InstanceId| match head.instance(id) {
+        let predecessors = |id: &InstanceId| match head.instance(id) {
             Some(instance) => instance.upstreams.clone(),
             None => dependents(id, &applied),
         };
-        let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> =
-            instances.iter().map(|id| (id.clone(), first(id).intersection(&instances).cloned().collect())).collect();
-        let rows = order(&edges).into_iter().map(|(id, order)| {
+        let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> = instances
+            .iter()
+            .map(|id| (id.clone(), predecessors(id).intersection(&instances).cloned().collect()))
+            .collect();
+        let run_instances = order(&edges).into_iter().map(|(id, order)| {
             let digest = head.instance(&id).and_then(|instance| instance.digest);
             let after = edges[&id].clone();
             (id, RunInstance { order, digest, after, ..RunInstance::default() })
@@ -112,7 +119,7 @@ impl Runs {
             command_id,
             kind,
             pull,
-            instances: rows.collect(),
+            instances: run_instances.collect(),
             created_at: self.context.now(),
             ended_at: None,
         };
@@ -134,8 +141,8 @@ impl Runs {
         Ok(run.id)
     }
 
-    /// Ends what older runs of the same sort still wait to do with the instances of a newer one. A run that is being
-    /// driven finds the newer one by itself, before it takes an instance.
+    /// Ends the waiting instances of older runs of the same kind that are instances of a newer run as well. A driven run
+    /// finds the newer run itself, before it locks an instance.
     async fn supersede(self: &Arc<Self>, newer: &Run) -> Result<(), Error> {
         for older in self.context.store.open_runs().await? {
             if older.id < newer.id && older.reverts() == newer.reverts() {
@@ -146,8 +153,11 @@ impl Runs {
         Ok(())
     }
 
-    /// Ends runs by merge that wait with content that is no longer head's: a revert, or a newer merge that another run
-    /// applies, is the declaration now.
+    /// Ends the waiting instances of runs by merge whose declaration differs from head: a later merge replaced the
+    /// declaration.
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(crate) async fn end_outdated(
         self: &Arc<Self>,
         head: &Head,
@@ -155,16 +165,20 @@ impl Runs {
     ) -> Result<(), Error> {
         for run in self.context.store.open_runs().await? {
             if run.environment == *environment && run.kind.by_merge() && run.revision != head.revision {
-                let other = |id: &InstanceId| {
+                let is_outdated = |id: &InstanceId| {
                     head.instance(id).and_then(|instance| instance.digest) != run.instances[id].digest
                 };
-                let ids: Vec<InstanceId> = run.instances.keys().filter(|id| other(id)).cloned().collect();
+                let ids: Vec<InstanceId> = run.instances.keys().filter(|id| is_outdated(id)).cloned().collect();
                 self.end_waiting(run, ids, &RunReason::SupersededByBranch).await?;
             }
         }
         Ok(())
     }
 
+    /// Ends instances of a run that have not started, as superseded. Does nothing while the run is driven.
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(super) async fn end_waiting(
         self: &Arc<Self>,
         run: Run,
@@ -172,7 +186,7 @@ impl Runs {
         reason: &RunReason,
     ) -> Result<(), Error> {
         let message = reason.to_string();
-        // A run that is being driven finds the newer run by itself, before it takes an instance.
+        // A driven run finds the newer run itself, before it locks an instance.
         let Some(claim) = self.claims.claim(run.id) else { return Ok(()) };
         // Read again: the run may have been driven since it was listed.
         let Some(mut run) = self.context.store.run(run.id).await?.filter(|run| run.state == RunState::Open) else {

@@ -1,4 +1,8 @@
 //! Drains nodes of a cluster before the action that removes their host.
+//!
+//! *Invariant:* only the requested nodes are drained; other differences of the cluster remain.
+//! *Race:* two hosts of one run are removed at the same time: the drains of one cluster run one after the other. *Race:*
+//! another run has the lock of the cluster: the drain is refused.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -18,7 +22,7 @@ use crate::{
     targets,
 };
 
-fn stopped(stop: Stop) -> TargetError {
+fn drain_error_of(stop: Stop) -> TargetError {
     match stop {
         Stop::Fails(reason) | Stop::Waits(_, reason) => TargetError::new(TargetErrorKind::Drain, reason.to_string()),
         Stop::Error(error) => TargetError::new(TargetErrorKind::Drain, crate::error_chain(&error)),
@@ -27,56 +31,67 @@ fn stopped(stop: Stop) -> TargetError {
 }
 
 impl Runs {
-    /// Does the drains that stand among the actions of an instance.
-    pub(super) async fn vacate(
+    /// Executes the drain actions of an instance.
+    ///
+    /// # Errors
+    /// When a cluster is locked or suspended, or a node can't be drained.
+    pub(super) async fn drain_hosted_nodes(
         self: &Arc<Self>,
         driven: &Driven,
         run: &Run,
-        of_run: &InstanceId,
-        (actions, carried): (&[Action], &[HostedNode]),
+        host: &InstanceId,
+        (actions, hosted_nodes): (&[Action], &[HostedNode]),
         fence: Fence,
         progress: &crate::ports::Progress,
     ) -> Result<(), TargetError> {
-        let asked: BTreeSet<&str> = (actions.iter())
+        let requested: BTreeSet<&str> = (actions.iter())
             .filter(|action| action.r#do == hosts::VACATE)
             .flat_map(|action| action.resources.iter().map(|resource| resource.resource.as_str()))
             .collect();
-        let clusters: BTreeSet<&InstanceId> =
-            carried.iter().filter(|one| asked.contains(one.resource().as_str())).map(|one| &one.cluster).collect();
+        let clusters: BTreeSet<&InstanceId> = hosted_nodes
+            .iter()
+            .filter(|node| requested.contains(node.resource().as_str()))
+            .map(|node| &node.cluster)
+            .collect();
         for cluster in clusters {
-            let of = |one: &&HostedNode| one.cluster == *cluster && asked.contains(one.resource().as_str());
-            let nodes: BTreeSet<String> = carried.iter().filter(of).map(|one| one.node.clone()).collect();
-            let failed = |error: Error| error.into_target(TargetErrorKind::Drain);
-            let Some(record) = self.context.store.applied(cluster).await.map_err(Error::from).map_err(failed)? else {
+            let is_requested =
+                |node: &&HostedNode| node.cluster == *cluster && requested.contains(node.resource().as_str());
+            let nodes: BTreeSet<String> =
+                hosted_nodes.iter().filter(is_requested).map(|node| node.node.clone()).collect();
+            let drain_error = |error: Error| error.into_target(TargetErrorKind::Drain);
+            let Some(record) = self.context.store.applied(cluster).await.map_err(Error::from).map_err(drain_error)?
+            else {
                 continue;
             };
-            // Two hosts of one run may be removed at the same time; their nodes leave a cluster one after the other.
-            let drain = self.observer.begin_drain(cluster, of_run).await;
-            if self.context.store.lock_instance(cluster, run.id).await.map_err(Error::from).map_err(failed)? != run.id {
+            // A run may remove two hosts at the same time; a cluster drains one host after the other.
+            let drain = self.observer.begin_drain(cluster, host).await;
+            if self.context.store.lock_instance(cluster, run.id).await.map_err(Error::from).map_err(drain_error)?
+                != run.id
+            {
                 return Err(TargetError::new(
                     TargetErrorKind::Drain,
                     format!("another run works on `{cluster}`; comment `/apply` once it is over"),
                 ));
             }
-            let mut job = self.observer.applied_job(cluster, &record, &driven.head).await.map_err(failed)?;
+            let mut job = self.observer.applied_job(cluster, &record, &driven.head).await.map_err(drain_error)?;
             let vacate = nodes.iter().cloned().collect();
             job.relocation = Relocation { only: true, vacate, ..Relocation::default() };
-            let suspended = self.source.suspensions(Some(&driven.head)).await.map_err(failed)?;
+            let suspended = self.source.suspensions(Some(&driven.head)).await.map_err(drain_error)?;
             if let Some(message) = suspended.instance(cluster) {
                 return Err(TargetError::new(
                     TargetErrorKind::Drain,
                     format!("`{cluster}` has to let go of a node first: {message}"),
                 ));
             }
-            let emptied = self.empty(&driven.head, &job, &nodes, fence, progress).await;
+            let drained = self.drain_nodes(&driven.head, &job, &nodes, fence, progress).await;
             drop(drain);
             if !run.instances.contains_key(cluster) {
-                // No other instance of this run needs it.
-                self.context.store.unlock_instance(cluster, run.id).await.map_err(Error::from).map_err(failed)?;
+                // No other instance of this run needs the lock.
+                self.context.store.unlock_instance(cluster, run.id).await.map_err(Error::from).map_err(drain_error)?;
             }
-            // Changes since then were not observed.
+            // Drift checks of the cluster were postponed during the drain.
             self.context.queue.enqueue(ReconcileRequest::Instance(cluster.clone()), Reason::NodeDrained);
-            emptied.map_err(|error| TargetError {
+            drained.map_err(|error| TargetError {
                 message: format!(
                     "`{cluster}` has to let go of {} first: {}",
                     nodes.iter().cloned().collect::<Vec<_>>().join(", "),
@@ -89,7 +104,7 @@ impl Runs {
     }
 
     /// Drains nodes of a cluster and removes them.
-    async fn empty(
+    async fn drain_nodes(
         self: &Arc<Self>,
         head: &Head,
         job: &Job,
@@ -97,19 +112,21 @@ impl Runs {
         fence: Fence,
         progress: &crate::ports::Progress,
     ) -> Result<(), TargetError> {
-        // However what was begun before ended: what is there now counts.
+        // The outcome of an earlier drain does not matter: the observation below decides.
         self.context.target.attach(job, fence, Arc::clone(progress)).await?;
-        let (job, mut prepared) = self.prepare_job(head, job).await.map_err(stopped)?;
-        // Another cluster than the one that is applied may not have the node, and would call it empty (R1.8).
+        let (job, mut prepared) = self.prepare_job(head, job).await.map_err(drain_error_of)?;
+        // A cluster with another identity may not have the node, and would report an empty node (R1.8).
         let identified = self.observer.identify(&job.instance, &prepared.observation, true).await;
         identified.map_err(|error| error.into_target(TargetErrorKind::Drain))?;
         let kind = targets::kind(&job.target)?;
-        let (gone, others): (Vec<&str>, Vec<&str>) = (prepared.observation.changes.iter())
+        let (removed, unrelated): (Vec<&str>, Vec<&str>) = (prepared.observation.changes.iter())
             .filter_map(|change| kind.removed_node(change))
             .partition(|node| nodes.contains(*node));
-        if let (Some(node), Some(other)) = (nodes.iter().find(|node| !gone.contains(&&***node)), others.first()) {
+        if let (Some(node), Some(unrelated_node)) =
+            (nodes.iter().find(|node| !removed.contains(&&***node)), unrelated.first())
+        {
             let message = format!(
-                "`{node}` is not in the cluster, and `{other}`, which nobody declares, is: look whether they are the same node, and declare it"
+                "`{node}` is not in the cluster, and `{unrelated_node}`, which nobody declares, is: look whether they are the same node, and declare it"
             );
             return Err(TargetError {
                 retry: crate::model::Retry::WhenInputChanges,
@@ -117,17 +134,19 @@ impl Runs {
             });
         }
         // Other differences there are not part of this run.
-        let is_own = |change: &ResourceChange| nodes.iter().any(|node| kind.concerns_node(change, node));
-        prepared.observation.changes.retain(is_own);
+        let is_requested = |change: &ResourceChange| nodes.iter().any(|node| kind.concerns_node(change, node));
+        prepared.observation.changes.retain(is_requested);
         if !prepared.observation.changes.is_empty() {
             progress(ProgressEvent::Step(format!("drains {}", nodes.iter().cloned().collect::<Vec<_>>().join(", "))));
             self.context.target.apply(&job, prepared, fence, Arc::clone(progress)).await?;
         }
-        // Whatever was done: it counts that nothing is left to do.
-        let (_, again) = self.prepare_job(head, &job).await.map_err(stopped)?;
-        match again.observation.changes.iter().find(|change| is_own(change)) {
+        // The drain is complete only when a new plan shows no change of the nodes.
+        let (_, verified) = self.prepare_job(head, &job).await.map_err(drain_error_of)?;
+        match verified.observation.changes.iter().find(|change| is_requested(change)) {
             None => Ok(()),
-            Some(left) => Err(TargetError::new(TargetErrorKind::Drain, format!("`{}` is still there", left.resource))),
+            Some(remaining) => {
+                Err(TargetError::new(TargetErrorKind::Drain, format!("`{}` is still there", remaining.resource)))
+            }
         }
     }
 }

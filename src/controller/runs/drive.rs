@@ -1,6 +1,8 @@
-//! Drives a run as far as it goes by itself, each instance after its upstreams.
+//! Drives a run until every instance has ended or waits, each instance after its upstreams.
+//!
+//! *Invariant:* one task at a time drives a run.
+//! *Race:* two requests drive one run: the claim admits one task, and the claimant enqueues the run again.
 
-use crate::domain::message::run::RunReason;
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
@@ -14,37 +16,44 @@ use tokio::sync::Mutex;
 
 use super::{Runs, driven::Driven, execute::Effect, prepare::Stop};
 use crate::{
-    controller::{context::Error, work_queue::Reason, work_queue::ReconcileRequest},
+    controller::{
+        context::Error,
+        work_queue::{Reason, ReconcileRequest},
+    },
     domain::{
         journal::{Event, RunState, Status},
+        message::run::RunReason,
         plan::order,
     },
     model::{InstanceId, WaitingOn},
 };
 
-/// How often a plan is tried again when the state moved under it.
+/// The number of new plans after the target reported that a plan was stale.
 const STALE_PLANS_MAX: u32 = 3;
-/// How often what waits for somebody's word is looked at without one.
-const WORD_AGAIN: chrono::Duration = chrono::Duration::minutes(15);
+/// The interval at which an instance that waits for a command is prepared again without a command.
+const COMMAND_WAIT_RECHECK: chrono::Duration = chrono::Duration::minutes(15);
 
 type Step = Shared<Pin<Box<dyn Future<Output = Status> + Send>>>;
 
 impl Runs {
-    /// Takes a run as far as it goes by itself.
+    /// Drives a run until every instance has ended or waits.
+    ///
+    /// # Errors
+    /// When the store or the repository does not answer; the next request continues the run.
     pub(crate) async fn drive(self: &Arc<Self>, id: crate::model::RunId) -> Result<(), Error> {
-        // Whoever has claimed the run enqueues it again afterwards.
+        // The task that has claimed the run enqueues the run again.
         let Some(_claim) = self.claims.claim(id) else { return Ok(()) };
         let Some(run) = self.context.store.run(id).await? else { return Ok(()) };
         if matches!(run.state, RunState::Ended { .. }) || self.context.stopping() {
             return Ok(());
         }
         let head = self.source.at(&run.revision).await?;
-        // The limits that it used before it waited, or before the daemon died, stay used.
+        // The use of the limits survives a wait and a restart of the daemon.
         let spent = run.instances.iter().filter_map(|(id, instance)| Some((id.clone(), instance.spent?))).collect();
         let driven = Arc::new(Driven {
             run: Mutex::new(run),
             head,
-            said_at: parking_lot::Mutex::new(DateTime::UNIX_EPOCH),
+            reported_at: parking_lot::Mutex::new(DateTime::UNIX_EPOCH),
             spent: Mutex::new(spent),
         });
         if let Some(reason) = self.blocked(&driven).await? {
@@ -73,14 +82,15 @@ impl Runs {
                 if status.ended() {
                     return status;
                 }
-                let mut in_the_way = None;
+                let mut unfinished_upstream = None;
                 for (upstream, step) in upstreams {
                     let status = step.await;
                     if status != Status::Applied {
-                        in_the_way = Some((upstream, status));
+                        unfinished_upstream = Some((upstream, status));
                     }
                 }
-                let task = tokio::spawn(async move { daemon.step(&driven, &id_for_task, status, in_the_way).await });
+                let task =
+                    tokio::spawn(async move { daemon.step(&driven, &id_for_task, status, unfinished_upstream).await });
                 task.await.unwrap_or(Status::Waiting)
             };
             let step: Pin<Box<dyn Future<Output = Status> + Send>> = Box::pin(step);
@@ -90,15 +100,15 @@ impl Runs {
         Ok(())
     }
 
-    /// One instance, with everything that goes wrong turned into where it stands.
+    /// Drives one instance and returns its status. Reports an error and keeps the recorded status.
     async fn step(
         self: &Arc<Self>,
         driven: &Driven,
         id: &InstanceId,
         status: Status,
-        in_the_way: Option<(InstanceId, Status)>,
+        unfinished_upstream: Option<(InstanceId, Status)>,
     ) -> Status {
-        let done = match in_the_way {
+        let result = match unfinished_upstream {
             Some((upstream, status)) if status.ended() => {
                 self.record(
                     driven,
@@ -119,7 +129,7 @@ impl Runs {
             }
             None => self.attempt(driven, id, status).await,
         };
-        match done {
+        match result {
             Ok(status) => status,
             Err(error) => {
                 self.leader.check(&error);
@@ -131,15 +141,15 @@ impl Runs {
 
     async fn attempt(self: &Arc<Self>, driven: &Driven, id: &InstanceId, status: Status) -> Result<Status, Error> {
         if matches!(status, Status::Running | Status::Effected)
-            && let Effect::Ended(status) = self.take_up(driven, id, status).await?
+            && let Effect::Ended(status) = self.resume_effect(driven, id, status).await?
         {
             return Ok(status);
         }
         let run = driven.run.lock().await.clone();
-        if let Some(status) = self.already_gone(driven, &run, id, status).await? {
+        if let Some(status) = self.already_destroyed(driven, &run, id, status).await? {
             return Ok(status);
         }
-        if let Some(status) = self.still_rolling(driven, &run, id).await? {
+        if let Some(status) = self.rollout_in_progress(driven, &run, id).await? {
             return Ok(status);
         }
         if self.waits_for_command(driven, id).await {
@@ -150,7 +160,7 @@ impl Runs {
                 return self.record(driven, id, Event::Superseded { message: reason.to_string() }, None).await;
             }
             if !self.planner.has_head_plan(&id.environment) {
-                // The daemon died before it showed what the word would be about.
+                // The daemon died before it published the plan that the command refers to.
                 self.context.queue.enqueue(ReconcileRequest::HeadPlan(id.environment.clone()), Reason::RunWaits);
             }
             return Ok(Status::Waiting);
@@ -158,7 +168,7 @@ impl Runs {
         let mut attempt = 0;
         loop {
             let ready = match self.prepare(driven, id).await {
-                // Planning takes a while; the instance may be declared again by now.
+                // A commit may have declared the instance again while it was planned.
                 Ok(ready) if run.kind.destroys() => {
                     self.still_orphaned_at_branch(driven, &run, id).await.map(|()| ready)
                 }
@@ -168,12 +178,14 @@ impl Runs {
                 Ok(ready) => ready,
                 Err(Stop::Waits(on, message)) => return self.wait(driven, id, on, message).await,
                 Err(Stop::Fails(message)) => return self.fail(driven, id, message).await,
-                Err(Stop::Nothing(job, inputs, left)) => {
-                    return self.arrive(driven, id, &job, inputs, left, false).await;
+                Err(Stop::Unchanged(job, inputs, remaining)) => {
+                    return self.complete(driven, id, &job, inputs, remaining, false).await;
                 }
-                Err(Stop::Gone) => return Ok(self.already_gone(driven, &run, id, status).await?.unwrap_or(status)),
+                Err(Stop::Destroyed) => {
+                    return Ok(self.already_destroyed(driven, &run, id, status).await?.unwrap_or(status));
+                }
                 Err(Stop::Error(error)) => return Err(error),
-                Err(Stop::Leaves) => return Ok(Status::Waiting),
+                Err(Stop::ShuttingDown) => return Ok(Status::Waiting),
                 Err(Stop::Cancelled(message)) => return self.end_cancelled(driven, id, message).await,
                 Err(Stop::Superseded(reason)) => {
                     return self.record(driven, id, Event::Superseded { message: reason.to_string() }, None).await;
@@ -189,14 +201,15 @@ impl Runs {
         }
     }
 
-    /// Whether an instance waits for somebody's word and was looked at a short while ago: only a word, which makes another
-    /// run, or the world can change that.
+    /// Whether an instance waits for a command and was prepared recently. Only a command, which creates another run, or a
+    /// change of the target ends the wait.
     async fn waits_for_command(&self, driven: &Driven, id: &InstanceId) -> bool {
         driven.run.lock().await.instances.get(id).is_some_and(|instance| {
-            let on_word = matches!(instance.waiting_on, Some(WaitingOn::Approval { .. } | WaitingOn::FirstContact));
+            let awaits_command =
+                matches!(instance.waiting_on, Some(WaitingOn::Approval { .. } | WaitingOn::FirstContact));
             instance.status == Status::Waiting
-                && on_word
-                && instance.waiting_since.is_some_and(|since| self.context.now() - since < WORD_AGAIN)
+                && awaits_command
+                && instance.waiting_since.is_some_and(|since| self.context.now() - since < COMMAND_WAIT_RECHECK)
         })
     }
 }

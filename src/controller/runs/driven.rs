@@ -1,4 +1,4 @@
-//! A run while it is driven: its document, its revision, and what it took of the limits.
+//! Stores the state of a driven run: its document, its revision, and its use of the limits.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -15,7 +15,8 @@ use crate::{
 pub(super) struct Driven {
     pub(crate) run: Mutex<Run>,
     pub(crate) head: Arc<Head>,
-    pub(crate) said_at: parking_lot::Mutex<DateTime<Utc>>,
+    /// The time at which the comment of the run was updated last.
+    pub(crate) reported_at: parking_lot::Mutex<DateTime<Utc>>,
     /// The use of the limits by each instance.
     pub(crate) spent: Mutex<BTreeMap<InstanceId, Summary>>,
 }

@@ -1,6 +1,8 @@
-//! The effect between its two journal records, and the progress that it reports.
+//! Executes an effect between its two journal records, and records the progress that the effect reports.
+//!
+//! *Invariant:* `started` is recorded before the effect begins.
+//! *Race:* the effect ends while its progress is recorded: the remaining events are recorded before `finished`.
 
-use crate::domain::message::run::RunReason;
 use std::{
     collections::BTreeMap,
     future::Future,
@@ -17,6 +19,7 @@ use crate::{
     },
     domain::{
         journal::{Event, Outcome, Status},
+        message::run::RunReason,
         plan::InstancePlan,
     },
     model::InstanceId,
@@ -25,24 +28,27 @@ use crate::{
 
 /// The outcome of an effect.
 pub(super) enum Effect {
-    /// The instance stands so now.
+    /// The status of the instance after the effect.
     Ended(Status),
-    /// It has to be planned again.
+    /// The plan is stale: the instance is planned again.
     Stale,
 }
 
-/// How far an effect is, is written down at most this often.
-const NOW_EVERY: chrono::Duration = chrono::Duration::seconds(5);
+/// The minimal interval between two records of the progress of an effect.
+const PROGRESS_EVERY: chrono::Duration = chrono::Duration::seconds(5);
 
 impl Runs {
-    /// The effect, between its two journal records.
+    /// Executes the effect between its two journal records.
+    ///
+    /// # Errors
+    /// When the store does not answer, or the fence rejects this daemon.
     pub(super) async fn effect(
         self: &Arc<Self>,
         driven: &Driven,
         id: &InstanceId,
         ready: Ready,
     ) -> Result<Effect, Error> {
-        let Ready { job, prepared, inputs, actions, carried } = ready;
+        let Ready { job, prepared, inputs, actions, hosted_nodes } = ready;
         if self.context.stopping() {
             return Ok(Effect::Ended(Status::Waiting));
         }
@@ -54,34 +60,37 @@ impl Runs {
         let digest = InstancePlan::digest_of(&actions);
         self.record(driven, id, Event::Started { digest }, None).await?;
         tracing::info!(kind = "actions-started", instance = %id, actions = actions.len(), digest = digest.short(), "actions started");
-        let (progress, told) = Self::progress();
-        let doing = async {
-            self.vacate(driven, &run, id, (&actions, &carried), fence, &progress).await?;
+        let (progress, events) = Self::progress();
+        let effect = async {
+            self.drain_hosted_nodes(driven, &run, id, (&actions, &hosted_nodes), fence, &progress).await?;
             if let Ok(Some(message)) = self.cancelled(run.id, id).await {
                 return Err(TargetError::new(TargetErrorKind::Interrupted, message.to_string()));
             }
             self.context.target.apply(&job, prepared, fence, Arc::clone(&progress)).await
         };
-        let done = self.follow_progress(driven, id, doing, told).await;
-        match done {
-            // Everything that knew of it was killed, while this daemon lives: the world tells.
+        let result = self.follow_progress(driven, id, effect, events).await;
+        match result {
+            // The process of the effect was killed: an observation decides the outcome.
             Err(error) if error.kind == TargetErrorKind::EffectLost => {
                 self.recover_by_observation(driven, &run, id, &job, inputs).await
             }
-            done => self.finish(driven, id, done, &job, inputs).await,
+            result => self.finish(driven, id, result, &job, inputs).await,
         }
     }
 
-    /// Records how an effect ended, and looks whether it did what it was to do.
+    /// Records the outcome of an effect, and verifies a successful effect.
+    ///
+    /// # Errors
+    /// When the store does not answer, or the fence rejects this daemon.
     pub(super) async fn finish(
         self: &Arc<Self>,
         driven: &Driven,
         id: &InstanceId,
-        done: Result<(), TargetError>,
+        result: Result<(), TargetError>,
         job: &Job,
         inputs: BTreeMap<String, RecordedOutput>,
     ) -> Result<Effect, Error> {
-        match done {
+        match result {
             Ok(()) => {
                 self.context.metrics.actions_applied.fetch_add(1, Ordering::Relaxed);
                 if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
@@ -127,44 +136,44 @@ impl Runs {
         }
     }
 
-    /// Where an effect tells what it does, and where that is heard.
+    /// Returns the channel of the progress events of an effect.
     pub(super) fn progress() -> (Progress, UnboundedReceiver<ProgressEvent>) {
-        let (say, heard) = unbounded_channel();
-        (Arc::new(move |told| drop(say.send(told))), heard)
+        let (sender, receiver) = unbounded_channel();
+        (Arc::new(move |event| drop(sender.send(event))), receiver)
     }
 
-    /// Hears what an effect tells until it ends.
+    /// Records the progress events of an effect until the effect ends.
     pub(super) async fn follow_progress<T>(
         self: &Arc<Self>,
         driven: &Driven,
         id: &InstanceId,
-        doing: impl Future<Output = T>,
-        mut told: UnboundedReceiver<ProgressEvent>,
+        effect: impl Future<Output = T>,
+        mut events: UnboundedReceiver<ProgressEvent>,
     ) -> T {
-        // Both go on side by side: the effect may be in the middle of a write of its own while its steps are written.
+        // The effect and the records run concurrently: the effect may itself write to the store meanwhile.
         let (end, mut ended) = tokio::sync::oneshot::channel::<()>();
-        let doing = async move {
-            let done = doing.await;
+        let effect = async move {
+            let output = effect.await;
             drop(end);
-            done
+            output
         };
-        let hearing = async {
+        let recording = async {
             loop {
                 tokio::select! {
                     biased;
-                    Some(told) = told.recv() => self.handle_progress(driven, id, told).await,
+                    Some(event) = events.recv() => self.handle_progress(driven, id, event).await,
                     _ = &mut ended => break,
                 }
             }
-            while let Ok(told) = told.try_recv() {
-                self.handle_progress(driven, id, told).await;
+            while let Ok(event) = events.try_recv() {
+                self.handle_progress(driven, id, event).await;
             }
         };
-        tokio::join!(doing, hearing).0
+        tokio::join!(effect, recording).0
     }
 
-    async fn handle_progress(self: &Arc<Self>, driven: &Driven, id: &InstanceId, told: ProgressEvent) {
-        let written = match told {
+    async fn handle_progress(self: &Arc<Self>, driven: &Driven, id: &InstanceId, event: ProgressEvent) {
+        let recorded = match event {
             ProgressEvent::Step(message) => {
                 tracing::info!(kind = "step", instance = %id, line = message, "step");
                 self.record(driven, id, Event::Step { message }, None).await.map(drop)
@@ -174,18 +183,18 @@ impl Runs {
                 self.record_progress(driven, id, message).await
             }
         };
-        if let Err(error) = written {
+        if let Err(error) = recorded {
             tracing::warn!(kind = "progress-not-recorded", instance = %id, error = crate::error_chain(&error), "the progress of an effect could not be recorded");
         }
     }
 
     async fn record_progress(self: &Arc<Self>, driven: &Driven, id: &InstanceId, message: String) -> Result<(), Error> {
         {
-            let mut said_at = driven.said_at.lock();
-            if self.context.now() - *said_at < NOW_EVERY {
+            let mut reported_at = driven.reported_at.lock();
+            if self.context.now() - *reported_at < PROGRESS_EVERY {
                 return Ok(());
             }
-            *said_at = self.context.now();
+            *reported_at = self.context.now();
         }
         let mut run = driven.run.lock().await;
         if let Some(instance) = run.instances.get_mut(id).filter(|instance| instance.status == Status::Running) {
@@ -196,7 +205,7 @@ impl Runs {
         Ok(())
     }
 
-    /// Looks at what changed while a run was busy with it, and no pass could be made.
+    /// Enqueues a drift check of an instance that changed during a run, where drift checks are postponed.
     pub(super) fn enqueue_missed_change(&self, id: &InstanceId) {
         if self.context.target.is_suspect(id) {
             self.context.queue.enqueue(ReconcileRequest::Instance(id.clone()), Reason::TargetChanged);

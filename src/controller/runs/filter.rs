@@ -1,6 +1,5 @@
-//! The stored side of remediations: their actions as proposed, and whether a file was edited beyond cuts (R4.1).
+//! Stores remediations as proposed, and compares merged files with them (R4.1).
 
-use crate::domain::remediation::Unusable;
 use std::collections::BTreeMap;
 
 use crate::{
@@ -8,12 +7,19 @@ use crate::{
         context::Error,
         runs::{Runs, driven::Driven},
     },
-    domain::{declaration::schema::Remediation, journal::Run, remediation},
+    domain::{
+        declaration::schema::Remediation,
+        journal::Run,
+        remediation::{self, Unusable},
+    },
     model::{Action, Digest, InstanceId},
 };
 
 impl Runs {
-    /// The actions that a remediation lets through for an instance, as they were stored when it was proposed.
+    /// Returns the actions of an instance that a remediation selects, as they were stored with the proposal.
+    ///
+    /// # Errors
+    /// When the store can't be read.
     pub(super) async fn proposed_actions(
         &self,
         driven: &Driven,
@@ -29,7 +35,10 @@ impl Runs {
         Ok(actions)
     }
 
-    /// What somebody did to a remediation beyond cutting whole actions; one that we did not write is edited as a whole.
+    /// Returns the reason why a file is not a stored remediation minus whole actions; `None` where it is.
+    ///
+    /// # Errors
+    /// When the store can't be read.
     pub(crate) async fn edited(&self, name: &str, remediation: &Remediation) -> Result<Option<Unusable>, Error> {
         let written: Option<Remediation> = self.context.store.collection::<Remediation>().get(&name.to_owned()).await?;
         Ok(match written {
@@ -38,7 +47,10 @@ impl Runs {
         })
     }
 
-    /// The actions of a remediation, as they were stored when it was proposed.
+    /// Returns the actions of a remediation, as they were stored with the proposal.
+    ///
+    /// # Errors
+    /// When the store can't be read.
     pub(crate) async fn stored_actions(&self, remediation: &Remediation) -> Result<BTreeMap<Digest, Action>, Error> {
         let mut stored = BTreeMap::new();
         for action in &remediation.actions {
@@ -49,7 +61,10 @@ impl Runs {
         Ok(stored)
     }
 
-    /// Remembers a remediation as we wrote it, whole.
+    /// Stores a remediation as this daemon wrote it, with all its actions.
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(crate) async fn record_proposed(&self, name: &str, remediation: &Remediation) -> Result<(), Error> {
         Ok(self
             .context

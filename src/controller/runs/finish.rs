@@ -1,7 +1,8 @@
-//! The end of a run: what it was, what it says, and what it makes possible.
+//! Ends runs: records the end, reports it, and enqueues the work that the end unblocks.
 //!
-//! *Race:* the daemon dies in the middle: a remediation is spent before its run has ended, and the end is written last, so
-//! that the next start ends it again.
+//! *Invariant:* a run ends only after all its instances have ended.
+//! *Race:* the daemon dies while it ends a run: the remediation is marked as spent first and the end is recorded last, so
+//! that the next daemon ends the run again.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -20,13 +21,16 @@ use crate::{
 };
 
 impl Runs {
-    /// Ends a run whose instances have all ended, and says where it stands.
+    /// Ends a run whose instances have all ended, and updates its comment.
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(super) async fn conclude(self: &Arc<Self>, run: &mut Run) -> Result<(), Error> {
         if run.instances.values().all(|instance| instance.status.ended()) && matches!(run.state, RunState::Open) {
             run.state = RunState::Ended { message: message::run::ended(run) };
             run.ended_at = Some(self.context.now());
             if let Some(name) = run.kind.remediation() {
-                // First, so that a daemon that dies here leaves no drift held by a run that has ended.
+                // Before the end, because a remediation that is not spent excludes its drift from proposals.
                 let key = format!("{}/{name}", run.environment);
                 let mut merged: MergedRemediation =
                     self.context.store.collection::<MergedRemediation>().get(&key).await?.unwrap_or_default();
@@ -57,7 +61,10 @@ impl Runs {
         Ok(())
     }
 
-    /// Remembers that an instance does not go on until somebody's word or another content (R5.1).
+    /// Records that an instance is stalled until a command or another declaration (R5.1).
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(super) async fn stall(
         &self,
         driven: &Driven,
@@ -87,23 +94,26 @@ impl Runs {
         }
     }
 
-    /// Says where a run stands, on its pull request.
+    /// Updates the comment with the state of a run on its pull request.
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(super) async fn comment_run(self: &Arc<Self>, run: &Run) -> Result<(), Error> {
         let Some(pull) = run.pull else { return Ok(()) };
         self.notifier.comment_on(pull, &format!("run id={}", run.id), &comment::run(run), None).await
     }
 
-    /// Sets `evenkeel/apply/<environment>` of what a run applied.
+    /// Sets the commit status `evenkeel/apply/<environment>` of the revisions that a run applied.
     async fn set_apply_statuses(self: &Arc<Self>, run: &Run) -> Result<(), Error> {
         let context = format!("evenkeel/apply/{}", run.environment);
-        let all = run.instances.values().all(|instance| instance.status == Status::Applied);
+        let all_applied = run.instances.values().all(|instance| instance.status == Status::Applied);
         let RunState::Ended { message } = &run.state else { return Ok(()) };
         // A superseded run does not report the work of the newer run.
         let newer = self.context.store.runs_after(run.id).await?;
         if newer.iter().any(|newer| newer.environment == run.environment && newer.pull == run.pull) {
             return Ok(());
         }
-        let (state, message) = if all {
+        let (state, message) = if all_applied {
             ("success", format!("run {}: applied", run.id))
         } else {
             ("failure", format!("run {}: {message}", run.id))

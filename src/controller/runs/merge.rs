@@ -1,6 +1,9 @@
-//! Runs that a merge authorises by itself (`onMerge: apply`, R3.1).
+//! Creates runs that a merge authorises without a command (`onMerge: apply`, R3.1).
+//!
+//! *Invariant:* a run applies only declarations that are at head.
+//! *Race:* a commit without a pull request changes an instance after its merge: that commit is the declaration, and the plan
+//! of the pull request does not limit the run (R6.7).
 
-use crate::domain::message::run::RunCause;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -13,30 +16,37 @@ use crate::{
         runs::{Authorised, Runs},
         source::Head,
     },
-    domain::journal::{Approved, Run, RunKind},
+    domain::{
+        journal::{Approved, Run, RunKind},
+        message::run::RunCause,
+    },
     model::{EnvironmentName, InstanceId, PullNumber},
 };
 
 /// Returns the instances that can be applied before or with their upstreams.
 fn without_stalled_upstreams(
     head: &Head,
-    mut fresh: BTreeSet<InstanceId>,
+    mut selected: BTreeSet<InstanceId>,
     stalled: &BTreeMap<InstanceId, Stalled>,
 ) -> BTreeSet<InstanceId> {
     loop {
         let blocked = |id: &&InstanceId| {
             let upstreams = head.instance(id).map(|instance| &instance.upstreams);
-            upstreams.into_iter().flatten().any(|up| stalled.contains_key(up) && !fresh.contains(up))
+            upstreams.into_iter().flatten().any(|up| stalled.contains_key(up) && !selected.contains(up))
         };
-        let blocked: Vec<InstanceId> = fresh.iter().filter(blocked).cloned().collect();
+        let blocked: Vec<InstanceId> = selected.iter().filter(blocked).cloned().collect();
         if blocked.is_empty() {
-            return fresh;
+            return selected;
         }
-        fresh.retain(|id| !blocked.contains(id));
+        selected.retain(|id| !blocked.contains(id));
     }
 }
 
 impl Runs {
+    /// Creates the run of the pending instances of an environment that a merge authorises.
+    ///
+    /// # Errors
+    /// When the store or the repository does not answer.
     pub(crate) async fn apply_merge(
         self: &Arc<Self>,
         head: &Arc<Head>,
@@ -45,40 +55,41 @@ impl Runs {
         open: &[Run],
     ) -> Result<(), Error> {
         let stalled = self.planner.stalled().await?;
-        let fresh: BTreeSet<InstanceId> = pending
+        let selected: BTreeSet<InstanceId> = pending
             .into_iter()
             .filter(|id| {
                 let digest = head.instance(id).and_then(|instance| instance.digest);
-                let held = open.iter().any(|run| run.holds(id) && !run.reverts() && run.instances[id].digest == digest);
-                // After a failure only another content is a newer merge; the same one waits for `/apply`.
+                let in_open_run =
+                    open.iter().any(|run| run.holds(id) && !run.reverts() && run.instances[id].digest == digest);
+                // After a failure, the same declaration waits for `/apply`; another declaration is a newer merge.
                 let failed = stalled.get(id).is_some_and(|stalled| stalled.digest == digest);
-                !held && !failed
+                !in_open_run && !failed
             })
             .collect();
         let suspensions = self.source.suspensions(Some(head)).await?;
-        let mut fresh = without_stalled_upstreams(head, fresh, &stalled);
-        fresh.retain(|id| suspensions.instance(id).is_none());
+        let mut selected = without_stalled_upstreams(head, selected, &stalled);
+        selected.retain(|id| suspensions.instance(id).is_none());
         if self.planner.waits_for_command(head, environment) {
-            fresh.retain(|id| head.instance(id).is_some());
+            selected.retain(|id| head.instance(id).is_some());
         }
-        if fresh.is_empty() {
+        if selected.is_empty() {
             return Ok(());
         }
-        let (mut approved, pull) = self.approved_by_merge(head, environment, &fresh).await?;
+        let (mut approved, pull) = self.approved_by_merge(head, environment, &selected).await?;
         if let Some(number) = pull {
-            let free = |id: &InstanceId| {
+            let is_free = |id: &InstanceId| {
                 !open.iter().any(|run| run.holds(id)) && !stalled.contains_key(id) && suspensions.instance(id).is_none()
             };
-            let shown = self.approved_downstream(head, environment, number, &fresh).await?;
-            for (id, what) in shown.into_iter().filter(|(id, _)| free(id)) {
-                fresh.insert(id.clone());
-                approved.insert(id, what);
+            let shown = self.approved_downstream(head, environment, number, &selected).await?;
+            for (id, approval) in shown.into_iter().filter(|(id, _)| is_free(id)) {
+                selected.insert(id.clone());
+                approved.insert(id, approval);
             }
         }
         let because = RunCause::Merge(pull, head.revision.clone());
         let authorised = Authorised {
             environment: environment.clone(),
-            instances: fresh,
+            instances: selected,
             approved,
             because,
             principal: "merge".into(),
@@ -89,7 +100,8 @@ impl Runs {
         self.create_runs(head, authorised).await.map(drop)
     }
 
-    /// Returns the plans of each instance on the pull requests merged since its last apply, the newest first.
+    /// Returns the approved actions of each instance, from the newest plan on a pull request merged since the last apply of
+    /// the instance, and the newest of these pull requests.
     async fn approved_by_merge(
         self: &Arc<Self>,
         head: &Head,
@@ -100,7 +112,7 @@ impl Runs {
             instances.iter().map(|id| (id.clone(), Approved::Declaration)).collect();
         let merged = self.source.merged_pull_requests(head).await?;
         let applied = self.context.store.applied_in(environment).await?;
-        let mut carrier = None;
+        let mut newest = None;
         for id in instances {
             for (number, commit) in &merged {
                 if let Some(applied) = applied.get(id)
@@ -114,24 +126,24 @@ impl Runs {
                     continue;
                 };
                 let Some(shown) = plan.instance(id) else { continue };
-                // A later commit without a pull request changed it again: that commit is the declaration (R6.7).
+                // A later commit without a pull request changed the instance: that commit is the declaration (R6.7).
                 if !self.source.is_unchanged_since(head, id, commit).await? {
                     break;
                 }
-                let what = if shown.digest.is_some() {
+                let approval = if shown.digest.is_some() {
                     Approved::Actions { actions: shown.actions.clone() }
                 } else {
                     Approved::Unknown
                 };
-                approved.insert(id.clone(), what);
-                carrier = carrier.max(Some(*number));
+                approved.insert(id.clone(), approval);
+                newest = newest.max(Some(*number));
                 break;
             }
         }
-        Ok((approved, carrier))
+        Ok((approved, newest))
     }
 
-    /// Returns the planned downstreams of the changes of a pull request, which follow in the same run.
+    /// Returns the planned downstreams of the changes of a pull request, which the same run applies.
     async fn approved_downstream(
         self: &Arc<Self>,
         head: &Head,
@@ -144,16 +156,16 @@ impl Runs {
         else {
             return Ok(shown);
         };
-        // In the order of the plan each comes after what it depends on.
+        // The plan lists every instance after its upstreams.
         for instance in plan.instances.iter().filter(|instance| !changed.contains(&instance.id)) {
             let Some(declared) = head.instance(&instance.id) else { continue };
-            let follows = |up: &InstanceId| changed.contains(up) || shown.contains_key(up);
-            if declared.upstreams.iter().any(follows) && instance.problem.is_none() {
-                let what = match instance.digest {
+            let is_selected = |up: &InstanceId| changed.contains(up) || shown.contains_key(up);
+            if declared.upstreams.iter().any(is_selected) && instance.problem.is_none() {
+                let approval = match instance.digest {
                     Some(_) => Approved::Actions { actions: instance.actions.clone() },
                     None => Approved::Unknown,
                 };
-                shown.insert(instance.id.clone(), what);
+                shown.insert(instance.id.clone(), approval);
             }
         }
         Ok(shown)

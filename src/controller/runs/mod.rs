@@ -1,14 +1,16 @@
-//! Runs, instance by instance (R5).
+//! Executes runs, instance by instance (R5).
 //!
-//! *Flow:* wait for upstreams; take the run lock; plan under the target's lock; compare with what was approved; journal
-//! `started`; apply; journal `finished`; verify; record.
+//! *Flow:* wait for upstreams; acquire the run lock; plan under the target's lock; compare the plan with the approved
+//! actions; journal `started`; apply; journal `finished`; verify; record the result.
 //!
-//! *Invariants:* nothing runs that its authorization does not cover; every effect is between two journal records; a
-//! failure stops its dependents and nothing else; an instance that waits holds no task. A store that can't be written
-//! stops an instance before its effect, because the journal comes first.
+//! *Owns:* the documents of runs, their journal, and the stalled instances.
 //!
-//! *Race:* head moves while a run is in progress: the run keeps its revision; the newer head makes a newer run, which
-//! supersedes what still waits (R5.3).
+//! *Invariant:* a run executes only actions that its authorization covers. Every effect is between two journal records. A
+//! failure stops the dependents of the failed instance and no other instance. A waiting instance occupies no task. A store
+//! that can't be written stops an instance before its effect, because the journal record is written before the effect.
+//!
+//! *Race:* head moves while a run is in progress: the run keeps its revision. The newer head creates a newer run, which
+//! supersedes the instances that still wait (R5.3).
 
 mod admit;
 mod cancel;
@@ -60,7 +62,7 @@ pub(super) struct Runs {
     claims: Arc<RunClaims>,
     /// The runs whose rollouts are checked again within [`rollout::CHECK_EVERY`], so that each is enqueued once.
     rollouts: parking_lot::Mutex<BTreeSet<RunId>>,
-    /// A run changed, so that another may go on.
+    /// Notified when a run changes, because another run may wait for the change.
     changed: Notify,
 }
 

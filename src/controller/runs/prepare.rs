@@ -1,10 +1,9 @@
-//! Everything before an effect: the run lock, what comes first, a plan under the target's lock, and whether that is what
-//! was approved (R2.4, R2.7, R3.3, R3.4).
+//! Prepares an instance for its effect: run lock, upstreams, plan, and approval (R2.4, R2.7, R3.3, R3.4).
 //!
-//! Decides whether an instance of a run may go on; changes nothing but the run lock and the journal's `planned`.
-//! *Race:* a newer run of the instance appears while this one waits for the lock: the older one ends as superseded.
+//! Plans under the target's lock, and compares the planned actions with the approved actions.
+//! *Invariant:* changes only the run lock, the pinned identity, and the `planned` record of the journal.
+//! *Race:* a newer run of the instance appears while a run waits for the lock: the older run ends as superseded.
 
-use crate::domain::message::run::RunReason;
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
@@ -17,6 +16,7 @@ use crate::{
     domain::{
         declaration::schema::Deferred,
         journal::{Approved, Event, Run, RunKind},
+        message::run::RunReason,
         plan::{self, Applied, HostedNode, InstancePlan},
         remediation,
     },
@@ -25,7 +25,7 @@ use crate::{
     targets,
 };
 
-/// How often what another machine may mend is tried before the instance is stalled.
+/// The number of attempts to plan an instance after retryable errors, before the instance is stalled.
 const ATTEMPTS_MAX: u32 = 3;
 
 /// An instance that is ready for its effect.
@@ -34,23 +34,23 @@ pub(super) struct Ready {
     pub(crate) prepared: Prepared,
     pub(crate) inputs: BTreeMap<String, RecordedOutput>,
     pub(crate) actions: Vec<Action>,
-    pub(crate) carried: Vec<HostedNode>,
+    pub(crate) hosted_nodes: Vec<HostedNode>,
 }
 
-/// Why an instance does not get to its effect.
+/// The reason why the effect of an instance does not begin.
 pub(super) enum Stop {
     Waits(WaitingOn, RunReason),
     Fails(RunReason),
-    /// Nothing is to do.
-    Nothing(Box<Job>, BTreeMap<String, RecordedOutput>, Left),
-    /// It was destroyed and forgotten by another run.
-    Gone,
+    /// No action is selected.
+    Unchanged(Box<Job>, BTreeMap<String, RecordedOutput>, Remaining),
+    /// Another run destroyed and forgot the instance.
+    Destroyed,
     Error(Error),
-    /// The daemon stops; the run is taken up again.
-    Leaves,
-    /// A newer run takes its place.
+    /// The daemon stops; the next daemon resumes the run.
+    ShuttingDown,
+    /// A newer run replaces this run.
     Superseded(RunReason),
-    /// A principal commanded it.
+    /// A principal cancelled the instance.
     Cancelled(RunReason),
 }
 
@@ -69,22 +69,25 @@ impl From<crate::adapters::store::Error> for Stop {
     }
 }
 
-/// The placement of the planned changes of an instance.
-pub(super) struct Left {
-    /// Planned changes that are not part of the run.
-    pub(crate) others: Vec<Action>,
-    /// Warnings.
+/// The planned actions of an instance that the run does not execute.
+pub(super) struct Remaining {
+    /// Planned actions that are not part of the run.
+    pub(crate) actions: Vec<Action>,
+    /// The warnings of the observation.
     pub(crate) warnings: Vec<String>,
 }
 
 impl Runs {
-    /// Everything before the effect.
+    /// Runs every step before the effect: lock, job, plan, identity, approval, and limits.
+    ///
+    /// # Errors
+    /// The reason why the effect does not begin.
     pub(super) async fn prepare(self: &Arc<Self>, driven: &Driven, id: &InstanceId) -> Result<Ready, Stop> {
         let run = driven.run.lock().await.clone();
-        self.take(&run, id).await?;
+        self.acquire_run_lock(&run, id).await?;
         let applied = self.context.store.applied(id).await?;
         if run.kind.destroys() && applied.is_none() {
-            return Err(Stop::Gone);
+            return Err(Stop::Destroyed);
         }
         let (mut job, inputs) = self.job(driven, &run, id, applied.as_ref()).await?;
         self.restore_approved_moves(driven, &run, id, &mut job).await?;
@@ -94,15 +97,16 @@ impl Runs {
             Err(Error::Target(error)) if error.kind == TargetErrorKind::Identity => {
                 return Err(Stop::Waits(WaitingOn::Confirm, RunReason::Reported(error.line())));
             }
-            done => done?,
+            identified => identified?,
         }
-        // The guards in force now count, also for a run that was authorised before (R3.4).
+        // The current guards apply, also to a run that was authorised earlier (R3.4).
         let guards = match self.source.head() {
             Some(head) => self.source.guards(&head).await?.protect(id),
             None => self.source.guards(&driven.head).await?.protect(id),
         };
         let actions = targets::kind(&job.target).map_err(Error::from)?.actions(id, observation);
-        let (mut actions, carried) = self.observer.with_drain_actions(&driven.head, id, actions, observation).await?;
+        let (mut actions, hosted_nodes) =
+            self.observer.with_drain_actions(&driven.head, id, actions, observation).await?;
         plan::mark_protected(&guards, &mut actions);
         let digest = (!actions.is_empty()).then(|| InstancePlan::digest_of(&actions));
         self.record(driven, id, Event::Planned { digest }, None).await?;
@@ -115,34 +119,34 @@ impl Runs {
             return Err(Stop::Waits(WaitingOn::FirstContact, reason));
         }
         if actions.is_empty() {
-            let left = Left { others: vec![], warnings: observation.warnings.clone() };
-            return Err(Stop::Nothing(Box::new(job), inputs, left));
+            let remaining = Remaining { actions: vec![], warnings: observation.warnings.clone() };
+            return Err(Stop::Unchanged(Box::new(job), inputs, remaining));
         }
-        let fresh = actions.clone();
+        let planned = actions.clone();
         if run.kind.by_merge()
             && let Some(message) = self.observer.reverts_snoozed(id, &actions).await?
         {
             return Err(Stop::Waits(WaitingOn::Approval { digest: InstancePlan::digest_of(&actions) }, message));
         }
         let actions = self.approve(driven, &run, id, actions).await?;
-        let actions = self.throttle(driven, &run, id, actions, observation.layout.as_ref()).await?;
+        let actions = self.select_within_limits(driven, &run, id, actions, observation.layout.as_ref()).await?;
         if actions.is_empty() {
-            let left = Left { others: fresh, warnings: prepared.observation.warnings };
-            return Err(Stop::Nothing(Box::new(job), inputs, left));
+            let remaining = Remaining { actions: planned, warnings: prepared.observation.warnings };
+            return Err(Stop::Unchanged(Box::new(job), inputs, remaining));
         }
-        self.guard(driven, id, &actions, &carried).await?;
+        self.guard(driven, id, &actions, &hosted_nodes).await?;
         match self.observer.pin_before_effect(id, &prepared.observation).await {
             Err(Error::Refused(refusal)) => return Err(Stop::Fails(RunReason::Reported(refusal.to_string()))),
-            done => done?,
+            identified => identified?,
         }
         let mut prepared = prepared;
         // Actions that were removed from a remediation are not executed.
-        let is_meant = |name: &str| actions.iter().flat_map(|action| &action.resources).any(|r| r.resource == name);
-        prepared.observation.changes.retain(|change| is_meant(&change.resource));
-        Ok(Ready { job, prepared, inputs, actions, carried })
+        let is_selected = |name: &str| actions.iter().flat_map(|action| &action.resources).any(|r| r.resource == name);
+        prepared.observation.changes.retain(|change| is_selected(&change.resource));
+        Ok(Ready { job, prepared, inputs, actions, hosted_nodes })
     }
 
-    /// The job of an instance: as declared, or as applied for a remediation.
+    /// Returns the job of an instance: the declaration, or the applied record for a remediation.
     async fn job(
         self: &Arc<Self>,
         driven: &Driven,
@@ -151,7 +155,7 @@ impl Runs {
         applied: Option<&Applied>,
     ) -> Result<(Job, BTreeMap<String, RecordedOutput>), Stop> {
         if run.kind.destroys() {
-            return self.job_of_destroying(driven, run, id).await;
+            return self.destroy_job(driven, run, id).await;
         }
         if run.reverts() {
             let Some(record) = applied else {
@@ -182,30 +186,33 @@ impl Runs {
         Ok((job, inputs.recorded))
     }
 
-    /// The job of destroying an orphan, if it still is one and nothing uses it.
-    async fn job_of_destroying(
+    /// Returns the job that destroys an orphan, if the instance is an orphan at head and no other instance uses it.
+    async fn destroy_job(
         self: &Arc<Self>,
         driven: &Driven,
         run: &Run,
         id: &InstanceId,
     ) -> Result<(Job, BTreeMap<String, RecordedOutput>), Stop> {
-        let now = self.still_orphaned(driven, run, id).await?;
-        Ok((self.observer.destroy_job(id, &now).await?, BTreeMap::new()))
+        let head = self.still_orphaned(driven, run, id).await?;
+        Ok((self.observer.destroy_job(id, &head).await?, BTreeMap::new()))
     }
 
-    /// The head, if an instance that a run destroys is an orphan there and nothing uses it.
+    /// Returns the head, if an instance that a run destroys is an orphan there and no other instance uses it.
     async fn still_orphaned(self: &Arc<Self>, driven: &Driven, run: &Run, id: &InstanceId) -> Result<Arc<Head>, Stop> {
-        let now = self.source.head().unwrap_or_else(|| Arc::clone(&driven.head));
-        if !self.planner.orphans(&now).await?.contains_key(id) {
+        let head = self.source.head().unwrap_or_else(|| Arc::clone(&driven.head));
+        if !self.planner.orphans(&head).await?.contains_key(id) {
             return Err(Stop::Fails(RunReason::NotOrphaned));
         }
-        if let Some((user, message)) = self.planner.in_use(&now, id, &run.instances.keys().cloned().collect()).await? {
+        if let Some((user, message)) = self.planner.in_use(&head, id, &run.instances.keys().cloned().collect()).await? {
             return Err(Stop::Waits(WaitingOn::Upstream { instance: user }, message));
         }
-        Ok(now)
+        Ok(head)
     }
 
     /// Fetches the branch and checks again that an instance is an orphan.
+    ///
+    /// # Errors
+    /// [`Stop::Fails`] where the instance is declared, [`Stop::Waits`] where another instance uses it.
     pub(super) async fn still_orphaned_at_branch(
         self: &Arc<Self>,
         driven: &Driven,
@@ -216,6 +223,10 @@ impl Runs {
         self.still_orphaned(driven, run, id).await.map(drop)
     }
 
+    /// Plans a job under the lock of its target, and retries retryable errors.
+    ///
+    /// # Errors
+    /// [`Stop::Fails`] after a permanent error or [`ATTEMPTS_MAX`] attempts.
     pub(super) async fn prepare_job(self: &Arc<Self>, head: &Head, job: &Job) -> Result<(Job, Prepared), Stop> {
         let mut attempt = 0;
         loop {
@@ -226,7 +237,7 @@ impl Runs {
                         attempt += 1;
                         tokio::select! {
                             () = tokio::time::sleep(backoff.wait(attempt).std()) => {}
-                            () = self.context.stopped() => return Err(Stop::Leaves),
+                            () = self.context.stopped() => return Err(Stop::ShuttingDown),
                         }
                     }
                     _ => return Err(Stop::Fails(RunReason::Reported(error.line()))),
@@ -245,31 +256,31 @@ impl Runs {
         actions: Vec<Action>,
     ) -> Result<Vec<Action>, Stop> {
         let digest = InstancePlan::digest_of(&actions);
-        let waits = |reason: RunReason| Stop::Waits(WaitingOn::Approval { digest }, reason);
+        let awaits_approval = |reason: RunReason| Stop::Waits(WaitingOn::Approval { digest }, reason);
         match self.context.store.approved(run.id, id).await?.unwrap_or(Approved::Unknown) {
             Approved::Declaration => Ok(actions),
             Approved::Actions { actions: approved } if run.kind == RunKind::Revert => {
                 match plan::covers(&approved, &actions) {
                     Ok(()) => Ok(actions),
                     Err(_) if !actions.iter().any(|action| action.effect.atomic) => {
-                        // What drifted since, or somebody said no to, is not this run's business.
-                        let (mine, _) = self.business(driven, run, id, actions).await?;
-                        plan::covers(&approved, &mine).map_err(|gap| Stop::Fails(RunReason::DriftChanged(gap)))?;
-                        Ok(mine)
+                        // Later drift and snoozed drift are not part of this run.
+                        let (selected, _) = self.partition_actions(driven, run, id, actions).await?;
+                        plan::covers(&approved, &selected).map_err(|gap| Stop::Fails(RunReason::DriftChanged(gap)))?;
+                        Ok(selected)
                     }
                     Err(gap) => Err(Stop::Fails(RunReason::DriftChanged(gap))),
                 }
             }
             Approved::Actions { actions: approved } => match plan::covers(&approved, &actions) {
                 Ok(()) => Ok(actions),
-                Err(gap) => Err(waits(RunReason::NotCovered(gap))),
+                Err(gap) => Err(awaits_approval(RunReason::NotCovered(gap))),
             },
             Approved::Unknown => {
                 let deferred =
                     driven.head.desired.environments.get(&run.environment).map(|e| e.deferred).unwrap_or_default();
                 match deferred {
                     Deferred::Apply => Ok(actions),
-                    Deferred::Wait => Err(waits(RunReason::WasUnknown)),
+                    Deferred::Wait => Err(awaits_approval(RunReason::WasUnknown)),
                 }
             }
             Approved::Moves { .. } => Ok(actions.into_iter().filter(|action| action.effect.relocates).collect()),
@@ -285,10 +296,10 @@ impl Runs {
                 if let Some(reason) = self.edited(name.as_str(), remediation).await? {
                     return Err(Stop::Fails(RunReason::RemediationUnusable(reason)));
                 }
-                let through =
+                let selected =
                     remediation::lets_through(remediation, id, &|digest| stored.get(digest).cloned(), &actions)
                         .map_err(|reason| Stop::Fails(RunReason::RemediationUnusable(reason)))?;
-                Ok(through)
+                Ok(selected)
             }
         }
     }

@@ -1,10 +1,11 @@
-//! Runs that move shards: by somebody's word, or by a Schedule.
+//! Creates runs that move shards: by a command, or by a `Schedule`.
 //!
-//! Decides which instances such a run is about. Which groups move is planned when the run takes its turn, by what is tracked
-//! then. *Never:* such a run changes anything but where shards are.
-//! *Race:* what is declared changes meanwhile: the run is about what is applied, and a newer run of the instance comes first.
+//! Selects the instances of such a run. The moves are planned when the instance is prepared, from the observation at that
+//! time.
+//! *Invariant:* such a run changes only the placement of shards.
+//! *Race:* the declaration changes meanwhile: the run uses the applied declaration, and a newer run of the instance
+//! supersedes it.
 
-use crate::domain::message::run::RunCause;
 use std::{collections::BTreeSet, sync::Arc};
 
 use chrono::{DateTime, Utc};
@@ -18,26 +19,27 @@ use crate::{
     domain::{
         declaration::schema::Limits,
         journal::{Approved, Rebalance, Run, RunKind},
+        message::run::RunCause,
     },
-    model::{Action, EnvironmentName, InstanceId, PullNumber, RunId, citus::LayoutPlan},
+    model::{Action, EnvironmentName, InstanceId, PullNumber, RunId, layout::LayoutPlan},
     ports::Job,
     targets,
 };
 
-/// By what a rebalance is authorised.
+/// The authorization of a rebalance.
 pub(crate) struct RebalanceAuthorization {
     pub(crate) because: RunCause,
     pub(crate) principal: String,
     pub(crate) command_id: Option<String>,
     pub(crate) pull: Option<PullNumber>,
-    /// When its window is over.
+    /// The end of the window.
     pub(crate) until: Option<DateTime<Utc>>,
-    /// Whether nobody said it.
+    /// Whether a `Schedule` authorises the rebalance, and not a command.
     pub(crate) by_schedule: bool,
 }
 
 impl Runs {
-    /// The instances among these that are the applied layout of a Citus cluster.
+    /// Returns the instances whose applied target can relocate data.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -57,7 +59,10 @@ impl Runs {
         Ok(clusters)
     }
 
-    /// Makes the run of one environment.
+    /// Creates the rebalance run of one environment.
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(crate) async fn start_rebalance(
         self: &Arc<Self>,
         head: &Arc<Head>,
@@ -80,9 +85,12 @@ impl Runs {
         self.create_run(head, authorised).await
     }
 
-    /// As many moves for the balance as one run may make (R3.3); the rest is for the next. What a rebalance makes is chosen
-    /// once, so that a run that is taken up again makes no more.
-    pub(super) async fn throttle(
+    /// Returns the moves for the balance that fit into the limits of one run (R3.3); later runs execute the others. The
+    /// moves of a rebalance are selected once, so that a resumed run makes no other moves.
+    ///
+    /// # Errors
+    /// When the store or the repository can't be read.
+    pub(super) async fn select_within_limits(
         self: &Arc<Self>,
         driven: &Driven,
         run: &Run,
@@ -94,7 +102,10 @@ impl Runs {
         let Limits { moves, move_bytes, .. } = self.source.guards(&head).await?.limits(&id.environment);
         let bytes = |action: &Action| {
             let name = action.resources.first().map(|resource| &resource.resource);
-            let figures = layout.into_iter().flat_map(|layout| &layout.moves).find(|one| Some(&one.resource) == name);
+            let figures = layout
+                .into_iter()
+                .flat_map(|layout| &layout.moves)
+                .find(|shard_move| Some(&shard_move.resource) == name);
             figures.map_or(0, |figures| figures.bytes)
         };
         let (mut count, mut sum, mut full) = (0, 0, false);
@@ -103,9 +114,10 @@ impl Runs {
                 return true;
             }
             let size = bytes(action);
-            // The first that is too much ends it: of two that go together not one alone is made.
-            let fits =
-                !full && moves.is_none_or(|most| count < most) && move_bytes.is_none_or(|most| sum + size <= most.0);
+            // The first move that exceeds a limit ends the selection, so that related moves stay together.
+            let fits = !full
+                && moves.is_none_or(|limit| count < limit)
+                && move_bytes.is_none_or(|limit| sum + size <= limit.0);
             full |= !fits;
             if fits {
                 (count, sum) = (count + 1, sum + size);
@@ -119,7 +131,10 @@ impl Runs {
         Ok(actions)
     }
 
-    /// Tells a cluster which moves were approved: sizes change, and what was approved is made as far as it still can be.
+    /// Adds the approved moves to a job, because sizes change and the target plans the approved moves as far as possible.
+    ///
+    /// # Errors
+    /// When the store can't be read.
     pub(super) async fn restore_approved_moves(
         &self,
         driven: &Driven,

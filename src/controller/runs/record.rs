@@ -1,6 +1,5 @@
-//! Records what becomes of an instance of a run: in the journal, in the document of the run, in its comment.
+//! Records the events of the instances of a run: in the journal, in the document of the run, and in its comment.
 
-use crate::domain::message::run::RunReason;
 use std::sync::Arc;
 
 use super::{Runs, driven::Driven};
@@ -9,14 +8,21 @@ use crate::{
         context::Error,
         work_queue::{Reason, ReconcileRequest},
     },
-    domain::journal::{Event, Status, next_status},
+    domain::{
+        journal::{Event, Status, next_status},
+        message::run::RunReason,
+    },
     model::{InstanceId, WaitingOn},
 };
 
-/// The comment of a run is edited at most this often while it runs.
-const PROGRESS_EVERY: chrono::Duration = chrono::Duration::seconds(5);
+/// The minimal interval between two edits of the comment of a run in progress.
+const COMMENT_EVERY: chrono::Duration = chrono::Duration::seconds(5);
 
 impl Runs {
+    /// Records that an instance waits, once for each reason.
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(super) async fn wait(
         self: &Arc<Self>,
         driven: &Driven,
@@ -24,15 +30,15 @@ impl Runs {
         on: WaitingOn,
         reason: RunReason,
     ) -> Result<Status, Error> {
-        let known =
+        let is_recorded =
             driven.run.lock().await.instances.get(id).is_some_and(|instance| {
                 instance.status == Status::Waiting && instance.waiting_on.as_ref() == Some(&on)
             });
-        if known {
+        if is_recorded {
             return Ok(Status::Waiting);
         }
         if matches!(on, WaitingOn::Approval { .. } | WaitingOn::FirstContact) {
-            // Whoever is asked for a word has to be shown what it would be about.
+            // The command that ends the wait refers to this plan.
             self.context.queue.enqueue(ReconcileRequest::HeadPlan(id.environment.clone()), Reason::RunWaits);
         }
         if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
@@ -41,6 +47,10 @@ impl Runs {
         self.record(driven, id, Event::Waits { on: on.clone(), message: reason.to_string() }, Some(on)).await
     }
 
+    /// Records that an instance failed, and stalls the instance.
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(super) async fn fail(
         self: &Arc<Self>,
         driven: &Driven,
@@ -52,7 +62,10 @@ impl Runs {
         self.record(driven, id, Event::Failed { message }, None).await
     }
 
-    /// Journals an event, and brings the run's document and comment up to date.
+    /// Journals an event, and updates the document and the comment of the run. Returns the status after the event.
+    ///
+    /// # Errors
+    /// When the store does not answer, or the event is not legal in the current status.
     pub(super) async fn record(
         self: &Arc<Self>,
         driven: &Driven,
@@ -81,15 +94,15 @@ impl Runs {
             self.changed.notify_waiters();
             self.enqueue_missed_change(id);
         }
-        let due = {
-            let mut said_at = driven.said_at.lock();
-            let due = self.context.now() - *said_at >= PROGRESS_EVERY;
-            if due {
-                *said_at = self.context.now();
+        let is_due = {
+            let mut reported_at = driven.reported_at.lock();
+            let is_due = self.context.now() - *reported_at >= COMMENT_EVERY;
+            if is_due {
+                *reported_at = self.context.now();
             }
-            due
+            is_due
         };
-        if due {
+        if is_due {
             self.comment_run(&run).await?;
         }
         Ok(status)

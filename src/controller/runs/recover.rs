@@ -1,14 +1,12 @@
-//! What was under way goes on (R7.1).
+//! Resumes effects that were in progress when a daemon stopped (R7.1).
 //!
-//! *Flow:* every open run is driven on; an instance with `started` and without `finished` is first asked of the target: an
-//! effect that went on without the daemon is waited for and recorded like any other, and where nobody is left who would
-//! know, the world is looked at and the effect becomes done, redo, or stalled for a person.
-//! *Guarantees:* nothing is assumed from what the store says about the world; the same path is taken after a crash, after
-//! a store that could not be written, and by a daemon that takes over.
-//! *Race:* the daemon dies again while it does this: the next one finds the same records.
+//! *Flow:* every open run is driven. For an instance with `started` and without `finished`, the controller first attaches
+//! to the effect at the target. An effect that survived the daemon is awaited and recorded. Otherwise an observation decides
+//! between done, redo, and stalled.
+//! *Invariant:* the state of a target is observed, never derived from the store. The same code runs after a crash, after a
+//! failed write to the store, and in a daemon that becomes leader.
+//! *Race:* the daemon dies during the recovery: the next daemon finds the same records.
 
-use crate::domain::message::Refusal;
-use crate::domain::message::run::RunReason;
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
@@ -19,6 +17,7 @@ use crate::{
     },
     domain::{
         journal::{Approved, Event, Outcome, Recovery, Run, Status, recovery},
+        message::{Refusal, run::RunReason},
         plan,
     },
     model::InstanceId,
@@ -27,7 +26,11 @@ use crate::{
 };
 
 impl Runs {
-    /// The job of an effect that was begun, and its inputs; what came in its way since then is no reason not to look.
+    /// Returns the job of a started effect and its inputs. Conditions that would prevent a new effect do not prevent the
+    /// recovery.
+    ///
+    /// # Errors
+    /// When the job can't be made from the declaration or the applied record, or the store can't be read.
     pub(super) async fn started_job(
         self: &Arc<Self>,
         driven: &Driven,
@@ -54,8 +57,11 @@ impl Runs {
         Ok((declared_job(instance, Use::Head, content, &inputs, driven.head.consumed(id))?, inputs.recorded))
     }
 
-    /// Brings an instance whose effect was begun to where the run can go on; the status there.
-    pub(super) async fn take_up(
+    /// Resumes a started effect and records its outcome.
+    ///
+    /// # Errors
+    /// When the store or the target does not answer.
+    pub(super) async fn resume_effect(
         self: &Arc<Self>,
         driven: &Driven,
         id: &InstanceId,
@@ -64,7 +70,7 @@ impl Runs {
         let run = driven.run.lock().await.clone();
         tracing::warn!(kind = "run-recovered", run = run.id.0, instance = %id, "an effect was in progress when the daemon stopped; it is observed again");
         if run.kind.destroys() && self.context.store.applied(id).await?.is_none() {
-            // It was destroyed and forgotten; only that was not said any more.
+            // The instance was destroyed and forgotten; the daemon died before it recorded the outcome.
             if status == Status::Running {
                 self.record(driven, id, Event::Finished { outcome: Outcome::Done }, None).await?;
             }
@@ -79,7 +85,7 @@ impl Runs {
         };
         self.restore_approved_moves(driven, &run, id, &mut job).await?;
         match records.next().map(|record| (record.event, record.token)) {
-            // An effect that failed before the daemon stopped is no authority to try again (R3.1).
+            // A failed effect does not authorise another attempt (R3.1).
             Some((Event::Finished { outcome: Outcome::Failed { message } }, _)) => {
                 return self.fail(driven, id, RunReason::Reported(message)).await.map(Effect::Ended);
             }
@@ -88,20 +94,23 @@ impl Runs {
             }
             Some((Event::Started { .. }, token)) => {
                 let fence = Fence { run: run.id, token };
-                let (progress, told) = Self::progress();
-                let attaching = self.context.target.attach(&job, fence, progress);
-                match self.follow_progress(driven, id, attaching, told).await? {
-                    Attached::Ended(done) => return self.finish(driven, id, done, &job, inputs).await,
+                let (progress, events) = Self::progress();
+                let attached = self.context.target.attach(&job, fence, progress);
+                match self.follow_progress(driven, id, attached, events).await? {
+                    Attached::Ended(result) => return self.finish(driven, id, result, &job, inputs).await,
                     Attached::Gone => {}
                 }
             }
-            // It was interrupted, and what is left is planned again.
+            // The effect was interrupted: the remaining changes are planned again.
             _ => return Ok(Effect::Stale),
         }
         self.recover_by_observation(driven, &run, id, &job, inputs).await
     }
 
-    /// Decides what was started and not finished, and what nobody knows of any more, by looking at the world.
+    /// Decides the outcome of a started effect without a surviving process, by an observation of the target.
+    ///
+    /// # Errors
+    /// When the store does not answer.
     pub(super) async fn recover_by_observation(
         self: &Arc<Self>,
         driven: &Driven,
@@ -117,7 +126,7 @@ impl Runs {
                     Some(Approved::Actions { actions: approved }) => {
                         plan::covers(&approved, &actions).map_err(|gap| gap.to_string())
                     }
-                    // What was begun under a filter or a deferral is compared again when the instance is planned.
+                    // Actions of a remediation and deferred actions are compared when the instance is planned.
                     _ => Ok(()),
                 };
                 recovery(actions.first().map(|action| &action.digest), covered)

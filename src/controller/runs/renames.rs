@@ -1,22 +1,21 @@
-//! Renamed components (R1.10): records, ownership and kept state move to the new name at the merge.
+//! Moves the records, ownership and stored state of a renamed component to its new name at the merge (R1.10).
 //!
-//! *Invariant:* until the move is made, nothing is planned, applied or recorded under the new name.
-//! *Race:* the daemon dies during the move: what the target keeps moves first and the records last, each at most once, so
-//! that the next request ends it. *Race:* an effect on the old name is in progress: the move waits for its end.
+//! *Invariant:* until the move is complete, the new name has no plan, no run and no record.
+//! *Race:* the daemon dies during the move: the state of the target moves first and the records last, each at most once, so
+//! that the next request completes the move. *Race:* an effect on the old name is in progress: the move waits for its end.
 
-use crate::domain::message::run::RunReason;
 use std::sync::Arc;
 
 use super::Runs;
 use crate::{
     controller::{context::Error, records::FailedRename, source::Head},
-    domain::{declaration::Instance, plan::pending::former_name},
+    domain::{declaration::Instance, message::run::RunReason, plan::pending::former_name},
     model::EnvironmentName,
 };
 
 impl Runs {
     /// Moves the records of the instances of an environment that a head renames. An instance that can't be moved is
-    /// stalled, and the others go on.
+    /// stalled; the moves of the other instances continue.
     ///
     /// # Errors
     /// When the store does not answer.

@@ -1,54 +1,65 @@
-//! What was applied comes up, or doesn't.
+//! Waits until applied objects become ready, and until destroyed objects are deleted.
 //!
-//! *Flow:* after an apply the target is asked for the health of what it applied. What is on its way makes the run wait,
-//! which holds no task; it is looked at again after a while, up to the time that the declaration gives it.
-//! *Guarantees:* a newer run, or `/cancel`, ends the wait; what does not come up is a failure with its reason.
+//! *Flow:* after an apply the controller asks the target for the health of the applied objects. A rollout in progress makes
+//! the instance wait without a task. The health is checked again every [`CHECK_EVERY`] until the timeout of the declaration.
+//! *Invariant:* an instance is never applied while a rollout with a timeout is in progress. A rollout that fails or times
+//! out fails the instance with a reason.
+//! *Race:* a newer run or `/cancel` arrives during the wait: the wait ends.
 
-use crate::domain::message::run::{Rollout, RunReason};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::{
     controller::{
         context::Error,
-        runs::{Runs, driven::Driven, prepare::Left},
+        runs::{Runs, driven::Driven, prepare::Remaining},
         work_queue::{Reason, ReconcileRequest},
     },
-    domain::journal::{Event, Run, Status},
+    domain::{
+        journal::{Event, Run, Status},
+        message::run::{Rollout, RunReason},
+    },
     model::{InstanceId, WaitingOn},
     ports::{Health, Job, RecordedOutput},
     targets,
 };
 
-/// How often a rollout is looked at.
-const LOOK: Duration = Duration::from_secs(1);
+/// The interval between two checks of a rollout.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 impl Runs {
-    /// The checks of an instance that do not answer, in a sentence.
-    async fn silent_checks(self: &Arc<Self>, driven: &Driven, id: &InstanceId) -> Result<Option<String>, Error> {
+    /// Returns the failed checks of an instance as one message.
+    async fn failed_checks_message(
+        self: &Arc<Self>,
+        driven: &Driven,
+        id: &InstanceId,
+    ) -> Result<Option<String>, Error> {
         let Some(spec) = driven.head.instance(id).and_then(|instance| instance.spec.clone()) else { return Ok(None) };
         let failed = self.observer.failed_checks(id, &spec).await?;
         Ok((!failed.is_empty()).then(|| failed.join("; ")))
     }
 
-    /// Ends an instance of which nothing is left to do: what it is now is recorded, its checks answer, and what was applied
-    /// came up; what was destroyed is gone before it is forgotten.
-    pub(super) async fn arrive(
+    /// Ends an instance without remaining actions: records the result, runs the checks, and waits for the rollout. A
+    /// destroyed instance is forgotten only after its objects are deleted.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub(super) async fn complete(
         self: &Arc<Self>,
         driven: &Driven,
         id: &InstanceId,
         job: &Job,
         inputs: BTreeMap<String, RecordedOutput>,
-        left: Left,
+        remaining: Remaining,
         changed: bool,
     ) -> Result<Status, Error> {
         let destroys = driven.run.lock().await.kind.destroys();
         if destroys && let Some(status) = self.rollout(driven, id, job).await? {
             return Ok(status);
         }
-        if let Err(error) = self.settle(driven, id, job, inputs, left).await {
+        if let Err(error) = self.record_result(driven, id, job, inputs, remaining).await {
             return self.fail(driven, id, RunReason::Reported(error.line())).await;
         }
-        if let Some(message) = self.silent_checks(driven, id).await? {
+        if let Some(message) = self.failed_checks_message(driven, id).await? {
             let reason = if changed { RunReason::AppliedBut(message) } else { RunReason::UnchangedBut(message) };
             return self.fail(driven, id, reason).await;
         }
@@ -58,8 +69,8 @@ impl Runs {
         self.record(driven, id, Event::Applied { changed }, None).await
     }
 
-    /// Asks whether what was applied came up, or what was destroyed is gone. Answers where the instance stands if not, and
-    /// nothing if so.
+    /// Checks whether the applied objects are ready, or the destroyed objects are deleted. Returns the status of the
+    /// instance if not, and `None` if so.
     async fn rollout(self: &Arc<Self>, driven: &Driven, id: &InstanceId, job: &Job) -> Result<Option<Status>, Error> {
         let destroys = driven.run.lock().await.kind.destroys();
         let rollout = if destroys { Rollout::Destroy } else { Rollout::Apply };
@@ -79,7 +90,7 @@ impl Runs {
         match self.context.target.health(job).await {
             Ok(Health::Current) => {
                 if driven.run.lock().await.instances.get_mut(id).is_some_and(|i| i.rollout_until.take().is_some()) {
-                    // It is healthy from now on (R3.5).
+                    // The soak time begins when the rollout is complete (R3.5).
                     self.context.store.restart_soak(id, self.context.now()).await?;
                 }
                 Ok(None)
@@ -102,16 +113,19 @@ impl Runs {
         }
     }
 
-    /// Ends an instance that was destroyed and forgotten, where only that was not said any more.
-    pub(super) async fn already_gone(
+    /// Ends an instance that was destroyed and forgotten, where the daemon died before it recorded the end.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub(super) async fn already_destroyed(
         self: &Arc<Self>,
         driven: &Driven,
         run: &Run,
         id: &InstanceId,
         status: Status,
     ) -> Result<Option<Status>, Error> {
-        let is_begun = matches!(status, Status::New | Status::Planned | Status::Waiting);
-        if !run.kind.destroys() || !is_begun || self.context.store.applied(id).await?.is_some() {
+        let is_not_started = matches!(status, Status::New | Status::Planned | Status::Waiting);
+        if !run.kind.destroys() || !is_not_started || self.context.store.applied(id).await?.is_some() {
             return Ok(None);
         }
         if status != Status::Planned {
@@ -120,8 +134,12 @@ impl Runs {
         self.record(driven, id, Event::Applied { changed: false }, None).await.map(Some)
     }
 
-    /// Whether an instance waits for a rollout that is still on its way; a newer run or a word ends the wait.
-    pub(super) async fn still_rolling(
+    /// Returns the status of an instance whose rollout is in progress; a newer run or `/cancel` ends the wait. `None` where
+    /// the instance does not wait for a rollout.
+    ///
+    /// # Errors
+    /// When the store does not answer, or the job can't be made.
+    pub(super) async fn rollout_in_progress(
         self: &Arc<Self>,
         driven: &Driven,
         run: &Run,
@@ -143,7 +161,7 @@ impl Runs {
         }
         let (job, _) = self.started_job(driven, run, id).await?;
         match self.context.target.health(&job).await {
-            // Whatever it is now is decided where everything is looked at.
+            // The end of the rollout is handled when the instance is prepared again.
             Ok(Health::InProgress(_)) if self.context.now() < until => {
                 self.check_rollout_soon(run.id);
                 Ok(Some(Status::Waiting))
@@ -164,7 +182,7 @@ impl Runs {
         let daemon = Arc::clone(self);
         self.context.tasks.spawn(async move {
             tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(CHECK_EVERY) => {}
                 () = daemon.context.stopped() => return,
             }
             daemon.rollouts.lock().remove(&run);

@@ -1,7 +1,7 @@
-//! Whether the upstreams of an instance are done, so that the instance may be prepared.
+//! Checks whether the upstreams of an instance are applied, so that the instance may be prepared.
 //!
-//! An upstream is compared with the branch as it is now, and not with the revision of the run: a run that was authorised
-//! before its upstream changed waits for the change.
+//! An upstream is compared with head, and not with the revision of the run: a run that was authorised before its upstream
+//! changed waits for the change.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -17,7 +17,7 @@ use crate::{
 };
 
 impl Runs {
-    /// The first upstream of an instance that is pending, stalled, or still rolling out; `None` where all are done.
+    /// Returns the first upstream of an instance that is pending, stalled, or rolling out; `None` where all are applied.
     ///
     /// # Errors
     /// When the store can't be read.

@@ -1,6 +1,7 @@
-//! Which guards are in force at head, judged commit by commit and remembered (R3.4).
+//! Determines the guards in force at head, commit by commit, and records them (R3.4).
 //!
-//! *Race:* a push while commits are judged: the next head is judged from where this one ended.
+//! *Invariant:* a commit that loosens a guard takes effect only as R3.4 permits.
+//! *Race:* a push arrives during the evaluation: the next head is evaluated from the recorded revision.
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use crate::{
 };
 
 impl Source {
-    /// The guards in force at a head of the branch.
+    /// Returns the guards in force at a head of the branch.
     ///
     /// # Errors
     /// When the store or the repository can't be read.
@@ -28,12 +29,16 @@ impl Source {
             if known.revision.is_some() {
                 return Ok(self.cached(known));
             }
-            let (now, _) = known.after(None, &head.desired, &head.revision);
-            self.context.store.collection::<InForce>().put(&"in-force".to_owned(), self.context.now(), &now).await?;
-            return Ok(self.cached(now));
+            let (in_force, _) = known.after(None, &head.desired, &head.revision);
+            self.context
+                .store
+                .collection::<InForce>()
+                .put(&"in-force".to_owned(), self.context.now(), &in_force)
+                .await?;
+            return Ok(self.cached(in_force));
         };
         if self.context.repository.contains(&from, &head.revision).await? {
-            // An older head, such as that of a run: what was judged since then counts for it too.
+            // An older head, such as the revision of a run: the newer guards apply to it as well.
             return Ok(known);
         }
         let mut commits = vec![];
@@ -43,25 +48,25 @@ impl Source {
         }
         let mut steps: Vec<_> = commits.into_iter().map(|commit| commit.revision).collect();
         if steps.is_empty() {
-            // The branch was rewritten: all of that is one step.
+            // The branch was rewritten: the difference is one step.
             steps.push(head.revision.clone());
         }
-        let (mut now, (mut before, _)) = (known, self.load(&from).await?);
+        let (mut in_force, (mut before, _)) = (known, self.load(&from).await?);
         for revision in steps {
             let (desired, _) = self.load(&revision).await?;
-            let (next, refused) = now.after(Some(&before), &desired, &revision);
+            let (next, refused) = in_force.after(Some(&before), &desired, &revision);
             for message in refused {
                 tracing::warn!(kind = "guard-kept", revision = revision.short(), message, "a guard was not loosened");
             }
-            (now, before) = (next, desired);
+            (in_force, before) = (next, desired);
         }
-        self.context.store.collection::<InForce>().put(&"in-force".to_owned(), self.context.now(), &now).await?;
-        Ok(self.cached(now))
+        self.context.store.collection::<InForce>().put(&"in-force".to_owned(), self.context.now(), &in_force).await?;
+        Ok(self.cached(in_force))
     }
 
-    /// Remembers what is in force at a head, since every look asks for it.
-    fn cached(&self, now: InForce) -> InForce {
-        *self.in_force.lock() = Some(now.clone());
-        now
+    /// Caches the guards in force at a head, because every observation needs them.
+    fn cached(&self, in_force: InForce) -> InForce {
+        *self.in_force.lock() = Some(in_force.clone());
+        in_force
     }
 }

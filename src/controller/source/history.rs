@@ -1,9 +1,10 @@
-//! Whether this store knows the past of its repository (R1.7).
+//! Determines whether this store has the history of its repository (R1.7).
 //!
-//! Decides once, before the first head is acted on: a store that knows nothing, on a repository that carries our own
-//! statuses or remediations, has lost its history. Then every instance is a first contact, also with an empty state, and
-//! remediations that are on the branch already count as spent.
-//! *Invariant:* while that can't be told, because the forge is out of reach, nothing is acted on.
+//! The decision is made once, before the first head is used. An empty store has lost its history if the repository has
+//! statuses or remediations of Evenkeel. Then every instance is a first contact, also with an empty state, and the
+//! remediations on the branch count as spent.
+//! *Invariant:* no head is used before the decision, also while the forge is unreachable.
+//! *Race:* the daemon dies before the decision is recorded: the next daemon decides again.
 
 use std::sync::Arc;
 
@@ -13,25 +14,31 @@ use crate::controller::{
     source::{Head, Source},
 };
 
-/// How many of the newest commits are asked for our statuses.
-const COMMITS_ASKED: usize = 20;
+/// The number of the newest commits that are searched for statuses of Evenkeel.
+const COMMITS_SEARCHED: usize = 20;
 
 impl Source {
     /// Whether this store has lost the history of its repository.
+    ///
+    /// # Errors
+    /// When the store can't be read.
     pub(crate) async fn history_lost(&self) -> Result<bool, Error> {
         let known: Option<StoreHistory> =
             self.context.store.collection::<StoreHistory>().get(&"history".to_owned()).await?;
         Ok(known.is_some_and(|known| known.lost))
     }
 
-    /// Decides it, where that was not done yet.
+    /// Determines and records whether the history is lost, once.
+    ///
+    /// # Errors
+    /// When the forge, the repository or the store does not answer.
     pub(super) async fn record_history(self: &Arc<Self>, head: &Head) -> Result<(), Error> {
         if self.context.store.collection::<StoreHistory>().get(&"history".to_owned()).await?.is_some() {
             return Ok(());
         }
-        let knows =
+        let has_records =
             !self.context.store.applied_instances().await?.is_empty() || !self.context.store.runs(1).await?.is_empty();
-        let lost = !knows && self.repository_was_managed(head).await?;
+        let lost = !has_records && self.repository_was_managed(head).await?;
         if lost {
             tracing::error!(
                 kind = "no-history",
@@ -63,7 +70,7 @@ impl Source {
             return Ok(true);
         }
         let Some(forge) = &self.context.forge else { return Ok(false) };
-        for commit in self.context.repository.first_parents(None, &head.revision).await?.iter().take(COMMITS_ASKED) {
+        for commit in self.context.repository.first_parents(None, &head.revision).await?.iter().take(COMMITS_SEARCHED) {
             if forge.has_own_status(&commit.revision).await? {
                 return Ok(true);
             }

@@ -1,7 +1,7 @@
-//! The branch of the state repo: fetches it, loads it, and keeps the head that was loaded last.
+//! Fetches and loads the branch of the state repo, and stores the head that was loaded last.
 //!
-//! Owns the head, the loader and the guards in force. What is known about the history of the branch (renames, merged
-//! pull requests, suspensions) is read from the store and the repository each time.
+//! *Owns:* the head, the loader and the guards in force. The history of the branch (renames, merged pull requests,
+//! suspensions) is read from the store and the repository each time.
 //!
 //! *Invariant:* the head is replaced only by a revision that was fetched from the branch and loaded completely.
 //! *Race:* the branch moves while a revision is loaded: the next refresh finds the newer head.
@@ -11,7 +11,6 @@ mod history;
 mod merged;
 mod suspensions;
 
-use crate::domain::message::Refusal;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
@@ -25,6 +24,7 @@ use crate::{
     domain::{
         authorization::guards::InForce,
         declaration::{Desired, Instance, Loader},
+        message::Refusal,
     },
     model::{EnvironmentName, InstanceId, Retry, Revision},
     ports::{Files, RepositoryError},
@@ -42,17 +42,17 @@ pub struct Head {
 }
 
 impl Head {
-    /// An instance as this revision declares it.
+    /// Returns an instance as this revision declares it.
     pub fn instance(&self, id: &InstanceId) -> Option<&Arc<Instance>> {
         self.desired.instances.get(id)
     }
 
-    /// The instances of an environment.
+    /// Returns the instances of an environment.
     pub fn environment(&self, name: &EnvironmentName) -> impl Iterator<Item = &Arc<Instance>> {
         self.desired.instances.values().filter(move |instance| instance.id.environment == *name)
     }
 
-    /// Whether another instance uses the outputs of this one.
+    /// Whether another instance uses the outputs of an instance.
     pub fn consumed(&self, id: &InstanceId) -> bool {
         self.environment(&id.environment).any(|other| {
             other.id != *id && other.references.iter().any(|reference| reference.component == id.component)
@@ -65,9 +65,9 @@ pub struct Source {
     context: Arc<Context>,
     /// The head that was loaded last.
     head: RwLock<Option<Arc<Head>>>,
-    /// Why the last refresh failed; `None` after one that succeeded.
+    /// The error of the last refresh; `None` after a refresh that succeeded.
     problem: Mutex<Option<String>>,
-    /// Keeps what two revisions have in common.
+    /// Reuses the declarations that two revisions have in common.
     loader: Mutex<Loader>,
     /// The guards of the record `guards/in-force`, as read or written last by this process, which is the only writer.
     in_force: Mutex<Option<InForce>>,
@@ -84,12 +84,12 @@ impl Source {
         })
     }
 
-    /// The head that was loaded last.
+    /// Returns the head that was loaded last.
     pub fn head(&self) -> Option<Arc<Head>> {
         self.head.read().clone()
     }
 
-    /// The head that was loaded last.
+    /// Returns the head that was loaded last.
     ///
     /// # Errors
     /// [`Error::Refused`] with the reason where none was loaded yet.
@@ -97,20 +97,20 @@ impl Source {
         self.head().ok_or_else(|| Error::Refused(Refusal::NoHead { reason: self.problem() }))
     }
 
-    /// Why the last refresh failed, if it failed.
+    /// Returns the error of the last refresh, if it failed.
     pub fn problem(&self) -> Option<String> {
         self.problem.lock().clone()
     }
 
-    /// Takes a head that does not come from the branch, such as a checkout.
+    /// Sets a head that does not come from the branch, such as a checkout.
     pub fn set_head(&self, head: Head) {
         *self.head.write() = Some(Arc::new(head));
     }
 
-    /// Fetches the branch and loads it where it moved; enqueues what the move may concern.
+    /// Fetches the branch, loads it where it moved, and enqueues requests for the changed instances and environments.
     ///
     /// # Errors
-    /// When the repository, the forge or the store does not answer; the head stays what it was.
+    /// When the repository, the forge or the store does not answer; the head is unchanged.
     pub async fn refresh(self: &Arc<Self>) -> Result<(), Error> {
         let found = self.fetch_head().await;
         *self.problem.lock() = found.as_ref().err().map(|error| crate::error_chain(error));
@@ -127,14 +127,14 @@ impl Source {
         self.enqueue_changes(before.as_deref(), &head).await
     }
 
-    /// Enqueues what may have to be done since the head moved.
+    /// Enqueues the requests that a move of head requires.
     async fn enqueue_changes(&self, before: Option<&Head>, head: &Head) -> Result<(), Error> {
         let queue = &self.context.queue;
         let applied = self.context.store.applied_instances().await?;
         for (id, instance) in &head.desired.instances {
             let known = before.and_then(|before| before.instance(id));
             let changed = known.is_none_or(|known| known.digest != instance.digest);
-            // The first head of a process checks everything for drift; a later one what it changed.
+            // The first head of a process enqueues a drift check of every instance, a later head of the changed instances.
             if (before.is_none() || changed) && applied.contains(id) {
                 queue.enqueue(ReconcileRequest::Instance(id.clone()), Reason::HeadMoved);
             }
@@ -161,7 +161,10 @@ impl Source {
         })
     }
 
-    /// Makes git use the forge's token for the address of the repository.
+    /// Sets the token of the forge as the git credential of the repository.
+    ///
+    /// # Errors
+    /// When the forge does not answer.
     pub(crate) async fn use_git_token(&self) -> Result<(), Error> {
         let url = self.context.repository.url();
         if let Some(forge) = &self.context.forge
@@ -188,7 +191,7 @@ impl Source {
         Ok((desired, content))
     }
 
-    /// A revision with its declarations, such as that of a run, whatever the head is now.
+    /// Loads a revision with its declarations, such as the revision of a run.
     ///
     /// # Errors
     /// When the repository can't be read.

@@ -1,4 +1,4 @@
-//! Which environments and instances are suspended, by declaration or by command.
+//! Reads the suspensions of environments and instances, by declaration and by command.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use crate::{
     model::{EnvironmentName, InstanceId},
 };
 
-/// The suspended environments and instances: they are observed and never acted on.
+/// The suspended environments and instances. They are observed, and never changed.
 #[derive(Default)]
 pub(crate) struct Suspensions {
     /// By `suspend: true`.

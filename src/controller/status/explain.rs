@@ -1,21 +1,22 @@
 //! Finds the recorded fact that explains the verdict of an instance.
 //!
-//! *Invariant:* observes nothing; the text is made in `domain/message/explanation.rs`.
+//! The text is written by `domain/message/explanation.rs`.
+//! *Invariant:* observes no target.
 
-use crate::domain::message::Refusal;
 use std::sync::Arc;
 
 use crate::{
     controller::{
         context::Error,
         records::{MergedRemediation, Proposal},
-        remediation::takes_over,
+        remediation::is_adopted_by_head,
         source::Head,
         status::{InstanceStatus, StatusReader},
     },
     domain::{
         declaration::schema::{DriftMode, Verb},
         message::{
+            Refusal,
             explanation::{DriftExplanation, Explanation},
             verdict::VerdictReason,
         },
@@ -24,7 +25,7 @@ use crate::{
 };
 
 impl StatusReader {
-    /// The reason for which nothing happens with an instance.
+    /// Returns the explanation of the verdict of an instance.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -60,13 +61,13 @@ impl StatusReader {
                 until: snooze.until,
             });
         }
-        if let Some((_, merged)) = self.held_with_actions(head, id).await?.into_iter().next() {
+        if let Some((_, merged)) = self.unspent_with_actions(head, id).await?.into_iter().next() {
             return Ok(DriftExplanation::RemediationWaits(merged.waits));
         }
         let (applied, observed) =
             (self.context.store.applied_in(&id.environment).await?, self.context.store.observed(id).await?);
         if let (Some(instance), Some(observed)) = (head.instance(id), observed)
-            && takes_over(head, instance, &applied, &observed) == Some(true)
+            && is_adopted_by_head(head, instance, &applied, &observed) == Some(true)
         {
             return Ok(DriftExplanation::DeclaredAtHead(id.environment.clone()));
         }
@@ -85,14 +86,18 @@ impl StatusReader {
         })
     }
 
-    /// The merged remediations that hold the drift of an instance.
-    async fn held_with_actions(&self, head: &Head, id: &InstanceId) -> Result<Vec<(String, MergedRemediation)>, Error> {
+    /// Returns the unspent remediations with actions of an instance.
+    async fn unspent_with_actions(
+        &self,
+        head: &Head,
+        id: &InstanceId,
+    ) -> Result<Vec<(String, MergedRemediation)>, Error> {
         let concerns = |key: &str| {
             let name = key.rsplit('/').next().and_then(|name| name.parse().ok());
             name.and_then(|name| head.desired.remediations.get(&name))
                 .is_some_and(|(remediation, _)| remediation.actions.iter().any(|action| action.instance == *id))
         };
-        Ok(self.remediations.held(&id.environment).await?.into_iter().filter(|(key, _)| concerns(key)).collect())
+        Ok(self.remediations.unspent(&id.environment).await?.into_iter().filter(|(key, _)| concerns(key)).collect())
     }
 
     async fn why_pending(

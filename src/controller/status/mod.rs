@@ -1,4 +1,6 @@
-//! What is said of each instance, from what is recorded: the verdict, and why.
+//! Reads the verdict of each instance and its reason from the records.
+//!
+//! *Invariant:* observes no target, and writes no record.
 
 mod explain;
 mod verdict;
@@ -17,7 +19,7 @@ use crate::{
         records::{FailedRename, Snooze, Stalled},
         remediation::Remediations,
         source::{Head, Source},
-        status::verdict::Known,
+        status::verdict::Records,
     },
     domain::{
         declaration::{Instance, schema::OnDelete},
@@ -27,7 +29,7 @@ use crate::{
     },
     model::{
         ComponentName, Drift, EnvironmentName, InstanceId, Problem, ResourceChange, Revision, RunId, Verdict,
-        WaitingOn, citus::LayoutPlan,
+        WaitingOn, layout::LayoutPlan,
     },
 };
 
@@ -35,45 +37,45 @@ use crate::{
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InstanceStatus {
-    /// Its name.
+    /// The name.
     pub id: InstanceId,
     /// The environment.
     pub environment: EnvironmentName,
     /// The component.
     pub component: ComponentName,
-    /// Its kind.
+    /// The kind.
     pub kind: String,
     /// The verdict.
     pub verdict: Verdict,
     /// The revision that is applied.
     pub applied: Option<Revision>,
-    /// When it was observed last.
+    /// The time of the last observation.
     pub observed_at: Option<DateTime<Utc>>,
-    /// How long that took.
+    /// The duration of the last observation, in milliseconds.
     pub duration_ms: Option<u64>,
-    /// How the world differs from what is applied.
+    /// The differences between the live objects and the applied declaration.
     pub drift: Vec<Drift>,
     /// The changes that an apply of head would make.
     pub pending: Vec<ResourceChange>,
-    /// The condition that it waits for.
+    /// The conditions that the instance waits for.
     pub waiting_on: Vec<WaitingOn>,
-    /// Why, where the verdict alone does not tell, for people.
+    /// The reason of the verdict, where there is one, as text.
     pub reason: Option<String>,
-    /// The same, typed; absent in what was read from JSON.
+    /// The reason as a type; absent in a status that was read from JSON.
     #[serde(skip)]
     pub(crate) cause: Option<VerdictReason>,
-    /// The run that holds it.
+    /// The open run that contains the instance.
     pub run: Option<RunId>,
-    /// The no that was said to its drift, while it holds.
+    /// The snooze of its drift, until its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snoozed: Option<Snooze>,
-    /// Warnings of the last observation that are no drift.
+    /// Warnings of the last observation that are not drift.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// The load of each node of a cluster, if it is not balanced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layout: Option<LayoutPlan>,
-    /// The reason of its last reconcile request.
+    /// The reason of the last reconcile request of the instance.
     pub woken_by: Option<String>,
 }
 
@@ -83,11 +85,11 @@ pub struct InstanceStatus {
 pub struct Status {
     /// The head of the branch.
     pub revision: Option<Revision>,
-    /// Why it can't be read, where it can't.
+    /// The error of the last refresh of the branch, if it failed.
     pub reason: Option<String>,
-    /// The verdict of all together.
+    /// The most severe verdict of all instances.
     pub verdict: Verdict,
-    /// Each instance.
+    /// The instances.
     pub instances: Vec<InstanceStatus>,
     /// The problems of the declarations.
     pub problems: Vec<Problem>,
@@ -100,7 +102,7 @@ impl InstanceStatus {
         self.cause = cause;
     }
 
-    /// One line for people.
+    /// Returns a message of one line.
     pub fn message(&self) -> String {
         if let Some(reason) = &self.reason {
             return reason.clone();
@@ -127,8 +129,8 @@ impl InstanceStatus {
             }
             Verdict::InSync => match &self.warnings[..] {
                 [] => String::new(),
-                [one] => format!("warning: {one}"),
-                more => format!("{} warnings, told by `evenkeel explain {}`", more.len(), self.id),
+                [warning] => format!("warning: {warning}"),
+                warnings => format!("{} warnings, told by `evenkeel explain {}`", warnings.len(), self.id),
             },
             _ => String::new(),
         }
@@ -137,9 +139,9 @@ impl InstanceStatus {
 
 fn drift_counts(drift: &[Drift]) -> String {
     use crate::model::DriftKind::{Changed, Extra, Missing};
-    let part = |kind, word: &str| match drift.iter().filter(|d| d.drift == kind).count() {
+    let part = |kind, name: &str| match drift.iter().filter(|d| d.drift == kind).count() {
         0 => None,
-        n => Some(format!("{n} {word}")),
+        n => Some(format!("{n} {name}")),
     };
     [part(Missing, "missing"), part(Changed, "changed"), part(Extra, "extra")]
         .into_iter()
@@ -148,7 +150,7 @@ fn drift_counts(drift: &[Drift]) -> String {
         .join(", ")
 }
 
-/// Reads verdicts and explanations from what is recorded; observes nothing.
+/// The reader of verdicts and explanations.
 pub struct StatusReader {
     pub(super) context: Arc<Context>,
     pub(super) source: Arc<Source>,
@@ -160,6 +162,9 @@ pub struct StatusReader {
 
 impl StatusReader {
     /// Returns the status of all instances from the records, without an observation.
+    ///
+    /// # Errors
+    /// When the store can't be read.
     pub async fn read(self: &Arc<Self>) -> Result<Status, Error> {
         let head = self.source.head();
         let applied = self.context.store.all_applied().await?;
@@ -173,7 +178,7 @@ impl StatusReader {
         let declared = head.as_ref().map(|head| head.desired.instances.clone()).unwrap_or_default();
         for (id, instance) in &declared {
             let suspended = suspensions.instance(id).map(|reason| reason.to_string());
-            let known = Known {
+            let known = Records {
                 applied: applied.get(id),
                 observed: observed.get(id),
                 runs: &runs,
@@ -182,11 +187,11 @@ impl StatusReader {
                 suspended,
                 now,
             };
-            instances.push(self.one(id, Some(instance), &known, &applied));
+            instances.push(self.instance_status(id, Some(instance), &known, &applied));
         }
         if let Some(head) = &head {
             for status in instances.iter_mut().filter(|status| status.run.is_none()) {
-                self.freshen_promotion(head, status, &stalled).await?;
+                self.update_promotion(head, status, &stalled).await?;
             }
         }
         for (id, why) in self.context.store.collection::<FailedRename>().all().await? {
@@ -195,7 +200,7 @@ impl StatusReader {
             }
         }
         self.add_undeclared(&head, &applied, &observed, &runs, &stalled, &mut instances);
-        instances.sort_by(|one, two| one.id.cmp(&two.id));
+        instances.sort_by(|left, right| left.id.cmp(&right.id));
         for instance in &mut instances {
             let holds =
                 |snooze: &&Snooze| observed.get(&instance.id).is_some_and(|observed| snooze.holds(observed, now));
@@ -217,8 +222,8 @@ impl StatusReader {
         })
     }
 
-    /// Says what an earlier environment has to do first as it is now, and not when it was planned.
-    async fn freshen_promotion(
+    /// Replaces the recorded promotion condition by the current one.
+    async fn update_promotion(
         self: &Arc<Self>,
         head: &Head,
         status: &mut InstanceStatus,
@@ -236,7 +241,7 @@ impl StatusReader {
         Ok(())
     }
 
-    /// Returns the instances that are no longer declared and were applied or begun.
+    /// Adds the instances that are no longer declared and were applied or started.
     fn add_undeclared(
         &self,
         head: &Option<Arc<Head>>,
@@ -250,7 +255,7 @@ impl StatusReader {
         let is_declared = |id: &InstanceId| head.as_ref().is_some_and(|head| head.instance(id).is_some());
         let complete = head.as_ref().is_some_and(|head| head.desired.complete);
         for (id, record) in applied.iter().filter(|(id, _)| !is_declared(id)) {
-            let known = Known {
+            let known = Records {
                 applied: Some(record),
                 observed: observed.get(id),
                 runs,
@@ -259,12 +264,12 @@ impl StatusReader {
                 suspended: None,
                 now,
             };
-            let mut status = self.one(id, None, &known, applied);
-            let under_way = runs.iter().find(|run| run.holds(id));
-            let failed = stalled.get(id).filter(|_| under_way.is_none());
+            let mut status = self.instance_status(id, None, &known, applied);
+            let open_run = runs.iter().find(|run| run.holds(id));
+            let failed = stalled.get(id).filter(|_| open_run.is_none());
             match (head, complete) {
                 (None, _) => status.set(Verdict::Unknown, Some(VerdictReason::SourceNotRead)),
-                (Some(_), true) if under_way.is_some() => {}
+                (Some(_), true) if open_run.is_some() => {}
                 (Some(_), true) => {
                     let reason = match (failed, record.spec.on_delete) {
                         (Some(failed), _) => {
@@ -282,7 +287,7 @@ impl StatusReader {
             instances.push(status);
         }
         for (id, known) in stalled.iter().filter(|(id, _)| !is_declared(id) && !applied.contains_key(*id)) {
-            let of = Known {
+            let records = Records {
                 applied: None,
                 observed: observed.get(id),
                 runs,
@@ -291,17 +296,17 @@ impl StatusReader {
                 suspended: None,
                 now,
             };
-            let mut status = self.one(id, None, &of, applied);
+            let mut status = self.instance_status(id, None, &records, applied);
             status.set(Verdict::Stalled, Some(VerdictReason::StartedAndUndeclared { run: known.run }));
             instances.push(status);
         }
     }
 
-    fn one(
+    fn instance_status(
         &self,
         id: &InstanceId,
         instance: Option<&Arc<Instance>>,
-        known: &Known<'_>,
+        known: &Records<'_>,
         applied: &BTreeMap<InstanceId, Applied>,
     ) -> InstanceStatus {
         let run = known.runs.iter().find(|run| run.holds(id));
@@ -319,12 +324,12 @@ impl StatusReader {
                 None => WaitingOn::Apply,
             });
         }
-        let of_applied = known.applied.map(|applied| applied.spec.target.kind.as_str());
+        let applied_kind = known.applied.map(|applied| applied.spec.target.kind.as_str());
         InstanceStatus {
             id: id.clone(),
             environment: id.environment.clone(),
             component: id.component.clone(),
-            kind: instance.map(|instance| instance.kind).or(of_applied).unwrap_or_default().to_owned(),
+            kind: instance.map(|instance| instance.kind).or(applied_kind).unwrap_or_default().to_owned(),
             verdict,
             applied: known.applied.map(|applied| applied.revision.clone()),
             observed_at: observed.map(|o| o.at),

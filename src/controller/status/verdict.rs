@@ -1,4 +1,4 @@
-//! The verdict of an instance, from what is recorded.
+//! Determines the verdict of an instance from its records.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The records of one instance.
-pub(super) struct Known<'a> {
+pub(super) struct Records<'a> {
     pub(super) applied: Option<&'a Applied>,
     pub(super) observed: Option<&'a Observed>,
     pub(super) runs: &'a [Run],
@@ -27,8 +27,8 @@ pub(super) struct Known<'a> {
     pub(super) now: DateTime<Utc>,
 }
 
-impl Known<'_> {
-    /// The verdict, and its reason where the verdict alone does not tell.
+impl Records<'_> {
+    /// Returns the verdict and its reason, if there is one.
     pub(super) fn verdict(
         &self,
         id: &InstanceId,

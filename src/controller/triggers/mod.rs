@@ -1,6 +1,9 @@
-//! Timers, schedules and watches: what enqueues requests without a person or an event (R7.5).
+//! Enqueues requests by timers, schedules and watches (R7.5).
 //!
-//! The timers guarantee what events accelerate: with every event source dead, the system converges at their pace.
+//! *Owns:* the states of schedules.
+//! *Invariant:* the timers alone are sufficient: without any event, the system converges at the interval of its timers.
+//! Events accelerate the convergence.
+//! *Race:* an event changes the next due time while the timers sleep: the event notifies the timers.
 
 mod schedules;
 mod watches;
@@ -18,19 +21,19 @@ use super::{
     work_queue::{Reason, ReconcileRequest},
 };
 
-/// How often drift is looked for where nothing says.
+/// The default interval of drift checks.
 const DRIFT_EVERY: Duration = Duration::from_secs(15 * 60);
 
-/// How soon what could not be tracked is looked for again, where that may have passed.
-const UNKNOWN_AGAIN: chrono::Duration = chrono::Duration::minutes(2);
+/// The interval of drift checks after a transient error.
+const RETRY_EVERY: chrono::Duration = chrono::Duration::minutes(2);
 
-/// How often what is old is forgotten.
+/// The interval at which old records are pruned.
 const PRUNE_EVERY: chrono::Duration = chrono::Duration::days(1);
 
-/// The longest sleep, so that a clock that jumps is noticed.
+/// The longest sleep of the timers, which bounds the delay after a jump of the clock.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
-/// The shortest, so that a wrong time can't spin.
+/// The shortest sleep of the timers, which prevents a busy loop.
 const SLEEP_MIN: Duration = Duration::from_millis(200);
 
 /// The controller of timers, schedules and watches.
@@ -43,7 +46,7 @@ pub(super) struct Triggers {
 }
 
 impl Triggers {
-    /// Enqueues what is due, for ever; sleeps until the next thing is due.
+    /// Enqueues due requests in an endless loop, and sleeps until the next due time.
     pub(crate) async fn run_timers(self: Arc<Self>) {
         let context = &self.context;
         let failed = |what: &'static str, error: &Error| {
@@ -65,7 +68,7 @@ impl Triggers {
                 }
             }
             let poll = chrono::Duration::from_std(context.settings.poll).unwrap_or(chrono::Duration::minutes(1));
-            // A clock that was set back is due at once, rather than never.
+            // After a clock was set back, the timers are due at once.
             if now - polled_at >= poll || now < polled_at {
                 polled_at = now;
                 self.enqueue_polled();
@@ -96,7 +99,7 @@ impl Triggers {
         }
     }
 
-    /// Enqueues everything that the timers would at this moment.
+    /// Enqueues all requests of the timers.
     ///
     /// # Errors
     /// When the store can't be read.
@@ -115,7 +118,10 @@ impl Triggers {
         }
     }
 
-    /// Wakes every decision and every open run: what an error stopped goes on, without anybody's event.
+    /// Enqueues every environment and every open run, so that work after an error continues without an event.
+    ///
+    /// # Errors
+    /// When the store can't be read.
     pub(crate) async fn enqueue_open(self: &Arc<Self>) -> Result<(), Error> {
         let Some(head) = self.source.head() else { return Ok(()) };
         for environment in head.desired.environments.keys() {
@@ -125,7 +131,10 @@ impl Triggers {
         self.runs.enqueue_open(Reason::Poll).await
     }
 
-    /// Wakes the instances whose drift is due to be looked for; answers when the next one is.
+    /// Enqueues the due drift checks. Returns the next due time.
+    ///
+    /// # Errors
+    /// When the store can't be read.
     pub(crate) async fn enqueue_due_checks(
         self: &Arc<Self>,
         now: DateTime<Utc>,
@@ -150,8 +159,9 @@ impl Triggers {
             let every = own.or(default).map_or(DRIFT_EVERY, crate::model::Duration::std);
             let every = chrono::Duration::from_std(every).unwrap_or(chrono::Duration::minutes(15));
             let observed = observed.get(id);
-            let may_pass = observed.is_some_and(|one| one.error.as_ref().is_some_and(|error| error.transient));
-            let every = if may_pass { every.min(UNKNOWN_AGAIN) } else { every };
+            let is_transient =
+                observed.is_some_and(|observed| observed.error.as_ref().is_some_and(|error| error.transient));
+            let every = if is_transient { every.min(RETRY_EVERY) } else { every };
             let at = observed.map_or(now, |observed| observed.at + every);
             if at <= now {
                 self.context.queue.enqueue(ReconcileRequest::Instance(id.clone()), Reason::DriftCheckDue);

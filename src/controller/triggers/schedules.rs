@@ -1,14 +1,12 @@
-//! What is done by the clock: the Schedules of the branch.
+//! Starts the work of `Schedule`s at their times.
 //!
-//! Decides when each is due, by its calendar and by when it was begun last, and begins it once.
-//! *Guarantees:* a time is begun, and makes one run, whoever is the daemon then: it is written down once everything of it has
-//! begun, and what it begins is known by its name and time. A Schedule that is new begins with its next time, and not with
-//! those that passed before it was declared.
-//! *Race:* the daemon dies in between: the next one begins that time again, finds the runs that were made, and makes a restore
-//! point a second time under the same name. *Race:* times pass while nobody is there: the last of them is made up for, if its
-//! window is still open, unless the declaration says `missed: skip`.
+//! A `Schedule` is due by its calendar and the time that was started last.
+//! *Invariant:* a time creates one run, also across daemons: the time is recorded after its work was started, and its runs are
+//! identified by the name and the time. A new `Schedule` starts at its next time, and not at times before its declaration.
+//! *Race:* the daemon dies before the time is recorded: the next daemon starts that time again, finds its runs, and creates a
+//! second restore point with the same name. *Race:* times pass while no daemon runs: the last time is started if its window
+//! is still open, unless the declaration has `missed: skip`.
 
-use crate::domain::message::run::RunCause;
 use std::{collections::BTreeSet, sync::Arc};
 
 use chrono::{DateTime, Utc};
@@ -26,26 +24,30 @@ use crate::{
     domain::{
         calendar::Calendar,
         declaration::schema::{Missed, Schedule, ScheduledRun},
+        message::run::RunCause,
     },
     model::{ComponentName, Digester, InstanceId},
 };
 
-/// How late a time may be begun and still is no missed one.
-const LATE: chrono::Duration = chrono::Duration::minutes(2);
+/// The delay after which a time counts as missed.
+const MISSED_AFTER: chrono::Duration = chrono::Duration::minutes(2);
 
-/// How many missed times are passed over at once; what is older is older than anybody cares.
+/// The number of missed times that are skipped in one step, which bounds the work after a long stop.
 const MISSED_MAX: usize = 10_000;
 
-/// The delay of one time: by its name and time, so that it is the same whoever asks.
+/// Returns the delay of a time, computed from the name and the time, so that every daemon has the same delay.
 fn jitter(name: &ComponentName, schedule: &Schedule, at: DateTime<Utc>) -> chrono::Duration {
-    let Some(most) = schedule.jitter else { return chrono::Duration::zero() };
+    let Some(limit) = schedule.jitter else { return chrono::Duration::zero() };
     let digest = Digester::new("jitter").field(name.as_str().as_bytes()).field(at.to_rfc3339().as_bytes()).finish();
     let number = digest.to_string().bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
-    chrono::Duration::seconds(i64::try_from(number % (most.as_seconds() + 1)).unwrap_or(0))
+    chrono::Duration::seconds(i64::try_from(number % (limit.as_seconds() + 1)).unwrap_or(0))
 }
 
 impl Triggers {
-    /// Begins what is due; answers when the next is.
+    /// Starts the due schedules. Returns the next due time.
+    ///
+    /// # Errors
+    /// None; a schedule that can't start is logged, and starts with the next timer.
     pub(crate) async fn begin_due_schedules(
         self: &Arc<Self>,
         now: DateTime<Utc>,
@@ -57,7 +59,7 @@ impl Triggers {
             match self.begin_if_due(&head, name, schedule, &calendar, now).await {
                 Ok(Some(at)) => next = Some(next.map_or(at, |next| next.min(at))),
                 Ok(None) => {}
-                // It is begun again with the next timer, and keeps the others from nothing.
+                // The next timer starts the schedule again; the other schedules continue.
                 Err(error) => {
                     tracing::warn!(kind = "schedule-failed", schedule = %name, error = crate::error_chain(&error), "a schedule could not begin")
                 }
@@ -74,16 +76,16 @@ impl Triggers {
         calendar: &Calendar,
         now: DateTime<Utc>,
     ) -> Result<Option<DateTime<Utc>>, Error> {
-        let fresh = ScheduleState { at: now, cron: schedule.cron.clone(), zone: schedule.time_zone.clone() };
+        let initial = ScheduleState { at: now, cron: schedule.cron.clone(), zone: schedule.time_zone.clone() };
         let known: Option<ScheduleState> =
             self.context.store.collection::<ScheduleState>().get(&name.to_string()).await?;
-        let Some(known) = known.filter(|known| known.cron == fresh.cron && known.zone == fresh.zone) else {
-            self.context.store.collection::<ScheduleState>().put(&name.to_string(), now, &fresh).await?;
+        let Some(known) = known.filter(|known| known.cron == initial.cron && known.zone == initial.zone) else {
+            self.context.store.collection::<ScheduleState>().put(&name.to_string(), now, &initial).await?;
             return Ok(calendar.next(now));
         };
         let begins = |at: DateTime<Utc>| at + jitter(name, schedule, at);
         let (mut due, mut next) = (None, now);
-        // A clock that was set back begins anew.
+        // After a clock was set back, the calendar starts at the current time.
         let mut after = known.at.min(now);
         for _ in 0..MISSED_MAX {
             match calendar.next(after) {
@@ -100,7 +102,7 @@ impl Triggers {
             self.context
                 .store
                 .collection::<ScheduleState>()
-                .put(&name.to_string(), now, &ScheduleState { at, ..fresh })
+                .put(&name.to_string(), now, &ScheduleState { at, ..initial })
                 .await?;
         }
         Ok(Some(next))
@@ -119,7 +121,7 @@ impl Triggers {
             .duration
             .and_then(|duration| chrono::Duration::from_std(duration.std()).ok())
             .map(|duration| at + duration);
-        let is_missed = now - begins > LATE;
+        let is_missed = now - begins > MISSED_AFTER;
         if until.is_some_and(|until| now >= until) || is_missed && schedule.missed == Missed::Skip {
             tracing::warn!(kind = "schedule-missed", schedule = %name, %at, "a time of a schedule passed while no daemon ran, and is skipped");
             return Ok(());
@@ -132,9 +134,10 @@ impl Triggers {
         let selected = self.planner.select(head, selector.as_ref(), &BTreeSet::new()).await?;
         let applied = self.context.store.applied_instances().await?;
         let suspended = self.source.suspensions(Some(head)).await?;
-        let acts = schedule.run != ScheduledRun::Drift;
-        let may = |id: &&InstanceId| applied.contains(*id) && !(acts && suspended.instance(id).is_some());
-        let selected: BTreeSet<InstanceId> = selected.iter().filter(may).cloned().collect();
+        let changes_targets = schedule.run != ScheduledRun::Drift;
+        let is_allowed =
+            |id: &&InstanceId| applied.contains(*id) && !(changes_targets && suspended.instance(id).is_some());
+        let selected: BTreeSet<InstanceId> = selected.iter().filter(is_allowed).cloned().collect();
         tracing::info!(kind = "schedule-due", schedule = %name, %at, run = ?schedule.run, instances = selected.len(), "a schedule is due");
         let cause = RunCause::Schedule(name.clone(), at);
         self.context.store.audit(now, "schedule", "begin", name.as_str(), &cause.to_string()).await?;
@@ -147,7 +150,7 @@ impl Triggers {
             ScheduledRun::Rebalance => {
                 let clusters = self.runs.clusters(&selected).await?;
                 for environment in environments(&clusters) {
-                    let word = RebalanceAuthorization {
+                    let authorization = RebalanceAuthorization {
                         because: cause.clone(),
                         principal: format!("schedule:{name}"),
                         command_id: Some(format!("schedule {name} {}", at.to_rfc3339())),
@@ -155,19 +158,19 @@ impl Triggers {
                         until,
                         by_schedule: true,
                     };
-                    self.runs.start_rebalance(head, &environment, &clusters, word).await?;
+                    self.runs.start_rebalance(head, &environment, &clusters, authorization).await?;
                 }
             }
             ScheduledRun::Backup => {
                 self.back_up(head, &self.runs.clusters(&selected).await?, at, &cause.to_string()).await?
             }
-            // These are refused where they are declared.
+            // Validation refuses these declarations.
             ScheduledRun::Rotate | ScheduledRun::Report => {}
         }
         Ok(())
     }
 
-    /// Makes restore points; one that can't be made is told, and keeps the others from nothing.
+    /// Creates restore points. A failure is logged and recorded, and does not stop the others.
     async fn back_up(
         self: &Arc<Self>,
         head: &Head,
@@ -185,7 +188,7 @@ impl Triggers {
                     continue;
                 }
             };
-            let said = match self.context.target.restore_point(&job, &name).await {
+            let message = match self.context.target.restore_point(&job, &name).await {
                 Ok(place) => {
                     tracing::info!(kind = "restore-point", instance = %id, name, place, "a restore point was created");
                     format!("`{name}` at {place}, {because}")
@@ -195,7 +198,10 @@ impl Triggers {
                     format!("none could be made, {because}: {}", error.line())
                 }
             };
-            self.context.store.audit(self.context.now(), "schedule", "restore-point", &id.to_string(), &said).await?;
+            self.context
+                .store
+                .audit(self.context.now(), "schedule", "restore-point", &id.to_string(), &message)
+                .await?;
         }
         Ok(())
     }

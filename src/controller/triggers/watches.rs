@@ -1,4 +1,4 @@
-//! Watches: the folder of a local repository, and changes that targets report.
+//! Watches the folder of a local repository, and the changes that targets report.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -9,7 +9,7 @@ use crate::controller::work_queue::{Reason, ReconcileRequest};
 
 impl Triggers {
     /// Watches a local repository: every change of its refs enqueues a fetch. Dropping the result ends the watch. Returns
-    /// `None` where nothing is to be watched or the system refuses; the repository is polled all the same.
+    /// `None` where no folder is configured or the watch fails; the repository is polled in both cases.
     pub(crate) fn watch_repository(&self) -> Option<notify::RecommendedWatcher> {
         let folder: PathBuf = self.context.settings.watch.clone()?;
         let git = if folder.join(".git").is_dir() { folder.join(".git") } else { folder };
@@ -36,7 +36,7 @@ impl Triggers {
         }
     }
 
-    /// Enqueues a drift check of each instance that a target reports as changed, for ever.
+    /// Enqueues a drift check of each instance that a target reports as changed, in an endless loop.
     pub(crate) async fn watch_targets(self: Arc<Self>) {
         loop {
             let id = self.context.target.changed().await;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::model::citus::{LayoutPlan, Load};
+use crate::model::layout::{LayoutPlan, Load};
 
 /// The width of a bar, in characters, for a node with twice the mean load or more.
 const BAR: usize = 20;
@@ -130,7 +130,7 @@ pub fn moves(plan: &LayoutPlan) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::citus::{MoveFigures, NodeLoad};
+    use crate::model::layout::{MoveFigures, NodeLoad};
 
     #[test]
     fn a_plan_is_drawn_and_said() {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::hosts::HostedNode;
 use crate::model::{
-    Action, Change, Digest, Digester, EnvironmentName, InstanceId, Revision, WaitingOn, citus::LayoutPlan,
+    Action, Change, Digest, Digester, EnvironmentName, InstanceId, Revision, WaitingOn, layout::LayoutPlan,
 };
 
 /// A plan of an environment: the actions in order, and the dependencies of instances.

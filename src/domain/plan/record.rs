@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     domain::declaration::schema::Component,
-    model::{Action, Digest, Drift, ResourceChange, Revision, RunId, WaitingOn, citus::LayoutPlan},
+    model::{Action, Digest, Drift, ResourceChange, Revision, RunId, WaitingOn, layout::LayoutPlan},
     ports::RecordedOutput,
 };
 

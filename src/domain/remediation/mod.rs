@@ -18,7 +18,7 @@ use crate::{
         plan::order,
     },
     model::{
-        Action, Change, ChangedBy, ComponentName, Digest, Digester, EnvironmentName, InstanceId, citus::LayoutPlan,
+        Action, Change, ChangedBy, ComponentName, Digest, Digester, EnvironmentName, InstanceId, layout::LayoutPlan,
     },
 };
 

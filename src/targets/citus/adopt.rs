@@ -4,12 +4,13 @@
 //! declared only by pins, so moves for balance can't be adopted.
 //! *Invariant:* comments stay unchanged, because single values are edited.
 
+use crate::targets::citus::placement::whole_name;
 use serde_json::Value;
 
 use super::declaration::Citus;
 use crate::{
     domain::remediation::edit::{Way, edit_component},
-    model::{Change, EnvironmentName, ResourceChange, citus::whole_name},
+    model::{Change, EnvironmentName, ResourceChange},
 };
 
 /// Returns a colocation name for a table: that of the table that it is colocated with, or a new one if that is not

@@ -10,6 +10,7 @@
 //! *Race:* the daemon stops. Its sessions end, but a move that Citus began continues and keeps its own lock. The next
 //! run waits for that lock, observes the cluster, and does the remaining steps.
 
+use crate::targets::citus::placement::{Address, TransferMode};
 use crate::targets::citus::work::CitusWork;
 use std::time::{Duration, Instant};
 
@@ -24,7 +25,7 @@ use super::{
 use crate::targets::citus::steps::Moving;
 use crate::targets::citus::steps::{Found, Step, Task};
 use crate::{
-    model::{Backoff, InstanceId, Retry, citus::Address},
+    model::{Backoff, InstanceId, Retry},
     ports::{Attached, Fence, Job, Observation, Prepared, Progress, ProgressEvent, TargetError, TargetErrorKind},
 };
 
@@ -349,8 +350,7 @@ impl Applying<'_> {
         if report["version"] != version.as_str() {
             return Ok(Some(format!("it has Citus {}, and the coordinator {version}", report["version"])));
         }
-        if self.work.moves.transfer_mode != crate::model::citus::TransferMode::BlockWrites && report["wal"] != "logical"
-        {
+        if self.work.moves.transfer_mode != TransferMode::BlockWrites && report["wal"] != "logical" {
             return Ok(Some(format!(
                 "it has `wal_level = {}`; set `logical` and restart it",
                 report["wal"].as_str().unwrap_or_default()

@@ -4,12 +4,9 @@
 //! *Invariant:* never changes a limit or a node. A pull request proposes more nodes.
 
 use super::{observe::Seen, rebalance::tenants};
+use crate::targets::citus::placement::{Capacity, CapacityWhen, Moves};
 use crate::targets::citus::steps::Memory;
-use crate::{
-    domain::message::layout::size,
-    model::citus::{Capacity, CapacityWhen, Moves},
-    ports::MoreCapacity,
-};
+use crate::{domain::message::layout::size, ports::MoreCapacity};
 
 /// The interval of stored samples, in seconds.
 const SAMPLE_EVERY: i64 = 3600;

@@ -1,5 +1,6 @@
 //! Defines the declaration of a Citus component: nodes, tables, schemas and shard placement.
 
+use crate::targets::citus::placement::{Address, Capacity, Moves, Pin, Placement, Schema, Table};
 use std::{collections::BTreeMap, sync::Arc};
 
 use schemars::JsonSchema;
@@ -9,10 +10,7 @@ use crate::domain::declaration::{
     node::{self, Node},
     walk::{Closure, Looked, Walk, WalkError, inside},
 };
-use crate::model::{
-    Digester, Place, Problem,
-    citus::{Address, Capacity, Moves, Pin, Placement, Schema, Table},
-};
+use crate::model::{Digester, Place, Problem};
 use crate::ports::{EntryKind, Files};
 
 /// The shard layout of a Citus cluster; everything undeclared stays unchanged.

@@ -8,11 +8,12 @@
 //! *Invariant:* no moves are planned while a node is inactive, because its shards can't be measured.
 
 use super::{rebalance, tables};
+use crate::targets::citus::placement::whole_name;
 use crate::targets::citus::steps::{
     Compared, Found, Step, Task, field, holds_shards, is_to_hold, is_to_hold_there, undeclared,
 };
 use crate::{
-    model::{Change, Drift, DriftField, DriftKind, ResourceChange, Retry, citus::whole_name},
+    model::{Change, Drift, DriftField, DriftKind, ResourceChange, Retry},
     ports::{Observation, TargetError, TargetErrorKind},
 };
 use serde_json::{Value, json};
@@ -260,6 +261,7 @@ pub fn of(observation: &Observation) -> Vec<Drift> {
             .collect(),
         changed_by: None,
         changed_at: None,
+        is_output: false,
     };
     observation.changes.iter().map(drift).collect()
 }

@@ -3,13 +3,11 @@
 //! The first declaration contains every worker, every distributed and reference table with its colocation, and every
 //! distributed schema. It sets `rebalance: report`, so that merging it changes nothing.
 
+use crate::targets::citus::placement::{Address, Placement, RebalanceMode, Schema, Table, table_name};
 use std::collections::BTreeMap;
 
 use super::observe::Seen;
-use crate::{
-    model::citus::{Address, Placement, RebalanceMode, Schema, Table, table_name},
-    targets::citus::declaration::{Citus, CitusNode, CitusNodeWith, Nodes},
-};
+use crate::targets::citus::declaration::{Citus, CitusNode, CitusNodeWith, Nodes};
 
 /// Returns the declaration of an observation, and notes on what it can't declare.
 pub(super) fn declared(seen: &Seen, connection: &str) -> (Citus, Vec<String>) {

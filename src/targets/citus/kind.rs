@@ -1,5 +1,6 @@
 //! Implements the target kind for Citus clusters.
 
+use crate::targets::citus::placement::table_name;
 use std::sync::Arc;
 
 use schemars::{Schema, SchemaGenerator};
@@ -19,7 +20,7 @@ use crate::{
         },
         kind::{Adoption, DeclaredNode, Edits, TargetKind, typed},
     },
-    model::{Action, Change, Drift, InstanceId, Problem, ResourceChange, citus::table_name, ids::Malformed},
+    model::{Action, Change, Drift, InstanceId, Problem, ResourceChange, ids::Malformed},
     ports::{Files, Observation},
 };
 

@@ -23,6 +23,7 @@ pub mod message;
 pub mod migrations;
 mod moving;
 pub mod observe;
+pub mod placement;
 pub mod plan;
 pub mod planner;
 pub mod rebalance;

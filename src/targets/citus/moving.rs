@@ -9,6 +9,7 @@
 //! *Race:* another session moved the group. A group at its destination is done; a group on a third node makes the plan
 //! stale.
 
+use crate::targets::citus::placement::Address;
 use std::{
     collections::BTreeSet,
     time::{Duration, Instant},
@@ -24,7 +25,7 @@ use super::{
 use crate::targets::citus::steps::Moving;
 use crate::{
     domain::message::layout::size,
-    model::{Backoff, Retry, citus::Address},
+    model::{Backoff, Retry},
     ports::{ProgressEvent, TargetError, TargetErrorKind},
 };
 

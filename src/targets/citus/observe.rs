@@ -7,6 +7,7 @@
 //! *Race:* a shard moves between the snapshot and the sizes. A placement without a size leads to another attempt, and
 //! finally to an error.
 
+use crate::targets::citus::placement::{Address, BalanceBy, table_name};
 use crate::targets::citus::work::CitusWork;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,10 +22,7 @@ use super::{
     catalog::{Catalog, NodeRow, PlacementRow, ShardRow, TableRow},
 };
 use crate::{
-    model::{
-        Backoff, Retry,
-        citus::{Address, BalanceBy, table_name},
-    },
+    model::{Backoff, Retry},
     ports::{TargetError, TargetErrorKind},
 };
 

@@ -10,6 +10,7 @@ use super::{
     plan::{MOVE, REBALANCE},
     planner::{self, Rebalance, Wanted},
 };
+use crate::targets::citus::placement::{BalanceBy, BalanceWord, Moves, RebalanceMode, TransferMode};
 use crate::targets::citus::planner::layout::{self, Balance, Because, Layout, Node, Placement};
 use crate::targets::citus::steps::Moving;
 use crate::targets::citus::steps::{
@@ -19,7 +20,7 @@ use crate::{
     domain::message::layout::{percent, size},
     model::{
         Change,
-        citus::{BalanceBy, BalanceWord, LayoutPlan, Load, MoveFigures, Moves, NodeLoad, RebalanceMode, TransferMode},
+        layout::{LayoutPlan, Load, MoveFigures, NodeLoad},
     },
 };
 use serde_json::json;

@@ -1,5 +1,6 @@
 //! Defines the steps that bring a cluster to its declaration, and the result of a comparison.
 
+use crate::targets::citus::placement::Address;
 use crate::targets::citus::work::CitusWork;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,10 +8,7 @@ use serde_json::Value;
 
 use super::{catalog::NodeRow, migrations::Migration, observe::Seen};
 use crate::{
-    model::{
-        Change, Field, ResourceChange, Retry,
-        citus::{Address, LayoutPlan},
-    },
+    model::{Change, Field, ResourceChange, Retry, layout::LayoutPlan},
     ports::{Observation, TargetError, TargetErrorKind},
 };
 

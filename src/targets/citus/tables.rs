@@ -4,15 +4,13 @@
 //! of the others.
 //! *Invariant:* a table is rewritten only if the declaration allows it.
 
+use crate::targets::citus::placement::{Table, whole_name};
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
 use super::catalog::TableRow;
-use crate::model::{
-    Change,
-    citus::{Table, whole_name},
-};
+use crate::model::Change;
 use crate::targets::citus::steps::{Compared, Found, Task, field};
 
 /// Adds steps for tables that are missing or differ from their declarations.

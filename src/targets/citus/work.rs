@@ -1,16 +1,13 @@
 //! Defines the work of a Citus component, with all inputs resolved.
 
+use crate::targets::citus::placement::{Address, Capacity, Moves, Pin, Placement, Table};
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 use super::declaration::{Citus, CitusNode};
 use crate::{
     domain::kind::typed,
-    model::{
-        Action, Retry,
-        citus::{Address, Capacity, Moves, Pin, Placement, Table},
-        ids::Malformed,
-    },
+    model::{Action, Retry, ids::Malformed},
     ports::{Job, TargetError, TargetErrorKind, join},
 };
 

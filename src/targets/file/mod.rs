@@ -77,6 +77,7 @@ impl TargetKind for File {
             fields: change.fields.iter().map(field).collect(),
             changed_by: None,
             changed_at: None,
+            is_output: false,
         };
         observation.changes.iter().map(drift).collect()
     }

@@ -48,6 +48,7 @@ pub fn of(observation: &Observation) -> Vec<Drift> {
                 },
                 changed_by: by.map(|by| by.manager.clone()),
                 changed_at: by.and_then(|by| by.at),
+                is_output: false,
             }
         })
         .collect()

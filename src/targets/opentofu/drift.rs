@@ -29,6 +29,7 @@ pub fn of(observation: &Observation) -> Vec<Drift> {
             fields: shown(resource),
             changed_by: None,
             changed_at: None,
+            is_output: resource.r#type == "output",
         })
     });
     revertible.chain(observation.adopt_only.iter().cloned()).collect()
@@ -92,6 +93,7 @@ pub(super) fn adopt_only(plan: &PlanJson, changes: &[ResourceChange], seal: &Sea
                 fields: fields.collect(),
                 changed_by: None,
                 changed_at: None,
+                is_output: false,
             })
         })
         .collect()
