@@ -36,7 +36,7 @@ const MISSED_AFTER: chrono::Duration = chrono::Duration::minutes(2);
 const MISSED_MAX: usize = 10_000;
 
 /// Returns the delay of a time, computed from the name and the time, so that every daemon has the same delay.
-fn jitter(name: &ComponentName, schedule: &Schedule, at: DateTime<Utc>) -> chrono::Duration {
+pub(super) fn jitter(name: &ComponentName, schedule: &Schedule, at: DateTime<Utc>) -> chrono::Duration {
     let Some(limit) = schedule.jitter else { return chrono::Duration::zero() };
     let digest = Digester::new("jitter").field(name.as_str().as_bytes()).field(at.to_rfc3339().as_bytes()).finish();
     let number = digest.to_string().bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
