@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn masks_what_it_was_told_and_nothing_else() {
+    fn masks_only_registered_secrets() {
         let redactor = Redactor::default();
         redactor
             .learn(&serde_json::json!({"password": "hunter22", "lines": ["first-line\nsecond-line"], "flag": true}));

@@ -1,8 +1,8 @@
 //! Decides whether the reviews of a pull request are the approvals that a command needs (R3.6).
 //!
-//! A review counts if all of these are true: the reviewer is one of the required subjects and not the author, the
-//! review is the reviewer's latest one, it is on the present head, and it followed a plan that covers the present plan.
-//! Never queries the forge.
+//! A review counts if all of these are true: the reviewer is one of the required subjects and not the author, the review
+//! is the reviewer's latest one, it is on the present head, and a plan that covers the present plan was shown for a
+//! minimum time before it. Never queries the forge.
 
 use std::collections::BTreeMap;
 
@@ -34,7 +34,7 @@ pub struct Given {
     pub head: Revision,
     /// The time of the review.
     pub at: DateTime<Utc>,
-    /// Whether the plan at the time of the review covers the present plan.
+    /// Whether the plan that the reviewer could read, shown for a minimum time before the review, covers the present plan.
     pub covers: bool,
 }
 
@@ -66,8 +66,8 @@ pub enum MissingApprovals {
 /// Returns the missing approvals; `None` if none is missing.
 pub fn missing(needs: &[&Approvals], pull: PullNumber, head: &Revision, given: &[Given]) -> Option<MissingApprovals> {
     needs.iter().find_map(|needs| {
-        let asked = |review: &&Given| needs.from.is_empty() || needs.from.iter().any(|to| review.by.is(to));
-        let reviews: Vec<&Given> = given.iter().filter(asked).collect();
+        let is_required = |review: &&Given| needs.from.is_empty() || needs.from.iter().any(|to| review.by.is(to));
+        let reviews: Vec<&Given> = given.iter().filter(is_required).collect();
         let counts = |review: &Given| review.head == *head && review.covers;
         let count = reviews.iter().filter(|review| counts(review)).count();
         if count >= needs.count as usize {

@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_and_names_of_days_mean_what_people_mean() {
+    fn numbers_and_names_of_days_follow_cron() {
         check("0 9 * * 1", "UTC", "2026-11-20T00:00:00Z", &["2026-11-23T09:00:00+00:00"]);
         check("0 9 * * 0", "UTC", "2026-11-20T00:00:00Z", &["2026-11-22T09:00:00+00:00"]);
         check("0 9 * * 7", "UTC", "2026-11-20T00:00:00Z", &["2026-11-22T09:00:00+00:00"]);
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_is_wrong() {
+    fn reports_invalid_expressions() {
         let why = |line: &str, zone| Calendar::new(line, zone).unwrap_err().to_string();
         insta::assert_snapshot!(why("* * *", None), @"`* * *` is not a cron line: it has 3 fields and needs 5 (minute hour day month weekday)");
         insta::assert_snapshot!(why("0 0 31 2 *", None), @"`0 0 31 2 *` is not a cron line: no day ever fits");

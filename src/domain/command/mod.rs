@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_was_meant() {
+    fn replies_to_invalid_commands() {
         insta::assert_snapshot!(check("/aply staging"), @"! `/aply` is not a command; did you mean `/apply`? `/help` lists the commands.");
         insta::assert_snapshot!(check("/rotate"), @"! `/rotate` is not available in this version; `/help` lists the commands.");
         insta::assert_snapshot!(check("/apply --now"), @"! `--now` is not an option of `/apply`; leave it out.");

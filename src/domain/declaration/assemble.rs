@@ -1,4 +1,4 @@
-//! Combines the documents of a revision: resolves names, builds edges, and finds problems between files.
+//! Combines the documents of a revision: resolves names and builds edges between instances.
 //!
 //! Decides which of several documents with one name counts, and converts names to edges. *Invariant:* never drops a
 //! problem.

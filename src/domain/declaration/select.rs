@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn selects_what_it_says() {
+    fn selects_matching_instances() {
         for (text, id, expected) in [
             ("staging", "staging/network", true),
             ("staging", "dev/network", false),
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_is_wrong() {
+    fn reports_invalid_selectors() {
         let why = |text: &str| text.parse::<Selector>().unwrap_err().why;
         insta::assert_snapshot!(why(""), @"it is empty");
         insta::assert_snapshot!(why("staging dev"), @"`dev` stands after its end; join parts with `and` or `or`");

@@ -144,7 +144,7 @@ pub fn conflict(message: &str, what: &str) -> String {
 /// A note above the plan in a comment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
-    /// Whether the plan can't run as it is.
+    /// Whether the plan is blocked and can't run.
     pub fatal: bool,
     /// The text, without a full stop.
     pub message: String,

@@ -1,4 +1,4 @@
-//! Defines the reasons for which an instance does not change, for `evenkeel explain`, each with its rule.
+//! Defines the reasons for which an instance does not change, as `evenkeel explain` prints them.
 
 use std::fmt;
 
@@ -61,16 +61,16 @@ pub enum DriftExplanation {
     },
     /// The remediation is merged and waits, with the reason if one is recorded.
     RemediationWaits(Option<String>),
-    /// Head declares what was observed.
+    /// Head declares the observed values.
     DeclaredAtHead(EnvironmentName),
     /// A pull request proposes to revert or to adopt.
     Proposed {
         /// The pull request.
         pull: PullNumber,
-        /// Whether it adopts.
+        /// Whether the pull request adopts.
         adopts: bool,
     },
-    /// No apply would change it.
+    /// No apply would change the drift.
     NotRevertible,
     /// `drift.mode: report`.
     ReportOnly,
@@ -82,7 +82,7 @@ pub enum DriftExplanation {
     ProposalComes,
 }
 
-/// A sentence and an optional remark behind it.
+/// Writes a sentence and an optional remark after it.
 fn with(f: &mut fmt::Formatter<'_>, sentence: &str, remark: &str) -> fmt::Result {
     if remark.is_empty() { f.write_str(sentence) } else { write!(f, "{sentence} {remark}") }
 }

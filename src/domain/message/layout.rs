@@ -133,7 +133,7 @@ mod tests {
     use crate::model::layout::{MoveFigures, NodeLoad};
 
     #[test]
-    fn a_plan_is_drawn_and_said() {
+    fn a_plan_is_drawn_and_summarized() {
         let gib = |count: u64| Load { load: count << 30, bytes: count << 30 };
         let node = |at: usize, before, after| NodeLoad {
             node: format!("10.0.0.{at}:5432"),

@@ -560,7 +560,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn r6_10_a_refusal_says_what_was_not_done_and_how_to_go_on() {
+    fn r6_10_a_refusal_names_the_refused_effect_and_a_solution() {
         let id: InstanceId = "staging/app".parse().unwrap();
         let refusal = Refusal::RunInProgress { verb: Verb::Unlock, run: RunId(7), id: Some(id) };
         let text =

@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn protect_covers_an_address_and_what_is_inside() {
+    fn protect_covers_an_address_and_everything_inside() {
         assert!(protects("a.b", "a.b"));
         assert!(protects("a.b", "a.b[0]"));
         assert!(protects("module.nat", "module.nat.a.b"));

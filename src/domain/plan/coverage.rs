@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn r2_4_what_is_covered_and_what_is_not() {
+    fn r2_4_only_shown_changes_are_covered() {
         let approved = [action("update", &[("/x", json!(1), json!(2)), ("/id", json!("i"), json!("?"))])];
         let check = |fresh: Action| covers(&approved, &[fresh]).map_err(|gap| gap.to_string());
         assert_eq!(check(action("update", &[("/x", json!(1), json!(2))])), Ok(()));
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn r2_4_what_was_deleted_to_be_made_again_may_be_made() {
+    fn r2_4_an_interrupted_replacement_may_create_the_resource() {
         let action_of = |r#do: &str, change: &str| Action {
             r#do: r#do.into(),
             effect: crate::model::Effect { atomic: r#do == "tofu.apply", ..Default::default() },

@@ -110,10 +110,10 @@ pub enum HostViolation {
 ///
 /// # Errors
 /// When it is not known which hosts would be removed.
-pub fn removed_hosts<'c>(carried: &'c [HostedNode], actions: &[Action]) -> Result<Vec<&'c HostedNode>, HostViolation> {
+pub fn removed_hosts<'c>(nodes: &'c [HostedNode], actions: &[Action]) -> Result<Vec<&'c HostedNode>, HostViolation> {
     let resources: Vec<&ResourceChange> = actions.iter().flat_map(|action| &action.resources).collect();
     let mut removed: Vec<&HostedNode> = vec![];
-    for hosted in carried {
+    for hosted in nodes {
         let is_removed = match &hosted.by {
             Some(by) => resources.iter().any(|resource| removes_host(resource, by, &hosted.node)),
             None => hosted.vanishes,
@@ -124,10 +124,10 @@ pub fn removed_hosts<'c>(carried: &'c [HostedNode], actions: &[Action]) -> Resul
     }
     // If hosts are not declared, a destroyed resource is accepted only if a node leaves the node list for it, one for
     // one.
-    let without_host: Vec<&HostedNode> = carried.iter().filter(|hosted| hosted.by.is_none()).collect();
+    let without_host: Vec<&HostedNode> = nodes.iter().filter(|hosted| hosted.by.is_none()).collect();
     let has_nodes = |resource: &ResourceChange| {
         let resource = address(&resource.resource);
-        carried.iter().any(|hosted| hosted.by.as_ref().is_some_and(|by| protects(&address(by), &resource)))
+        nodes.iter().any(|hosted| hosted.by.as_ref().is_some_and(|by| protects(&address(by), &resource)))
     };
     let unmatched: Vec<&&ResourceChange> =
         resources.iter().filter(|resource| destroys(resource) && !has_nodes(resource)).collect();
@@ -169,9 +169,9 @@ pub fn drain_actions(id: &InstanceId, removed: &[&HostedNode]) -> Vec<Action> {
 }
 
 /// Returns the first host that a complete plan would remove under a node that is not drained before.
-pub fn violation(carried: &[HostedNode], actions: &[Action]) -> Option<HostViolation> {
+pub fn violation(nodes: &[HostedNode], actions: &[Action]) -> Option<HostViolation> {
     let own: Vec<Action> = actions.iter().filter(|action| action.r#do != VACATE).cloned().collect();
-    let removed = match removed_hosts(carried, &own) {
+    let removed = match removed_hosts(nodes, &own) {
         Ok(removed) => removed,
         Err(violation) => return Some(violation),
     };
@@ -219,14 +219,14 @@ mod tests {
         }
     }
 
-    fn carried(node: &str, by: Option<&str>, vanishes: bool) -> HostedNode {
+    fn hosted_node(node: &str, by: Option<&str>, vanishes: bool) -> HostedNode {
         HostedNode { node: node.into(), cluster: "dev/shards".parse().unwrap(), by: by.map(Into::into), vanishes }
     }
 
     #[test]
-    fn what_carries_a_node_is_taken_away_after_the_node() {
+    fn a_host_is_removed_after_its_node() {
         let vm = |at: usize| {
-            carried(&format!("10.0.0.{at}:5432"), Some(&format!("google_compute_instance.worker[{at}]")), false)
+            hosted_node(&format!("10.0.0.{at}:5432"), Some(&format!("google_compute_instance.worker[{at}]")), false)
         };
         let nodes = [vm(1), vm(2)];
         let id: InstanceId = "dev/vm".parse().unwrap();
@@ -249,9 +249,10 @@ mod tests {
     }
 
     #[test]
-    fn a_set_that_shrinks_takes_its_last_pods_away() {
-        let pod =
-            |at: usize| carried(&format!("worker-{at}.workers.data.svc:5432"), Some("StatefulSet/data/worker"), false);
+    fn a_smaller_stateful_set_removes_its_last_pods() {
+        let pod = |at: usize| {
+            hosted_node(&format!("worker-{at}.workers.data.svc:5432"), Some("StatefulSet/data/worker"), false)
+        };
         let nodes = [pod(0), pod(1), pod(2)];
         let shrinks = change("StatefulSet.apps/data/worker", Change::Update, Some((3, 1)));
         let removed: Vec<&str> =
@@ -266,8 +267,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_refused_or_told_by_the_list() {
-        let nodes = [carried("10.0.0.1:5432", None, false), carried("10.0.0.2:5432", None, true)];
+    fn unknown_hosts_are_refused_or_matched_with_removed_nodes() {
+        let nodes = [hosted_node("10.0.0.1:5432", None, false), hosted_node("10.0.0.2:5432", None, true)];
         let destroy = change("vm[1]", Change::Destroy, None);
         let removed = removed_hosts(&nodes, std::slice::from_ref(&destroy)).unwrap();
         assert_eq!(removed.iter().map(|hosted| hosted.node.as_str()).collect::<Vec<_>>(), ["10.0.0.2:5432"]);

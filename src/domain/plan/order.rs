@@ -57,7 +57,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
         #[test]
-        fn every_instance_comes_after_what_it_depends_on(pairs in proptest::collection::vec((0_usize..40, 0_usize..40), 0..120)) {
+        fn every_instance_comes_after_its_dependencies(pairs in proptest::collection::vec((0_usize..40, 0_usize..40), 0..120)) {
             let mut edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> = (0..40).map(|n| (id(n), BTreeSet::new())).collect();
             for (a, b) in pairs {
                 if a != b {

@@ -1,4 +1,4 @@
-//! Compares head with the applied records, and finds dependents of applied instances (R1.4, R1.9, R1.10).
+//! Compares head with the applied records, and finds dependents of instances (R1.4, R1.9, R1.10).
 
 use std::collections::{BTreeMap, BTreeSet};
 
