@@ -85,7 +85,7 @@ impl Authorization {
     /// Returns the missing approvals of a command on instances of a plan.
     ///
     /// # Errors
-    /// When the forge, the repository or the store does not answer.
+    /// When the forge, the repository or the store fails.
     pub(crate) async fn missing_approvals(
         self: &Arc<Self>,
         head: &Head,
@@ -159,7 +159,7 @@ impl Authorization {
     /// of its head covers the plan.
     ///
     /// # Errors
-    /// When the forge, the repository or the store does not answer.
+    /// When the forge, the repository or the store fails.
     pub(crate) async fn missing_approvals_of_remediation(
         self: &Arc<Self>,
         head: &Head,
@@ -209,7 +209,7 @@ impl Authorization {
     /// Returns the missing approvals of a pull request for the protected paths that it changes.
     ///
     /// # Errors
-    /// When the forge, the repository or the store does not answer.
+    /// When the forge, the repository or the store fails.
     pub(crate) async fn missing_approvals_of_paths(
         self: &Arc<Self>,
         base: &Head,
@@ -241,9 +241,9 @@ impl Authorization {
         let in_force =
             self.source.guards(head).await?.rights.into_values().flatten().flat_map(|rights| rights.guard.teams);
         for (name, team) in declared.chain(in_force) {
-            let known = teams.entry(name).or_default();
-            if !known.contains(&team) {
-                known.push(team);
+            let definitions = teams.entry(name).or_default();
+            if !definitions.contains(&team) {
+                definitions.push(team);
             }
         }
         Ok(teams)
@@ -252,7 +252,7 @@ impl Authorization {
     /// Returns the principal of a login, with its level and teams on the forge.
     ///
     /// # Errors
-    /// When the forge, the repository or the store does not answer.
+    /// When the forge, the repository or the store fails.
     pub(crate) async fn principal_of(self: &Arc<Self>, head: &Head, login: &str) -> Result<Principal, Error> {
         let Some(forge) = &self.context.forge else {
             return Err(Error::Refused(Refusal::NoForge));

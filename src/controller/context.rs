@@ -32,7 +32,7 @@ pub struct Settings {
     pub poll: Duration,
     /// The folder of a local repository, which is watched for changes.
     pub watch: Option<PathBuf>,
-    /// The name under which the lease is held, unique per process.
+    /// The name of this process as the holder of the lease, unique per process.
     pub holder: String,
     /// The length of a lease without a renewal.
     pub lease: Duration,

@@ -32,7 +32,7 @@ impl Merges {
     /// Starts the authorised work of an environment, and enqueues the plan of instances that wait for a command.
     ///
     /// # Errors
-    /// When the forge, the repository or the store does not answer; the timers enqueue the request again.
+    /// When the forge, the repository or the store fails; the timers enqueue the request again.
     pub(crate) async fn reconcile(self: &Arc<Self>, environment: &EnvironmentName) -> Result<(), Error> {
         let Some(head) = self.source.head() else { return Ok(()) };
         let Some(declared) = head.desired.environments.get(environment).cloned() else { return Ok(()) };

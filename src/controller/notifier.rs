@@ -53,7 +53,7 @@ impl Notifier {
     /// Delivers the due messages.
     ///
     /// # Errors
-    /// When the store does not answer. A failure of the forge is recorded, and the message is sent again later.
+    /// When the store fails. A failure of the forge is recorded, and the message is sent again later.
     pub(crate) async fn deliver(self: &Arc<Self>) -> Result<(), Error> {
         let Some(forge) = self.context.forge.clone() else { return Ok(()) };
         loop {
@@ -99,7 +99,7 @@ impl Notifier {
     /// Queues a comment on a pull request under a marker. Replaces an earlier comment with the same marker.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(crate) async fn comment_on(
         self: &Arc<Self>,
         pull: PullNumber,
@@ -117,7 +117,7 @@ impl Notifier {
     /// Queues a status of a commit.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(crate) async fn set_status(
         self: &Arc<Self>,
         revision: &Revision,

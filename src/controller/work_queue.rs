@@ -158,7 +158,7 @@ struct State {
     waiting: BTreeMap<ReconcileRequest, Reason>,
     running: BTreeSet<ReconcileRequest>,
     /// Requests for running subjects, which start when the running request ends.
-    again: BTreeMap<ReconcileRequest, Reason>,
+    requeued: BTreeMap<ReconcileRequest, Reason>,
     /// The reason of the last request of each instance.
     last: BTreeMap<InstanceId, Reason>,
 }
@@ -166,7 +166,7 @@ struct State {
 /// The queue.
 #[derive(Default)]
 pub struct WorkQueue {
-    /// A request is in at most one of `waiting` and `running`; `again` holds requests that are in `running`.
+    /// A request is in at most one of `waiting` and `running`; `requeued` contains only requests in `running`.
     state: Mutex<State>,
     changed: Notify,
 }
@@ -180,7 +180,7 @@ impl WorkQueue {
                 state.last.insert(id.clone(), reason);
             }
             if state.running.contains(&request) {
-                state.again.insert(request, reason);
+                state.requeued.insert(request, reason);
             } else {
                 state.waiting.entry(request).or_insert(reason);
             }
@@ -246,7 +246,7 @@ impl WorkQueue {
         {
             let mut state = self.state.lock();
             state.running.remove(request);
-            if let Some(reason) = state.again.remove(request) {
+            if let Some(reason) = state.requeued.remove(request) {
                 state.waiting.insert(request.clone(), reason);
             }
         }
@@ -272,7 +272,7 @@ impl WorkQueue {
     /// Whether a request waits.
     pub fn is_waiting(&self, request: &ReconcileRequest) -> bool {
         let state = self.state.lock();
-        state.waiting.contains_key(request) || state.again.contains_key(request)
+        state.waiting.contains_key(request) || state.requeued.contains_key(request)
     }
 
     /// Why an instance was requested last.
@@ -283,7 +283,7 @@ impl WorkQueue {
     /// Returns the number of waiting and of running requests.
     pub fn depth(&self) -> (usize, usize) {
         let state = self.state.lock();
-        (state.waiting.len() + state.again.len(), state.running.len())
+        (state.waiting.len() + state.requeued.len(), state.running.len())
     }
 }
 
@@ -322,11 +322,11 @@ mod tests {
     async fn a_request_that_is_taken_excludes_the_queue() {
         let queue = WorkQueue::default();
         queue.enqueue(ReconcileRequest::Source, Reason::Poll);
-        let taken = queue.take(ReconcileRequest::Source).await;
+        let running = queue.take(ReconcileRequest::Source).await;
         assert_eq!(queue.next_now(), None, "it was waiting, and runs now");
         queue.enqueue(ReconcileRequest::Source, Reason::Webhook);
         assert_eq!(queue.next_now(), None, "it runs once at a time");
-        drop(taken);
+        drop(running);
         assert_eq!(queue.next_now(), Some((ReconcileRequest::Source, Reason::Webhook)));
     }
 }

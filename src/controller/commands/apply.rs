@@ -58,7 +58,7 @@ impl Commands {
     /// `/apply` on a pull request.
     ///
     /// # Errors
-    /// [`Error::Refused`] with the reason; else when the forge, the repository or the store does not answer.
+    /// [`Error::Refused`] with the reason; else when the forge, the repository or the store fails.
     pub(super) async fn apply_pull(
         self: &Arc<Self>,
         head: &Arc<Head>,
@@ -270,7 +270,7 @@ impl Commands {
     /// Applies the pending instances that a selector matches, for the API. The digest names the plan that the principal read.
     ///
     /// # Errors
-    /// [`Error::Refused`] with the reason; else when the forge, the repository or the store does not answer.
+    /// [`Error::Refused`] with the reason; else when the forge, the repository or the store fails.
     pub async fn apply_now(
         self: &Arc<Self>,
         selector: Option<&Selector>,

@@ -24,7 +24,7 @@ impl Commands {
     /// Syncs one pull request, plans it where that is due, and executes the commands of its new comments.
     ///
     /// # Errors
-    /// When the forge, the repository or the store does not answer; the next sync goes on from there.
+    /// When the forge, the repository or the store fails; the next sync continues.
     pub(crate) async fn handle_pull_request(self: &Arc<Self>, number: PullNumber) -> Result<(), Error> {
         let Some(synced) = self.pull_requests.sync(number).await? else { return Ok(()) };
         self.read_comments(&synced.head, &synced.tracked).await?;
@@ -34,7 +34,7 @@ impl Commands {
     /// Returns the time at which the store was created. Commands in older comments are not executed.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(crate) async fn store_created_at(&self) -> Result<chrono::DateTime<chrono::Utc>, Error> {
         let bytes = self.context.store.meta("born", || self.context.now().to_rfc3339().into_bytes()).await?;
         Ok(String::from_utf8_lossy(&bytes).parse().unwrap_or_else(|_| self.context.now()))
@@ -79,15 +79,15 @@ impl Commands {
         let head = &newest;
         if written.created_at < store_created_at {
             if tracked.pull.open {
-                self.answer(tracked, written, &Answer::OlderThanStore.to_string()).await?;
+                self.reply(tracked, written, &Answer::OlderThanStore.to_string()).await?;
             }
             return Ok(());
         }
         if written.updated_at > written.created_at {
-            return self.answer(tracked, written, &Answer::Edited.to_string()).await;
+            return self.reply(tracked, written, &Answer::Edited.to_string()).await;
         }
         let before_merge = self.was_before_merge(tracked, written).await?;
-        let mut answers = vec![];
+        let mut replies = vec![];
         for (at, command) in commands.into_iter().enumerate() {
             let command_id = format!("comment/{}/{at}", written.id);
             let executed =
@@ -117,16 +117,16 @@ impl Commands {
                 },
             };
             if !message.is_empty() {
-                answers.push(message);
+                replies.push(message);
             }
         }
-        if !answers.is_empty() {
-            self.answer(tracked, written, &answers.join("\n\n")).await?;
+        if !replies.is_empty() {
+            self.reply(tracked, written, &replies.join("\n\n")).await?;
         }
         Ok(())
     }
 
-    /// Returns the answer of a command that was executed and not answered before a crash; `None` if it had no effect.
+    /// Returns the reply to a command that was executed, and not replied to, before a crash; `None` if it had no effect.
     async fn executed_before_crash(
         &self,
         written: &Comment,
@@ -174,7 +174,8 @@ impl Commands {
         Ok(commit.is_some_and(|commit| written.created_at < commit.at))
     }
 
-    async fn answer(self: &Arc<Self>, tracked: &TrackedPullRequest, to: &Comment, message: &str) -> Result<(), Error> {
+    /// Queues the reply to a comment.
+    async fn reply(self: &Arc<Self>, tracked: &TrackedPullRequest, to: &Comment, message: &str) -> Result<(), Error> {
         self.notifier
             .comment_on(tracked.pull.number, &format!("answer to={}", to.id), &comment::answer(to.id, message), None)
             .await

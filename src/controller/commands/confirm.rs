@@ -22,7 +22,7 @@ impl Commands {
     /// `/confirm`: pins the observed identity of the selected instances instead of the recorded identity.
     ///
     /// # Errors
-    /// [`Error::Refused`] where no selected instance has another identity; else when the store does not answer.
+    /// [`Error::Refused`] where no selected instance has another identity; else when the store fails.
     pub(super) async fn confirm(
         self: &Arc<Self>,
         selected: &BTreeSet<InstanceId>,

@@ -1,4 +1,4 @@
-//! Executes `/destroy`: publishes the plan that destroys orphans, and runs a plan that the command names by digest (R1.9).
+//! Executes `/destroy`: plans to destroy orphans, and runs a plan with a named digest (R1.9).
 //!
 //! *Invariant:* a declared instance is never destroyed.
 //! *Race:* an orphan is declared again after the command: the run fails before its first effect.
@@ -30,7 +30,7 @@ impl Commands {
     /// `/destroy`: returns the plans without a named digest, and starts the runs of the plans with one.
     ///
     /// # Errors
-    /// [`Error::Refused`] with the reason; else when the repository or the store does not answer.
+    /// [`Error::Refused`] with the reason; else when the repository or the store fails.
     pub(super) async fn destroy(
         self: &Arc<Self>,
         head: &Arc<Head>,

@@ -29,7 +29,7 @@ impl Commands {
     /// `/drift`: checks the selected instances and returns their verdicts.
     ///
     /// # Errors
-    /// [`Error::Refused`] with the reason; else when the store does not answer.
+    /// [`Error::Refused`] with the reason; else when the store fails.
     pub(super) async fn check_drift(
         self: &Arc<Self>,
         head: &Arc<Head>,
@@ -57,7 +57,7 @@ impl Commands {
     /// Checks the selected instances for drift, and plans their environments, for the API.
     ///
     /// # Errors
-    /// [`Error::Refused`] with the reason; else when the repository or the store does not answer.
+    /// [`Error::Refused`] with the reason; else when the repository or the store fails.
     pub async fn check_drift_of(
         self: &Arc<Self>,
         selector: Option<&Selector>,
@@ -75,7 +75,7 @@ impl Commands {
     /// of a possible cause takes longer than `PROPOSE_WAIT`.
     ///
     /// # Errors
-    /// When the forge or the store does not answer.
+    /// When the forge or the store fails.
     pub async fn propose_drift(self: &Arc<Self>, instances: &BTreeSet<InstanceId>) -> Result<(), Error> {
         let until = tokio::time::Instant::now() + PROPOSE_WAIT;
         for environment in environments(instances) {

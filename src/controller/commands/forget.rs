@@ -18,7 +18,7 @@ impl Commands {
     /// `/forget`: removes the records of the selected orphans. Their resources still exist and are no longer managed.
     ///
     /// # Errors
-    /// [`Error::Refused`] where an instance is declared or in an open run; else when the store does not answer.
+    /// [`Error::Refused`] where an instance is declared or in an open run; else when the store fails.
     pub(super) async fn forget(
         self: &Arc<Self>,
         head: &Arc<Head>,

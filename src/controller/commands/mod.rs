@@ -1,6 +1,6 @@
 //! Executes commands from comments, the command line and the API (R6.9). One file for each command.
 //!
-//! A command resolves its selector, asks the authorization controller, and calls another controller.
+//! A command resolves its selector, checks the permissions of the principal, and calls another controller.
 //!
 //! *Invariant:* no command acts before the authorization controller allows it. Every refusal contains a reason and a hint,
 //! and is never reported as a success (R6.10).
@@ -100,7 +100,7 @@ impl Commands {
     /// Executes a command, for the API.
     ///
     /// # Errors
-    /// [`Error::Refused`] with the reason; else when the forge, the repository or the store does not answer.
+    /// [`Error::Refused`] with the reason; else when the forge, the repository or the store fails.
     pub async fn execute(self: &Arc<Self>, command: &Command, who: &Principal) -> Result<CommandOutcome, Error> {
         let head = self.source.loaded_head()?;
         self.execute_on(&head, command, who, None).await

@@ -28,7 +28,7 @@ impl Commands {
     /// `/plan`: enqueues a new plan of a pull request.
     ///
     /// # Errors
-    /// [`Error::Refused`] with the reason; else when the store does not answer.
+    /// [`Error::Refused`] with the reason; else when the store fails.
     pub(super) async fn replan(
         self: &Arc<Self>,
         head: &Arc<Head>,
@@ -59,7 +59,7 @@ impl Commands {
     /// Plans the pending instances that a selector matches, by environment, for the API.
     ///
     /// # Errors
-    /// [`Error::Refused`] with the reason; else when the repository or the store does not answer.
+    /// [`Error::Refused`] with the reason; else when the repository or the store fails.
     pub async fn plan_now(self: &Arc<Self>, selector: Option<&Selector>, who: &Principal) -> Result<Vec<Plan>, Error> {
         let (head, selected) = self.resolve_allowed(selector, Verb::Plan, who).await?;
         let mut plans = vec![];

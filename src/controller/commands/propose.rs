@@ -37,7 +37,7 @@ impl Commands {
     /// Opens a pull request for each environment in which a selector matches pending instances.
     ///
     /// # Errors
-    /// When no instance matches or is pending, the plan is not complete, or the forge does not answer.
+    /// When no instance matches or is pending, the plan is not complete, or the forge fails.
     pub async fn propose_apply(
         self: &Arc<Self>,
         selector: Option<&Selector>,

@@ -20,7 +20,7 @@ impl Commands {
     /// `/rebalance`: creates one run for each environment of the selected clusters.
     ///
     /// # Errors
-    /// [`Error::Refused`] where no cluster is selected or an environment is suspended; else when the store does not answer.
+    /// [`Error::Refused`] where no cluster is selected or an environment is suspended; else when the store fails.
     pub(super) async fn rebalance(
         self: &Arc<Self>,
         head: &Arc<Head>,

@@ -26,7 +26,7 @@ impl Commands {
     /// `/apply` on the pull request of a remediation: runs that remediation, never the pending changes of head (R4.2).
     ///
     /// # Errors
-    /// [`Error::Refused`] with the reason; else when the forge, the repository or the store does not answer.
+    /// [`Error::Refused`] with the reason; else when the forge, the repository or the store fails.
     pub(super) async fn apply_remediation(
         self: &Arc<Self>,
         head: &Arc<Head>,
@@ -86,7 +86,7 @@ impl Commands {
     /// Runs a merged remediation by its name, for the API.
     ///
     /// # Errors
-    /// [`Error::Refused`] with the reason; else when the forge, the repository or the store does not answer.
+    /// [`Error::Refused`] with the reason; else when the forge, the repository or the store fails.
     pub(super) async fn apply_named_remediation(
         self: &Arc<Self>,
         head: &Arc<Head>,

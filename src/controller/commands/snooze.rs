@@ -26,7 +26,7 @@ impl Commands {
     /// `/snooze`: excludes the observed drift of the selected instances from proposals, for a time.
     ///
     /// # Errors
-    /// [`Error::Refused`] where no selected instance drifts; else when the store does not answer.
+    /// [`Error::Refused`] where no selected instance drifts; else when the store fails.
     pub(super) async fn snooze_drift(
         self: &Arc<Self>,
         selected: &BTreeSet<InstanceId>,

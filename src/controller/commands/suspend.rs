@@ -36,7 +36,7 @@ impl Commands {
     /// `/suspend`: suspends a whole environment where the selector names an environment, and else the selected instances.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(super) async fn suspend(
         self: &Arc<Self>,
         selected: &BTreeSet<InstanceId>,
@@ -58,7 +58,7 @@ impl Commands {
     /// `/resume`: ends suspensions by command. A suspension by declaration is ended in the declaration.
     ///
     /// # Errors
-    /// [`Error::Refused`] where no suspension by command exists; else when the store does not answer.
+    /// [`Error::Refused`] where no suspension by command exists; else when the store fails.
     pub(super) async fn resume(
         self: &Arc<Self>,
         head: &Head,

@@ -27,7 +27,7 @@ impl Commands {
     ///
     /// # Errors
     /// [`Error::Refused`] where a run is in progress, an instance is not declared, or no target is locked; else when the
-    /// store or a target does not answer.
+    /// store or a target fails.
     pub(super) async fn unlock(
         self: &Arc<Self>,
         head: &Arc<Head>,

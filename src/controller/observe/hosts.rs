@@ -133,7 +133,7 @@ impl Observer {
                     kind.read_nodes(observation.outputs.get(name)?.value.as_ref()?).ok()
                 });
                 for node in listed.iter().filter(|node| direct || node.runs_on.is_some()) {
-                    let stays = |nodes: &Vec<DeclaredNode>| nodes.iter().any(|known| known.address == node.address);
+                    let stays = |nodes: &Vec<DeclaredNode>| nodes.iter().any(|planned| planned.address == node.address);
                     hosted_nodes.push(HostedNode {
                         node: node.address.clone(),
                         cluster: cluster.clone(),

@@ -64,7 +64,7 @@ impl Observer {
     /// Releases the identity of the target of an instance.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(crate) async fn release_identity(&self, id: &InstanceId) -> Result<(), Error> {
         match self.identity(id).await?.pinned {
             Some(pinned) => self.remove_owner(&pinned, id).await,
@@ -115,11 +115,11 @@ impl Observer {
             let reason = NotObservable::SharedState { id: id.clone(), other };
             return Err(refused(TargetErrorKind::IdentityShared, reason));
         }
-        let known = self.identity(id).await?;
-        match (&known.pinned, observed) {
+        let stored = self.identity(id).await?;
+        match (&stored.pinned, observed) {
             (Some(pinned), observed) if Some(pinned) != observed => {
-                let seen = Identity { seen: Some(OtherIdentity { identity: observed.cloned() }), ..known.clone() };
-                if seen != known && is_recorded {
+                let seen = Identity { seen: Some(OtherIdentity { identity: observed.cloned() }), ..stored.clone() };
+                if seen != stored && is_recorded {
                     self.context.store.collection::<Identity>().put(id, self.context.now(), &seen).await?;
                 }
                 let reason = NotObservable::OtherIdentity {
@@ -130,11 +130,11 @@ impl Observer {
                 };
                 Err(refused(TargetErrorKind::Identity, reason))
             }
-            (Some(_), _) if known.seen.is_some() && is_recorded => {
+            (Some(_), _) if stored.seen.is_some() && is_recorded => {
                 self.context
                     .store
                     .collection::<Identity>()
-                    .put(id, self.context.now(), &Identity { seen: None, ..known })
+                    .put(id, self.context.now(), &Identity { seen: None, ..stored })
                     .await?;
                 Ok(())
             }
@@ -147,7 +147,7 @@ impl Observer {
     /// begins.
     ///
     /// # Errors
-    /// [`Error::Refused`] where another environment pinned the identity; else when the store does not answer.
+    /// [`Error::Refused`] where another environment pinned the identity; else when the store fails.
     pub(crate) async fn pin_before_effect(&self, id: &InstanceId, observation: &Observation) -> Result<(), Error> {
         let (Some(observed), Some(shared)) = (&observation.identity, &observation.shared_with) else { return Ok(()) };
         if self.identity(id).await?.pinned.is_some() {
@@ -182,10 +182,10 @@ impl Observer {
     /// Pins the observed identity. Returns whether another identity was observed.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(crate) async fn confirm_identity(&self, id: &InstanceId) -> Result<bool, Error> {
-        let known: Option<Identity> = self.context.store.collection::<Identity>().get(id).await?;
-        let Some(seen) = known.and_then(|known| known.seen) else { return Ok(false) };
+        let stored: Option<Identity> = self.context.store.collection::<Identity>().get(id).await?;
+        let Some(seen) = stored.and_then(|stored| stored.seen) else { return Ok(false) };
         self.pin(id, seen.identity).await?;
         Ok(true)
     }

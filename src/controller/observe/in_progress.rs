@@ -1,4 +1,6 @@
-//! Records the drift checks in progress, so that no consequence is proposed before its cause is known (R4.4).
+//! Records the drift checks in progress.
+//!
+//! While the check of a cause is in progress, its consequences are not proposed (R4.4).
 //!
 //! *Invariant:* a check that hangs delays only the proposals of the instances that depend on it.
 //! *Race:* a proposal is due while its cause is checked: the end of the check enqueues the proposals.

@@ -3,7 +3,7 @@
 //! *Invariant:* an instance never uses a live output that the last run of its upstream did not record. A sensitive output is
 //! recorded as an HMAC, which has to match the value in the state of the upstream; without a match the input counts as
 //! changed.
-//! *Race:* an upstream is applied while its outputs are read: the recorded HMAC does not match, and the caller retries.
+//! *Race:* an upstream is applied while its outputs are read: the recorded HMAC does not match.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -101,7 +101,7 @@ impl Observer {
     /// Checks one instance for drift. Returns the observation; `None` where a run changes the instance.
     ///
     /// # Errors
-    /// When the store does not answer. A target that does not answer is recorded as unknown.
+    /// When the store fails. A target that fails is recorded as unknown.
     pub(crate) async fn check_drift(self: &Arc<Self>, id: &InstanceId) -> Result<Option<Observed>, Error> {
         let _check = self.begin_check(id);
         let Some(head) = self.source.head() else { return Ok(None) };
@@ -222,7 +222,7 @@ impl Observer {
         match collection.get(id).await? {
             Some(_) if exceeded.0.is_empty() => collection.remove(id).await?,
             None if exceeded.0.is_empty() => {}
-            Some(known) if known == exceeded => {}
+            Some(stored) if stored == exceeded => {}
             _ => collection.put(id, self.context.now(), &exceeded).await?,
         }
         if !exceeded.0.is_empty() {

@@ -53,9 +53,7 @@ impl Observer {
     }
 
     /// Returns the job with the objects that every instance of its environment declares in the same cluster.
-    ///
-    /// # Errors
-    /// None; unknown declarations are recorded in [`Owners`].
+    /// An instance whose objects are unknown is recorded in [`Owners`].
     pub(crate) async fn with_owners(self: &Arc<Self>, head: &Head, job: &Job) -> Result<Job, TargetError> {
         let mut owners = Owners::default();
         for instance in head.environment(&job.instance.environment).filter(|instance| instance.kind == job.target.kind)

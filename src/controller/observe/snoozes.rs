@@ -1,7 +1,7 @@
 //! Records, extends and ends snoozes of drift (R4.5).
 //!
 //! *Invariant:* a snooze covers only actions that are observed. A snooze of other actions is removed.
-//! *Race:* two snoozes of one instance are recorded one after the other: the second extends the first.
+//! *Race:* a snooze is recorded while a check is in progress: the next check removes the actions that are not observed.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ impl Observer {
     /// Records a snooze, and adds the actions of a snooze that has not ended.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(crate) async fn snooze(&self, id: &InstanceId, mut snooze: Snooze) -> Result<(), Error> {
         let now = self.context.now();
         let before: Option<Snooze> = self.context.store.collection::<Snooze>().get(id).await?;
@@ -38,10 +38,10 @@ impl Observer {
     /// Removes the actions of a snooze that are no longer observed, because the drift ended or changed.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(crate) async fn end_snooze(&self, id: &InstanceId, observed: &Observed) -> Result<(), Error> {
-        let known: Option<Snooze> = self.context.store.collection::<Snooze>().get(id).await?;
-        let Some(mut snooze) = known else { return Ok(()) };
+        let stored: Option<Snooze> = self.context.store.collection::<Snooze>().get(id).await?;
+        let Some(mut snooze) = stored else { return Ok(()) };
         let (current, before) = (observed.revert_actions(), snooze.actions.len());
         snooze.actions.retain(|digest| current.iter().any(|action| action.digest == *digest));
         if snooze.actions.is_empty() {

@@ -121,7 +121,7 @@ pub(crate) fn with_downstream(
 ) -> BTreeSet<InstanceId> {
     let mut all = instances.clone();
     loop {
-        let more: Vec<InstanceId> = head
+        let downstream: Vec<InstanceId> = head
             .environment(environment)
             .filter(|instance| !all.contains(&instance.id))
             .filter(|instance| {
@@ -131,10 +131,10 @@ pub(crate) fn with_downstream(
             })
             .map(|instance| instance.id.clone())
             .collect();
-        if more.is_empty() {
+        if downstream.is_empty() {
             return all;
         }
-        all.extend(more);
+        all.extend(downstream);
     }
 }
 
@@ -158,7 +158,7 @@ impl Planner {
     /// Plans instances of an environment as a revision declares them, and the downstreams that their plans change.
     ///
     /// # Errors
-    /// When the store or the repository does not answer. An instance that can't be planned is in the plan with the reason.
+    /// When the store or the repository fails. An instance that can't be planned is in the plan with the reason.
     pub(crate) async fn plan_environment(
         self: &Arc<Self>,
         environment: &EnvironmentName,

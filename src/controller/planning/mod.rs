@@ -120,7 +120,7 @@ impl Planner {
     /// Plans the pending instances at head, records the plan, and advances *applied* where a plan is empty (R1.5).
     ///
     /// # Errors
-    /// When the store, the repository or a target does not answer.
+    /// When the store, the repository or a target fails.
     pub(crate) async fn plan_head(self: &Arc<Self>, environment: &EnvironmentName) -> Result<Option<HeadPlan>, Error> {
         self.invalidate(environment);
         let Some(head) = self.source.head() else { return Ok(None) };
@@ -249,7 +249,7 @@ impl Planner {
     /// Records that an instance is applied as head declares it.
     ///
     /// # Errors
-    /// When the store or the target does not answer.
+    /// When the store or the target fails.
     pub(crate) async fn record_applied(
         self: &Arc<Self>,
         head: &Head,
@@ -288,7 +288,7 @@ impl Planner {
     /// and edges.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(crate) async fn record_settings(&self, head: &Head, environment: &EnvironmentName) -> Result<(), Error> {
         let applied = self.context.store.applied_in(environment).await?;
         for instance in head.environment(environment) {

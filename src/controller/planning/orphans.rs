@@ -111,7 +111,7 @@ impl Planner {
     /// Plans to destroy orphans of one environment, dependents first.
     ///
     /// # Errors
-    /// When the store or the repository does not answer.
+    /// When the store or the repository fails.
     pub(crate) async fn plan_destroys(
         self: &Arc<Self>,
         head: &Arc<Head>,
@@ -133,7 +133,7 @@ impl Planner {
     /// Removes the records of an instance that is destroyed or forgotten.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(crate) async fn forget(self: &Arc<Self>, id: &InstanceId) -> Result<(), Error> {
         self.context.target.release(id).await;
         self.observer.release_identity(id).await?;

@@ -82,8 +82,8 @@ impl PullRequests {
     pub(crate) async fn record(&self, tracked: &TrackedPullRequest) -> Result<(), Error> {
         let records = self.context.store.collection::<TrackedPullRequest>();
         let (before, after) = records
-            .update(&tracked.pull.number, self.context.now(), |known| {
-                let merged = known.map(|known| &known.pull).filter(|pull| pull.merged_as.is_some());
+            .update(&tracked.pull.number, self.context.now(), |stored| {
+                let merged = stored.map(|stored| &stored.pull).filter(|pull| pull.merged_as.is_some());
                 let pull = merged.filter(|_| tracked.pull.merged_as.is_none()).unwrap_or(&tracked.pull);
                 TrackedPullRequest { pull: pull.clone(), ..tracked.clone() }
             })
@@ -127,7 +127,7 @@ impl PullRequests {
     /// Lists the pull requests, and enqueues each that changed, whose base moved, or whose last sync failed.
     ///
     /// # Errors
-    /// When the forge or the store does not answer.
+    /// When the forge or the store fails.
     pub(crate) async fn sync_all(self: &Arc<Self>) -> Result<(), Error> {
         let mut numbers: BTreeSet<PullNumber> = self.list().await?.into_iter().collect();
         let base = self.source.head().map(|head| head.revision.clone());
@@ -152,7 +152,7 @@ impl PullRequests {
     /// would run without the approved actions of its plan.
     ///
     /// # Errors
-    /// When the forge or the store does not answer.
+    /// When the forge or the store fails.
     pub(crate) async fn ensure_listed(self: &Arc<Self>, head: &Head) -> Result<(), Error> {
         let is_listed = self.listed_for.lock().as_ref() == Some(&head.revision);
         if self.context.forge.is_none() || is_listed {
@@ -169,7 +169,7 @@ impl PullRequests {
     /// are not read.
     ///
     /// # Errors
-    /// When the forge, the repository or the store does not answer.
+    /// When the forge, the repository or the store fails.
     pub(crate) async fn sync(self: &Arc<Self>, number: PullNumber) -> Result<Option<SyncedPullRequest>, Error> {
         let Some(forge) = self.context.forge.clone() else { return Ok(None) };
         let pull = forge.get_pull(number).await?;
@@ -211,7 +211,7 @@ impl PullRequests {
     /// (R6.6).
     ///
     /// # Errors
-    /// When the repository or the store does not answer.
+    /// When the repository or the store fails.
     pub(crate) async fn plan_head(self: &Arc<Self>, environment: &EnvironmentName) -> Result<(), Error> {
         let Some(planned) = self.planner.plan_head(environment).await? else { return Ok(()) };
         let HeadPlan { head, plan, .. } = &planned;
@@ -229,11 +229,11 @@ impl PullRequests {
     pub(crate) async fn is_remediation(&self, number: PullNumber) -> Result<bool, Error> {
         let merged = self.context.store.collection::<MergedRemediation>().all().await?;
         let proposed = self.remediations.proposal_of(number).await?.is_some_and(|proposal| !proposal.adopts);
-        let known = proposed || merged.iter().any(|(_, merged)| merged.pull == Some(number));
+        let is_linked = proposed || merged.iter().any(|(_, merged)| merged.pull == Some(number));
         // A pull request of the daemon with planned environments edits the declarations.
         let is_own = |tracked: &TrackedPullRequest| {
             tracked.pull.branch.starts_with(OWN_BRANCHES) && tracked.environments.is_empty()
         };
-        Ok(known || self.source.tracked(number).await?.as_ref().is_some_and(is_own))
+        Ok(is_linked || self.source.tracked(number).await?.as_ref().is_some_and(is_own))
     }
 }

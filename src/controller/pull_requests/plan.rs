@@ -34,7 +34,7 @@ impl PullRequests {
     /// Plans a pull request, unless its head and base are planned already, and sets its status.
     ///
     /// # Errors
-    /// When the forge, the repository or the store does not answer.
+    /// When the forge, the repository or the store fails.
     pub(crate) async fn plan_pull(
         self: &Arc<Self>,
         head: &Arc<Head>,
@@ -159,7 +159,9 @@ impl PullRequests {
         }
         let mut changed: BTreeMap<EnvironmentName, BTreeSet<InstanceId>> = BTreeMap::new();
         for (id, instance) in &merged.desired.instances {
-            if instance.problems.is_empty() && base.instance(id).is_none_or(|known| known.digest != instance.digest) {
+            if instance.problems.is_empty()
+                && base.instance(id).is_none_or(|declared| declared.digest != instance.digest)
+            {
                 changed.entry(id.environment.clone()).or_default().insert(id.clone());
             }
         }

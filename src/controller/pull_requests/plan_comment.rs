@@ -31,7 +31,7 @@ impl PullRequests {
     /// plan is the same.
     ///
     /// # Errors
-    /// When the repository or the store does not answer.
+    /// When the repository or the store fails.
     pub(crate) async fn comment_head_plan(
         self: &Arc<Self>,
         head: &Head,
@@ -71,7 +71,7 @@ impl PullRequests {
     /// Returns the pull request with the plan of pending instances: the newest that changed one of them (R6.6).
     ///
     /// # Errors
-    /// When the repository or the store does not answer.
+    /// When the repository or the store fails.
     pub(crate) async fn pull_with_plan(
         self: &Arc<Self>,
         head: &Head,
@@ -190,7 +190,7 @@ impl PullRequests {
     /// Comments a plan on a pull request. A plan with another digest is a new comment, and the old comment is outdated (R6.3).
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(crate) async fn comment_plan(
         self: &Arc<Self>,
         number: PullNumber,

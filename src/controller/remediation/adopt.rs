@@ -107,7 +107,7 @@ impl Remediations {
     /// `/adopt` and `/revert`: set the direction of the proposals of the selected instances.
     ///
     /// # Errors
-    /// [`Error::Refused`] where no proposal exists or the drift can't be adopted; else when the store does not answer.
+    /// [`Error::Refused`] where no proposal exists or the drift can't be adopted; else when the store fails.
     pub(crate) async fn set_direction(
         self: &Arc<Self>,
         head: &Arc<Head>,
@@ -115,9 +115,9 @@ impl Remediations {
         verb: Verb,
         who: &Principal,
     ) -> Result<String, Error> {
-        let known: Vec<(String, Proposal)> = self.context.store.collection::<Proposal>().all().await?;
+        let existing: Vec<(String, Proposal)> = self.context.store.collection::<Proposal>().all().await?;
         let affected: Vec<_> =
-            known.into_iter().filter(|(_, proposal)| !proposal.instances.is_disjoint(selected)).collect();
+            existing.into_iter().filter(|(_, proposal)| !proposal.instances.is_disjoint(selected)).collect();
         if affected.is_empty() {
             return Err(Error::Refused(Refusal::NoProposal(selected.clone())));
         }
@@ -150,7 +150,7 @@ impl Remediations {
     /// Returns verified edits that declare the observed drift of a group, or the reason why there are none.
     ///
     /// # Errors
-    /// When the store or a target does not answer.
+    /// When the store or a target fails.
     pub(super) async fn adopt(
         self: &Arc<Self>,
         head: &Arc<Head>,

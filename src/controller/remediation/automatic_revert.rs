@@ -2,7 +2,7 @@
 //!
 //! *Invariant:* an automatic revert never destroys, replaces, or changes a protected resource; such drift is proposed. A
 //! field that drifts for the third time within an hour is proposed as well, because another writer sets it.
-//! *Race:* the daemon dies between the record of a revert and its run: the record carries the time of the observation, so
+//! *Race:* the daemon dies between the record of a revert and its run: the record contains the time of the observation, so
 //! that the drift counts once.
 
 use std::sync::Arc;
@@ -67,7 +67,7 @@ impl Remediations {
     /// Starts the runs that revert drift without a command.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(super) async fn start_automatic_reverts(
         self: &Arc<Self>,
         head: &Arc<Head>,

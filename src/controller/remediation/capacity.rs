@@ -31,7 +31,7 @@ impl Remediations {
     /// Proposes more nodes for the capacity rules that a cluster exceeds, where the value was not proposed before.
     ///
     /// # Errors
-    /// When the forge, the repository or the store does not answer.
+    /// When the forge, the repository or the store fails.
     pub(crate) async fn propose_capacity(self: &Arc<Self>, cluster: &InstanceId) -> Result<(), Error> {
         let (Some(head), Some(forge)) = (self.source.head(), self.context.forge.clone()) else { return Ok(()) };
         let Some(exceeded) = self.context.store.collection::<CapacityExceeded>().get(cluster).await? else {
@@ -53,8 +53,9 @@ impl Remediations {
             };
             let value = (current + rule.by).min(rule.max);
             let key = format!("{id}/{}", rule.variable);
-            let known: Option<CapacityRequest> = self.context.store.collection::<CapacityRequest>().get(&key).await?;
-            if value <= current || known.is_some_and(|known| known.value == value && known.pull.is_some()) {
+            let existing: Option<CapacityRequest> =
+                self.context.store.collection::<CapacityRequest>().get(&key).await?;
+            if value <= current || existing.is_some_and(|existing| existing.value == value && existing.pull.is_some()) {
                 continue;
             }
             let mut edits = Edits::new();
@@ -75,14 +76,14 @@ impl Remediations {
             let (title, body) = (raise.title(), raise.body());
             let branch = format!("{BRANCH}/{}-{}-{}-{value}", id.environment, id.component, rule.variable);
             self.source.use_git_token().await?;
-            let existing = self.context.repository.fetch(&format!("refs/heads/{branch}")).await?;
+            let branch_head = self.context.repository.fetch(&format!("refs/heads/{branch}")).await?;
             let files = edits.into_iter().map(|(path, text)| (path, Some(text))).collect();
             self.context
                 .store
                 .collection::<CapacityRequest>()
                 .put(&key, self.context.now(), &CapacityRequest { value, pull: None })
                 .await?;
-            self.context.repository.push(&branch, &head.revision, existing.as_ref(), files, &title).await?;
+            self.context.repository.push(&branch, &head.revision, branch_head.as_ref(), files, &title).await?;
             let pull = forge.ensure_pull(&branch, &self.context.settings.branch, &title, &body).await?;
             self.context
                 .store

@@ -36,7 +36,7 @@ impl Remediations {
     /// Starts the merged remediations of an environment that are authorised, and reports why the others wait.
     ///
     /// # Errors
-    /// When the forge, the repository or the store does not answer.
+    /// When the forge, the repository or the store fails.
     pub(crate) async fn start_merged(
         self: &Arc<Self>,
         head: &Arc<Head>,
@@ -151,7 +151,7 @@ impl Remediations {
     /// Creates the run of a merged remediation.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(crate) async fn run_remediation(
         self: &Arc<Self>,
         head: &Arc<Head>,

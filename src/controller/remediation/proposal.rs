@@ -40,16 +40,16 @@ impl Remediations {
     /// Returns the state of the proposal of a group, with the actions that reviewers removed.
     ///
     /// # Errors
-    /// When the forge, the repository or the store does not answer.
+    /// When the forge, the repository or the store fails.
     pub(super) async fn proposal_state(
         self: &Arc<Self>,
         head: &Head,
         group: &Group,
-        known: &Proposal,
+        existing: &Proposal,
         adopts: bool,
     ) -> Result<ProposalState, Error> {
         let Some(forge) = self.context.forge.clone() else { return Ok(ProposalState::Unchanged) };
-        let pull = forge.get_pull(known.pull).await?;
+        let pull = forge.get_pull(existing.pull).await?;
         if let Some(merged) = &pull.merged_as {
             // The merged remediation is handled on its own, and later drift becomes another proposal. The proposal is kept
             // until head contains the merge, or can't: the branch was rewritten, or the base is another branch.
@@ -62,7 +62,7 @@ impl Remediations {
             self.context.queue.enqueue(ReconcileRequest::Source, Reason::RemediationMerged);
             return Ok(ProposalState::Unchanged);
         }
-        if known.digest == group.digest && known.adopts == adopts {
+        if existing.digest == group.digest && existing.adopts == adopts {
             if !pull.open {
                 self.proposal_closed(&pull).await?;
             }
@@ -71,11 +71,11 @@ impl Remediations {
         if !pull.open {
             return Ok(ProposalState::Own);
         }
-        if pull.head == known.pushed || self.is_interrupted_push(&group.branch(), &pull.head).await? {
+        if pull.head == existing.pushed || self.is_interrupted_push(&group.branch(), &pull.head).await? {
             let shared = ProposalState::Shared { cuts: BTreeSet::new(), onto: pull.head };
-            return Ok(if known.shared { shared } else { ProposalState::Own });
+            return Ok(if existing.shared { shared } else { ProposalState::Own });
         }
-        if known.adopts {
+        if existing.adopts {
             tracing::info!(
                 kind = "proposal-branch-shared",
                 pull = pull.number.0,
@@ -83,7 +83,7 @@ impl Remediations {
             );
             return Ok(ProposalState::Unchanged);
         }
-        match self.cuts(&pull, known).await? {
+        match self.cuts(&pull, existing).await? {
             Ok(cuts) => Ok(ProposalState::Shared { cuts, onto: pull.head }),
             Err(reason) => {
                 tracing::info!(
@@ -100,11 +100,11 @@ impl Remediations {
     /// Returns the actions that other authors removed from a proposal, or the reason why its file is unusable (R4.1).
     ///
     /// # Errors
-    /// When the forge, the repository or the store does not answer, or the pull request moved meanwhile.
+    /// When the forge, the repository or the store fails, or the pull request moved meanwhile.
     pub(crate) async fn cuts(
         self: &Arc<Self>,
         pull: &Pull,
-        known: &Proposal,
+        existing: &Proposal,
     ) -> Result<Result<BTreeSet<Digest>, Unusable>, Error> {
         self.source.use_git_token().await?;
         let fetched = self.context.repository.fetch(&format!("refs/pull/{}/head", pull.number.0)).await?;
@@ -112,26 +112,26 @@ impl Remediations {
             return Err(Error::Refused(Refusal::PullRequestMoved(pull.number)));
         };
         let (desired, _) = self.source.load(&fetched).await?;
-        let found = known.name.parse().ok().and_then(|name: ComponentName| desired.remediations.get(&name).cloned());
+        let found = existing.name.parse().ok().and_then(|name: ComponentName| desired.remediations.get(&name).cloned());
         let Some((remediation, _)) = found else {
-            return Ok(Err(Unusable::Unreadable(known.name.clone())));
+            return Ok(Err(Unusable::Unreadable(existing.name.clone())));
         };
-        if let Some(reason) = self.runs.edited(&known.name, &remediation).await? {
+        if let Some(reason) = self.runs.edited(&existing.name, &remediation).await? {
             return Ok(Err(reason));
         }
         let remains = |digest: &&Digest| remediation.actions.iter().any(|action| action.digest == **digest);
-        Ok(Ok(known.actions.values().flatten().filter(|digest| !remains(digest)).copied().collect()))
+        Ok(Ok(existing.actions.values().flatten().filter(|digest| !remains(digest)).copied().collect()))
     }
 
     /// Returns the actions that were removed from the proposals that this group replaces.
     pub(super) async fn cuts_before(
         self: &Arc<Self>,
         group: &Group,
-        known: &[(String, Proposal)],
+        existing: &[(String, Proposal)],
     ) -> Result<BTreeSet<Digest>, Error> {
         let Some(forge) = self.context.forge.clone() else { return Ok(BTreeSet::new()) };
         let mut all = BTreeSet::new();
-        for (key, before) in known {
+        for (key, before) in existing {
             if *key != group.key() && group.drifted.iter().any(|drift| before.instances.contains(&drift.id)) {
                 all.extend(before.cuts.clone());
                 let pull = forge.get_pull(before.pull).await?;
@@ -154,7 +154,7 @@ impl Remediations {
     /// Removes a proposal and its direction.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(super) async fn remove_proposal(&self, key: &str) -> Result<(), Error> {
         self.context.store.collection::<ProposalDirection>().remove(&key.to_owned()).await?;
         Ok(self.context.store.collection::<Proposal>().remove(&key.to_owned()).await?)
@@ -165,20 +165,20 @@ impl Remediations {
     /// # Errors
     /// When the store can't be read.
     pub(crate) async fn proposal_of(&self, number: PullNumber) -> Result<Option<Proposal>, Error> {
-        let known: Vec<(String, Proposal)> = self.context.store.collection::<Proposal>().all().await?;
-        Ok(known.into_iter().map(|(_, proposal)| proposal).find(|proposal| proposal.pull == number))
+        let existing: Vec<(String, Proposal)> = self.context.store.collection::<Proposal>().all().await?;
+        Ok(existing.into_iter().map(|(_, proposal)| proposal).find(|proposal| proposal.pull == number))
     }
 
     /// Snoozes the drift of a proposal that a reviewer closed unmerged, and removes the proposal (R4.5).
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(crate) async fn proposal_closed(self: &Arc<Self>, pull: &Pull) -> Result<(), Error> {
         if pull.merged_as.is_some() || !pull.branch.starts_with(OWN_BRANCHES) {
             return Ok(());
         }
-        let known: Vec<(String, Proposal)> = self.context.store.collection::<Proposal>().all().await?;
-        for (key, proposal) in known.into_iter().filter(|(_, proposal)| proposal.pull == pull.number) {
+        let existing: Vec<(String, Proposal)> = self.context.store.collection::<Proposal>().all().await?;
+        for (key, proposal) in existing.into_iter().filter(|(_, proposal)| proposal.pull == pull.number) {
             for (id, actions) in proposal.actions.into_iter().filter(|_| !proposal.withdrawn) {
                 let because = format!("closed {}", pull.number);
                 let snooze = Snooze { actions, until: self.context.now() + SNOOZE, by: "somebody".into(), because };

@@ -62,7 +62,7 @@ impl Remediations {
     /// the update is postponed until a drift check ends.
     ///
     /// # Errors
-    /// When the forge, the repository or the store does not answer; the next request continues.
+    /// When the forge, the repository or the store fails; the next request continues.
     pub(crate) async fn propose(self: &Arc<Self>, environment: &EnvironmentName) -> Result<bool, Error> {
         let Some(head) = self.source.head() else { return Ok(true) };
         let suspensions = self.source.suspensions(Some(&head)).await?;
@@ -90,18 +90,20 @@ impl Remediations {
         }
         self.recover_pushes(environment).await?;
         let groups = remediation::groups(environment, drifted);
-        let known: Vec<(String, Proposal)> = self.context.store.collection::<Proposal>().all().await?;
-        let known: Vec<_> = known.into_iter().filter(|(key, _)| key.starts_with(&format!("{environment}/"))).collect();
+        let existing: Vec<(String, Proposal)> = self.context.store.collection::<Proposal>().all().await?;
+        let existing: Vec<_> =
+            existing.into_iter().filter(|(key, _)| key.starts_with(&format!("{environment}/"))).collect();
         // A daemon that died had decided to close these proposals. They are closed first, also where their drift returned.
-        let (withdrawn, known): (Vec<_>, Vec<_>) = known.into_iter().partition(|(_, proposal)| proposal.withdrawn);
+        let (withdrawn, existing): (Vec<_>, Vec<_>) =
+            existing.into_iter().partition(|(_, proposal)| proposal.withdrawn);
         for (key, proposal) in withdrawn {
             self.close_withdrawn(&key, &proposal).await?;
         }
         for group in &groups {
-            self.propose_group(&head, group, &known).await?;
+            self.propose_group(&head, group, &existing).await?;
         }
         let roots: BTreeSet<String> = groups.iter().map(Group::key).collect();
-        for (key, proposal) in known.into_iter().filter(|(key, _)| !roots.contains(key)) {
+        for (key, proposal) in existing.into_iter().filter(|(key, _)| !roots.contains(key)) {
             self.withdraw(environment, &key, &proposal, &groups).await?;
         }
         Ok(true)
@@ -180,18 +182,18 @@ impl Remediations {
         group: &Group,
         all: &[(String, Proposal)],
     ) -> Result<(), Error> {
-        let mut known = all.iter().find(|(key, _)| *key == group.key()).map(|(_, proposal)| proposal);
-        let mut cuts = known.map(|known| known.cuts.clone()).unwrap_or_default();
+        let mut existing = all.iter().find(|(key, _)| *key == group.key()).map(|(_, proposal)| proposal);
+        let mut cuts = existing.map(|existing| existing.cuts.clone()).unwrap_or_default();
         let mut onto = None;
         let adopts = self.adopts(&group.key()).await?;
-        match known {
+        match existing {
             None => cuts.extend(self.cuts_before(group, all).await?),
             Some(before) => match self.proposal_state(head, group, before, adopts).await? {
                 ProposalState::Unchanged => return Ok(()),
-                ProposalState::Merged => known = None,
+                ProposalState::Merged => existing = None,
                 ProposalState::Own => {}
-                ProposalState::Shared { cuts: more, onto: branch_head } => {
-                    cuts.extend(more);
+                ProposalState::Shared { cuts: removed, onto: branch_head } => {
+                    cuts.extend(removed);
                     onto = Some(branch_head);
                 }
             },
@@ -211,14 +213,14 @@ impl Remediations {
                 Ok(found) => edits = Some(found),
                 Err(reason) => {
                     self.context.store.collection::<ProposalDirection>().remove(&group.key()).await?;
-                    if let Some(known) = known {
+                    if let Some(existing) = existing {
                         let message = message::adoption::not_adopted(&reason);
-                        self.notifier.comment_on(known.pull, "not-adopted", &message, None).await?;
+                        self.notifier.comment_on(existing.pull, "not-adopted", &message, None).await?;
                     }
                 }
             }
         }
         let remaining = if edits.is_some() { group.clone() } else { remaining };
-        self.write_proposal(head, group, &remaining, known, Written { cuts, onto, edits }).await
+        self.write_proposal(head, group, &remaining, existing, Written { cuts, onto, edits }).await
     }
 }

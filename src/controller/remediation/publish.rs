@@ -36,23 +36,23 @@ impl Remediations {
     /// Pushes the branch and opens the pull request of a group without the removed actions.
     ///
     /// # Errors
-    /// When the forge, the repository or the store does not answer, or the file contains a secret.
+    /// When the forge, the repository or the store fails, or the file contains a secret.
     pub(super) async fn write_proposal(
         self: &Arc<Self>,
         head: &Arc<Head>,
-        whole: &Group,
+        full_group: &Group,
         group: &Group,
-        known: Option<&Proposal>,
+        existing: Option<&Proposal>,
         written: Written,
     ) -> Result<(), Error> {
         let Some(forge) = self.context.forge.clone() else { return Ok(()) };
-        let (key, now) = (whole.key(), self.context.now());
+        let (key, now) = (full_group.key(), self.context.now());
         let observed = self.context.store.observed_in(&group.environment).await?;
         let observed_at =
             group.drifted.iter().filter_map(|drift| observed.get(&drift.id)).map(|o| o.at).max().unwrap_or(now);
-        let name = self.fresh_name(head, whole, known, written.onto.is_some()).await?;
+        let name = self.fresh_name(head, full_group, existing, written.onto.is_some()).await?;
         let remediation = group.remediation("drift", observed_at, now);
-        let written_whole = whole.remediation("drift", observed_at, now);
+        let full_remediation = full_group.remediation("drift", observed_at, now);
         let text =
             remediation::write(&name, &remediation).map_err(|reason| Error::Refused(Refusal::Unwritable { reason }))?;
         let path = remediation_path(&self.context.settings.root, &group.environment, &name);
@@ -68,10 +68,10 @@ impl Remediations {
         }
         let title = comment::proposal_title(group, adopts);
         self.source.use_git_token().await?;
-        let branch = whole.branch();
+        let branch = full_group.branch();
         let branch_head = self.context.repository.fetch(&format!("refs/heads/{branch}")).await?;
-        let expected = written.onto.clone().or_else(|| known.map(|known| known.pushed.clone()));
-        if let Some(moved) = branch_head.as_ref().filter(|_| branch_head != expected && known.is_some())
+        let expected = written.onto.clone().or_else(|| existing.map(|existing| existing.pushed.clone()));
+        if let Some(moved) = branch_head.as_ref().filter(|_| branch_head != expected && existing.is_some())
             && !self.is_interrupted_push(&branch, moved).await?
         {
             return Ok(());
@@ -86,15 +86,15 @@ impl Remediations {
             false => comment::proposal(group, &path, &observed),
         };
         let body = self.context.redactor.redact(&body);
-        let instances = whole.drifted.iter().map(|drift| drift.id.clone()).collect();
+        let instances = full_group.drifted.iter().map(|drift| drift.id.clone()).collect();
         let actions = group.digests();
         let shared = written.onto.is_some();
-        let (digest, pull) = (whole.digest, PullNumber(0));
+        let (digest, pull) = (full_group.digest, PullNumber(0));
         let cuts = written.cuts;
         let mut proposal =
             Proposal { pull, digest, name, pushed, instances, actions, cuts, shared, adopts, withdrawn: false };
         // A reviewer may merge the pull request before this daemon records its number.
-        self.runs.record_proposed(&proposal.name, &written_whole).await?;
+        self.runs.record_proposed(&proposal.name, &full_remediation).await?;
         self.context
             .store
             .collection::<PendingPush>()
@@ -114,7 +114,7 @@ impl Remediations {
     /// the number was recorded.
     ///
     /// # Errors
-    /// When the forge or the store does not answer.
+    /// When the forge or the store fails.
     pub(super) async fn recover_pushes(self: &Arc<Self>, environment: &EnvironmentName) -> Result<(), Error> {
         let Some(forge) = &self.context.forge else { return Ok(()) };
         let pushes = self.context.store.collection::<PendingPush>();
@@ -137,7 +137,7 @@ impl Remediations {
     /// Whether the head of a branch is a push that a daemon did not record because it died.
     ///
     /// # Errors
-    /// When the repository or the store does not answer.
+    /// When the repository or the store fails.
     pub(super) async fn is_interrupted_push(&self, branch: &str, at: &Revision) -> Result<bool, Error> {
         let Some(pushing) = self.context.store.collection::<PendingPush>().get(&branch.to_owned()).await? else {
             return Ok(false);
@@ -164,11 +164,11 @@ impl Remediations {
         &self,
         head: &Head,
         group: &Group,
-        known: Option<&Proposal>,
+        existing: Option<&Proposal>,
         keeps_name: bool,
     ) -> Result<String, Error> {
-        if let Some(known) = known.filter(|_| keeps_name) {
-            return Ok(known.name.clone());
+        if let Some(existing) = existing.filter(|_| keeps_name) {
+            return Ok(existing.name.clone());
         }
         let base = group.name(self.context.now());
         for number in 1.. {
@@ -180,7 +180,7 @@ impl Remediations {
                 .get(&format!("{}/{name}", group.environment))
                 .await?;
             let on_branch = name.parse().is_ok_and(|name| head.desired.remediations.contains_key(&name));
-            if (merged.is_none() && !on_branch) || known.is_some_and(|known| known.name == name) {
+            if (merged.is_none() && !on_branch) || existing.is_some_and(|existing| existing.name == name) {
                 return Ok(name);
             }
         }

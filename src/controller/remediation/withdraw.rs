@@ -16,7 +16,7 @@ impl Remediations {
     /// Closes a proposal whose drift ended, is snoozed, or is part of another proposal. Unknown drift has not ended.
     ///
     /// # Errors
-    /// When the forge, the repository or the store does not answer.
+    /// When the forge, the repository or the store fails.
     pub(super) async fn withdraw(
         self: &Arc<Self>,
         environment: &EnvironmentName,
@@ -66,7 +66,7 @@ impl Remediations {
     /// Closes the pull request of a proposal and removes the proposal.
     ///
     /// # Errors
-    /// When the forge, the repository or the store does not answer.
+    /// When the forge, the repository or the store fails.
     pub(super) async fn close_withdrawn(self: &Arc<Self>, key: &str, proposal: &Proposal) -> Result<(), Error> {
         let Some(forge) = self.context.forge.clone() else { return Ok(()) };
         let pull = forge.get_pull(proposal.pull).await?;

@@ -47,7 +47,7 @@ impl Runs {
     /// instance is prepared.
     ///
     /// # Errors
-    /// When the store, the repository or a target does not answer.
+    /// When the store, the repository or a target fails.
     pub(super) async fn blocked(self: &Arc<Self>, driven: &Driven) -> Result<Option<RunReason>, Error> {
         let run = driven.run.lock().await.clone();
         if !run.instances.values().all(|instance| instance.status == Status::New) {

@@ -35,7 +35,7 @@ impl Runs {
     /// `/cancel`: cancels the selected instances in every open run.
     ///
     /// # Errors
-    /// [`Error::Refused`] where no open run contains a selected instance; else when the store does not answer.
+    /// [`Error::Refused`] where no open run contains a selected instance; else when the store fails.
     pub(crate) async fn cancel(
         self: &Arc<Self>,
         selected: &BTreeSet<InstanceId>,
@@ -112,7 +112,7 @@ impl Runs {
     /// Ends a cancelled instance of a run. The instance is stalled until a command.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(super) async fn end_cancelled(
         self: &Arc<Self>,
         driven: &Driven,
@@ -127,7 +127,7 @@ impl Runs {
     /// Removes the cancellations of a run that has ended.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(super) async fn remove_cancellations(&self, run: &Run) -> Result<(), Error> {
         for id in run.instances.keys() {
             if self.cancelled(run.id, id).await?.is_some() {

@@ -57,7 +57,7 @@ impl Runs {
     /// Creates a run that applies the declared instances, and another run that destroys the orphans. Returns the first run.
     ///
     /// # Errors
-    /// [`Error::Refused`] where there are no instances; else when the store does not answer.
+    /// [`Error::Refused`] where there are no instances; else when the store fails.
     pub(crate) async fn create_runs(
         self: &Arc<Self>,
         head: &Arc<Head>,
@@ -81,7 +81,7 @@ impl Runs {
     /// Numbers a run, supersedes runs that wait for the same instances (R5.3), and enqueues it.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(crate) async fn create_run(self: &Arc<Self>, head: &Arc<Head>, authorised: Authorised) -> Result<RunId, Error> {
         let Authorised { environment, kind, instances, approved, because, principal, command_id, pull } = authorised;
         let existing = match &command_id {
@@ -157,7 +157,7 @@ impl Runs {
     /// declaration.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(crate) async fn end_outdated(
         self: &Arc<Self>,
         head: &Head,
@@ -178,7 +178,7 @@ impl Runs {
     /// Ends instances of a run that have not started, as superseded. Does nothing while the run is driven.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(super) async fn end_waiting(
         self: &Arc<Self>,
         run: Run,

@@ -39,7 +39,7 @@ impl Runs {
     /// Drives a run until every instance has ended or waits.
     ///
     /// # Errors
-    /// When the store or the repository does not answer; the next request continues the run.
+    /// When the store or the repository fails; the next request continues the run.
     pub(crate) async fn drive(self: &Arc<Self>, id: crate::model::RunId) -> Result<(), Error> {
         // The task that has claimed the run enqueues the run again.
         let Some(_claim) = self.claims.claim(id) else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! Executes an effect between its two journal records, and records the progress that the effect reports.
+//! Executes an effect between its two journal records, and records its progress.
 //!
 //! *Invariant:* `started` is recorded before the effect begins.
 //! *Race:* the effect ends while its progress is recorded: the remaining events are recorded before `finished`.
@@ -41,7 +41,7 @@ impl Runs {
     /// Executes the effect between its two journal records.
     ///
     /// # Errors
-    /// When the store does not answer, or the fence rejects this daemon.
+    /// When the store fails, or the fence rejects this daemon.
     pub(super) async fn effect(
         self: &Arc<Self>,
         driven: &Driven,
@@ -81,7 +81,7 @@ impl Runs {
     /// Records the outcome of an effect, and verifies a successful effect.
     ///
     /// # Errors
-    /// When the store does not answer, or the fence rejects this daemon.
+    /// When the store fails, or the fence rejects this daemon.
     pub(super) async fn finish(
         self: &Arc<Self>,
         driven: &Driven,

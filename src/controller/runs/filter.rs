@@ -54,8 +54,8 @@ impl Runs {
     pub(crate) async fn stored_actions(&self, remediation: &Remediation) -> Result<BTreeMap<Digest, Action>, Error> {
         let mut stored = BTreeMap::new();
         for action in &remediation.actions {
-            if let Some(known) = self.context.store.collection::<Action>().get(&action.digest).await? {
-                stored.insert(action.digest, known);
+            if let Some(stored_action) = self.context.store.collection::<Action>().get(&action.digest).await? {
+                stored.insert(action.digest, stored_action);
             }
         }
         Ok(stored)
@@ -64,7 +64,7 @@ impl Runs {
     /// Stores a remediation as this daemon wrote it, with all its actions.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(crate) async fn record_proposed(&self, name: &str, remediation: &Remediation) -> Result<(), Error> {
         Ok(self
             .context

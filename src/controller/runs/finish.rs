@@ -24,7 +24,7 @@ impl Runs {
     /// Ends a run whose instances have all ended, and updates its comment.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(super) async fn conclude(self: &Arc<Self>, run: &mut Run) -> Result<(), Error> {
         if run.instances.values().all(|instance| instance.status.ended()) && matches!(run.state, RunState::Open) {
             run.state = RunState::Ended { message: message::run::ended(run) };
@@ -64,7 +64,7 @@ impl Runs {
     /// Records that an instance is stalled until a command or another declaration (R5.1).
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(super) async fn stall(
         &self,
         driven: &Driven,
@@ -97,7 +97,7 @@ impl Runs {
     /// Updates the comment with the state of a run on its pull request.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(super) async fn comment_run(self: &Arc<Self>, run: &Run) -> Result<(), Error> {
         let Some(pull) = run.pull else { return Ok(()) };
         self.notifier.comment_on(pull, &format!("run id={}", run.id), &comment::run(run), None).await

@@ -46,7 +46,7 @@ impl Runs {
     /// Creates the run of the pending instances of an environment that a merge authorises.
     ///
     /// # Errors
-    /// When the store or the repository does not answer.
+    /// When the store or the repository fails.
     pub(crate) async fn apply_merge(
         self: &Arc<Self>,
         head: &Arc<Head>,

@@ -1,7 +1,7 @@
-//! Prepares an instance for its effect: run lock, upstreams, plan, and approval (R2.4, R2.7, R3.3, R3.4).
+//! Prepares an instance for its effect: lock, upstreams, plan, approval (R2.4, R2.7, R3.3, R3.4).
 //!
 //! Plans under the target's lock, and compares the planned actions with the approved actions.
-//! *Invariant:* changes only the run lock, the pinned identity, and the `planned` record of the journal.
+//! *Invariant:* changes no target. Writes only the run lock, the identity, the selected moves, and the `planned` record.
 //! *Race:* a newer run of the instance appears while a run waits for the lock: the older run ends as superseded.
 
 use std::{collections::BTreeMap, sync::Arc};

@@ -62,7 +62,7 @@ impl Runs {
     /// Creates the rebalance run of one environment.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(crate) async fn start_rebalance(
         self: &Arc<Self>,
         head: &Arc<Head>,

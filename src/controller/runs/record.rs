@@ -1,4 +1,4 @@
-//! Records the events of the instances of a run: in the journal, in the document of the run, and in its comment.
+//! Records the events of a run: in the journal, in the document of the run, and in its comment.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ impl Runs {
     /// Records that an instance waits, once for each reason.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(super) async fn wait(
         self: &Arc<Self>,
         driven: &Driven,
@@ -50,7 +50,7 @@ impl Runs {
     /// Records that an instance failed, and stalls the instance.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(super) async fn fail(
         self: &Arc<Self>,
         driven: &Driven,
@@ -65,7 +65,7 @@ impl Runs {
     /// Journals an event, and updates the document and the comment of the run. Returns the status after the event.
     ///
     /// # Errors
-    /// When the store does not answer, or the event is not legal in the current status.
+    /// When the store fails, or the event is not legal in the current status.
     pub(super) async fn record(
         self: &Arc<Self>,
         driven: &Driven,

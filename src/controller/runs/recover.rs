@@ -60,7 +60,7 @@ impl Runs {
     /// Resumes a started effect and records its outcome.
     ///
     /// # Errors
-    /// When the store or the target does not answer.
+    /// When the store or the target fails.
     pub(super) async fn resume_effect(
         self: &Arc<Self>,
         driven: &Driven,
@@ -110,7 +110,7 @@ impl Runs {
     /// Decides the outcome of a started effect without a surviving process, by an observation of the target.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(super) async fn recover_by_observation(
         self: &Arc<Self>,
         driven: &Driven,

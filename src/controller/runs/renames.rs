@@ -1,4 +1,6 @@
-//! Moves the records, ownership and stored state of a renamed component to its new name at the merge (R1.10).
+//! Moves the records, ownership and state of a renamed component to its new name (R1.10).
+//!
+//! The move happens at the merge of the new name.
 //!
 //! *Invariant:* until the move is complete, the new name has no plan, no run and no record.
 //! *Race:* the daemon dies during the move: the state of the target moves first and the records last, each at most once, so
@@ -18,7 +20,7 @@ impl Runs {
     /// stalled; the moves of the other instances continue.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(crate) async fn rename_instances(
         self: &Arc<Self>,
         head: &Head,

@@ -42,7 +42,7 @@ impl Runs {
     /// destroyed instance is forgotten only after its objects are deleted.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(super) async fn complete(
         self: &Arc<Self>,
         driven: &Driven,
@@ -116,7 +116,7 @@ impl Runs {
     /// Ends an instance that was destroyed and forgotten, where the daemon died before it recorded the end.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(super) async fn already_destroyed(
         self: &Arc<Self>,
         driven: &Driven,
@@ -138,7 +138,7 @@ impl Runs {
     /// the instance does not wait for a rollout.
     ///
     /// # Errors
-    /// When the store does not answer, or the job can't be made.
+    /// When the store fails, or the job can't be made.
     pub(super) async fn rollout_in_progress(
         self: &Arc<Self>,
         driven: &Driven,

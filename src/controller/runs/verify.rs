@@ -20,7 +20,7 @@ impl Runs {
     /// Checks that a new plan shows no action of the run, and that the checks of the instance succeed (R2.8).
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store fails.
     pub(super) async fn verify(
         self: &Arc<Self>,
         driven: &Driven,
@@ -55,7 +55,7 @@ impl Runs {
     /// Records the applied declaration. A remediation keeps that record, and records the drift that it did not revert.
     ///
     /// # Errors
-    /// When the store or the target does not answer.
+    /// When the store or the target fails.
     pub(super) async fn record_result(
         self: &Arc<Self>,
         driven: &Driven,

@@ -23,13 +23,13 @@ impl Source {
         if let Some(cached) = cached.filter(|cached| cached.revision.as_ref() == Some(&head.revision)) {
             return Ok(cached);
         }
-        let known: InForce =
+        let recorded: InForce =
             self.context.store.collection::<InForce>().get(&"in-force".to_owned()).await?.unwrap_or_default();
-        let Some(from) = known.revision.clone().filter(|from| *from != head.revision) else {
-            if known.revision.is_some() {
-                return Ok(self.cached(known));
+        let Some(from) = recorded.revision.clone().filter(|from| *from != head.revision) else {
+            if recorded.revision.is_some() {
+                return Ok(self.cached(recorded));
             }
-            let (in_force, _) = known.after(None, &head.desired, &head.revision);
+            let (in_force, _) = recorded.after(None, &head.desired, &head.revision);
             self.context
                 .store
                 .collection::<InForce>()
@@ -39,7 +39,7 @@ impl Source {
         };
         if self.context.repository.contains(&from, &head.revision).await? {
             // An older head, such as the revision of a run: the newer guards apply to it as well.
-            return Ok(known);
+            return Ok(recorded);
         }
         let mut commits = vec![];
         if self.context.repository.contains(&head.revision, &from).await? {
@@ -51,7 +51,7 @@ impl Source {
             // The branch was rewritten: the difference is one step.
             steps.push(head.revision.clone());
         }
-        let (mut in_force, (mut before, _)) = (known, self.load(&from).await?);
+        let (mut in_force, (mut before, _)) = (recorded, self.load(&from).await?);
         for revision in steps {
             let (desired, _) = self.load(&revision).await?;
             let (next, refused) = in_force.after(Some(&before), &desired, &revision);

@@ -23,15 +23,15 @@ impl Source {
     /// # Errors
     /// When the store can't be read.
     pub(crate) async fn history_lost(&self) -> Result<bool, Error> {
-        let known: Option<StoreHistory> =
+        let stored: Option<StoreHistory> =
             self.context.store.collection::<StoreHistory>().get(&"history".to_owned()).await?;
-        Ok(known.is_some_and(|known| known.lost))
+        Ok(stored.is_some_and(|stored| stored.lost))
     }
 
     /// Determines and records whether the history is lost, once.
     ///
     /// # Errors
-    /// When the forge, the repository or the store does not answer.
+    /// When the forge, the repository or the store fails.
     pub(super) async fn record_history(self: &Arc<Self>, head: &Head) -> Result<(), Error> {
         if self.context.store.collection::<StoreHistory>().get(&"history".to_owned()).await?.is_some() {
             return Ok(());

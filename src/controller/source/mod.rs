@@ -110,7 +110,7 @@ impl Source {
     /// Fetches the branch, loads it where it moved, and enqueues requests for the changed instances and environments.
     ///
     /// # Errors
-    /// When the repository, the forge or the store does not answer; the head is unchanged.
+    /// When the repository, the forge or the store fails; the head is unchanged.
     pub async fn refresh(self: &Arc<Self>) -> Result<(), Error> {
         let found = self.fetch_head().await;
         *self.problem.lock() = found.as_ref().err().map(|error| crate::error_chain(error));
@@ -132,8 +132,8 @@ impl Source {
         let queue = &self.context.queue;
         let applied = self.context.store.applied_instances().await?;
         for (id, instance) in &head.desired.instances {
-            let known = before.and_then(|before| before.instance(id));
-            let changed = known.is_none_or(|known| known.digest != instance.digest);
+            let previous = before.and_then(|before| before.instance(id));
+            let changed = previous.is_none_or(|previous| previous.digest != instance.digest);
             // The first head of a process enqueues a drift check of every instance, a later head of the changed instances.
             if (before.is_none() || changed) && applied.contains(id) {
                 queue.enqueue(ReconcileRequest::Instance(id.clone()), Reason::HeadMoved);
@@ -164,7 +164,7 @@ impl Source {
     /// Sets the token of the forge as the git credential of the repository.
     ///
     /// # Errors
-    /// When the forge does not answer.
+    /// When the forge fails.
     pub(crate) async fn use_git_token(&self) -> Result<(), Error> {
         let url = self.context.repository.url();
         if let Some(forge) = &self.context.forge

@@ -71,8 +71,8 @@ impl StatusReader {
         {
             return Ok(DriftExplanation::DeclaredAtHead(id.environment.clone()));
         }
-        let known: Vec<(String, Proposal)> = self.context.store.collection::<Proposal>().all().await?;
-        if let Some((_, proposal)) = known.into_iter().find(|(_, proposal)| proposal.instances.contains(id)) {
+        let existing: Vec<(String, Proposal)> = self.context.store.collection::<Proposal>().all().await?;
+        if let Some((_, proposal)) = existing.into_iter().find(|(_, proposal)| proposal.instances.contains(id)) {
             return Ok(DriftExplanation::Proposed { pull: proposal.pull, adopts: proposal.adopts });
         }
         if status.drift.iter().all(|drift| !drift.revertible) {

@@ -178,7 +178,7 @@ impl StatusReader {
         let declared = head.as_ref().map(|head| head.desired.instances.clone()).unwrap_or_default();
         for (id, instance) in &declared {
             let suspended = suspensions.instance(id).map(|reason| reason.to_string());
-            let known = Records {
+            let records = Records {
                 applied: applied.get(id),
                 observed: observed.get(id),
                 runs: &runs,
@@ -187,7 +187,7 @@ impl StatusReader {
                 suspended,
                 now,
             };
-            instances.push(self.instance_status(id, Some(instance), &known, &applied));
+            instances.push(self.instance_status(id, Some(instance), &records, &applied));
         }
         if let Some(head) = &head {
             for status in instances.iter_mut().filter(|status| status.run.is_none()) {
@@ -255,7 +255,7 @@ impl StatusReader {
         let is_declared = |id: &InstanceId| head.as_ref().is_some_and(|head| head.instance(id).is_some());
         let complete = head.as_ref().is_some_and(|head| head.desired.complete);
         for (id, record) in applied.iter().filter(|(id, _)| !is_declared(id)) {
-            let known = Records {
+            let records = Records {
                 applied: Some(record),
                 observed: observed.get(id),
                 runs,
@@ -264,7 +264,7 @@ impl StatusReader {
                 suspended: None,
                 now,
             };
-            let mut status = self.instance_status(id, None, &known, applied);
+            let mut status = self.instance_status(id, None, &records, applied);
             let open_run = runs.iter().find(|run| run.holds(id));
             let failed = stalled.get(id).filter(|_| open_run.is_none());
             match (head, complete) {
@@ -286,18 +286,18 @@ impl StatusReader {
             }
             instances.push(status);
         }
-        for (id, known) in stalled.iter().filter(|(id, _)| !is_declared(id) && !applied.contains_key(*id)) {
+        for (id, failure) in stalled.iter().filter(|(id, _)| !is_declared(id) && !applied.contains_key(*id)) {
             let records = Records {
                 applied: None,
                 observed: observed.get(id),
                 runs,
-                stalled: Some(known),
+                stalled: Some(failure),
                 all_stalled: stalled,
                 suspended: None,
                 now,
             };
             let mut status = self.instance_status(id, None, &records, applied);
-            status.set(Verdict::Stalled, Some(VerdictReason::StartedAndUndeclared { run: known.run }));
+            status.set(Verdict::Stalled, Some(VerdictReason::StartedAndUndeclared { run: failure.run }));
             instances.push(status);
         }
     }
@@ -306,32 +306,32 @@ impl StatusReader {
         &self,
         id: &InstanceId,
         instance: Option<&Arc<Instance>>,
-        known: &Records<'_>,
+        records: &Records<'_>,
         applied: &BTreeMap<InstanceId, Applied>,
     ) -> InstanceStatus {
-        let run = known.runs.iter().find(|run| run.holds(id));
+        let run = records.runs.iter().find(|run| run.holds(id));
         let pending = instance.is_some_and(|instance| is_pending(instance, applied));
-        let (verdict, cause) = known.verdict(id, instance, run, pending);
-        let observed = known.observed;
+        let (verdict, cause) = records.verdict(id, instance, run, pending);
+        let observed = records.observed;
         let mut waiting_on = observed.map(|o| o.waiting_on.clone()).unwrap_or_default();
         if let Some(on) = run.and_then(|run| run.instances[id].waiting_on.clone()) {
             waiting_on = vec![on];
         } else if pending && run.is_none() && waiting_on.is_empty() {
             let upstreams = instance.map(|instance| &instance.upstreams);
-            let stalled = upstreams.into_iter().flatten().find(|upstream| known.all_stalled.contains_key(*upstream));
+            let stalled = upstreams.into_iter().flatten().find(|upstream| records.all_stalled.contains_key(*upstream));
             waiting_on.push(match stalled {
                 Some(upstream) => WaitingOn::Upstream { instance: upstream.clone() },
                 None => WaitingOn::Apply,
             });
         }
-        let applied_kind = known.applied.map(|applied| applied.spec.target.kind.as_str());
+        let applied_kind = records.applied.map(|applied| applied.spec.target.kind.as_str());
         InstanceStatus {
             id: id.clone(),
             environment: id.environment.clone(),
             component: id.component.clone(),
             kind: instance.map(|instance| instance.kind).or(applied_kind).unwrap_or_default().to_owned(),
             verdict,
-            applied: known.applied.map(|applied| applied.revision.clone()),
+            applied: records.applied.map(|applied| applied.revision.clone()),
             observed_at: observed.map(|o| o.at),
             duration_ms: observed.map(|o| o.duration_ms),
             drift: observed.map(|o| o.drift.clone()).unwrap_or_default(),

@@ -44,10 +44,8 @@ pub(super) fn jitter(name: &ComponentName, schedule: &Schedule, at: DateTime<Utc
 }
 
 impl Triggers {
-    /// Starts the due schedules. Returns the next due time.
-    ///
-    /// # Errors
-    /// None; a schedule that can't start is logged, and starts with the next timer.
+    /// Starts the due schedules. Returns the next due time. A schedule that can't start
+    /// is logged, and starts with the next timer.
     pub(crate) async fn begin_due_schedules(
         self: &Arc<Self>,
         now: DateTime<Utc>,
@@ -77,16 +75,16 @@ impl Triggers {
         now: DateTime<Utc>,
     ) -> Result<Option<DateTime<Utc>>, Error> {
         let initial = ScheduleState { at: now, cron: schedule.cron.clone(), zone: schedule.time_zone.clone() };
-        let known: Option<ScheduleState> =
+        let stored: Option<ScheduleState> =
             self.context.store.collection::<ScheduleState>().get(&name.to_string()).await?;
-        let Some(known) = known.filter(|known| known.cron == initial.cron && known.zone == initial.zone) else {
+        let Some(stored) = stored.filter(|stored| stored.cron == initial.cron && stored.zone == initial.zone) else {
             self.context.store.collection::<ScheduleState>().put(&name.to_string(), now, &initial).await?;
             return Ok(calendar.next(now));
         };
         let begins = |at: DateTime<Utc>| at + jitter(name, schedule, at);
         let (mut due, mut next) = (None, now);
         // After a clock was set back, the calendar starts at the current time.
-        let mut after = known.at.min(now);
+        let mut after = stored.at.min(now);
         for _ in 0..MISSED_MAX {
             match calendar.next(after) {
                 Some(at) if begins(at) <= now => (due, after) = (Some(at), at),
