@@ -89,13 +89,13 @@ impl Authorization {
     pub(crate) async fn missing_approvals(
         self: &Arc<Self>,
         head: &Head,
-        who: &Principal,
+        principal: &Principal,
         verb: Verb,
         plan: &Plan,
         instances: &BTreeSet<InstanceId>,
     ) -> Result<Option<MissingApprovals>, Error> {
         let rights = self.rights(head, &plan.environment).await?;
-        let needs = permit(&rights, who, verb).unwrap_or_default();
+        let needs = permit(&rights, principal, verb).unwrap_or_default();
         if needs.is_empty() {
             return Ok(None);
         }
@@ -163,12 +163,12 @@ impl Authorization {
     pub(crate) async fn missing_approvals_of_remediation(
         self: &Arc<Self>,
         head: &Head,
-        who: &Principal,
+        principal: &Principal,
         environment: &EnvironmentName,
         pull: &Pull,
     ) -> Result<Option<MissingApprovals>, Error> {
         let rights = self.rights(head, environment).await?;
-        let needs = permit(&rights, who, Verb::Apply).unwrap_or_default();
+        let needs = permit(&rights, principal, Verb::Apply).unwrap_or_default();
         self.missing_approvals_of_head(head, pull, &needs).await
     }
 
@@ -283,16 +283,19 @@ impl Authorization {
     pub(crate) async fn allow(
         self: &Arc<Self>,
         head: &Head,
-        who: &Principal,
+        principal: &Principal,
         verb: Verb,
         environments: &BTreeSet<EnvironmentName>,
     ) -> Result<(), Error> {
         for environment in environments {
             let rights = self.rights(head, environment).await?;
-            if authorization::permit(&rights, who, verb).is_none() {
-                return Err(Error::Refused(Refusal::not_permitted(&rights, who, verb, environment)));
+            if authorization::permit(&rights, principal, verb).is_none() {
+                return Err(Error::Refused(Refusal::not_permitted(&rights, principal, verb, environment)));
             }
         }
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

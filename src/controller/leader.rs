@@ -126,3 +126,6 @@ impl Leader {
         self.context.now() + chrono::Duration::from_std(self.context.settings.lease).unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests;

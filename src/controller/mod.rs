@@ -22,6 +22,8 @@ mod remediation;
 mod runs;
 mod source;
 mod status;
+#[cfg(test)]
+mod test_stage;
 mod triggers;
 pub mod work_queue;
 

@@ -135,3 +135,6 @@ impl Notifier {
         self.enqueue(&format!("status/{revision}/{context}"), &outgoing).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,15 +64,15 @@ impl Commands {
         head: &Arc<Head>,
         tracked: &TrackedPullRequest,
         written: &Comment,
-        who: &Principal,
+        principal: &Principal,
         command: &Command,
     ) -> Result<String, Error> {
         if self.pull_requests.is_remediation(tracked.pull.number).await? {
-            return self.apply_remediation(head, tracked, who).await;
+            return self.apply_remediation(head, tracked, principal).await;
         }
         let changed = self.source.changed_by(tracked).await?;
         if tracked.pull.open {
-            return Err(self.not_merged(head, who, command, &changed).await);
+            return Err(self.not_merged(head, principal, command, &changed).await);
         }
         if tracked.pull.merged_as.is_none() {
             return Err(Error::Refused(Refusal::Closed));
@@ -84,7 +84,7 @@ impl Commands {
         if selected.is_empty() {
             return Err(Error::Refused(Refusal::Empty(matched_nothing(head, command.selector.as_ref()))));
         }
-        self.authorization.allow(head, who, Verb::Apply, &environments(&selected)).await?;
+        self.authorization.allow(head, principal, Verb::Apply, &environments(&selected)).await?;
         let mut started = vec![];
         for environment in environments(&selected) {
             let mut pending: BTreeSet<InstanceId> =
@@ -101,12 +101,12 @@ impl Commands {
             {
                 return Err(Error::Refused(Refusal::Superseded { by: number, environment }));
             }
-            let shown = self
+            let recorded = self
                 .context
                 .store
                 .last_plan(&pull_request_subject(tracked.pull.number, &environment), Some(written.created_at))
                 .await?;
-            let Some((plan, at)) = shown else { return Err(self.missing_plan(head, tracked, &environment).await?) };
+            let Some((plan, at)) = recorded else { return Err(self.missing_plan(head, tracked, &environment).await?) };
             check_digest(&plan, command.digest.as_deref())?;
             if command.digest.is_none() && written.created_at - at < PLAN_SETTLED {
                 return Err(Error::Refused(Refusal::PlanChanged { environment, digest: plan.digest }));
@@ -115,7 +115,7 @@ impl Commands {
             let because = RunCause::Comment(Verb::Apply, written.id, written.author.clone());
             started.push((
                 environment.clone(),
-                self.start(head, &plan, pending, because, who, Some(tracked.pull.number)).await?,
+                self.start(head, &plan, pending, because, principal, Some(tracked.pull.number)).await?,
             ));
         }
         if started.is_empty() {
@@ -157,7 +157,7 @@ impl Commands {
     async fn not_merged(
         self: &Arc<Self>,
         head: &Head,
-        who: &Principal,
+        principal: &Principal,
         command: &Command,
         changed: &BTreeSet<InstanceId>,
     ) -> Error {
@@ -171,7 +171,7 @@ impl Commands {
                     Refusal::UnchangedHere(selector.to_string())
                 });
             }
-            self.authorization.allow(head, who, Verb::Apply, &environments(&selected_here)).await?;
+            self.authorization.allow(head, principal, Verb::Apply, &environments(&selected_here)).await?;
             Ok(Refusal::NotMerged)
         };
         refusal.await.map_or_else(|error| error, Error::Refused)
@@ -231,7 +231,7 @@ impl Commands {
         plan: &Plan,
         instances: BTreeSet<InstanceId>,
         because: RunCause,
-        who: &Principal,
+        principal: &Principal,
         pull: Option<PullNumber>,
     ) -> Result<RunId, Error> {
         let suspensions = self.source.suspensions(Some(head)).await?;
@@ -239,15 +239,17 @@ impl Commands {
             return Err(Error::Refused(Refusal::Suspended { verb: Verb::Apply, suspension }));
         }
         let selected_plans = self.select_from_plan(head, plan, &instances).await?;
-        if let Some(missing) = self.authorization.missing_approvals(head, who, Verb::Apply, plan, &instances).await? {
+        if let Some(missing) =
+            self.authorization.missing_approvals(head, principal, Verb::Apply, plan, &instances).await?
+        {
             return Err(Error::Refused(Refusal::NotApproved { verb: Verb::Apply, missing }));
         }
         let approved: BTreeMap<InstanceId, Approved> = instances
             .iter()
             .map(|id| {
-                let approval = match selected_plans.iter().find(|shown| shown.id == *id) {
-                    Some(shown) if shown.digest.is_none() => Approved::Unknown,
-                    Some(shown) => Approved::Actions { actions: shown.actions.clone() },
+                let approval = match selected_plans.iter().find(|plan| plan.id == *id) {
+                    Some(plan) if plan.digest.is_none() => Approved::Unknown,
+                    Some(plan) => Approved::Actions { actions: plan.actions.clone() },
                     // An action that the plan does not show is not approved.
                     None => Approved::Actions { actions: vec![] },
                 };
@@ -259,8 +261,8 @@ impl Commands {
             instances,
             approved,
             because,
-            principal: who.name(),
-            command_id: who.command_id().map(str::to_owned),
+            principal: principal.name(),
+            command_id: principal.command_id().map(str::to_owned),
             kind: RunKind::Apply { by_merge: false },
             pull,
         };
@@ -276,13 +278,13 @@ impl Commands {
         selector: Option<&Selector>,
         digests: &[String],
         remediation: Option<&ComponentName>,
-        who: &Principal,
+        principal: &Principal,
     ) -> Result<Vec<RunId>, Error> {
         let head = self.source.loaded_head()?;
         if let Some(name) = remediation {
-            return self.apply_named_remediation(&head, name, who).await.map(|run| vec![run]);
+            return self.apply_named_remediation(&head, name, principal).await.map(|run| vec![run]);
         }
-        let (head, selected) = self.resolve_allowed(selector, Verb::Apply, who).await?;
+        let (head, selected) = self.resolve_allowed(selector, Verb::Apply, principal).await?;
         let mut runs = vec![];
         for environment in environments(&selected) {
             let mut pending: BTreeSet<InstanceId> =
@@ -306,7 +308,9 @@ impl Commands {
                 }));
             }
             pending.extend(downstream(&head, &plan, &selected));
-            runs.push(self.start(&head, &plan, pending, RunCause::CommandLine(who.name()), who, None).await?);
+            runs.push(
+                self.start(&head, &plan, pending, RunCause::CommandLine(principal.name()), principal, None).await?,
+            );
         }
         if runs.is_empty() {
             self.refuse_unknown(&selected).await?;

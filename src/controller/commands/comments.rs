@@ -138,8 +138,8 @@ impl Commands {
         if !runs.is_empty() {
             return Ok(Some(comment::begun(&runs)));
         }
-        let (who, verb) = (format!("user:{}", written.author), command.verb.name());
-        let done = self.context.store.audited(&format!("comment/{}", written.id), &who, &verb).await?;
+        let (principal, verb) = (format!("user:{}", written.author), command.verb.name());
+        let done = self.context.store.audited(&format!("comment/{}", written.id), &principal, &verb).await?;
         Ok((!done.is_empty()).then(|| Answer::Executed(verb, done.into_iter().collect()).to_string()))
     }
 
@@ -189,12 +189,15 @@ impl Commands {
         command: &Command,
         command_id: &str,
     ) -> Result<String, Error> {
-        let who = self.authorization.principal_of(head, &written.author).await?.by(command_id.to_owned());
+        let principal = self.authorization.principal_of(head, &written.author).await?.by(command_id.to_owned());
         match command.verb {
             Verb::Help => {
                 let mut refused = None;
                 for environment in head.desired.environments.keys() {
-                    match self.authorization.allow(head, &who, Verb::Help, &BTreeSet::from([environment.clone()])).await
+                    match self
+                        .authorization
+                        .allow(head, &principal, Verb::Help, &BTreeSet::from([environment.clone()]))
+                        .await
                     {
                         Ok(()) => return Ok(command::help()),
                         Err(error) => refused = Some(error),
@@ -203,10 +206,10 @@ impl Commands {
                 refused.map_or(Ok(()), Err)?;
                 Ok(command::help())
             }
-            Verb::Plan => self.replan(head, tracked, &who, command).await,
-            Verb::Drift => self.check_drift(head, tracked, &who, command).await,
-            Verb::Apply => self.apply_pull(head, tracked, written, &who, command).await,
-            _ => self.execute_on(head, command, &who, Some(tracked)).await.map(|outcome| outcome.message),
+            Verb::Plan => self.replan(head, tracked, &principal, command).await,
+            Verb::Drift => self.check_drift(head, tracked, &principal, command).await,
+            Verb::Apply => self.apply_pull(head, tracked, written, &principal, command).await,
+            _ => self.execute_on(head, command, &principal, Some(tracked)).await.map(|outcome| outcome.message),
         }
     }
 }

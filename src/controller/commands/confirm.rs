@@ -26,7 +26,7 @@ impl Commands {
     pub(super) async fn confirm(
         self: &Arc<Self>,
         selected: &BTreeSet<InstanceId>,
-        who: &Principal,
+        principal: &Principal,
     ) -> Result<String, Error> {
         let mut confirmed = vec![];
         for id in selected {
@@ -35,7 +35,7 @@ impl Commands {
                     .store
                     .audit(
                         self.context.now(),
-                        &who.name(),
+                        &principal.name(),
                         "confirm",
                         &id.to_string(),
                         "another target is the right one",

@@ -36,7 +36,7 @@ impl Commands {
         head: &Arc<Head>,
         selected: &BTreeSet<InstanceId>,
         digests: &[String],
-        who: &Principal,
+        principal: &Principal,
         (selector, pull): (&Selector, Option<PullNumber>),
     ) -> Result<(String, Vec<Plan>, Vec<RunId>), Error> {
         self.planner.ensure_orphans(head, selected).await?;
@@ -45,28 +45,28 @@ impl Commands {
             let ids: BTreeSet<InstanceId> =
                 selected.iter().filter(|id| id.environment == environment).cloned().collect();
             for id in &ids {
-                if let Some((_, why)) = self.planner.in_use(head, id, &ids).await? {
-                    return Err(Error::Refused(Refusal::InUse { reason: why }));
+                if let Some((_, reason)) = self.planner.in_use(head, id, &ids).await? {
+                    return Err(Error::Refused(Refusal::InUse { reason }));
                 }
             }
             let plan = self.planner.plan_destroys(head, &environment, &ids).await?;
-            if let Some((id, why)) = plan.instances.iter().find_map(|i| Some((&i.id, i.problem.as_ref()?))) {
+            if let Some((id, reason)) = plan.instances.iter().find_map(|i| Some((&i.id, i.problem.as_ref()?))) {
                 return Err(Error::Refused(Refusal::NotPlanned {
                     verb: Verb::Destroy,
                     id: id.clone(),
-                    reason: why.clone(),
+                    reason: reason.clone(),
                 }));
             }
             let is_named = |digest: &String| {
                 digest.len() >= DIGEST_LENGTH_MIN && plan.digest.to_string().starts_with(digest.as_str())
             };
             if digests.iter().any(is_named) {
-                let run = self.start_destroy(head, &plan, who, pull).await?;
+                let run = self.start_destroy(head, &plan, principal, pull).await?;
                 message.push(Answer::Destroys(run, ids.clone()).to_string());
                 runs.push(run);
                 continue;
             }
-            self.may_destroy(head, &plan, who).await?;
+            self.may_destroy(head, &plan, principal).await?;
             if let Some(digest) = digests.first() {
                 return Err(Error::Refused(Refusal::OtherDigest {
                     verb: Verb::Destroy,
@@ -87,7 +87,7 @@ impl Commands {
     }
 
     /// Checks a destroy plan against the current guards, limits and approvals.
-    async fn may_destroy(self: &Arc<Self>, head: &Arc<Head>, plan: &Plan, who: &Principal) -> Result<(), Error> {
+    async fn may_destroy(self: &Arc<Self>, head: &Arc<Head>, plan: &Plan, principal: &Principal) -> Result<(), Error> {
         let environment = &plan.environment;
         let limits = self.source.guards(head).await?.limits(environment);
         if let Some(violation) = validation::plan(plan, &limits).into_iter().find(Violation::is_fatal) {
@@ -103,7 +103,7 @@ impl Commands {
             }));
         }
         let ids: BTreeSet<InstanceId> = plan.instances.iter().map(|instance| instance.id.clone()).collect();
-        match self.authorization.missing_approvals(head, who, Verb::Destroy, plan, &ids).await? {
+        match self.authorization.missing_approvals(head, principal, Verb::Destroy, plan, &ids).await? {
             Some(missing) => Err(Error::Refused(Refusal::NotApproved { verb: Verb::Destroy, missing })),
             None => Ok(()),
         }
@@ -113,10 +113,10 @@ impl Commands {
         self: &Arc<Self>,
         head: &Arc<Head>,
         plan: &Plan,
-        who: &Principal,
+        principal: &Principal,
         pull: Option<PullNumber>,
     ) -> Result<RunId, Error> {
-        self.may_destroy(head, plan, who).await?;
+        self.may_destroy(head, plan, principal).await?;
         let approved = plan
             .instances
             .iter()
@@ -126,9 +126,9 @@ impl Commands {
             environment: plan.environment.clone(),
             instances: plan.instances.iter().map(|instance| instance.id.clone()).collect(),
             approved,
-            because: RunCause::Command(Verb::Destroy, who.mention()),
-            principal: who.name(),
-            command_id: who.command_id().map(str::to_owned),
+            because: RunCause::Command(Verb::Destroy, principal.mention()),
+            principal: principal.name(),
+            command_id: principal.command_id().map(str::to_owned),
             kind: RunKind::Destroy { by_merge: false },
             pull,
         };

@@ -34,7 +34,7 @@ impl Commands {
         self: &Arc<Self>,
         head: &Arc<Head>,
         tracked: &TrackedPullRequest,
-        who: &Principal,
+        principal: &Principal,
         command: &Command,
     ) -> Result<String, Error> {
         let changed = self.source.changed_by(tracked).await?;
@@ -45,7 +45,7 @@ impl Commands {
         if selected.is_empty() {
             return Err(Error::Refused(Refusal::Empty(matched_nothing(head, command.selector.as_ref()))));
         }
-        self.authorization.allow(head, who, Verb::Drift, &environments(&selected)).await?;
+        self.authorization.allow(head, principal, Verb::Drift, &environments(&selected)).await?;
         self.check_all(&selected).await?;
         let mut rows = vec![];
         for status in self.status.read().await?.instances.into_iter().filter(|status| selected.contains(&status.id)) {
@@ -61,9 +61,9 @@ impl Commands {
     pub async fn check_drift_of(
         self: &Arc<Self>,
         selector: Option<&Selector>,
-        who: &Principal,
+        principal: &Principal,
     ) -> Result<BTreeSet<InstanceId>, Error> {
-        let (_, selected) = self.resolve_allowed(selector, Verb::Drift, who).await?;
+        let (_, selected) = self.resolve_allowed(selector, Verb::Drift, principal).await?;
         self.check_all(&selected).await?;
         for environment in environments(&selected) {
             self.pull_requests.plan_head(&environment).await?;

@@ -23,7 +23,7 @@ impl Commands {
         self: &Arc<Self>,
         head: &Arc<Head>,
         selected: &BTreeSet<InstanceId>,
-        who: &Principal,
+        principal: &Principal,
     ) -> Result<String, Error> {
         self.planner.ensure_orphans(head, selected).await?;
         if let Some(run) =
@@ -37,7 +37,7 @@ impl Commands {
                 .store
                 .audit(
                     self.context.now(),
-                    &who.name(),
+                    &principal.name(),
                     "forget",
                     &id.to_string(),
                     "forgotten; its resources still exist",

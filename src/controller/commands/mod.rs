@@ -101,39 +101,42 @@ impl Commands {
     ///
     /// # Errors
     /// [`Error::Refused`] with the reason; else when the forge, the repository or the store fails.
-    pub async fn execute(self: &Arc<Self>, command: &Command, who: &Principal) -> Result<CommandOutcome, Error> {
+    pub async fn execute(self: &Arc<Self>, command: &Command, principal: &Principal) -> Result<CommandOutcome, Error> {
         let head = self.source.loaded_head()?;
-        self.execute_on(&head, command, who, None).await
+        self.execute_on(&head, command, principal, None).await
     }
 
     async fn execute_on(
         self: &Arc<Self>,
         head: &Arc<Head>,
         command: &Command,
-        who: &Principal,
+        principal: &Principal,
         tracked: Option<&TrackedPullRequest>,
     ) -> Result<CommandOutcome, Error> {
         let selected = self.resolve(head, command, tracked).await?;
-        self.authorization.allow(head, who, command.verb, &environments(&selected)).await?;
+        self.authorization.allow(head, principal, command.verb, &environments(&selected)).await?;
         let selector = command.selector.as_ref();
         let pull = tracked.map(|tracked| tracked.pull.number);
         let message = match command.verb {
-            Verb::Suspend => self.suspend(&selected, selector, who).await?,
-            Verb::Resume => self.resume(head, &selected, selector, who).await?,
-            Verb::Snooze => self.snooze_drift(&selected, command, who).await?,
-            Verb::Confirm => self.confirm(&selected, who).await?,
-            Verb::Adopt | Verb::Revert => self.remediations.set_direction(head, &selected, command.verb, who).await?,
-            Verb::Forget => self.forget(head, &selected, who).await?,
-            Verb::Cancel => self.runs.cancel(&selected, who).await?,
-            Verb::Unlock => self.unlock(head, &selected, who).await?,
+            Verb::Suspend => self.suspend(&selected, selector, principal).await?,
+            Verb::Resume => self.resume(head, &selected, selector, principal).await?,
+            Verb::Snooze => self.snooze_drift(&selected, command, principal).await?,
+            Verb::Confirm => self.confirm(&selected, principal).await?,
+            Verb::Adopt | Verb::Revert => {
+                self.remediations.set_direction(head, &selected, command.verb, principal).await?
+            }
+            Verb::Forget => self.forget(head, &selected, principal).await?,
+            Verb::Cancel => self.runs.cancel(&selected, principal).await?,
+            Verb::Unlock => self.unlock(head, &selected, principal).await?,
             Verb::Rebalance => {
-                let (message, runs) = self.rebalance(head, &selected, who, pull).await?;
+                let (message, runs) = self.rebalance(head, &selected, principal, pull).await?;
                 return Ok(CommandOutcome { message, runs, ..CommandOutcome::default() });
             }
             Verb::Destroy => {
                 let digests: Vec<String> = command.digest.iter().cloned().collect();
                 let Some(selector) = selector else { return Err(missing_selector(command)) };
-                let (message, plans, runs) = self.destroy(head, &selected, &digests, who, (selector, pull)).await?;
+                let (message, plans, runs) =
+                    self.destroy(head, &selected, &digests, principal, (selector, pull)).await?;
                 return Ok(CommandOutcome { message, plans, runs });
             }
             other => return Err(Error::Refused(Refusal::NotImplemented(other))),
@@ -186,14 +189,14 @@ impl Commands {
         self: &Arc<Self>,
         selector: Option<&Selector>,
         verb: Verb,
-        who: &Principal,
+        principal: &Principal,
     ) -> Result<(Arc<Head>, BTreeSet<InstanceId>), Error> {
         let head = self.source.loaded_head()?;
         let selected = self.planner.select(&head, selector, &BTreeSet::new()).await?;
         if selected.is_empty() {
             return Err(Error::Refused(Refusal::Empty(matched_nothing(&head, selector))));
         }
-        self.authorization.allow(&head, who, verb, &environments(&selected)).await?;
+        self.authorization.allow(&head, principal, verb, &environments(&selected)).await?;
         Ok((head, selected))
     }
 
@@ -239,3 +242,6 @@ impl Commands {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,7 +33,7 @@ impl Commands {
         self: &Arc<Self>,
         head: &Arc<Head>,
         tracked: &TrackedPullRequest,
-        who: &Principal,
+        principal: &Principal,
         command: &Command,
     ) -> Result<String, Error> {
         let selected =
@@ -45,7 +45,7 @@ impl Commands {
         if command.selector.is_none() && !tracked.environments.is_empty() {
             selected_environments.retain(|environment| tracked.environments.contains(environment));
         }
-        self.authorization.allow(head, who, Verb::Plan, &selected_environments).await?;
+        self.authorization.allow(head, principal, Verb::Plan, &selected_environments).await?;
         if !tracked.pull.open {
             return Err(Error::Refused(Refusal::PullRequestClosed));
         }
@@ -60,8 +60,12 @@ impl Commands {
     ///
     /// # Errors
     /// [`Error::Refused`] with the reason; else when the repository or the store fails.
-    pub async fn plan_now(self: &Arc<Self>, selector: Option<&Selector>, who: &Principal) -> Result<Vec<Plan>, Error> {
-        let (head, selected) = self.resolve_allowed(selector, Verb::Plan, who).await?;
+    pub async fn plan_now(
+        self: &Arc<Self>,
+        selector: Option<&Selector>,
+        principal: &Principal,
+    ) -> Result<Vec<Plan>, Error> {
+        let (head, selected) = self.resolve_allowed(selector, Verb::Plan, principal).await?;
         let mut plans = vec![];
         for environment in environments(&selected) {
             let mut instances: BTreeSet<InstanceId> =

@@ -41,9 +41,9 @@ impl Commands {
     pub async fn propose_apply(
         self: &Arc<Self>,
         selector: Option<&Selector>,
-        who: &Principal,
+        principal: &Principal,
     ) -> Result<Vec<PullNumber>, Error> {
-        let (head, selected) = self.resolve_allowed(selector, Verb::Plan, who).await?;
+        let (head, selected) = self.resolve_allowed(selector, Verb::Plan, principal).await?;
         let mut pulls = vec![];
         for environment in environments(&selected) {
             let pending = self.planner.pending(&head, &environment).await?;
@@ -61,7 +61,7 @@ impl Commands {
                 return Err(Error::Refused(Refusal::NotProposed { id: id.clone(), reason: problem.to_string() }));
             }
             if plan.has_work() {
-                pulls.push(self.open_apply(&head, &plan, who).await?);
+                pulls.push(self.open_apply(&head, &plan, principal).await?);
             }
         }
         if pulls.is_empty() {
@@ -70,7 +70,12 @@ impl Commands {
         Ok(pulls)
     }
 
-    async fn open_apply(self: &Arc<Self>, head: &Arc<Head>, plan: &Plan, who: &Principal) -> Result<PullNumber, Error> {
+    async fn open_apply(
+        self: &Arc<Self>,
+        head: &Arc<Head>,
+        plan: &Plan,
+        principal: &Principal,
+    ) -> Result<PullNumber, Error> {
         let Some(forge) = self.context.forge.clone() else {
             return Err(Error::Refused(Refusal::NoForge));
         };
@@ -85,7 +90,7 @@ impl Commands {
             .iter()
             .zip(&upstreams)
             .flat_map(|(instance, after)| instance.actions.iter().map(move |action| (&instance.id, action, after)));
-        let because = format!("propose by {}", who.name());
+        let because = format!("propose by {}", principal.name());
         let written = Written { direction: Direction::Apply, because: &because, observed_at: now, now };
         let remediation = remediation::remediation(&plan.environment, written, actions);
         // The digest in the name makes a repeated proposal of the same plan find the first one.
@@ -107,7 +112,7 @@ impl Commands {
         }
         let body = self.context.redactor.redact(&comment::proposed_apply(plan, &path));
         let pull = forge.ensure_pull(&branch, &self.context.settings.branch, &title, &body).await?;
-        self.context.store.audit(now, &who.name(), "propose", &format!("pull/{}", pull.0), &title).await?;
+        self.context.store.audit(now, &principal.name(), "propose", &format!("pull/{}", pull.0), &title).await?;
         self.context.queue.enqueue(ReconcileRequest::PullRequest(pull), Reason::Proposed);
         Ok(pull)
     }

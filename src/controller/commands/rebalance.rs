@@ -25,7 +25,7 @@ impl Commands {
         self: &Arc<Self>,
         head: &Arc<Head>,
         selected: &BTreeSet<InstanceId>,
-        who: &Principal,
+        principal: &Principal,
         pull: Option<PullNumber>,
     ) -> Result<(String, Vec<RunId>), Error> {
         let clusters = self.runs.clusters(selected).await?;
@@ -40,9 +40,9 @@ impl Commands {
         let mut runs = vec![];
         for environment in environments(&clusters) {
             let authorization = RebalanceAuthorization {
-                because: RunCause::Command(Verb::Rebalance, who.mention()),
-                principal: who.name(),
-                command_id: who.command_id().map(str::to_owned),
+                because: RunCause::Command(Verb::Rebalance, principal.mention()),
+                principal: principal.name(),
+                command_id: principal.command_id().map(str::to_owned),
                 pull,
                 until: None,
                 by_schedule: false,

@@ -31,7 +31,7 @@ impl Commands {
         self: &Arc<Self>,
         head: &Arc<Head>,
         tracked: &TrackedPullRequest,
-        who: &Principal,
+        principal: &Principal,
     ) -> Result<String, Error> {
         if tracked.pull.merged_as.is_none() {
             return Err(Error::Refused(Refusal::MergeApplies));
@@ -47,13 +47,15 @@ impl Commands {
                 if merged.pull != Some(tracked.pull.number) || merged.run.is_some() {
                     continue;
                 }
-                self.authorization.allow(head, who, Verb::Apply, &BTreeSet::from([environment.clone()])).await?;
-                if let Some(missing) =
-                    self.authorization.missing_approvals_of_remediation(head, who, environment, &tracked.pull).await?
+                self.authorization.allow(head, principal, Verb::Apply, &BTreeSet::from([environment.clone()])).await?;
+                if let Some(missing) = self
+                    .authorization
+                    .missing_approvals_of_remediation(head, principal, environment, &tracked.pull)
+                    .await?
                 {
                     return Err(Error::Refused(Refusal::NotApproved { verb: Verb::Apply, missing }));
                 }
-                let run = self.resume_remediation(head, &name, &remediation, who, merged).await?;
+                let run = self.resume_remediation(head, &name, &remediation, principal, merged).await?;
                 return Ok(Answer::AppliesRemediation(run).to_string());
             }
         }
@@ -65,12 +67,12 @@ impl Commands {
         head: &Arc<Head>,
         name: &ComponentName,
         remediation: &Remediation,
-        who: &Principal,
+        principal: &Principal,
         mut merged: MergedRemediation,
     ) -> Result<RunId, Error> {
         let run = self
             .remediations
-            .run_remediation(head, name, remediation, RunCause::Remediation(who.name()), who, merged.pull)
+            .run_remediation(head, name, remediation, RunCause::Remediation(principal.name()), principal, merged.pull)
             .await?;
         merged.run = Some(run);
         merged.waits = None;
@@ -91,12 +93,14 @@ impl Commands {
         self: &Arc<Self>,
         head: &Arc<Head>,
         name: &ComponentName,
-        who: &Principal,
+        principal: &Principal,
     ) -> Result<RunId, Error> {
         let Some((remediation, _)) = head.desired.remediations.get(name) else {
             return Err(Error::Refused(Refusal::NoRemediation(name.to_string())));
         };
-        self.authorization.allow(head, who, Verb::Apply, &BTreeSet::from([remediation.environment.clone()])).await?;
+        self.authorization
+            .allow(head, principal, Verb::Apply, &BTreeSet::from([remediation.environment.clone()]))
+            .await?;
         let environment = &remediation.environment;
         {
             // A remediation that its merge authorises starts here. Otherwise its record contains the missing approvals.
@@ -112,7 +116,7 @@ impl Commands {
             .await?
             .unwrap_or_default();
         let rights = self.authorization.rights(head, environment).await?;
-        let needs = permit(&rights, who, Verb::Apply).unwrap_or_default();
+        let needs = permit(&rights, principal, Verb::Apply).unwrap_or_default();
         if merged.pull.is_none() && !needs.is_empty() && !merged.spent && merged.run.is_none() {
             return Err(Error::Refused(Refusal::RemediationNotReviewed {
                 name: name.to_string(),
@@ -127,11 +131,11 @@ impl Commands {
             && let Some(tracked) = self.source.tracked(number).await?
             && let Some(missing) = self
                 .authorization
-                .missing_approvals_of_remediation(head, who, &remediation.environment, &tracked.pull)
+                .missing_approvals_of_remediation(head, principal, &remediation.environment, &tracked.pull)
                 .await?
         {
             return Err(Error::Refused(Refusal::NotApproved { verb: Verb::Apply, missing }));
         }
-        self.resume_remediation(head, name, &remediation, who, merged).await
+        self.resume_remediation(head, name, &remediation, principal, merged).await
     }
 }

@@ -31,7 +31,7 @@ impl Commands {
         self: &Arc<Self>,
         selected: &BTreeSet<InstanceId>,
         command: &Command,
-        who: &Principal,
+        principal: &Principal,
     ) -> Result<String, Error> {
         let lasting = command.lasting.and_then(|lasting| chrono::Duration::from_std(lasting.std()).ok());
         let until = self.context.now() + lasting.unwrap_or(SNOOZE);
@@ -48,7 +48,7 @@ impl Commands {
             if actions.is_empty() {
                 continue;
             }
-            let snooze = Snooze { actions, until, by: who.name(), because: "`/snooze`".into() };
+            let snooze = Snooze { actions, until, by: principal.name(), because: "`/snooze`".into() };
             self.observer.snooze(id, snooze).await?;
             snoozed.push(id.to_string());
         }

@@ -41,15 +41,15 @@ impl Commands {
         self: &Arc<Self>,
         selected: &BTreeSet<InstanceId>,
         selector: Option<&Selector>,
-        who: &Principal,
+        principal: &Principal,
     ) -> Result<String, Error> {
         let names = names(selected, selector);
         for name in &names {
-            let suspension = Suspension { by: who.name(), at: self.context.now() };
+            let suspension = Suspension { by: principal.name(), at: self.context.now() };
             self.context.store.collection::<Suspension>().put(name, self.context.now(), &suspension).await?;
             self.context
                 .store
-                .audit(self.context.now(), &who.name(), "suspend", name, "observed, and not acted on")
+                .audit(self.context.now(), &principal.name(), "suspend", name, "observed, and not acted on")
                 .await?;
         }
         Ok(Answer::Suspended(names).to_string())
@@ -64,7 +64,7 @@ impl Commands {
         head: &Head,
         selected: &BTreeSet<InstanceId>,
         selector: Option<&Selector>,
-        who: &Principal,
+        principal: &Principal,
     ) -> Result<String, Error> {
         let before = self.source.suspensions(Some(head)).await?;
         let mut names = names(selected, selector);
@@ -80,7 +80,7 @@ impl Commands {
         }
         for name in &names {
             // Before the removal, so that a retry after a crash finds that the command was executed.
-            self.context.store.audit(self.context.now(), &who.name(), "resume", name, "").await?;
+            self.context.store.audit(self.context.now(), &principal.name(), "resume", name, "").await?;
             self.context.store.collection::<Suspension>().remove(name).await?;
         }
         for name in environments {

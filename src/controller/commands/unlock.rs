@@ -32,7 +32,7 @@ impl Commands {
         self: &Arc<Self>,
         head: &Arc<Head>,
         selected: &BTreeSet<InstanceId>,
-        who: &Principal,
+        principal: &Principal,
     ) -> Result<String, Error> {
         let is_in_progress = |run: &Run, id: &InstanceId| {
             run.holds(id) && !matches!(run.instances[id].status, Status::New | Status::Waiting)
@@ -58,7 +58,7 @@ impl Commands {
                 Some(holder) => {
                     self.context
                         .store
-                        .audit(self.context.now(), &who.name(), "unlock", &id.to_string(), &holder)
+                        .audit(self.context.now(), &principal.name(), "unlock", &id.to_string(), &holder)
                         .await?;
                     self.context
                         .queue

@@ -23,8 +23,8 @@ impl Observer {
     ) -> Result<Vec<String>, Error> {
         let mut failed = vec![];
         for check in &spec.checks {
-            if let Err(why) = self.probe(id, check).await? {
-                failed.push(format!("check `{}`: {why}", check.name));
+            if let Err(reason) = self.probe(id, check).await? {
+                failed.push(format!("check `{}`: {reason}", check.name));
             }
         }
         Ok(failed)
@@ -52,7 +52,7 @@ impl Observer {
         let timeout = check.timeout.map_or(CHECK_TIMEOUT, crate::model::Duration::std);
         match (text(&check.http), text(&check.tcp)) {
             (Ok(http), Ok(tcp)) => Ok(self.context.probe.probe(http.as_deref(), tcp.as_deref(), timeout).await),
-            (Err(why), _) | (_, Err(why)) => Ok(Err(why)),
+            (Err(reason), _) | (_, Err(reason)) => Ok(Err(reason)),
         }
     }
 }

@@ -48,9 +48,9 @@ impl Observer {
         if !actions.iter().flat_map(|action| &action.resources).any(|resource| may_remove(resource.change)) {
             return Ok((actions, vec![]));
         }
-        let refused = |why| TargetError {
+        let refused = |reason| TargetError {
             retry: crate::model::Retry::WhenInputChanges,
-            ..TargetError::new(TargetErrorKind::CarrierUnknown, why)
+            ..TargetError::new(TargetErrorKind::CarrierUnknown, reason)
         };
         if hosts::may_remove_hosts(&actions)
             && let Some(cluster) = self.unapplied_cluster(head, id, observation).await?
@@ -120,11 +120,11 @@ impl Observer {
                 }
                 let job = self.applied_job(&cluster, &record, head).await?;
                 let Some(listed) = kind.nodes(&job.target.declared) else { continue };
-                let listed = kind.read_nodes(listed).map_err(|why| TargetError {
+                let listed = kind.read_nodes(listed).map_err(|reason| TargetError {
                     retry: crate::model::Retry::WhenInputChanges,
                     ..TargetError::new(
                         TargetErrorKind::InputWrong,
-                        NotObservable::Nodes(cluster.clone(), why).to_string(),
+                        NotObservable::Nodes(cluster.clone(), reason).to_string(),
                     )
                 })?;
                 // The list after the plan, if it is known.

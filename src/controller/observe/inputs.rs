@@ -54,9 +54,9 @@ impl Inputs {
             let upstream = InstanceId::new(&id.environment, &reference.component);
             self.values.get(&upstream).and_then(|outputs| resolve::lookup(outputs, &reference.key))
         };
-        resolve::fill(value, &output).map_err(|why| TargetError {
+        resolve::fill(value, &output).map_err(|reason| TargetError {
             retry: crate::model::Retry::WhenInputChanges,
-            ..TargetError::new(TargetErrorKind::InputMissing, format!("`{id}`: {why}"))
+            ..TargetError::new(TargetErrorKind::InputMissing, format!("`{id}`: {reason}"))
         })
     }
 }

@@ -286,3 +286,6 @@ impl Observer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -92,7 +92,7 @@ impl Observer {
             inputs.waiting_on.first().map(|reason| format!("{reason:?}")),
             instance.problems.first().map(ToString::to_string),
         ) {
-            return Err(Error::Refused(Refusal::OwnersUnknown { reason: reason }));
+            return Err(Error::Refused(Refusal::OwnersUnknown { reason }));
         }
         let other = declared_job(instance, Use::Head, Arc::clone(&head.content), &inputs, false)?;
         Ok(self.context.target.declares(&other).await?)

@@ -188,13 +188,16 @@ impl Planner {
             let protect = guards.protect(id);
             let drifted: Vec<String> =
                 observed.get(id).map(|o| o.drift.iter().map(|d| d.resource.clone()).collect()).unwrap_or_default();
-            let (daemon, head, applied, id_for_task, step, r#use) =
+            let (planner, head, applied, id_for_task, step, r#use) =
                 (Arc::clone(self), Arc::clone(head), Arc::clone(&applied), id.clone(), *step, scope.r#use);
             let after: Vec<InstanceId> = edges[id].iter().cloned().collect();
             let planning = async move {
                 if head.instance(&id_for_task).is_none() {
-                    let plan =
-                        InstancePlan { order: step, after, ..daemon.plan_destroy(&head, &id_for_task, &protect).await };
+                    let plan = InstancePlan {
+                        order: step,
+                        after,
+                        ..planner.plan_destroy(&head, &id_for_task, &protect).await
+                    };
                     return Arc::new(Outcome { plan: Some(plan), ..Outcome::default() });
                 }
                 let (planned, blocked, changing) = upstream_plans(upstreams).await;
@@ -212,7 +215,7 @@ impl Planner {
                     blocked,
                     changing,
                 };
-                Arc::new(daemon.plan_instance(&head, request, &planned).await)
+                Arc::new(planner.plan_instance(&head, request, &planned).await)
             };
             let planning: Pin<Box<dyn Future<Output = Arc<Outcome>> + Send>> = Box::pin(planning);
             plannings.insert(id.clone(), planning.shared());

@@ -310,3 +310,6 @@ impl Planner {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -237,3 +237,6 @@ impl PullRequests {
         Ok(is_linked || self.source.tracked(number).await?.as_ref().is_some_and(is_own))
     }
 }
+
+#[cfg(test)]
+mod tests;

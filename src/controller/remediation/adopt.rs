@@ -113,7 +113,7 @@ impl Remediations {
         head: &Arc<Head>,
         selected: &BTreeSet<InstanceId>,
         verb: Verb,
-        who: &Principal,
+        principal: &Principal,
     ) -> Result<String, Error> {
         let existing: Vec<(String, Proposal)> = self.context.store.collection::<Proposal>().all().await?;
         let affected: Vec<_> =
@@ -129,7 +129,7 @@ impl Remediations {
                 let groups = remediation::groups(environment, self.drifted(head, environment).await?);
                 let Some(group) = groups.iter().find(|group| group.key() == key) else { continue };
                 if let Err(reason) = self.adopt(head, group).await? {
-                    return Err(Error::Refused(Refusal::NotAdoptable { reason: reason }));
+                    return Err(Error::Refused(Refusal::NotAdoptable { reason }));
                 }
                 self.context
                     .store
@@ -139,7 +139,7 @@ impl Remediations {
             } else {
                 self.context.store.collection::<ProposalDirection>().remove(&key).await?;
             }
-            self.context.store.audit(self.context.now(), &who.name(), &verb.name(), &key, "").await?;
+            self.context.store.audit(self.context.now(), &principal.name(), &verb.name(), &key, "").await?;
             self.context.queue.enqueue(ReconcileRequest::Proposals(environment.clone()), Reason::DirectionChanged);
             changed.push(proposal.pull);
         }

@@ -60,8 +60,8 @@ impl Remediations {
             }
             let mut edits = Edits::new();
             let requested = Value::from(value);
-            if let Err(why) = self.set_variable(head, instance, (&rule.variable, &requested), &mut edits) {
-                tracing::warn!(kind = "capacity-not-declared", instance = %id, why, "more capacity is needed, and the declaration can't be edited");
+            if let Err(reason) = self.set_variable(head, instance, (&rule.variable, &requested), &mut edits) {
+                tracing::warn!(kind = "capacity-not-declared", instance = %id, why = reason, "more capacity is needed, and the declaration can't be edited");
                 continue;
             }
             let raise = Raise {

@@ -98,7 +98,7 @@ impl Remediations {
     ) -> Result<(), Error> {
         let environment = &remediation.environment;
         let pull = self.source.pull_request_merged_as(commit).await?;
-        let who = match pull.as_ref().and_then(|pull| pull.merged_by.clone()) {
+        let principal = match pull.as_ref().and_then(|pull| pull.merged_by.clone()) {
             Some(login) => {
                 let command_id = format!("merge/{environment}/{name}/{commit}");
                 Some(self.authorization.principal_of(head, &login).await?.by(command_id))
@@ -106,14 +106,18 @@ impl Remediations {
             None => None,
         };
         merged.pull = pull.as_ref().map(|pull| pull.number);
-        let unusable = match (&who, &pull) {
-            (Some(who), Some(pull)) => {
-                match self.authorization.allow(head, who, Verb::Apply, &BTreeSet::from([environment.clone()])).await {
+        let unusable = match (&principal, &pull) {
+            (Some(principal), Some(pull)) => {
+                match self
+                    .authorization
+                    .allow(head, principal, Verb::Apply, &BTreeSet::from([environment.clone()]))
+                    .await
+                {
                     Err(Error::Refused(refusal)) => Some(Unusable::NotAllowed(refusal.to_string())),
                     Err(error) => return Err(error),
                     Ok(()) => self
                         .authorization
-                        .missing_approvals_of_remediation(head, who, environment, pull)
+                        .missing_approvals_of_remediation(head, principal, environment, pull)
                         .await?
                         .map(|missing| Unusable::NotApproved(missing.to_string())),
                 }
@@ -126,9 +130,9 @@ impl Remediations {
                 let text = message::remediation::waiting(&reason);
                 self.notifier.comment_on(number, &format!("remediation-waits name={name}"), &text, None).await?;
             }
-        } else if let Some(who) = who {
-            let because = RunCause::MergedRemediation(merged.pull, who.mention());
-            match self.run_remediation(head, name, remediation, because, &who, merged.pull).await {
+        } else if let Some(principal) = principal {
+            let because = RunCause::MergedRemediation(merged.pull, principal.mention());
+            match self.run_remediation(head, name, remediation, because, &principal, merged.pull).await {
                 Ok(id) => {
                     merged.run = Some(id);
                     // A run that an earlier daemon created may have ended.
@@ -158,7 +162,7 @@ impl Remediations {
         name: &ComponentName,
         remediation: &Remediation,
         because: RunCause,
-        who: &Principal,
+        principal: &Principal,
         pull: Option<PullNumber>,
     ) -> Result<RunId, Error> {
         let instances: BTreeSet<InstanceId> = remediation
@@ -184,8 +188,8 @@ impl Remediations {
             instances,
             approved,
             because,
-            principal: who.name(),
-            command_id: who.command_id().map(str::to_owned),
+            principal: principal.name(),
+            command_id: principal.command_id().map(str::to_owned),
             kind: match applies {
                 true => RunKind::Apply { by_merge: false },
                 false => RunKind::Remediation { name: name.to_string() },

@@ -65,3 +65,6 @@ impl Remediations {
         Ok(self.context.store.collection::<Proposal>().all().await?)
     }
 }
+
+#[cfg(test)]
+mod tests;

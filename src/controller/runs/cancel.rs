@@ -39,7 +39,7 @@ impl Runs {
     pub(crate) async fn cancel(
         self: &Arc<Self>,
         selected: &BTreeSet<InstanceId>,
-        who: &Principal,
+        principal: &Principal,
     ) -> Result<String, Error> {
         let mut messages = vec![];
         for run in self.context.store.open_runs().await? {
@@ -47,12 +47,12 @@ impl Runs {
             if instances.is_empty() {
                 continue;
             }
-            let reason = RunReason::Cancelled(who.mention()).to_string();
+            let reason = RunReason::Cancelled(principal.mention()).to_string();
             let mut interrupted = vec![];
             for id in instances {
                 self.context
                     .store
-                    .audit(self.context.now(), &who.name(), "cancel", &id.to_string(), &format!("run {}", run.id))
+                    .audit(self.context.now(), &principal.name(), "cancel", &id.to_string(), &format!("run {}", run.id))
                     .await?;
                 self.context
                     .store
@@ -60,9 +60,9 @@ impl Runs {
                     .put(&cancellation_key(run.id, id), self.context.now(), &Cancellation(reason.clone()))
                     .await?;
                 if run.instances[id].status == Status::Running {
-                    let (daemon, id, run) = (Arc::clone(self), id.clone(), run.id);
+                    let (runs, id, run) = (Arc::clone(self), id.clone(), run.id);
                     interrupted.push(id.clone());
-                    self.context.tasks.spawn(async move { daemon.interrupt(run, &id).await });
+                    self.context.tasks.spawn(async move { runs.interrupt(run, &id).await });
                 }
             }
             self.changed.notify_waiters();

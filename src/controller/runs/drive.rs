@@ -76,7 +76,7 @@ impl Runs {
         for (id, _) in order(&edges) {
             let upstreams: Vec<(InstanceId, Step)> =
                 edges[&id].iter().filter_map(|up| Some((up.clone(), steps.get(up)?.clone()))).collect();
-            let (daemon, driven, id_for_task, status) =
+            let (runs, driven, id_for_task, status) =
                 (Arc::clone(self), Arc::clone(driven), id.clone(), instances[&id].status);
             let step = async move {
                 if status.ended() {
@@ -90,7 +90,7 @@ impl Runs {
                     }
                 }
                 let task =
-                    tokio::spawn(async move { daemon.step(&driven, &id_for_task, status, unfinished_upstream).await });
+                    tokio::spawn(async move { runs.step(&driven, &id_for_task, status, unfinished_upstream).await });
                 task.await.unwrap_or(Status::Waiting)
             };
             let step: Pin<Box<dyn Future<Output = Status> + Send>> = Box::pin(step);

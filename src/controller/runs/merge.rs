@@ -80,8 +80,8 @@ impl Runs {
             let is_free = |id: &InstanceId| {
                 !open.iter().any(|run| run.holds(id)) && !stalled.contains_key(id) && suspensions.instance(id).is_none()
             };
-            let shown = self.approved_downstream(head, environment, number, &selected).await?;
-            for (id, approval) in shown.into_iter().filter(|(id, _)| is_free(id)) {
+            let planned = self.approved_downstream(head, environment, number, &selected).await?;
+            for (id, approval) in planned.into_iter().filter(|(id, _)| is_free(id)) {
                 selected.insert(id.clone());
                 approved.insert(id, approval);
             }
@@ -125,13 +125,13 @@ impl Runs {
                 else {
                     continue;
                 };
-                let Some(shown) = plan.instance(id) else { continue };
+                let Some(planned) = plan.instance(id) else { continue };
                 // A later commit without a pull request changed the instance: that commit is the declaration (R6.7).
                 if !self.source.is_unchanged_since(head, id, commit).await? {
                     break;
                 }
-                let approval = if shown.digest.is_some() {
-                    Approved::Actions { actions: shown.actions.clone() }
+                let approval = if planned.digest.is_some() {
+                    Approved::Actions { actions: planned.actions.clone() }
                 } else {
                     Approved::Unknown
                 };
@@ -151,23 +151,23 @@ impl Runs {
         number: PullNumber,
         changed: &BTreeSet<InstanceId>,
     ) -> Result<BTreeMap<InstanceId, Approved>, Error> {
-        let mut shown = BTreeMap::new();
+        let mut planned = BTreeMap::new();
         let Some((plan, _)) = self.context.store.last_plan(&pull_request_subject(number, environment), None).await?
         else {
-            return Ok(shown);
+            return Ok(planned);
         };
         // The plan lists every instance after its upstreams.
         for instance in plan.instances.iter().filter(|instance| !changed.contains(&instance.id)) {
             let Some(declared) = head.instance(&instance.id) else { continue };
-            let is_selected = |up: &InstanceId| changed.contains(up) || shown.contains_key(up);
+            let is_selected = |up: &InstanceId| changed.contains(up) || planned.contains_key(up);
             if declared.upstreams.iter().any(is_selected) && instance.problem.is_none() {
                 let approval = match instance.digest {
                     Some(_) => Approved::Actions { actions: instance.actions.clone() },
                     None => Approved::Unknown,
                 };
-                shown.insert(instance.id.clone(), approval);
+                planned.insert(instance.id.clone(), approval);
             }
         }
-        Ok(shown)
+        Ok(planned)
     }
 }

@@ -99,3 +99,6 @@ impl Runs {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -95,19 +95,19 @@ impl Runs {
                 }
                 Ok(None)
             }
-            Ok(Health::Failed(why)) => self.fail(driven, id, RunReason::Unhealthy(rollout, why)).await.map(Some),
+            Ok(Health::Failed(reason)) => self.fail(driven, id, RunReason::Unhealthy(rollout, reason)).await.map(Some),
             // The run does not wait for objects that are being deleted.
             Ok(Health::InProgress(_)) if wait.is_zero() => Ok(None),
-            Ok(Health::InProgress(why)) if self.context.now() >= waits_until => {
-                self.fail(driven, id, RunReason::TimedOut(rollout, wait, why)).await.map(Some)
+            Ok(Health::InProgress(reason)) if self.context.now() >= waits_until => {
+                self.fail(driven, id, RunReason::TimedOut(rollout, wait, reason)).await.map(Some)
             }
-            Ok(Health::InProgress(why)) => {
+            Ok(Health::InProgress(reason)) => {
                 if let Some(instance) = driven.run.lock().await.instances.get_mut(id) {
                     instance.rollout_until = Some(waits_until);
                 }
                 self.check_rollout_soon(driven.run.lock().await.id);
                 let on = WaitingOn::Rollout { until: waits_until };
-                self.wait(driven, id, on, RunReason::InProgress(rollout, why)).await.map(Some)
+                self.wait(driven, id, on, RunReason::InProgress(rollout, reason)).await.map(Some)
             }
             Err(error) => self.fail(driven, id, RunReason::NotObserved(rollout, error.line())).await.map(Some),
         }
@@ -179,14 +179,14 @@ impl Runs {
         if !self.rollouts.lock().insert(run) {
             return;
         }
-        let daemon = Arc::clone(self);
+        let runs = Arc::clone(self);
         self.context.tasks.spawn(async move {
             tokio::select! {
                 () = tokio::time::sleep(CHECK_EVERY) => {}
-                () = daemon.context.stopped() => return,
+                () = runs.context.stopped() => return,
             }
-            daemon.rollouts.lock().remove(&run);
-            daemon.context.queue.enqueue(ReconcileRequest::Run(run), Reason::Rollout);
+            runs.rollouts.lock().remove(&run);
+            runs.context.queue.enqueue(ReconcileRequest::Run(run), Reason::Rollout);
         });
     }
 }

@@ -203,3 +203,6 @@ impl Source {
         Ok(Arc::new(Head { revision: revision.clone(), desired, content }))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -194,9 +194,9 @@ impl StatusReader {
                 self.update_promotion(head, status, &stalled).await?;
             }
         }
-        for (id, why) in self.context.store.collection::<FailedRename>().all().await? {
+        for (id, reason) in self.context.store.collection::<FailedRename>().all().await? {
             if let Some(status) = instances.iter_mut().find(|status| status.id == id) {
-                status.set(Verdict::Stalled, Some(VerdictReason::RenameFailed(why.0)));
+                status.set(Verdict::Stalled, Some(VerdictReason::RenameFailed(reason.0)));
             }
         }
         self.add_undeclared(&head, &applied, &observed, &runs, &stalled, &mut instances);
@@ -347,3 +347,6 @@ impl StatusReader {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -173,3 +173,6 @@ impl Triggers {
         Ok(next)
     }
 }
+
+#[cfg(test)]
+mod tests;
