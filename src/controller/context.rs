@@ -15,7 +15,7 @@ use super::work_queue::WorkQueue;
 use crate::{
     adapters::store::{self, Store},
     domain::message::Refusal,
-    model::{Redactor, Seal},
+    model::{Redactor, Retry, Seal},
     ports::{
         Clock, Forge, ForgeError, Probe, Repository, RepositoryError, TargetAdapter, TargetError, TargetErrorKind,
     },
@@ -59,6 +59,28 @@ pub enum Error {
 }
 
 impl Error {
+    /// A stable name for metrics, logs and JSON, in kebab-case.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Store(error) => error.kind(),
+            Self::Repository(error) => error.kind,
+            Self::Forge(_) => "forge",
+            Self::Target(error) => error.kind.name(),
+            Self::Refused(_) => "refused",
+        }
+    }
+
+    /// When the same attempt may succeed.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::Store(error) => error.retry(),
+            Self::Repository(error) => error.retry,
+            Self::Forge(error) => error.retry,
+            Self::Target(error) => error.retry,
+            Self::Refused(_) => Retry::WhenInputChanges,
+        }
+    }
+
     /// Converts into an error of a target: the contained error, or a new error of a kind.
     pub(crate) fn into_target(self, kind: TargetErrorKind) -> TargetError {
         match self {

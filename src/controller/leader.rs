@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::context::{Context, Error};
+use super::context::Context;
 use crate::adapters::{store, supervisor::Who};
 
 /// The number of renewals within the length of a lease.
@@ -39,7 +39,7 @@ impl Leader {
     ///
     /// # Errors
     /// When the store can't be written.
-    pub async fn take_lease(&self) -> Result<(), Error> {
+    pub async fn take_lease(&self) -> Result<(), store::Error> {
         let until = self.lease_until();
         self.context.store.take(&self.context.settings.holder, self.context.now(), until, true).await?;
         // No other daemon uses the work folders from here on.
@@ -51,7 +51,7 @@ impl Leader {
     ///
     /// # Errors
     /// When the store can't be read or written.
-    pub async fn wait_for_lease(&self, mut holder_is_dead: impl FnMut() -> bool) -> Result<bool, Error> {
+    pub async fn wait_for_lease(&self, mut holder_is_dead: impl FnMut() -> bool) -> Result<bool, store::Error> {
         let mut watched = None;
         let mut is_reported = false;
         while !self.context.stopping() {
@@ -99,14 +99,14 @@ impl Leader {
             ticks.tick().await;
             match self.context.store.renew(self.lease_until()).await {
                 Ok(()) => {}
-                Err(error) => self.check(&Error::Store(error)),
+                Err(error) => self.check(&error),
             }
         }
     }
 
     /// Stops the daemon where an error reports that another daemon acquired the lease.
-    pub(crate) fn check(&self, error: &Error) {
-        if let Error::Store(store::Error::Fenced { .. }) = error
+    pub(crate) fn check(&self, error: &store::Error) {
+        if let store::Error::Fenced { .. } = error
             && !self.fenced.swap(true, Ordering::Relaxed)
         {
             tracing::error!(

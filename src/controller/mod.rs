@@ -33,7 +33,7 @@ pub use commands::{CommandOutcome, Commands};
 pub use context::{Context, Error, Metrics, Ports, Settings, SystemClock};
 pub use leader::Leader;
 pub use records::Snooze;
-pub use source::{Head, Source};
+pub use source::{Error as SourceError, Head, Source};
 pub use status::{InstanceStatus, Status, StatusReader};
 pub use work_queue::{Reason, ReconcileRequest, WorkQueue};
 
@@ -244,7 +244,9 @@ impl Daemon {
     async fn handle_logged(self: &Arc<Self>, request: &ReconcileRequest, reason: Reason) {
         tracing::debug!(kind = "reconcile", ?request, %reason, "reconciling");
         if let Err(error) = self.handle(request).await {
-            self.leader.check(&error);
+            if let Error::Store(error) = &error {
+                self.leader.check(error);
+            }
             let error = self.context.redactor.redact(&crate::error_chain(&error));
             tracing::warn!(kind = "reconcile-failed", ?request, %reason, error, "a request failed; the timers enqueue it again");
         }
@@ -252,7 +254,7 @@ impl Daemon {
 
     async fn handle(self: &Arc<Self>, request: &ReconcileRequest) -> Result<(), Error> {
         match request {
-            ReconcileRequest::Source => self.source.refresh().await,
+            ReconcileRequest::Source => self.source.refresh().await.map_err(Error::from),
             ReconcileRequest::Run(id) => self.runs.drive(*id).await,
             ReconcileRequest::Merges(environment) => self.merges.reconcile(environment).await,
             ReconcileRequest::PullRequests => self.pull_requests.sync_all().await,
@@ -261,7 +263,7 @@ impl Daemon {
             ReconcileRequest::Instance(id) => self.observer.check_drift(id).await.map(drop),
             ReconcileRequest::Capacity(id) => self.remediations.propose_capacity(id).await,
             ReconcileRequest::Proposals(environment) => self.remediations.propose(environment).await.map(drop),
-            ReconcileRequest::Outbox => self.notifier.deliver().await,
+            ReconcileRequest::Outbox => self.notifier.deliver().await.map_err(Error::from),
         }
     }
 

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use chrono::Duration;
 
 use super::{
-    context::{Context, Error},
+    context::Context,
     work_queue::{Reason, ReconcileRequest},
 };
 use crate::{
-    adapters::store::Outgoing,
+    adapters::store::{self, Outgoing},
     domain::message::comment,
     model::{PullNumber, Retry, Revision},
     ports::{Forge, ForgeError},
@@ -54,7 +54,7 @@ impl Notifier {
     ///
     /// # Errors
     /// When the store fails. A failure of the forge is recorded, and the message is sent again later.
-    pub(crate) async fn deliver(self: &Arc<Self>) -> Result<(), Error> {
+    pub(crate) async fn deliver(self: &Arc<Self>) -> Result<(), store::Error> {
         let Some(forge) = self.context.forge.clone() else { return Ok(()) };
         loop {
             let batch = self.context.store.undelivered(self.context.now(), BATCH).await?;
@@ -87,7 +87,7 @@ impl Notifier {
         }
     }
 
-    async fn enqueue(self: &Arc<Self>, name: &str, outgoing: &Outgoing) -> Result<(), Error> {
+    async fn enqueue(self: &Arc<Self>, name: &str, outgoing: &Outgoing) -> Result<(), store::Error> {
         if self.context.forge.is_none() {
             return Ok(());
         }
@@ -106,7 +106,7 @@ impl Notifier {
         marker: &str,
         body: &str,
         outdates: Option<String>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), store::Error> {
         let hidden = comment::marker(marker);
         let body = self.context.redactor.redact(body);
         let body = if body.trim_end().ends_with(&hidden) { body } else { format!("{}\n{hidden}", body.trim_end()) };
@@ -124,7 +124,7 @@ impl Notifier {
         context: &str,
         state: &str,
         description: &str,
-    ) -> Result<(), Error> {
+    ) -> Result<(), store::Error> {
         let description: String = self.context.redactor.redact(description).chars().take(140).collect();
         let outgoing = Outgoing::Status {
             revision: revision.clone(),

@@ -124,6 +124,12 @@ impl From<Error> for Refusal {
     }
 }
 
+impl From<crate::controller::SourceError> for Refusal {
+    fn from(error: crate::controller::SourceError) -> Self {
+        Error::from(error).into()
+    }
+}
+
 impl From<crate::adapters::store::Error> for Refusal {
     fn from(error: crate::adapters::store::Error) -> Self {
         Error::from(error).into()

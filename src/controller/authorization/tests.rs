@@ -1,3 +1,5 @@
+//! Tests of the permissions and approvals.
+
 use std::collections::BTreeSet;
 
 use crate::{

@@ -176,9 +176,9 @@ impl Commands {
 
     /// Queues the reply to a comment.
     async fn reply(self: &Arc<Self>, tracked: &TrackedPullRequest, to: &Comment, message: &str) -> Result<(), Error> {
-        self.notifier
-            .comment_on(tracked.pull.number, &format!("answer to={}", to.id), &comment::answer(to.id, message), None)
-            .await
+        let text = comment::answer(to.id, message);
+        self.notifier.comment_on(tracked.pull.number, &format!("answer to={}", to.id), &text, None).await?;
+        Ok(())
     }
 
     async fn execute_comment(

@@ -1,3 +1,5 @@
+//! Tests of commands in comments.
+
 use crate::controller::test_stage::TestStage;
 
 #[tokio::test]

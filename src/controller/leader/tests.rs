@@ -1,3 +1,5 @@
+//! Tests of the lease.
+
 use crate::controller::test_stage::TestStage;
 
 #[tokio::test]
@@ -8,7 +10,7 @@ async fn r7_3_a_second_daemon_takes_an_expired_lease_and_the_first_one_stops() {
     // The first daemon renews nothing while the second one watches for the length of a lease.
     assert!(second.leader.wait_for_lease(|| false).await.unwrap());
     let refused = first.leader.context.store.renew(crate::ports::Clock::now(&*stage.clock)).await.unwrap_err();
-    first.leader.check(&refused.into());
+    first.leader.check(&refused);
     assert!(first.leader.is_fenced() && first.context.stopping());
     assert!(!second.leader.is_fenced() && !second.context.stopping());
 }

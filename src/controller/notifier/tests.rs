@@ -1,3 +1,5 @@
+//! Tests of the outbox.
+
 use crate::controller::test_stage::TestStage;
 
 #[tokio::test]

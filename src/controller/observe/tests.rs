@@ -1,3 +1,5 @@
+//! Tests of observations, identities and jobs.
+
 use serde_json::json;
 
 use super::*;

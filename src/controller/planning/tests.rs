@@ -1,3 +1,5 @@
+//! Tests of orphans and first contacts.
+
 use crate::controller::test_stage::TestStage;
 
 #[tokio::test]

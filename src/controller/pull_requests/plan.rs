@@ -74,7 +74,8 @@ impl PullRequests {
     }
 
     async fn set_plan_status(&self, head: &Revision, status: &PlanStatus) -> Result<(), Error> {
-        self.notifier.set_status(head, "evenkeel/plan", status.state(), &status.to_string()).await
+        self.notifier.set_status(head, "evenkeel/plan", status.state(), &status.to_string()).await?;
+        Ok(())
     }
 
     /// Whether the branch of a proposal changes other files than remediations: then it is planned like any pull request.

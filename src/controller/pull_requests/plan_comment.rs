@@ -206,6 +206,7 @@ impl PullRequests {
             notes.extend(needs.filter(|_| plan.has_work()).map(|needs| comment::needs(&plan.environment, &needs)));
         }
         let body = comment::plan(plan, &notes, &marker);
-        self.notifier.comment_on(number, &marker, &body, Some(format!("evenkeel:{topic} "))).await
+        self.notifier.comment_on(number, &marker, &body, Some(format!("evenkeel:{topic} "))).await?;
+        Ok(())
     }
 }

@@ -1,3 +1,5 @@
+//! Tests of tracked pull requests and their plans.
+
 use crate::controller::test_stage::TestStage;
 
 #[tokio::test]

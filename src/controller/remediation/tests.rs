@@ -1,3 +1,5 @@
+//! Tests of proposals.
+
 use std::collections::BTreeSet;
 
 use crate::{

@@ -76,7 +76,8 @@ impl Runs {
             let mut job = self.observer.applied_job(cluster, &record, &driven.head).await.map_err(drain_error)?;
             let vacate = nodes.iter().cloned().collect();
             job.relocation = Relocation { only: true, vacate, ..Relocation::default() };
-            let suspended = self.source.suspensions(Some(&driven.head)).await.map_err(drain_error)?;
+            let suspended =
+                self.source.suspensions(Some(&driven.head)).await.map_err(Error::from).map_err(drain_error)?;
             if let Some(message) = suspended.instance(cluster) {
                 return Err(TargetError::new(
                     TargetErrorKind::Drain,

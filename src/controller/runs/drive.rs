@@ -132,7 +132,9 @@ impl Runs {
         match result {
             Ok(status) => status,
             Err(error) => {
-                self.leader.check(&error);
+                if let Error::Store(error) = &error {
+                    self.leader.check(error);
+                }
                 tracing::error!(kind = "run-interrupted", instance = %id, error = crate::error_chain(&error), "a run was interrupted; it is resumed");
                 driven.run.lock().await.instances.get(id).map_or(Status::Waiting, |instance| instance.status)
             }

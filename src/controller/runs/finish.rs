@@ -100,7 +100,8 @@ impl Runs {
     /// When the store fails.
     pub(super) async fn comment_run(self: &Arc<Self>, run: &Run) -> Result<(), Error> {
         let Some(pull) = run.pull else { return Ok(()) };
-        self.notifier.comment_on(pull, &format!("run id={}", run.id), &comment::run(run), None).await
+        self.notifier.comment_on(pull, &format!("run id={}", run.id), &comment::run(run), None).await?;
+        Ok(())
     }
 
     /// Sets the commit status `evenkeel/apply/<environment>` of the revisions that a run applied.

@@ -63,6 +63,12 @@ impl From<Error> for Stop {
     }
 }
 
+impl From<crate::controller::source::Error> for Stop {
+    fn from(error: crate::controller::source::Error) -> Self {
+        Self::Error(error.into())
+    }
+}
+
 impl From<crate::adapters::store::Error> for Stop {
     fn from(error: crate::adapters::store::Error) -> Self {
         Self::Error(error.into())

@@ -1,3 +1,5 @@
+//! Tests of runs, claims and cancellation.
+
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::claims::RunClaims;

@@ -6,10 +6,7 @@
 use std::sync::Arc;
 
 use crate::{
-    controller::{
-        context::Error,
-        source::{Head, Source},
-    },
+    controller::source::{Head, Source, error::Error},
     domain::authorization::guards::InForce,
 };
 

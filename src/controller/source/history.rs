@@ -9,8 +9,8 @@
 use std::sync::Arc;
 
 use crate::controller::{
-    context::Error,
     records::{MergedRemediation, StoreHistory},
+    source::error::Error,
     source::{Head, Source},
 };
 

@@ -4,9 +4,8 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
     controller::{
-        context::Error,
         records::{TrackedPullRequest, pull_request_subject},
-        source::{Head, Source},
+        source::{Head, Source, error::Error},
     },
     model::{InstanceId, PullNumber, Revision},
     ports::Pull,

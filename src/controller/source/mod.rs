@@ -6,6 +6,7 @@
 //! *Invariant:* the head is replaced only by a revision that was fetched from the branch and loaded completely.
 //! *Race:* the branch moves while a revision is loaded: the next refresh finds the newer head.
 
+mod error;
 mod guards;
 mod history;
 mod merged;
@@ -15,8 +16,10 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
+pub use error::Error;
+
 use super::{
-    context::{Context, Error},
+    context::Context,
     work_queue::{Reason, ReconcileRequest},
 };
 use crate::{
@@ -92,9 +95,9 @@ impl Source {
     /// Returns the head that was loaded last.
     ///
     /// # Errors
-    /// [`Error::Refused`] with the reason where none was loaded yet.
+    /// [`Error::NotLoaded`] with the reason where none was loaded yet.
     pub(crate) fn loaded_head(&self) -> Result<Arc<Head>, Error> {
-        self.head().ok_or_else(|| Error::Refused(Refusal::NoHead { reason: self.problem() }))
+        self.head().ok_or_else(|| Error::NotLoaded(Refusal::NoHead { reason: self.problem() }))
     }
 
     /// Returns the error of the last refresh, if it failed.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Head, Source};
 use crate::{
-    controller::{context::Error, records::Suspension},
+    controller::{records::Suspension, source::error::Error},
     domain::message::SuspensionReason,
     model::{EnvironmentName, InstanceId},
 };

@@ -1,3 +1,5 @@
+//! Tests of the head of the state repo.
+
 use crate::controller::test_stage::{DEV, TestStage};
 
 #[tokio::test]

@@ -1,3 +1,5 @@
+//! Tests of verdicts and explanations.
+
 use crate::{
     controller::test_stage::TestStage,
     domain::message::explanation::{DriftExplanation, Explanation},

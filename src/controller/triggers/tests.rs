@@ -1,3 +1,5 @@
+//! Tests of schedules.
+
 use super::schedules::jitter;
 use crate::domain::declaration::schema::Schedule;
 
