@@ -174,7 +174,7 @@ async fn follow(global: &Global, client: &Client, id: RunId) -> Result<Run, Fail
                 return Ok(run);
             }
             RunState::Open if stuck => {
-                finish(global, &run, "It waits; `evenkeel explain` says for what.");
+                finish(global, &run, "It waits; `evenkeel explain` shows the condition.");
                 return Ok(run);
             }
             RunState::Open => tokio::time::sleep(POLL).await,

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The fix for a damaged store.
-const RESTORE: &str = "stop the daemon and put a copy in its place (`evenkeel doctor --copy-store` makes one); without a copy remove it: nothing is applied then before somebody looks at the plan";
+const RESTORE: &str = "stop the daemon and put a copy in its place (`evenkeel doctor --copy-store` makes one); without a copy remove it: then nothing is applied before an operator reads the plan";
 
 /// Check every program, credential, path and permission that the configuration needs.
 #[derive(Args, Debug)]
@@ -52,7 +52,7 @@ pub(super) async fn run(global: &Global, args: &Doctor) -> Done {
     let mut findings = vec![];
     match client::config(global) {
         Err(failure) => {
-            findings.push(ill("configuration", failure.message, "mend the file; the README shows a whole one"))
+            findings.push(ill("configuration", failure.message, "fix the file; the README shows a complete one"))
         }
         Ok(None) => findings.push(ill(
             "configuration",
@@ -89,7 +89,7 @@ pub(super) async fn run(global: &Global, args: &Doctor) -> Done {
 /// Writes a copy of the store.
 async fn copy_store(global: &Global, file: &std::path::Path) -> Done {
     let config = client::config(global)?.ok_or_else(|| {
-        Failure::new("there is no configuration").hint("name one with --config: it says where the store is")
+        Failure::new("there is no configuration").hint("name one with --config: it has the path of the store")
     })?;
     if file.exists() {
         return Err(Failure::new(format!("`{}` is there already", file.display())).hint("name another file"));
@@ -256,7 +256,7 @@ async fn repository(config: &Config, findings: &mut Vec<Finding>) -> Option<Arc<
 async fn forge(config: &Config, findings: &mut Vec<Finding>) {
     let what = "forge";
     let Some(github) = &config.github else {
-        findings.push(well(what, "none: nothing is proposed, and nobody is heard"));
+        findings.push(well(what, "none: nothing is proposed, and no comment is read"));
         return;
     };
     match offline::forge(config) {

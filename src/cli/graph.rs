@@ -54,7 +54,7 @@ pub(super) fn run(global: &Global, args: &Graph) -> Done {
     };
     let instances: Vec<_> = desired.instances.values().filter(|instance| selects(instance)).collect();
     if instances.is_empty() {
-        return Err(Failure::new("no instance is selected").hint("`evenkeel validate` says whether any is declared"));
+        return Err(Failure::new("no instance is selected").hint("`evenkeel validate` shows the declared instances"));
     }
     let edges: BTreeMap<InstanceId, BTreeSet<InstanceId>> = instances
         .iter()

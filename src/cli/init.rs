@@ -54,7 +54,7 @@ async fn cluster(file: &Path, environment: &str) -> Done {
     });
     let yaml = serde_yaml::to_string(&without_defaults(document)).map_err(|error| Failure::new(error.to_string()))?;
     output::text(&format!(
-        "# What is there. `rebalance: report` changes nothing; `docs/citus.md` says what else there is.\n{yaml}"
+        "# What is there. `rebalance: report` changes nothing; `docs/citus.md` describes the other values.\n{yaml}"
     ));
     for item in omitted {
         output::note(&format!("Left out: {item}."));
@@ -322,7 +322,7 @@ fn state_repo(roots: &[Root], name: &str) -> BTreeMap<String, String> {
             .map_or_else(String::new, |before| format!("  after: {before}\n"));
         files.insert(
             format!("environments/{environment}.yaml"),
-            format!("{header}kind: Environment\nmetadata: {{ name: {environment} }}\nspec:\n{after}  # A merge waits for `/apply {environment}`; `apply` lets the merge itself be the word.\n  onMerge: wait\n  # What one run may destroy or replace.\n  limits: {{ destroys: 0, replaces: 0 }}\n"),
+            format!("{header}kind: Environment\nmetadata: {{ name: {environment} }}\nspec:\n{after}  # A merge waits for `/apply {environment}`; `apply` makes the merge itself apply.\n  onMerge: wait\n  # What one run may destroy or replace.\n  limits: {{ destroys: 0, replaces: 0 }}\n"),
         );
     }
     let mut components: BTreeMap<&str, Vec<&Root>> = BTreeMap::new();

@@ -170,9 +170,9 @@ pub(crate) fn only_one(data: &Path) -> Result<Alone, Failure> {
 pub(crate) async fn daemon(config: &Config, redactor: Redactor) -> Result<Arc<Daemon>, Failure> {
     make_data(&config.data)?;
     let store = Store::open(&config.data.join("evenkeel.db")).await.map_err(|error| {
-        Failure::from(error).hint("`evenkeel doctor` says what is wrong with it; a copy restores it")
+        Failure::from(error).hint("`evenkeel doctor` shows what is wrong with it; a copy restores it")
     })?;
-    store.check().await.map_err(|error| Failure::from(error).hint("`evenkeel doctor` says what to do about it"))?;
+    store.check().await.map_err(|error| Failure::from(error).hint("`evenkeel doctor` shows what to do"))?;
     let seal = Arc::new(store.seal().await?);
     let targets = targets(Some(config), tofu_settings(config, &redactor), &store, &seal, &redactor);
     let hands = Ports {

@@ -64,8 +64,8 @@ pub(super) fn run(global: &Global, args: &WhoCan) -> Done {
         ));
     }
     let state_repo = desired.state_repo.as_deref().ok_or_else(|| {
-        Failure::new("the StateRepo can't be read, and without it nobody may do anything")
-            .hint("`evenkeel validate` says what is wrong")
+        Failure::new("the StateRepo can't be read, and without it no principal has a permission")
+            .hint("`evenkeel validate` shows what is wrong")
     })?;
     let rights = Rights::of(state_repo, environment);
     let allowed = rights.allowed(verb);

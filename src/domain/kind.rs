@@ -187,10 +187,11 @@ pub trait TargetKind: Send + Sync {
         None
     }
 
-    /// Edits files so that they declare the observed values (R4.3). The caller verifies the edits.
+    /// Edits files so that they declare the observed values (R4.3). The caller proves by a plan that the edited
+    /// declaration gives the observed values.
     ///
     /// # Errors
-    /// The value that no file can declare, and the suggested solution.
+    /// An observed value that can't be written in a declaration; the text names the value and a solution.
     fn adopt(&self, adoption: &Adoption<'_>, observation: &Observation, edits: &mut dyn Edits) -> Result<(), String>;
 
     /// Returns the value of a variable in a declaration; `None` if the kind has no variables or the variable is not

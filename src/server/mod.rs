@@ -180,7 +180,7 @@ impl FromRequestParts<Shared> for Caller {
     }
 }
 
-/// The check of a request that only reads.
+/// Authorizes a request that only reads.
 pub(crate) struct Reader;
 
 impl FromRequestParts<Shared> for Reader {

@@ -479,7 +479,7 @@ async fn a_machine_that_is_replaced_under_its_node_is_vacated_and_all_at_once_is
     stage.comment(everything, "3 to replace").await;
     stage.merge("lin", everything).await;
     let stalled = stage.verdict("dev/vm", Verdict::Stalled).await;
-    assert!(stalled.message().contains("has to let go of"), "{}", stalled.message());
+    assert!(stalled.message().contains("has to release"), "{}", stalled.message());
     assert_eq!(stage.world(&format!("worker-{}", port(&nodes[0]))), port(&nodes[0]));
     assert_eq!(cluster.shards().await, nodes.iter().map(|node| format!("{node} 8")).collect::<Vec<_>>());
     // The node of one machine is drained and the machine is replaced. The node is missing then and returns by a

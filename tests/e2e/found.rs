@@ -19,7 +19,7 @@ async fn what_validate_refuses_is_stalled_and_never_applied() {
     let stage = Stage::start(&files).await;
     stage.verdict("dev/good", Verdict::InSync).await;
     let doubled = stage.verdict("dev/doubled", Verdict::Stalled).await;
-    assert!(doubled.reason.unwrap().contains("`root` stands here a second time"));
+    assert!(doubled.reason.unwrap().contains("`root` is here a second time"));
     assert_eq!(stage.writes(), ["create b"]);
 }
 

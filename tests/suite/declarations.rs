@@ -137,7 +137,7 @@ fn a_layout_that_can_not_be_is_refused_with_its_place() {
         ),
         (
             "tables: [{ name: a, reference: true }, { name: a, reference: true }]",
-            "components/x.yaml:8:44: the table `a` stands here a second time",
+            "components/x.yaml:8:44: the table `a` is here a second time",
         ),
         (
             "placement: { drain: [\"a b\"] }",
@@ -201,9 +201,7 @@ fn yaml_1_1_booleans_and_octal_numbers_are_refused_where_a_text_stands() {
 fn duplicate_keys_and_names_are_named_with_the_first() {
     check(
         component("x", "  dependsOn: []\n  dependsOn: []\n"),
-        &[
-            "components/x.yaml:8:3: `dependsOn` stands here a second time | the first stands in line 7; keep one of them",
-        ],
+        &["components/x.yaml:8:3: `dependsOn` is here a second time | the first stands in line 7; keep one of them"],
     );
     let twice = format!("{}---\n{}", component("x", ""), component("x", ""));
     check(
@@ -384,7 +382,7 @@ fn schedules_and_principals_are_checked() {
         "state-repo",
     );
     assert!(
-        shown(&broken.problems[0]).starts_with("staterepo.yaml:4:46: `team:nobody` is nobody"),
+        shown(&broken.problems[0]).starts_with("staterepo.yaml:4:46: `team:nobody` is no known principal"),
         "{}",
         shown(&broken.problems[0])
     );

@@ -201,7 +201,7 @@ impl Spool {
         tokio::process::Command::from(command).kill_on_drop(false).spawn()
     }
 
-    /// Saves the records of a program that was killed, because it may have left a state lock behind. Does not replace
+    /// Keeps the process record of a killed program: the program may have left a state lock, which the record identifies. Does not replace
     /// earlier records: a later program that was killed while it waited for that lock never owned it.
     fn keep_died(&self) -> io::Result<()> {
         let died = self.0.join("died");

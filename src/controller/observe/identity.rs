@@ -143,11 +143,11 @@ impl Observer {
         }
     }
 
-    /// Pins a target of a whole environment before its first effect, so that only one of two environments at one cluster
-    /// begins.
+    /// Records which environment owns the identity of a shared target, before the first change of that target. Of two
+    /// environments with one cluster only the first one applies.
     ///
     /// # Errors
-    /// [`Error::Refused`] where another environment pinned the identity; else when the store fails.
+    /// [`Error::Refused`] if another environment owns the identity; else when the store fails.
     pub(crate) async fn pin_before_effect(&self, id: &InstanceId, observation: &Observation) -> Result<(), Error> {
         let (Some(observed), Some(shared)) = (&observation.identity, &observation.shared_with) else { return Ok(()) };
         if self.identity(id).await?.pinned.is_some() {

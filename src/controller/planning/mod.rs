@@ -44,7 +44,7 @@ use crate::{
 pub(crate) struct HeadPlan {
     pub(crate) head: Arc<Head>,
     pub(crate) plan: Plan,
-    /// The inputs of the plan, for [`Planner::head_planned`].
+    /// Everything that the plan was computed from; [`Planner::head_planned`] records it.
     key: String,
 }
 

@@ -112,7 +112,7 @@ impl PullRequests {
             if is_known {
                 continue;
             }
-            // Only the description of a single pull request names the principal who merged it.
+            // The forge returns who merged a pull request only for a single pull request, not in a list.
             let pull = if listed.merged_as.is_some() { forge.get_pull(listed.number).await? } else { listed };
             changed.push(pull.number);
             let tracked = match tracked {

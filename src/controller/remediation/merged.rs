@@ -58,8 +58,9 @@ impl Remediations {
             if merged.commit.as_ref() != Some(&commit) {
                 merged = MergedRemediation { commit: Some(commit.clone()), ..MergedRemediation::default() };
                 let pull = self.source.pull_request_merged_as(&commit).await?;
-                let by =
-                    pull.and_then(|pull| pull.merged_by).map_or_else(|| "somebody".into(), |by| format!("user:{by}"));
+                let by = pull
+                    .and_then(|pull| pull.merged_by)
+                    .map_or_else(|| "an unknown user".into(), |by| format!("user:{by}"));
                 self.snooze_cuts(name.as_str(), remediation, &by).await?;
             }
             let unusable_content = self.unusable_content(name, remediation, &commit).await?;

@@ -181,7 +181,8 @@ impl Remediations {
         for (key, proposal) in existing.into_iter().filter(|(_, proposal)| proposal.pull == pull.number) {
             for (id, actions) in proposal.actions.into_iter().filter(|_| !proposal.withdrawn) {
                 let because = format!("closed {}", pull.number);
-                let snooze = Snooze { actions, until: self.context.now() + SNOOZE, by: "somebody".into(), because };
+                let snooze =
+                    Snooze { actions, until: self.context.now() + SNOOZE, by: "an unknown user".into(), because };
                 self.observer.snooze(&id, snooze).await?;
             }
             self.remove_proposal(&key).await?;

@@ -81,20 +81,20 @@ impl Runs {
             if let Some(message) = suspended.instance(cluster) {
                 return Err(TargetError::new(
                     TargetErrorKind::Drain,
-                    format!("`{cluster}` has to let go of a node first: {message}"),
+                    format!("`{cluster}` has to release a node first: {message}"),
                 ));
             }
             let drained = self.drain_nodes(&driven.head, &job, &nodes, fence, progress).await;
             drop(drain);
             if !run.instances.contains_key(cluster) {
-                // No other instance of this run needs the lock.
+                // No instance of this run needs the run lock of the cluster any more.
                 self.context.store.unlock_instance(cluster, run.id).await.map_err(Error::from).map_err(drain_error)?;
             }
             // Drift checks of the cluster were postponed during the drain.
             self.context.queue.enqueue(ReconcileRequest::Instance(cluster.clone()), Reason::NodeDrained);
             drained.map_err(|error| TargetError {
                 message: format!(
-                    "`{cluster}` has to let go of {} first: {}",
+                    "`{cluster}` has to release {} first: {}",
                     nodes.iter().cloned().collect::<Vec<_>>().join(", "),
                     error.message
                 ),
@@ -127,7 +127,7 @@ impl Runs {
             (nodes.iter().find(|node| !removed.contains(&&***node)), unrelated.first())
         {
             let message = format!(
-                "`{node}` is not in the cluster, and `{unrelated_node}`, which nobody declares, is: look whether they are the same node, and declare it"
+                "`{node}` is not in the cluster, and `{unrelated_node}`, which is not declared, is: check whether both are the same node, and declare it"
             );
             return Err(TargetError {
                 retry: crate::model::Retry::WhenInputChanges,

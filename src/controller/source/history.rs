@@ -54,7 +54,7 @@ impl Source {
                     .put(&format!("{}/{name}", remediation.environment), self.context.now(), &merged)
                     .await?;
             }
-            let message = "the store has no history of this repository; everything waits for a word";
+            let message = "the store has no history of this repository; every instance waits for `/apply`";
             self.context.store.audit(self.context.now(), "evenkeel", "history-lost", "store", message).await?;
         }
         Ok(self

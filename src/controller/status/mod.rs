@@ -130,7 +130,7 @@ impl InstanceStatus {
             Verdict::InSync => match &self.warnings[..] {
                 [] => String::new(),
                 [warning] => format!("warning: {warning}"),
-                warnings => format!("{} warnings, told by `evenkeel explain {}`", warnings.len(), self.id),
+                warnings => format!("{} warnings, shown by `evenkeel explain {}`", warnings.len(), self.id),
             },
             _ => String::new(),
         }

@@ -193,9 +193,9 @@ pub fn help() -> String {
         Verb::Resume => "| `/resume [SELECTOR]` | act again |",
         Verb::Confirm => "| `/confirm SELECTOR` | another target than before is the right one |",
         Verb::Destroy => "| `/destroy SELECTOR [DIGEST]` | destroy what is no longer declared |",
-        Verb::Forget => "| `/forget SELECTOR` | let go of what is no longer declared |",
+        Verb::Forget => "| `/forget SELECTOR` | stop managing instances that are no longer declared |",
         Verb::Cancel => "| `/cancel [SELECTOR]` | end a run at its next safe point |",
-        Verb::Unlock => "| `/unlock SELECTOR` | release a state lock that nobody is behind any more |",
+        Verb::Unlock => "| `/unlock SELECTOR` | release a state lock whose holder is dead |",
         Verb::Help => "| `/help` | this |",
         _ => "",
     };

@@ -235,7 +235,7 @@ fn check_component(kinds: &'static Kinds, document: &mut Document, schema: &Valu
                 "duplicate",
                 file,
                 item.at,
-                format!("{} stands here a second time", item.to_json()),
+                format!("{} is here a second time", item.to_json()),
             ));
         }
     }
@@ -330,7 +330,8 @@ fn check_state_repo(document: &mut Document) {
                 _ => false,
             };
             if !known {
-                let problem = Problem::new("principal", &document.file, item.at, format!("`{text}` is nobody"));
+                let problem =
+                    Problem::new("principal", &document.file, item.at, format!("`{text}` is no known principal"));
                 let hint = text
                     .strip_prefix("team:")
                     .and_then(|name| nearest(name, teams.iter().copied()))

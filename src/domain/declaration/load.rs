@@ -360,7 +360,8 @@ impl Loader {
     }
 }
 
-/// Replaces the documents that are not components; `None` if the change affects instances.
+/// Loads the documents that are not components again; `None` if their change affects instances, so that everything is
+/// loaded again.
 fn replace_others(assembly: &mut Assembly, others: &[Arc<Document>]) -> Option<()> {
     let desired = &mut assembly.desired;
     let before = std::mem::take(&mut desired.environments);

@@ -258,7 +258,7 @@ impl Reader<'_> {
                 None => *pending = Some(self.key(node)),
                 Some(key) => {
                     if let Some((first, _)) = entries.iter().find(|(other, _)| other.name == key.name) {
-                        let message = format!("`{}` stands here a second time", key.name);
+                        let message = format!("`{}` is here a second time", key.name);
                         let hint = format!("the first stands in line {}; keep one of them", first.at.line);
                         self.problems.push(Problem::new("duplicate-key", self.file, key.at, message).hint(hint));
                     } else {

@@ -85,17 +85,17 @@ pub fn waiting(on: &WaitingOn) -> String {
             format!("`{instance}` has to stay healthy until {}", until.format("%Y-%m-%d %H:%M UTC"))
         }
         WaitingOn::Rollout { until } => {
-            format!("what was applied to come up, until {} at most", until.format("%Y-%m-%d %H:%M UTC"))
+            format!("the applied resources to become ready, until {} at most", until.format("%Y-%m-%d %H:%M UTC"))
         }
-        WaitingOn::Apply => "somebody's `/apply`".into(),
+        WaitingOn::Apply => "a principal's `/apply`".into(),
         WaitingOn::Approval { digest } => {
-            format!("somebody's `/apply`: plan `{}` was not covered by what was approved", digest.short())
+            format!("a principal's `/apply`: plan `{}` was not covered by what was approved", digest.short())
         }
         WaitingOn::FirstContact => {
-            "somebody's `/apply`: the target already holds something that was never applied from here".into()
+            "a principal's `/apply`: the target already holds something that was never applied from here".into()
         }
-        WaitingOn::Suspended => "somebody's `/resume`, or a declaration without `suspend: true`".into(),
-        WaitingOn::Confirm => "somebody's `/confirm`: the target is not the one that was applied".into(),
+        WaitingOn::Suspended => "a principal's `/resume`, or a declaration without `suspend: true`".into(),
+        WaitingOn::Confirm => "a principal's `/confirm`: the target is not the one that was applied".into(),
     }
 }
 
@@ -260,7 +260,7 @@ fn plan_table(plan: &Plan) -> String {
             .collect();
         if !drifted.is_empty() {
             body.push_str(&format!(
-                "`{}` also reverts drift: {} changed by somebody else.\n\n",
+                "`{}` also reverts drift: {} changed by another writer.\n\n",
                 instance.id.component,
                 list(&drifted)
             ));

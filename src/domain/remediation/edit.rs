@@ -42,7 +42,7 @@ pub fn edit_component(
     let single = spec["environments"].as_array().is_some_and(|names| names.len() == 1);
     if !single || !spec["overrides"][environment.as_str()][kind].is_null() {
         return Err(format!(
-            "`{component}` says it for several environments, or in `overrides`; change its declaration"
+            "`{component}` declares it for several environments, or in `overrides`; change its declaration"
         ));
     }
     let starts: Vec<usize> = nodes.iter().map(|node| node.at.line as usize).collect();

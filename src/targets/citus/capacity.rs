@@ -102,7 +102,7 @@ pub fn wanted(
         let figure = match figure(&rule.when, moves, seen) {
             Ok(figure) => figure,
             Err(why) => {
-                notes.push(format!("the capacity rule for `{name}` can't be told: {why}"));
+                notes.push(format!("the capacity rule for `{name}` is not known: {why}"));
                 // An unknown figure is neither over nor under its limit.
                 known.remove(&name).map(|known| memory.rules.insert(name, known));
                 continue;

@@ -120,7 +120,7 @@ pub(super) fn check(file: &Arc<str>, citus: &Node) -> Vec<Problem> {
     for table in items("tables") {
         let (name, at) = (table.get("name").and_then(Node::text).unwrap_or_default(), table.at);
         if seen.insert(name, at).is_some() {
-            problems.push(Problem::new("duplicate", file, at, format!("the table `{name}` stands here a second time")));
+            problems.push(Problem::new("duplicate", file, at, format!("the table `{name}` is here a second time")));
         }
         let column = table.get("distributionColumn");
         let is_reference = table.get("reference").is_some_and(|node| node.value == node::Kind::Bool(true));

@@ -157,7 +157,7 @@ impl Applying<'_> {
                 if !matches!(find(&owner, moving).await?, Where::Target) {
                     return Err(TargetError::new(
                         TargetErrorKind::Move,
-                        format!("Citus says that it moved, and it is not on `{}`", moving.to),
+                        format!("Citus reported the move as done, and the shard is not on `{}`", moving.to),
                     ));
                 }
                 (self.progress)(ProgressEvent::Step(format!(
@@ -425,5 +425,5 @@ async fn find(session: &Session, moving: &Moving) -> Result<Where, TargetError> 
         return Ok(Where::Source);
     }
     let names: Vec<String> = on.iter().map(|(node, _)| format!("`{node}`")).collect();
-    Ok(Where::Other(if names.is_empty() { "no node: its table is gone".into() } else { names.join(" and ") }))
+    Ok(Where::Other(if names.is_empty() { "no node: its table was dropped".into() } else { names.join(" and ") }))
 }

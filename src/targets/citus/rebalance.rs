@@ -213,7 +213,7 @@ fn pins(this: &Compared<'_>, layout: &mut Layout, groups: &[Group], found: &mut 
     for (pin, shard) in this.work.placement.pins.iter().zip(&this.seen.pins) {
         let Some(group) = shard.and_then(|shard| groups.iter().position(|group| group.shards.contains(&shard))) else {
             found.notes.push(format!(
-                "the tenant `{}` of `{}` is on no shard yet, so its pin says nothing",
+                "the tenant `{}` of `{}` is on no shard yet, so its pin has no effect",
                 pin.tenant, pin.table
             ));
             continue;

@@ -134,7 +134,9 @@ fn differing(
     }
     let others = if shards.is_some() { rewritten_with(this, found, row, column.is_some()) } else { vec![] };
     let task = Task::Rewrite { table: name.clone(), column, shards, with, undistribute };
-    found.notes.push(format!("`{name}` is rewritten ({}), and nobody can write to it meanwhile", size_of(this, name)));
+    found
+        .notes
+        .push(format!("`{name}` is rewritten ({}), and writes to it are blocked meanwhile", size_of(this, name)));
     found.step("citus_table", format!("table {name}"), Change::Replace, fields, task);
     others.into_iter().map(|other| (other, name.clone())).collect()
 }

@@ -32,7 +32,7 @@ pub(super) fn adopt(
         let name = &change.resource;
         match change.change {
             Change::Update => {}
-            Change::Create => return Err(format!("`{name}` is gone; remove its declaration if that is meant")),
+            Change::Create => return Err(format!("`{name}` was deleted; remove its declaration to keep it deleted")),
             _ => return Err(format!("`{name}` is not a matter of its fields; change its declaration")),
         }
         // Iterates from the end, so that the positions of earlier list items stay valid.
@@ -75,13 +75,13 @@ fn edit_field(
                 if edits.write_own(&path, edited) {
                     return Ok(());
                 }
-                why = Some(format!("`{path}`, which says it, is what other instances are made from as well"));
+                why = Some(format!("`{path}`, which declares it, belongs to other instances as well"));
             }
         }
     }
     Err(why.unwrap_or_else(|| {
-        let what = if values { "no one value of its files of values is" } else { "no file of its own says" };
-        format!("{what} `{}` of `{name}`; change what it is made from", field.path)
+        let what = if values { "no single value of its value files is" } else { "no file of its own declares" };
+        format!("{what} `{}` of `{name}`; change its source", field.path)
     }))
 }
 

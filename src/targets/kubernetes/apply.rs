@@ -437,7 +437,7 @@ impl Applying<'_> {
         }
         let uid = object::text(&live, "/metadata/uid").unwrap_or_default();
         if Some(uid) != step.uid.as_deref() {
-            return Err(format!("`{}` is another object than the one that was looked at", step.key));
+            return Err(format!("`{}` is another object than the one that was observed", step.key));
         }
         self.observed.cluster.delete(kind, &step.key, uid).await.map_err(message)?;
         let remaining = self.observed.cluster.get(kind, &step.key).await.map_err(message)?;

@@ -276,7 +276,7 @@ impl Comparison<'_> {
             }
             if object::annotation(live, object::PRUNE) == Some("disabled") {
                 undeclared.retained.push(format!(
-                    "`{key}` is not declared any more and stays, because it says `{}: disabled`",
+                    "`{key}` is not declared any more and stays, because it has `{}: disabled`",
                     object::PRUNE
                 ));
                 continue;

@@ -37,7 +37,7 @@ impl Comparison<'_> {
     pub(super) fn in_use(&self, key: &Key) -> Option<String> {
         let owners = self.work.owners.as_ref()?;
         if let Some(id) = &owners.unknown {
-            return Some(format!("whether `{id}` declares it can't be told"));
+            return Some(format!("whether `{id}` declares it is not known"));
         }
         if !is_namespace_or_definition(&key.kind) {
             return None;
@@ -54,7 +54,7 @@ impl Comparison<'_> {
         if !is_namespace_or_definition(&key.kind) {
             return None;
         }
-        let unknown = |why: &str| Some(format!("what else would go with it can't be told: {why}"));
+        let unknown = |why: &str| Some(format!("what else would be deleted with it is not known: {why}"));
         let inventory = match self.this.inventory(self.job.formerly.as_ref().unwrap_or(&self.job.instance)).await {
             Ok(inventory) => inventory.unwrap_or_default(),
             Err(error) => return unknown(&error.line()),

@@ -160,7 +160,7 @@ pub async fn version(program: &str) -> Result<String, String> {
     let output = asked.map_err(|_| format!("`{program} version` did not end"))?;
     let output = output.map_err(|error| format!("could not start `{program}`: {error}"))?;
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    if text.is_empty() { Err(format!("`{program} version` says nothing")) } else { Ok(text) }
+    if text.is_empty() { Err(format!("`{program} version` printed nothing")) } else { Ok(text) }
 }
 
 impl Kubernetes {

@@ -220,7 +220,7 @@ impl Kubernetes {
         if !status.success() {
             let errors = String::from_utf8_lossy(&errors).replace(&format!("{}/", tree.display()), "");
             let errors = errors.trim().trim_start_matches("Error: ").to_owned();
-            return Err(wrong(&job.instance, vec![format!("`{name}` says: {}", self.redactor.redact(&errors))]));
+            return Err(wrong(&job.instance, vec![format!("`{name}` reported: {}", self.redactor.redact(&errors))]));
         }
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
@@ -302,7 +302,7 @@ fn finish(
             pointers.iter().for_each(|pointer| remove(&mut value, pointer));
         }
         if let Some(before) = seen.insert(key.clone(), place.clone()) {
-            problems.push(format!("{place}: `{key}` stands here a second time; the first is at {before}"));
+            problems.push(format!("{place}: `{key}` is here a second time; the first is at {before}"));
             continue;
         }
         let json = value.to_string();

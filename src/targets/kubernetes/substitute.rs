@@ -35,7 +35,7 @@ fn filled(text: &str, by: &BTreeMap<String, Value>) -> Result<Value, String> {
         let value = by.get(key).ok_or_else(|| {
             let known: Vec<String> = by.keys().map(|key| format!("`{key}`")).collect();
             format!(
-                "`${{{key}}}` stands for nothing; `substitute` has {}, and `$${{` stands for `${{`",
+                "`${{{key}}}` has no value; `substitute` has {}, and `$${{` is written for a literal `${{`",
                 known.join(", ")
             )
         })?;
@@ -67,7 +67,7 @@ mod tests {
         assert_eq!(fill("${PORT}").unwrap(), json!(5432));
         assert_eq!(fill("$${HOST} ${HOST}").unwrap(), json!("${HOST} db"));
         assert_eq!(fill("none").unwrap(), json!("none"));
-        insta::assert_snapshot!(fill("x ${OTHER}").unwrap_err(), @"`${OTHER}` stands for nothing; `substitute` has `HOST`, `PORT`, and `$${` stands for `${`");
+        insta::assert_snapshot!(fill("x ${OTHER}").unwrap_err(), @"`${OTHER}` has no value; `substitute` has `HOST`, `PORT`, and `$${` is written for a literal `${`");
         assert!(fill("${HOST").is_err());
     }
 }

@@ -57,7 +57,7 @@ pub(super) fn health(object: &Value) -> Health {
     let generation = number(object, "/metadata/generation");
     let observed = object.pointer("/status/observedGeneration").and_then(Value::as_i64);
     if observed.is_some_and(|observed| observed != generation) {
-        return progress("its controller has not looked at it yet".into());
+        return progress("its controller has not observed it yet".into());
     }
     if let Some(stalled) = condition(object, "Stalled").filter(|condition| condition["status"] == "True") {
         return Health::Failed(message(stalled));
@@ -396,7 +396,7 @@ mod tests {
         assert_eq!(health_of("Deployment", json!({"replicas": 2}), json!({})), "in progress: 0 of 2 are updated");
         assert_eq!(
             health_of("Deployment", json!({}), json!({"observedGeneration": 1})),
-            "in progress: its controller has not looked at it yet"
+            "in progress: its controller has not observed it yet"
         );
         let up = json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2, "readyReplicas": 2});
         assert_eq!(health_of("Deployment", json!({"replicas": 2}), up.clone()), "current");

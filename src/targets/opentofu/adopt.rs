@@ -45,7 +45,7 @@ pub(super) fn adopted(
         let name = &change.resource;
         match change.change {
             Change::Update | Change::Replace => {}
-            Change::Create => return Err(format!("`{name}` is gone, and no variable can declare that")),
+            Change::Create => return Err(format!("`{name}` was deleted, and no variable can declare that")),
             _ => return Err(format!("`{name}` is not in the declaration; write it into the module")),
         }
         for field in change.fields.iter().filter(|field| !field.unknown) {
@@ -80,7 +80,7 @@ fn of_field(
         Some(value) if value.as_str() != Some(MASKED) => {
             Ok(Adopted { variable: variable.clone(), keys, value: value.clone() })
         }
-        _ => Err(format!("`{attribute}` of `{resource}` was removed, and no value of `{variable}` says that")),
+        _ => Err(format!("`{attribute}` of `{resource}` was removed, and no value of `{variable}` declares that")),
     }
 }
 
