@@ -59,7 +59,7 @@ async fn r7_1_an_apply_outlives_the_daemon_and_the_next_one_attaches() {
     stage.kill();
     assert!(stage.processes("apply -json").iter().any(|(pid, _)| *pid == tofu), "it goes on");
     stage.serve();
-    stage.until("the daemon attaches", async || stage.log().contains("attached to what went on").then_some(())).await;
+    stage.until("the daemon attaches", async || stage.log().contains("kind=\"tofu-attached\"").then_some(())).await;
     assert!(stage.processes("apply -json").iter().any(|(pid, _)| *pid == tofu), "the same one");
     stage.verdict("dev/b", Verdict::InSync).await;
     assert_eq!(stage.writes(), ["create a", "create b"]);
@@ -102,7 +102,7 @@ async fn r7_3_a_second_daemon_waits_and_takes_over_from_a_dead_one() {
     applying(&stage, "a").await;
     let (mut second, port) = stage.serve_another();
     let log = || std::fs::read_to_string(stage.place("another.log")).unwrap_or_default();
-    stage.until("it waits", async || log().contains("another daemon has the lease").then_some(())).await;
+    stage.until("it waits", async || log().contains("kind=\"lease-waits\"").then_some(())).await;
     stage.kill();
     stage.port = port;
     stage.verdict("dev/b", Verdict::InSync).await;
@@ -124,13 +124,13 @@ async fn r7_3_a_daemon_that_was_stopped_and_goes_on_does_nothing_twice() {
     stage.signal("STOP");
     let first = std::mem::replace(&mut stage.port, port);
     stage.verdict("dev/b", Verdict::InSync).await;
-    assert!(std::fs::read_to_string(stage.place("another.log")).unwrap().contains("renews its lease no more"));
+    assert!(std::fs::read_to_string(stage.place("another.log")).unwrap().contains("kind=\"lease-taken\""));
     stage.push("main", &[file("b", "2", "")]);
     stage.until("the second works on", async || (stage.world("b") == "2").then_some(())).await;
     stage.port = first;
     stage.signal("CONT");
     assert_eq!(stage.wait(), 1, "the first one ends with an error");
-    assert!(stage.log().contains("another daemon has taken over"), "{}", stage.log());
+    assert!(stage.log().contains("kind=\"lease-lost\""), "{}", stage.log());
     stage.port = port;
     stage.verdict("dev/b", Verdict::InSync).await;
     assert_eq!(stage.writes(), ["create a", "create b", "update b"]);
@@ -250,7 +250,7 @@ async fn r7_4_the_lock_of_a_killed_apply_is_released() {
     stage.serve();
     stage.verdict("dev/b", Verdict::InSync).await;
     assert_eq!(stage.writes(), ["create a", "create b"]);
-    assert!(stage.log().contains("that of a process of ours that was killed; releasing it"), "{}", stage.log());
+    assert!(stage.log().contains("kind=\"state-lock-released\""), "{}", stage.log());
     assert_eq!(states.lock("a"), None);
 }
 

@@ -693,8 +693,7 @@ async fn r4_3_what_somebody_changed_is_declared_where_only_this_instance_is_made
     let (code, out, err) = stage.run(&["adopt", "dev/adopt-one"]);
     assert_ne!(code, 0);
     assert!(
-        format!("{out}{err}")
-            .contains("`k8s/base/web.yaml`, which says it, is what other instances are made from as well"),
+        format!("{out}{err}").contains("`k8s/base/web.yaml`, which declares it, belongs to other instances as well"),
         "{out}{err}"
     );
 }

@@ -86,8 +86,9 @@ async fn r1_5_a_plan_without_work_advances_by_itself_and_a_pass_is_one_process()
         })
         .await;
     assert_eq!(stage.writes(), ["create gateway"]);
-    let started =
-        |stage: &Stage| std::fs::read_to_string(stage.place("daemon.log")).unwrap().matches("tofu starts").count();
+    let started = |stage: &Stage| {
+        std::fs::read_to_string(stage.place("daemon.log")).unwrap().matches("kind=\"tofu-started\"").count()
+    };
     stage.drift("dev");
     let count = started(&stage);
     stage.drift("dev");
